@@ -1,0 +1,1 @@
+"""Controlling and recording every layer of randomness."""

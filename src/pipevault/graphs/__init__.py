@@ -1,0 +1,1 @@
+"""Freezing the parts of a pipeline into compiled graphs, and running them."""

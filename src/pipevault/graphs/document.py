@@ -1,0 +1,56 @@
+"""The document that ``save_pipe`` writes for a part and ``load_pipe`` reads, beside content-addressed files.
+
+    cached_pipe/
+      unet                      this document
+      artifacts/<sha256>        packages and lifted constants
+
+::
+
+    {"pipevault_part": 1,
+     "graphs": [{"signature": {...}, "build": "<sha256>", "package": "<sha256>",
+                 "constants": "<sha256>" or null, "strides": [...], "outputs": [["tensor"]], "ties": [...],
+                 "layout": "<sha256>", "checks": {...}}]}
+
+In a vault the same list of graphs stands in the manifest, and the files are the vault's artifacts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipevault.digest import canonical_json
+from pipevault.errors import CorruptEntryError
+from pipevault.graphs.frozen import GraphDocument
+
+PART_VERSION = 1
+ARTIFACTS = "artifacts"
+
+
+def write_part(path: Path, graphs: Sequence[GraphDocument]) -> None:
+    path.write_bytes(part_bytes([graph.to_json() for graph in graphs]))
+
+
+def part_bytes(graphs: Sequence[Mapping[str, Any]]) -> bytes:
+    return canonical_json({"pipevault_part": PART_VERSION, "graphs": list(graphs)})
+
+
+def read_part(path: Path) -> tuple[GraphDocument, ...]:
+    """Raises :class:`CorruptEntryError` if ``path`` is no part document of this version."""
+    try:
+        document = json.loads(path.read_bytes())
+        version = document["pipevault_part"]
+        if version != PART_VERSION:
+            raise CorruptEntryError(
+                f"{path} has part format {version!r}, this pipevault reads {PART_VERSION}. Freeze the part again.",
+                path,
+            )
+        return tuple(GraphDocument.from_json(graph) for graph in document["graphs"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        if isinstance(error, CorruptEntryError):
+            raise
+        raise CorruptEntryError(
+            f"{path} is no part document: {type(error).__name__}: {error}. Freeze the part again.", path
+        ) from error

@@ -1,0 +1,234 @@
+"""One frozen graph: an AOTInductor package, bound to the live weights of a module.
+
+The package is opened with torch's native loader, which imports no part of the compiler. With ``user_managed``
+constants it keeps raw pointers into the weights, so a :class:`Binding` holds what is bound and notices before each
+call when anything has moved (``module.to()``, offload hooks, ``parameter.data = …``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from pipevault.digest import digest_json
+from pipevault.errors import ChangedPartError
+from pipevault.graphs.signature import Signature
+
+BAKED = "baked"
+
+
+@dataclass(frozen=True)
+class GraphDocument:
+    """What a part's document says of one graph; see :mod:`pipevault.graphs.document` for the JSON.
+
+    ``package`` and ``constants`` are the SHA-256 of files, ``build`` is the
+    :func:`~pipevault.graphs.inductor.build_digest`. ``strides`` are those of the tensor arguments that the code was
+    generated for. ``layout`` is the digest of names, dtypes, shapes and strides of the bound weights, or
+    :data:`BAKED` if the weights are compiled in.
+    """
+
+    signature: Signature
+    build: str
+    package: str
+    constants: str | None
+    strides: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[Any, ...], ...]
+    ties: tuple[tuple[str, ...], ...]
+    layout: str
+    checks: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "signature": self.signature.to_json(),
+            "build": self.build,
+            "package": self.package,
+            "constants": self.constants,
+            "strides": self.strides,
+            "outputs": self.outputs,
+            "ties": self.ties,
+            "layout": self.layout,
+            "checks": dict(self.checks),
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> GraphDocument:
+        return cls(
+            signature=Signature.from_json(document["signature"]),
+            build=document["build"],
+            package=document["package"],
+            constants=document["constants"],
+            strides=tuple(tuple(stride) for stride in document["strides"]),
+            outputs=tuple(tuple(output) for output in document["outputs"]),
+            ties=tuple(tuple(names) for names in document["ties"]),
+            layout=document["layout"],
+            checks=document["checks"],
+        )
+
+
+class Binding:
+    """The live tensors that a graph reads, and where in the module they are looked up."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        self._sites = [_site(module, name) for name in names]
+        self.names = tuple(names)
+        self.tensors = self.live()
+        self._pointers = [tensor.data_ptr() for tensor in self.tensors]
+
+    def live(self) -> list[torch.Tensor]:
+        return [owner[name] for owner, name in self._sites]
+
+    def holds(self) -> bool:
+        """Whether every tensor is still where it was bound. Cheap: a few hundred pointers."""
+        return [owner[name].data_ptr() for owner, name in self._sites] == self._pointers
+
+    def layout(self) -> dict[str, str]:
+        return {name: _layout(tensor) for name, tensor in zip(self.names, self.tensors, strict=True)}
+
+
+class FrozenGraph:
+    """A loaded package. Calling it gives the output tree of the part that it was made from."""
+
+    def __init__(
+        self,
+        document: GraphDocument,
+        package: Path,
+        *,
+        device: torch.device,
+        lifted: Mapping[str, torch.Tensor],
+        part: str,
+    ) -> None:
+        index = device.index if device.index is not None else -1
+        self._runner = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, index)
+        self.document = document
+        self.part = part
+        self._output_tree = _load_tree(self._runner.get_call_spec()[1])
+        self._lifted = {name: tensor.to(device) for name, tensor in lifted.items()}
+        self._device_type = device.type
+        self._constants = self._runner.get_constant_fqns()
+        self._binding: Binding | None = None
+        self._layout: dict[str, str] | None = None
+
+    def bind(self, module: nn.Module) -> None:
+        """Point the graph at the live weights. Raises :class:`ChangedPartError` if they no longer fit it."""
+        if self.document.layout == BAKED:
+            self._watch_baked(module)
+            return
+        names = [name for name in self._constants if name not in self._lifted]
+        try:
+            binding = Binding(module, names)
+        except (AttributeError, KeyError) as error:
+            raise ChangedPartError(self._changed(f"its tensor {error} is gone"), self.part) from error
+        layout = binding.layout()
+        if self._digest(layout) != self.document.layout:
+            raise ChangedPartError(self._changed(_first_change(self._layout or {}, layout)), self.part)
+        for tensor, name in zip(binding.tensors, names, strict=True):
+            if tensor.device.type != self._device_type:
+                raise ChangedPartError(
+                    self._changed(f"{name} is on {tensor.device}, the graph runs on {self._device_type}"),
+                    self.part,
+                )
+        _check_ties(module, self.document.ties, self)
+        constants = {**dict(zip(names, (t.detach() for t in binding.tensors), strict=True)), **self._lifted}
+        if constants:
+            self._runner.load_constants(constants, False, True, True)
+        self._binding, self._layout = binding, layout
+
+    def __call__(self, module: nn.Module, tensors: Sequence[torch.Tensor]) -> Any:
+        if self._binding is None or not self._binding.holds():
+            self.bind(module)
+        inputs = [
+            tensor if tensor.stride() == stride else _with_stride(tensor, stride)
+            for tensor, stride in zip(tensors, self.document.strides, strict=True)
+        ]
+        results = self._runner.boxed_run(inputs)
+        leaves = [results[i] if output[0] == "tensor" else output[1] for i, output in enumerate(self.document.outputs)]
+        return pytree.tree_unflatten(leaves, self._output_tree)
+
+    def _watch_baked(self, module: nn.Module) -> None:
+        if self._binding is not None:
+            raise ChangedPartError(
+                self._changed("its weights moved, and this graph has other weights compiled in"), self.part
+            )
+        names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+        self._binding = Binding(module, names)
+
+    @staticmethod
+    def _digest(layout: Mapping[str, str]) -> str:
+        return digest_json(dict(layout)).hex
+
+    def _changed(self, what: str) -> str:
+        return (
+            f"{self.part} was changed after its graphs were frozen: {what}. Undo the change, or load the pipeline "
+            "again in mode 'compile' to freeze the new state."
+        )
+
+
+def layout_digest(module: nn.Module, package: Path, lifted: Sequence[str]) -> str:
+    """The ``layout`` of a fresh package: digest over the live tensors that it reads."""
+    runner = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, -1)
+    names = [name for name in runner.get_constant_fqns() if name not in lifted]
+    return FrozenGraph._digest(Binding(module, names).layout())
+
+
+def package_metadata(path: Path) -> dict[str, str]:
+    """What a package says of the machine it is for, read without opening its native code."""
+    loader: Any = torch._C._aoti.AOTIModelPackageLoader
+    return dict(loader.load_metadata_from_package(str(path), "model"))
+
+
+def read_constants(path: Path | None) -> dict[str, torch.Tensor]:
+    if path is None:
+        return {}
+    from safetensors.torch import load_file
+
+    return load_file(str(path))
+
+
+def _load_tree(text: str) -> pytree.TreeSpec:
+    return pytree.treespec_loads(text)
+
+
+def _site(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    for tensors in (owner._parameters, owner._buffers):
+        if tensors.get(leaf) is not None:
+            return tensors, leaf
+    raise KeyError(name)
+
+
+def _layout(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype)[6:]}{list(tensor.shape)}{list(tensor.stride())}"
+
+
+def _first_change(before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    for name, layout in after.items():
+        if name in before and before[name] != layout:
+            return f"{name} was {before[name]} and is {layout} (dtype, shape, strides)"
+    return "dtypes, shapes or strides of its weights are not those that were frozen"
+
+
+def _check_ties(module: nn.Module, ties: Sequence[Sequence[str]], graph: FrozenGraph) -> None:
+    for names in ties:
+        try:
+            pointers = {owner[name].data_ptr() for owner, name in (_site(module, name) for name in names)}
+        except (AttributeError, KeyError) as error:
+            raise ChangedPartError(graph._changed(f"its tensor {error} is gone"), graph.part) from error
+        if len(pointers) > 1:
+            raise ChangedPartError(graph._changed(f"{' and '.join(names)} no longer share their weights"), graph.part)
+
+
+def _with_stride(tensor: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+    result = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device)
+    return result.copy_(tensor)
+
+
+def iter_devices(module: nn.Module) -> Iterator[torch.device]:
+    for tensors in (module.parameters(), module.buffers()):
+        yield from (tensor.device for tensor in tensors)

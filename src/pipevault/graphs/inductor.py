@@ -1,0 +1,240 @@
+"""Compile one call of a module into an AOTInductor package whose weights stay outside.
+
+``torch.export`` traces the call, AOTInductor compiles it. Source: https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipevault.digest import Digest, digest_json
+from pipevault.errors import CannotFreezeError, CompilerMissingError
+from pipevault.graphs.signature import Signature
+
+GRAPH_FORMAT = 1
+PACKAGE_NAME = "graph.pt2"
+CONSTANTS_NAME = "constants.safetensors"
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What changes the generated code, and is therefore part of the key.
+
+    ``weights``: ``bound`` or ``baked``. ``config``: overrides of ``torch._inductor.config``.
+    """
+
+    weights: str = "bound"
+    config: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"weights": self.weights, "config": dict(self.config), "graph_format": GRAPH_FORMAT}
+
+
+@dataclass(frozen=True)
+class BuiltGraph:
+    """Files of a compiled graph and what is needed to call it.
+
+    ``outputs`` has an item for each leaf of the output tree: ``["tensor"]`` or ``["value", value]``.
+    ``ties`` are groups of names that shared one storage when the graph was made.
+    """
+
+    package: Path
+    constants: Path | None
+    outputs: tuple[tuple[Any, ...], ...]
+    ties: tuple[tuple[str, ...], ...]
+    reproducible_path: bool
+
+
+def build_digest(identity: str, signature: Signature, options: BuildOptions) -> Digest:
+    """Names everything that decides a graph's code: two builds with one digest give the same bytes."""
+    return digest_json({"identity": identity, "signature": signature.to_json(), "options": options.to_json()})
+
+
+def build_graph(
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    build: Digest,
+    options: BuildOptions,
+    output_dir: Path,
+) -> BuiltGraph:
+    """Compile ``module(*args, **kwargs)`` and write its files to ``output_dir``.
+
+    ``build`` is the :func:`build_digest`: it fixes the path of the build folder, which Inductor writes into the code,
+    so that a second build is byte-identical. Raises :class:`CannotFreezeError` with the reason when the call cannot be
+    exported or compiled.
+    """
+    program = _export(module, args, kwargs)
+    _refuse_mutation(program)
+    with _build_folder(build) as (folder, reproducible_path), _inductor_caches_in(folder):
+        files, constants = _compile(program, options)
+        package = _package(folder, files)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        stored = Path(shutil.move(package, output_dir / PACKAGE_NAME))
+    known = dict(_named_tensors(module))
+    lifted = {} if options.weights == "baked" else {k: v for k, v in constants.items() if k not in known}
+    return BuiltGraph(
+        package=stored,
+        constants=_write_constants(lifted, output_dir / CONSTANTS_NAME) if lifted else None,
+        outputs=_outputs(program),
+        ties=_ties(module),
+        reproducible_path=reproducible_path,
+    )
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _export(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.export.ExportedProgram:
+    try:
+        with torch.no_grad():
+            return torch.export.export(module, tuple(args), dict(kwargs), strict=False)
+    except Exception as error:
+        # torch.export has no common root for its errors; whatever it raises means that this call cannot be traced.
+        raise CannotFreezeError(f"torch.export failed: {_first_line(error)}") from error
+
+
+def _refuse_mutation(program: torch.export.ExportedProgram) -> None:
+    signature = program.graph_signature
+    if mutated := sorted({*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()}):
+        raise CannotFreezeError(f"the call changes {', '.join(mutated)} in place")
+
+
+def _compile(program: torch.export.ExportedProgram, options: BuildOptions) -> tuple[list[str], dict[str, torch.Tensor]]:
+    from torch._inductor import aot_compile
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    config: dict[str, Any] = {
+        "aot_inductor.package": True,
+        "aot_inductor.package_constants_in_so": options.weights == "baked",
+        # A precompiled header serves one build folder only, so making it costs more than it saves.
+        "aot_inductor.precompile_headers": False,
+        "always_keep_tensor_constants": True,
+        **options.config,
+    }
+    if options.weights == "bound":
+        config["aot_inductor.package_constants_on_disk_format"] = "pickle_weights"
+    args, kwargs = program.example_inputs
+    try:
+        with torch.no_grad():
+            files = aot_compile(program.module(check_guards=False), args, kwargs, options=config)
+    except InvalidCxxCompiler as error:
+        raise CompilerMissingError(
+            f"No working C++ compiler: {_first_line(error)}. Install g++ (or set CXX), or load what another "
+            "machine of the same type froze with mode='require'."
+        ) from error
+    except Exception as error:
+        # Inductor raises anything from RuntimeError to CppCompileError; each means that this call cannot be compiled.
+        raise CannotFreezeError(f"AOTInductor failed: {_first_line(error)}") from error
+    constants: dict[str, torch.Tensor] = {}
+    assert isinstance(files, list)  # aot_inductor.package is on
+    for item in files:
+        if not isinstance(item, str):
+            constants.update({name: entry[0].detach() for name, entry in item.items()})
+    return [item for item in files if isinstance(item, str)], constants
+
+
+def _package(folder: Path, files: list[str]) -> Path:
+    from torch._inductor.package.package import package_aoti
+
+    return Path(package_aoti(str(folder / PACKAGE_NAME), files))  # type: ignore[arg-type]
+
+
+def _outputs(program: torch.export.ExportedProgram) -> tuple[tuple[Any, ...], ...]:
+    from torch.export.graph_signature import ConstantArgument, OutputKind, TensorArgument
+
+    outputs: list[tuple[Any, ...]] = []
+    for spec in program.graph_signature.output_specs:
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            continue
+        if isinstance(spec.arg, TensorArgument):
+            outputs.append(("tensor",))
+        elif isinstance(spec.arg, ConstantArgument) and isinstance(spec.arg.value, (bool, int, float, str, type(None))):
+            outputs.append(("value", spec.arg.value))
+        else:
+            raise CannotFreezeError(f"the call returns a {type(spec.arg).__name__}, which no graph can return")
+    return tuple(outputs)
+
+
+def _ties(module: nn.Module) -> tuple[tuple[str, ...], ...]:
+    groups: dict[tuple[int, Any, Any], list[str]] = {}
+    for name, tensor in _named_tensors(module):
+        if not tensor.numel():
+            continue
+        groups.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), []).append(name)
+    return tuple(sorted(tuple(sorted(names)) for names in groups.values() if len(names) > 1))
+
+
+def _write_constants(tensors: Mapping[str, torch.Tensor], path: Path) -> Path:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, str(path))
+    return path
+
+
+@contextmanager
+def _build_folder(build: Digest) -> Iterator[tuple[Path, bool]]:
+    """A private folder whose path depends on the build alone, or, if that one is taken, on nothing (``False``)."""
+    from filelock import FileLock, Timeout
+
+    parent = Path(tempfile.gettempdir())
+    folder = parent / f"pipevault-build-{build.hex[:32]}"
+    lock = FileLock(parent / f"{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        reproducible = _is_private(folder)
+    except (Timeout, OSError):
+        reproducible = False
+    if not reproducible:
+        folder = Path(tempfile.mkdtemp(prefix="pipevault-build-"))
+    try:
+        yield folder, reproducible
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock.is_locked:
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _is_private(folder: Path) -> bool:
+    status = folder.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+@contextmanager
+def _inductor_caches_in(folder: Path) -> Iterator[None]:
+    from torch._inductor.utils import clear_caches
+
+    variables = {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TRITON_CACHE_DIR": str(folder / "triton")}
+    before = {name: os.environ.get(name) for name in variables}
+    clear_caches()
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        clear_caches()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:300]}" if text else type(error).__name__

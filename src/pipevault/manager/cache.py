@@ -1,0 +1,411 @@
+"""``PipelineCache``: load a pipeline's compiled graphs from the vault, compiling and publishing on a miss."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipevault.digest import Digest
+from pipevault.errors import (
+    CompilerMissingError,
+    CorruptEntryError,
+    MissError,
+    SettingsError,
+    UnsafeVaultError,
+    VaultFullError,
+    VaultNotWritableError,
+    WrongMachineError,
+)
+from pipevault.fingerprint.machine import check_package_machine, machine_record
+from pipevault.fingerprint.toolchain import find_cxx_compiler, toolchain_record
+from pipevault.graphs import parts as graph_parts
+from pipevault.graphs.frozen import GraphDocument
+from pipevault.graphs.inductor import GRAPH_FORMAT, BuildOptions
+from pipevault.graphs.part import PartOptions, ReusableGraph
+from pipevault.key import Key, nearest
+from pipevault.manager.call import CallShape, resolve_shape
+from pipevault.manager.freeze import Frozen, freeze_pipeline, part_outcomes
+from pipevault.manager.keys import build_key, execution_device, part_identity
+from pipevault.manager.outcome import Clock, Explanation, Outcome, Progress, Step, combine
+from pipevault.settings import Settings
+from pipevault.store.manifest import ArtifactRef, Manifest
+from pipevault.store.vault import Vault
+
+Pipeline = TypeVar("Pipeline")
+
+OUTCOME_ATTRIBUTE = "_pipevault_outcome"
+
+
+@dataclass(frozen=True)
+class _Miss:
+    reason: str
+    nearest: Digest | None = None
+    explanation: Explanation | None = None
+
+
+class PipelineCache:
+    """A vault and how to use it. Arguments left out follow :class:`pipevault.settings.Settings`.
+
+    ``build_config`` overrides fields of ``torch._inductor.config`` for compiling; it is part of the key.
+    ``progress`` is called with a :class:`~pipevault.manager.outcome.Step` whenever one begins or ends.
+    """
+
+    def __init__(
+        self,
+        dir: str | Path | None = None,
+        *,
+        mode: str | None = None,
+        backend: str | None = None,
+        weights: str | None = None,
+        on_unfrozen: str | None = None,
+        lock_timeout_s: float | None = None,
+        build_config: Mapping[str, bool | int | float | str] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.settings = Settings.resolve(
+            dir=dir,
+            mode=mode,
+            backend=backend,
+            weights=weights,
+            on_unfrozen=on_unfrozen,
+            lock_timeout_s=lock_timeout_s,
+        )
+        self.build = BuildOptions(self.settings.weights, dict(build_config or {}))
+        self._progress = progress
+        self._vault: Vault | None = None
+
+    @property
+    def vault(self) -> Vault:
+        """Opened on first use, and made if need be. Raises the :class:`~pipevault.errors.VaultError` that fits."""
+        if self._vault is None:
+            self._vault = Vault.open(self.settings.dir, create=self.settings.mode == "compile")
+        return self._vault
+
+    def load(
+        self,
+        pipe: Pipeline,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        batch_size: int = 1,
+        guidance: bool | None = None,
+        call: Mapping[str, Any] | Callable[[Any], Any] | None = None,
+        shapes: Sequence[Mapping[str, Any]] | None = None,
+        parts: Sequence[str] | None = None,
+    ) -> Pipeline:
+        """Give ``pipe`` the frozen graphs for a call of this shape, and return it.
+
+        ``shapes`` freezes several, an entry each: a list of mappings with the arguments before it. ``parts`` names
+        the parts to freeze; by default all that the call uses. What happened: :func:`pipevault.outcome`.
+
+        Raises :class:`~pipevault.errors.MissError` in mode ``require``, :class:`~pipevault.errors.CannotFreezeError`
+        and its subclasses, :class:`~pipevault.errors.BadCallError`, :class:`~pipevault.errors.VaultError`.
+        """
+        wanted = _shapes(height, width, num_frames, batch_size, guidance, call, shapes)
+        if self.settings.mode == "off":
+            _set_outcome(pipe, Outcome("off", reason="mode is off"))
+            return pipe
+        resolved = [resolve_shape(pipe, shape) for shape in wanted]
+        names = tuple(graph_parts.find_parts(pipe, parts))
+        graph_parts.detach(pipe, tuple(graph_parts.frozen_parts(pipe)))
+        outcomes: list[Outcome] = []
+        loaded: list[Manifest] = []
+        for shape in resolved:
+            outcomes.append(self._load_shape(pipe, names, shape, loaded))
+        _set_outcome(pipe, combine(tuple(outcomes)))
+        return pipe
+
+    def key(self, pipe: Any, *, parts: Sequence[str] | None = None, **shape: Any) -> Key:
+        """The key under which :meth:`load` looks. ``shape`` takes the arguments of :meth:`load`."""
+        return self._key(pipe, tuple(graph_parts.find_parts(pipe, parts)), resolve_shape(pipe, CallShape(**shape)))
+
+    def explain(self, pipe: Any, *, parts: Sequence[str] | None = None, **shape: Any) -> Explanation:
+        """What :meth:`load` would do with these arguments, without doing it."""
+        key = self.key(pipe, parts=parts, **shape)
+        found = self._look_up(key)
+        if isinstance(found, Manifest):
+            return Explanation(key, "hit", f"entry {key.digest.short} is in the vault")
+        return found.explanation or Explanation(key, "miss", found.reason)
+
+    def _key(self, pipe: Any, names: Sequence[str], shape: CallShape) -> Key:
+        modules = {name: graph_parts.get_part(pipe, name) for name in names}
+        return build_key(pipe, modules, shape, backend=self.settings.backend, build=self.build)
+
+    def _load_shape(self, pipe: Any, names: Sequence[str], shape: CallShape, loaded: list[Manifest]) -> Outcome:
+        clock = Clock(self._progress)
+        with clock.step("fingerprint"):
+            key = self._key(pipe, names, shape)
+        with clock.step("lookup"):
+            found = self._look_up(key)
+        if isinstance(found, Manifest):
+            try:
+                return self._open_entry(pipe, found, loaded, clock)
+            except (CorruptEntryError, WrongMachineError) as error:
+                self._quarantine(error)
+                found = _Miss(str(error))
+        if self.settings.mode == "require":
+            raise MissError(self._miss_message(pipe, key, found, shape), key.digest.hex, found.reason)
+        return self._compile(pipe, names, shape, key, found, loaded, clock)
+
+    def _look_up(self, key: Key) -> Manifest | _Miss:
+        try:
+            manifest = self.vault.lookup(key.digest)
+        except CorruptEntryError as error:
+            self._quarantine(error)
+            return _Miss(str(error))
+        return manifest if manifest is not None else self._explain_miss(key)
+
+    def _explain_miss(self, key: Key) -> _Miss:
+        others = [entry.key for entry in self.vault.manifests() if isinstance(entry, Manifest)]
+        closest = nearest(key, others)
+        if closest is None:
+            reason = "the vault has no entries"
+            return _Miss(reason, explanation=Explanation(key, "miss", reason))
+        other, differences = closest
+        listed = "; ".join(str(difference) for difference in differences[:4])
+        more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
+        reason = f"no entry has this key; the nearest, {other.digest.short}, differs in {listed}{more}"
+        return _Miss(reason, other.digest, Explanation(key, "miss", reason, other.digest, differences))
+
+    def _quarantine(self, error: Exception) -> None:
+        if isinstance(error, CorruptEntryError) and self.settings.mode == "compile":
+            self.vault.quarantine(error.path, str(error))
+
+    def _open_entry(self, pipe: Any, manifest: Manifest, loaded: list[Manifest], clock: Clock) -> Outcome:
+        """Verify and load an entry beside those that are loaded already."""
+        graphs = {name: part["graphs"] for name, part in manifest.parts.items() if part["graphs"]}
+        with clock.step("verify"):
+            paths = {ref.digest.hex: self.vault.verified_path(ref) for ref in manifest.artifacts}
+            self._check_machine(pipe, graphs, paths)
+        with clock.step("load"), tempfile.TemporaryDirectory(prefix="pipevault-") as folder:
+            options = self._options(pipe, lambda digest: paths[digest])
+            graph_parts.attach(pipe, tuple(graphs), options)
+            try:
+                graph_parts.load(pipe, Path(folder), graphs)
+            except BaseException:
+                graph_parts.detach(pipe, tuple(graphs))
+                raise
+        loaded.append(manifest)
+        parts = part_outcomes(manifest.parts)
+        eager = [f"{name}: {part.reason}" for name, part in parts.items() if part.status == "eager"]
+        return Outcome(
+            status="partial" if eager else "hit",
+            key=manifest.key.digest,
+            reason="; ".join(eager),
+            parts=parts,
+            seconds=clock.seconds,
+            stored=True,
+            manifest=manifest.manifest_digest,
+        )
+
+    def _check_machine(
+        self, pipe: Any, graphs: Mapping[str, Sequence[Mapping[str, Any]]], paths: Mapping[str, Path]
+    ) -> None:
+        """Native code of another instruction set must be refused before it is opened (pytorch #153697)."""
+        modules = {name: graph_parts.get_part(pipe, name) for name in graphs}
+        device = execution_device(pipe, modules)
+        for name, documents in graphs.items():
+            for document in documents:
+                path = paths[document["package"]]
+                if mismatch := check_package_machine(package_metadata(path), device):
+                    raise WrongMachineError(f"{path}, a graph of {name}, is for another machine: {mismatch}.")
+
+    def _options(self, pipe: Any, artifact_path: Callable[[str], Path] | None) -> PartOptions:
+        model = getattr(getattr(pipe, "config", None), "_name_or_path", None) or "MODEL"
+        return PartOptions(
+            mode="frozen",
+            on_unfrozen=self.settings.on_unfrozen,
+            build=self.build,
+            artifact_path=artifact_path,
+            freeze_hint=(
+                "Freeze it too: PipelineCache.load(pipe, shapes=[...]) with the sizes in use, or "
+                f"`python scripts/prewarm.py {model} --size WIDTHxHEIGHT`"
+            ),
+        )
+
+    def _compile(
+        self,
+        pipe: Any,
+        names: Sequence[str],
+        shape: CallShape,
+        key: Key,
+        miss: _Miss,
+        loaded: list[Manifest],
+        clock: Clock,
+    ) -> Outcome:
+        if not self.vault.writable:
+            raise VaultNotWritableError(
+                f"{self.vault.root} has no entry for this pipeline and cannot be written. Mend its permissions, give "
+                "another folder, or use mode 'off'.",
+                self.vault.root,
+            )
+        if find_cxx_compiler() is None:
+            raise CompilerMissingError(
+                "No C++ compiler was found. Install g++ or set CXX; or load what another machine of the same type "
+                "froze with mode='require'."
+            )
+        waiting = lambda detail: clock.report(Step("", "wait", None, detail))  # noqa: E731
+        with self.vault.lock(key.digest, timeout_s=self.settings.lock_timeout_s, on_wait=waiting):
+            found = self._look_up(key)
+            if isinstance(found, Manifest):
+                try:
+                    return self._open_entry(pipe, found, loaded, clock)
+                except CorruptEntryError as error:
+                    self._quarantine(error)
+            return self._freeze_and_publish(pipe, names, shape, key, miss, loaded, clock)
+
+    def _freeze_and_publish(
+        self,
+        pipe: Any,
+        names: Sequence[str],
+        shape: CallShape,
+        key: Key,
+        miss: _Miss,
+        loaded: list[Manifest],
+        clock: Clock,
+    ) -> Outcome:
+        graph_parts.detach(pipe, names)
+        with tempfile.TemporaryDirectory(prefix="pipevault-freeze-") as scratch:
+            folder = Path(scratch)
+            frozen = freeze_pipeline(
+                pipe,
+                names,
+                shape,
+                options=self._options(pipe, None),
+                identities={name: part_identity(key, name) for name in names},
+                folder=folder,
+                clock=clock,
+                reuse=self._reusable_graphs(),
+            )
+            manifest, files = _manifest(key, frozen, folder, shape)
+            try:
+                with clock.step("publish"):
+                    self.vault.publish(manifest, files)
+            except (VaultFullError, VaultNotWritableError) as error:
+                return self._unstored(pipe, key, frozen, miss, error, loaded, clock)
+        # The process that compiled must run what every other process runs: the published entry.
+        graph_parts.detach(pipe, names)
+        for entry in tuple(loaded):
+            self._reopen(pipe, entry)
+        hit = self._open_entry(pipe, manifest, loaded, clock)
+        reason = "; ".join(text for text in (miss.reason, hit.reason) if text)
+        return replace(hit, status="partial" if hit.status == "partial" else "miss", reason=reason)
+
+    def _reopen(self, pipe: Any, manifest: Manifest) -> None:
+        self._open_entry(pipe, manifest, [], Clock(None))
+
+    def _unstored(
+        self,
+        pipe: Any,
+        key: Key,
+        frozen: Frozen,
+        miss: _Miss,
+        error: Exception,
+        loaded: list[Manifest],
+        clock: Clock,
+    ) -> Outcome:
+        """Publishing failed: the graphs in memory were checked, so the pipeline runs on them all the same."""
+        for entry in loaded:
+            self._reopen(pipe, entry)
+        parts = frozen.outcomes()
+        status = "partial" if any(part.status == "eager" for part in parts.values()) else "miss"
+        return Outcome(
+            status=status,
+            key=key.digest,
+            reason=f"{miss.reason}; not stored: {error}",
+            parts=parts,
+            seconds=clock.seconds,
+            stored=False,
+        )
+
+    def _reusable_graphs(self) -> Callable[[str], ReusableGraph | None]:
+        """Finds graphs of other entries that were built under the same build digest, such as a text encoder's."""
+        known: dict[str, tuple[Manifest, Mapping[str, Any]]] = {}
+        for entry in self.vault.manifests():
+            if isinstance(entry, Manifest):
+                for part in entry.parts.values():
+                    for graph in part["graphs"]:
+                        known.setdefault(graph["build"], (entry, graph))
+
+        def find(build: str) -> ReusableGraph | None:
+            if build not in known:
+                return None
+            entry, graph = known[build]
+            refs = {ref.digest.hex: ref for ref in entry.artifacts}
+            try:
+                package = self.vault.verified_path(refs[graph["package"]])
+                constants = self.vault.verified_path(refs[graph["constants"]]) if graph["constants"] else None
+            except (CorruptEntryError, UnsafeVaultError):
+                return None  # it is compiled anew; publishing replaces what is damaged
+            return GraphDocument.from_json(graph), package, constants
+
+        return find
+
+    def _miss_message(self, pipe: Any, key: Key, miss: _Miss, shape: CallShape) -> str:
+        model = getattr(getattr(pipe, "config", None), "_name_or_path", None) or "MODEL"
+        size = f" --size {shape.width}x{shape.height}" if shape.width and shape.height else ""
+        return (
+            f"The vault {self.vault.root} holds no usable entry for {type(pipe).__name__} (key {key.digest.short}): "
+            f"{miss.reason}. Freeze it with `python scripts/prewarm.py {model}{size}`, or use mode 'compile'."
+        )
+
+
+def outcome(pipe: Any) -> Outcome:
+    """What :meth:`PipelineCache.load` did with ``pipe``. Raises :class:`SettingsError` if it was never loaded."""
+    found = getattr(pipe, OUTCOME_ATTRIBUTE, None)
+    if not isinstance(found, Outcome):
+        raise SettingsError(f"This {type(pipe).__name__} was not loaded by pipevault: PipelineCache(...).load(pipe).")
+    return found
+
+
+def _set_outcome(pipe: Any, value: Outcome) -> None:
+    object.__setattr__(pipe, OUTCOME_ATTRIBUTE, value)
+
+
+def _shapes(
+    height: int | None,
+    width: int | None,
+    num_frames: int | None,
+    batch_size: int,
+    guidance: bool | None,
+    call: Mapping[str, Any] | Callable[[Any], Any] | None,
+    shapes: Sequence[Mapping[str, Any]] | None,
+) -> list[CallShape]:
+    base = CallShape(height, width, num_frames, batch_size, guidance, call)
+    if shapes is None:
+        return [base]
+    if not shapes:
+        raise SettingsError("shapes is empty: give at least one mapping such as {'height': 512, 'width': 512}.")
+    try:
+        return [replace(base, **shape) for shape in shapes]
+    except TypeError as error:
+        raise SettingsError(
+            f"shapes takes mappings with height, width, num_frames, batch_size, guidance, call: {error}."
+        ) from error
+
+
+def _manifest(key: Key, frozen: Frozen, folder: Path, shape: CallShape) -> tuple[Manifest, dict[Digest, Path]]:
+    artifacts: list[ArtifactRef] = []
+    files: dict[Digest, Path] = {}
+    for name, part in frozen.parts.items():
+        for number, graph in enumerate(part["graphs"]):
+            for kind, suffix in (("package", "pt2"), ("constants", "constants.safetensors")):
+                if not graph[kind]:
+                    continue
+                digest = Digest(graph[kind])
+                if digest not in files:
+                    path = folder / "artifacts" / digest.hex
+                    artifacts.append(ArtifactRef(digest, path.stat().st_size, f"{name}/{number}.{suffix}"))
+                    files[digest] = path
+    info = {
+        "check": {"distance": frozen.check.distance, "tolerance": frozen.check.tolerance},
+        "machine": machine_record(),
+        "toolchain": toolchain_record(graph_format=GRAPH_FORMAT),
+    }
+    created_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Manifest(key, dict(frozen.parts), tuple(artifacts), info, created_at), files

@@ -1,0 +1,136 @@
+"""What a load did, for people and for programs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from pipevault.digest import Digest
+from pipevault.key import Difference, Key
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a load. ``seconds`` is ``None`` when the step begins and its duration when it ends.
+
+    ``action`` is ``capture``, ``compile``, ``check``, ``publish``, ``load`` or ``wait``; ``part`` is empty for steps
+    that concern the whole pipeline.
+    """
+
+    part: str
+    action: str
+    seconds: float | None = None
+    detail: str = ""
+
+
+Progress: TypeAlias = Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class PartOutcome:
+    """``status`` is ``frozen``, ``eager`` (``reason`` says why) or ``not called``."""
+
+    status: str
+    reason: str = ""
+    graphs: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What loading a pipeline did.
+
+    ``status`` is ``hit``, ``miss`` (compiled; ``reason`` says why nothing was found), ``partial`` (some called part
+    runs eagerly) or ``off``. ``stored`` tells whether the vault holds the entry. ``seconds`` maps each step to its
+    duration. With several shapes, ``entries`` has an outcome for each and the fields above sum them up.
+    """
+
+    status: str
+    key: Digest | None = None
+    reason: str = ""
+    parts: Mapping[str, PartOutcome] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    stored: bool = False
+    manifest: Digest | None = None
+    entries: tuple[Outcome, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "status": self.status,
+            "key": self.key.hex if self.key else None,
+            "reason": self.reason,
+            "parts": {
+                name: {"status": part.status, "reason": part.reason, "graphs": part.graphs}
+                for name, part in self.parts.items()
+            },
+            "seconds": dict(self.seconds),
+            "stored": self.stored,
+            "manifest": self.manifest.hex if self.manifest else None,
+            "entries": [entry.to_json() for entry in self.entries],
+        }
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a load would do: ``status`` ``hit`` or ``miss``, and on a miss the nearest entry and what differs."""
+
+    key: Key
+    status: str
+    reason: str
+    nearest: Digest | None = None
+    differences: tuple[Difference, ...] = ()
+
+
+def combine(entries: tuple[Outcome, ...]) -> Outcome:
+    """One outcome for several shapes: the worst status, each part's worst status, and seconds added up."""
+    if len(entries) == 1:
+        return entries[0]
+    order = ("hit", "miss", "partial")
+    status = max((entry.status for entry in entries), key=order.index)
+    parts: dict[str, PartOutcome] = {}
+    seconds: dict[str, float] = {}
+    for entry in entries:
+        for name, part in entry.parts.items():
+            known = parts.get(name)
+            eager = next((p for p in (known, part) if p and p.status == "eager"), None)
+            graphs = part.graphs + (known.graphs if known else 0)
+            parts[name] = PartOutcome("eager", eager.reason) if eager else PartOutcome(part.status, "", graphs)
+        for step, duration_s in entry.seconds.items():
+            seconds[step] = seconds.get(step, 0.0) + duration_s
+    reasons = dict.fromkeys(entry.reason for entry in entries if entry.reason)
+    return Outcome(
+        status=status,
+        key=entries[0].key,
+        reason="; ".join(reasons),
+        parts=parts,
+        seconds=seconds,
+        stored=all(entry.stored for entry in entries),
+        manifest=entries[0].manifest,
+        entries=entries,
+    )
+
+
+class Clock:
+    """Measures the steps of a load and reports them as they begin and end."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self.seconds: dict[str, float] = {}
+
+    def report(self, step: Step) -> None:
+        if self._progress:
+            self._progress(step)
+
+    @contextmanager
+    def step(self, action: str, part: str = "", detail: str = "") -> Iterator[None]:
+        self.report(Step(part, action, None, detail))
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            duration_s = time.perf_counter() - start
+            name = f"{action} {part}" if part else action
+            self.seconds[name] = self.seconds.get(name, 0.0) + duration_s
+            self.report(Step(part, action, duration_s, detail))
