@@ -8,10 +8,20 @@ happened, to what, and what to do next. Exit codes of the command line live in `
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 class PipevaultError(Exception):
-    """Root of all errors of this package."""
+    """Root of all errors of this package. All of them survive pickling, attributes included."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(cls: type[PipevaultError], args: tuple[Any, ...], attributes: dict[str, Any]) -> PipevaultError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class SettingsError(PipevaultError, ValueError):

@@ -39,6 +39,7 @@ class GraphDocument:
     constants: str | None
     strides: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[Any, ...], ...]
+    output_tree: str
     ties: tuple[tuple[str, ...], ...]
     layout: str
     checks: Mapping[str, Any]
@@ -51,6 +52,7 @@ class GraphDocument:
             "constants": self.constants,
             "strides": self.strides,
             "outputs": self.outputs,
+            "output_tree": self.output_tree,
             "ties": self.ties,
             "layout": self.layout,
             "checks": dict(self.checks),
@@ -65,6 +67,7 @@ class GraphDocument:
             constants=document["constants"],
             strides=tuple(tuple(stride) for stride in document["strides"]),
             outputs=tuple(tuple(output) for output in document["outputs"]),
+            output_tree=document["output_tree"],
             ties=tuple(tuple(names) for names in document["ties"]),
             layout=document["layout"],
             checks=document["checks"],
@@ -72,9 +75,10 @@ class GraphDocument:
 
 
 class Binding:
-    """The live tensors that a graph reads, and where in the module they are looked up."""
+    """The live tensors that a graph reads, where they are looked up, and the tree of modules around them."""
 
     def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        self._children = [(m._modules, list(m._modules.values())) for m in module.modules() if m._modules]
         self._sites = [_site(module, name) for name in names]
         self.names = tuple(names)
         self.tensors = self.live()
@@ -85,7 +89,11 @@ class Binding:
 
     def holds(self) -> bool:
         """Whether every tensor is still where it was bound. Cheap: a few hundred pointers."""
-        return [owner[name].data_ptr() for owner, name in self._sites] == self._pointers
+        return [owner[name].data_ptr() for owner, name in self._sites] == self._pointers and not self.tree_changed()
+
+    def tree_changed(self) -> bool:
+        """Whether a sub-module was added, removed or replaced, as LoRA layers do."""
+        return any(list(modules.values()) != children for modules, children in self._children)
 
     def layout(self) -> dict[str, str]:
         return {name: _layout(tensor) for name, tensor in zip(self.names, self.tensors, strict=True)}
@@ -107,7 +115,7 @@ class FrozenGraph:
         self._runner = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, index)
         self.document = document
         self.part = part
-        self._output_tree = _load_tree(self._runner.get_call_spec()[1])
+        self._output_tree = pytree.treespec_loads(document.output_tree)
         self._lifted = {name: tensor.to(device) for name, tensor in lifted.items()}
         self._device_type = device.type
         self._constants = self._runner.get_constant_fqns()
@@ -146,8 +154,8 @@ class FrozenGraph:
             tensor if tensor.stride() == stride else _with_stride(tensor, stride)
             for tensor, stride in zip(tensors, self.document.strides, strict=True)
         ]
-        results = self._runner.boxed_run(inputs)
-        leaves = [results[i] if output[0] == "tensor" else output[1] for i, output in enumerate(self.document.outputs)]
+        results = iter(self._runner.boxed_run(inputs))
+        leaves = [next(results) if output[0] == "tensor" else output[1] for output in self.document.outputs]
         return pytree.tree_unflatten(leaves, self._output_tree)
 
     def _watch_baked(self, module: nn.Module) -> None:
@@ -188,10 +196,6 @@ def read_constants(path: Path | None) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(str(path))
-
-
-def _load_tree(text: str) -> pytree.TreeSpec:
-    return pytree.treespec_loads(text)
 
 
 def _site(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:

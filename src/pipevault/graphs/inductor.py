@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from pipevault.digest import Digest, digest_json
 from pipevault.errors import CannotFreezeError, CompilerMissingError
@@ -45,13 +46,15 @@ class BuildOptions:
 class BuiltGraph:
     """Files of a compiled graph and what is needed to call it.
 
-    ``outputs`` has an item for each leaf of the output tree: ``["tensor"]`` or ``["value", value]``.
+    ``outputs`` has an item for each leaf of the output tree: ``["tensor"]`` or ``["value", value]``; ``output_tree`` is
+    the tree itself as ``torch.utils._pytree.treespec_dumps`` writes it.
     ``ties`` are groups of names that shared one storage when the graph was made.
     """
 
     package: Path
     constants: Path | None
     outputs: tuple[tuple[Any, ...], ...]
+    output_tree: str
     ties: tuple[tuple[str, ...], ...]
     reproducible_path: bool
 
@@ -65,18 +68,20 @@ def build_graph(
     module: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
+    output: Any,
     *,
     build: Digest,
     options: BuildOptions,
     output_dir: Path,
 ) -> BuiltGraph:
-    """Compile ``module(*args, **kwargs)`` and write its files to ``output_dir``.
+    """Compile ``module(*args, **kwargs)``, which returned ``output`` in eager code, and write its files to ``output_dir``.
 
     ``build`` is the :func:`build_digest`: it fixes the path of the build folder, which Inductor writes into the code,
     so that a second build is byte-identical. Raises :class:`CannotFreezeError` with the reason when the call cannot be
     exported or compiled.
     """
-    program = _export(module, args, kwargs)
+    outputs, output_tree = _outputs(output)
+    program = _export(_returning_tensors(module), args, kwargs)
     _refuse_mutation(program)
     with _build_folder(build) as (folder, reproducible_path), _inductor_caches_in(folder):
         files, constants = _compile(program, options)
@@ -88,7 +93,8 @@ def build_graph(
     return BuiltGraph(
         package=stored,
         constants=_write_constants(lifted, output_dir / CONSTANTS_NAME) if lifted else None,
-        outputs=_outputs(program),
+        outputs=outputs,
+        output_tree=output_tree,
         ties=_ties(module),
         reproducible_path=reproducible_path,
     )
@@ -154,20 +160,35 @@ def _package(folder: Path, files: list[str]) -> Path:
     return Path(package_aoti(str(folder / PACKAGE_NAME), files))  # type: ignore[arg-type]
 
 
-def _outputs(program: torch.export.ExportedProgram) -> tuple[tuple[Any, ...], ...]:
-    from torch.export.graph_signature import ConstantArgument, OutputKind, TensorArgument
-
+def _outputs(output: Any) -> tuple[tuple[tuple[Any, ...], ...], str]:
+    """The leaves of an eager output and its tree, as a document keeps them."""
+    leaves, tree = pytree.tree_flatten(output)
     outputs: list[tuple[Any, ...]] = []
-    for spec in program.graph_signature.output_specs:
-        if spec.kind is not OutputKind.USER_OUTPUT:
-            continue
-        if isinstance(spec.arg, TensorArgument):
+    for leaf in leaves:
+        if isinstance(leaf, torch.Tensor):
             outputs.append(("tensor",))
-        elif isinstance(spec.arg, ConstantArgument) and isinstance(spec.arg.value, (bool, int, float, str, type(None))):
-            outputs.append(("value", spec.arg.value))
+        elif leaf is None or isinstance(leaf, (bool, int, float, str)):
+            outputs.append(("value", leaf))
         else:
-            raise CannotFreezeError(f"the call returns a {type(spec.arg).__name__}, which no graph can return")
-    return tuple(outputs)
+            raise CannotFreezeError(f"it returns a {type(leaf).__module__}.{type(leaf).__qualname__}")
+    try:
+        return tuple(outputs), pytree.treespec_dumps(tree)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise CannotFreezeError(f"its output cannot be written down: {_first_line(error)}") from error
+
+
+def _returning_tensors(module: nn.Module) -> nn.Module:
+    """``module``, returning the tensors of its output alone: AOTInductor cannot return a float."""
+    original = type(module)
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        leaves = pytree.tree_leaves(original.forward(self, *args, **kwargs))
+        return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+    cls = type(original.__name__, (original,), {"forward": forward, "__module__": original.__module__})
+    view = cls.__new__(cls)
+    view.__dict__ = module.__dict__
+    return view
 
 
 def _ties(module: nn.Module) -> tuple[tuple[str, ...], ...]:

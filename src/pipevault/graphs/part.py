@@ -104,7 +104,7 @@ class FrozenPart(DeployableModule):  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A pickled part comes back eager, for the same reason."""
-        return tracing_view(part_state(self).module).__reduce_ex__(protocol)
+        return _restore, (self._pipevault_original_class, tracing_view(part_state(self).module).__dict__)
 
 
 class PartState:
@@ -121,6 +121,12 @@ class PartState:
         self.refusal = ""
         self.hooked_forward: Callable[..., Any] | None = None
         self._overrides = _overrides(module)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A state belongs to one module: whoever copies that module's ``__dict__`` gets none."""
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
 
     @property
     def is_compiled(self) -> bool:
@@ -243,6 +249,7 @@ class PartState:
                     module,
                     calls[0].args,
                     calls[0].kwargs,
+                    calls[0].output,
                     build=build,
                     options=self.options.build,
                     output_dir=output_dir / f"{self.name}.{number}",
@@ -262,6 +269,7 @@ class PartState:
 
     def _document(self, call: CapturedCall, build: Digest, built: BuiltGraph) -> GraphDocument:
         _, tensors = describe_call(call.args, call.kwargs)
+        lifted = tuple(read_constants(built.constants))
         baked = self.options.build.weights == "baked"
         return GraphDocument(
             signature=call.signature,
@@ -270,10 +278,9 @@ class PartState:
             constants=digest_file(built.constants).hex if built.constants else None,
             strides=tuple(tuple(tensor.stride()) for tensor in tensors),
             outputs=built.outputs,
+            output_tree=built.output_tree,
             ties=built.ties,
-            layout=BAKED
-            if baked
-            else layout_digest(self.module, built.package, tuple(read_constants(built.constants))),
+            layout=BAKED if baked else layout_digest(self.module, built.package, lifted),
             checks={},
         )
 
@@ -350,7 +357,7 @@ def freeze_module(module: nn.Module, options: PartOptions) -> nn.Module:
     if isinstance(module, FrozenPart):
         part_state(module).options = options
         return module
-    cls = freeze_class(type(module))
+    cls = freeze_class(type(module))  # type: ignore[arg-type]
     part = cls.__new__(cls)
     state = PartState(module, options)
     part.__dict__ = module.__dict__
@@ -391,6 +398,12 @@ def tracing_view(module: nn.Module) -> nn.Module:
     for hooks in ("_forward_hooks", "_forward_pre_hooks"):
         view.__dict__[hooks] = type(module.__dict__[hooks])()
     return view
+
+
+def _restore(original: type[nn.Module], attributes: dict[str, Any]) -> nn.Module:
+    module = original.__new__(original)
+    module.__dict__ = attributes
+    return module
 
 
 def _overrides(module: nn.Module) -> dict[str, Any]:

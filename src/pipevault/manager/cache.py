@@ -16,14 +16,14 @@ from pipevault.errors import (
     MissError,
     SettingsError,
     UnsafeVaultError,
-    VaultFullError,
+    VaultError,
     VaultNotWritableError,
     WrongMachineError,
 )
 from pipevault.fingerprint.machine import check_package_machine, machine_record
 from pipevault.fingerprint.toolchain import find_cxx_compiler, toolchain_record
 from pipevault.graphs import parts as graph_parts
-from pipevault.graphs.frozen import GraphDocument
+from pipevault.graphs.frozen import GraphDocument, package_metadata
 from pipevault.graphs.inductor import GRAPH_FORMAT, BuildOptions
 from pipevault.graphs.part import PartOptions, ReusableGraph
 from pipevault.key import Key, nearest
@@ -108,6 +108,7 @@ class PipelineCache:
         """
         wanted = _shapes(height, width, num_frames, batch_size, guidance, call, shapes)
         if self.settings.mode == "off":
+            graph_parts.detach(pipe, tuple(graph_parts.frozen_parts(pipe)))
             _set_outcome(pipe, Outcome("off", reason="mode is off"))
             return pipe
         resolved = [resolve_shape(pipe, shape) for shape in wanted]
@@ -285,8 +286,8 @@ class PipelineCache:
             manifest, files = _manifest(key, frozen, folder, shape)
             try:
                 with clock.step("publish"):
-                    self.vault.publish(manifest, files)
-            except (VaultFullError, VaultNotWritableError) as error:
+                    manifest = self.vault.publish(manifest, files)
+            except VaultError as error:
                 return self._unstored(pipe, key, frozen, miss, error, loaded, clock)
         # The process that compiled must run what every other process runs: the published entry.
         graph_parts.detach(pipe, names)

@@ -73,9 +73,8 @@ class CallShape:
 def resolve_shape(pipe: Any, shape: CallShape) -> CallShape:
     """``shape`` with the pipeline's defaults filled in and sizes checked against what its VAE needs."""
     arguments = dict(shape.call) if isinstance(shape.call, Mapping) else {}
-    default = default_size(pipe)
-    height = shape.height or arguments.get("height") or default
-    width = shape.width or arguments.get("width") or default
+    height = shape.height or arguments.get("height") or default_size(pipe, "height")
+    width = shape.width or arguments.get("width") or default_size(pipe, "width")
     factor = getattr(pipe, "vae_scale_factor", None)
     # diffusers' image pipelines ask for multiples of 8 even where the VAE scales by less.
     multiple = max(int(factor), 8) if isinstance(factor, int) and "height" in parameters(pipe) else 1
@@ -89,7 +88,7 @@ def resolve_shape(pipe: Any, shape: CallShape) -> CallShape:
     return CallShape(
         height=height,
         width=width,
-        num_frames=shape.num_frames or arguments.get("num_frames"),
+        num_frames=shape.num_frames or arguments.get("num_frames") or _default(pipe, "num_frames"),
         batch_size=_batch_size(shape, arguments),
         guidance=_guidance(pipe, shape, arguments),
         call=shape.call,
@@ -159,15 +158,22 @@ def parameters(pipe: Any) -> dict[str, inspect.Parameter]:
     return {name: parameter for name, parameter in signature.parameters.items() if name != "self"}
 
 
-def default_size(pipe: Any) -> int | None:
-    """Height and width in pixels that the pipeline draws by default, where its configuration tells."""
+def default_size(pipe: Any, side: str) -> int | None:
+    """Pixels of ``side`` (``height`` or ``width``) that the pipeline draws by default, where that can be told."""
+    if default := _default(pipe, side):
+        return default
     factor = getattr(pipe, "vae_scale_factor", 1)
     for name in ("unet", "transformer"):
         config = getattr(getattr(pipe, name, None), "config", None)
         size = getattr(config, "sample_size", None)
-        if isinstance(size, int) and isinstance(factor, int) and "height" in parameters(pipe):
+        if isinstance(size, int) and isinstance(factor, int) and side in parameters(pipe):
             return size * factor
     return None
+
+
+def _default(pipe: Any, name: str) -> int | None:
+    parameter = parameters(pipe).get(name)
+    return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
 
 
 def _made_up(pipe: Any, name: str, shape: CallShape) -> Any:

@@ -1,0 +1,164 @@
+"""Writing so that a reader sees the old file, the new file or none, and a crash leaves no half of one.
+
+Order of each publication: write under a unique name, fsync the file, rename it into place, fsync the folder.
+Every ``OSError`` on the way leaves as a :class:`~pipevault.errors.VaultError`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipevault.digest import Digest
+from pipevault.errors import PipevaultError, VaultError, VaultFullError, VaultNotWritableError
+
+FOLDER_MODE = 0o755
+"""Not writable for the group, whatever the umask: ``trust.check_ownership`` would refuse such a vault."""
+
+_COPY_SIZE_BYTES = 1 << 20
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_NO_FOLDER_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
+
+
+@contextmanager
+def vault_errors(path: Path, action: str) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into the fitting vault error about ``path``; ``action`` is a past
+    participle.
+    """
+    try:
+        yield
+    except PipevaultError:  # some of them are OSErrors too
+        raise
+    except OSError as error:
+        raise _translated(error, path, action) from error
+
+
+def write_file(path: Path, data: bytes, *, mode: int = 0o644, staging: Path | None = None) -> None:
+    """Replace or create ``path`` with ``data`` in one step; its folder must exist.
+
+    The unique temporary file is written in ``staging`` (same file system as ``path``; default: the folder of
+    ``path``) and removed on failure. Raises :class:`VaultFullError`, :class:`VaultNotWritableError`, or
+    :class:`VaultError` for any other failure of the file system.
+    """
+    temporary = (staging or path.parent) / f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp"
+    with vault_errors(path, "written"):
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                _write_all(descriptor, data)
+                _set_mode(descriptor, temporary, mode)
+            finally:
+                os.close(descriptor)
+            publish_file(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def publish_file(source: Path, target: Path) -> None:
+    """Move ``source`` to ``target`` on the same file system, durable once this returns; its folder must
+    exist.
+
+    Raises like :func:`write_file`; ``source`` then still exists.
+    """
+    with vault_errors(target, "written"):
+        # Without the fsync before the rename, a power cut can leave the new name with the old or no content.
+        _fsync_file(source)
+        os.replace(source, target)
+        _fsync_folder(target.parent)
+
+
+def copy_file(source: Path, target: Path, *, mode: int) -> tuple[Digest, int]:
+    """Copy ``source`` to the new file ``target``; the digest and size in bytes of exactly what was written.
+
+    An ``OSError`` in opening ``source`` is the caller's and passes; one in writing raises like
+    :func:`write_file`.
+    """
+    hasher, size_bytes = hashlib.sha256(), 0
+    with source.open("rb") as reader, vault_errors(target, "written"):
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            while chunk := reader.read(_COPY_SIZE_BYTES):
+                hasher.update(chunk)
+                size_bytes += len(chunk)
+                _write_all(descriptor, chunk)
+            _set_mode(descriptor, target, mode)
+        finally:
+            os.close(descriptor)
+    return Digest(hasher.hexdigest()), size_bytes
+
+
+def make_folder(folder: Path) -> None:
+    """Create ``folder`` and its missing parents with :data:`FOLDER_MODE`, durably. Raises like
+    :func:`write_file`.
+    """
+    with vault_errors(folder, "created"):
+        if folder.is_dir():
+            return
+        if folder.parent != folder:
+            make_folder(folder.parent)
+        try:
+            os.mkdir(folder, FOLDER_MODE)
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+        _fsync_folder(folder.parent)
+
+
+def _translated(error: OSError, path: Path, action: str) -> VaultError:
+    cause = error.strerror or str(error)
+    if error.errno in _FULL:
+        return VaultFullError(
+            f"{path} could not be {action}: {cause}. The vault is unharmed; free space or raise the quota, "
+            f"or "
+            "give another folder.",
+            path,
+        )
+    if error.errno in _NOT_WRITABLE:
+        return VaultNotWritableError(
+            f"{path} could not be {action}: {cause}. Give this user write permission there, or give another folder.",
+            path,
+        )
+    return VaultError(f"{path} could not be {action}: {cause}. Check the folder and its file system.", path)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _set_mode(descriptor: int, path: Path, mode: int) -> None:
+    if hasattr(os, "fchmod"):
+        os.fchmod(descriptor, mode)
+    else:
+        path.chmod(mode)
+
+
+def _fsync_file(path: Path) -> None:
+    # Windows flushes only handles that may write.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fsync_folder(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network and FUSE file systems cannot fsync a folder; the rename is atomic there all the same.
+        if error.errno not in _NO_FOLDER_FSYNC:
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,146 @@
+"""Every path of a vault, and back: which key or digest a path names. Pure; touches no file.
+
+::
+
+    vault.json                          marker with the format version
+    entries/<aa>/<key digest>.json      manifest of one entry, published last
+    artifacts/<aa>/<digest>             content-addressed bytes
+    locks/<key digest>.lock             advisory lock of a key
+    locks/<key digest>.holder.json      who holds it
+    tmp/<host>.<pid>.<random>/          staging folder of one process
+    quarantine/<time>-<random>-<name>   a bad file that was moved away; the reason beside it in
+    ``….reason.txt``
+
+``<aa>`` is the first two hexadecimal digits of the digest that follows it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipevault.digest import Digest
+
+MANIFEST_SUFFIX = ".json"
+LOCK_SUFFIX = ".lock"
+HOLDER_SUFFIX = ".holder.json"
+REASON_SUFFIX = ".reason.txt"
+SYSTEM_NAMES = frozenset({"lost+found"})
+"""What a fresh file system holds of its own."""
+
+_UNSAFE_IN_NAME = re.compile(r"[^A-Za-z0-9_-]")
+_STAGING_NAME = re.compile(r"[A-Za-z0-9_-]+\.\d+\.[0-9a-f]{16}")
+_QUARANTINE_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}-.+")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of the vault at ``root``."""
+
+    root: Path
+
+    @property
+    def vault_file(self) -> Path:
+        return self.root / "vault.json"
+
+    @property
+    def entries_dir(self) -> Path:
+        return self.root / "entries"
+
+    @property
+    def artifacts_dir(self) -> Path:
+        return self.root / "artifacts"
+
+    @property
+    def locks_dir(self) -> Path:
+        return self.root / "locks"
+
+    @property
+    def tmp_dir(self) -> Path:
+        return self.root / "tmp"
+
+    @property
+    def quarantine_dir(self) -> Path:
+        return self.root / "quarantine"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        return (self.entries_dir, self.artifacts_dir, self.locks_dir, self.tmp_dir, self.quarantine_dir)
+
+    def manifest_file(self, key: Digest) -> Path:
+        return self.entries_dir / key.hex[:2] / f"{key}{MANIFEST_SUFFIX}"
+
+    def artifact_file(self, digest: Digest) -> Path:
+        return self.artifacts_dir / digest.hex[:2] / digest.hex
+
+    def lock_file(self, key: Digest) -> Path:
+        return self.locks_dir / f"{key}{LOCK_SUFFIX}"
+
+    def holder_file(self, key: Digest) -> Path:
+        return self.locks_dir / f"{key}{HOLDER_SUFFIX}"
+
+    def staging_dir(self, *, host: str, pid: int, random_hex: str) -> Path:
+        """``random_hex``: 16 hexadecimal digits that make the name unique."""
+        return self.tmp_dir / f"{_UNSAFE_IN_NAME.sub('-', host)[:64] or 'host'}.{pid}.{random_hex}"
+
+    def quarantine_file(self, *, time: str, random_hex: str, name: str) -> Path:
+        """``time`` as ``YYYYMMDDTHHMMSSZ``; ``random_hex``: 8 hexadecimal digits; ``name``: the old file
+        name.
+        """
+        return self.quarantine_dir / f"{time}-{random_hex}-{name}"
+
+    def reason_file(self, quarantined: Path) -> Path:
+        return quarantined.with_name(quarantined.name + REASON_SUFFIX)
+
+    def key_of_manifest(self, path: Path) -> Digest | None:
+        """The key whose manifest stands at ``path``, or ``None`` if no manifest has this path."""
+        key = _digest_or_none(path.name.removesuffix(MANIFEST_SUFFIX))
+        return key if key is not None and path == self.manifest_file(key) else None
+
+    def digest_of_artifact(self, path: Path) -> Digest | None:
+        """The digest that ``path`` promises, or ``None`` if no artifact has this path."""
+        digest = _digest_or_none(path.name)
+        return digest if digest is not None and path == self.artifact_file(digest) else None
+
+    def key_of_lock(self, path: Path) -> Digest | None:
+        """The key to whose lock (or holder note) ``path`` belongs, or ``None``."""
+        for suffix, place in ((LOCK_SUFFIX, self.lock_file), (HOLDER_SUFFIX, self.holder_file)):
+            key = _digest_or_none(path.name.removesuffix(suffix))
+            if key is not None and path == place(key):
+                return key
+        return None
+
+    def is_staging(self, path: Path) -> bool:
+        """Whether ``path`` is the staging folder of some process."""
+        return path.parent == self.tmp_dir and _STAGING_NAME.fullmatch(path.name) is not None
+
+    def is_quarantined(self, path: Path) -> bool:
+        """Whether ``path`` is a quarantined file or its reason."""
+        return path.parent == self.quarantine_dir and _QUARANTINE_NAME.fullmatch(path.name) is not None
+
+    def is_shard(self, path: Path) -> bool:
+        """Whether ``path`` is one of the two-digit folders of ``entries/`` or ``artifacts/``."""
+        return (
+            path.parent in (self.entries_dir, self.artifacts_dir)
+            and re.fullmatch(r"[0-9a-f]{2}", path.name) is not None
+        )
+
+    def owns(self, path: Path) -> bool:
+        """Whether a file or folder at ``path`` is part of the layout; what is not is foreign."""
+        return (
+            path in (self.root, self.vault_file, *self.folders)
+            or self.is_shard(path)
+            or self.is_staging(path)
+            or self.is_quarantined(path)
+            or self.key_of_manifest(path) is not None
+            or self.digest_of_artifact(path) is not None
+            or self.key_of_lock(path) is not None
+        )
+
+
+def _digest_or_none(text: str) -> Digest | None:
+    try:
+        return Digest(text)
+    except ValueError:
+        return None

@@ -1,0 +1,227 @@
+"""The manifest of an entry: what was frozen under a key, and which artifacts hold it.
+
+On disk it is canonical JSON (sorted keys, no white space, UTF-8, nothing after it), shown here with line
+breaks::
+
+    {"artifacts": [{"digest": "<sha256>", "name": "unet/0.pt2", "size_bytes": 5312211}],
+     "created_at": "2025-01-31T12:00:00+00:00",
+     "info": {},
+     "key": {"digest": "<sha256>", "factors": {"dtype": {"unet": "float16"}}, "key_version": 1},
+     "manifest_version": 1,
+     "parts": {},
+     "self_digest": "<sha256 of this document's canonical JSON without self_digest>"}
+
+``parts`` and ``info`` are plain JSON that the store keeps and does not read. The self digest notices edits
+and damage; it proves no origin.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipevault.digest import Digest, canonical_json, digest_bytes
+from pipevault.errors import CorruptEntryError, NewerVaultError
+from pipevault.key import KEY_VERSION, Key
+
+MANIFEST_VERSION = 1
+
+_FIELDS = frozenset({"artifacts", "created_at", "info", "key", "manifest_version", "parts", "self_digest"})
+_ARTIFACT_FIELDS = frozenset({"digest", "name", "size_bytes"})
+_KEY_FIELDS = frozenset({"digest", "factors", "key_version"})
+
+_SCALARS = frozenset({str, int, bool, type(None)})
+
+
+def now_utc() -> str:
+    """The present as a manifest writes it: ISO 8601, UTC, whole seconds."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class ArtifactRef:
+    """One artifact of an entry. ``name`` is readable and unique in the entry, a relative path such as
+    ``unet/0.pt2``.
+    """
+
+    digest: Digest
+    size_bytes: int
+    name: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.digest, Digest):
+            raise TypeError(f"The digest of artifact {self.name!r} must be a Digest.")
+        if not isinstance(self.size_bytes, int) or isinstance(self.size_bytes, bool) or self.size_bytes < 0:
+            raise ValueError(f"Artifact {self.name!r} has size {self.size_bytes!r}: a count of bytes is needed.")
+        if not isinstance(self.name, str) or not _is_plain_relative_path(self.name):
+            raise ValueError(f"Artifact name {self.name!r} is no plain relative path such as 'unet/0.pt2'.")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Immutable once published. ``parts`` and ``info`` are copied to plain JSON (tuples become lists).
+
+    ``ValueError`` if they are not plain JSON, or if two artifacts share a name or disagree about a size.
+    """
+
+    key: Key
+    parts: Mapping[str, Any]
+    artifacts: tuple[ArtifactRef, ...]
+    info: Mapping[str, Any]
+    created_at: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", _plain(self.parts, "parts"))
+        object.__setattr__(self, "info", _plain(self.info, "info"))
+        object.__setattr__(self, "artifacts", tuple(self.artifacts))
+        names = [ref.name for ref in self.artifacts]
+        if len(set(names)) != len(names):
+            raise ValueError(f"Two artifacts share a name: {', '.join(sorted(names))}.")
+        if len({(ref.digest, ref.size_bytes) for ref in self.artifacts}) != len(self.artifact_sizes):
+            raise ValueError("Two artifacts have one digest and different sizes.")
+        if not isinstance(self.created_at, str) or not self.created_at:
+            raise ValueError(f"created_at is {self.created_at!r}: an ISO 8601 time is needed.")
+
+    @property
+    def artifact_sizes(self) -> Mapping[Digest, int]:
+        """Size in bytes of each different artifact."""
+        return {ref.digest: ref.size_bytes for ref in self.artifacts}
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the artifacts; one that has two names counts once, as on disk."""
+        return sum(self.artifact_sizes.values())
+
+    @cached_property
+    def manifest_digest(self) -> Digest:
+        """SHA-256 over the canonical JSON of everything else in the document: what ``self_digest`` holds."""
+        return digest_bytes(canonical_json(self._body()))
+
+    def to_bytes(self) -> bytes:
+        """The file's content: equal manifests have equal bytes."""
+        return canonical_json({**self._body(), "self_digest": self.manifest_digest.hex})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: Path) -> Manifest:
+        """Parse and verify; ``path`` is only named in errors.
+
+        :class:`CorruptEntryError` says what is wrong; :class:`NewerVaultError` if a later format is used.
+        """
+        try:
+            return _parse(data, path)
+        except (ValueError, TypeError, RecursionError) as error:  # RecursionError: deeply nested JSON
+            if isinstance(error, CorruptEntryError):
+                raise
+            raise CorruptEntryError(f"The manifest {path} is damaged: {error}", path) from error
+
+    def _body(self) -> dict[str, Any]:
+        return {
+            "artifacts": [
+                {"digest": ref.digest.hex, "name": ref.name, "size_bytes": ref.size_bytes} for ref in self.artifacts
+            ],
+            "created_at": self.created_at,
+            "info": self.info,
+            "key": {
+                "digest": self.key.digest.hex,
+                "factors": dict(self.key.factors),
+                "key_version": KEY_VERSION,
+            },
+            "manifest_version": MANIFEST_VERSION,
+            "parts": self.parts,
+        }
+
+
+def _parse(data: bytes, path: Path) -> Manifest:
+    document = json.loads(data.decode("utf-8"))
+    if not isinstance(document, dict):
+        raise ValueError("it is no JSON object")
+    _check_version(document.get("manifest_version"), MANIFEST_VERSION, "manifest", path)
+    _require_fields(document, _FIELDS, "the document")
+    if canonical_json(document) != data:
+        raise ValueError("its bytes are not the canonical form, so it was changed after it was published")
+    # The bytes are canonical and self_digest sorts last: cutting it off leaves the canonical form of the rest.
+    rest = data[: data.rindex(b',"self_digest":')] + b"}"
+    if digest_bytes(rest).hex != document["self_digest"]:
+        raise ValueError("its content does not match its self_digest, so it was changed after it was published")
+    key_document, artifacts = document["key"], document["artifacts"]
+    if not isinstance(key_document, dict) or not isinstance(artifacts, list):
+        raise ValueError("'key' must be an object and 'artifacts' a list")
+    _check_version(key_document.get("key_version"), KEY_VERSION, "key", path)
+    _require_fields(key_document, _KEY_FIELDS, "'key'")
+    if not isinstance(key_document["factors"], dict):
+        raise ValueError("'factors' must be an object")
+    key = Key(key_document["factors"])
+    if key.digest.hex != key_document["digest"]:
+        raise ValueError("the digest of its factors is not the key that it names")
+    return Manifest(
+        key=key,
+        parts=document["parts"],
+        artifacts=tuple(_parse_artifact(item) for item in artifacts),
+        info=document["info"],
+        created_at=document["created_at"],
+    )
+
+
+def _parse_artifact(item: Any) -> ArtifactRef:
+    if not isinstance(item, dict):
+        raise ValueError("an artifact must be an object")
+    _require_fields(item, _ARTIFACT_FIELDS, "an artifact")
+    return ArtifactRef(Digest(item["digest"]), item["size_bytes"], item["name"])
+
+
+def _check_version(version: Any, known: int, what: str, path: Path) -> None:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ValueError(f"its {what}_version is {version!r}")
+    if version > known:
+        raise NewerVaultError(
+            f"{path} has {what} version {version}; this pipevault reads up to {known}. Upgrade pipevault, "
+            f"or give "
+            "another folder.",
+            path,
+        )
+    if version < known:
+        raise ValueError(f"its {what}_version {version} is no longer read")
+
+
+def _require_fields(document: Mapping[str, Any], fields: frozenset[str], what: str) -> None:
+    if missing := fields - document.keys():
+        raise ValueError(f"{what} lacks {', '.join(sorted(missing))}")
+    if unknown := document.keys() - fields:
+        raise ValueError(f"{what} has unknown fields: {', '.join(sorted(unknown))}")
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A deep copy of plain JSON; ``ValueError`` names the place of anything else."""
+    if isinstance(value, dict) or isinstance(value, Mapping):  # noqa: SIM101 - dict first: an ABC is slow to ask
+        for name in value:
+            if not isinstance(name, str):
+                raise ValueError(f"{where} has the key {name!r}: JSON needs text")
+        return {
+            name: item if type(item) in _SCALARS else _plain(item, f"{where}.{name}") for name, item in value.items()
+        }
+    if where in ("parts", "info"):
+        raise ValueError(f"{where} must be a mapping")
+    if isinstance(value, (list, tuple)):
+        return [
+            item if type(item) in _SCALARS else _plain(item, f"{where}[{index}]") for index, item in enumerate(value)
+        ]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value!r}, which JSON cannot hold")
+    if isinstance(value, (str, int, float)):
+        return value
+    raise ValueError(f"{where} is a {type(value).__name__}, not plain JSON")
+
+
+def _is_plain_relative_path(name: str) -> bool:
+    return (
+        bool(name)
+        and name.isprintable()
+        and "\\" not in name
+        and all(segment not in ("", ".", "..") for segment in name.split("/"))
+    )

@@ -1,0 +1,96 @@
+"""``vault.json``: what makes a folder a vault, ``{"created_at": "<ISO 8601>", "pipevault_vault": 1}``."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from pipevault.digest import canonical_json
+from pipevault.errors import NewerVaultError, NotAVaultError, VaultError, VaultNotWritableError
+from pipevault.store.atomic import make_folder, write_file
+from pipevault.store.layout import SYSTEM_NAMES, Layout
+from pipevault.store.manifest import now_utc
+from pipevault.store.staging import staging_folder
+
+VAULT_VERSION = 1
+
+
+def ensure_vault(layout: Layout, *, create: bool) -> None:
+    """Check that ``layout.root`` is a vault of a known version; make it one if it is empty or absent and
+    ``create``.
+
+    :class:`NotAVaultError`, :class:`NewerVaultError`, :class:`VaultNotWritableError`.
+    """
+    root = layout.root
+    if _read_marker(layout):
+        return
+    try:
+        foreign = _foreign_names(layout)
+    except FileNotFoundError:
+        foreign = []
+    except NotADirectoryError as error:
+        raise NotAVaultError(
+            f"{root} is a file, or lies below one; a vault is a folder. Give another.", root
+        ) from error
+    except PermissionError as error:
+        raise VaultNotWritableError(f"{root} may not be read by this user. Mend its permissions.", root) from error
+    except OSError as error:
+        raise VaultError(f"{root} cannot be read: {error.strerror}. Give another folder.", root) from error
+    if foreign:
+        raise NotAVaultError(
+            f"{root} holds files ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}) but no "
+            f"{layout.vault_file.name}, so it is no vault. Give another folder, or an empty one.",
+            root,
+        )
+    if not create:
+        raise NotAVaultError(
+            f"There is no vault at {root}. Give the folder of a vault, or freeze something there.", root
+        )
+    make_folder(root)
+    marker = canonical_json({"pipevault_vault": VAULT_VERSION, "created_at": now_utc()})
+    with staging_folder(layout) as folder:
+        write_file(layout.vault_file, marker, staging=folder)
+
+
+def is_writable(layout: Layout) -> bool:
+    """Whether this user may write in every folder of the vault, as the system sees it now."""
+    return all(os.access(folder, os.W_OK | os.X_OK) for folder in (layout.root, *layout.folders) if folder.exists())
+
+
+def _read_marker(layout: Layout) -> bool:
+    """``False`` if there is no marker."""
+    path = layout.vault_file
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError as error:
+        raise VaultNotWritableError(f"{path} may not be read by this user. Mend its permissions.", path) from error
+    except OSError as error:
+        raise VaultError(f"{path} cannot be read: {error.strerror}. Check the file system.", path) from error
+    try:
+        version = json.loads(data)["pipevault_vault"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        version = None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise NotAVaultError(
+            f"{path} is no marker of a vault. If this is one, restore the file: "
+            f'{{"pipevault_vault": {VAULT_VERSION}}}; else give another folder.',
+            layout.root,
+        )
+    if version > VAULT_VERSION:
+        raise NewerVaultError(
+            f"{layout.root} is a vault of version {version}; this pipevault knows up to {VAULT_VERSION}. "
+            f"Upgrade "
+            "pipevault, or give another folder.",
+            layout.root,
+        )
+    return True
+
+
+def _foreign_names(layout: Layout) -> list[str]:
+    """What stands in the root other than what an interrupted creation leaves: staging folders in ``tmp/``."""
+    names = set(os.listdir(layout.root)) - SYSTEM_NAMES
+    if layout.tmp_dir.is_dir() and all(layout.is_staging(path) for path in layout.tmp_dir.iterdir()):
+        names.discard(layout.tmp_dir.name)
+    return sorted(names)

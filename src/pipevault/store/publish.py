@@ -1,0 +1,124 @@
+"""Publishing an entry: artifacts first, the manifest last, each by rename.
+
+Everything is written and verified in a staging folder before the first rename, so that a full disk is met
+there.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+
+from pipevault.digest import Digest
+from pipevault.errors import CorruptEntryError, VaultError
+from pipevault.store.atomic import copy_file, make_folder, publish_file, vault_errors, write_file
+from pipevault.store.layout import Layout
+from pipevault.store.manifest import ArtifactRef, Manifest
+from pipevault.store.read import check_artifact, read_manifest
+from pipevault.store.staging import staging_folder
+
+ARTIFACT_MODE = 0o444
+
+
+def publish_entry(layout: Layout, manifest: Manifest, files: Mapping[Digest, Path]) -> Manifest:
+    """Make ``manifest`` and its artifacts visible. See :meth:`pipevault.store.vault.Vault.publish`."""
+    refs = {ref.digest: ref for ref in manifest.artifacts}
+    if unknown := files.keys() - refs.keys():
+        names = ", ".join(digest.short for digest in sorted(unknown))
+        raise ValueError(f"Files were given for artifacts that the manifest does not name: {names}.")
+    data = manifest.to_bytes()
+    if (standing := _whole_entry(layout, manifest.key.digest)) is not None:
+        return standing
+    with staging_folder(layout) as folder:
+        staged = {digest: _stage(layout, ref, files, folder) for digest, ref in refs.items()}
+        path = layout.manifest_file(manifest.key.digest)
+        staged_manifest = folder / path.name
+        write_file(staged_manifest, data)
+        make_folder(path.parent)
+        for digest, source in staged.items():
+            if source is not None:
+                _place(layout, refs[digest], source)
+        # Another process may have published meanwhile, for the lock is advisory: the first whole entry stays.
+        if os.path.lexists(path):
+            if (standing := _whole_entry(layout, manifest.key.digest)) is not None:
+                return standing
+            quarantine_file(layout, path, "The entry was not whole when it was frozen again.")
+        publish_file(staged_manifest, path)
+    return manifest
+
+
+def quarantine_file(layout: Layout, path: Path, reason: str) -> Path | None:
+    """Move ``path`` to ``quarantine/`` with ``reason`` beside it. See
+    :meth:`pipevault.store.vault.Vault.quarantine`.
+    """
+    if path == layout.root or not path.is_relative_to(layout.root):
+        raise ValueError(f"{path} is no file of the vault {layout.root}.")
+    time = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    target = layout.quarantine_file(time=time, random_hex=secrets.token_hex(4), name=path.name)
+    try:
+        make_folder(layout.quarantine_dir)
+        with vault_errors(path, "moved to quarantine"):
+            path.rename(target)
+    except VaultError:  # read-only, full, or another process was faster: a reader refuses the file all the same
+        return None
+    try:
+        with staging_folder(layout) as folder:
+            write_file(
+                layout.reason_file(target),
+                f"{reason}\n{path.relative_to(layout.root)}\n".encode(),
+                staging=folder,
+            )
+    except VaultError:  # the bad file is out of the way, which is what counts
+        pass
+    return target
+
+
+def _whole_entry(layout: Layout, key: Digest) -> Manifest | None:
+    """The manifest of ``key`` if it and all its artifacts are intact."""
+    try:
+        manifest = read_manifest(layout, key)
+        for ref in manifest.artifacts if manifest else ():
+            check_artifact(layout, ref)
+    except CorruptEntryError:
+        return None
+    return manifest
+
+
+def _stage(layout: Layout, ref: ArtifactRef, files: Mapping[Digest, Path], folder: Path) -> Path | None:
+    """The verified copy of ``ref``'s file in ``folder``; ``None`` if the vault holds it intact."""
+    try:
+        check_artifact(layout, ref)
+    except CorruptEntryError as error:
+        if ref.digest not in files:
+            raise CorruptEntryError(
+                f"{error} No file was given for it, so the entry cannot be published.", error.path
+            ) from error
+    else:
+        return None
+    source, target = files[ref.digest], folder / ref.digest.hex
+    digest, size_bytes = copy_file(source, target, mode=ARTIFACT_MODE)
+    if (digest, size_bytes) != (ref.digest, ref.size_bytes):
+        raise CorruptEntryError(
+            f"{source}, given for artifact {ref.name}, has {size_bytes} bytes and digest {digest.short}; "
+            f"the manifest "
+            f"says {ref.size_bytes} bytes and {ref.digest.short}. It changed since it was described: freeze "
+            f"again.",
+            source,
+        )
+    return target
+
+
+def _place(layout: Layout, ref: ArtifactRef, source: Path) -> None:
+    path = layout.artifact_file(ref.digest)
+    make_folder(path.parent)
+    if os.path.lexists(path):
+        try:
+            check_artifact(layout, ref)
+        except CorruptEntryError as error:
+            quarantine_file(layout, path, str(error))
+        else:
+            return
+    publish_file(source, path)

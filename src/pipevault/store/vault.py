@@ -1,0 +1,168 @@
+"""The vault: the on-disk store of frozen entries, as one object. The format is specified in
+``cache_layout.md``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipevault.digest import Digest
+from pipevault.errors import CorruptEntryError, UnsafeVaultError, VaultNotWritableError
+from pipevault.store.layout import Layout
+from pipevault.store.lock import key_lock
+from pipevault.store.manifest import ArtifactRef, Manifest
+from pipevault.store.marker import ensure_vault, is_writable
+from pipevault.store.publish import publish_entry, quarantine_file
+from pipevault.store.read import (
+    BrokenManifest,
+    check_artifact,
+    find_manifest,
+    iter_foreign,
+    iter_manifests,
+    read_manifest,
+)
+from pipevault.store.removal import RemovalPlan, RemovalReport, plan_entries_removal, remove_entries
+from pipevault.store.staging import staging_folder
+from pipevault.store.trust import check_ownership, check_root
+
+__all__ = ["BrokenManifest", "RemovalPlan", "RemovalReport", "Vault"]
+
+
+@dataclass(frozen=True)
+class Vault:
+    """A vault folder. Holds no open file, so threads may share it and other processes get it pickled."""
+
+    root: Path
+    """Absolute, links followed."""
+    writable: bool
+    """Whether the folder could be written when it was opened."""
+    allow_group_write: bool = False
+    """Whether files that their group may write are trusted."""
+
+    @classmethod
+    def open(cls, root: Path, *, create: bool = True, allow_group_write: bool = False) -> Vault:
+        """Open the vault at ``root``; with ``create``, an absent or empty folder becomes one.
+
+        :class:`NotAVaultError`: ``root`` is a file, holds other files, or is absent and ``create`` is false.
+        :class:`NewerVaultError`: a later version wrote it. :class:`VaultNotWritableError`: it cannot be
+        created. A vault that cannot be written opens with ``writable`` false.
+        """
+        layout = Layout(Path(os.path.realpath(Path(root).expanduser())))
+        ensure_vault(layout, create=create)
+        return cls(layout.root, is_writable(layout), allow_group_write)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.root)
+
+    def lookup(self, key: Digest) -> Manifest | None:
+        """The manifest of ``key``, or ``None`` if no entry has it; its artifacts are not looked at.
+
+        :class:`CorruptEntryError`: unreadable, edited, or another key's. :class:`NewerVaultError`: of a
+        later format. :class:`UnsafeVaultError`: others may write it, or the vault.
+        """
+        path = self.layout.manifest_file(key)
+        try:
+            check_root(self.root, allow_group_write=self.allow_group_write)
+            check_ownership(path, root=self.root, allow_group_write=self.allow_group_write)
+        except FileNotFoundError:
+            return None
+        except UnsafeVaultError:  # an OSError too
+            raise
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        return read_manifest(self.layout, key)
+
+    def verified_path(self, ref: ArtifactRef) -> Path:
+        """The path of ``ref``'s bytes; owner, permissions, size and digest were checked just now.
+
+        :class:`CorruptEntryError`: missing, or not the bytes that were published. :class:`UnsafeVaultError`.
+        """
+        path = self.layout.artifact_file(ref.digest)
+        try:
+            check_ownership(path, root=self.root, allow_group_write=self.allow_group_write)
+        except FileNotFoundError as error:
+            raise CorruptEntryError(f"Artifact {ref.name} is missing: {path}.", path) from error
+        except UnsafeVaultError:  # an OSError too
+            raise
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        return check_artifact(self.layout, ref)
+
+    def staging(self) -> AbstractContextManager[Path]:
+        """A new folder in the vault's ``tmp/``, removed with its content at exit.
+
+        :class:`VaultNotWritableError`, :class:`VaultFullError`.
+        """
+        self._require_writable()
+        return staging_folder(self.layout)
+
+    def publish(self, manifest: Manifest, files: Mapping[Digest, Path]) -> Manifest:
+        """Make the entry visible: copy ``files`` (by artifact digest) and write the manifest last.
+
+        The manifest that now stands in the vault is returned: load that one, for another process may have
+        been first.
+
+        Every artifact of the manifest must be in ``files`` or intact in the vault. An entry of this key that
+        is whole is kept as it is, and so is an intact artifact; what is damaged goes to quarantine and is
+        replaced.
+        :class:`CorruptEntryError`: a file is not what the manifest says, or an artifact is nowhere.
+        :class:`NewerVaultError`: the entry there has a later format, and stays.
+        :class:`VaultFullError`, :class:`VaultNotWritableError`: the entry is absent or whole, no temporary file is
+        left.
+        """
+        self._require_writable()
+        return publish_entry(self.layout, manifest, files)
+
+    def lock(
+        self, key: Digest, *, timeout_s: float, on_wait: Callable[[str], None] | None = None
+    ) -> AbstractContextManager[None]:
+        """The advisory lock of ``key``. See :func:`pipevault.store.lock.key_lock`."""
+        return key_lock(self.layout, key, timeout_s=timeout_s, on_wait=on_wait)
+
+    def quarantine(self, path: Path, reason: str) -> Path | None:
+        """Move a bad file of the vault away and note why; its new path.
+
+        ``None`` if it could not be moved (the vault is read-only or full), or was gone already.
+        """
+        return quarantine_file(self.layout, path, reason) if self.writable else None
+
+    def manifests(self) -> Iterator[Manifest | BrokenManifest]:
+        """All entries, sorted by key, also those that cannot be used."""
+        return iter_manifests(self.layout)
+
+    def find(self, prefix: str) -> Manifest:
+        """The entry whose key begins with ``prefix`` (hexadecimal digits).
+
+        :class:`UnknownKeyError`: none or, with ``candidates``, more than one. Else raises like
+        :meth:`lookup`.
+        """
+        return find_manifest(self.layout, prefix)
+
+    def plan_removal(self, keys: Sequence[Digest]) -> RemovalPlan:
+        """What removing these entries would free; nothing is removed. :class:`UnknownKeyError`."""
+        return plan_entries_removal(self.layout, keys)
+
+    def remove(self, plan: RemovalPlan) -> RemovalReport:
+        """Remove what was planned, manifests first. :class:`VaultNotWritableError`."""
+        self._require_writable()
+        return remove_entries(self.layout, plan)
+
+    def foreign_files(self) -> Iterator[Path]:
+        """What lies in the folder and is no part of a vault; of a foreign folder only the folder itself."""
+        return iter_foreign(self.layout)
+
+    def _require_writable(self) -> None:
+        if not self.writable:
+            raise VaultNotWritableError(
+                f"The vault {self.root} is read-only for this user. Mend its permissions, or give another folder.",
+                self.root,
+            )
+
+
+def _unreadable(path: Path, error: OSError) -> CorruptEntryError:
+    return CorruptEntryError(f"{path} cannot be read: {error.strerror}.", path)

@@ -1,0 +1,69 @@
+"""Fixtures shared by all tests. What takes a compilation is made once for a test session."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("PIPEVAULT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+@pytest.fixture(scope="session")
+def block_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compiled ``Block``, saved as onediffx's ``save_pipe`` saves a part: ``block_folder / "block"``."""
+    import torch
+    from onediff.infer_compiler import compile as onediff_compile
+
+    from pipelines import FAST_BUILD, Block
+    from pipevault.graphs import backend
+    from pipevault.graphs.inductor import BuildOptions
+    from pipevault.graphs.part import PartOptions
+
+    torch.manual_seed(0)
+    options = PartOptions(build=BuildOptions(config=FAST_BUILD))
+    part = onediff_compile(Block().eval(), backend=backend.NAME, options=options)
+    with torch.no_grad():
+        part(torch.randn(2, 16), scale=2.0)
+    folder = tmp_path_factory.mktemp("block")
+    part.save_graph(folder / "block")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def frozen_vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vault that holds the tiny Stable Diffusion pipeline at its default size. Tests must not write to it."""
+    import pipevault
+    from pipelines import FAST_BUILD, draw, stable_diffusion
+
+    root = tmp_path_factory.mktemp("frozen") / "vault"
+    pipe = stable_diffusion(tmp_path_factory.mktemp("tokenizer"))
+    pipevault.PipelineCache(root, build_config=FAST_BUILD).load(pipe)
+    assert pipevault.outcome(pipe).status == "miss"
+    import numpy as np
+
+    np.save(root.parent / "pixels_of_the_compiling_process.npy", draw(pipe).numpy())
+    return root
+
+
+@pytest.fixture(scope="session")
+def plain_vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vault that holds ``PlainPipeline`` at 8x8. Tests copy it before they write to it."""
+    import pipevault
+    from pipelines import FAST_BUILD, PlainPipeline
+
+    root = tmp_path_factory.mktemp("plain") / "vault"
+    pipevault.PipelineCache(root, build_config=FAST_BUILD).load(PlainPipeline())
+    return root

@@ -1,0 +1,253 @@
+"""Frozen parts on one compiled module; every test loads the saved graph into modules of its own."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from onediff.infer_compiler import DeployableModule
+from onediff.infer_compiler import compile as onediff_compile
+from torch import nn
+
+from pipelines import Block
+from pipevault.errors import (
+    CannotFreezeError,
+    ChangedPartError,
+    CorruptEntryError,
+    NothingFrozenError,
+    SettingsError,
+    TrainingModeError,
+    UnfrozenCallError,
+)
+from pipevault.graphs import backend
+from pipevault.graphs.part import FrozenPart, PartOptions, part_state, unfrozen
+
+X = torch.linspace(-1, 1, 32).reshape(2, 16)
+
+
+def block(seed: int) -> Block:
+    torch.manual_seed(seed)
+    return Block().eval()
+
+
+def frozen_block(folder: Path, module: nn.Module) -> nn.Module:
+    part = onediff_compile(module, backend="inductor", options=PartOptions(mode="frozen"))
+    part.load_graph(folder / "block")
+    return part
+
+
+@torch.no_grad()
+def assert_follows(part: nn.Module, eager: nn.Module) -> None:
+    expected, actual = eager(X, scale=2.0), part(X, scale=2.0)
+    assert actual.keys() == expected.keys()
+    assert actual["scale"] == 2.0
+    assert actual["extra"] is None
+    torch.testing.assert_close(actual["sample"], expected["sample"])
+
+
+def test_a_loaded_graph_runs_with_the_weights_of_its_own_module(block_folder: Path) -> None:
+    one, other = block(1), block(2)
+    assert_follows(frozen_block(block_folder, one), copy.deepcopy(one))
+    assert_follows(frozen_block(block_folder, other), copy.deepcopy(other))
+
+
+def test_the_graph_runs_and_not_the_eager_code(block_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = frozen_block(block_folder, block(1))
+    expected = part(X, scale=2.0)
+    monkeypatch.setattr(Block, "forward", lambda *args, **kwargs: pytest.fail("eager code ran"))
+    assert torch.equal(part(X, scale=2.0)["sample"], expected["sample"])
+
+
+def test_a_part_stays_an_instance_of_its_class_and_shares_its_state(block_folder: Path) -> None:
+    module = block(1)
+    part = frozen_block(block_folder, module)
+    assert isinstance(part, Block)
+    assert isinstance(part, DeployableModule)
+    assert (type(part).__name__, type(part).__module__) == ("Block", Block.__module__)
+    assert part.first is module.first
+    part.note = "kept"
+    assert module.note == "kept"
+    assert unfrozen(part) is module
+    assert type(module) is Block
+
+
+class TestWeightsThatMove:
+    def test_data_of_a_parameter_replaced(self, block_folder: Path) -> None:
+        part = frozen_block(block_folder, block(1))
+        part(X, scale=2.0)
+        part.second.weight.data = torch.randn(16, 16)
+        assert_follows(part, copy.deepcopy(part))
+
+    def test_a_parameter_replaced_by_another_object(self, block_folder: Path) -> None:
+        part = frozen_block(block_folder, block(1))
+        part(X, scale=2.0)
+        part.second.weight = nn.Parameter(torch.randn(16, 16))
+        assert_follows(part, copy.deepcopy(part))
+
+    def test_weights_changed_in_place_and_loaded(self, block_folder: Path) -> None:
+        part = frozen_block(block_folder, block(1))
+        with torch.no_grad():
+            part.second.weight.add_(1.0)
+        assert_follows(part, copy.deepcopy(part))
+        part.load_state_dict(block(5).state_dict())
+        assert_follows(part, copy.deepcopy(part))
+
+    def test_old_memory_is_not_read_after_a_move(self, block_folder: Path) -> None:
+        part = frozen_block(block_folder, block(1))
+        part(X, scale=2.0)
+        old = part.second.weight.data
+        part.to(torch.float32)._apply(lambda tensor: tensor.clone())
+        old.fill_(float("nan"))
+        assert_follows(part, copy.deepcopy(part))
+
+    @pytest.mark.parametrize("change", ["double", "half"])
+    def test_another_dtype_is_an_error_that_names_the_tensor(self, block_folder: Path, change: str) -> None:
+        part = frozen_block(block_folder, block(1))
+        part(X, scale=2.0)
+        getattr(part, change)()
+        with pytest.raises(ChangedPartError, match=r"was float32\[16\].* and is float"):
+            part(X, scale=2.0)
+
+    def test_another_memory_format_is_an_error(self, block_folder: Path) -> None:
+        part = frozen_block(block_folder, block(1))
+        part.second.weight.data = torch.randn(16, 16).t()
+        with pytest.raises(ChangedPartError, match="strides"):
+            part(X, scale=2.0)
+
+    def test_untied_weights_are_an_error(self, block_folder: Path) -> None:
+        part = frozen_block(block_folder, block(1))
+        part.tied = copy.deepcopy(part.first)
+        with pytest.raises(ChangedPartError, match="no longer share"):
+            part(X, scale=2.0)
+
+    def test_a_missing_tensor_is_an_error(self, block_folder: Path) -> None:
+        part = frozen_block(block_folder, block(1))
+        part.second = nn.Identity()
+        with pytest.raises(ChangedPartError, match="is gone"):
+            part(X, scale=2.0)
+
+
+def test_arguments_of_other_strides_give_the_same_bits(block_folder: Path) -> None:
+    part = frozen_block(block_folder, block(1))
+    transposed = X.t().contiguous().t()
+    assert transposed.stride() != X.stride()
+    assert torch.equal(part(transposed, scale=2.0)["sample"], part(X, scale=2.0)["sample"])
+    expanded = X[:1].expand(2, 16)
+    assert torch.equal(part(expanded, scale=2.0)["sample"], part(expanded.contiguous(), scale=2.0)["sample"])
+
+
+def test_a_call_that_no_graph_fits_names_part_call_frozen_calls_and_what_to_do(block_folder: Path) -> None:
+    part = frozen_block(block_folder, block(1))
+    with pytest.raises(UnfrozenCallError) as caught:
+        part(X[:1], scale=2.0)
+    message = str(caught.value)
+    for expected in ("Block", "called: float32[1,16], scale=2.0", "frozen: float32[2,16], scale=2.0", "on_unfrozen"):
+        assert expected in message
+    part_state(part).options = PartOptions(mode="frozen", on_unfrozen="eager")
+    assert_follows_shape = part(X[:1], scale=2.0)["sample"].shape
+    assert assert_follows_shape == (1, 16)
+
+
+def test_gradients_are_refused(block_folder: Path) -> None:
+    part = frozen_block(block_folder, block(1))
+    with pytest.raises(CannotFreezeError, match="need gradients"):
+        part(X.clone().requires_grad_(), scale=2.0)
+
+
+class TestHooks:
+    class Doubler(ModelHook):
+        def pre_forward(self, module: nn.Module, *args: torch.Tensor, **kwargs: object) -> tuple[object, object]:
+            return (args[0] * 2, *args[1:]), kwargs
+
+    def test_a_hook_that_was_there_runs_around_the_graph(
+        self, block_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = block(1)
+        expected = copy.deepcopy(module)(X * 2, scale=2.0)["sample"]
+        add_hook_to_module(module, self.Doubler())
+        part = frozen_block(block_folder, module)
+        with monkeypatch.context() as patch:
+            patch.setattr(Block, "forward", lambda *args, **kwargs: pytest.fail("eager code ran"))
+            torch.testing.assert_close(part(X, scale=2.0)["sample"], expected)
+        eager = unfrozen(part)
+        torch.testing.assert_close(eager(X, scale=2.0)["sample"], expected)
+
+    def test_a_hook_added_later_runs_around_the_graph(self, block_folder: Path) -> None:
+        part = frozen_block(block_folder, block(1))
+        expected = part(X * 2, scale=2.0)["sample"]
+        add_hook_to_module(part, self.Doubler())
+        assert torch.equal(part(X, scale=2.0)["sample"], expected)
+        remove_hook_from_module(part)
+        assert_follows(part, copy.deepcopy(part))
+
+    def test_forward_hooks_of_torch_run(self, block_folder: Path) -> None:
+        part = frozen_block(block_folder, block(1))
+        seen: list[str] = []
+        part.register_forward_hook(lambda module, args, output: seen.append(type(module).__name__))
+        part(X, scale=2.0)
+        assert seen == ["Block"]
+
+    def test_a_patched_forward_is_refused(self) -> None:
+        module = block(1)
+        module.forward = lambda x: x
+        with pytest.raises(CannotFreezeError, match="forward was replaced"):
+            onediff_compile(module, backend="inductor")
+
+
+def test_a_copy_and_a_pickle_are_eager(block_folder: Path) -> None:
+    part = frozen_block(block_folder, block(1))
+    for again in (copy.deepcopy(part), pickle.loads(pickle.dumps(part))):
+        assert type(again) is Block
+        assert not isinstance(again, FrozenPart)
+        assert_follows(part, again)
+
+
+class TestFiles:
+    def test_an_artifact_with_one_byte_changed_is_not_loaded(self, block_folder: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(block_folder, tmp_path / "copy")
+        artifact = max((folder / "artifacts").iterdir(), key=lambda path: path.stat().st_size)
+        data = bytearray(artifact.read_bytes())
+        data[len(data) // 2] ^= 1
+        artifact.write_bytes(bytes(data))
+        with pytest.raises(CorruptEntryError, match="is not what block names"):
+            frozen_block(folder, block(1))
+
+    def test_a_missing_artifact_is_named(self, block_folder: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(block_folder, tmp_path / "copy")
+        for artifact in (folder / "artifacts").iterdir():
+            artifact.unlink()
+        with pytest.raises(CorruptEntryError, match="cannot be read"):
+            frozen_block(folder, block(1))
+
+    @pytest.mark.parametrize(
+        "data", [b"", b"{", b"[]", b'{"pipevault_part": 1}', b'{"pipevault_part": 99, "graphs": []}']
+    )
+    def test_a_broken_document_is_an_error(self, tmp_path: Path, data: bytes) -> None:
+        (tmp_path / "block").write_bytes(data)
+        with pytest.raises(CorruptEntryError, match="block"):
+            frozen_block(tmp_path, block(1))
+
+    def test_saving_without_graphs_is_an_error(self, tmp_path: Path) -> None:
+        part = onediff_compile(block(1), backend="inductor")
+        with pytest.raises(NothingFrozenError, match="nothing to save"):
+            part.save_graph(tmp_path / "block")
+
+
+class TestRefusals:
+    def test_training_mode(self) -> None:
+        part = onediff_compile(block(1).train(), backend="inductor")
+        with pytest.raises(TrainingModeError, match="training mode"), torch.no_grad():
+            part(X)
+
+    def test_options_of_another_kind(self) -> None:
+        with pytest.raises(SettingsError, match="PartOptions"):
+            onediff_compile(block(1), backend="inductor", options={"mode": "max"})
+
+    def test_registering_twice_is_harmless(self) -> None:
+        backend.register()
+        backend.register()

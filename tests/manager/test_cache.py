@@ -1,0 +1,343 @@
+"""The cache on a pipeline of one small part: misses, faults, several shapes, settings."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pipelines import FAST_BUILD, PlainPipeline, draw
+
+import pipevault
+from pipevault.errors import (
+    BadCallError,
+    CannotFreezeError,
+    CompilerMissingError,
+    MissError,
+    NewerVaultError,
+    NotAVaultError,
+    SettingsError,
+    UnknownBackendError,
+    UnknownModeError,
+    VaultFullError,
+    VaultNotWritableError,
+    WrongMachineError,
+)
+from pipevault.graphs.part import FrozenPart
+from pipevault.manager import cache as cache_module
+from pipevault.store.vault import Vault
+
+
+def cache(root: Path, mode: str = "compile", **options: Any) -> pipevault.PipelineCache:
+    return pipevault.PipelineCache(root, mode=mode, build_config=FAST_BUILD, **options)
+
+
+@pytest.fixture
+def vault_copy(plain_vault: Path, tmp_path: Path) -> Path:
+    """Also shows that a vault works after a plain copy."""
+    return shutil.copytree(plain_vault, tmp_path / "moved")
+
+
+@pytest.fixture
+def no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("something was compiled")
+
+    monkeypatch.setattr("pipevault.graphs.part.build_graph", refuse)
+
+
+def only_artifact(root: Path) -> Path:
+    (manifest,) = Vault.open(root).manifests()
+    return Vault.open(root).layout.artifact_file(manifest.artifacts[0].digest)
+
+
+@pytest.mark.usefixtures("no_compiling")
+class TestHits:
+    def test_a_pipeline_that_is_none_of_diffusers(self, vault_copy: Path) -> None:
+        pipe = PlainPipeline()
+        eager = draw(pipe)
+        cache(vault_copy).load(pipe)
+        assert pipevault.outcome(pipe).status == "hit"
+        torch.testing.assert_close(draw(pipe), eager)
+        assert isinstance(pipe.transformer, FrozenPart)
+
+    def test_loading_twice_is_harmless(self, vault_copy: Path) -> None:
+        pipe = PlainPipeline()
+        first = draw(cache(vault_copy).load(pipe))
+        assert torch.equal(draw(cache(vault_copy).load(pipe)), first)
+
+    def test_mode_off_gives_the_eager_pipeline_back(self, vault_copy: Path) -> None:
+        pipe = PlainPipeline()
+        eager = draw(pipe)
+        cache(vault_copy, mode="off").load(pipe)
+        assert pipevault.outcome(pipe).status == "off"
+        assert not isinstance(pipe.transformer, FrozenPart)
+        cache(vault_copy).load(pipe)
+        cache(vault_copy, mode="off").load(pipe)
+        assert not isinstance(pipe.transformer, FrozenPart)
+        assert torch.equal(draw(pipe), eager)
+
+    def test_files_of_others_in_the_vault_do_no_harm(self, vault_copy: Path) -> None:
+        (vault_copy / "notes.txt").write_text("mine")
+        (vault_copy / "entries" / "README").write_text("mine")
+        pipe = cache(vault_copy).load(PlainPipeline())
+        assert pipevault.outcome(pipe).status == "hit"
+
+    def test_the_generator_and_global_randomness_are_left_alone(self, vault_copy: Path) -> None:
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        cache(vault_copy).load(PlainPipeline(seed=5))
+        torch.manual_seed(5)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.usefixtures("no_compiling")
+class TestMisses:
+    def test_require_on_an_empty_vault_says_what_to_run(self, tmp_path: Path) -> None:
+        Vault.open(tmp_path / "vault")
+        with pytest.raises(MissError, match=r"no entries[\s\S]*prewarm\.py"):
+            cache(tmp_path / "vault", "require").load(PlainPipeline())
+
+    def test_require_does_not_make_a_vault(self, tmp_path: Path) -> None:
+        with pytest.raises(NotAVaultError):
+            cache(tmp_path / "vault", "require").load(PlainPipeline())
+        assert not (tmp_path / "vault").exists()
+
+    def test_a_changed_architecture_is_named(self, vault_copy: Path) -> None:
+        pipe = PlainPipeline()
+        pipe.transformer.temperature = 0.5
+        with pytest.raises(MissError, match=r"architecture\.transformer\.digest"):
+            cache(vault_copy, "require").load(pipe)
+
+    @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+    def test_require_refuses_a_damaged_artifact_and_leaves_it(self, vault_copy: Path, damage: str) -> None:
+        artifact = only_artifact(vault_copy)
+        damaged = damage_file(artifact, damage)
+        pipe = PlainPipeline()
+        with pytest.raises(MissError, match=artifact.name[:12]):
+            cache(vault_copy, "require").load(pipe)
+        assert not isinstance(pipe.transformer, FrozenPart)
+        assert (artifact.read_bytes() if artifact.exists() else None) == damaged
+
+    def test_require_refuses_a_manifest_that_is_no_json(self, vault_copy: Path) -> None:
+        (manifest,) = (vault_copy / "entries").rglob("*.json")
+        manifest.chmod(0o644)
+        manifest.write_bytes(b"{")
+        with pytest.raises(MissError, match=manifest.name[:12]):
+            cache(vault_copy, "require").load(PlainPipeline())
+
+    def test_an_artifact_of_another_machine_is_refused_before_it_is_opened(
+        self, vault_copy: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            cache_module,
+            "package_metadata",
+            lambda path: {
+                "AOTI_PLATFORM": "linux",
+                "AOTI_CPU_ISA": "NEON",
+                "AOTI_MACHINE": "aarch64",
+                "AOTI_DEVICE_KEY": "cpu",
+            },
+        )
+        monkeypatch.setattr("pipevault.graphs.part.FrozenGraph", lambda *a, **k: pytest.fail("native code was opened"))
+        with pytest.raises((MissError, WrongMachineError), match="aarch64"):
+            cache(vault_copy, "require").load(PlainPipeline())
+
+
+def damage_file(path: Path, damage: str) -> bytes | None:
+    data = path.read_bytes()
+    path.chmod(0o644)
+    if damage == "remove":
+        path.unlink()
+        return None
+    changed = data[: len(data) // 2] if damage == "cut" else data[:100] + bytes([data[100] ^ 1]) + data[101:]
+    path.write_bytes(changed)
+    return changed
+
+
+@pytest.mark.usefixtures("no_compiling")
+class TestBadInput:
+    def test_unknown_mode(self, tmp_path: Path) -> None:
+        with pytest.raises(UnknownModeError, match="compile, require, off"):
+            cache(tmp_path, "always")
+
+    def test_unknown_backend(self, tmp_path: Path) -> None:
+        with pytest.raises(UnknownBackendError, match="inductor"):
+            pipevault.PipelineCache(tmp_path, backend="tensorrt")
+
+    def test_a_folder_that_is_no_vault(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").write_text("")
+        with pytest.raises(NotAVaultError):
+            cache(tmp_path).load(PlainPipeline())
+
+    def test_a_vault_of_a_later_version(self, vault_copy: Path) -> None:
+        marker = vault_copy / "vault.json"
+        marker.chmod(0o644)
+        marker.write_text('{"pipevault_vault": 99}')
+        with pytest.raises(NewerVaultError):
+            cache(vault_copy).load(PlainPipeline())
+
+    def test_a_read_only_vault_is_refused_before_anything_is_compiled(
+        self, vault_copy: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reader = cache(vault_copy)
+        vault = Vault(reader.vault.root, False)
+        monkeypatch.setattr(reader, "_vault", vault)
+        assert pipevault.outcome(reader.load(PlainPipeline())).status == "hit"
+        with pytest.raises(VaultNotWritableError, match="cannot be written"):
+            reader.load(PlainPipeline(), height=16)
+
+    def test_no_compiler(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cache_module, "find_cxx_compiler", lambda: None)
+        with pytest.raises(CompilerMissingError, match=r"Install g\+\+"):
+            cache(tmp_path / "vault").load(PlainPipeline())
+
+    def test_a_call_that_the_pipeline_refuses(self, tmp_path: Path) -> None:
+        class Picky(PlainPipeline):
+            def __call__(self, prompt: str = "", height: int = 8, width: int = 8) -> Any:
+                raise ValueError("too wide")
+
+        pipe = Picky()
+        with pytest.raises(BadCallError, match="too wide"):
+            cache(tmp_path / "vault").load(pipe)
+        assert not isinstance(pipe.transformer, FrozenPart)
+
+    def test_shapes_must_be_mappings_of_known_names(self, vault_copy: Path) -> None:
+        with pytest.raises(SettingsError, match="shapes takes mappings"):
+            cache(vault_copy).load(PlainPipeline(), shapes=[{"hight": 8}])
+        with pytest.raises(SettingsError, match="empty"):
+            cache(vault_copy).load(PlainPipeline(), shapes=[])
+
+    def test_the_outcome_of_a_pipeline_that_was_never_loaded(self) -> None:
+        with pytest.raises(SettingsError, match="was not loaded"):
+            pipevault.outcome(PlainPipeline())
+
+
+class TestCompiling:
+    def test_several_shapes_a_full_disk_and_healing(self, vault_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One compilation serves three questions, because it takes most of the time."""
+        built: list[str] = []
+        real = cache_module.freeze_pipeline.__globals__["graph_parts"].save
+        monkeypatch.setattr(
+            cache_module.freeze_pipeline.__globals__["graph_parts"],
+            "save",
+            lambda pipe, folder, names: (built.append("x"), real(pipe, folder, names))[1],
+        )
+        shapes = [{"height": 8}, {"batch_size": 2}]
+        with monkeypatch.context() as patch:
+            patch.setattr(Vault, "publish", full_disk)
+            pipe = PlainPipeline()
+            eager = [draw(pipe), draw(pipe, prompt=["a", "b"])]
+            cache(vault_copy).load(pipe, shapes=shapes)
+            outcome = pipevault.outcome(pipe)
+            assert [entry.status for entry in outcome.entries] == ["hit", "miss"]
+            assert not outcome.stored
+            assert "not stored" in outcome.reason
+            assert "no space left" in outcome.reason
+            torch.testing.assert_close(draw(pipe), eager[0])
+            torch.testing.assert_close(draw(pipe, prompt=["a", "b"]), eager[1])
+        assert len(list(Vault.open(vault_copy).manifests())) == 1
+        assert len(built) == 1
+
+    def test_a_damaged_artifact_is_reported_set_aside_and_healed(self, vault_copy: Path) -> None:
+        artifact = only_artifact(vault_copy)
+        expected = artifact.read_bytes()
+        damage_file(artifact, "flip")
+        pipe = cache(vault_copy).load(PlainPipeline())
+        outcome = pipevault.outcome(pipe)
+        assert outcome.status == "miss"
+        assert artifact.name[:12] in outcome.reason
+        assert any((vault_copy / "quarantine").iterdir())
+        assert artifact.read_bytes() == expected, "the second compilation gave other bytes"
+        assert pipevault.outcome(cache(vault_copy, "require").load(PlainPipeline())).status == "hit"
+
+    def test_parts_that_keep_state_stay_eager_with_the_reason(self, tmp_path: Path) -> None:
+        pipe = StatefulPipeline()
+        eager = pipe()
+        cache(tmp_path / "vault").load(pipe)
+        outcome = pipevault.outcome(pipe)
+        assert outcome.status == "partial"
+        parts = outcome.parts
+        assert parts["good"].status == "frozen"
+        assert parts["caches"].status == "eager"
+        assert "changes a container among its arguments" in parts["caches"].reason
+        assert parts["counts"].status == "eager"
+        assert re.match(r"call \d of 2: distance", parts["counts"].reason)
+        assert parts["in_place"].status == "eager"
+        assert "in place" in parts["in_place"].reason
+        assert parts["odd"].status == "eager"
+        assert "builtins.object" in parts["odd"].reason
+        torch.testing.assert_close(pipe(), eager)
+        again = StatefulPipeline()
+        again()  # what a module counts on itself is part of its architecture
+        assert pipevault.outcome(cache(tmp_path / "vault", "require").load(again)).status == "partial"
+
+    def test_nothing_frozen_is_an_error_and_nothing_is_stored(self, tmp_path: Path) -> None:
+        class Odd(PlainPipeline):
+            def __call__(self, height: int = 8, width: int = 8) -> Any:
+                return None
+
+        with pytest.raises(CannotFreezeError, match="no part was called"):
+            cache(tmp_path / "vault").load(Odd())
+        assert list(Vault.open(tmp_path / "vault").manifests()) == []
+
+
+def full_disk(self: Vault, manifest: Any, files: Any) -> None:
+    raise VaultFullError("no space left", self.root)
+
+
+class Good(torch.nn.Linear):
+    pass
+
+
+class Caches(torch.nn.Module):
+    """Fills a list that the caller passes, as Wan's decoder does."""
+
+    def forward(self, x: torch.Tensor, cache: list[torch.Tensor | None]) -> torch.Tensor:
+        before = cache[0]
+        cache[0] = x
+        return x if before is None else x + before
+
+
+class Counts(torch.nn.Module):
+    """Keeps frames on itself, as Pyramid-Flow's decoder does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.frames += 1
+        return x * self.frames
+
+
+class InPlace(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(2)
+
+
+class OddArgument(torch.nn.Module):
+    def forward(self, x: torch.Tensor, context: object) -> torch.Tensor:
+        return x
+
+
+class StatefulPipeline:
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.good = Good(8, 8).eval()
+        self.caches = Caches().eval()
+        self.counts = Counts().eval()
+        self.in_place = InPlace().eval()
+        self.odd = OddArgument().eval()
+
+    @torch.no_grad()
+    def __call__(self) -> torch.Tensor:
+        self.counts.frames = 0
+        x = self.good(torch.ones(2, 8))
+        cache: list[Any] = [None]
+        y = self.caches(x, cache) + self.caches(x, cache)
+        y = self.counts(y) + self.counts(y)
+        return self.odd(self.in_place(y.clone()), object())

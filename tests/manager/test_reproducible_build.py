@@ -1,0 +1,32 @@
+"""Two compilations of one key give the same bytes, so an artifact can be checked by making it again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from pipevault.store.vault import Vault
+
+COMPILE = """
+import sys
+from pipelines import FAST_BUILD, PlainPipeline
+import pipevault
+pipe = pipevault.PipelineCache(sys.argv[1], build_config=FAST_BUILD).load(PlainPipeline(seed=3))
+assert pipevault.outcome(pipe).status == "miss"
+"""
+
+
+def test_another_process_hash_seed_home_and_vault_give_the_same_artifacts(plain_vault: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "HOME": str(tmp_path), "USER": "somebody"}
+    subprocess.run(
+        [sys.executable, "-c", COMPILE, str(tmp_path / "vault")],
+        cwd=Path(__file__).parent.parent,
+        env=environment,
+        check=True,
+    )
+    (ours,), (theirs,) = Vault.open(plain_vault).manifests(), Vault.open(tmp_path / "vault").manifests()
+    assert ours.key.digest == theirs.key.digest
+    assert ours.artifacts == theirs.artifacts
+    assert ours.parts == theirs.parts

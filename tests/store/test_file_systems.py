@@ -1,0 +1,193 @@
+"""Real limits: a small disk, a read-only mount, missing permissions, a limit on file size."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fault_steps import in_child
+from store_entries import Entry, leftovers, make_entry, whole
+
+from pipevault.errors import VaultFullError, VaultNotWritableError
+from pipevault.store.vault import Vault
+
+_NEW_MOUNTS, _NEW_USERS = 0x00020000, 0x10000000
+_NO_MOUNTS = 99
+NOBODY = 65534
+
+
+def with_own_tmpfs(folder: Path, size: str, function: Callable[[], None]) -> None:
+    """Run ``function`` in a process of its own in which ``folder`` is a tmpfs; skip where that is not allowed."""
+
+    def run() -> None:
+        libc, user = ctypes.CDLL(None), os.geteuid()
+        if libc.unshare(_NEW_MOUNTS | (0 if user == 0 else _NEW_USERS)) != 0:
+            os._exit(_NO_MOUNTS)
+        if user != 0:
+            Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
+        if subprocess.run(["mount", "--make-rprivate", "/"]).returncode or subprocess.run(mount).returncode:
+            os._exit(_NO_MOUNTS)
+        function()
+
+    if sys.platform != "linux":
+        pytest.skip("needs mount namespaces")
+    folder.mkdir()
+    code = in_child(run)
+    if code == _NO_MOUNTS:
+        pytest.skip("this user may not mount")
+    assert code == 0
+
+
+def refuses_every_write(vault: Vault, there: Entry, new: Entry) -> None:
+    assert not vault.writable
+    assert whole(vault, there.manifest)
+    assert list(vault.manifests()) == [there.manifest]
+    with pytest.raises(VaultNotWritableError, match="read-only"):
+        vault.publish(new.manifest, new.files)
+    with pytest.raises(VaultNotWritableError, match="read-only"):
+        vault.remove(vault.plan_removal([there.key]))
+    with pytest.raises(VaultNotWritableError), vault.staging():
+        pass
+    with pytest.raises(VaultNotWritableError), vault.lock(new.key, timeout_s=0):
+        pass
+    assert vault.quarantine(vault.layout.manifest_file(there.key), "bad") is None
+    assert whole(vault, there.manifest)
+
+
+def test_a_small_disk(tmp_path: Path) -> None:
+    small = make_entry(tmp_path / "source", "small", {"x": b"x" * 5000})
+    large = make_entry(tmp_path / "source", "large", {"y": b"y" * 5000, "z": b"z" * 300_000})
+    disk = tmp_path / "disk"
+
+    def run() -> None:
+        vault = Vault.open(disk / "vault")
+        vault.publish(small.manifest, small.files)
+        with pytest.raises(VaultFullError, match="free space"):
+            vault.publish(large.manifest, large.files)
+        assert vault.lookup(large.key) is None
+        assert whole(vault, small.manifest)
+        assert leftovers(vault) == []
+        with vault.lock(large.key, timeout_s=0):
+            pass
+
+    with_own_tmpfs(disk, "128k", run)
+
+
+def test_a_disk_too_full_for_a_vault(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+
+    def run() -> None:
+        with pytest.raises(OSError, match="space"):
+            (disk / "filler").write_bytes(bytes(1 << 20))
+        with pytest.raises(VaultFullError):
+            Vault.open(disk / "vault")
+
+    with_own_tmpfs(disk, "16k", run)
+
+
+def test_a_read_only_mount(tmp_path: Path, entry: Entry) -> None:
+    new = make_entry(tmp_path / "source", "new", {"x": b"x"})
+    disk = tmp_path / "disk"
+
+    def run() -> None:
+        vault = Vault.open(disk / "vault")
+        vault.publish(entry.manifest, entry.files)
+        assert vault.writable
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        # One that was opened before learns it from the first write.
+        with pytest.raises(VaultNotWritableError):
+            vault.publish(new.manifest, new.files)
+        assert vault.quarantine(vault.layout.manifest_file(entry.key), "bad") is None
+        refuses_every_write(Vault.open(disk / "vault"), entry, new)
+        with pytest.raises(VaultNotWritableError):
+            Vault.open(disk / "another")
+
+    with_own_tmpfs(disk, "1m", run)
+
+
+def test_a_limit_on_file_size(vault: Vault, tmp_path: Path) -> None:
+    large = make_entry(tmp_path / "source", "large", {"y": b"y" * 300_000})
+
+    def run() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+        with pytest.raises(VaultFullError):
+            vault.publish(large.manifest, large.files)
+
+    assert in_child(run) == 0
+    assert vault.lookup(large.key) is None
+    assert leftovers(vault) == []
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder below which any user may look (pytest's own is closed to others)."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def as_user_without_permission(folder: Path, function: Callable[[], None]) -> None:
+    """Run ``function`` as somebody who may read below ``folder`` and not write."""
+    if os.geteuid() != 0:
+        folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+        for path in folders:
+            path.chmod(0o555)
+        try:
+            function()
+        finally:
+            for path in folders:
+                path.chmod(0o755)
+        return
+
+    def run() -> None:
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        function()
+
+    assert in_child(run) == 0
+
+
+def test_permission_denied(open_folder: Path) -> None:
+    there = make_entry(open_folder / "source", "there", {"x": b"x"})
+    new = make_entry(open_folder / "source", "new", {"y": b"y"})
+    Vault.open(open_folder / "vault").publish(there.manifest, there.files)
+    as_user_without_permission(open_folder, lambda: refuses_every_write(Vault.open(open_folder / "vault"), there, new))
+
+
+def test_a_folder_in_which_no_vault_can_be_made(open_folder: Path) -> None:
+    def run() -> None:
+        with pytest.raises(VaultNotWritableError, match="write permission"):
+            Vault.open(open_folder / "vault")
+
+    as_user_without_permission(open_folder, run)
+
+
+def test_a_folder_that_may_not_be_read(open_folder: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs a folder of another user")
+    Vault.open(open_folder / "vault").root.chmod(0o700)
+
+    def run() -> None:
+        with pytest.raises(VaultNotWritableError, match="may not be read"):
+            Vault.open(open_folder / "vault")
+
+    as_user_without_permission(open_folder, run)
+
+
+def test_the_folder_is_deleted_while_in_use(vault: Vault, entry: Entry) -> None:
+    vault.publish(entry.manifest, entry.files)
+    shutil.rmtree(vault.root)
+    assert vault.lookup(entry.key) is None
+    assert list(vault.manifests()) == []
+    assert list(vault.foreign_files()) == []
+    assert vault.quarantine(vault.layout.manifest_file(entry.key), "bad") is None

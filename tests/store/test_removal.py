@@ -1,0 +1,115 @@
+"""Removing entries: the plan, what happens, and what is shared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from store_entries import Entry, make_entry, whole
+
+from pipevault.digest import digest_bytes
+from pipevault.errors import UnknownKeyError
+from pipevault.store.vault import Vault
+
+SHARED, OWN = b"shared" * 100, b"own" * 50
+
+
+@pytest.fixture
+def pair(vault: Vault, tmp_path: Path) -> tuple[Entry, Entry]:
+    """Two published entries that share an artifact; the first has one of its own too."""
+    first = make_entry(tmp_path / "source", "a", {"unet/0.pt2": SHARED, "vae/0.pt2": OWN})
+    second = make_entry(tmp_path / "source", "b", {"unet/0.pt2": SHARED})
+    for entry in (first, second):
+        vault.publish(entry.manifest, entry.files)
+    return first, second
+
+
+def used_bytes(vault: Vault) -> int:
+    return sum(path.stat().st_size for path in vault.root.rglob("*") if path.is_file())
+
+
+def test_a_plan_changes_nothing(vault: Vault, pair: tuple[Entry, Entry]) -> None:
+    first, _ = pair
+    before = used_bytes(vault)
+    plan = vault.plan_removal([first.key])
+    assert plan.keys == (first.key,)
+    assert plan.artifacts == (digest_bytes(OWN),)
+    assert plan.shared == (digest_bytes(SHARED),)
+    assert used_bytes(vault) == before
+    assert whole(vault, first.manifest)
+
+
+def test_shared_artifacts_stay_and_the_bytes_are_true(vault: Vault, pair: tuple[Entry, Entry]) -> None:
+    first, second = pair
+    before = used_bytes(vault)
+    plan = vault.plan_removal([first.key])
+    report = vault.remove(plan)
+    assert report.keys == (first.key,)
+    assert report.artifacts == plan.artifacts
+    assert report.shared == plan.shared
+    assert report.freed_bytes == plan.size_bytes == before - used_bytes(vault)
+    assert vault.lookup(first.key) is None
+    assert whole(vault, second.manifest)
+
+
+def test_the_last_entry_takes_the_artifact_along(vault: Vault, pair: tuple[Entry, Entry]) -> None:
+    keys = [entry.key for entry in pair]
+    report = vault.remove(vault.plan_removal(keys))
+    assert set(report.artifacts) == {digest_bytes(OWN), digest_bytes(SHARED)}
+    assert report.shared == ()
+    assert [path for path in vault.layout.artifacts_dir.rglob("*") if path.is_file()] == []
+
+
+def test_an_artifact_that_was_claimed_since_the_plan_stays(
+    vault: Vault, pair: tuple[Entry, Entry], tmp_path: Path
+) -> None:
+    plan = vault.plan_removal([pair[0].key])
+    late = make_entry(tmp_path / "source", "late", {"vae/0.pt2": OWN})
+    vault.publish(late.manifest, late.files)
+    report = vault.remove(plan)
+    assert report.artifacts == ()
+    assert digest_bytes(OWN) in report.shared
+    assert whole(vault, late.manifest)
+
+
+def test_a_second_removal_frees_nothing(vault: Vault, pair: tuple[Entry, Entry]) -> None:
+    plan = vault.plan_removal([pair[0].key])
+    vault.remove(plan)
+    report = vault.remove(plan)
+    assert (report.keys, report.artifacts, report.freed_bytes) == ((), (), 0)
+
+
+def test_an_unknown_key(vault: Vault, pair: tuple[Entry, Entry]) -> None:
+    with pytest.raises(UnknownKeyError):
+        vault.plan_removal([pair[0].key, digest_bytes(b"unknown")])
+
+
+def test_what_a_damaged_manifest_may_name_stays(vault: Vault, pair: tuple[Entry, Entry]) -> None:
+    first, second = pair
+    path = vault.layout.manifest_file(second.key)
+    path.write_bytes(path.read_bytes().replace(b'"manifest_version":1', b'"manifest_version":2'))
+    vault.remove(vault.plan_removal([first.key]))
+    assert vault.layout.artifact_file(digest_bytes(SHARED)).exists()
+
+
+def test_an_entry_with_a_damaged_manifest_can_be_removed(vault: Vault, pair: tuple[Entry, Entry]) -> None:
+    first, _ = pair
+    vault.layout.manifest_file(first.key).write_bytes(b"damaged")
+    report = vault.remove(vault.plan_removal([first.key]))
+    assert report.keys == (first.key,)
+    assert report.freed_bytes == len(b"damaged")
+
+
+def test_manifests_go_before_artifacts(
+    vault: Vault, pair: tuple[Entry, Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[str] = []
+    unlink = Path.unlink
+
+    def recording_unlink(path: Path, missing_ok: bool = False) -> None:
+        removed.append(path.relative_to(vault.root).parts[0])
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", recording_unlink)
+    vault.remove(vault.plan_removal([entry.key for entry in pair]))
+    assert removed == ["entries", "entries", "artifacts", "artifacts"]
