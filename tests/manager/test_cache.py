@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from pipelines import FAST_BUILD, PlainPipeline, draw
 
 import pipevault
+from pipelines import FAST_BUILD, PlainPipeline, draw
 from pipevault.errors import (
     BadCallError,
     CannotFreezeError,

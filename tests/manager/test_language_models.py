@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pipelines import FAST_BUILD
 
 import pipevault
+from pipelines import FAST_BUILD
 
 
 class TwoEncoders:

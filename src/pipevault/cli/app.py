@@ -1,0 +1,131 @@
+"""The command ``pipevault``: its commands, and the one table that turns errors into exit codes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from pipevault import errors
+
+EXIT_CODES: tuple[tuple[type[errors.PipevaultError], int, str], ...] = (
+    (errors.SettingsError, 2, "an option, a setting or an environment variable cannot be used"),
+    (errors.BadCallError, 2, "the pipeline does not accept this call (size, inputs)"),
+    (errors.UnknownKeyError, 3, "no entry has this key, or several begin with it"),
+    (errors.MissError, 4, "mode require: the vault holds no usable entry"),
+    (errors.UnfrozenCallError, 4, "a call fits no frozen graph"),
+    (errors.CannotFreezeError, 5, "the pipeline or a part of it cannot be frozen"),
+    (errors.ChangedPartError, 5, "a frozen part was changed"),
+    (errors.CorruptEntryError, 6, "an artifact or a manifest is damaged"),
+    (errors.VaultFullError, 7, "no space was left while publishing"),
+    (errors.VaultError, 8, "the vault folder cannot be used"),
+    (errors.LockTimeoutError, 9, "another process held a key's lock for too long"),
+    (errors.WrongMachineError, 10, "an artifact was built for another machine"),
+    (errors.PipevaultError, 1, "any other error; doctor: something needs attention"),
+)
+"""Error class, exit code, meaning. The first row that fits decides: a subclass stands before its base."""
+
+INTERRUPTED = 130
+DEBUG_VARIABLE = "PIPEVAULT_DEBUG"
+
+COMMANDS: Mapping[str, str] = {
+    "demo": "pipevault.cli.demo:demo",
+    "ls": "pipevault.cli.commands:list_entries",
+    "show": "pipevault.cli.commands:show",
+    "explain": "pipevault.cli.explain:explain",
+    "rm": "pipevault.cli.commands:remove",
+    "where": "pipevault.cli.commands:where",
+    "doctor": "pipevault.cli.doctor:doctor",
+}
+"""Where each command is; imported when it is called, so that a quick one stays quick."""
+
+
+def exit_code(error: errors.PipevaultError) -> int:
+    return next(code for error_class, code, _ in EXIT_CODES if isinstance(error, error_class))
+
+
+def report(error: errors.PipevaultError) -> int:
+    """Prints ``error`` as one line on standard error, with ``PIPEVAULT_DEBUG=1`` after its traceback; its exit code."""
+    if os.environ.get(DEBUG_VARIABLE) == "1":
+        import traceback
+
+        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    click.echo(f"pipevault: {' '.join(str(error).split())}", err=True)
+    return exit_code(error)
+
+
+class ReportingCommand(click.Command):
+    """A command on its own whose errors are reported as those of ``pipevault`` are."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except errors.PipevaultError as error:
+            ctx.exit(report(error))
+        except KeyboardInterrupt:
+            ctx.exit(_interrupted())
+
+
+class Commands(click.Group):
+    """The commands of :data:`COMMANDS`; their errors are reported and set the exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command = getattr(import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except errors.PipevaultError as error:
+            ctx.exit(report(error))
+        except KeyboardInterrupt:
+            ctx.exit(_interrupted())
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = sorted(((code, meaning) for _, code, meaning in EXIT_CODES), key=lambda row: row[0])
+        with formatter.section("Exit codes"):
+            lines = [(0, "success"), *rows, (INTERRUPTED, "interrupted")]
+            formatter.write_dl([(f"{code:>3}", meaning) for code, meaning in lines])
+        formatter.write_paragraph()
+        formatter.write_text(f"{DEBUG_VARIABLE}=1 adds the traceback to an error.")
+
+
+def _interrupted() -> int:
+    click.echo("pipevault: interrupted", err=True)
+    return INTERRUPTED
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from pipevault import __version__
+
+        click.echo(f"pipevault {__version__}")
+        ctx.exit()
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+def app() -> None:
+    """Freeze the compiled graphs of a diffusion pipeline once, load the same graphs everywhere."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; leaves with ``SystemExit``."""
+    app.main(args=None if arguments is None else list(arguments), prog_name="pipevault")

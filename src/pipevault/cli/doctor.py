@@ -1,0 +1,224 @@
+"""``pipevault doctor``: one line for each thing that a freeze or a load needs, ok or with what to do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+
+import click
+
+from pipevault.cli import render
+from pipevault.cli.options import dir_option, json_option
+from pipevault.errors import PipevaultError, UnsafeVaultError, VaultError
+from pipevault.settings import Settings
+from pipevault.store.trust import check_ownership
+from pipevault.store.vault import BrokenManifest, Vault
+
+FREE_SPACE_NEEDED_BYTES = 1_000_000_000
+NEEDED_PACKAGES = ("diffusers", "transformers", "onediff", "onediffx")
+
+_SHOWN_FILES = 3
+_COMPILER_TIMEOUT_S = 60.0
+_PROGRAM = "#include <vector>\nint main() { return std::vector<int>{}.size(); }\n"
+
+
+@dataclass(frozen=True)
+class Check:
+    """``detail`` says what was found; ``remedy`` what to do about it, empty if nothing needs doing."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+@click.command("doctor", short_help="Check this machine and the vault.")
+@dir_option
+@json_option
+def doctor(dir: Path | None, as_json: bool) -> None:
+    """Check Python, torch, the C++ compiler, the GPU and the vault; exit code 1 if something needs attention.
+
+    \b
+    Examples:
+      pipevault doctor
+      pipevault doctor --dir /srv/vault --json
+    """
+    root = Settings.resolve(dir=dir).dir
+    checks = [
+        check_python(),
+        check_torch(),
+        *check_packages(),
+        check_compiler(),
+        check_gpu(),
+        *check_vault(root),
+    ]
+    healthy = all(check.ok for check in checks)
+    if as_json:
+        render.print_json({"ok": healthy, "checks": [asdict(check) for check in checks]})
+    else:
+        for check in checks:
+            click.echo(f"{'ok  ' if check.ok else 'MEND'} {check.name}: {check.detail}")
+            if check.remedy:
+                click.echo(f"     -> {check.remedy}")
+    if not healthy:
+        click.get_current_context().exit(1)
+
+
+def check_python() -> Check:
+    return Check("python", True, f"{platform.python_version()} ({sys.executable})")
+
+
+def check_torch() -> Check:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a shared library of the build is missing
+        return Check("torch", False, f"cannot be imported ({error})", "Install torch 2.13 or 2.14.")
+    release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if (2, 13) <= release < (2, 15):
+        return Check("torch", True, torch.__version__)
+    return Check("torch", False, torch.__version__, "Install torch 2.13 or 2.14: other releases were not tried.")
+
+
+def check_packages() -> Iterator[Check]:
+    for name in NEEDED_PACKAGES:
+        try:
+            yield Check(name, True, version(name))
+        except PackageNotFoundError:
+            yield Check(name, False, "not installed", f"Run: pip install {name}")
+
+
+def check_compiler() -> Check:
+    """Compiles and links a program of one line with the compiler that torch would use."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    found = shutil.which(compiler)
+    if found is None:
+        return Check(
+            "c++ compiler",
+            False,
+            f"{compiler} was not found",
+            "Install g++ or name a compiler in CXX; without one, only what others froze can be loaded.",
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "try.cpp"
+        source.write_text(_PROGRAM, "utf-8")
+        try:
+            result = subprocess.run(
+                [found, "-std=c++17", "-o", str(source.with_suffix(".out")), str(source)],
+                capture_output=True,
+                text=True,
+                timeout=_COMPILER_TIMEOUT_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return Check("c++ compiler", False, f"{found} does not run ({error})", "Install g++ again.")
+    if result.returncode != 0:
+        reason = (result.stderr.strip().splitlines() or ["no message"])[0]
+        return Check("c++ compiler", False, f"{found} cannot compile ({reason})", "Install g++ with libstdc++.")
+    return Check("c++ compiler", True, found)
+
+
+def check_gpu() -> Check:
+    try:
+        import torch
+    except (ImportError, OSError):
+        return Check("gpu", True, "unknown without torch")
+    if not torch.cuda.is_available():
+        return Check("gpu", True, "none: graphs are frozen for the CPU")
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return Check("gpu", True, ", ".join(names))
+
+
+def check_vault(root: Path) -> Iterator[Check]:
+    if not root.exists():
+        yield _check_future_vault(root)
+        yield _check_free_space(root)
+        return
+    try:
+        empty = root.is_dir() and not any(root.iterdir())
+        vault = None if empty else Vault.open(root, create=False)
+    except (VaultError, OSError) as error:
+        yield Check("vault", False, f"{root} cannot be used", str(error))
+        return
+    if vault is None:
+        yield _check_future_vault(root)
+        yield _check_free_space(root)
+        return
+    yield Check("vault", True, str(vault.root))
+    for name, check in (
+        ("permissions", _check_permissions),
+        ("entries", _check_entries),
+        ("foreign files", _check_foreign),
+    ):
+        yield _guarded(name, check, vault)
+    yield _check_free_space(root)
+
+
+def _guarded(name: str, check: Callable[[Vault], Check], vault: Vault) -> Check:
+    """A check that an error of the vault itself makes fail, so that the others still run."""
+    try:
+        return check(vault)
+    except PipevaultError as error:
+        return Check(name, False, "could not be checked", str(error))
+
+
+def _check_future_vault(root: Path) -> Check:
+    parent = next(folder for folder in (root, *root.parents) if folder.exists())
+    if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
+        return Check("vault", True, f"{root} will be made at the first freeze")
+    return Check("vault", False, f"{root} cannot be made", f"Make {parent} writable, or give another folder.")
+
+
+def _check_permissions(vault: Vault) -> Check:
+    try:
+        check_ownership(vault.layout.vault_file, root=vault.root, allow_group_write=vault.allow_group_write)
+    except UnsafeVaultError as error:
+        return Check("permissions", False, "others can write where native code is loaded from", str(error))
+    if not vault.writable:
+        return Check(
+            "permissions",
+            False,
+            "read-only for this user",
+            "Load in mode require, mend the permissions, or give another folder.",
+        )
+    return Check("permissions", True, "writable, by this user alone")
+
+
+def _check_entries(vault: Vault) -> Check:
+    entries = list(vault.manifests())
+    broken = [entry for entry in entries if isinstance(entry, BrokenManifest)]
+    if not broken:
+        return Check("entries", True, f"{len(entries)}, every manifest intact")
+    return Check(
+        "entries",
+        False,
+        f"{len(entries)}, {len(broken)} with a manifest that cannot be used: {broken[0].reason}",
+        f"Run: pipevault rm {' '.join(entry.key.short for entry in broken[:_SHOWN_FILES])}",
+    )
+
+
+def _check_foreign(vault: Vault) -> Check:
+    foreign = list(islice(vault.foreign_files(), _SHOWN_FILES + 1))
+    if not foreign:
+        return Check("foreign files", True, "none")
+    shown = ", ".join(str(path) for path in foreign[:_SHOWN_FILES])
+    more = " and more" if len(foreign) > _SHOWN_FILES else ""
+    return Check("foreign files", True, f"{shown}{more}", "They are ignored. Move them away if they are not meant.")
+
+
+def _check_free_space(root: Path) -> Check:
+    place = next(folder for folder in (root, *root.parents) if folder.exists())
+    free_bytes = shutil.disk_usage(place).free
+    detail = render.size_text(free_bytes)
+    if free_bytes >= FREE_SPACE_NEEDED_BYTES:
+        return Check("free space", True, detail)
+    needed = render.size_text(FREE_SPACE_NEEDED_BYTES)
+    return Check("free space", False, detail, f"Free space on {place}: {needed} is a safe minimum for compiling.")

@@ -1,0 +1,134 @@
+"""From what a person types (MODEL, ``512x512``, ``bfloat16``) to a pipeline and the calls to freeze."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipevault.demo import DIGIT_WORDS, MODEL_DIR
+from pipevault.errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
+
+DEMO_MODEL = "demo"
+DEMO_SHAPE: Mapping[str, Any] = {"batch_size": len(DIGIT_WORDS), "guidance": True}
+"""The one call of ``pipevault demo``: every digit once, at the model's own size."""
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+_SIZE = re.compile(r"([1-9]\d{0,5})[xX×]([1-9]\d{0,5})")  # noqa: RUF001 - people type the multiplication sign
+
+
+@dataclass(frozen=True)
+class Size:
+    """Pixels of a picture, typed as ``WIDTHxHEIGHT``."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+def parse_size(text: str) -> Size:
+    if match := _SIZE.fullmatch(text.strip()):
+        return Size(int(match[1]), int(match[2]))
+    raise SettingsError(f"{text!r} is no size. Give WIDTHxHEIGHT in pixels, such as 768x512.")
+
+
+def shapes_of(
+    model: str,
+    sizes: Sequence[str],
+    *,
+    batch_size: int | None = None,
+    num_frames: int | None = None,
+    guidance: bool | None = None,
+) -> list[dict[str, Any]]:
+    """The calls to freeze, each as arguments of ``PipelineCache.load``; no size means the pipeline's own."""
+    given = {"batch_size": batch_size, "num_frames": num_frames, "guidance": guidance}
+    defaults = DEMO_SHAPE if model == DEMO_MODEL else {}
+    call = {**defaults, **{name: value for name, value in given.items() if value is not None}}
+    if not sizes:
+        return [call]
+    return [{**call, "height": size.height, "width": size.width} for size in map(parse_size, sizes)]
+
+
+def open_pipeline(
+    model: str, *, dtype: str | None = None, device: str | None = None, pipeline_class: str | None = None
+) -> Any:
+    """The diffusers pipeline of a folder or a repository id, or the one that ships (``demo``), on ``device``.
+
+    ``dtype``: one of :data:`DTYPES`, ``None`` for float32. ``device``: ``None`` for the GPU if there is one,
+    else the CPU, and for the demo always the CPU. ``pipeline_class``: a class of diffusers where the
+    model's own is not wanted. Raises :class:`SettingsError` for each of them that cannot be used.
+    """
+    torch_dtype = _torch_dtype(dtype)
+    torch_device = _torch_device("cpu" if device is None and model == DEMO_MODEL else device)
+    quieten_libraries()
+    loader = _pipeline_class(pipeline_class)
+    try:
+        pipe = loader.from_pretrained(_location(model), dtype=torch_dtype)
+    except (OSError, ValueError) as error:  # what diffusers and the hub raise for a model that is not there
+        raise SettingsError(
+            f"{model!r} cannot be opened as a diffusers pipeline: {error} Give a folder with a "
+            f"model_index.json, a repository id, or the word {DEMO_MODEL}."
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(torch_device)
+
+
+def quieten_libraries() -> None:
+    """Errors only, and no loading bars, from diffusers and transformers; for a process of our own only."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for logging in (diffusers.utils.logging, transformers.utils.logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def _location(model: str) -> str:
+    if model != DEMO_MODEL:
+        return str(Path(model).expanduser()) if model.startswith("~") else model
+    if not (MODEL_DIR / "model_index.json").is_file():
+        raise SettingsError(f"The demo model is missing from {MODEL_DIR}: install pipevault again.")
+    return str(MODEL_DIR)
+
+
+def _torch_dtype(name: str | None) -> torch.dtype:
+    if name is not None and name not in DTYPES:
+        raise SettingsError(f"There is no dtype {name!r} here. Dtypes: {', '.join(DTYPES)}.")
+    import torch
+
+    dtype = getattr(torch, name or "float32")
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _torch_device(name: str | None) -> torch.device:
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:  # the three that torch raises for a device
+        reason = str(error).strip().split("\n")[0]
+        raise SettingsError(f"Device {name!r} cannot be used: {reason}") from error
+    return device
+
+
+def _pipeline_class(name: str | None) -> Any:
+    import diffusers
+
+    if name is None:
+        return diffusers.DiffusionPipeline
+    found = getattr(diffusers, name, None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
+        raise SettingsError(f"diffusers {diffusers.__version__} has no pipeline class {name!r}.")
+    return found

@@ -1,0 +1,96 @@
+"""Shows the steps of a load on standard error: a live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from pipevault.manager.outcome import Step
+
+ACTIONS = {
+    "fingerprint": "reading the pipeline's fingerprint",
+    "lookup": "looking into the vault",
+    "verify": "verifying artifacts",
+    "capture": "recording every part's calls",
+    "export": "exporting",
+    "compile": "compiling",
+    "check": "comparing with eager",
+    "save": "saving",
+    "publish": "publishing",
+    "load": "loading",
+    "wait": "waiting",
+}
+BRIEF_ACTIONS = frozenset({"fingerprint", "lookup", "verify", "save"})
+"""Milliseconds as a rule, so they are shown only if they took :data:`NOTABLE_S` or longer."""
+NOTABLE_S = 1.0
+DETAIL_LENGTH = 60
+
+
+class StepProgress:
+    """A context manager to give as ``progress=``. On a terminal each part has a line, and each step of the whole."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._started_s = time.monotonic()
+        self._live: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> StepProgress:
+        # Made here and not at the first step: importing it must not count as a part of the load.
+        self._started_s = time.monotonic()
+        if self._stream.isatty():
+            self._live = _live_display(self._stream)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, step: Step) -> None:
+        if step.action in BRIEF_ACTIONS and (step.seconds is None or step.seconds < NOTABLE_S):
+            return
+        if self._live is not None:
+            self._show_live(self._live, step)
+            return
+        elapsed_s = time.monotonic() - self._started_s
+        ended = "" if step.seconds is None else f" - done in {step.seconds:.2f} s"
+        print(f"[{elapsed_s:7.1f} s] {step_label(step)}{ended}", file=self._stream, flush=True)
+
+    def _show_live(self, live: Progress, step: Step) -> None:
+        label = step_label(step)
+        row = step.part or step.action
+        if row not in self._tasks:
+            self._tasks[row] = live.add_task(label, total=1)
+        elif step.seconds is None and live.tasks[self._tasks[row]].finished:
+            live.reset(self._tasks[row])
+        completed = None if step.seconds is None else 1
+        live.update(self._tasks[row], description=label, completed=completed)
+
+
+def step_label(step: Step) -> str:
+    action = ACTIONS.get(step.action, step.action)
+    label = f"{step.part}: {action}" if step.part else action
+    if not step.detail:
+        return label
+    detail = step.detail if len(step.detail) <= DETAIL_LENGTH else f"{step.detail[: DETAIL_LENGTH - 1]}…"
+    return f"{label} ({detail})"
+
+
+def _live_display(stream: TextIO) -> Progress:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        SpinnerColumn(finished_text="[green]✓[/]"),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=Console(file=stream),
+    )

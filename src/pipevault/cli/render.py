@@ -1,0 +1,106 @@
+"""What people read (tables, sizes, ages) and what programs read (JSON on standard output)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+PIPED_WIDTH = 180
+"""Columns where the output is no terminal, so that a key is not cut for a program that reads the table."""
+
+_SIZE_UNITS = ("B", "kB", "MB", "GB", "TB")
+_AGE_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
+_LONGEST_AGE_S = 30 * 86_400
+
+
+def print_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def note(text: str) -> None:
+    """A line for people on standard error, which leaves standard output to the result."""
+    click.echo(text, err=True)
+
+
+def console() -> Console:
+    from rich.console import Console
+
+    made = Console(highlight=False)
+    return made if made.is_terminal else Console(highlight=False, width=PIPED_WIDTH)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> Table:
+    """A table of plain text: a value is never read as markup. ``right`` names the columns of numbers."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> Table:
+    """Two columns without a head: names and values."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table.grid(padding=(0, 2))
+    made.add_column()
+    made.add_column(overflow="fold")
+    for name, value in rows:
+        made.add_row(Text(name, style="bold"), Text(value))
+    return made
+
+
+def size_text(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in _SIZE_UNITS:
+        if size < 1000 or unit == _SIZE_UNITS[-1]:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError("the last unit holds every size")
+
+
+def seconds_text(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def age_text(created_at: str, now: datetime | None = None) -> str:
+    """How long ago an ISO 8601 time was, its date if that is over a month; what is no time as it stands."""
+    try:
+        then = datetime.fromisoformat(created_at)
+    except ValueError:
+        return created_at
+    if then.tzinfo is None:
+        then = then.replace(tzinfo=timezone.utc)
+    age_s = ((now or datetime.now(timezone.utc)) - then).total_seconds()
+    if age_s > _LONGEST_AGE_S:
+        return then.date().isoformat()
+    for unit, length_s in _AGE_UNITS:
+        if age_s >= length_s:
+            return f"{age_s // length_s:.0f} {unit} ago"
+    return "just now"
+
+
+def value_text(value: Any) -> str:
+    """A plain JSON value in one line, text without quotation marks."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """The leaves of nested mappings under dotted names, in the order in which they stand."""
+    if not isinstance(value, Mapping) or not value:
+        return [(prefix, value)]
+    return [leaf for name, item in value.items() for leaf in flat(item, f"{prefix}.{name}" if prefix else str(name))]

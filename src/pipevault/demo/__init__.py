@@ -1,0 +1,47 @@
+"""A small real Stable Diffusion pipeline that ships inside the package.
+
+The demo model draws the handwritten digit that the prompt names.  Importing this
+module stays cheap: nothing here imports torch or diffusers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+MODEL_DIR: Final[Path] = Path(__file__).resolve().parent / "model"
+"""Folder of the demo pipeline in diffusers format, for ``StableDiffusionPipeline.from_pretrained``."""
+
+CLASSIFIER_FILE: Final[Path] = Path(__file__).resolve().parent / "classifier.safetensors"
+"""Weights of the digit classifier that scores generated images."""
+
+DIGIT_WORDS: Final[tuple[str, ...]] = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+)
+"""English words for the digits; the index is the digit."""
+
+DEFAULT_STEPS: Final[int] = 12
+"""Denoising steps that the demo pipeline needs for legible digits."""
+
+DEFAULT_GUIDANCE_SCALE: Final[float] = 3.0
+"""Classifier-free guidance scale that suits the demo pipeline."""
+
+
+def prompt(digit: int) -> str:
+    """Return the canonical prompt for ``digit``, such as ``"a handwritten seven"``.
+
+    Raises:
+        ValueError: ``digit`` is not between 0 and 9.
+    """
+    if not 0 <= digit < len(DIGIT_WORDS):
+        raise ValueError(f"digit must be between 0 and 9, not {digit}")
+    return f"a handwritten {DIGIT_WORDS[digit]}"

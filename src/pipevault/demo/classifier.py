@@ -1,0 +1,70 @@
+"""A small convolutional classifier, trained on real handwritten digits, that scores images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pipevault.demo import CLASSIFIER_FILE
+
+IMAGE_SIZE_PX = 32
+
+
+class DigitClassifier(nn.Module):
+    """Ten logits for a batch of ink maps of shape ``(n, 1, 32, 32)``, with 0 for paper and 1 for ink."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 48, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(48 * 4 * 4, 32),
+            nn.ReLU(),
+            nn.Linear(32, 10),
+        )
+
+    def forward(self, ink: Tensor) -> Tensor:
+        logits: Tensor = self.layers(ink)
+        return logits
+
+
+def to_ink(images: Sequence[Image.Image]) -> Tensor:
+    """Turn pictures of dark ink on light paper into the classifier's input."""
+    size_px = (IMAGE_SIZE_PX, IMAGE_SIZE_PX)
+    grey = [image.convert("L").resize(size_px, Image.Resampling.BILINEAR) for image in images]
+    paper = np.stack([np.asarray(image, dtype=np.float32) for image in grey]) / 255.0
+    return torch.from_numpy(1.0 - paper).unsqueeze(1)
+
+
+@lru_cache(maxsize=2)
+def load_classifier(weights: Path = CLASSIFIER_FILE) -> DigitClassifier:
+    """Load the shipped classifier in float32 and eval mode; the result is cached and shared."""
+    classifier = DigitClassifier()
+    state = {name: tensor.float() for name, tensor in load_file(weights).items()}
+    classifier.load_state_dict(state)
+    return classifier.eval()
+
+
+def recognise(images: Sequence[Image.Image]) -> tuple[list[int], list[float]]:
+    """Return the most likely digit of every image and the probability given to it (0 to 1)."""
+    if not images:
+        return [], []
+    with torch.inference_mode():
+        probabilities = load_classifier()(to_ink(images)).softmax(dim=1)
+        confidences, digits = probabilities.max(dim=1)
+    return digits.tolist(), confidences.tolist()

@@ -1,0 +1,288 @@
+"""The machine type that a graph is built for: CPU instruction set and threads, or GPU type.
+
+Two machines with equal factors run the same native code and get the same bits from it; which of several equal
+devices runs it is no factor. Everything is read through the small functions at the end of the file, without
+starting a process and without importing Inductor.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+NO_VECTOR_ISA = "INVALID_VEC_ISA"
+_NVIDIA_DRIVER_FILE = Path("/proc/driver/nvidia/version")
+# Limit the kernels that oneDNN and MKL choose from (oneDNN developer guide, "CPU Dispatcher Control").
+_KERNEL_VARIABLES = (
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_CPU_ISA_HINTS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+)
+
+
+def machine_factors(device: torch.device) -> dict[str, Any]:
+    """Factors of the machine type for parts that run on ``device``."""
+    if device.type == "cpu":
+        return _cpu_factors()
+    if device.type == "cuda":
+        return _cuda_factors(device)
+    return {
+        "type": device.type,
+        "platform": sys.platform,
+        "arch": platform.machine(),
+        "name": _other_device_name(device),
+    }
+
+
+def machine_record() -> dict[str, Any]:
+    """Readable facts that are recorded and are no factor; nothing that names the host or its user."""
+    record: dict[str, Any] = {
+        "os": f"{platform.system()} {platform.release()}",
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        "python": platform.python_version(),
+    }
+    if driver := _nvidia_driver_version():
+        record["nvidia_driver"] = driver
+    return record
+
+
+def recorded_isa(metadata: Mapping[str, str]) -> str | None:
+    """The CPU instruction set that an AOTInductor package says it was built for."""
+    return metadata.get("AOTI_CPU_ISA")
+
+
+def check_package_machine(metadata: Mapping[str, str], device: torch.device) -> str | None:
+    """Why a package with this AOTInductor metadata must not be loaded for ``device``; ``None`` if it may.
+
+    Metadata that lacks a field is a reason too: native code of unknown origin is not loaded.
+    """
+    expected = {
+        "AOTI_PLATFORM": sys.platform,
+        "AOTI_MACHINE": platform.machine(),
+        "AOTI_DEVICE_KEY": device.type,
+    }
+    if device.type == "cuda":
+        expected["AOTI_COMPUTE_CAPABILITY"] = _aoti_compute_capability(device)
+    for name, here in expected.items():
+        built_for = metadata.get(name)
+        if built_for != here:
+            return f"{name} is {built_for!r} in the package and {here!r} on this machine"
+    isa = recorded_isa(metadata)
+    if isa is None:
+        return "the package does not say which CPU instruction set it was built for (AOTI_CPU_ISA)"
+    if device.type == "cpu":
+        here = inductor_isa()
+        if not set(isa.split()) <= set(here.split()):
+            return f"AOTI_CPU_ISA is {isa!r} in the package and {here!r} on this machine"
+    elif missing := set(isa.split()) - {NO_VECTOR_ISA} - set(_supported_isas()):
+        return f"AOTI_CPU_ISA is {isa!r} in the package and this host lacks {', '.join(sorted(missing))}"
+    return None
+
+
+def inductor_isa() -> str:
+    """What Inductor would generate vector code for, written like ``AOTI_CPU_ISA``: ``"AVX512 AVX512_VNNI"``.
+
+    Follows ``torch._inductor.cpu_vec_isa.pick_vec_isa`` without its trial compilation: where the C++ compiler
+    is too old for the CPU's instructions, Inductor picks a smaller set.
+    """
+    config = sys.modules.get("torch._inductor.config")
+    if config is None:  # what its import would read
+        switched_off, simd_bits = os.environ.get("TORCHINDUCTOR_VEC_ISA_OK") == "0", None
+    else:
+        switched_off, simd_bits = config.cpp.vec_isa_ok is False, config.cpp.simdlen
+    ranked = [] if switched_off else _ranked_isas()
+    if simd_bits is not None:
+        ranked = [isa for isa in ranked if _ISA_BITS[isa.split()[0]] == simd_bits]
+    else:
+        wanted = os.environ.get("ATEN_CPU_CAPABILITY", "")
+        if wanted == "default":
+            return NO_VECTOR_ISA
+        if wanted in ("zvector", "vsx", "avx2", "avx512"):
+            ranked = [isa for isa in ranked if wanted.upper() in isa] or ranked
+    return ranked[0] if ranked else NO_VECTOR_ISA
+
+
+_ISA_BITS = {"AVX512": 512, "AVX2": 256, "ASIMD": 128, "VSX": 256, "ZVECTOR": 256}
+
+
+def _ranked_isas() -> list[str]:
+    """Inductor's candidates that this CPU has, best first."""
+    arch = platform.machine()
+    if sys.platform == "darwin":
+        return ["ASIMD"] if platform.processor() == "arm" else []
+    if sys.platform not in ("linux", "win32"):
+        return []
+    if arch in ("x86_64", "AMD64"):
+        has = _supported_isas()
+        ranked = ["AVX512 AVX512_VNNI AMX_TILE", "AVX512 AVX512_VNNI", "AVX512", "AVX2"]
+        return [isa for isa in ranked if set(isa.split()) <= set(has)]
+    return {"aarch64": ["ASIMD"], "ppc64le": ["VSX"], "s390x": ["ZVECTOR"]}.get(arch, [])
+
+
+def _supported_isas() -> list[str]:
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return [word for isa in _ranked_isas() for word in isa.split()]
+    capabilities = _cpu_capabilities()
+    windows = sys.platform == "win32"
+    names = {
+        "AVX2": bool(capabilities.get("avx2")),
+        "AVX512": bool(capabilities.get("avx512_f")),
+        "AVX512_VNNI": bool(capabilities.get("avx512_f") and capabilities.get("avx512_vnni")) and not windows,
+        "AMX_TILE": bool(capabilities.get("amx_tile")) and _init_amx(),
+    }
+    return [name for name, supported in names.items() if supported]
+
+
+def _cpu_factors() -> dict[str, Any]:
+    import torch
+
+    capabilities = _cpu_capabilities()
+    factors: dict[str, Any] = {
+        "type": "cpu",
+        "platform": sys.platform,
+        "arch": platform.machine(),
+        "isa": inductor_isa(),
+        "capability": _aten_capability(),
+        # Inductor compiles with -march=native; oneDNN and MKL choose kernels by these and by the cache sizes.
+        "features": sorted(name for name, present in capabilities.items() if present is True),
+        "l1d_cache_bytes": capabilities.get("l1d_cache_size"),
+        "l2_cache_bytes": capabilities.get("l2_cache_size"),
+        "threads": _thread_count(),
+        "onednn": _onednn_version() if torch.backends.mkldnn.enabled else "off",
+    }
+    if (mkl_threads := _mkl_thread_count()) not in (None, factors["threads"]):
+        factors["mkl_threads"] = mkl_threads
+    if variables := {name: os.environ[name] for name in _KERNEL_VARIABLES if os.environ.get(name)}:
+        factors["kernel_variables"] = variables
+    return factors
+
+
+def _cuda_factors(device: torch.device) -> dict[str, Any]:
+    import torch
+
+    properties = _cuda_properties(device)
+    factors: dict[str, Any] = {
+        "type": "cuda",
+        "platform": sys.platform,
+        "arch": platform.machine(),
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "sm_count": properties.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "cudnn": _cudnn_version(),
+    }
+    if torch.version.hip:
+        factors["hip"] = torch.version.hip
+        factors["gcn_arch"] = properties.gcnArchName
+    return factors
+
+
+def _cpu_capabilities() -> Mapping[str, Any]:
+    import torch
+
+    return torch.cpu.get_capabilities()
+
+
+def _init_amx() -> bool:
+    """Linux grants AMX to a process on request; Inductor asks in the same way before it picks AMX."""
+    import torch
+
+    return bool(torch.cpu._init_amx())
+
+
+def _aten_capability() -> str:
+    import torch
+
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
+def _thread_count() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _mkl_thread_count() -> int | None:
+    import torch
+
+    found = re.search(r"mkl_get_max_threads\(\) : (\d+)", torch.__config__.parallel_info())
+    return int(found[1]) if found else None
+
+
+def _onednn_version() -> str:
+    import torch
+
+    found = re.search(r"MKL-DNN v(\S+)", torch.__config__.show())
+    return found[1] if found else "none"
+
+
+def _cuda_properties(device: torch.device) -> Any:
+    import torch
+
+    return torch.cuda.get_device_properties(device)
+
+
+def _cudnn_version() -> int | None:
+    import torch
+
+    version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return version
+
+
+def _aoti_compute_capability(device: torch.device) -> str:
+    """As Inductor writes it: ``"90"`` for CUDA, the architecture's name for ROCm."""
+    import torch
+
+    properties = _cuda_properties(device)
+    if torch.version.hip:
+        return str(properties.gcnArchName).split(":", 1)[0]
+    return f"{properties.major}{properties.minor}"
+
+
+def _nvidia_driver_version() -> str | None:
+    """The kernel module says it without a process and without starting CUDA."""
+    try:
+        text = _NVIDIA_DRIVER_FILE.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None  # no NVIDIA driver on this machine
+    found = re.search(r"Kernel Module\D*?(?:x86_64|aarch64)?\s+(\d+(?:\.\d+)+)", text)
+    return found[1] if found else text.partition("\n")[0]
+
+
+def _other_device_name(device: torch.device) -> str:
+    import torch
+
+    module = getattr(torch, device.type, None)
+    reader = getattr(module, "get_device_name", None)
+    return str(reader(device)) if reader else platform.processor() or device.type
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux, or a sandbox without /proc: the generic name will do
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None  # not a POSIX system

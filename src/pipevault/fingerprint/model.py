@@ -1,0 +1,371 @@
+"""Fingerprint of a module: everything that decides its graph, except the values of its weights.
+
+The configuration does not show FreeU, attention processors, tiling, LoRA layers, hooks or ``channels_last``.
+So the digest walks the module tree: path, class (with its source outside released packages), scalars,
+objects and functions held as attributes, ``training``, forward hooks, and parameters and buffers by name,
+shape, dtype, stride, ties and persistence. A tensor that is no parameter or buffer becomes a constant of the
+graph, so its values count. Paths, devices, addresses and ``requires_grad`` do not.
+
+Take a fingerprint before the module is called: some models fill caches in attributes when they run.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import os
+import types
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from pipevault.fingerprint.classes import (
+    class_identity,
+    function_identity,
+    is_ours,
+    original_class,
+    qualified_name,
+)
+from pipevault.fingerprint.difference import describe_difference
+from pipevault.fingerprint.volatile import SKIPPED_NAMES, SKIPPED_PREFIXES
+from pipevault.fingerprint.weights import tensor_digest, weights_digest
+
+__all__ = [
+    "architecture",
+    "describe_difference",
+    "original_class",
+    "snapshot",
+    "weights_digest",
+]
+
+_MAX_DEPTH = 6
+
+
+def architecture(module: nn.Module) -> dict[str, Any]:
+    """Readable summary and ``digest`` (hex SHA-256) of the module tree.
+
+    ``parameters`` counts elements, ``tensors`` parameters and buffers, ``dtypes`` tensors by dtype; a tensor
+    that has several names counts once.
+    """
+    walk = _Walk(module)
+    digest = _digest(walk.modules())
+    dtypes: dict[str, int] = {}
+    for tensor in walk.tensors.values():
+        name = str(tensor.dtype).removeprefix("torch.")
+        dtypes[name] = dtypes.get(name, 0) + 1
+    return {
+        "class": qualified_name(original_class(module)),
+        "parameters": sum(_element_count(t) for t in walk.tensors.values() if isinstance(t, nn.Parameter)),
+        "tensors": len(walk.tensors),
+        "dtypes": dict(sorted(dtypes.items())),
+        "digest": digest,
+    }
+
+
+def snapshot(module: nn.Module) -> dict[str, str]:
+    """What :func:`architecture` digests, in readable form: ``path`` -> class, ``path:name`` -> value."""
+    items: dict[str, str] = {}
+    for path, identity, lines in _Walk(module).modules():
+        items[path] = identity
+        for line in lines:
+            name, _, value = line.partition("=")
+            items[f"{path}:{name}"] = value
+    return items
+
+
+class _Walk:
+    """One pass over a module tree. Texts of shared objects, such as configurations, are written once."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self.tensors: dict[int, torch.Tensor] = {}
+        self._first_names: dict[int, str] = {}
+        self._paths: dict[int, str] = {}
+        self._classes: dict[type, tuple[str, dict[str, Any]]] = {}
+        self._layouts: dict[tuple[Any, ...], str] = {}
+        self._objects: dict[int, str] = {}
+        self._kept_alive: list[Any] = []
+        self._registered: set[int] | None = None
+
+    def modules(self) -> Iterator[tuple[str, str, list[str]]]:
+        """Path, class and sorted ``name=value`` lines of every module, parents first."""
+        stack: list[tuple[str, nn.Module]] = [("", self.root)]
+        while stack:
+            path, module = stack.pop()
+            if (first := self._paths.get(id(module))) is not None:
+                yield path, f"same as {first!r}", []
+                continue
+            self._paths[id(module)] = path
+            cls = original_class(module)
+            prefix = f"{path}." if path else ""
+            yield path, self._class(cls)[0], self._lines(module, cls, prefix)
+            if children := module._modules:
+                stack.extend(
+                    (prefix + name, child)
+                    for name, child in reversed(children.items())
+                    if child is not None and not name.startswith(SKIPPED_PREFIXES)
+                )
+
+    def _class(self, cls: type) -> tuple[str, dict[str, Any]]:
+        known = self._classes.get(cls)
+        if known is None:
+            known = self._classes[cls] = (class_identity(cls), _scalar_defaults(cls))
+        return known
+
+    def _lines(self, module: nn.Module, cls: type, prefix: str) -> list[str]:
+        values = module.__dict__
+        lines = self._attribute_lines(values, cls, 0)
+        for name, parameter in values["_parameters"].items():
+            lines.append(f"{name}={self._weight(parameter, prefix + name)} parameter")
+        if buffers := values["_buffers"]:
+            transient = values["_non_persistent_buffers_set"]
+            for name, buffer in buffers.items():
+                kind = "transient buffer" if name in transient else "buffer"
+                lines.append(f"{name}={self._weight(buffer, prefix + name)} {kind}")
+        lines.sort()
+        if values["_forward_hooks"] or values["_forward_pre_hooks"]:
+            lines.extend(self._hook_lines(values))
+        return lines
+
+    def _attribute_lines(self, values: Mapping[str, Any], cls: type, depth: int) -> list[str]:
+        defaults = self._class(cls)[1]
+        lines = []
+        for name, value in values.items():
+            if SKIPPED_NAMES[name] or (name == "lora_scale" and "_safe_fusing" in values):
+                continue
+            kind = type(value)
+            # An attribute that repeats its class counts like none at all, so that undoing a change restores
+            # the digest: FreeU, for one, is switched off by setting its scalars to None.
+            if name in defaults:
+                if type(defaults[name]) is kind and defaults[name] == value:
+                    continue
+            elif value is None or (kind is types.MethodType and value.__func__ is getattr(cls, name, None)):
+                continue
+            if kind is int or kind is bool or kind is float:
+                lines.append(f"{name}={value!r}")
+            elif name == "_hf_hook":
+                lines.append(f"{name}={_accelerate_hook(value)}")
+            elif (text := self._text(value, depth)) is not None:
+                lines.append(f"{name}={text}")
+        return lines
+
+    def _hook_lines(self, values: Mapping[str, Any]) -> Iterator[str]:
+        for kind in ("_forward_pre_hooks", "_forward_hooks"):
+            with_kwargs = values.get(f"{kind}_with_kwargs", {})
+            always = values.get(f"{kind}_always_called", {})
+            theirs = [(handle, hook) for handle, hook in values[kind].items() if not is_ours(hook)]
+            for place, (handle, hook) in enumerate(theirs):
+                flags = f"{' kwargs' if handle in with_kwargs else ''}{' always' if handle in always else ''}"
+                yield f"{kind}[{place}]={self._text(hook, 0)}{flags}"
+
+    def _weight(self, tensor: torch.Tensor | None, name: str) -> str:
+        """A registered tensor. Ties count: a graph of a tied model reads one of the names only."""
+        if tensor is None:
+            return "no"
+        self.tensors[id(tensor)] = tensor
+        first = self._first_names.setdefault(id(tensor), name)
+        tie = "" if first == name or not isinstance(tensor, nn.Parameter) else f" tied to {first}"
+        return self._tensor(tensor) + tie
+
+    def _tensor(self, tensor: torch.Tensor) -> str:
+        if type(tensor) is not nn.Parameter and type(tensor) is not torch.Tensor:
+            return self._unusual_tensor(tensor)
+        if tensor.layout is not torch.strided:
+            return f"{list(tensor.shape)} {tensor.dtype} {tensor.layout}"
+        key = (tensor.shape, tensor.dtype, tensor.stride())
+        text = self._layouts.get(key)
+        if text is None:
+            text = self._layouts[key] = _layout(*key)
+        return text
+
+    def _unusual_tensor(self, tensor: torch.Tensor) -> str:
+        name = class_identity(type(tensor))
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+            return name
+        if hasattr(tensor, "__tensor_flatten__"):
+            names, context = tensor.__tensor_flatten__()
+            inner = [f"{n}:{self._tensor(getattr(tensor, n))}" for n in sorted(names)]
+            return f"{name}({', '.join(inner)}; {self._text(context, 1)})"
+        return f"{name} {_layout(tensor.shape, tensor.dtype, tensor.stride())}"
+
+    def _text(self, value: Any, depth: int) -> str | None:
+        """Text of any attribute value; ``None`` if it must not count."""
+        kind = type(value)
+        if kind is int or kind is bool or kind is float or value is None:
+            return repr(value)
+        writer = _WRITERS.get(kind)
+        if writer is None:
+            writer = next((w for base, w in _WRITERS_BY_BASE if isinstance(value, base)), _Walk._object)
+        return writer(self, value, depth)
+
+    def _sequence(self, value: Any, depth: int) -> str:
+        """Lists and tuples read the same: a configuration has tuples when built, and lists when loaded."""
+        if depth >= _MAX_DEPTH:
+            return f"{type(value).__name__}[{len(value)}]"
+        inner = [self._text(item, depth + 1) or "-" for item in value]
+        if isinstance(value, set | frozenset):
+            inner.sort()
+            return f"{{{', '.join(inner)}}}"
+        return f"[{', '.join(inner)}]"
+
+    def _mapping(self, value: Mapping[Any, Any], depth: int) -> str:
+        if depth >= _MAX_DEPTH:
+            return f"{type(value).__name__}[{len(value)}]"
+        inner = []
+        for name, item in value.items():
+            if isinstance(name, str) and SKIPPED_NAMES[name]:
+                continue
+            if (text := self._text(item, depth + 1)) is not None:
+                inner.append(f"{self._text(name, depth + 1)}: {text}")
+        return f"{{{', '.join(sorted(inner))}}}"
+
+    def _callable(self, value: Any, depth: int) -> str | None:
+        if is_ours(value):
+            return None
+        if isinstance(value, functools.partial):
+            parts = (value.func, value.args, value.keywords)
+            return f"partial({', '.join(self._text(part, depth + 1) or '-' for part in parts)})"
+        owner = getattr(value, "__self__", None)
+        if owner is None or isinstance(owner, types.ModuleType):
+            return function_identity(value)
+        method = function_identity(getattr(value, "__func__", value))
+        return f"{method} of {self._text(owner, depth + 1)}"
+
+    def _is_registered(self, tensor: torch.Tensor) -> bool:
+        if self._registered is None:
+            named = (*self.root.named_parameters(), *self.root.named_buffers())
+            self._registered = {id(registered) for _, registered in named}
+        return id(tensor) in self._registered
+
+    def _tensor_attribute(self, tensor: torch.Tensor, depth: int) -> str:
+        """A tensor that is not registered is lifted into the graph as a constant, so its values count."""
+        text = self._tensor(tensor)
+        if self._is_registered(tensor) or tensor.is_meta or tensor.layout is not torch.strided:
+            return text
+        if hasattr(tensor, "__tensor_flatten__") or tensor.is_quantized:
+            return text
+        return f"{text} values:{tensor_digest(tensor)}"
+
+    def _module(self, module: nn.Module, depth: int) -> str:
+        """A reference into the tree, or a module outside it, whose weights the graph holds as constants."""
+        if (path := self._paths.get(id(module))) is not None:
+            return f"module {path!r}"
+        identity = class_identity(original_class(module))
+        known = self._objects.get(id(module))
+        if known is not None or depth >= _MAX_DEPTH:
+            return known or identity
+        self._objects[id(module)] = identity
+        if any(module is inner for inner in self.root.modules()):
+            return f"module of the tree, {identity}"
+        weights = [tensor for _, tensor in (*module.named_parameters(), *module.named_buffers())]
+        values = [self._tensor_attribute(tensor, depth) for tensor in weights]
+        inner_digest = _digest(_Walk(module).modules())
+        text = f"{identity} {inner_digest} {hashlib.sha256(repr(values).encode()).hexdigest()}"
+        self._objects[id(module)] = text
+        return text
+
+    def _object(self, value: Any, depth: int) -> str | None:
+        if is_ours(value):
+            return None
+        known = self._objects.get(id(value))
+        if known is not None:
+            return known
+        text = self._class(type(value))[0]
+        values = getattr(value, "__dict__", None)
+        self._objects[id(value)] = text
+        self._kept_alive.append(value)
+        if values and depth < _MAX_DEPTH:
+            lines = self._attribute_lines(values, type(value), depth + 1)
+            text = f"{text}({', '.join(sorted(lines))})" if lines else text
+            self._objects[id(value)] = text
+        return text
+
+    def _array(self, value: Any, depth: int) -> str:
+        return f"{value.dtype}{list(value.shape)} values:{hashlib.sha256(value.tobytes()).hexdigest()}"
+
+
+def _digest(modules: Iterator[tuple[str, str, list[str]]]) -> str:
+    hasher = hashlib.sha256()
+    for path, identity, lines in modules:
+        hasher.update("\n".join((f"{path!r} {identity}", *lines, "")).encode("utf-8", "surrogatepass"))
+    return hasher.hexdigest()
+
+
+def _element_count(parameter: nn.Parameter) -> int:
+    return 0 if isinstance(parameter, UninitializedParameter) else parameter.numel()
+
+
+def _layout(shape: torch.Size, dtype: torch.dtype, stride: tuple[int, ...]) -> str:
+    """The stride of a dimension of size one addresses nothing, and ``channels_last`` and back changes it."""
+    steps = ",".join("-" if size == 1 else str(step) for size, step in zip(shape, stride, strict=True))
+    return f"[{','.join(map(str, shape))}] {str(dtype).removeprefix('torch.')} stride [{steps}]"
+
+
+def _scalar_defaults(cls: type) -> dict[str, Any]:
+    """Class attributes that an equal instance attribute does not change."""
+    defaults: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if base is nn.Module or base is object:
+            continue
+        for name, value in vars(base).items():
+            if type(value) in (bool, int, float, str):
+                defaults[name] = value
+            else:
+                defaults.pop(name, None)
+    defaults.pop("training", None)
+    return defaults
+
+
+def _accelerate_hook(hook: Any) -> str:
+    """Class names only: the attributes of accelerate's hooks are devices and weight maps."""
+    inner = getattr(hook, "hooks", ())
+    names = ", ".join(_accelerate_hook(item) for item in inner)
+    return f"{class_identity(type(hook))}({names})" if names else class_identity(type(hook))
+
+
+def _string(walk: _Walk, value: str, depth: int) -> str | None:
+    """An absolute path says where a model lies on this machine, so it does not count."""
+    is_path = ("/" in value or "\\" in value) and os.path.isabs(value)
+    return None if is_path else repr(str(value))
+
+
+_Writer = Callable[[Any, Any, int], "str | None"]
+_WRITERS: dict[type, _Writer] = {
+    str: _string,
+    tuple: _Walk._sequence,
+    list: _Walk._sequence,
+    set: _Walk._sequence,
+    frozenset: _Walk._sequence,
+    torch.Size: _Walk._sequence,
+    dict: _Walk._mapping,
+    torch.dtype: lambda walk, value, depth: str(value),
+    torch.device: lambda walk, value, depth: None,
+    types.FunctionType: _Walk._callable,
+    types.BuiltinFunctionType: _Walk._callable,
+    types.MethodType: _Walk._callable,
+    functools.partial: _Walk._callable,
+}
+_WRITERS_BY_BASE: tuple[tuple[type, _Writer], ...] = (
+    (nn.Module, _Walk._module),
+    (torch.Tensor, _Walk._tensor_attribute),
+    (enum.Enum, lambda walk, value, depth: f"{qualified_name(type(value))}.{value.name}"),
+    (type, lambda walk, value, depth: None if is_ours(value) else class_identity(value)),
+    (PurePath, lambda walk, value, depth: None),
+    (weakref.ref, lambda walk, value, depth: "weakref"),
+    (np.generic, lambda walk, value, depth: f"{value.dtype} {value.item()!r}"),
+    (np.ndarray, _Walk._array),
+    (Mapping, _Walk._mapping),
+    (tuple, _Walk._sequence),
+    (list, _Walk._sequence),
+    (set, _Walk._sequence),
+    (int, lambda walk, value, depth: repr(int(value))),
+    (float, lambda walk, value, depth: repr(float(value))),
+    (str, _string),
+)

@@ -1,0 +1,87 @@
+"""Versions of everything that turns a pipeline into native code."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ABSENT = "none"
+_DISTRIBUTIONS = {
+    "torch": ("torch",),
+    "triton": ("triton", "pytorch-triton", "pytorch-triton-rocm", "pytorch-triton-xpu", "triton-windows"),
+    "diffusers": ("diffusers",),
+    "transformers": ("transformers",),
+    "onediff": ("onediff",),
+    "onediffx": ("onediffx",),
+}
+_COMPILER_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class CxxCompiler:
+    """The C++ compiler that Inductor would use; ``version`` is the first line of its ``--version``."""
+
+    path: Path
+    version: str
+
+
+def toolchain_factors(*, graph_format: int) -> dict[str, str]:
+    """Version of each package that decides generated code, ``"none"`` where it is not installed.
+
+    Starts no process and imports nothing. ``graph_format`` is the version of the backend's artifact format.
+    """
+    return {"graph_format": str(graph_format), **{name: package_version(name) for name in _DISTRIBUTIONS}}
+
+
+def package_version(name: str) -> str:
+    """Version of the imported module ``name``, else of its installed distribution, else ``"none"``."""
+    version = getattr(sys.modules.get(name), "__version__", None)
+    return str(version) if version else _installed_version(name)
+
+
+@functools.cache
+def _installed_version(name: str) -> str:
+    for distribution in _DISTRIBUTIONS.get(name, (name,)):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ABSENT
+
+
+def find_cxx_compiler() -> CxxCompiler | None:
+    """The first working compiler of Inductor's search list, or ``None``. Starts a process: never on a hit."""
+    for candidate in _compiler_candidates():
+        path = shutil.which(candidate)
+        if path is None:
+            continue
+        try:
+            finished = subprocess.run(
+                [path, "--version"], capture_output=True, text=True, timeout=_COMPILER_TIMEOUT_S, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            continue
+        return CxxCompiler(Path(path), finished.stdout.partition("\n")[0].strip())
+    return None
+
+
+def toolchain_record(*, graph_format: int) -> dict[str, str]:
+    """:func:`toolchain_factors` and the C++ compiler's version, for manifests. Starts a process."""
+    compiler = find_cxx_compiler()
+    return {**toolchain_factors(graph_format=graph_format), "cxx": compiler.version if compiler else ABSENT}
+
+
+def _compiler_candidates() -> list[str]:
+    """Inductor reads ``CXX`` when its configuration is imported; from then on the configuration counts."""
+    config = sys.modules.get("torch._inductor.config")
+    if config is None:
+        return [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
+    configured = config.cpp.cxx
+    candidates = configured if isinstance(configured, list | tuple) else (configured,)
+    return [candidate for candidate in candidates if candidate]

@@ -1,0 +1,107 @@
+"""SHA-256 over the values of a module's weights: for graphs that carry them, and for records."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pipevault.digest import canonical_json
+from pipevault.errors import CannotFreezeError
+
+if TYPE_CHECKING:
+    import torch
+
+CHUNK_SIZE_BYTES = 16 << 20
+
+
+def weights_digest(module: torch.nn.Module, *, chunk_size_bytes: int = CHUNK_SIZE_BYTES) -> str:
+    """Hex SHA-256 over names, dtypes, shapes and bytes of all parameters and persistent buffers.
+
+    Every name counts, also one that shares its tensor with another; layout in memory and device do not. At
+    most ``chunk_size_bytes`` are copied at a time. Raises :class:`CannotFreezeError` for weights that have no
+    values or cannot be read as plain bytes.
+    """
+    hasher = hashlib.sha256()
+    known: dict[tuple[object, ...], str] = {}
+    for name, tensor in sorted(_named_weights(module), key=lambda item: item[0]):
+        hasher.update(_tensor_header(name, tensor))
+        for inner in _plain_tensors(name, tensor):
+            same = (str(inner.device), inner.data_ptr(), inner.dtype, inner.shape, inner.stride())
+            if same not in known:
+                known[same] = tensor_digest(inner, chunk_size_bytes=chunk_size_bytes)
+            hasher.update(known[same].encode())
+    return hasher.hexdigest()
+
+
+def tensor_digest(tensor: torch.Tensor, *, chunk_size_bytes: int = CHUNK_SIZE_BYTES) -> str:
+    """Hex SHA-256 over the elements of a dense tensor in row-major order, whatever its strides and device."""
+    hasher = hashlib.sha256()
+    for chunk in _chunks(tensor.detach(), chunk_size_bytes):
+        hasher.update(_bytes_view(chunk))
+    return hasher.hexdigest()
+
+
+def _named_weights(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    for path, owner in module.named_modules(remove_duplicate=False):
+        for name, buffer in owner._buffers.items():
+            if buffer is not None and name not in owner._non_persistent_buffers_set:
+                yield f"{path}.{name}" if path else name, buffer
+
+
+def _tensor_header(name: str, tensor: torch.Tensor) -> bytes:
+    from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+        raise CannotFreezeError(f"The weight {name!r} has no shape yet: run the module once, then freeze it.")
+    return canonical_json([name, str(tensor.dtype), list(tensor.shape)]) + b"\n"
+
+
+def _plain_tensors(name: str, tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The dense tensors that hold the values: ``tensor`` itself, or the parts of a wrapper as of torchao."""
+    import torch
+
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        for inner in sorted(names):
+            yield from _plain_tensors(f"{name}.{inner}", getattr(tensor, inner))
+    elif tensor.is_meta:
+        raise CannotFreezeError(f"The weight {name!r} is on the meta device, without values: load it first.")
+    elif tensor.layout != torch.strided or tensor.is_quantized:
+        raise CannotFreezeError(
+            f"The weight {name!r} is {tensor.layout}, {tensor.dtype}: only dense weights can be hashed."
+        )
+    else:
+        yield tensor
+
+
+def _chunks(tensor: torch.Tensor, size_bytes: int) -> Iterator[torch.Tensor]:
+    """Contiguous CPU tensors that hold the elements in row-major order; views where no copy is needed."""
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    total_bytes = tensor.numel() * tensor.element_size()
+    if total_bytes == 0:
+        return
+    if tensor.is_contiguous():
+        tensor = tensor.view(-1)
+    if total_bytes <= size_bytes or (tensor.is_contiguous() and tensor.device.type == "cpu"):
+        yield tensor.cpu().contiguous()
+        return
+    row_size_bytes = total_bytes // tensor.shape[0]
+    if row_size_bytes > size_bytes and tensor.dim() > 1:
+        for row in tensor.unbind(0):
+            yield from _chunks(row, size_bytes)
+        return
+    rows = max(1, size_bytes // row_size_bytes)
+    for start in range(0, tensor.shape[0], rows):
+        yield tensor.narrow(0, start, min(rows, tensor.shape[0] - start)).cpu().contiguous()
+
+
+def _bytes_view(tensor: torch.Tensor) -> memoryview:
+    import torch
+
+    # A single element counts as contiguous whatever its stride, which a view with other elements refuses.
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    view: memoryview = flat.view(torch.uint8).numpy().data
+    return view

@@ -1,0 +1,160 @@
+"""``doctor``: each line ok or with what to do, and the exit code that follows."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import stat
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from command_runner import Run
+
+from pipevault.cli import doctor
+from pipevault.cli.doctor import Check, check_compiler, check_packages, check_torch, check_vault
+from pipevault.digest import Digest
+from pipevault.store.vault import Vault
+
+
+def vault_checks(root: Path) -> dict[str, Check]:
+    return {check.name: check for check in check_vault(root)}
+
+
+class TestCommand:
+    def test_a_healthy_machine(self, run: Run, vault: Vault) -> None:
+        result = run("doctor", "--dir", vault.root)
+        assert result.exit_code == 0, result.stdout
+        assert "MEND" not in result.stdout
+        for name in ("python", "torch", "c++ compiler", "gpu", "vault", "permissions", "free space", "onediffx"):
+            assert f"ok   {name}: " in result.stdout
+
+    def test_something_to_mend_gives_exit_code_1(self, run: Run, vault: Vault, broken_key: Digest) -> None:
+        result = run("doctor", "--dir", vault.root)
+        assert result.exit_code == 1
+        assert "MEND entries: 3, 1 with a manifest that cannot be used" in result.stdout
+        assert f"-> Run: pipevault rm {broken_key.short}" in result.stdout
+
+    def test_json(self, run: Run, vault: Vault, broken_key: Digest) -> None:
+        result = run("doctor", "--dir", vault.root, "--json")
+        document = json.loads(result.stdout)
+        assert result.exit_code == 1
+        assert document["ok"] is False
+        assert [check["name"] for check in document["checks"] if not check["ok"]] == ["entries"]
+
+
+class TestVault:
+    def test_a_folder_that_does_not_exist_yet(self, tmp_path: Path) -> None:
+        checks = vault_checks(tmp_path / "a" / "b")
+        assert checks["vault"].ok
+        assert "will be made" in checks["vault"].detail
+        assert not (tmp_path / "a").exists()
+
+    def test_an_empty_folder(self, tmp_path: Path) -> None:
+        assert vault_checks(tmp_path)["vault"].ok
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_folder_below_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        assert not vault_checks(tmp_path / "file" / "vault")["vault"].ok
+
+    def test_a_folder_that_is_no_vault(self, tmp_path: Path) -> None:
+        (tmp_path / "letter.txt").write_text("")
+        check = vault_checks(tmp_path)["vault"]
+        assert not check.ok
+        assert "letter.txt" in check.remedy
+
+    def test_foreign_files_are_named_and_do_no_harm(self, vault: Vault) -> None:
+        for name in ("a", "b", "c", "d"):
+            (vault.root / name).write_text("")
+        check = vault_checks(vault.root)["foreign files"]
+        assert check.ok
+        assert check.detail.endswith(f"{vault.root / 'c'} and more")
+        assert "ignored" in check.remedy
+
+    def test_others_may_write(self, vault: Vault) -> None:
+        vault.root.chmod(0o777)
+        check = vault_checks(vault.root)["permissions"]
+        assert not check.ok
+        assert "chmod go-w" in check.remedy
+
+    def test_read_only(self, vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pipevault.store.vault.is_writable", lambda layout: False)
+        check = vault_checks(vault.root)["permissions"]
+        assert not check.ok
+        assert check.detail == "read-only for this user"
+
+    def test_a_check_that_the_vault_breaks_does_not_stop_the_others(
+        self, vault: Vault, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from pipevault.errors import VaultError
+
+        def fail(vault: Vault) -> None:
+            raise VaultError("entries cannot be read", vault.root)
+
+        monkeypatch.setattr(Vault, "manifests", fail)
+        checks = vault_checks(vault.root)
+        assert not checks["entries"].ok
+        assert checks["entries"].remedy == "entries cannot be read"
+        assert checks["foreign files"].ok
+
+    def test_a_full_disk(self, vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**10, 10**10, 5_000_000))
+        check = vault_checks(vault.root)["free space"]
+        assert not check.ok
+        assert check.detail == "5.0 MB"
+
+
+class TestCompiler:
+    def test_the_one_of_this_machine(self) -> None:
+        assert check_compiler().ok
+
+    def test_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        check = check_compiler()
+        assert not check.ok
+        assert "Install g++" in check.remedy
+
+    def test_one_that_cannot_compile(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        script = tmp_path / "compiler"
+        script.write_text("#!/bin/sh\necho 'cannot find iostream' >&2\nexit 1\n")
+        script.chmod(stat.S_IRWXU)
+        monkeypatch.setenv("CXX", str(script))
+        check = check_compiler()
+        assert not check.ok
+        assert "cannot find iostream" in check.detail
+
+    def test_one_that_does_not_run(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        script = tmp_path / "compiler"
+        script.write_bytes(b"\x7fELF")
+        script.chmod(stat.S_IRWXU)
+        monkeypatch.setenv("CXX", str(script))
+        assert not check_compiler().ok
+
+
+class TestPackages:
+    def test_one_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def version(name: str) -> str:
+            if name == "onediff":
+                raise importlib.metadata.PackageNotFoundError(name)
+            return "1.0"
+
+        monkeypatch.setattr(doctor, "version", version)
+        [missing] = [check for check in check_packages() if not check.ok]
+        assert missing == Check("onediff", False, "not installed", "Run: pip install onediff")
+
+    def test_torch_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "torch", None)
+        assert not check_torch().ok
+
+    @pytest.mark.parametrize(
+        ("release", "ok"), [("2.13.0+cpu", True), ("2.14.1", True), ("2.12.1", False), ("2.15.0", False)]
+    )
+    def test_torch_release(self, monkeypatch: pytest.MonkeyPatch, release: str, ok: bool) -> None:
+        import torch
+
+        monkeypatch.setattr(torch, "__version__", release)
+        assert check_torch().ok is ok

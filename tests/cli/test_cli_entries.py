@@ -1,0 +1,196 @@
+"""``ls``, ``show``, ``rm`` and ``where`` on a vault with small entries."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_runner import Run
+
+from pipevault.digest import Digest
+from pipevault.store.vault import Vault
+
+
+class TestLs:
+    def test_table(self, run: Run, vault: Vault, small_key: Digest, large_key: Digest) -> None:
+        result = run("ls", "--dir", vault.root)
+        assert result.exit_code == 0
+        lines = [line for line in result.stdout.splitlines() if line.strip()]
+        assert lines[0].split() == ["KEY", "PIPELINE", "CALL", "DTYPE", "PARTS", "SIZE", "FROZEN"]
+        newest, oldest = lines[2:]
+        assert newest.startswith(large_key.short)
+        assert oldest.startswith(small_key.short)
+        assert "StableDiffusionPipeline" in oldest
+        assert "512x512, batch 2, guidance" in oldest
+        assert "unet, vae.decoder (eager)" in oldest
+        assert "1.0 kB" in oldest
+        assert oldest.endswith("2025-01-31")
+
+    def test_a_shared_artifact_counts_once(self, run: Run, vault: Vault) -> None:
+        assert run("ls", "--dir", vault.root).stderr == f"2 entries, 1.5 kB in {vault.root}\n"
+
+    def test_json(self, run: Run, vault: Vault, small_key: Digest, large_key: Digest) -> None:
+        document = json.loads(run("ls", "--dir", vault.root, "--json").stdout)
+        assert document["vault"] == str(vault.root)
+        assert document["broken"] == []
+        assert {entry["key"]: entry["size_bytes"] for entry in document["entries"]} == {
+            small_key.hex: 1000,
+            large_key.hex: 1500,
+        }
+        assert document["entries"][0]["factors"]["machine"] == {"type": "cpu", "threads": 1}
+
+    def test_a_broken_entry_is_reported_beside_the_others(self, run: Run, vault: Vault, broken_key: Digest) -> None:
+        result = run("ls", "--dir", vault.root)
+        assert result.exit_code == 0
+        assert f"{broken_key.short} cannot be used: " in result.stderr
+        [broken] = json.loads(run("ls", "--dir", vault.root, "--json").stdout)["broken"]
+        assert broken["key"] == broken_key.hex
+        assert broken["path"] == str(vault.layout.manifest_file(broken_key))
+
+    def test_a_folder_that_does_not_exist_is_empty_and_stays_away(self, run: Run, tmp_path: Path) -> None:
+        result = run("ls", "--dir", tmp_path / "none")
+        assert result.exit_code == 0
+        assert result.stdout == ""
+        assert "0 entries" in result.stderr
+        assert not (tmp_path / "none").exists()
+
+    def test_an_empty_folder_stays_empty(self, run: Run, tmp_path: Path) -> None:
+        empty = tmp_path / "empty"
+        empty.mkdir()
+        assert run("ls", "--dir", empty).exit_code == 0
+        assert list(empty.iterdir()) == []
+
+    def test_a_file_is_no_vault(self, run: Run, tmp_path: Path) -> None:
+        file = tmp_path / "file"
+        file.write_text("")
+        assert run("ls", "--dir", file).exit_code == 8
+
+    def test_the_environment_names_the_vault(self, run: Run, vault: Vault) -> None:
+        result = run("ls", "--json", env={"PIPEVAULT_DIR": str(vault.root)})
+        assert len(json.loads(result.stdout)["entries"]) == 2
+
+    def test_no_torch(self, vault: Vault) -> None:
+        code = (
+            "import sys\nfrom pipevault.cli.app import main\n"
+            f"try:\n    main(['ls', '--dir', {str(vault.root)!r}])\n"
+            "except SystemExit as error:\n    assert error.code == 0\n"
+            "print('torch' in sys.modules, file=sys.stderr)"
+        )
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert result.stderr.splitlines()[-1] == "False"
+
+
+class TestShow:
+    def test_text(self, run: Run, vault: Vault, large_key: Digest) -> None:
+        result = run("show", large_key.short, "--dir", vault.root)
+        assert result.exit_code == 0
+        assert large_key.hex in result.stdout
+        assert "machine.threads" in result.stdout
+        assert "frozen, 1 graph" in result.stdout
+        assert "eager: it keeps state beside its arguments" in result.stdout
+        assert "unet/1.pt2" in result.stdout
+        assert "check.distance" in result.stdout
+
+    def test_json(self, run: Run, vault: Vault, large_key: Digest) -> None:
+        document = json.loads(run("show", large_key.short, "--dir", vault.root, "--json").stdout)
+        assert document["key"] == large_key.hex
+        assert [artifact["name"] for artifact in document["artifacts"]] == ["unet/0.pt2", "unet/1.pt2"]
+        assert document["info"] == {"check": {"distance": 0.5}}
+        assert Path(document["manifest"]).is_file()
+
+    def test_upper_case_and_spaces_are_accepted(self, run: Run, vault: Vault, large_key: Digest) -> None:
+        assert run("show", f" {large_key.short.upper()} ", "--dir", vault.root).exit_code == 0
+
+    def test_text_that_is_no_key(self, run: Run, vault: Vault) -> None:
+        result = run("show", "unet", "--dir", vault.root)
+        assert result.exit_code == 3
+        assert "'unet' is no key" in result.stderr
+
+    def test_no_vault(self, run: Run, tmp_path: Path) -> None:
+        result = run("show", "ab", "--dir", tmp_path / "none")
+        assert result.exit_code == 8
+        assert not (tmp_path / "none").exists()
+
+
+class TestRm:
+    def test_dry_run_removes_nothing(self, run: Run, vault: Vault, large_key: Digest) -> None:
+        result = run("rm", large_key.short, "--dry-run", "--dir", vault.root)
+        assert result.exit_code == 0
+        assert result.stdout == f"Would remove {large_key.hex}\n"
+        assert "1 artifact stays for other entries" in result.stderr
+        assert vault.lookup(large_key) is not None
+
+    def test_yes_removes_what_no_other_entry_uses(
+        self, run: Run, vault: Vault, small_key: Digest, large_key: Digest
+    ) -> None:
+        result = run("rm", large_key.short, "--yes", "--json", "--dir", vault.root)
+        document = json.loads(result.stdout)
+        assert document["dry_run"] is False
+        assert document["keys"] == [large_key.hex]
+        assert (len(document["artifacts"]), len(document["shared"])) == (1, 1)
+        assert vault.lookup(large_key) is None
+        kept = vault.lookup(small_key)
+        assert kept is not None
+        vault.verified_path(kept.artifacts[0])
+
+    def test_several_keys_and_one_given_twice(
+        self, run: Run, vault: Vault, small_key: Digest, large_key: Digest
+    ) -> None:
+        result = run("rm", small_key.short, large_key.short, small_key.hex, "--yes", "--dir", vault.root)
+        assert result.stdout.count("Removed ") == 2
+        assert list(vault.manifests()) == []
+
+    def test_a_broken_entry_can_be_removed(self, run: Run, vault: Vault, broken_key: Digest) -> None:
+        assert run("rm", broken_key.short, "--yes", "--dir", vault.root).exit_code == 0
+        assert not vault.layout.manifest_file(broken_key).exists()
+
+    def test_without_a_terminal_it_asks_for_yes(self, run: Run, vault: Vault, large_key: Digest) -> None:
+        result = run("rm", large_key.short, "--dir", vault.root)
+        assert result.exit_code == 2
+        assert "--yes" in result.stderr
+        assert vault.lookup(large_key) is not None
+
+    @pytest.mark.parametrize(("answer", "removed"), [("y\n", True), ("n\n", False), ("\n", False)])
+    def test_a_person_is_asked(
+        self,
+        run: Run,
+        vault: Vault,
+        large_key: Digest,
+        monkeypatch: pytest.MonkeyPatch,
+        answer: str,
+        removed: bool,
+    ) -> None:
+        monkeypatch.setattr("pipevault.cli.commands._is_interactive", lambda: True)
+        result = run("rm", large_key.short, "--dir", vault.root, input=answer)
+        assert (vault.lookup(large_key) is None) is removed
+        assert (result.exit_code == 0) is removed
+
+    def test_one_unknown_key_removes_nothing(self, run: Run, vault: Vault, large_key: Digest) -> None:
+        result = run("rm", large_key.short, "0123456789ab", "--yes", "--dir", vault.root)
+        assert result.exit_code == 3
+        assert vault.lookup(large_key) is not None
+
+    def test_a_beginning_that_several_keys_share(self, run: Run, vault: Vault, small_key: Digest) -> None:
+        twin = vault.layout.manifest_file(Digest(small_key.hex[:60] + "0000"))
+        shutil.copyfile(vault.layout.manifest_file(small_key), twin)
+        result = run("rm", small_key.hex[:12], "--yes", "--dir", vault.root)
+        assert result.exit_code == 3
+        assert "2 keys begin with" in result.stderr
+
+
+class TestWhere:
+    def test_folder_alone_on_stdout(self, run: Run, tmp_path: Path) -> None:
+        assert run("where", "--dir", tmp_path / "v").stdout == f"{tmp_path / 'v'}\n"
+
+    def test_json_shows_every_setting(self, run: Run, tmp_path: Path) -> None:
+        config = tmp_path / "config.toml"
+        config.write_text('mode = "require"\n')
+        result = run("where", "--json", env={"PIPEVAULT_DIR": str(tmp_path / "v"), "PIPEVAULT_CONFIG": str(config)})
+        document = json.loads(result.stdout)
+        assert document["dir"] == str(tmp_path / "v")
+        assert document["mode"] == "require"
+        assert document["config_file"] == str(config)

@@ -1,0 +1,84 @@
+"""From typed text to a pipeline and its calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipevault.cli import pipelines
+from pipevault.cli.pipelines import DEMO_SHAPE, Size, open_pipeline, parse_size, shapes_of
+from pipevault.errors import SettingsError
+
+
+@pytest.mark.parametrize("text", ["768x512", "768X512", " 768x512 ", "768×512"])  # noqa: RUF001
+def test_size_is_width_times_height(text: str) -> None:
+    assert parse_size(text) == Size(width=768, height=512)
+
+
+@pytest.mark.parametrize("text", ["", "512", "0x512", "512x", "x512", "-8x8", "8x8x8", "5.5x8", "1e3x8", "9999999x8"])
+def test_text_that_is_no_size(text: str) -> None:
+    with pytest.raises(SettingsError, match="is no size"):
+        parse_size(text)
+
+
+class TestShapes:
+    def test_one_for_each_size(self) -> None:
+        assert shapes_of("m", ["512x256", "64x64"], batch_size=2, num_frames=9, guidance=False) == [
+            {"batch_size": 2, "num_frames": 9, "guidance": False, "height": 256, "width": 512},
+            {"batch_size": 2, "num_frames": 9, "guidance": False, "height": 64, "width": 64},
+        ]
+
+    def test_nothing_given_leaves_everything_to_the_pipeline(self) -> None:
+        assert shapes_of("m", []) == [{}]
+
+    def test_the_demo_has_its_own_call(self) -> None:
+        assert shapes_of("demo", []) == [dict(DEMO_SHAPE)]
+        assert shapes_of("demo", ["64x64"], batch_size=1) == [
+            {**DEMO_SHAPE, "batch_size": 1, "height": 64, "width": 64}
+        ]
+
+
+class TestOpenPipeline:
+    def test_unknown_dtype(self) -> None:
+        with pytest.raises(SettingsError, match="float32, float16, bfloat16"):
+            open_pipeline("demo", dtype="int8")
+
+    @pytest.mark.parametrize("device", ["abacus", "cuda:977", "cpu:x"])
+    def test_unusable_device(self, device: str) -> None:
+        with pytest.raises(SettingsError, match=f"Device '{device}' cannot be used"):
+            open_pipeline("demo", device=device)
+
+    @pytest.mark.parametrize("name", ["NoSuchPipeline", "UNet2DConditionModel", "__version__"])
+    def test_unknown_pipeline_class(self, name: str) -> None:
+        with pytest.raises(SettingsError, match="no pipeline class"):
+            open_pipeline("demo", pipeline_class=name)
+
+    def test_a_folder_without_a_pipeline(self, tmp_path: Path) -> None:
+        with pytest.raises(SettingsError, match=r"model_index\.json"):
+            open_pipeline(str(tmp_path), device="cpu")
+
+    def test_a_model_that_is_nowhere(self) -> None:
+        with pytest.raises(SettingsError, match="cannot be opened"):
+            open_pipeline("nobody/nothing", device="cpu")
+
+    def test_a_model_index_that_is_no_json(self, tmp_path: Path) -> None:
+        (tmp_path / "model_index.json").write_text("{")
+        with pytest.raises(SettingsError, match="cannot be opened"):
+            open_pipeline(str(tmp_path), device="cpu")
+
+    def test_a_demo_model_that_was_not_installed(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(pipelines, "MODEL_DIR", tmp_path)
+        with pytest.raises(SettingsError, match="demo model is missing"):
+            open_pipeline("demo")
+
+    def test_the_demo(self) -> None:
+        import torch
+        from diffusers import StableDiffusionPipeline
+
+        pipe: Any = open_pipeline("demo", dtype="bfloat16")
+        assert isinstance(pipe, StableDiffusionPipeline)
+        assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.bfloat16}
+        assert pipe.device.type == "cpu"
+        assert open_pipeline("demo").unet.dtype == torch.float32

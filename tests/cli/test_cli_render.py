@@ -1,0 +1,125 @@
+"""Sizes, ages, tables and the progress display."""
+
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+from datetime import datetime, timezone
+
+import pytest
+from rich.console import Console
+
+from pipevault.cli import render
+from pipevault.cli.progress import DETAIL_LENGTH, StepProgress, step_label
+from pipevault.manager.outcome import Step
+
+NOW = datetime(2025, 2, 1, 12, tzinfo=timezone.utc)
+
+
+class TerminalText(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (5_312_211, "5.3 MB"), (10**13, "10.0 TB"), (10**16, "10000.0 TB")],
+)
+def test_size(size_bytes: int, text: str) -> None:
+    assert render.size_text(size_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("created_at", "text"),
+    [
+        ("2025-02-01T11:59:30+00:00", "just now"),
+        ("2025-02-01T12:00:09+00:00", "just now"),
+        ("2025-02-01T11:30:00+00:00", "30 min ago"),
+        ("2025-02-01T11:30:00", "30 min ago"),
+        ("2025-02-01T11:30:00+02:00", "2 h ago"),
+        ("2025-01-29T11:00:00+00:00", "3 d ago"),
+        ("2024-11-01T11:00:00+00:00", "2024-11-01"),
+        ("yesterday", "yesterday"),
+    ],
+)
+def test_age(created_at: str, text: str) -> None:
+    assert render.age_text(created_at, NOW) == text
+
+
+def test_a_value_with_markup_is_shown_as_it_stands() -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render.table(("A",), [("[bold]x[/bold]",)]))
+    console.print(render.facts([("name", "[red]y")]))
+    text = console.export_text()
+    assert "[bold]x[/bold]" in text
+    assert "[red]y" in text
+
+
+def test_leaves_of_nested_mappings_keep_their_order() -> None:
+    nested = {"b": {"d": 1, "c": [1, {"x": 2}]}, "a": None, "e": {}}
+    assert render.flat(nested) == [("b.d", 1), ("b.c", [1, {"x": 2}]), ("a", None), ("e", {})]
+
+
+@pytest.mark.parametrize(("value", "text"), [("cpu", "cpu"), (1, "1"), (None, "null"), ([1, "é"], '[1, "é"]')])
+def test_value(value: object, text: str) -> None:
+    assert render.value_text(value) == text
+
+
+class TestPlainProgress:
+    def shown(self, *steps: Step) -> list[str]:
+        stream = io.StringIO()
+        with StepProgress(stream) as progress:
+            for step in steps:
+                progress(step)
+        return stream.getvalue().splitlines()
+
+    def test_a_step_has_a_line_when_it_begins_and_when_it_ends(self) -> None:
+        begins, ends = self.shown(Step("unet", "compile"), Step("unet", "compile", 12.345))
+        assert begins.endswith(" s] unet: compiling")
+        assert ends.endswith(" s] unet: compiling - done in 12.35 s")
+
+    def test_a_step_of_the_whole_pipeline(self) -> None:
+        [line] = self.shown(Step("", "publish"))
+        assert line.endswith(" s] publishing")
+
+    def test_brief_steps_show_only_when_they_were_long(self) -> None:
+        assert self.shown(Step("", "lookup"), Step("", "lookup", 0.01)) == []
+        [line] = self.shown(Step("", "verify"), Step("", "verify", 3.0))
+        assert "verifying artifacts - done in 3.00 s" in line
+
+    def test_an_unknown_action_is_shown_by_its_name(self) -> None:
+        assert step_label(Step("vae", "tune", None, "3 of 9")) == "vae: tune (3 of 9)"
+
+    def test_a_long_detail_is_cut(self) -> None:
+        label = step_label(Step("unet", "export", None, "x" * 500))
+        assert len(label) < 100
+        assert "x" * (DETAIL_LENGTH - 1) + "…" in label
+
+
+def test_live_progress_has_a_row_for_each_part_that_can_begin_anew() -> None:
+    stream = TerminalText()
+    with StepProgress(stream) as progress:
+        for step in (
+            Step("", "capture"),
+            Step("", "capture", 0.5),
+            Step("unet", "compile"),
+            Step("unet", "export", None, "[1,4]"),
+            Step("unet", "compile", 9.0),
+            Step("unet", "compile"),
+        ):
+            progress(step)
+        live = progress._live
+        assert live is not None
+        rows = {task.description: task.finished for task in live.tasks}
+        assert rows == {"recording every part's calls": True, "unet: compiling": False}
+        progress(Step("unet", "compile", 1.0))
+        assert all(task.finished for task in live.tasks)
+    assert "unet: compiling" in stream.getvalue()
+
+
+def test_the_display_stops_after_an_error() -> None:
+    progress = StepProgress(TerminalText())
+    with suppress(ZeroDivisionError), progress:
+        raise ZeroDivisionError
+    assert progress._live is not None
+    assert not progress._live.live.is_started

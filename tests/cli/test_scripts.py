@@ -1,0 +1,246 @@
+"""The scripts: what setup.sh installs and refuses, what prewarm.py freezes, what measure_hit.py prints."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from stand_ins import KEY, PARTS, FakeCache, FlatPipeline, fake_outcome
+
+from pipevault.manager.outcome import Outcome
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "scripts"
+
+VENV_PYTHON = """#!/bin/bash
+case "$*" in
+    "-c "*) exit 0 ;;
+    "-m pip --version") exit 0 ;;
+    "-m pip"*) printf '%s\\n' "$*" >>"{log}"; exit "${{PIP_EXIT_CODE:-0}}" ;;
+    *) exec "{python}" "$@" ;;
+esac
+"""
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def executable(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(stat.S_IRWXU)
+
+
+class Checkout:
+    """A copy of what setup.sh needs, with a search path of its own and a ``.venv`` that only notes pip's calls."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root / "check out"  # a space in the path
+        self.programs = root / "bin"
+        self.log = root / "pip.txt"
+        (self.root / "scripts").mkdir(parents=True)
+        for name in ("pyproject.toml", "constraints.txt", "scripts/setup.sh", "scripts/demo.sh"):
+            shutil.copy(ROOT / name, self.root / name)
+        self.programs.mkdir()
+        for name in ("bash", "dirname", "rm", "env"):
+            (self.programs / name).symlink_to(shutil.which(name) or name)
+        executable(self.programs / "g++", "#!/bin/bash\n")
+
+    def make_venv(self) -> None:
+        executable(self.root / ".venv/bin/python", VENV_PYTHON.format(log=self.log, python=sys.executable))
+        executable(self.root / ".venv/bin/pipevault", '#!/bin/bash\nprintf "%s|" "$@"\n')
+
+    def run(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        clean = {name: value for name, value in os.environ.items() if name not in ("CXX", "PYTHON")}
+        return subprocess.run(
+            ["bash", str(self.root / "scripts" / script), *arguments],
+            env={**clean, "PATH": str(self.programs), **environment},
+            cwd=self.root.parent,
+            capture_output=True,
+            text=True,
+        )
+
+    def installs(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+class TestSetup:
+    def test_torch_comes_first_and_alone(self, checkout: Checkout) -> None:
+        checkout.make_venv()
+        result = checkout.run("setup.sh")
+        assert result.returncode == 0, result.stderr
+        torch, package = checkout.installs()
+        assert torch.endswith(f"--constraint {checkout.root}/constraints.txt torch")
+        assert package.endswith(f"--constraint {checkout.root}/constraints.txt --editable {checkout.root}[dev]")
+
+    def test_nothing_is_said_on_stdout(self, checkout: Checkout) -> None:
+        checkout.make_venv()
+        assert checkout.run("setup.sh").stdout == ""
+
+    def test_a_second_run_installs_nothing(self, checkout: Checkout) -> None:
+        checkout.make_venv()
+        checkout.run("setup.sh")
+        assert checkout.run("setup.sh").returncode == 0
+        assert len(checkout.installs()) == 2
+
+    @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+    def test_a_change_installs_again(self, checkout: Checkout, name: str) -> None:
+        checkout.make_venv()
+        checkout.run("setup.sh")
+        (checkout.root / name).write_text((checkout.root / name).read_text() + "\n# changed\n")
+        checkout.run("setup.sh")
+        assert len(checkout.installs()) == 4
+
+    def test_a_checkout_that_was_moved_installs_again(self, checkout: Checkout) -> None:
+        checkout.make_venv()
+        checkout.run("setup.sh")
+        checkout.root = checkout.root.rename(checkout.root.with_name("elsewhere"))
+        checkout.run("setup.sh")
+        assert len(checkout.installs()) == 4
+
+    def test_a_failed_installation_is_an_error_and_is_tried_again(self, checkout: Checkout) -> None:
+        checkout.make_venv()
+        result = checkout.run("setup.sh", PIP_EXIT_CODE="1")
+        assert result.returncode == 1
+        assert "error: torch could not be installed" in result.stderr
+        assert checkout.run("setup.sh").returncode == 0
+        assert len(checkout.installs()) == 3
+
+    def test_no_compiler(self, checkout: Checkout) -> None:
+        (checkout.programs / "g++").unlink()
+        result = checkout.run("setup.sh")
+        assert result.returncode == 1
+        assert "error: no C++ compiler: g++ was not found" in result.stderr
+
+    def test_a_compiler_named_in_cxx_that_is_missing(self, checkout: Checkout) -> None:
+        result = checkout.run("setup.sh", CXX="no-such-compiler")
+        assert result.returncode == 1
+        assert "no-such-compiler was not found" in result.stderr
+
+    def test_python_is_too_old(self, checkout: Checkout) -> None:
+        executable(
+            checkout.programs / "python3",
+            '#!/bin/bash\n[[ $1 == --version ]] && { echo "Python 3.8.18"; exit 0; }\nexit 1\n',
+        )
+        result = checkout.run("setup.sh")
+        assert result.returncode == 1
+        assert "error: Python 3.10 or newer is needed; python3 is Python 3.8.18." in result.stderr
+        assert not (checkout.root / ".venv").exists()
+
+    def test_no_python(self, checkout: Checkout) -> None:
+        result = checkout.run("setup.sh")
+        assert result.returncode == 1
+        assert "Python 3.10 or newer is needed" in result.stderr
+
+    def test_a_named_python_that_is_none(self, checkout: Checkout) -> None:
+        result = checkout.run("setup.sh", PYTHON="/no/such/python")
+        assert result.returncode == 1
+        assert "PYTHON=/no/such/python" in result.stderr
+
+    def test_a_newer_python_beside_an_old_one_is_taken(self, checkout: Checkout) -> None:
+        executable(checkout.programs / "python3", "#!/bin/bash\nexit 1\n")
+        executable(
+            checkout.programs / "python3.11",
+            f'#!/bin/bash\n[[ $1 == -m ]] && {{ echo "made $4"; exit 3; }}\nexec "{sys.executable}" "$@"\n',
+        )
+        result = checkout.run("setup.sh")
+        assert f"made {checkout.root}/.venv" in result.stderr
+        assert "error: python3.11 could not make a virtual environment" in result.stderr
+
+
+def test_demo_sh_passes_its_options_on(checkout: Checkout) -> None:
+    checkout.make_venv()
+    result = checkout.run("demo.sh", "--out", "a b.png", "--json")
+    assert (result.returncode, result.stdout) == (0, "demo|--out|a b.png|--json|")
+
+
+class TestPrewarm:
+    @pytest.fixture
+    def prewarm(self, monkeypatch: pytest.MonkeyPatch) -> Any:
+        module = load_script("prewarm")
+        self.opened: dict[str, Any] = {}
+
+        def open_pipeline(model: str, **options: Any) -> FlatPipeline:
+            self.opened.update(model=model, **options)
+            return FlatPipeline()
+
+        monkeypatch.setattr(module, "PipelineCache", FakeCache)
+        monkeypatch.setattr(module, "outcome", fake_outcome)
+        monkeypatch.setattr(module, "open_pipeline", open_pipeline)
+        return lambda *arguments: CliRunner().invoke(module.prewarm, [str(argument) for argument in arguments])
+
+    def test_every_size_is_frozen(self, prewarm: Any, tmp_path: Path) -> None:
+        arguments = ("--size", "512x512", "--size", "768x512", "--dtype", "bfloat16", "--dir", tmp_path)
+        result = prewarm("./model", *arguments)
+        assert result.exit_code == 0, result.output
+        assert FakeCache.used["shape"]["shapes"] == [
+            {"height": 512, "width": 512},
+            {"height": 512, "width": 768},
+        ]
+        assert (FakeCache.used["dir"], FakeCache.used["mode"]) == (tmp_path, "compile")
+        assert self.opened == {"model": "./model", "dtype": "bfloat16", "device": None, "pipeline_class": None}
+
+    def test_table(self, prewarm: Any) -> None:
+        row = prewarm("demo").stdout.splitlines()[-1].split()
+        assert row[:5] == [KEY.digest.short, "miss", "unet", "yes", "1.5"]
+
+    def test_json(self, prewarm: Any) -> None:
+        assert json.loads(prewarm("demo", "--json").stdout) == FakeCache.report.to_json()
+
+    def test_an_entry_that_was_not_stored_is_a_failure(self, prewarm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(FakeCache, "report", Outcome("miss", KEY.digest, "disk full", PARTS, stored=False))
+        result = prewarm("demo")
+        assert result.exit_code == 1
+        assert "no" in result.stdout.splitlines()[-1].split()
+
+    def test_bad_size(self, prewarm: Any) -> None:
+        result = prewarm("demo", "--size", "512")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "'512' is no size" in result.stderr
+
+
+class TestMeasureHit:
+    def test_table(self) -> None:
+        script = load_script("measure_hit")
+        measures = [script.Measure("a hit adds", 23.4, 100, "ms"), script.Measure("processes", 1, 0, "")]
+        lines = script.markdown(measures, {"cpu": "X", "cores": 2}, model="demo", runs=3).splitlines()
+        assert lines[2:] == [
+            "| a hit adds | 23 ms | 100 ms |",
+            "| processes | 1 **over** | 0 |",
+            "",
+            "Machine: cpu X, cores 2.",
+        ]
+
+    def test_the_machine_is_described_without_its_name(self) -> None:
+        facts = load_script("measure_hit").machine()
+        assert os.uname().nodename not in " ".join(map(str, facts.values())).split()
+
+    def test_importing_pipevault_takes_no_torch(self, tmp_path: Path) -> None:
+        answer = load_script("measure_hit").in_fresh_process("import", "demo", tmp_path)
+        assert answer["torch_imported"] is False
+
+    def test_a_child_that_fails_is_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(subprocess.CalledProcessError):
+            load_script("measure_hit").in_fresh_process("no such child", "demo", tmp_path)
