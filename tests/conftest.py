@@ -30,7 +30,7 @@ def block_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pipelines import FAST_BUILD, Block
     from pipevault.graphs import backend
     from pipevault.graphs.inductor import BuildOptions
-    from pipevault.graphs.part import PartOptions
+    from pipevault.graphs.state import PartOptions
 
     torch.manual_seed(0)
     options = PartOptions(build=BuildOptions(config=FAST_BUILD))

@@ -224,11 +224,16 @@ class TestPrewarm:
 class TestMeasureHit:
     def test_table(self) -> None:
         script = load_script("measure_hit")
-        measures = [script.Measure("a hit adds", 23.4, 100, "ms"), script.Measure("processes", 1, 0, "")]
+        measures = [
+            script.Measure("a hit adds", 23.4, 100, "ms"),
+            script.Measure("processes", 1, 0, ""),
+            script.Measure("imports", 9, None, "ms"),
+        ]
         lines = script.markdown(measures, {"cpu": "X", "cores": 2}, model="demo", runs=3).splitlines()
         assert lines[2:] == [
             "| a hit adds | 23 ms | 100 ms |",
             "| processes | 1 **over** | 0 |",
+            "| imports | 9 ms |  |",
             "",
             "Machine: cpu X, cores 2.",
         ]
@@ -237,8 +242,8 @@ class TestMeasureHit:
         facts = load_script("measure_hit").machine()
         assert os.uname().nodename not in " ".join(map(str, facts.values())).split()
 
-    def test_importing_pipevault_takes_no_torch(self, tmp_path: Path) -> None:
-        answer = load_script("measure_hit").in_fresh_process("import", "demo", tmp_path)
+    def test_importing_pipevault_takes_no_torch(self) -> None:
+        answer = load_script("measure_hit").import_in_fresh_process()
         assert answer["torch_imported"] is False
 
     def test_a_child_that_fails_is_an_error(self, tmp_path: Path) -> None:

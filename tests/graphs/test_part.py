@@ -25,7 +25,8 @@ from pipevault.errors import (
     UnfrozenCallError,
 )
 from pipevault.graphs import backend
-from pipevault.graphs.part import FrozenPart, PartOptions, part_state, unfrozen
+from pipevault.graphs.part import FrozenPart, part_state, unfrozen
+from pipevault.graphs.state import PartOptions
 
 X = torch.linspace(-1, 1, 32).reshape(2, 16)
 
@@ -251,3 +252,20 @@ class TestRefusals:
     def test_registering_twice_is_harmless(self) -> None:
         backend.register()
         backend.register()
+
+
+def test_what_training_mode_does_not_change_is_let_through() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from pipevault.graphs.state import _trains
+
+    assert not _trains(nn.Linear(2, 2).train())
+    assert not _trains(nn.Dropout(0.0).train())
+    assert _trains(nn.Dropout(0.1).train())
+    assert _trains(nn.BatchNorm2d(2).train())
+    assert _trains(block(1).train())
+    assert not _trains(nn.Dropout(0.1).eval())
+    adapted = get_peft_model(nn.Sequential(nn.Linear(2, 2)).eval(), LoraConfig(target_modules=["0"])).eval()
+    layer = adapted.base_model.model[0].train()
+    assert layer.training
+    assert not _trains(layer)

@@ -46,7 +46,7 @@ def no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("something was compiled")
 
-    monkeypatch.setattr("pipevault.graphs.part.build_graph", refuse)
+    monkeypatch.setattr("pipevault.graphs.state.build_graph", refuse)
 
 
 def only_artifact(root: Path) -> Path:
@@ -142,7 +142,7 @@ class TestMisses:
                 "AOTI_DEVICE_KEY": "cpu",
             },
         )
-        monkeypatch.setattr("pipevault.graphs.part.FrozenGraph", lambda *a, **k: pytest.fail("native code was opened"))
+        monkeypatch.setattr("pipevault.graphs.state.FrozenGraph", lambda *a, **k: pytest.fail("native code was opened"))
         with pytest.raises((MissError, WrongMachineError), match="aarch64"):
             cache(vault_copy, "require").load(PlainPipeline())
 

@@ -157,4 +157,5 @@ def _print_report(report: Outcome, *, ready_s: float, digest: str, out: Path) ->
     )
     rows = [(name, part.status, str(part.graphs), part.reason) for name, part in report.parts.items()]
     if rows:
+        console.print()
         console.print(render.table(("PART", "STATE", "GRAPHS", "REASON"), rows, right=("GRAPHS",)))

@@ -72,6 +72,7 @@ def explain(
         )
     )
     if explanation.differences:
+        console.print()
         rows = [
             (difference.factor, render.value_text(difference.ours), render.value_text(difference.theirs))
             for difference in explanation.differences

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 
 def code_flags() -> dict[str, Any]:
     """The switches as they are now, read back from torch."""
     import torch
+    from torch._inductor import config as inductor_config
 
     backends: Any = torch.backends
     return {
@@ -20,5 +22,17 @@ def code_flags() -> dict[str, Any]:
             "memory_efficient": backends.cuda.mem_efficient_sdp_enabled(),
             "math": backends.cuda.math_sdp_enabled(),
             "cudnn": backends.cuda.cudnn_sdp_enabled(),
+            "diffusers": _diffusers_attention_backend(),
         },
+        # Inductor's own cache key takes this digest too: overrides and TORCHINDUCTOR_* variables count, paths do not.
+        "inductor_config": inductor_config.get_hash().hex(),
     }
+
+
+def _diffusers_attention_backend() -> str | None:
+    """The backend that ``diffusers.attention_backend`` chose; ``None`` where diffusers is not in use."""
+    dispatch: Any = sys.modules.get("diffusers.models.attention_dispatch")
+    if dispatch is None:
+        return None
+    name, _ = dispatch._AttentionBackendRegistry.get_active_backend()
+    return str(name.value)

@@ -8,7 +8,8 @@ from onediff.infer_compiler.backends import registry
 from torch import nn
 
 from pipevault.errors import SettingsError
-from pipevault.graphs.part import PartOptions, freeze_module
+from pipevault.graphs.part import freeze_module
+from pipevault.graphs.state import PartOptions
 
 NAME = "inductor"
 

@@ -74,7 +74,7 @@ def build_graph(
     options: BuildOptions,
     output_dir: Path,
 ) -> BuiltGraph:
-    """Compile ``module(*args, **kwargs)``, which returned ``output`` in eager code, and write its files to ``output_dir``.
+    """Compile ``module(*args, **kwargs)``, which returns ``output`` in eager code; its files go to ``output_dir``.
 
     ``build`` is the :func:`build_digest`: it fixes the path of the build folder, which Inductor writes into the code,
     so that a second build is byte-identical. Raises :class:`CannotFreezeError` with the reason when the call cannot be
@@ -185,8 +185,9 @@ def _returning_tensors(module: nn.Module) -> nn.Module:
         leaves = pytree.tree_leaves(original.forward(self, *args, **kwargs))
         return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
 
-    cls = type(original.__name__, (original,), {"forward": forward, "__module__": original.__module__})
-    view = cls.__new__(cls)
+    attributes = {"forward": forward, "__module__": original.__module__}
+    cls: Any = type(original.__name__, (original,), attributes)
+    view: nn.Module = cls.__new__(cls)
     view.__dict__ = module.__dict__
     return view
 

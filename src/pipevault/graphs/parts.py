@@ -19,7 +19,8 @@ from torch import nn
 from pipevault.errors import CorruptEntryError, SettingsError
 from pipevault.graphs.backend import NAME
 from pipevault.graphs.document import part_bytes
-from pipevault.graphs.part import FrozenPart, PartOptions, PartState, part_state, unfrozen
+from pipevault.graphs.part import FrozenPart, part_state, unfrozen
+from pipevault.graphs.state import PartOptions, PartState
 
 # compile_pipe patches the image processor beside compiling; a pipeline's own post-processing stays as it is.
 IMAGE_PROCESSOR = "image_processor"

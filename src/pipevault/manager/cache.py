@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,24 +14,24 @@ from pipevault.errors import (
     CorruptEntryError,
     MissError,
     SettingsError,
-    UnsafeVaultError,
     VaultError,
     VaultNotWritableError,
     WrongMachineError,
 )
-from pipevault.fingerprint.machine import check_package_machine, machine_record
-from pipevault.fingerprint.toolchain import find_cxx_compiler, toolchain_record
+from pipevault.fingerprint.machine import check_package_machine
+from pipevault.fingerprint.toolchain import find_cxx_compiler
 from pipevault.graphs import parts as graph_parts
-from pipevault.graphs.frozen import GraphDocument, package_metadata
-from pipevault.graphs.inductor import GRAPH_FORMAT, BuildOptions
-from pipevault.graphs.part import PartOptions, ReusableGraph
+from pipevault.graphs.frozen import package_metadata
+from pipevault.graphs.inductor import BuildOptions
+from pipevault.graphs.state import PartOptions
 from pipevault.key import Key, nearest
 from pipevault.manager.call import CallShape, resolve_shape
 from pipevault.manager.freeze import Frozen, freeze_pipeline, part_outcomes
 from pipevault.manager.keys import build_key, execution_device, part_identity
 from pipevault.manager.outcome import Clock, Explanation, Outcome, Progress, Step, combine
+from pipevault.manager.publish import make_manifest, reusable_graphs
 from pipevault.settings import Settings
-from pipevault.store.manifest import ArtifactRef, Manifest
+from pipevault.store.manifest import Manifest
 from pipevault.store.vault import Vault
 
 Pipeline = TypeVar("Pipeline")
@@ -281,9 +280,9 @@ class PipelineCache:
                 identities={name: part_identity(key, name) for name in names},
                 folder=folder,
                 clock=clock,
-                reuse=self._reusable_graphs(),
+                reuse=reusable_graphs(self.vault),
             )
-            manifest, files = _manifest(key, frozen, folder, shape)
+            manifest, files = make_manifest(key, frozen, folder)
             try:
                 with clock.step("publish"):
                     manifest = self.vault.publish(manifest, files)
@@ -323,29 +322,6 @@ class PipelineCache:
             seconds=clock.seconds,
             stored=False,
         )
-
-    def _reusable_graphs(self) -> Callable[[str], ReusableGraph | None]:
-        """Finds graphs of other entries that were built under the same build digest, such as a text encoder's."""
-        known: dict[str, tuple[Manifest, Mapping[str, Any]]] = {}
-        for entry in self.vault.manifests():
-            if isinstance(entry, Manifest):
-                for part in entry.parts.values():
-                    for graph in part["graphs"]:
-                        known.setdefault(graph["build"], (entry, graph))
-
-        def find(build: str) -> ReusableGraph | None:
-            if build not in known:
-                return None
-            entry, graph = known[build]
-            refs = {ref.digest.hex: ref for ref in entry.artifacts}
-            try:
-                package = self.vault.verified_path(refs[graph["package"]])
-                constants = self.vault.verified_path(refs[graph["constants"]]) if graph["constants"] else None
-            except (CorruptEntryError, UnsafeVaultError):
-                return None  # it is compiled anew; publishing replaces what is damaged
-            return GraphDocument.from_json(graph), package, constants
-
-        return find
 
     def _miss_message(self, pipe: Any, key: Key, miss: _Miss, shape: CallShape) -> str:
         model = getattr(getattr(pipe, "config", None), "_name_or_path", None) or "MODEL"
@@ -388,25 +364,3 @@ def _shapes(
         raise SettingsError(
             f"shapes takes mappings with height, width, num_frames, batch_size, guidance, call: {error}."
         ) from error
-
-
-def _manifest(key: Key, frozen: Frozen, folder: Path, shape: CallShape) -> tuple[Manifest, dict[Digest, Path]]:
-    artifacts: list[ArtifactRef] = []
-    files: dict[Digest, Path] = {}
-    for name, part in frozen.parts.items():
-        for number, graph in enumerate(part["graphs"]):
-            for kind, suffix in (("package", "pt2"), ("constants", "constants.safetensors")):
-                if not graph[kind]:
-                    continue
-                digest = Digest(graph[kind])
-                if digest not in files:
-                    path = folder / "artifacts" / digest.hex
-                    artifacts.append(ArtifactRef(digest, path.stat().st_size, f"{name}/{number}.{suffix}"))
-                    files[digest] = path
-    info = {
-        "check": {"distance": frozen.check.distance, "tolerance": frozen.check.tolerance},
-        "machine": machine_record(),
-        "toolchain": toolchain_record(graph_format=GRAPH_FORMAT),
-    }
-    created_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Manifest(key, dict(frozen.parts), tuple(artifacts), info, created_at), files

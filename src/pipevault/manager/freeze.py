@@ -25,7 +25,7 @@ from pipevault.errors import (
 )
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.check import PIPELINE_FACTOR, Comparison, compare_trees
-from pipevault.graphs.part import PartOptions, PartState, ReusableGraph
+from pipevault.graphs.state import PartOptions, PartState, ReusableGraph
 from pipevault.manager.call import CallShape, warm_up_arguments
 from pipevault.manager.outcome import Clock, PartOutcome, Step
 
@@ -109,17 +109,17 @@ def _compile_all(
         def on_step(action: str, detail: str, name: str = name) -> None:
             clock.report(Step(name, action, None, detail))
 
-        if not state.refusal and state.calls:
+        if state.recorder.calls:
             try:
                 with clock.step("compile", name):
                     state.compile_captured(folder / "build", on_step=on_step, reuse=reuse)
             except (TrainingModeError, CompilerMissingError):
                 raise
             except CannotFreezeError as error:
-                state.refusal = str(error)
-        if state.refusal:
-            reasons[name] = state.refusal
-        state.calls.clear()
+                state.recorder.refuse(str(error))
+        if state.recorder.refusal:
+            reasons[name] = state.recorder.refusal
+        state.recorder.calls.clear()
         state.set_mode("eager" if not state.graphs else "frozen")
     return reasons
 
