@@ -157,7 +157,7 @@ def measure(model: str, vault: Path, runs: int) -> tuple[list[Measure], dict[str
     lists_s = [ls_seconds(vault) for _ in range(runs)]
 
     def median(name: str) -> float:
-        return statistics.median(run[name] for run in hits)
+        return float(statistics.median(run[name] for run in hits))
 
     added_bytes = median("resident_bytes") - statistics.median(run["resident_bytes"] for run in eager)
     measures = [
@@ -185,6 +185,7 @@ def machine() -> dict[str, str | int]:
     return {
         "cpu": cpu_model(),
         "cores": os.cpu_count() or 1,
+        "load average": f"{os.getloadavg()[0]:.1f}",
         "threads": os.environ.get("OMP_NUM_THREADS", "default"),
         "python": platform.python_version(),
         "torch": version("torch"),

@@ -84,13 +84,6 @@ def test_prewarm_of_the_demo_finds_what_demo_froze(demo_vault: DemoVault) -> Non
     assert (result["status"], result["key"]) == ("hit", demo_vault.report["key"])
 
 
-def test_mode_require_without_an_entry_is_exit_code_4(tmp_path: Path) -> None:
-    result = pipevault("demo", "--dir", tmp_path / "v", "--mode", "require", "--out", tmp_path / "a.png")
-    assert result.returncode in (4, 8)
-    assert "Traceback" not in result.stderr
-    assert not (tmp_path / "a.png").exists()
-
-
 def test_ls_show_and_doctor_understand_a_real_entry(demo_vault: DemoVault, tmp_path: Path) -> None:
     root = shutil.copytree(demo_vault.root, tmp_path / "vault")
     listed = pipevault("ls", "--dir", root)

@@ -128,6 +128,17 @@ class TestSetup:
         assert checkout.run("setup.sh").returncode == 0
         assert len(checkout.installs()) == 3
 
+    def test_a_failed_change_that_is_taken_back_installs_again(self, checkout: Checkout) -> None:
+        checkout.make_venv()
+        checkout.run("setup.sh")
+        constraints = checkout.root / "constraints.txt"
+        before = constraints.read_text()
+        constraints.write_text(f"{before}\n# changed\n")
+        assert checkout.run("setup.sh", PIP_EXIT_CODE="1").returncode == 1
+        constraints.write_text(before)
+        checkout.run("setup.sh")
+        assert len(checkout.installs()) == 5
+
     def test_no_compiler(self, checkout: Checkout) -> None:
         (checkout.programs / "g++").unlink()
         result = checkout.run("setup.sh")

@@ -57,6 +57,14 @@ def test_a_loaded_graph_runs_with_the_weights_of_its_own_module(block_folder: Pa
     assert_follows(frozen_block(block_folder, other), copy.deepcopy(other))
 
 
+def test_two_parts_over_one_module_do_not_disturb_each_other(block_folder: Path) -> None:
+    module = block(1)
+    one, other = frozen_block(block_folder, module), frozen_block(block_folder, module)
+    unfrozen(other)
+    assert_follows(one, copy.deepcopy(module))
+    assert type(copy.deepcopy(module)) is Block
+
+
 def test_the_graph_runs_and_not_the_eager_code(block_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = frozen_block(block_folder, block(1))
     expected = part(X, scale=2.0)

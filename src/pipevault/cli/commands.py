@@ -88,12 +88,17 @@ def show(key: str, dir: Path | None, as_json: bool) -> None:
         ("manifest", str(vault.layout.manifest_file(manifest.key.digest))),
         *((name, render.value_text(value)) for name, value in render.flat(manifest.info) if name),
     ]
-    console.print(render.facts(facts))
-    factors = [(name, render.value_text(value)) for name, value in render.flat(manifest.key.factors)]
-    console.print(render.table(("FACTOR", "VALUE"), factors))
-    console.print(render.table(("PART", "STATE"), [(name, _part_text(part)) for name, part in manifest.parts.items()]))
+    parts = [(name, _part_text(part)) for name, part in manifest.parts.items()]
     artifacts = [(ref.name, render.size_text(ref.size_bytes), ref.digest.hex) for ref in manifest.artifacts]
-    console.print(render.table(("ARTIFACT", "SIZE", "SHA-256"), artifacts, right=("SIZE",)))
+    factors = [(name, render.value_text(value)) for name, value in render.flat(manifest.key.factors)]
+    for block in (
+        render.facts(facts),
+        render.table(("PART", "STATE"), parts),
+        render.table(("ARTIFACT", "SIZE", "SHA-256"), artifacts, right=("SIZE",)),
+        render.table(("FACTOR", "VALUE"), factors),
+    ):
+        console.print(block)
+        console.print()
 
 
 @click.command("rm", short_help="Remove entries.")

@@ -9,7 +9,6 @@ from typing import Any
 def code_flags() -> dict[str, Any]:
     """The switches as they are now, read back from torch."""
     import torch
-    from torch._inductor import config as inductor_config
 
     backends: Any = torch.backends
     return {
@@ -24,15 +23,23 @@ def code_flags() -> dict[str, Any]:
             "cudnn": backends.cuda.cudnn_sdp_enabled(),
             "diffusers": _diffusers_attention_backend(),
         },
-        # Inductor's own cache key takes this digest too: overrides and TORCHINDUCTOR_* variables count, paths do not.
-        "inductor_config": inductor_config.get_hash().hex(),
+        "inductor_config": _inductor_config_digest(),
     }
 
 
-def _diffusers_attention_backend() -> str | None:
-    """The backend that ``diffusers.attention_backend`` chose; ``None`` where diffusers is not in use."""
+def _diffusers_attention_backend() -> str:
+    """The backend that ``diffusers.attention_backend`` chose; its default where diffusers is not in use."""
     dispatch: Any = sys.modules.get("diffusers.models.attention_dispatch")
     if dispatch is None:
-        return None
+        return "native"
     name, _ = dispatch._AttentionBackendRegistry.get_active_backend()
     return str(name.value)
+
+
+def _inductor_config_digest() -> str:
+    """What Inductor's own cache key takes too: overrides and TORCHINDUCTOR_* variables count, paths do not."""
+    from torch._inductor import config
+
+    # A compilation leaves the machine it was for in this dictionary, in place.
+    with config.patch({"aot_inductor.metadata": {}}):
+        return config.get_hash().hex()

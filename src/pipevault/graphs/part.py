@@ -17,12 +17,19 @@ from onediff.infer_compiler import DeployableModule
 from torch import nn
 
 from pipevault.errors import CannotFreezeError
-from pipevault.graphs.state import STATE, PartOptions, PartState, tracing_view
+from pipevault.graphs.state import PartOptions, PartState
 
 
 class FrozenPart(DeployableModule):  # type: ignore[misc]
-    """Mix-in of every class that :func:`freeze_class` makes."""
+    """Mix-in of every class that :func:`freeze_class` makes.
 
+    The state lies in a slot, because the ``__dict__`` is shared with the eager module and, in pipelines that share
+    components, with other frozen parts.
+    """
+
+    __slots__ = ("_pipevault_state",)
+
+    _pipevault_state: PartState
     _pipevault_original_class: ClassVar[type[nn.Module]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -45,12 +52,12 @@ class FrozenPart(DeployableModule):  # type: ignore[misc]
         """A copy is eager: its weights are others than those that the graphs are bound to."""
         original = self._pipevault_original_class
         copied = memo[id(self)] = original.__new__(original)
-        copied.__dict__ = deepcopy(tracing_view(part_state(self).module).__dict__, memo)
+        copied.__dict__ = deepcopy(_own_attributes(self), memo)
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A pickled part comes back eager, for the same reason."""
-        return _restore, (self._pipevault_original_class, tracing_view(part_state(self).module).__dict__)
+        return _restore, (self._pipevault_original_class, _own_attributes(self))
 
 
 @cache
@@ -79,13 +86,12 @@ def freeze_module(module: nn.Module, options: PartOptions) -> nn.Module:
     part = cls.__new__(cls)
     state = PartState(module, options)
     part.__dict__ = module.__dict__
-    part.__dict__[STATE] = state
+    object.__setattr__(part, "_pipevault_state", state)
     if "forward" in part.__dict__ and "_old_forward" in part.__dict__:
         # accelerate's hooks replace the instance's forward and call the one they found; it must be the frozen one.
         state.hooked_forward = part.__dict__["_old_forward"]
         part.__dict__["_old_forward"] = cls.forward.__get__(part)
     elif "forward" in part.__dict__:
-        del part.__dict__[STATE]
         raise CannotFreezeError(
             f"{type(module).__name__}.forward was replaced on the instance, so its graphs would never run. "
             "Undo the patch, or leave the part out.",
@@ -101,12 +107,16 @@ def unfrozen(module: nn.Module) -> nn.Module:
     state = part_state(module)
     if state.hooked_forward is not None:
         module.__dict__["_old_forward"] = state.hooked_forward
-    module.__dict__.pop(STATE, None)
     return state.module
 
 
 def part_state(module: nn.Module) -> PartState:
-    return cast(PartState, module.__dict__[STATE])
+    return cast(FrozenPart, module)._pipevault_state
+
+
+def _own_attributes(module: nn.Module) -> dict[str, Any]:
+    """What a copy takes along: not the forward that accelerate put on the instance, which calls the frozen one."""
+    return {k: v for k, v in module.__dict__.items() if k not in {"forward", "_old_forward"}}
 
 
 def _restore(original: type[nn.Module], attributes: dict[str, Any]) -> nn.Module:

@@ -35,8 +35,6 @@ from pipevault.graphs.frozen import (
 from pipevault.graphs.inductor import BuildOptions, BuiltGraph, build_digest, build_graph
 from pipevault.graphs.signature import Signature, UnsupportedArgumentError, describe_call, sorted_kwargs
 
-STATE = "_pipevault"
-
 ReusableGraph = tuple[GraphDocument, Path, Path | None]
 
 
@@ -69,12 +67,6 @@ class PartState:
         self.recorder = Recorder()
         self.hooked_forward: Callable[..., Any] | None = None
         self._overrides = _overrides(module)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """A state belongs to one module: whoever copies that module's ``__dict__`` gets none."""
-
-    def __reduce__(self) -> Any:
-        return type(None), ()
 
     @property
     def is_compiled(self) -> bool:
@@ -252,7 +244,7 @@ class PartState:
 def tracing_view(module: nn.Module) -> nn.Module:
     """The module without hooks of its own, for tracing: they run around the graph, not inside it."""
     view = type(module).__new__(type(module))
-    view.__dict__ = {k: v for k, v in module.__dict__.items() if k not in {STATE, "forward", "_old_forward"}}
+    view.__dict__ = {k: v for k, v in module.__dict__.items() if k not in {"forward", "_old_forward"}}
     for hooks in ("_forward_hooks", "_forward_pre_hooks"):
         view.__dict__[hooks] = type(module.__dict__[hooks])()
     return view
