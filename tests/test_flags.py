@@ -45,4 +45,6 @@ def run(**environment: str) -> str:
 def test_inductor_variables_count_and_places_do_not() -> None:
     plain = run()
     assert run(TORCHINDUCTOR_MAX_AUTOTUNE="1") != plain
+    for hash_seed in ("1", "2", "3"):
+        assert run(PYTHONHASHSEED=hash_seed) == plain
     assert run(TORCHINDUCTOR_CACHE_DIR="/elsewhere", HOME="/elsewhere", USER="somebody") == plain

@@ -20,11 +20,6 @@ from typing import Any
 
 from pipevault.errors import SettingsError, UnknownBackendError, UnknownModeError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 MODES = ("compile", "require", "off")
 WEIGHTS_POLICIES = ("bound", "baked")
 BACKENDS = ("inductor",)
@@ -101,7 +96,7 @@ def config_file(environ: Mapping[str, str] | None = None) -> Path:
 def _read_config_file(environ: Mapping[str, str], names: tuple[str, ...]) -> dict[str, Any]:
     path = config_file(environ)
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        values = _parse_toml(path.read_text("utf-8"))
     except FileNotFoundError:
         if environ.get(ENVIRONMENT_PREFIX + "CONFIG"):
             raise SettingsError(
@@ -115,6 +110,14 @@ def _read_config_file(environ: Mapping[str, str], names: tuple[str, ...]) -> dic
             f"The config file {path} has unknown settings: {', '.join(sorted(unknown))}. Settings: {', '.join(names)}."
         )
     return values
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(text)
 
 
 def _convert(name: str, value: Any, *, source: str) -> Any:

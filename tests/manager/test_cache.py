@@ -26,8 +26,8 @@ from pipevault.errors import (
     VaultNotWritableError,
     WrongMachineError,
 )
+from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.part import FrozenPart
-from pipevault.manager import cache as cache_module
 from pipevault.store.vault import Vault
 
 
@@ -112,6 +112,14 @@ class TestMisses:
         with pytest.raises(MissError, match=r"architecture\.transformer\.digest"):
             cache(vault_copy, "require").load(pipe)
 
+    def test_a_part_document_of_another_format_is_a_reported_miss(
+        self, vault_copy: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("pipevault.graphs.document.PART_VERSION", 2)
+        monkeypatch.setattr("pipevault.graphs.parts.part_bytes", lambda graphs: b'{"pipevault_part": 1, "graphs": []}')
+        with pytest.raises(MissError, match="part format 1, this pipevault reads 2"):
+            cache(vault_copy, "require").load(PlainPipeline())
+
     @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
     def test_require_refuses_a_damaged_artifact_and_leaves_it(self, vault_copy: Path, damage: str) -> None:
         artifact = only_artifact(vault_copy)
@@ -132,16 +140,16 @@ class TestMisses:
     def test_an_artifact_of_another_machine_is_refused_before_it_is_opened(
         self, vault_copy: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(
-            cache_module,
-            "package_metadata",
-            lambda path: {
-                "AOTI_PLATFORM": "linux",
-                "AOTI_CPU_ISA": "NEON",
-                "AOTI_MACHINE": "aarch64",
-                "AOTI_DEVICE_KEY": "cpu",
-            },
-        )
+        real = Vault.lookup
+
+        def from_another_machine(vault: Vault, key: Any) -> Any:
+            manifest = real(vault, key)
+            assert manifest is not None
+            graph = manifest.parts["transformer"]["graphs"][0]
+            graph["machine"] = {**graph["machine"], "AOTI_MACHINE": "aarch64"}
+            return manifest
+
+        monkeypatch.setattr(Vault, "lookup", from_another_machine)
         monkeypatch.setattr("pipevault.graphs.state.FrozenGraph", lambda *a, **k: pytest.fail("native code was opened"))
         with pytest.raises((MissError, WrongMachineError), match="aarch64"):
             cache(vault_copy, "require").load(PlainPipeline())
@@ -191,7 +199,7 @@ class TestBadInput:
             reader.load(PlainPipeline(), height=16)
 
     def test_no_compiler(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cache_module, "find_cxx_compiler", lambda: None)
+        monkeypatch.setattr("pipevault.fingerprint.toolchain.find_cxx_compiler", lambda: None)
         with pytest.raises(CompilerMissingError, match=r"Install g\+\+"):
             cache(tmp_path / "vault").load(PlainPipeline())
 
@@ -220,11 +228,9 @@ class TestCompiling:
     def test_several_shapes_a_full_disk_and_healing(self, vault_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """One compilation serves three questions, because it takes most of the time."""
         built: list[str] = []
-        real = cache_module.freeze_pipeline.__globals__["graph_parts"].save
+        real = graph_parts.save
         monkeypatch.setattr(
-            cache_module.freeze_pipeline.__globals__["graph_parts"],
-            "save",
-            lambda pipe, folder, names: (built.append("x"), real(pipe, folder, names))[1],
+            graph_parts, "save", lambda pipe, folder, names: (built.append("x"), real(pipe, folder, names))[1]
         )
         shapes = [{"height": 8}, {"batch_size": 2}]
         with monkeypatch.context() as patch:

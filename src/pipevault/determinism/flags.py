@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from pipevault.digest import digest_json
+
 
 def code_flags() -> dict[str, Any]:
     """The switches as they are now, read back from torch."""
@@ -37,9 +39,24 @@ def _diffusers_attention_backend() -> str:
 
 
 def _inductor_config_digest() -> str:
-    """What Inductor's own cache key takes too: overrides and TORCHINDUCTOR_* variables count, paths do not."""
+    """Over what Inductor's own cache key takes: overrides and TORCHINDUCTOR_* variables count, paths do not.
+
+    Inductor's digest itself pickles sets, so it changes with the hash seed of the process.
+    """
     from torch._inductor import config
 
-    # A compilation leaves the machine it was for in this dictionary, in place.
-    with config.patch({"aot_inductor.metadata": {}}):
-        return config.get_hash().hex()
+    values = dict(config.save_config_portable())
+    values.pop("aot_inductor.metadata", None)  # a compilation leaves the machine it was for there
+    return digest_json({name: _plain(value) for name, value in values.items()}).short
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return sorted([str(name), _plain(item)] for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, value))
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return getattr(value, "__qualname__", None) or repr(value)

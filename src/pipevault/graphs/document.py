@@ -9,7 +9,7 @@
     {"pipevault_part": 1,
      "graphs": [{"signature": {...}, "build": "<sha256>", "package": "<sha256>", "constants": "<sha256>" or null,
                  "strides": [...], "outputs": [["tensor"]], "output_tree": "...", "ties": [...], "layout": "<sha256>",
-                 "checks": {...}}]}
+                 "machine": {"AOTI_CPU_ISA": ...}, "checks": {...}}]}
 
 In a vault the same list of graphs stands in the manifest, and the files are the vault's artifacts.
 """

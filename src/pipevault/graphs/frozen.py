@@ -30,7 +30,8 @@ class GraphDocument:
     ``package`` and ``constants`` are the SHA-256 of files, ``build`` is the
     :func:`~pipevault.graphs.inductor.build_digest`. ``strides`` are those of the tensor arguments that the code was
     generated for. ``layout`` is the digest of names, dtypes, shapes and strides of the bound weights, or
-    :data:`BAKED` if the weights are compiled in.
+    :data:`BAKED` if the weights are compiled in. ``machine`` is the package's own metadata, to be
+    compared with this machine before the package is opened, because opening runs its native code.
     """
 
     signature: Signature
@@ -42,6 +43,7 @@ class GraphDocument:
     output_tree: str
     ties: tuple[tuple[str, ...], ...]
     layout: str
+    machine: Mapping[str, str]
     checks: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -55,6 +57,7 @@ class GraphDocument:
             "output_tree": self.output_tree,
             "ties": self.ties,
             "layout": self.layout,
+            "machine": dict(self.machine),
             "checks": dict(self.checks),
         }
 
@@ -70,6 +73,7 @@ class GraphDocument:
             output_tree=document["output_tree"],
             ties=tuple(tuple(names) for names in document["ties"]),
             layout=document["layout"],
+            machine=document["machine"],
             checks=document["checks"],
         )
 

@@ -32,6 +32,9 @@ class FrozenPart(DeployableModule):  # type: ignore[misc]
     _pipevault_state: PartState
     _pipevault_original_class: ClassVar[type[nn.Module]]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Does not pass on: transformers resolves the type hints of each new model class, which takes 15 ms."""
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return part_state(self).call(args, kwargs)
 

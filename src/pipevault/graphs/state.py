@@ -30,6 +30,7 @@ from pipevault.graphs.frozen import (
     GraphDocument,
     iter_devices,
     layout_digest,
+    package_metadata,
     read_constants,
 )
 from pipevault.graphs.inductor import BuildOptions, BuiltGraph, build_digest, build_graph
@@ -187,6 +188,7 @@ class PartState:
             output_tree=built.output_tree,
             ties=built.ties,
             layout=BAKED if baked else layout_digest(self.module, built.package, lifted),
+            machine=package_metadata(built.package),
             checks={},
         )
 

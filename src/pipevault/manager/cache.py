@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipevault.digest import Digest
 from pipevault.errors import (
@@ -19,20 +19,27 @@ from pipevault.errors import (
     WrongMachineError,
 )
 from pipevault.fingerprint.machine import check_package_machine
-from pipevault.fingerprint.toolchain import find_cxx_compiler
 from pipevault.graphs import parts as graph_parts
-from pipevault.graphs.frozen import package_metadata
 from pipevault.graphs.inductor import BuildOptions
 from pipevault.graphs.state import PartOptions
 from pipevault.key import Key, nearest
 from pipevault.manager.call import CallShape, resolve_shape
-from pipevault.manager.freeze import Frozen, freeze_pipeline, part_outcomes
 from pipevault.manager.keys import build_key, execution_device, part_identity
-from pipevault.manager.outcome import Clock, Explanation, Outcome, Progress, Step, combine
-from pipevault.manager.publish import make_manifest, reusable_graphs
+from pipevault.manager.outcome import (
+    Clock,
+    Explanation,
+    Outcome,
+    Progress,
+    Step,
+    combine,
+    part_outcomes,
+)
 from pipevault.settings import Settings
 from pipevault.store.manifest import Manifest
 from pipevault.store.vault import Vault
+
+if TYPE_CHECKING:
+    from pipevault.manager.freeze import Frozen
 
 Pipeline = TypeVar("Pipeline")
 
@@ -146,7 +153,7 @@ class PipelineCache:
             try:
                 return self._open_entry(pipe, found, loaded, clock)
             except (CorruptEntryError, WrongMachineError) as error:
-                self._quarantine(error)
+                self._quarantine(error, key)
                 found = _Miss(str(error))
         if self.settings.mode == "require":
             raise MissError(self._miss_message(pipe, key, found, shape), key.digest.hex, found.reason)
@@ -156,7 +163,7 @@ class PipelineCache:
         try:
             manifest = self.vault.lookup(key.digest)
         except CorruptEntryError as error:
-            self._quarantine(error)
+            self._quarantine(error, key)
             return _Miss(str(error))
         return manifest if manifest is not None else self._explain_miss(key)
 
@@ -172,16 +179,18 @@ class PipelineCache:
         reason = f"no entry has this key; the nearest, {other.digest.short}, differs in {listed}{more}"
         return _Miss(reason, other.digest, Explanation(key, "miss", reason, other.digest, differences))
 
-    def _quarantine(self, error: Exception) -> None:
+    def _quarantine(self, error: Exception, key: Key) -> None:
+        """Set aside what is damaged; a document that onediffx could not read stands in the manifest."""
         if isinstance(error, CorruptEntryError) and self.settings.mode == "compile":
-            self.vault.quarantine(error.path, str(error))
+            inside = error.path.is_relative_to(self.vault.root)
+            self.vault.quarantine(error.path if inside else self.vault.layout.manifest_file(key.digest), str(error))
 
     def _open_entry(self, pipe: Any, manifest: Manifest, loaded: list[Manifest], clock: Clock) -> Outcome:
         """Verify and load an entry beside those that are loaded already."""
         graphs = {name: part["graphs"] for name, part in manifest.parts.items() if part["graphs"]}
         with clock.step("verify"):
             paths = {ref.digest.hex: self.vault.verified_path(ref) for ref in manifest.artifacts}
-            self._check_machine(pipe, graphs, paths)
+            self._check_machine(pipe, graphs)
         with clock.step("load"), tempfile.TemporaryDirectory(prefix="pipevault-") as folder:
             options = self._options(pipe, lambda digest: paths[digest])
             graph_parts.attach(pipe, tuple(graphs), options)
@@ -203,17 +212,14 @@ class PipelineCache:
             manifest=manifest.manifest_digest,
         )
 
-    def _check_machine(
-        self, pipe: Any, graphs: Mapping[str, Sequence[Mapping[str, Any]]], paths: Mapping[str, Path]
-    ) -> None:
+    def _check_machine(self, pipe: Any, graphs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         """Native code of another instruction set must be refused before it is opened (pytorch #153697)."""
-        modules = {name: graph_parts.get_part(pipe, name) for name in graphs}
-        device = execution_device(pipe, modules)
+        device = execution_device(pipe, {name: graph_parts.get_part(pipe, name) for name in graphs})
         for name, documents in graphs.items():
             for document in documents:
-                path = paths[document["package"]]
-                if mismatch := check_package_machine(package_metadata(path), device):
-                    raise WrongMachineError(f"{path}, a graph of {name}, is for another machine: {mismatch}.")
+                if mismatch := check_package_machine(document["machine"], device):
+                    package = self.vault.layout.artifact_file(Digest(document["package"]))
+                    raise WrongMachineError(f"{package}, a graph of {name}, is for another machine: {mismatch}.")
 
     def _options(self, pipe: Any, artifact_path: Callable[[str], Path] | None) -> PartOptions:
         model = getattr(getattr(pipe, "config", None), "_name_or_path", None) or "MODEL"
@@ -244,6 +250,8 @@ class PipelineCache:
                 "another folder, or use mode 'off'.",
                 self.vault.root,
             )
+        from pipevault.fingerprint.toolchain import find_cxx_compiler
+
         if find_cxx_compiler() is None:
             raise CompilerMissingError(
                 "No C++ compiler was found. Install g++ or set CXX; or load what another machine of the same type "
@@ -256,7 +264,7 @@ class PipelineCache:
                 try:
                     return self._open_entry(pipe, found, loaded, clock)
                 except CorruptEntryError as error:
-                    self._quarantine(error)
+                    self._quarantine(error, key)
             return self._freeze_and_publish(pipe, names, shape, key, miss, loaded, clock)
 
     def _freeze_and_publish(
@@ -269,6 +277,10 @@ class PipelineCache:
         loaded: list[Manifest],
         clock: Clock,
     ) -> Outcome:
+        # Imported here because a hit needs none of it.
+        from pipevault.manager.freeze import freeze_pipeline
+        from pipevault.manager.publish import make_manifest, reusable_graphs
+
         graph_parts.detach(pipe, names)
         with tempfile.TemporaryDirectory(prefix="pipevault-freeze-") as scratch:
             folder = Path(scratch)

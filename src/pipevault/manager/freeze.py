@@ -27,7 +27,7 @@ from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.check import PIPELINE_FACTOR, Comparison, compare_trees
 from pipevault.graphs.state import PartOptions, PartState, ReusableGraph
 from pipevault.manager.call import CallShape, warm_up_arguments
-from pipevault.manager.outcome import Clock, PartOutcome, Step
+from pipevault.manager.outcome import Clock, PartOutcome, Step, part_outcomes
 
 CAPTURE_SEED = 0
 
@@ -41,12 +41,6 @@ class Frozen:
 
     def outcomes(self) -> dict[str, PartOutcome]:
         return part_outcomes(self.parts)
-
-
-def part_outcomes(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, PartOutcome]:
-    return {
-        name: PartOutcome(part["status"], part["reason"], len(part["graphs"])) for name, part in sorted(parts.items())
-    }
 
 
 def freeze_pipeline(

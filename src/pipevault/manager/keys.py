@@ -56,14 +56,13 @@ def part_identity(key: Key, part: str) -> str:
 
 
 def execution_device(pipe: Any, parts: Mapping[str, nn.Module]) -> torch.device:
-    """Where the parts compute: an offloaded pipeline's weights rest elsewhere."""
-    device = getattr(pipe, "_execution_device", None)
-    if isinstance(device, torch.device):
-        return device
-    for module in parts.values():
-        for tensor in module.parameters():
-            return tensor.device
-    return torch.device("cpu")
+    """Where the parts compute: an offloaded pipeline's weights rest elsewhere, which diffusers takes 10 ms to find."""
+    if any(hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook") for module in parts.values()):
+        device = getattr(pipe, "_execution_device", None)
+        if isinstance(device, torch.device):
+            return device
+    tensor = next((tensor for module in parts.values() for tensor in module.parameters()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def short(digest: Digest | None) -> str:

@@ -112,6 +112,13 @@ def combine(entries: tuple[Outcome, ...]) -> Outcome:
     )
 
 
+def part_outcomes(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, PartOutcome]:
+    """The parts of a manifest."""
+    return {
+        name: PartOutcome(part["status"], part["reason"], len(part["graphs"])) for name, part in sorted(parts.items())
+    }
+
+
 class Clock:
     """Measures the steps of a load and reports them as they begin and end."""
 
