@@ -149,3 +149,89 @@ class WrongMachineError(PipevaultError, RuntimeError):
 
 class BadCallError(PipevaultError, ValueError):
     """The call that should be frozen is not one that the pipeline accepts (size, inputs)."""
+
+
+class RecordError(PipevaultError, ValueError):
+    """A run record cannot be used. ``source`` is the file it was read from; empty if it came from no file."""
+
+    def __init__(self, message: str, source: str = "") -> None:
+        super().__init__(message)
+        self.source = source
+
+
+class NoRecordError(RecordError, LookupError):
+    """The file holds no run record: give the file as it was saved, or its sidecar."""
+
+
+class NewerRecordError(RecordError):
+    """A later pipevault wrote this record: upgrade pipevault."""
+
+
+class RecordDigestError(RecordError):
+    """The record was changed after it was written: use the file as it was saved."""
+
+
+class BadRecordError(RecordError):
+    """A field of a record is missing, unknown or of the wrong type; ``field`` says which, as in ``seeds.samples[1]``."""
+
+    def __init__(self, message: str, field: str, source: str = "") -> None:
+        super().__init__(message, source)
+        self.field = field
+
+
+class RecordTooLargeError(RecordError):
+    """The record does not fit into a file of this format: save as PNG or WebP, or as a sidecar only."""
+
+
+class UnknownFormatError(SettingsError):
+    """No file of this suffix can be written with a record inside. ``known`` lists the suffixes that can."""
+
+    def __init__(self, message: str, suffix: str, known: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.suffix = suffix
+        self.known = known
+
+
+class CannotSaveError(PipevaultError, OSError):
+    """An output could not be written to ``path``: mend what the message names, or give another path."""
+
+    def __init__(self, message: str, path: Path) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class MissingExtraError(PipevaultError, ImportError):
+    """An optional dependency is not installed: install the extra that ``extra`` names."""
+
+    def __init__(self, message: str, extra: str) -> None:
+        super().__init__(message)
+        self.extra = extra
+
+
+class NotComparableError(PipevaultError, ValueError):
+    """Two outputs have no distance: their shapes or types differ."""
+
+
+class UnknownLevelError(SettingsError):
+    """No determinism level or profile has this name. ``known`` lists those that can be asked for."""
+
+    def __init__(self, level: str, known: tuple[str, ...]) -> None:
+        super().__init__(f"There is no level {level!r}. Pass one of {', '.join(known)}, each also with +audit.")
+        self.level = level
+        self.known = known
+
+
+class BadSeedError(SettingsError):
+    """What was given as ``seed`` is none: pass an integer from 0 to 2**64 - 1."""
+
+    def __init__(self, message: str, seed: Any) -> None:
+        super().__init__(message)
+        self.seed = seed
+
+
+class GeneratorCountError(BadCallError):
+    """The number of generators is not that of the samples: pass one for each sample, or a single one."""
+
+
+class GeneratorDeviceError(BadCallError):
+    """A generator is on a device that it cannot draw for: pass a CPU generator, which fits every device."""

@@ -13,6 +13,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 from onediff.infer_compiler import DeployableModule
 from onediff.infer_compiler import compile as onediff_compile
 from torch import nn
+from torch.nn.utils import prune
 
 from pipelines import Block
 from pipevault.errors import (
@@ -25,6 +26,7 @@ from pipevault.errors import (
     UnfrozenCallError,
 )
 from pipevault.graphs import backend
+from pipevault.graphs.inductor import BuildOptions
 from pipevault.graphs.part import FrozenPart, part_state, unfrozen
 from pipevault.graphs.state import PartOptions
 
@@ -127,6 +129,36 @@ class TestWeightsThatMove:
         part.second.weight.data = torch.randn(16, 16).t()
         with pytest.raises(ChangedPartError, match="strides"):
             part(X, scale=2.0)
+
+    def test_the_same_memory_read_in_another_order_is_an_error(self, block_folder: Path) -> None:
+        part = frozen_block(block_folder, block(1))
+        part(X, scale=2.0)
+        part.second.weight.data = part.second.weight.data.t()
+        with pytest.raises(ChangedPartError, match="strides"):
+            part(X, scale=2.0)
+
+    def test_pruned_weights_are_an_error(self, block_folder: Path) -> None:
+        part = frozen_block(block_folder, block(1))
+        part(X, scale=2.0)
+        prune.l1_unstructured(part.second, "weight", amount=0.5)
+        with pytest.raises(ChangedPartError, match="is gone"):
+            part(X, scale=2.0)
+
+    def test_changed_sub_modules_are_looked_at(self, block_folder: Path) -> None:
+        seen: list[str] = []
+
+        def verify(name: str, module: nn.Module) -> str:
+            seen.append(name)
+            return "it has another second layer"
+
+        part = onediff_compile(block(1), backend="inductor", options=PartOptions(mode="frozen", verify=verify))
+        part.load_graph(block_folder / "block")
+        part(X, scale=2.0)
+        assert seen == []
+        part.second = copy.deepcopy(part.second)
+        with pytest.raises(ChangedPartError, match="another second layer"):
+            part(X, scale=2.0)
+        assert seen == ["Block"]
 
     def test_untied_weights_are_an_error(self, block_folder: Path) -> None:
         part = frozen_block(block_folder, block(1))
@@ -256,6 +288,13 @@ class TestRefusals:
     def test_options_of_another_kind(self) -> None:
         with pytest.raises(SettingsError, match="PartOptions"):
             onediff_compile(block(1), backend="inductor", options={"mode": "max"})
+
+    @pytest.mark.parametrize(
+        "name", ["aot_inductor.use_runtime_constant_folding", "freezing", "aot_inductor.package_constants_in_so"]
+    )
+    def test_overrides_that_fold_weights(self, name: str) -> None:
+        with pytest.raises(SettingsError, match=f"cannot override {name}"):
+            BuildOptions(config={name: True})
 
     def test_registering_twice_is_harmless(self) -> None:
         backend.register()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipelines import FAST_BUILD, PlainPipeline, draw
 from pipevault.errors import (
     BadCallError,
     CannotFreezeError,
+    ChangedPartError,
     CompilerMissingError,
     MissError,
     NewerVaultError,
@@ -28,6 +30,9 @@ from pipevault.errors import (
 )
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.part import FrozenPart
+from pipevault.key import Key
+from pipevault.manager.publish import reusable_graphs
+from pipevault.store.manifest import Manifest, now_utc
 from pipevault.store.vault import Vault
 
 
@@ -98,12 +103,14 @@ class TestHits:
 class TestMisses:
     def test_require_on_an_empty_vault_says_what_to_run(self, tmp_path: Path) -> None:
         Vault.open(tmp_path / "vault")
-        with pytest.raises(MissError, match=r"no entries[\s\S]*prewarm\.py"):
+        with pytest.raises(MissError, match=r"no entries[\s\S]*run this program once with mode='compile'"):
             cache(tmp_path / "vault", "require").load(PlainPipeline())
 
-    def test_require_does_not_make_a_vault(self, tmp_path: Path) -> None:
-        with pytest.raises(NotAVaultError):
+    def test_neither_require_nor_explain_makes_a_vault(self, tmp_path: Path) -> None:
+        with pytest.raises(MissError, match="there is no vault at"):
             cache(tmp_path / "vault", "require").load(PlainPipeline())
+        explanation = cache(tmp_path / "vault").explain(PlainPipeline())
+        assert (explanation.status, "no vault" in explanation.reason) == ("miss", True)
         assert not (tmp_path / "vault").exists()
 
     def test_a_changed_architecture_is_named(self, vault_copy: Path) -> None:
@@ -224,7 +231,74 @@ class TestBadInput:
             pipevault.outcome(PlainPipeline())
 
 
+@pytest.mark.usefixtures("no_compiling")
+class TestForeignEntries:
+    def publish(self, root: Path, key: Key, parts: dict[str, Any]) -> None:
+        vault = Vault.open(root)
+        vault.publish(Manifest(key, parts, (), {}, now_utc()), {})
+
+    def test_an_entry_with_parts_of_another_kind_is_a_reported_miss(self, tmp_path: Path) -> None:
+        key = cache(tmp_path / "vault").key(PlainPipeline())
+        self.publish(tmp_path / "vault", key, {"transformer": {"graphs": 1}})
+        with pytest.raises(MissError, match="lists parts that cannot be read"):
+            cache(tmp_path / "vault", "require").load(PlainPipeline())
+
+    def test_such_an_entry_is_passed_over_when_graphs_are_reused(self, tmp_path: Path) -> None:
+        key = cache(tmp_path / "vault").key(PlainPipeline())
+        self.publish(tmp_path / "vault", key, {"transformer": {"graphs": 1}})
+        assert reusable_graphs(Vault.open(tmp_path / "vault"))("0" * 64) is None
+
+
 class TestCompiling:
+    def test_baked_weights_count_and_a_write_to_them_is_noticed(self, tmp_path: Path) -> None:
+        baked = cache(tmp_path / "vault", weights="baked")
+        pipe = baked.load(PlainPipeline())
+        torch.testing.assert_close(draw(pipe), draw(PlainPipeline()))
+        assert baked.explain(PlainPipeline()).status == "hit"
+        assert baked.explain(PlainPipeline(seed=1)).status == "miss"
+        pipe.transformer.load_state_dict(PlainPipeline(seed=1).transformer.state_dict())
+        with pytest.raises(ChangedPartError, match="compiled in"):
+            draw(pipe)
+
+    def test_a_part_that_counts_its_calls_stays_eager(self, tmp_path: Path) -> None:
+        class Counting(torch.nn.Linear):
+            calls = 0
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                self.calls += 1
+                return super().forward(x) if self.calls < 10 else x
+
+        class CountingPipeline:
+            def __init__(self) -> None:
+                torch.manual_seed(0)
+                self.good, self.counting = Good(8, 8).eval(), Counting(8, 8).eval()
+
+            @torch.no_grad()
+            def __call__(self, num_inference_steps: int = 4) -> torch.Tensor:
+                x = self.good(torch.ones(2, 8))
+                for _ in range(num_inference_steps):
+                    x = self.counting(x)
+                return x
+
+        pipe = cache(tmp_path / "vault").load(CountingPipeline())
+        parts = pipevault.outcome(pipe).parts
+        assert parts["good"].status == "frozen"
+        assert parts["counting"].status == "eager"
+        assert "keeps state beside its arguments" in parts["counting"].reason
+
+    def test_two_threads_freeze_one_after_the_other(self, tmp_path: Path) -> None:
+        pipes = [PlainPipeline(), PlainPipeline()]
+        expected = [draw(pipes[0], height=24), draw(pipes[1], height=40)]
+        with ThreadPoolExecutor() as pool:
+            list(
+                pool.map(
+                    lambda pair: cache(tmp_path / "vault").load(pair[0], height=pair[1]),
+                    zip(pipes, (24, 40), strict=True),
+                )
+            )
+        assert [pipevault.outcome(pipe).status for pipe in pipes] == ["miss", "miss"]
+        torch.testing.assert_close([draw(pipes[0], height=24), draw(pipes[1], height=40)], expected)
+
     def test_several_shapes_a_full_disk_and_healing(self, vault_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """One compilation serves three questions, because it takes most of the time."""
         built: list[str] = []

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 
 import pipevault
 import pipevault.key
 from pipelines import FAST_BUILD, draw, stable_diffusion
-from pipevault.errors import MissError, TrainingModeError, UnfrozenCallError
+from pipevault.errors import ChangedPartError, MissError, TrainingModeError, UnfrozenCallError
 from pipevault.graphs.part import FrozenPart
 from pipevault.store.vault import Vault
 
@@ -131,6 +132,68 @@ def test_a_fused_lora_is_followed(frozen_vault: Path, pipe: Any) -> None:
     torch.testing.assert_close(fused, draw(eager_pipe), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("change", "undo", "named"),
+    [
+        (lambda p: p.enable_freeu(0.9, 0.2, 1.1, 1.2), lambda p: p.disable_freeu(), r"up_blocks\.\d+: b1"),
+        (lambda p: setattr(p.unet, "conv_act", torch.nn.ReLU()), None, "conv_act"),
+        (lambda p: p.unet.set_attn_processor(AttnProcessor()), None, "processor"),
+        (lambda p: p.unet.mid_block.register_forward_hook(lambda m, i, o: o * 3), None, "hook"),
+        (lambda p: p.vae.enable_tiling(), lambda p: p.vae.disable_tiling(), "use_tiling"),
+        (lambda p: setattr(p, "unet", p.components["unet"]), None, "replaced"),
+    ],
+)
+@pytest.mark.parametrize("generate_first", [True, False])
+def test_a_changed_graph_is_noticed_before_a_pixel_is_made(
+    frozen_vault: Path, pipe: Any, change: Any, undo: Any, named: str, generate_first: bool
+) -> None:
+    """A VAE's own switches are watched from the first generation on: they are no part's."""
+    load(frozen_vault, pipe)
+    if generate_first or named == "use_tiling":
+        expected = draw(pipe)
+        match = named
+    else:
+        expected, match = None, "was changed after it was frozen"
+    change(pipe)
+    with pytest.raises(ChangedPartError, match=match):
+        draw(pipe)
+    if undo:
+        undo(pipe)
+        assert expected is None or torch.equal(draw(pipe), expected)
+
+
+def test_other_pipelines_can_be_made_of_the_components(frozen_vault: Path, pipe: Any) -> None:
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    load(frozen_vault, pipe)
+    other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    assert type(other.unet) is UNet2DConditionModel
+    assert other.unet.conv_in is pipe.unet.conv_in
+    assert isinstance(pipe.unet, FrozenPart)
+    draw(pipe)
+
+
+def test_a_copy_is_eager_and_says_so(frozen_vault: Path, pipe: Any) -> None:
+    import copy
+
+    load(frozen_vault, pipe)
+    copied = copy.deepcopy(pipe)
+    assert not isinstance(copied.unet, FrozenPart)
+    with pytest.raises(pipevault.errors.SettingsError, match="was not loaded"):
+        pipevault.outcome(copied)
+    torch.testing.assert_close(draw(copied), draw(pipe), atol=1e-3, rtol=0)
+
+
+def test_a_failed_load_leaves_an_eager_pipeline_that_says_so(frozen_vault: Path, pipe: Any) -> None:
+    load(frozen_vault, pipe)
+    with pytest.raises(MissError):
+        load(frozen_vault, pipe, height=32)
+    with pytest.raises(pipevault.errors.SettingsError, match="was not loaded"):
+        pipevault.outcome(pipe)
+    assert not isinstance(pipe.unet, FrozenPart)
+    draw(pipe)
+
+
 def stable_diffusion_like(pipe: Any) -> Any:
     import copy
 
@@ -140,7 +203,7 @@ def stable_diffusion_like(pipe: Any) -> Any:
 
 def test_an_unfrozen_size_is_an_error_that_says_what_is_frozen(frozen_vault: Path, pipe: Any) -> None:
     load(frozen_vault, pipe)
-    with pytest.raises(UnfrozenCallError, match=r"unet was called[\s\S]*float32\[2,4,16,16\][\s\S]*prewarm\.py"):
+    with pytest.raises(UnfrozenCallError, match=r"unet was called[\s\S]*float32\[2,4,16,16\][\s\S]*pipevault prewarm"):
         draw(pipe, height=32, width=32)
 
 

@@ -6,11 +6,12 @@ another order than eager code, so equality is not asked for. Both must be finite
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 # float32 leaves room for sums over a few thousand terms; the others are about four units in the last place.
@@ -22,8 +23,13 @@ PART_TOLERANCE = {
 }
 DEFAULT_TOLERANCE = 1e-1
 
-# A whole pipeline repeats a part many times and ends in pixels; distances of single calls add up.
-PIPELINE_FACTOR = 10.0
+# A whole pipeline repeats its parts and ends in pixels, whatever the dtype inside; distances of single calls add up.
+PIPELINE_TOLERANCE = {
+    torch.float64: 1e-4,
+    torch.float32: 1e-2,
+    torch.float16: 5e-2,
+    torch.bfloat16: 2e-1,
+}
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,18 @@ class Comparison:
         return not self.failure
 
 
-def compare_trees(eager: Any, frozen: Any, *, factor: float = 1.0) -> Comparison:
-    """Compare two outputs leaf by leaf: tensors, arrays and PIL images by value, other leaves by equality."""
+def pipeline_tolerance(modules: Iterable[nn.Module]) -> float:
+    """The tolerance for a pipeline's output: that of the coarsest dtype among its weights."""
+    dtypes = {parameter.dtype for module in modules for parameter in module.parameters()}
+    known = [PIPELINE_TOLERANCE[dtype] for dtype in dtypes if dtype in PIPELINE_TOLERANCE]
+    return max(known, default=PIPELINE_TOLERANCE[torch.float32])
+
+
+def compare_trees(eager: Any, frozen: Any, *, tolerance: float | None = None) -> Comparison:
+    """Compare two outputs leaf by leaf: tensors, arrays and PIL images by value, other leaves by equality.
+
+    ``tolerance`` is for floating point; by default that of a part, which depends on each leaf's dtype.
+    """
     ours, theirs = list(_leaves(eager)), list(_leaves(frozen))
     if len(ours) != len(theirs):
         return Comparison(0.0, 0.0, f"eager code returns {len(ours)} values, the graph {len(theirs)}")
@@ -50,7 +66,7 @@ def compare_trees(eager: Any, frozen: Any, *, factor: float = 1.0) -> Comparison
             if type(a) is not type(b) or a != b:
                 return Comparison(0.0, 0.0, f"eager code returns {a!r}, the graph {b!r}")
             continue
-        result = _compare_tensors(a, b, factor)
+        result = _compare_tensors(a, b, tolerance)
         if not result.passed:
             return result
         if result.distance >= worst.distance:
@@ -65,10 +81,10 @@ def worst_of(comparisons: Sequence[Comparison]) -> Comparison:
     return max(comparisons, key=lambda comparison: comparison.distance)
 
 
-def _compare_tensors(a: torch.Tensor, b: torch.Tensor, factor: float) -> Comparison:
+def _compare_tensors(a: torch.Tensor, b: torch.Tensor, allowed: float | None) -> Comparison:
     if a.shape != b.shape or a.dtype != b.dtype:
         return Comparison(0.0, 0.0, f"eager code returns {a.dtype}{list(a.shape)}, the graph {b.dtype}{list(b.shape)}")
-    tolerance = PART_TOLERANCE.get(a.dtype, DEFAULT_TOLERANCE) * factor
+    tolerance = PART_TOLERANCE.get(a.dtype, DEFAULT_TOLERANCE) if allowed is None else allowed
     if not a.is_floating_point() and not a.is_complex():
         equal = torch.equal(a.cpu(), b.cpu())
         return Comparison(0.0, 0.0, "" if equal else f"{a.dtype} values differ")

@@ -54,3 +54,16 @@ def read_part(path: Path) -> tuple[GraphDocument, ...]:
         raise CorruptEntryError(
             f"{path} is no part document: {type(error).__name__}: {error}. Freeze the part again.", path
         ) from error
+
+
+def malformed_parts(parts: Mapping[str, Any]) -> str:
+    """What is wrong with the ``parts`` of a manifest, which the store keeps without looking; empty if nothing is."""
+    try:
+        for name, part in parts.items():
+            if not isinstance(part["status"], str) or not isinstance(part["reason"], str):
+                return f"{name} has no status and reason"
+            for graph in part["graphs"]:
+                GraphDocument.from_json(graph)
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""

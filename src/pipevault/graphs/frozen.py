@@ -7,7 +7,7 @@ call when anything has moved (``module.to()``, offload hooks, ``parameter.data =
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,14 +86,22 @@ class Binding:
         self._sites = [_site(module, name) for name in names]
         self.names = tuple(names)
         self.tensors = self.live()
-        self._pointers = [tensor.data_ptr() for tensor in self.tensors]
+        self._places = [_place(tensor) for tensor in self.tensors]
+        self._versions = [tensor._version for tensor in self.tensors if not tensor.is_inference()]
 
     def live(self) -> list[torch.Tensor]:
         return [owner[name] for owner, name in self._sites]
 
     def holds(self) -> bool:
-        """Whether every tensor is still where it was bound. Cheap: a few hundred pointers."""
-        return [owner[name].data_ptr() for owner, name in self._sites] == self._pointers and not self.tree_changed()
+        """Whether every tensor is still where it was bound. Cheap: a few hundred pointers, strides and dtypes."""
+        try:
+            return [_place(owner[name]) for owner, name in self._sites] == self._places and not self.tree_changed()
+        except (KeyError, AttributeError):  # deleted, or set to None
+            return False
+
+    def written_to(self) -> bool:
+        """Whether a tensor was changed in place. A write through ``.data`` counts no version and is not seen."""
+        return [tensor._version for tensor in self.tensors if not tensor.is_inference()] != self._versions
 
     def tree_changed(self) -> bool:
         """Whether a sub-module was added, removed or replaced, as LoRA layers do."""
@@ -114,11 +122,13 @@ class FrozenGraph:
         device: torch.device,
         lifted: Mapping[str, torch.Tensor],
         part: str,
+        verify: Callable[[nn.Module], str],
     ) -> None:
         index = device.index if device.index is not None else -1
         self._runner = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, index)
         self.document = document
         self.part = part
+        self._verify = verify
         self._output_tree = pytree.treespec_loads(document.output_tree)
         self._lifted = {name: tensor.to(device) for name, tensor in lifted.items()}
         self._device_type = device.type
@@ -128,7 +138,7 @@ class FrozenGraph:
 
     def bind(self, module: nn.Module) -> None:
         """Point the graph at the live weights. Raises :class:`ChangedPartError` if they no longer fit it."""
-        if self.document.layout == BAKED:
+        if self._baked:
             self._watch_baked(module)
             return
         names = [name for name in self._constants if name not in self._lifted]
@@ -152,7 +162,9 @@ class FrozenGraph:
         self._binding, self._layout = binding, layout
 
     def __call__(self, module: nn.Module, tensors: Sequence[torch.Tensor]) -> Any:
-        if self._binding is None or not self._binding.holds():
+        if self._binding is None or not self._binding.holds() or (self._baked and self._binding.written_to()):
+            if self._binding is not None and self._binding.tree_changed() and (what := self._verify(module)):
+                raise ChangedPartError(self._changed(what), self.part)
             self.bind(module)
         inputs = [
             tensor if tensor.stride() == stride else _with_stride(tensor, stride)
@@ -165,10 +177,15 @@ class FrozenGraph:
     def _watch_baked(self, module: nn.Module) -> None:
         if self._binding is not None:
             raise ChangedPartError(
-                self._changed("its weights moved, and this graph has other weights compiled in"), self.part
+                self._changed("its weights changed, and this graph has the old ones compiled in"), self.part
             )
-        names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
-        self._binding = Binding(module, names)
+        parameters = module.named_parameters(remove_duplicate=False)
+        buffers = module.named_buffers(remove_duplicate=False)
+        self._binding = Binding(module, [name for named in (parameters, buffers) for name, _ in named])
+
+    @property
+    def _baked(self) -> bool:
+        return self.document.layout == BAKED
 
     @staticmethod
     def _digest(layout: Mapping[str, str]) -> str:
@@ -204,11 +221,17 @@ def read_constants(path: Path | None) -> dict[str, torch.Tensor]:
 
 def _site(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
     path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(path)
+    owner: Any = module.get_submodule(path)
+    if getattr(owner, "merged", False) and "base_layer" in owner._modules:
+        owner = owner.base_layer  # a LoRA layer of peft whose weights were fused into the layer that it wraps
     for tensors in (owner._parameters, owner._buffers):
         if tensors.get(leaf) is not None:
             return tensors, leaf
     raise KeyError(name)
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, tuple[int, ...], torch.dtype]:
+    return tensor.data_ptr(), tensor.stride(), tensor.dtype
 
 
 def _layout(tensor: torch.Tensor) -> str:

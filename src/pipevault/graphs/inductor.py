@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,12 +21,13 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from pipevault.digest import Digest, digest_json
-from pipevault.errors import CannotFreezeError, CompilerMissingError
+from pipevault.errors import CannotFreezeError, CompilerMissingError, SettingsError
 from pipevault.graphs.signature import Signature
 
 GRAPH_FORMAT = 1
 PACKAGE_NAME = "graph.pt2"
 CONSTANTS_NAME = "constants.safetensors"
+FOLDS_WEIGHTS = frozenset({"freezing", "aot_inductor.use_runtime_constant_folding"})
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,17 @@ class BuildOptions:
 
     weights: str = "bound"
     config: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises :class:`SettingsError` for an override that the format depends on."""
+        fixed = {name for name in self.config if name.startswith("aot_inductor.package")}
+        if self.weights == "bound":
+            fixed |= FOLDS_WEIGHTS & set(self.config)
+        if fixed:
+            raise SettingsError(
+                f"build_config cannot override {', '.join(sorted(fixed))}: graphs take live weights from "
+                "outside. Leave it out, or use weights='baked' to let weights be folded."
+            )
 
     def to_json(self) -> dict[str, Any]:
         return {"weights": self.weights, "config": dict(self.config), "graph_format": GRAPH_FORMAT}
@@ -107,7 +120,7 @@ def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _export(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.export.ExportedProgram:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _without_torchs_own_warnings():
             return torch.export.export(module, tuple(args), dict(kwargs), strict=False)
     except Exception as error:
         # torch.export has no common root for its errors; whatever it raises means that this call cannot be traced.
@@ -130,13 +143,14 @@ def _compile(program: torch.export.ExportedProgram, options: BuildOptions) -> tu
         # A precompiled header serves one build folder only, so making it costs more than it saves.
         "aot_inductor.precompile_headers": False,
         "always_keep_tensor_constants": True,
+        "aot_inductor.metadata": {},  # else Inductor writes this machine into its default, in place
         **options.config,
     }
     if options.weights == "bound":
         config["aot_inductor.package_constants_on_disk_format"] = "pickle_weights"
     args, kwargs = program.example_inputs
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _without_torchs_own_warnings():
             files = aot_compile(program.module(check_guards=False), args, kwargs, options=config)
     except InvalidCxxCompiler as error:
         raise CompilerMissingError(
@@ -236,6 +250,14 @@ def _build_folder(build: Digest) -> Iterator[tuple[Path, bool]]:
 def _is_private(folder: Path) -> bool:
     status = folder.lstat()
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+@contextmanager
+def _without_torchs_own_warnings() -> Iterator[None]:
+    """torch 2.13 warns of its own use of ``LeafSpec`` at each export; nobody else can do anything about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+        yield
 
 
 @contextmanager

@@ -29,8 +29,9 @@ NEVER_PARTS = frozenset({"safety_checker", "feature_extractor", "watermark"})
 
 def pipeline_modules(pipe: Any) -> dict[str, nn.Module]:
     """The top-level modules of a pipeline by name: diffusers components, or module attributes of other pipelines."""
-    components = pipe.components if hasattr(pipe, "components") else vars(pipe)
-    return {name: value for name, value in components.items() if isinstance(value, nn.Module)}
+    names = tuple(pipe.components if hasattr(pipe, "components") else vars(pipe))
+    modules = {name: getattr(pipe, name, None) for name in names}
+    return {name: module for name, module in modules.items() if isinstance(module, nn.Module)}
 
 
 def find_parts(pipe: Any, wanted: Sequence[str] | None = None) -> dict[str, nn.Module]:

@@ -46,13 +46,15 @@ class PartOptions:
     ``mode``: ``compile`` (a call that fits no graph is compiled on the spot, as OneDiff's backends do), ``capture``
     (calls run eagerly and are recorded), ``frozen`` (a call that fits no graph follows ``on_unfrozen``: ``error`` or
     ``eager``) or ``eager``. ``artifact_path`` finds a file by its SHA-256; by default it lies beside the document.
+    ``verify`` looks at a part whose sub-modules changed and says what its graphs cannot follow, or nothing.
     """
 
     mode: str = "compile"
     on_unfrozen: str = "error"
     build: BuildOptions = field(default_factory=BuildOptions)
     artifact_path: Callable[[str], Path] | None = None
-    freeze_hint: str = "Load the pipeline with these sizes in mode 'compile'"
+    verify: Callable[[str, nn.Module], str] | None = None
+    freeze_hint: str = "Load the pipeline for such calls in mode 'compile'"
 
 
 class PartState:
@@ -199,9 +201,13 @@ class PartState:
             device=next(iter_devices(self.module), torch.device("cpu")),
             lifted=read_constants(constants),
             part=self.name,
+            verify=self._verify,
         )
         graph.bind(self.module)
         return graph
+
+    def _verify(self, module: nn.Module) -> str:
+        return self.options.verify(self.name, module) if self.options.verify else ""
 
     def _check(self, graph: FrozenGraph, calls: list[CapturedCall]) -> Mapping[str, Any]:
         results: list[Comparison] = []

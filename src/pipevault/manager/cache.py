@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import nn
 
 from pipevault.digest import Digest
 from pipevault.errors import (
@@ -19,12 +23,14 @@ from pipevault.errors import (
     WrongMachineError,
 )
 from pipevault.fingerprint.machine import check_package_machine
+from pipevault.fingerprint.model import architecture
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import BuildOptions
 from pipevault.graphs.state import PartOptions
-from pipevault.key import Key, nearest
+from pipevault.key import Key
 from pipevault.manager.call import CallShape, resolve_shape
 from pipevault.manager.keys import build_key, execution_device, part_identity
+from pipevault.manager.lookup import Miss, look_up, open_vault
 from pipevault.manager.outcome import (
     Clock,
     Explanation,
@@ -34,6 +40,7 @@ from pipevault.manager.outcome import (
     combine,
     part_outcomes,
 )
+from pipevault.manager.pipeline import attach_state, release_class
 from pipevault.settings import Settings
 from pipevault.store.manifest import Manifest
 from pipevault.store.vault import Vault
@@ -43,14 +50,10 @@ if TYPE_CHECKING:
 
 Pipeline = TypeVar("Pipeline")
 
-OUTCOME_ATTRIBUTE = "_pipevault_outcome"
+logger = logging.getLogger("pipevault")
 
-
-@dataclass(frozen=True)
-class _Miss:
-    reason: str
-    nearest: Digest | None = None
-    explanation: Explanation | None = None
+# Export and compile patch torch's global state, so that a process freezes one pipeline at a time.
+_FREEZING = threading.Lock()
 
 
 class PipelineCache:
@@ -91,6 +94,11 @@ class PipelineCache:
             self._vault = Vault.open(self.settings.dir, create=self.settings.mode == "compile")
         return self._vault
 
+    def _existing_vault(self, *, create: bool) -> Vault | None:
+        if self._vault is None:
+            self._vault = open_vault(self.settings.dir, create=create)
+        return self._vault
+
     def load(
         self,
         pipe: Pipeline,
@@ -113,18 +121,20 @@ class PipelineCache:
         and its subclasses, :class:`~pipevault.errors.BadCallError`, :class:`~pipevault.errors.VaultError`.
         """
         wanted = _shapes(height, width, num_frames, batch_size, guidance, call, shapes)
-        if self.settings.mode == "off":
-            graph_parts.detach(pipe, tuple(graph_parts.frozen_parts(pipe)))
-            _set_outcome(pipe, Outcome("off", reason="mode is off"))
-            return pipe
-        resolved = [resolve_shape(pipe, shape) for shape in wanted]
+        if self.settings.mode != "off":
+            wanted = [resolve_shape(pipe, shape) for shape in wanted]
         names = tuple(graph_parts.find_parts(pipe, parts))
+        release_class(pipe)
         graph_parts.detach(pipe, tuple(graph_parts.frozen_parts(pipe)))
+        if self.settings.mode == "off":
+            attach_state(pipe, Outcome("off", reason="mode is off"), {})
+            return pipe
         outcomes: list[Outcome] = []
         loaded: list[Manifest] = []
-        for shape in resolved:
+        for shape in wanted:
             outcomes.append(self._load_shape(pipe, names, shape, loaded))
-        _set_outcome(pipe, combine(tuple(outcomes)))
+        result = combine(tuple(outcomes))
+        attach_state(pipe, result, self._digests(pipe, loaded, result))
         return pipe
 
     def key(self, pipe: Any, *, parts: Sequence[str] | None = None, **shape: Any) -> Key:
@@ -134,10 +144,19 @@ class PipelineCache:
     def explain(self, pipe: Any, *, parts: Sequence[str] | None = None, **shape: Any) -> Explanation:
         """What :meth:`load` would do with these arguments, without doing it."""
         key = self.key(pipe, parts=parts, **shape)
-        found = self._look_up(key)
-        if isinstance(found, Manifest):
-            return Explanation(key, "hit", f"entry {key.digest.short} is in the vault")
-        return found.explanation or Explanation(key, "miss", found.reason)
+        found = look_up(self._existing_vault(create=False), self.settings.dir, key)
+        if isinstance(found, Miss):
+            return Explanation(key, "miss", found.reason, found.nearest, found.differences)
+        return Explanation(key, "hit", f"entry {key.digest.short} is in the vault")
+
+    def _digests(self, pipe: Any, loaded: Sequence[Manifest], result: Outcome) -> dict[str, str]:
+        """The architecture digest of each frozen part, from the key of an entry that has it."""
+        frozen = [name for name, part in result.parts.items() if part.status == "frozen"]
+        if all(entry.status == "hit" for entry in result.entries or (result,)):
+            factors = loaded[-1].key.factors["architecture"]
+        else:  # eager code ran here, and may have filled caches that belong to the architecture
+            factors = {name: architecture(graph_parts.get_part(pipe, name)) for name in frozen}
+        return {name: factors[name]["digest"] for name in frozen}
 
     def _key(self, pipe: Any, names: Sequence[str], shape: CallShape) -> Key:
         modules = {name: graph_parts.get_part(pipe, name) for name in names}
@@ -154,30 +173,16 @@ class PipelineCache:
                 return self._open_entry(pipe, found, loaded, clock)
             except (CorruptEntryError, WrongMachineError) as error:
                 self._quarantine(error, key)
-                found = _Miss(str(error))
+                found = Miss(str(error))
         if self.settings.mode == "require":
             raise MissError(self._miss_message(pipe, key, found, shape), key.digest.hex, found.reason)
         return self._compile(pipe, names, shape, key, found, loaded, clock)
 
-    def _look_up(self, key: Key) -> Manifest | _Miss:
-        try:
-            manifest = self.vault.lookup(key.digest)
-        except CorruptEntryError as error:
-            self._quarantine(error, key)
-            return _Miss(str(error))
-        return manifest if manifest is not None else self._explain_miss(key)
-
-    def _explain_miss(self, key: Key) -> _Miss:
-        others = [entry.key for entry in self.vault.manifests() if isinstance(entry, Manifest)]
-        closest = nearest(key, others)
-        if closest is None:
-            reason = "the vault has no entries"
-            return _Miss(reason, explanation=Explanation(key, "miss", reason))
-        other, differences = closest
-        listed = "; ".join(str(difference) for difference in differences[:4])
-        more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
-        reason = f"no entry has this key; the nearest, {other.digest.short}, differs in {listed}{more}"
-        return _Miss(reason, other.digest, Explanation(key, "miss", reason, other.digest, differences))
+    def _look_up(self, key: Key) -> Manifest | Miss:
+        found = look_up(self._existing_vault(create=self.settings.mode == "compile"), self.settings.dir, key)
+        if isinstance(found, Miss) and found.damage:
+            self._quarantine(found.damage, key)
+        return found
 
     def _quarantine(self, error: Exception, key: Key) -> None:
         """Set aside what is damaged; a document that onediffx could not read stands in the manifest."""
@@ -192,7 +197,7 @@ class PipelineCache:
             paths = {ref.digest.hex: self.vault.verified_path(ref) for ref in manifest.artifacts}
             self._check_machine(pipe, graphs)
         with clock.step("load"), tempfile.TemporaryDirectory(prefix="pipevault-") as folder:
-            options = self._options(pipe, lambda digest: paths[digest])
+            options = self._options(manifest.key, lambda digest: paths[digest])
             graph_parts.attach(pipe, tuple(graphs), options)
             try:
                 graph_parts.load(pipe, Path(folder), graphs)
@@ -221,16 +226,20 @@ class PipelineCache:
                     package = self.vault.layout.artifact_file(Digest(document["package"]))
                     raise WrongMachineError(f"{package}, a graph of {name}, is for another machine: {mismatch}.")
 
-    def _options(self, pipe: Any, artifact_path: Callable[[str], Path] | None) -> PartOptions:
-        model = getattr(getattr(pipe, "config", None), "_name_or_path", None) or "MODEL"
+    def _options(self, key: Key, artifact_path: Callable[[str], Path] | None) -> PartOptions:
+        def verify(name: str, module: nn.Module) -> str:
+            frozen = key.factors["architecture"][name]["digest"]
+            return "" if architecture(module)["digest"] == frozen else "its sub-modules are not those that were frozen"
+
         return PartOptions(
             mode="frozen",
             on_unfrozen=self.settings.on_unfrozen,
             build=self.build,
             artifact_path=artifact_path,
+            verify=verify,
             freeze_hint=(
-                "Freeze it too: PipelineCache.load(pipe, shapes=[...]) with the sizes in use, or "
-                f"`python scripts/prewarm.py {model} --size WIDTHxHEIGHT`"
+                "Freeze such calls too, with PipelineCache.load(pipe, shapes=[...]) in mode 'compile' or with "
+                "`pipevault prewarm`"
             ),
         )
 
@@ -240,7 +249,7 @@ class PipelineCache:
         names: Sequence[str],
         shape: CallShape,
         key: Key,
-        miss: _Miss,
+        miss: Miss,
         loaded: list[Manifest],
         clock: Clock,
     ) -> Outcome:
@@ -258,7 +267,9 @@ class PipelineCache:
                 "froze with mode='require'."
             )
         waiting = lambda detail: clock.report(Step("", "wait", None, detail))  # noqa: E731
-        with self.vault.lock(key.digest, timeout_s=self.settings.lock_timeout_s, on_wait=waiting):
+        if self._progress is None:
+            logger.warning("freezing %s, which takes minutes: %s", type(pipe).__name__, miss.reason)
+        with _FREEZING, self.vault.lock(key.digest, timeout_s=self.settings.lock_timeout_s, on_wait=waiting):
             found = self._look_up(key)
             if isinstance(found, Manifest):
                 try:
@@ -273,7 +284,7 @@ class PipelineCache:
         names: Sequence[str],
         shape: CallShape,
         key: Key,
-        miss: _Miss,
+        miss: Miss,
         loaded: list[Manifest],
         clock: Clock,
     ) -> Outcome:
@@ -288,7 +299,7 @@ class PipelineCache:
                 pipe,
                 names,
                 shape,
-                options=self._options(pipe, None),
+                options=self._options(key, None),
                 identities={name: part_identity(key, name) for name in names},
                 folder=folder,
                 clock=clock,
@@ -316,7 +327,7 @@ class PipelineCache:
         pipe: Any,
         key: Key,
         frozen: Frozen,
-        miss: _Miss,
+        miss: Miss,
         error: Exception,
         loaded: list[Manifest],
         clock: Clock,
@@ -335,25 +346,14 @@ class PipelineCache:
             stored=False,
         )
 
-    def _miss_message(self, pipe: Any, key: Key, miss: _Miss, shape: CallShape) -> str:
-        model = getattr(getattr(pipe, "config", None), "_name_or_path", None) or "MODEL"
-        size = f" --size {shape.width}x{shape.height}" if shape.width and shape.height else ""
+    def _miss_message(self, pipe: Any, key: Key, miss: Miss, shape: CallShape) -> str:
+        from pipevault.manager.advice import freeze_command
+
+        command = freeze_command(pipe, shape, weights=self.settings.weights, dir=self.settings.dir)
         return (
-            f"The vault {self.vault.root} holds no usable entry for {type(pipe).__name__} (key {key.digest.short}): "
-            f"{miss.reason}. Freeze it with `python scripts/prewarm.py {model}{size}`, or use mode 'compile'."
+            f"The vault {self.settings.dir} holds no usable entry for {type(pipe).__name__} (key {key.digest.short}): "
+            f"{miss.reason}. To freeze it, {command}; or use mode 'compile'."
         )
-
-
-def outcome(pipe: Any) -> Outcome:
-    """What :meth:`PipelineCache.load` did with ``pipe``. Raises :class:`SettingsError` if it was never loaded."""
-    found = getattr(pipe, OUTCOME_ATTRIBUTE, None)
-    if not isinstance(found, Outcome):
-        raise SettingsError(f"This {type(pipe).__name__} was not loaded by pipevault: PipelineCache(...).load(pipe).")
-    return found
-
-
-def _set_outcome(pipe: Any, value: Outcome) -> None:
-    object.__setattr__(pipe, OUTCOME_ATTRIBUTE, value)
 
 
 def _shapes(

@@ -6,50 +6,53 @@ the caller as a mapping of keyword arguments or as a function of the pipeline.
 
 from __future__ import annotations
 
+import difflib
+import enum
+import functools
 import inspect
-from collections.abc import Callable, Mapping
+import math
+import os
+import types
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, TypeAlias
 
-from pipevault.digest import digest_bytes
+import numpy as np
+import torch
+from torch import nn
+
+from pipevault.digest import digest_json
 from pipevault.errors import BadCallError
+from pipevault.fingerprint.classes import class_identity, function_identity, is_released, qualified_name
 
 Call: TypeAlias = "Mapping[str, Any] | Callable[[Any], Any] | None"
 
-WARM_UP_PROMPT = "a photograph of a lighthouse at dusk"
+# Short, so that no tokenizer cuts it and warns of a prompt that nobody typed.
+WARM_UP_PROMPT = "a"
 WARM_UP_STEPS = 4
+
+PROMPTS = ("prompt", "prompt_2", "prompt_3", "prompt_4")
+NEGATIVE_PROMPTS = tuple(f"negative_{name}" for name in PROMPTS)
+REPEATS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+IMAGES = ("image", "mask_image", "control_image")
+SIZES = ("height", "width", "num_frames")
 
 # Arguments that change values or repetitions, but no shape that a part sees beyond what the factors below say.
 SHAPELESS = frozenset(
-    {
-        *(
-            "prompt",
-            "prompt_2",
-            "prompt_3",
-            "negative_prompt",
-            "negative_prompt_2",
-            "negative_prompt_3",
-            "generator",
-        ),
-        *(
-            "num_inference_steps",
-            "guidance_scale",
-            "eta",
-            "strength",
-            "output_type",
-            "return_dict",
-            "callback",
-        ),
-        *("callback_on_step_end", "callback_on_step_end_tensor_inputs", "callback_steps", "height", "width"),
-        *("num_frames", "batch_size", "num_images_per_prompt", "num_videos_per_prompt", "class_labels"),
-    }
+    (*PROMPTS, *NEGATIVE_PROMPTS, *REPEATS, *SIZES, "generator", "num_inference_steps", "guidance_scale", "eta")
+    + ("strength", "output_type", "return_dict", "callback_on_step_end_tensor_inputs", "callback_steps")
+    + ("batch_size", "class_labels")
 )
+# What diffusers takes as **kwargs; it drops other names without a word.
+_UNLISTED_BY_DIFFUSERS = frozenset({"callback", "callback_steps", "prior_callback", "prior_callback_steps"})
 
 
 @dataclass(frozen=True)
 class CallShape:
     """The shape of one call. Sizes are in pixels; ``None`` means the pipeline's default.
 
+    ``batch_size`` counts prompts; in a resolved shape it counts what one call makes, all repeats of a prompt included.
     ``guidance`` tells whether classifier-free guidance doubles the batch; ``None`` takes the pipeline's default.
     ``call`` gives further keyword arguments, or a function that runs the pipeline.
     """
@@ -71,13 +74,21 @@ class CallShape:
 
 
 def resolve_shape(pipe: Any, shape: CallShape) -> CallShape:
-    """``shape`` with the pipeline's defaults filled in and sizes checked against what its VAE needs."""
+    """``shape`` with the pipeline's defaults filled in and sizes checked against what its VAE needs.
+
+    Raises :class:`BadCallError` for an argument that the pipeline does not take, and for one that is given twice.
+    """
     arguments = dict(shape.call) if isinstance(shape.call, Mapping) else {}
+    accepted = parameters(pipe)
+    if not callable(shape.call):
+        _check_names(pipe, shape, arguments, accepted)
+    for name in SIZES:
+        _check_agreement(name, getattr(shape, name), arguments.get(name))
     height = shape.height or arguments.get("height") or default_size(pipe, "height")
     width = shape.width or arguments.get("width") or default_size(pipe, "width")
     factor = getattr(pipe, "vae_scale_factor", None)
     # diffusers' image pipelines ask for multiples of 8 even where the VAE scales by less.
-    multiple = max(int(factor), 8) if isinstance(factor, int) and "height" in parameters(pipe) else 1
+    multiple = max(int(factor), 8) if isinstance(factor, int) and "height" in accepted else 1
     for name, size in (("height", height), ("width", width)):
         if size is not None and size % multiple:
             lower = size - size % multiple
@@ -97,65 +108,104 @@ def resolve_shape(pipe: Any, shape: CallShape) -> CallShape:
 
 def shape_factors(shape: CallShape) -> dict[str, Any]:
     """The ``call`` group of the key: what decides the signatures of the parts, in readable form."""
+    arguments = dict(shape.call) if isinstance(shape.call, Mapping) else {}
     factors: dict[str, Any] = {
         "height": shape.height,
         "width": shape.width,
         "num_frames": shape.num_frames,
         "batch_size": shape.batch_size,
+        "prompts": _prompt_count(shape),  # text encoders see prompts, and not how often each is drawn
+        "images_per_prompt": _repeats(arguments),
         "guidance": shape.guidance,
+        "output": "latent" if arguments.get("output_type") == "latent" else "decoded",
     }
-    if isinstance(shape.call, Mapping):
-        extra = {name: _kind(value) for name, value in sorted(shape.call.items()) if name not in SHAPELESS}
-        factors.update({"arguments": extra} if extra else {})
-    elif shape.call is not None:
-        factors["function"] = _function_identity(shape.call)
+    if callable(shape.call):
+        factors["function"] = callable_identity(shape.call)
+    elif extra := {name: described(value) for name, value in sorted(arguments.items()) if name not in SHAPELESS}:
+        factors["arguments"] = extra
     return factors
 
 
 def warm_up_arguments(pipe: Any, shape: CallShape) -> dict[str, Any]:
-    """Keyword arguments of a short run of ``pipe`` at ``shape``. Raises :class:`BadCallError` for an input that
-    cannot be made up.
+    """Keyword arguments of a short run of ``pipe`` at a resolved ``shape``. Raises :class:`BadCallError` for an input
+    that cannot be made up.
     """
     given = dict(shape.call) if isinstance(shape.call, Mapping) else {}
     accepted = parameters(pipe)
+    prompts = _prompt_count(shape)
     offered: dict[str, Any] = {
-        "prompt": [WARM_UP_PROMPT] * shape.batch_size if shape.batch_size > 1 else WARM_UP_PROMPT,
+        "prompt": _repeated(WARM_UP_PROMPT, prompts),
         "num_inference_steps": WARM_UP_STEPS,
-        "height": shape.height,
-        "width": shape.width,
-        "num_frames": shape.num_frames,
         "output_type": "np",
     }
     if "prompt" not in accepted:
         offered["batch_size"] = shape.batch_size
         offered["class_labels"] = [0] * shape.batch_size
+    arguments = {name: value for name, value in offered.items() if name in accepted}
+    chosen: dict[str, Any] = {name: getattr(shape, name) for name in SIZES}
     if shape.guidance is not None:
         default = _default_guidance_scale(pipe)
-        offered["guidance_scale"] = (default if default > 1.0 else 4.0) if shape.guidance else 1.0
-    arguments = {name: value for name, value in offered.items() if name in accepted and value is not None}
+        chosen["guidance_scale"] = (default if default > 1.0 else 4.0) if shape.guidance else 1.0
+    open_ended = _takes_any_name(pipe, accepted)
+    arguments.update((n, v) for n, v in chosen.items() if v is not None and (open_ended or n in accepted))
     if "prompt_embeds" in given:
         arguments.pop("prompt", None)
     for name, parameter in accepted.items():
-        needed = parameter.default is inspect.Parameter.empty or name in {
-            "image",
-            "mask_image",
-            "control_image",
-        }
-        if name in arguments or name in given or not needed or parameter.kind is parameter.VAR_KEYWORD:
+        required = parameter.default is parameter.empty and parameter.kind not in _VARIADIC
+        if name in arguments or name in given or not (required or name in IMAGES):
             continue
-        made = _made_up(pipe, name, shape)
+        made = _made_up(name, shape, prompts)
         if made is not None:
             arguments[name] = made
-        elif parameter.default is inspect.Parameter.empty:
+        elif required:
             raise BadCallError(
                 f"{type(pipe).__name__} needs {name!r}, which cannot be made up. Pass call={{{name!r}: ...}}."
             )
+    for name in (*PROMPTS, *NEGATIVE_PROMPTS):
+        if isinstance(given.get(name), str):
+            given[name] = _repeated(given[name], prompts)
     return {**arguments, **given}
 
 
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
 def parameters(pipe: Any) -> dict[str, inspect.Parameter]:
-    signature = inspect.signature(type(pipe).__call__)
-    return {name: parameter for name, parameter in signature.parameters.items() if name != "self"}
+    """What ``pipe(...)`` takes: the parameters of its class's ``__call__`` after the first, which is the pipeline."""
+    _, *others = inspect.signature(type(pipe).__call__).parameters.items()
+    return dict(others)
+
+
+def _takes_any_name(pipe: Any, accepted: Mapping[str, inspect.Parameter]) -> bool:
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+        return False
+    module = getattr(inspect.unwrap(type(pipe).__call__), "__module__", None) or ""
+    return module.partition(".")[0] != "diffusers"
+
+
+def _check_names(
+    pipe: Any, shape: CallShape, arguments: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter]
+) -> None:
+    if _takes_any_name(pipe, accepted):
+        return
+    names = [name for name, parameter in accepted.items() if parameter.kind not in _VARIADIC]
+    hidden = _UNLISTED_BY_DIFFUSERS if len(names) < len(accepted) else frozenset()
+    chosen = [name for name in SIZES if getattr(shape, name) is not None]
+    if any(name in accepted for name in IMAGES):
+        chosen = [name for name in chosen if name == "num_frames"]  # the image that is made up has the size
+    if shape.guidance is not None:
+        chosen.append("guidance_scale")
+    for name in (*arguments, *chosen):
+        if name in names or name in hidden:
+            continue
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f". It takes {', '.join(names) or 'no arguments'}."
+        raise BadCallError(f"{type(pipe).__name__} takes no {name!r}{hint}")
+
+
+def _check_agreement(name: str, chosen: Any, argument: Any) -> None:
+    if chosen is not None and argument is not None and chosen != argument:
+        raise BadCallError(f"{name}={chosen!r} is given, which disagrees with the call's {argument!r}. Give one.")
 
 
 def default_size(pipe: Any, side: str) -> int | None:
@@ -176,11 +226,10 @@ def _default(pipe: Any, name: str) -> int | None:
     return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
 
 
-def _made_up(pipe: Any, name: str, shape: CallShape) -> Any:
+def _made_up(name: str, shape: CallShape, count: int) -> Any:
     """An image, mask or batch of them for image-to-image pipelines; their images must have the frozen size."""
-    if name not in {"image", "mask_image", "control_image"} or not (shape.height and shape.width):
+    if name not in IMAGES or not (shape.height and shape.width):
         return None
-    import numpy as np
     from PIL import Image
 
     ramp = np.add.outer(np.arange(shape.height), np.arange(shape.width)) % 256
@@ -188,22 +237,65 @@ def _made_up(pipe: Any, name: str, shape: CallShape) -> Any:
         image = Image.fromarray(((ramp > 127) * 255).astype(np.uint8), mode="L")
     else:
         image = Image.fromarray(np.stack([ramp] * 3, axis=-1).astype(np.uint8))
-    return [image] * shape.batch_size if shape.batch_size > 1 else image
+    return _repeated(image, count)
+
+
+def _repeated(value: Any, count: int) -> Any:
+    return [value] * count if count > 1 else value
 
 
 def _batch_size(shape: CallShape, arguments: Mapping[str, Any]) -> int:
-    prompt = arguments.get("prompt")
-    batch_size = len(prompt) if isinstance(prompt, (list, tuple)) else shape.batch_size
-    repeats = arguments.get("num_images_per_prompt", arguments.get("num_videos_per_prompt", 1))
-    return int(batch_size * (repeats or 1))
+    repeats = _repeats(arguments)
+    prompts = _given_prompts(arguments)
+    if prompts is None:
+        return shape.batch_size * repeats
+    if shape.batch_size not in (1, prompts, prompts * repeats):
+        raise BadCallError(
+            f"batch_size={shape.batch_size} is given, which disagrees with the call's {prompts} prompts. Give one."
+        )
+    return prompts * repeats
+
+
+def _prompt_count(shape: CallShape) -> int:
+    """Prompts of a resolved shape."""
+    arguments = shape.call if isinstance(shape.call, Mapping) else {}
+    return max(1, shape.batch_size // _repeats(arguments))
+
+
+def _given_prompts(arguments: Mapping[str, Any]) -> int | None:
+    embeds, prompt = arguments.get("prompt_embeds"), arguments.get("prompt")
+    if shape := getattr(embeds, "shape", None):
+        return int(shape[0])
+    if isinstance(embeds, (list, tuple)):
+        return len(embeds)
+    return len(prompt) if isinstance(prompt, (list, tuple)) else None
+
+
+def _repeats(arguments: Mapping[str, Any]) -> int:
+    """How often each prompt is drawn."""
+    total = 1
+    for name in REPEATS:
+        value = 1 if arguments.get(name) is None else arguments[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise BadCallError(f"{name} must be a whole number above 0, not {value!r}.")
+        total *= value
+    return total
 
 
 def _guidance(pipe: Any, shape: CallShape, arguments: Mapping[str, Any]) -> bool | None:
-    if shape.guidance is not None:
-        return shape.guidance
-    if "guidance_scale" not in parameters(pipe):
-        return None
-    return float(arguments.get("guidance_scale", _default_guidance_scale(pipe))) > 1.0
+    given = arguments.get("guidance_scale")
+    if given is None:
+        known = shape.guidance is not None or "guidance_scale" not in parameters(pipe)
+        return shape.guidance if known else _default_guidance_scale(pipe) > 1.0
+    try:
+        guidance = max(float(scale) for scale in (given if isinstance(given, (list, tuple)) else [given])) > 1.0
+    except (TypeError, ValueError) as error:
+        raise BadCallError(f"guidance_scale must be a number, not {given!r}.") from error
+    if shape.guidance not in (None, guidance):
+        raise BadCallError(
+            f"guidance={shape.guidance} is given, which disagrees with the call's guidance_scale={given!r}. Give one."
+        )
+    return guidance
 
 
 def _default_guidance_scale(pipe: Any) -> float:
@@ -213,22 +305,92 @@ def _default_guidance_scale(pipe: Any) -> float:
     return float(parameter.default)
 
 
-def _kind(value: Any) -> Any:
-    """A readable description of an argument's shape; values only where they are plain."""
+def described(value: Any) -> Any:
+    """A JSON form of an argument or a setting: plain values themselves, of all else the kind and the shape.
+
+    The same in every process; where a file lies does not count.
+    """
+    return _describe(value, ())
+
+
+def callable_identity(function: Callable[..., Any]) -> str:
+    """Name of a function or callable object, with a digest of its code and of the values that it holds."""
+    named = function.func if isinstance(function, functools.partial) else function
+    return f"{qualified_name(named)} {digest_json(_describe_callable(function, ())).short}"
+
+
+def _describe(value: Any, inside: tuple[int, ...]) -> Any:
+    if isinstance(value, enum.Enum):
+        return f"{qualified_name(type(value))}.{value.name}"
+    if isinstance(value, np.generic):
+        return _describe(value.item(), inside)
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if isinstance(value, PurePath) or (isinstance(value, str) and os.path.isabs(value)):
+        return "a path"
+    if isinstance(value, (str, torch.dtype)):
+        return str(value)
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
     if hasattr(value, "size") and hasattr(value, "mode"):
         return f"{value.mode} image {value.size[0]}x{value.size[1]}"
+    if isinstance(value, type):
+        return qualified_name(value)
+    if id(value) in inside:
+        return "itself"
     if isinstance(value, (list, tuple)):
-        return [_kind(item) for item in value]
+        return [_describe(item, (*inside, id(value))) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((_describe(item, (*inside, id(value))) for item in value), key=repr)
     if isinstance(value, Mapping):
-        return {str(name): _kind(item) for name, item in sorted(value.items())}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+        return {str(name): _describe(item, (*inside, id(value))) for name, item in value.items()}
+    if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
+        return _describe_callable(value, inside)
+    return qualified_name(type(value))
 
 
-def _function_identity(function: Callable[[Any], Any]) -> str:
-    code = getattr(function, "__code__", None)
-    body = digest_bytes(code.co_code + repr(code.co_consts).encode()).short if code else ""
-    return f"{getattr(function, '__qualname__', type(function).__qualname__)} {body}".strip()
+def _describe_callable(function: Any, inside: tuple[int, ...]) -> Any:
+    """Code, and the values that it works with, which :func:`function_identity` follows only where they are constants."""
+    if id(function) in inside:
+        return "itself"
+    inside = (*inside, id(function))
+    if isinstance(function, functools.partial):
+        held = [_describe(list(function.args), inside), _describe(function.keywords, inside)]
+        return ["partial", _describe_callable(function.func, inside), *held]
+    if isinstance(function, types.MethodType):
+        return [_describe_callable(function.__func__, inside), _describe_callable(function.__self__, inside)]
+    if isinstance(function, types.FunctionType):
+        defaults = [_describe(held, inside) for held in (function.__defaults__ or (), function.__kwdefaults__ or {})]
+        values = {name: _describe(value, inside) for name, value in _values_reached(function)}
+        return [function_identity(function), *defaults, values]
+    if isinstance(function, (type, types.BuiltinFunctionType)):
+        return qualified_name(function)
+    wrapped = inspect.unwrap(function)
+    if wrapped is not function:
+        return [qualified_name(type(function)), _describe_callable(wrapped, inside)]
+    held_by = {} if isinstance(function, nn.Module) else getattr(function, "__dict__", {})
+    return [class_identity(type(function)), _describe(dict(held_by), inside)]
+
+
+def _values_reached(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """What the code of ``function`` finds in closures and, outside released packages, in global variables."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield name, cell.cell_contents
+        except ValueError:  # a name that was never bound
+            continue
+    if is_released(function.__module__ or ""):
+        return
+    for name in sorted(set(_global_names(function.__code__))):
+        value = function.__globals__.get(name)
+        if value is not None and not isinstance(value, (types.ModuleType, type)):
+            yield f"global {name}", value
+
+
+def _global_names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _global_names(constant)

@@ -27,15 +27,29 @@ def from_pretrained(
     device: Any = None,
     dir: str | Path | None = None,
     mode: str | None = None,
+    backend: str | None = None,
+    weights: str | None = None,
+    on_unfrozen: str | None = None,
+    lock_timeout_s: float | None = None,
+    build_config: Mapping[str, bool | int | float | str] | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Pipeline:
     """``pipeline_class.from_pretrained(path, **options)``, moved to ``device``, with frozen graphs.
 
     The arguments before ``device`` are those of :meth:`PipelineCache.load`, which lists the errors;
-    ``dir``, ``mode`` and ``progress`` those of :class:`PipelineCache`.
+    those after it are those of :class:`PipelineCache`; ``options`` go to ``pipeline_class.from_pretrained``.
     """
-    cache = PipelineCache(dir, mode=mode, progress=progress)
+    cache = PipelineCache(
+        dir,
+        mode=mode,
+        backend=backend,
+        weights=weights,
+        on_unfrozen=on_unfrozen,
+        lock_timeout_s=lock_timeout_s,
+        build_config=build_config,
+        progress=progress,
+    )
     pipe = pipeline_class.from_pretrained(path, **options)  # type: ignore[attr-defined]
     if device is not None:
         pipe = pipe.to(device)

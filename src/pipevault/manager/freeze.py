@@ -6,13 +6,14 @@ that cannot be exported, or fails a check, stays eager with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pipevault.determinism.seeds import isolated_rng
 from pipevault.errors import (
@@ -23,8 +24,9 @@ from pipevault.errors import (
     PipevaultError,
     TrainingModeError,
 )
+from pipevault.fingerprint.model import architecture
 from pipevault.graphs import parts as graph_parts
-from pipevault.graphs.check import PIPELINE_FACTOR, Comparison, compare_trees
+from pipevault.graphs.check import Comparison, compare_trees, pipeline_tolerance
 from pipevault.graphs.state import PartOptions, PartState, ReusableGraph
 from pipevault.manager.call import CallShape, warm_up_arguments
 from pipevault.manager.outcome import Clock, PartOutcome, Step, part_outcomes
@@ -68,7 +70,7 @@ def freeze_pipeline(
             state.set_mode("capture")
         run = _runner(pipe, shape)
         with clock.step("capture"):
-            eager_output = run()
+            eager_output = _capture(states, run)
         reasons = _compile_all(states, folder, clock, reuse)
         check = _check_pipeline(states, reasons, run, eager_output, clock)
         frozen = [name for name, state in states.items() if state.graphs]
@@ -82,6 +84,44 @@ def freeze_pipeline(
     except BaseException:
         graph_parts.detach(pipe, names)
         raise
+
+
+def _capture(states: Mapping[str, PartState], run: Callable[[], Any]) -> Any:
+    """Run the pipeline eagerly and record its calls.
+
+    A part that changes itself by running keeps state that no graph can keep; one that fills a cache at its first call
+    and stays as it is then is captured in a second run. Either way the modules are left as they were.
+    """
+    modules = [state.module for state in states.values()]
+    before = _architectures(states)
+    with _attributes_restored(modules):
+        output = run()
+        after = _architectures(states)
+        if after != before:
+            for state in states.values():
+                state.recorder.calls.clear()
+            run()
+            for name, digest in _architectures(states).items():
+                if digest != after[name]:
+                    states[name].recorder.refuse("it keeps state beside its arguments: each run leaves it changed")
+    return output
+
+
+@contextmanager
+def _attributes_restored(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Undo what running does to plain attributes, so that every run starts from the same state."""
+    before = [(child.__dict__, dict(child.__dict__)) for module in modules for child in module.modules()]
+    try:
+        yield
+    finally:
+        for attributes, values in before:
+            for name in attributes.keys() - values.keys():
+                del attributes[name]
+            attributes.update(values)
+
+
+def _architectures(states: Mapping[str, PartState]) -> dict[str, str]:
+    return {name: architecture(state.module)["digest"] for name, state in states.items()}
 
 
 def _part_document(state: PartState, reason: str | None) -> dict[str, Any]:
@@ -129,21 +169,22 @@ def _check_pipeline(
     here only: then each part is run frozen alone, and those that fail stay eager.
     """
     with clock.step("check"):
-        comparison = _compare_run(run, eager_output)
+        tolerance = pipeline_tolerance(state.module for state in states.values())
+        comparison = _compare_run(states, run, eager_output, tolerance)
         if comparison.passed:
             return comparison
         frozen = [name for name, state in states.items() if state.graphs]
         for name in frozen:
             for other in frozen:
                 states[other].set_mode("frozen" if other == name else "eager")
-            alone = _compare_run(run, eager_output)
+            alone = _compare_run(states, run, eager_output, tolerance)
             if not alone.passed:
                 reasons[name] = f"the pipeline's output changes when it is frozen: {alone.failure}"
         for name in frozen:
             if name in reasons:
                 states[name].discard_graphs()
             states[name].set_mode("eager" if name in reasons else "frozen")
-        comparison = _compare_run(run, eager_output)
+        comparison = _compare_run(states, run, eager_output, tolerance)
         if not comparison.passed:
             raise NothingFrozenError(
                 f"The frozen pipeline's output is not the eager one's: {comparison.failure}. Nothing was stored; "
@@ -152,12 +193,15 @@ def _check_pipeline(
         return comparison
 
 
-def _compare_run(run: Callable[[], Any], eager_output: Any) -> Comparison:
+def _compare_run(
+    states: Mapping[str, PartState], run: Callable[[], Any], eager_output: Any, tolerance: float
+) -> Comparison:
     try:
-        output = run()
+        with _attributes_restored(state.module for state in states.values()):
+            output = run()
     except PipevaultError as error:
         return Comparison(0.0, 0.0, str(error).splitlines()[0])
-    return compare_trees(eager_output, output, factor=PIPELINE_FACTOR)
+    return compare_trees(eager_output, output, tolerance=tolerance)
 
 
 def _runner(pipe: Any, shape: CallShape) -> Callable[[], Any]:

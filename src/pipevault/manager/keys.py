@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -10,13 +11,18 @@ from torch import nn
 
 from pipevault.determinism.flags import code_flags
 from pipevault.digest import Digest, digest_json
+from pipevault.fingerprint.classes import class_identity, is_released, original_class, qualified_name
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.fingerprint.model import architecture
 from pipevault.fingerprint.toolchain import toolchain_factors
+from pipevault.fingerprint.volatile import SKIPPED_NAMES
 from pipevault.fingerprint.weights import weights_digest
 from pipevault.graphs.inductor import GRAPH_FORMAT, BuildOptions
 from pipevault.key import Key
-from pipevault.manager.call import CallShape, shape_factors
+from pipevault.manager.call import CallShape, described, shape_factors
+
+_SCALARS = (bool, int, float, str)
+_NO_DEFAULT = object()
 
 
 def build_key(
@@ -28,22 +34,50 @@ def build_key(
     build: BuildOptions,
 ) -> Key:
     """The key of ``pipe`` called at ``shape`` (see :func:`~pipevault.manager.call.resolve_shape`)."""
+    device = execution_device(pipe, parts)
     weights: dict[str, Any] = {"policy": build.weights}
     if build.weights == "baked":
         weights["parts"] = {name: weights_digest(module) for name, module in parts.items()}
     return Key(
         {
-            "pipeline": {"class": f"{type(pipe).__module__}.{type(pipe).__qualname__}"},
+            "pipeline": pipeline_factors(pipe, parts),
             "architecture": {name: architecture(module) for name, module in parts.items()},
             "weights": weights,
-            "call": shape_factors(shape),
+            "call": {**shape_factors(shape), "autocast": _autocast(device)},
             "dtype": {name: _dtype(module) for name, module in parts.items()},
-            "machine": machine_factors(execution_device(pipe, parts)),
+            "machine": machine_factors(device),
             "toolchain": toolchain_factors(graph_format=GRAPH_FORMAT),
             "backend": {"name": backend, **build.to_json()},
             "determinism": code_flags(),
         }
     )
+
+
+def pipeline_factors(pipe: Any, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """What beside its parts decides with which signatures a pipeline calls them: its class and settings, its scheduler,
+    the length of its tokenizers' prompts, and the modules that own parts, such as a VAE with its tiling.
+    """
+    attributes = getattr(pipe, "__dict__", {})
+    components: dict[str, Any] = {}
+    for name, value in attributes.items():
+        if name.startswith("_") or isinstance(value, (nn.Module, type)):
+            continue
+        length = getattr(value, "model_max_length", None)
+        if isinstance(length, int):
+            components[name] = {"model_max_length": length}
+        elif hasattr(value, "set_timesteps") or isinstance(getattr(value, "config", None), Mapping):
+            components[name] = {**_class(value), "config": _settings(value)}
+    for name in sorted({part.rpartition(".")[0] for part in parts} - {""}):
+        owner = attrgetter(name)(pipe)
+        components[name] = {**_class(owner), **_scalar_attributes(owner), "config": _settings(owner)}
+    lengths = {name: value for name, value in attributes.items() if name.endswith("max_length")}
+    settings = {**_settings(pipe), **lengths}
+    return {
+        **_class(pipe),
+        "components": components,
+        # A component stands in the configuration as a pair: the library and the name of its class.
+        "config": {name: value for name, value in settings.items() if isinstance(value, _SCALARS)},
+    }
 
 
 def part_identity(key: Key, part: str) -> str:
@@ -67,6 +101,46 @@ def execution_device(pipe: Any, parts: Mapping[str, nn.Module]) -> torch.device:
 
 def short(digest: Digest | None) -> str:
     return digest.short if digest else "none"
+
+
+def _class(value: Any) -> dict[str, str]:
+    """Name of the class of ``value``; outside released packages the code too, which takes longer to find."""
+    cls = original_class(value)
+    if is_released(cls.__module__):
+        return {"class": qualified_name(cls)}
+    name, _, code = class_identity(cls).partition(" code:")
+    return {"class": name, "code": code}
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    config = getattr(value, "config", None)
+    if config is not None and not isinstance(config, Mapping):
+        config = getattr(config, "__dict__", None)
+    return {
+        name: described(setting)
+        for name, setting in (config or {}).items()
+        if not name.startswith("_") and not SKIPPED_NAMES[name]
+    }
+
+
+def _scalar_attributes(module: nn.Module) -> dict[str, Any]:
+    """Switches such as ``use_tiling``. A name with an underscore is state that a call may leave behind."""
+    cls = original_class(module)
+    return {
+        name: described(value)
+        for name, value in vars(module).items()
+        if isinstance(value, _SCALARS)
+        and not name.startswith("_")
+        and not SKIPPED_NAMES[name]
+        and getattr(cls, name, _NO_DEFAULT) != value
+    }
+
+
+def _autocast(device: torch.device) -> str | None:
+    """The dtype of an autocast in force, which stands in the signature of every call too."""
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+        return None
+    return str(torch.get_autocast_dtype(device.type))[6:]
 
 
 def _dtype(module: nn.Module) -> str | None:

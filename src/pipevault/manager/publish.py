@@ -10,6 +10,7 @@ from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, UnsafeVaultError
 from pipevault.fingerprint.machine import machine_record
 from pipevault.fingerprint.toolchain import toolchain_record
+from pipevault.graphs.document import malformed_parts
 from pipevault.graphs.frozen import GraphDocument
 from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.graphs.state import ReusableGraph
@@ -45,7 +46,7 @@ def reusable_graphs(vault: Vault) -> Callable[[str], ReusableGraph | None]:
     """Finds graphs of other entries that were built under the same build digest, such as a text encoder's."""
     known: dict[str, tuple[Manifest, Mapping[str, Any]]] = {}
     for entry in vault.manifests():
-        if isinstance(entry, Manifest):
+        if isinstance(entry, Manifest) and not malformed_parts(entry.parts):
             for part in entry.parts.values():
                 for graph in part["graphs"]:
                     known.setdefault(graph["build"], (entry, graph))

@@ -1,0 +1,45 @@
+"""What a user can run to freeze what is missing."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipevault.manager.call import CallShape
+from pipevault.manager.keys import execution_device
+
+
+def freeze_command(pipe: Any, shape: CallShape, *, weights: str, dir: Path) -> str:
+    """A sentence with the command that freezes ``pipe`` at ``shape`` into the vault at ``dir``."""
+    if callable(shape.call) or (isinstance(shape.call, Mapping) and shape.call):
+        return "run this program once with mode='compile' (its call cannot be given on a command line)"
+    model = getattr(getattr(pipe, "config", None), "_name_or_path", None)
+    if not model:
+        return "run this program once with mode='compile'"
+    words = ["pipevault", "prewarm", str(model)]
+    if shape.width and shape.height:
+        words += ["--size", f"{shape.width}x{shape.height}"]
+    words += _options(pipe, shape)
+    if weights != "bound":
+        words += ["--weights", weights]
+    return f"run `{shlex.join([*words, '--dir', str(dir)])}`"
+
+
+def _options(pipe: Any, shape: CallShape) -> list[str]:
+    parts = {name: part for name, part in vars(pipe).items() if hasattr(part, "parameters")}
+    words: list[str] = []
+    dtype = getattr(pipe, "dtype", None)
+    if dtype is not None and str(dtype) != "torch.float32":
+        words += ["--dtype", str(dtype).removeprefix("torch.")]
+    device = execution_device(pipe, parts)
+    if device.type != "cpu":
+        words += ["--device", device.type]
+    if shape.batch_size > 1:
+        words += ["--batch-size", str(shape.batch_size)]
+    if shape.num_frames:
+        words += ["--frames", str(shape.num_frames)]
+    if shape.guidance is not None:
+        words += ["--guidance" if shape.guidance else "--no-guidance"]
+    return words
