@@ -11,6 +11,14 @@ from typing import TYPE_CHECKING, Any
 from pipevault import errors
 
 if TYPE_CHECKING:
+    from pipevault.determinism.embed import read_record as read_record
+    from pipevault.determinism.levels import level as level
+    from pipevault.determinism.noise import noise as noise
+    from pipevault.determinism.record import RunRecord as RunRecord
+    from pipevault.determinism.seeds import isolated_rng as isolated_rng
+    from pipevault.determinism.seeds import seed_everything as seed_everything
+    from pipevault.determinism.streams import generators as generators
+    from pipevault.determinism.streams import sample_seed as sample_seed
     from pipevault.manager import Explanation as Explanation
     from pipevault.manager import Outcome as Outcome
     from pipevault.manager import PartOutcome as PartOutcome
@@ -18,6 +26,8 @@ if TYPE_CHECKING:
     from pipevault.manager import Step as Step
     from pipevault.manager import from_pretrained as from_pretrained
     from pipevault.manager import outcome as outcome
+    from pipevault.manager.generation import record_of as record_of
+    from pipevault.manager.save import save as save
     from pipevault.settings import Settings as Settings
 
 __version__ = "0.1.0"
@@ -28,6 +38,14 @@ _HOMES = {
         "pipevault.manager",
     ),
     "Settings": "pipevault.settings",
+    "RunRecord": "pipevault.determinism.record",
+    "record_of": "pipevault.manager.generation",
+    "read_record": "pipevault.determinism.embed",
+    "save": "pipevault.manager.save",
+    "level": "pipevault.determinism.levels",
+    **dict.fromkeys(("seed_everything", "isolated_rng"), "pipevault.determinism.seeds"),
+    **dict.fromkeys(("generators", "sample_seed"), "pipevault.determinism.streams"),
+    "noise": "pipevault.determinism.noise",
 }
 
 __all__ = [
@@ -35,11 +53,21 @@ __all__ = [
     "Outcome",
     "PartOutcome",
     "PipelineCache",
+    "RunRecord",
     "Settings",
     "Step",
     "errors",
     "from_pretrained",
+    "generators",
+    "isolated_rng",
+    "level",
+    "noise",
     "outcome",
+    "read_record",
+    "record_of",
+    "sample_seed",
+    "save",
+    "seed_everything",
 ]
 
 

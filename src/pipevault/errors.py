@@ -172,7 +172,7 @@ class RecordDigestError(RecordError):
 
 
 class BadRecordError(RecordError):
-    """A field of a record is missing, unknown or of the wrong type; ``field`` says which, as in ``seeds.samples[1]``."""
+    """A field of a record is missing, unknown or of the wrong type; ``field`` says which: ``seeds.samples[1]``."""
 
     def __init__(self, message: str, field: str, source: str = "") -> None:
         super().__init__(message, source)

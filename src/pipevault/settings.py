@@ -5,26 +5,42 @@ Precedence, first match wins:
 1. an argument,
 2. an environment variable ``PIPEVAULT_<NAME>`` (``PIPEVAULT_DIR``, ``PIPEVAULT_MODE``, …),
 3. the config file: ``PIPEVAULT_CONFIG`` if set, else ``pipevault/config.toml`` in the user's config folder,
-   a flat TOML table with the names of the fields below,
+   a flat TOML table with the names of the fields below; a relative ``dir`` starts at the file's folder,
 4. the default.
+
+Names that are no setting are errors, in the environment and in the file alike: a misspelt one would be ignored.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipevault.errors import SettingsError, UnknownBackendError, UnknownModeError
+from pipevault.errors import SettingsError, UnknownBackendError, UnknownLevelError, UnknownModeError
 
 MODES = ("compile", "require", "off")
 WEIGHTS_POLICIES = ("bound", "baked")
 BACKENDS = ("inductor",)
 UNFROZEN_POLICIES = ("error", "eager")
+LEVELS = ("off", "seeded", "repeatable", "strict", "invariant")
+PROFILES: Mapping[str, str] = {"development": "seeded", "test": "strict", "production": "repeatable"}
+"""Names for levels by what a program is for. What they cost stands in the README.
+
+``development``: the same noise, nothing else is held. ``test``: an operation that has no deterministic form raises, and
+a graph that is compiled again gives the same bits. ``production``: the same bits for the same entry at full speed.
+"""
 ENVIRONMENT_PREFIX = "PIPEVAULT_"
+CONFIG_VARIABLE = "PIPEVAULT_CONFIG"
+DEBUG_VARIABLE = "PIPEVAULT_DEBUG"
+
+# Kubernetes puts the services of a namespace into every container's environment; one of them may be called pipevault.
+# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+_SERVICE_VARIABLE = re.compile(r"PIPEVAULT_(\w+_)?(SERVICE_(HOST|PORT)|PORT_\d+_(TCP|UDP|SCTP))(_\w+)?|PIPEVAULT_PORT")
 
 
 @dataclass(frozen=True)
@@ -34,7 +50,9 @@ class Settings:
     ``dir``: the vault's folder. ``mode``: ``compile`` (a miss compiles and publishes), ``require`` (a miss is an
     error), ``off`` (pipelines are left alone). ``weights``: ``bound`` (a graph takes the live weights) or ``baked``
     (weights are compiled in and are part of the key). ``on_unfrozen``: what a call does that fits no frozen graph,
-    ``error`` or ``eager``. ``lock_timeout_s``: how long to wait for another process that compiles the same key.
+    ``error`` or ``eager``. ``level``: how much is done for the same bits, one of :data:`LEVELS` or :data:`PROFILES`,
+    with ``+audit`` to hash the latents of each step. ``lock_timeout_s``: how long to wait for another process that
+    compiles the same key.
     """
 
     dir: Path
@@ -42,6 +60,7 @@ class Settings:
     backend: str = "inductor"
     weights: str = "bound"
     on_unfrozen: str = "error"
+    level: str = "repeatable"
     lock_timeout_s: float = 3600.0
 
     def __post_init__(self) -> None:
@@ -51,6 +70,7 @@ class Settings:
             raise UnknownBackendError(self.backend, BACKENDS)
         _one_of("weights", self.weights, WEIGHTS_POLICIES)
         _one_of("on_unfrozen", self.on_unfrozen, UNFROZEN_POLICIES)
+        split_level(self.level)
         if not self.lock_timeout_s >= 0:
             raise SettingsError(f"lock_timeout_s must be 0 or more seconds, not {self.lock_timeout_s!r}.")
 
@@ -64,17 +84,41 @@ class Settings:
         names = tuple(field.name for field in fields(cls))
         if unknown := set(arguments) - set(names):
             raise SettingsError(f"Unknown settings: {', '.join(sorted(unknown))}. Settings: {', '.join(names)}.")
-        in_file = _read_config_file(environ, names)
+        _refuse_unknown_variables(environ, names)
+        file = config_file(environ)
+        in_file = _read_config_file(file, environ, names)
         values: dict[str, Any] = {"dir": default_dir()}
         for name in names:
             variable = ENVIRONMENT_PREFIX + name.upper()
+            base = Path()
             if arguments.get(name) is not None:
-                values[name] = _convert(name, arguments[name], source="argument")
+                given, source = arguments[name], f"the argument {name}"
             elif environ.get(variable):
-                values[name] = _convert(name, environ[variable], source=f"environment variable {variable}")
+                given, source = environ[variable], f"the environment variable {variable}"
             elif name in in_file:
-                values[name] = _convert(name, in_file[name], source="config file")
+                given, source, base = in_file[name], f"the config file {file}", file.parent
+            else:
+                continue
+            try:
+                value = _convert(name, given, base=base)
+                cls(**{"dir": values["dir"], name: value})
+            except SettingsError as error:
+                error.args = (f"{error} It was set by {source}.",)
+                raise
+            values[name] = value
         return cls(**values)
+
+
+def split_level(text: str) -> tuple[str, bool]:
+    """The level that ``text`` names and whether it asks for ``+audit``; a profile gives its level.
+
+    Raises :class:`UnknownLevelError`.
+    """
+    name, plus, modifier = text.partition("+")
+    name = PROFILES.get(name, name)
+    if name not in LEVELS or modifier != ("audit" if plus else ""):
+        raise UnknownLevelError(text, (*LEVELS, *PROFILES))
+    return name, bool(plus)
 
 
 def default_dir() -> Path:
@@ -86,21 +130,35 @@ def default_dir() -> Path:
 def config_file(environ: Mapping[str, str] | None = None) -> Path:
     """Where the config file is looked for; it need not exist."""
     environ = os.environ if environ is None else environ
-    if path := environ.get(ENVIRONMENT_PREFIX + "CONFIG"):
+    if path := environ.get(CONFIG_VARIABLE):
         return Path(path).expanduser()
     from platformdirs import user_config_path
 
     return user_config_path("pipevault", appauthor=False) / "config.toml"
 
 
-def _read_config_file(environ: Mapping[str, str], names: tuple[str, ...]) -> dict[str, Any]:
-    path = config_file(environ)
+def _refuse_unknown_variables(environ: Mapping[str, str], names: tuple[str, ...]) -> None:
+    known = [*(ENVIRONMENT_PREFIX + name.upper() for name in names), CONFIG_VARIABLE, DEBUG_VARIABLE]
+    for variable in sorted(environ):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in known or not environ[variable]:
+            continue
+        if not _SERVICE_VARIABLE.fullmatch(variable):
+            from difflib import get_close_matches
+
+            [nearest] = get_close_matches(variable, known, n=1, cutoff=0.0)
+            raise SettingsError(
+                f"The environment variable {variable} is no setting; the nearest is {nearest}. Correct or unset it. "
+                f"Variables: {', '.join(known)}."
+            )
+
+
+def _read_config_file(path: Path, environ: Mapping[str, str], names: tuple[str, ...]) -> dict[str, Any]:
     try:
         values = _parse_toml(path.read_text("utf-8"))
     except FileNotFoundError:
-        if environ.get(ENVIRONMENT_PREFIX + "CONFIG"):
+        if environ.get(CONFIG_VARIABLE):
             raise SettingsError(
-                f"PIPEVAULT_CONFIG names {path}, which does not exist. Create it or unset the variable."
+                f"{CONFIG_VARIABLE} names {path}, which does not exist. Create it or unset the variable."
             ) from None
         return {}
     except (OSError, ValueError) as error:
@@ -120,17 +178,34 @@ def _parse_toml(text: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def _convert(name: str, value: Any, *, source: str) -> Any:
-    try:
-        if name == "dir":
-            return Path(value).expanduser().absolute()
-        if name == "lock_timeout_s":
-            return float(value)
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"{name} from the {source} cannot be used: {value!r} ({error}).") from error
+def _convert(name: str, value: Any, *, base: Path) -> Any:
+    """``value`` as the type of the setting; a relative folder starts at ``base``."""
+    if name == "dir":
+        return _folder(value, base)
+    if name == "lock_timeout_s":
+        return _seconds(name, value)
     if not isinstance(value, str):
-        raise SettingsError(f"{name} from the {source} must be text, not {value!r}.")
+        raise SettingsError(f"{name} must be text, not {value!r}.")
     return value
+
+
+def _folder(value: Any, base: Path) -> Path:
+    if not isinstance(value, (str, os.PathLike)) or not str(value):
+        raise SettingsError(f"dir must name a folder, not {value!r}.")
+    try:
+        return (base / Path(value).expanduser()).absolute()
+    except RuntimeError as error:  # ~ of a user who is not there
+        raise SettingsError(f"dir cannot be {str(value)!r}: {error}") from error
+
+
+def _seconds(name: str, value: Any) -> float:
+    message = f"{name} must be a number of seconds, not {value!r}."
+    if isinstance(value, bool):
+        raise SettingsError(message)
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(message) from error
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

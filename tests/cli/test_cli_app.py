@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,11 @@ from click.testing import CliRunner
 from command_runner import Run
 
 from pipevault import errors
-from pipevault.cli.app import EXIT_CODES, ReportingCommand, exit_code
+from pipevault.cli.app import EXIT_CODES, INTERRUPTED, Commands, exit_code
 from pipevault.digest import Digest
 from pipevault.store.vault import Vault
 
-COMMANDS = ("demo", "ls", "show", "explain", "rm", "where", "doctor")
+COMMANDS = ("demo", "prewarm", "ls", "show", "explain", "rm", "where", "doctor")
 
 
 def pipevault(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -44,7 +45,10 @@ def test_help_of_each_command_has_examples(run: Run, command: str) -> None:
 def test_help_lists_every_command_and_every_exit_code(run: Run) -> None:
     text = run("--help").stdout
     assert [name for name in COMMANDS if f"  {name} " not in text] == []
-    assert [row for row in EXIT_CODES if f"{row[1]:>3}  {row[2]}" not in text] == []
+    words = " ".join(text.split())
+    assert [meaning for _, _, meaning in EXIT_CODES if meaning not in words] == []
+    listed = re.findall(r"^ +(\d+)  \w", text, re.MULTILINE)
+    assert listed == [str(code) for code in sorted({0, INTERRUPTED, *(code for _, code, _ in EXIT_CODES)})]
 
 
 def test_every_error_class_has_the_exit_code_of_its_own_row_or_its_nearest_base() -> None:
@@ -66,6 +70,14 @@ def test_exit_codes_that_scripts_rely_on(tmp_path: Path) -> None:
         8: errors.NewerVaultError("x", tmp_path),
         9: errors.LockTimeoutError("x", "ab", 1.0),
         10: errors.WrongMachineError("x"),
+        11: errors.NoRecordError("x"),
+        12: errors.NewerRecordError("x"),
+        13: errors.RecordDigestError("x"),
+        14: errors.BadRecordError("x", "seeds"),
+        15: errors.RecordTooLargeError("x"),
+        16: errors.CannotSaveError("x", tmp_path),
+        17: errors.MissingExtraError("x", "video"),
+        18: errors.NotComparableError("x"),
         1: errors.PipevaultError("x"),
     }
     assert {exit_code(error): error for error in codes.values()} == codes
@@ -75,11 +87,17 @@ def failing(error: BaseException) -> click.Command:
     def fail() -> None:
         raise error
 
-    return ReportingCommand("fail", callback=fail)
+    class FailingCommand(Commands):
+        def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+            return click.Command(cmd_name, callback=fail)
+
+    return FailingCommand("pipevault")
 
 
 def test_an_error_is_one_line_on_stderr() -> None:
-    result = CliRunner().invoke(failing(errors.CorruptEntryError("the first line\n  and the second", Path("x"))))
+    result = CliRunner().invoke(
+        failing(errors.CorruptEntryError("the first line\n  and the second", Path("x"))), ["fail"]
+    )
     assert result.exit_code == 6
     assert result.stdout == ""
     assert result.stderr == "pipevault: the first line and the second\n"
@@ -87,19 +105,19 @@ def test_an_error_is_one_line_on_stderr() -> None:
 
 def test_debug_shows_the_traceback_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIPEVAULT_DEBUG", "1")
-    result = CliRunner().invoke(failing(errors.PipevaultError("what happened")))
+    result = CliRunner().invoke(failing(errors.PipevaultError("what happened")), ["fail"])
     assert result.exit_code == 1
     assert "Traceback (most recent call last)" in result.stderr
     assert result.stderr.endswith("\npipevault: what happened\n")
 
 
 def test_an_error_that_is_none_of_ours_is_not_hidden() -> None:
-    result = CliRunner().invoke(failing(ZeroDivisionError()))
+    result = CliRunner().invoke(failing(ZeroDivisionError()), ["fail"])
     assert isinstance(result.exception, ZeroDivisionError)
 
 
 def test_interrupted() -> None:
-    result = CliRunner().invoke(failing(KeyboardInterrupt()))
+    result = CliRunner().invoke(failing(KeyboardInterrupt()), ["fail"])
     assert (result.exit_code, result.stderr) == (130, "pipevault: interrupted\n")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,21 @@ class TestDemo:
         assert flat_pixels_sha256(0) in result.stdout
         assert KEY.digest.hex in result.stdout
         assert "it keeps state" in result.stdout
+
+    def test_text_names_the_fields_as_json_does(self, run: Run, tmp_path: Path) -> None:
+        words = [line.split()[:1] for line in run("demo", "--out", tmp_path / "a.png").stdout.splitlines()]
+        assert words[:5] == [["outcome"], ["key"], ["ready_s"], ["pixels_sha256"], ["picture"]]
+
+    def test_drawing_is_told_after_loading(self, run: Run, tmp_path: Path) -> None:
+        result = run("demo", "--out", tmp_path / "a.png", "--json")
+        steps = [line.partition("] ")[2] for line in result.stderr.splitlines()]
+        assert [step.partition(" - ")[0] for step in steps] == [
+            "unet: compiling",
+            "unet: compiling",
+            "drawing",
+            "drawing",
+        ]
+        assert re.fullmatch(r"drawing - done in \d+\.\d\d s", steps[-1])
 
     def test_settings_reach_the_cache(self, run: Run, tmp_path: Path) -> None:
         run("demo", "--dir", tmp_path / "v", "--mode", "require", "--out", tmp_path / "a.png")
@@ -129,17 +145,54 @@ class TestExplain:
         assert document == {
             "status": "miss",
             "reason": "no entry has this key",
+            "mode": "compile",
+            "load": "would compile and store an entry",
             "key": KEY.digest.hex,
             "vault": str(tmp_path),
+            "parts": {},
             "nearest": NEAREST.hex,
             "differences": [{"factor": "machine.threads", "ours": 2, "theirs": 1}],
         }
+
+    def test_a_miss_in_mode_require_would_be_an_error(self, run: Run, tmp_path: Path) -> None:
+        result = run("explain", "demo", "--dir", tmp_path, "--mode", "require")
+        assert result.exit_code == 0, result.output
+        assert "would be an error: mode is require" in result.stdout
+
+    def test_mode_off_would_do_nothing(self, run: Run, tmp_path: Path) -> None:
+        assert "would leave the pipeline as it is" in run("explain", "demo", "--dir", tmp_path, "--mode", "off").stdout
+
+    @pytest.fixture
+    def _entry(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        parts = {
+            "unet": {"status": "frozen", "reason": "", "graphs": [{}]},
+            "vae.decoder": {"status": "eager", "reason": "it keeps state", "graphs": []},
+            "vae.encoder": {"status": "not called", "reason": "", "graphs": []},
+        }
+        monkeypatch.setattr(FakeCache, "explanation", pipevault.Explanation(KEY, "hit", "entry 1 is in the vault"))
+        monkeypatch.setattr(FakeCache, "entry_parts", parts)
+
+    @pytest.mark.usefixtures("_entry")
+    def test_an_entry_with_an_eager_part_is_partial_and_says_why(self, run: Run, tmp_path: Path) -> None:
+        document = json.loads(run("explain", "demo", "--dir", tmp_path, "--json").stdout)
+        assert document["status"] == "partial"
+        assert document["reason"] == "entry 1 is in the vault; vae.decoder: it keeps state"
+        assert document["load"] == "would load the entry; some parts would run eagerly"
+        assert document["parts"]["vae.decoder"] == {"status": "eager", "reason": "it keeps state", "graphs": 0}
+
+    @pytest.mark.usefixtures("_entry")
+    def test_an_entry_whose_called_parts_are_frozen_is_a_hit(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(FakeCache.entry_parts, "vae.decoder", {"status": "frozen", "reason": "", "graphs": [{}]})  # type: ignore[misc]
+        document = json.loads(run("explain", "demo", "--dir", tmp_path, "--mode", "require", "--json").stdout)
+        assert (document["status"], document["load"]) == ("hit", "would load the entry")
 
     def test_the_demo_is_explained_for_the_call_that_demo_makes(self, run: Run, tmp_path: Path) -> None:
         run("demo", "--out", tmp_path / "a.png")
         demo_shape = FakeCache.used["shape"]
         run("explain", "demo")
-        assert FakeCache.used["shape"] == demo_shape
+        assert FakeCache.used["shape"] == {**demo_shape, "parts": None}
 
     def test_options_become_the_shape(self, run: Run) -> None:
         run("explain", "m", "--size", "768x512", "--batch-size", "2", "--frames", "9", "--no-guidance")
@@ -149,7 +202,18 @@ class TestExplain:
             "guidance": False,
             "height": 512,
             "width": 768,
+            "parts": None,
         }
+
+    def test_weights_and_parts(self, run: Run) -> None:
+        run("explain", "m", "--weights", "baked", "--parts", "unet, vae.decoder", "--parts", "text_encoder")
+        assert FakeCache.used["weights"] == "baked"
+        assert FakeCache.used["shape"]["parts"] == ("unet", "vae.decoder", "text_encoder")
+
+    @pytest.mark.parametrize("names", ["", ",", "unet,,vae"])
+    def test_a_part_without_a_name(self, run: Run, names: str) -> None:
+        result = run("explain", "m", "--parts", names)
+        assert (result.exit_code, "--parts takes names" in result.stderr) == (2, True)
 
     def test_a_size_that_is_none(self, run: Run) -> None:
         result = run("explain", "demo", "--size", "big")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
 import stat
 import sys
@@ -15,7 +16,7 @@ from command_runner import Run
 
 from pipevault.cli import doctor
 from pipevault.cli.doctor import Check, check_compiler, check_packages, check_torch, check_vault
-from pipevault.digest import Digest
+from pipevault.digest import Digest, digest_bytes
 from pipevault.store.vault import Vault
 
 
@@ -35,7 +36,7 @@ class TestCommand:
         result = run("doctor", "--dir", vault.root)
         assert result.exit_code == 1
         assert "MEND entries: 3, 1 with a manifest that cannot be used" in result.stdout
-        assert f"-> Run: pipevault rm {broken_key.short}" in result.stdout
+        assert f"-> Run: pipevault rm {broken_key.short} --dir {vault.root}\n" in result.stdout
 
     def test_json(self, run: Run, vault: Vault, broken_key: Digest) -> None:
         result = run("doctor", "--dir", vault.root, "--json")
@@ -73,6 +74,19 @@ class TestVault:
         assert check.ok
         assert check.detail.endswith(f"{vault.root / 'c'} and more")
         assert "ignored" in check.remedy
+
+    def test_orphans_are_counted_with_their_bytes(self, vault: Vault) -> None:
+        assert vault_checks(vault.root)["orphans"] == Check("orphans", True, "no artifact without an entry")
+        path = vault.layout.artifact_file(digest_bytes(b"orphan"))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"orphan")
+        young = vault_checks(vault.root)["orphans"]
+        assert (young.ok, young.remedy) == (True, "")
+        assert young.detail.startswith("1 artifact, 6 B, without an entry, younger than an hour")
+        os.utime(path, times=(0, 0))
+        old = vault_checks(vault.root)["orphans"]
+        assert old.ok
+        assert old.remedy == f"Run: pipevault rm --orphans --dir {vault.root}"
 
     def test_others_may_write(self, vault: Vault) -> None:
         vault.root.chmod(0o777)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from command_runner import Run
 
-from pipevault.digest import Digest
+from pipevault.cli.commands import _call_text
+from pipevault.digest import Digest, digest_bytes
 from pipevault.store.vault import Vault
 
 
@@ -42,6 +45,43 @@ class TestLs:
             large_key.hex: 1500,
         }
         assert document["entries"][0]["factors"]["machine"] == {"type": "cpu", "threads": 1}
+
+    @pytest.mark.parametrize(
+        ("call", "text"),
+        [
+            ({}, ""),
+            ({"height": None, "width": None, "batch_size": 1, "guidance": None}, ""),
+            ({"height": 8, "width": 16, "num_frames": 9, "guidance": False}, "16x8, 9 frames"),
+            (
+                {"height": 8, "width": 8, "batch_size": 4, "prompts": 2, "images_per_prompt": 2, "guidance": True},
+                "8x8, batch 4, guidance, prompts=2, images_per_prompt=2",
+            ),
+            ({"height": 8, "width": 8, "batch_size": 1, "prompts": 1, "output": "latent"}, "8x8, output=latent"),
+            ({"height": 8, "width": 8, "arguments": {"image": "RGB image 8x8"}}, "8x8, image=RGB image 8x8"),
+            ({"height": 8, "width": 8, "function": "draw_twice 1f2e"}, "8x8, function=draw_twice 1f2e"),
+            ({"tokens": 3, "arguments": [1]}, "tokens=3, arguments=[1]"),
+            ("everything", "everything"),
+        ],
+    )
+    def test_calls_are_told_apart(self, call: object, text: str) -> None:
+        assert _call_text(call) == text
+
+    def test_a_pipe_gets_the_width_of_columns_and_no_trailing_blanks(self, run: Run, vault: Vault) -> None:
+        wide = run("ls", "--dir", vault.root).stdout.splitlines()
+        narrow = run("ls", "--dir", vault.root, env={"COLUMNS": "60"}).stdout.splitlines()
+        assert max(map(len, wide)) > 60
+        assert max(map(len, narrow)) <= 60
+        assert [line for line in wide + narrow if line != line.rstrip()] == []
+
+    @pytest.mark.parametrize("columns", ["", "0", "wide", "-5"])
+    def test_columns_that_are_no_number(self, run: Run, vault: Vault, columns: str) -> None:
+        assert len(run("ls", "--dir", vault.root, env={"COLUMNS": columns}).stdout.splitlines()) == 4
+
+    def test_damaged_entries_are_counted(self, run: Run, vault: Vault, broken_key: Digest) -> None:
+        for options in ([], ["--json"]):
+            result = run("ls", "--dir", vault.root, *options)
+            assert result.exit_code == 0
+            assert result.stderr.splitlines()[-1].startswith("1 entry is damaged, or of a later pipevault")
 
     def test_a_broken_entry_is_reported_beside_the_others(self, run: Run, vault: Vault, broken_key: Digest) -> None:
         result = run("ls", "--dir", vault.root)
@@ -95,6 +135,16 @@ class TestShow:
         assert "unet/1.pt2" in result.stdout
         assert "check.distance" in result.stdout
 
+    def test_a_blank_line_stands_between_two_tables_and_none_at_the_end(
+        self, run: Run, vault: Vault, large_key: Digest
+    ) -> None:
+        lines = run("show", large_key.short, "--dir", vault.root).stdout.splitlines()
+        heads = [
+            number for number, line in enumerate(lines) if line.split()[:1] in (["PART"], ["ARTIFACT"], ["FACTOR"])
+        ]
+        assert [number for number, line in enumerate(lines) if not line] == [number - 1 for number in heads]
+        assert len(heads) == 3
+
     def test_json(self, run: Run, vault: Vault, large_key: Digest) -> None:
         document = json.loads(run("show", large_key.short, "--dir", vault.root, "--json").stdout)
         assert document["key"] == large_key.hex
@@ -121,7 +171,7 @@ class TestRm:
         result = run("rm", large_key.short, "--dry-run", "--dir", vault.root)
         assert result.exit_code == 0
         assert result.stdout == f"Would remove {large_key.hex}\n"
-        assert "1 artifact stays for other entries" in result.stderr
+        assert "1 artifact stays, which other entries name" in result.stderr
         assert vault.lookup(large_key) is not None
 
     def test_yes_removes_what_no_other_entry_uses(
@@ -164,7 +214,7 @@ class TestRm:
         answer: str,
         removed: bool,
     ) -> None:
-        monkeypatch.setattr("pipevault.cli.commands._is_interactive", lambda: True)
+        monkeypatch.setattr("pipevault.cli.removal._is_interactive", lambda: True)
         result = run("rm", large_key.short, "--dir", vault.root, input=answer)
         assert (vault.lookup(large_key) is None) is removed
         assert (result.exit_code == 0) is removed
@@ -180,6 +230,60 @@ class TestRm:
         result = run("rm", small_key.hex[:12], "--yes", "--dir", vault.root)
         assert result.exit_code == 3
         assert "2 keys begin with" in result.stderr
+
+
+class TestRmOrphans:
+    @pytest.fixture
+    def orphan(self, vault: Vault) -> Digest:
+        """An artifact of 300 bytes that no entry names, two hours old; beside it one that was written just now."""
+        for data, age_s in ((b"old" * 100, 7200), (b"new", 0)):
+            path = vault.layout.artifact_file(digest_bytes(data))
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+            os.utime(path, times=(time.time() - age_s,) * 2)
+        return digest_bytes(b"old" * 100)
+
+    def test_dry_run(self, run: Run, vault: Vault, orphan: Digest) -> None:
+        result = run("rm", "--orphans", "--dry-run", "--dir", vault.root)
+        assert result.exit_code == 0, result.output
+        assert result.stdout == f"Would remove {orphan.hex}\n"
+        assert "Would remove 1 artifact that no entry names, 300 B; 1 artifact stays, younger" in result.stderr
+        assert vault.layout.artifact_file(orphan).exists()
+
+    def test_the_old_one_goes_and_the_young_one_and_the_entries_stay(
+        self, run: Run, vault: Vault, orphan: Digest, large_key: Digest
+    ) -> None:
+        document = json.loads(run("rm", "--orphans", "--yes", "--json", "--dir", vault.root).stdout)
+        young = digest_bytes(b"new")
+        assert document == {
+            "dry_run": False,
+            "keys": [],
+            "artifacts": [orphan.hex],
+            "shared": [],
+            "too_young": [young.hex],
+            "size_bytes": 300,
+        }
+        assert not vault.layout.artifact_file(orphan).exists()
+        assert vault.layout.artifact_file(young).exists()
+        kept = vault.lookup(large_key)
+        assert kept is not None
+        for ref in kept.artifacts:
+            vault.verified_path(ref)
+
+    def test_none(self, run: Run, vault: Vault) -> None:
+        result = run("rm", "--orphans", "--dir", vault.root)
+        assert (result.exit_code, result.stdout) == (0, "")
+        assert "Removed 0 artifacts that no entry names, 0 B." in result.stderr
+
+    def test_without_a_terminal_it_asks_for_yes(self, run: Run, vault: Vault, orphan: Digest) -> None:
+        result = run("rm", "--orphans", "--dir", vault.root)
+        assert (result.exit_code, "--yes" in result.stderr) == (2, True)
+        assert vault.layout.artifact_file(orphan).exists()
+
+    @pytest.mark.parametrize("arguments", [[], ["--orphans", "3f9a"]])
+    def test_either_keys_or_orphans(self, run: Run, vault: Vault, arguments: list[str]) -> None:
+        result = run("rm", *arguments, "--yes", "--dir", vault.root)
+        assert (result.exit_code, "--orphans alone" in result.stderr) == (2, True)
 
 
 class TestWhere:

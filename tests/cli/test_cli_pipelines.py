@@ -50,6 +50,22 @@ class TestOpenPipeline:
         with pytest.raises(SettingsError, match=f"Device '{device}' cannot be used"):
             open_pipeline("demo", device=device)
 
+    def test_no_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import torch
+
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        for cuda, remedy in ((None, "install a build of torch with CUDA"), ("12.6", "CUDA_VISIBLE_DEVICES")):
+            monkeypatch.setattr(torch.version, "cuda", cuda)
+            with pytest.raises(SettingsError, match=f"--device cpu.*{remedy}"):
+                open_pipeline("demo", device="cuda:977")
+
+    def test_another_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import torch
+
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        with pytest.raises(SettingsError, match=r"Usable here: cpu, cuda:0, cuda:1\."):
+            open_pipeline("demo", device="cuda:977")
+
     @pytest.mark.parametrize("name", ["NoSuchPipeline", "UNet2DConditionModel", "__version__"])
     def test_unknown_pipeline_class(self, name: str) -> None:
         with pytest.raises(SettingsError, match="no pipeline class"):
@@ -59,9 +75,49 @@ class TestOpenPipeline:
         with pytest.raises(SettingsError, match=r"model_index\.json"):
             open_pipeline(str(tmp_path), device="cpu")
 
-    def test_a_model_that_is_nowhere(self) -> None:
-        with pytest.raises(SettingsError, match="cannot be opened"):
+    @pytest.mark.parametrize("model", ["nosuchmodel", "nobody/nothing"])
+    def test_a_model_that_is_nowhere_and_no_hub_to_ask(self, model: str) -> None:
+        with pytest.raises(SettingsError) as info:
+            open_pipeline(model, device="cpu")
+        expected = f"There is no folder {model}, and the hub cannot be asked (HF_HUB_OFFLINE=1). Give a folder with"
+        assert str(info.value).startswith(expected)
+
+    @pytest.mark.parametrize("model", ["./no/model", "/no/model", "no/such/model", "~/no-such-model"])
+    def test_a_path_that_is_nowhere(self, model: str) -> None:
+        with pytest.raises(SettingsError) as info:
+            open_pipeline(model, device="cpu")
+        assert str(info.value).startswith(f"There is no folder {model}. Give a folder with")
+
+    @pytest.mark.parametrize(
+        ("cause", "text"),
+        [
+            (
+                ConnectionError("Cannot reach the hub.\nMore text"),
+                "did not give a pipeline: Cannot reach the hub. Give",
+            ),
+            (KeyError("_class_name"), "did not give a pipeline: KeyError '_class_name'. Give"),
+        ],
+    )
+    def test_a_hub_that_does_not_answer_is_told_with_its_cause(
+        self, monkeypatch: pytest.MonkeyPatch, cause: Exception, text: str
+    ) -> None:
+        import diffusers
+        from huggingface_hub import constants
+
+        def from_pretrained(*_: Any, **__: Any) -> None:
+            raise OSError("Please check out the root cause in the stacktrace above.") from cause
+
+        monkeypatch.setattr(constants, "is_offline_mode", lambda: False)
+        monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
+        with pytest.raises(SettingsError) as info:
             open_pipeline("nobody/nothing", device="cpu")
+        assert text in str(info.value)
+        assert "stacktrace" not in str(info.value)
+
+    def test_a_model_index_without_a_class(self, tmp_path: Path) -> None:
+        (tmp_path / "model_index.json").write_text("{}")
+        with pytest.raises(SettingsError, match="cannot be opened as a diffusers pipeline: KeyError '_class_name'"):
+            open_pipeline(str(tmp_path), device="cpu")
 
     def test_a_model_index_that_is_no_json(self, tmp_path: Path) -> None:
         (tmp_path / "model_index.json").write_text("{")

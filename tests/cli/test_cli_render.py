@@ -87,6 +87,32 @@ class TestPlainProgress:
         [line] = self.shown(Step("", "verify"), Step("", "verify", 3.0))
         assert "verifying artifacts - done in 3.00 s" in line
 
+    def test_each_graph_of_a_part_is_told_once(self) -> None:
+        steps = [Step("unet", "compile")]
+        for signature in ("(float32[2,4])", "(float32[4,4])"):
+            steps += [Step("unet", "compile", None, signature), Step("unet", "check", None, signature)]
+        lines = self.shown(*steps, Step("unet", "compile", 2.0))
+        assert [line.partition("] ")[2] for line in lines] == [
+            "unet: compiling",
+            "unet: comparing with eager",
+            "unet: compiling (graph 2)",
+            "unet: comparing with eager (graph 2)",
+            "unet: compiling - done in 2.00 s",
+        ]
+
+    def test_a_part_that_comes_again_is_counted_anew(self) -> None:
+        steps = (Step("unet", "compile"), Step("unet", "compile", None, "(x)"), Step("unet", "check", None, "(x)"))
+        once = self.shown(*steps, Step("unet", "compile", 2.0))
+        assert len(self.shown(*steps, Step("unet", "compile", 2.0), *steps)) == len(once) + 2
+        assert "graph" not in "".join(self.shown(*steps, Step("unet", "compile", 2.0), *steps))
+
+    def test_the_subject_stands_before_each_step(self) -> None:
+        stream = io.StringIO()
+        with StepProgress(stream) as progress:
+            progress.subject = "512x512 (1 of 2)"
+            progress(Step("unet", "compile"))
+        assert stream.getvalue().endswith("] 512x512 (1 of 2) unet: compiling\n")
+
     def test_an_unknown_action_is_shown_by_its_name(self) -> None:
         assert step_label(Step("vae", "tune", None, "3 of 9")) == "vae: tune (3 of 9)"
 
@@ -115,6 +141,14 @@ def test_live_progress_has_a_row_for_each_part_that_can_begin_anew() -> None:
         progress(Step("unet", "compile", 1.0))
         assert all(task.finished for task in live.tasks)
     assert "unet: compiling" in stream.getvalue()
+
+
+def test_live_progress_has_rows_of_its_own_for_each_subject() -> None:
+    with StepProgress(TerminalText()) as progress:
+        for progress.subject in ("8x8", "16x16"):
+            progress(Step("unet", "compile"))
+        assert progress._live is not None
+        assert [task.description for task in progress._live.tasks] == ["8x8 unet: compiling", "16x16 unet: compiling"]
 
 
 def test_the_display_stops_after_an_error() -> None:

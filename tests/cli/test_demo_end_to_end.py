@@ -71,6 +71,12 @@ def test_another_thread_count_is_a_miss_that_explain_attributes_to_it(demo_vault
     assert (result["differences"][0]["ours"], result["differences"][0]["theirs"]) == (2, 1)
 
 
+def test_explain_makes_no_vault(tmp_path: Path) -> None:
+    result = report_of(pipevault("explain", "demo", "--dir", tmp_path / "none", "--mode", "require", "--json"))
+    assert (result["status"], result["load"]) == ("miss", "would be an error: mode is require")
+    assert not (tmp_path / "none").exists()
+
+
 def test_explain_of_the_same_call_is_a_hit(demo_vault: DemoVault) -> None:
     result = report_of(pipevault("explain", "demo", "--dir", demo_vault.root, "--json"))
     assert (result["status"], result["key"]) == ("hit", demo_vault.report["key"])
@@ -80,7 +86,8 @@ def test_prewarm_of_the_demo_finds_what_demo_froze(demo_vault: DemoVault) -> Non
     script = Path(__file__).resolve().parents[2] / "scripts" / "prewarm.py"
     command = [sys.executable, str(script), "demo", "--dir", str(demo_vault.root), "--json"]
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = report_of(subprocess.run(command, env=variables, capture_output=True, text=True))
+    document = report_of(subprocess.run(command, env=variables, capture_output=True, text=True))
+    [result] = document["sizes"]
     assert (result["status"], result["key"]) == ("hit", demo_vault.report["key"])
 
 

@@ -1,9 +1,8 @@
-"""The scripts: what setup.sh installs and refuses, what prewarm.py freezes, what measure_hit.py prints."""
+"""The scripts: what setup.sh installs and refuses, what prewarm.py says, what measure_hit.py prints."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 import stat
@@ -11,13 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-from click.testing import CliRunner
-from stand_ins import KEY, PARTS, FakeCache, FlatPipeline, fake_outcome
-
-from pipevault.manager.outcome import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -188,48 +182,23 @@ def test_demo_sh_passes_its_options_on(checkout: Checkout) -> None:
 
 
 class TestPrewarm:
-    @pytest.fixture
-    def prewarm(self, monkeypatch: pytest.MonkeyPatch) -> Any:
-        module = load_script("prewarm")
-        self.opened: dict[str, Any] = {}
+    """The script hands over to the command, see test_cli_prewarm.py."""
 
-        def open_pipeline(model: str, **options: Any) -> FlatPipeline:
-            self.opened.update(model=model, **options)
-            return FlatPipeline()
+    def test_it_is_the_command(self) -> None:
+        result = subprocess.run(
+            [sys.executable, str(SCRIPTS / "prewarm.py"), "demo", "--size", "512"], capture_output=True, text=True
+        )
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr == "pipevault: '512' is no size. Give WIDTHxHEIGHT in pixels, such as 768x512.\n"
 
-        monkeypatch.setattr(module, "PipelineCache", FakeCache)
-        monkeypatch.setattr(module, "outcome", fake_outcome)
-        monkeypatch.setattr(module, "open_pipeline", open_pipeline)
-        return lambda *arguments: CliRunner().invoke(module.prewarm, [str(argument) for argument in arguments])
-
-    def test_every_size_is_frozen(self, prewarm: Any, tmp_path: Path) -> None:
-        arguments = ("--size", "512x512", "--size", "768x512", "--dtype", "bfloat16", "--dir", tmp_path)
-        result = prewarm("./model", *arguments)
-        assert result.exit_code == 0, result.output
-        assert FakeCache.used["shape"]["shapes"] == [
-            {"height": 512, "width": 512},
-            {"height": 512, "width": 768},
-        ]
-        assert (FakeCache.used["dir"], FakeCache.used["mode"]) == (tmp_path, "compile")
-        assert self.opened == {"model": "./model", "dtype": "bfloat16", "device": None, "pipeline_class": None}
-
-    def test_table(self, prewarm: Any) -> None:
-        row = prewarm("demo").stdout.splitlines()[-1].split()
-        assert row[:5] == [KEY.digest.short, "miss", "unet", "yes", "1.5"]
-
-    def test_json(self, prewarm: Any) -> None:
-        assert json.loads(prewarm("demo", "--json").stdout) == FakeCache.report.to_json()
-
-    def test_an_entry_that_was_not_stored_is_a_failure(self, prewarm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(FakeCache, "report", Outcome("miss", KEY.digest, "disk full", PARTS, stored=False))
-        result = prewarm("demo")
-        assert result.exit_code == 1
-        assert "no" in result.stdout.splitlines()[-1].split()
-
-    def test_bad_size(self, prewarm: Any) -> None:
-        result = prewarm("demo", "--size", "512")
-        assert (result.exit_code, result.stdout) == (2, "")
-        assert "'512' is no size" in result.stderr
+    def test_a_python_without_the_package_is_told_which_one_to_take(self) -> None:
+        command = [sys.executable, "-I", "-S", str(SCRIPTS / "prewarm.py"), "demo"]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 1
+        assert result.stderr.startswith(f"pipevault cannot be imported by {sys.executable} (No module named ")
+        assert str(ROOT / ".venv" / "bin" / "python") in result.stderr
+        assert "pip install " in result.stderr
+        assert "Traceback" not in result.stderr
 
 
 class TestMeasureHit:
@@ -252,6 +221,16 @@ class TestMeasureHit:
     def test_the_machine_is_described_without_its_name(self) -> None:
         facts = load_script("measure_hit").machine()
         assert os.uname().nodename not in " ".join(map(str, facts.values())).split()
+
+    def test_measured_processes_use_bytecode(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        variables = load_script("measure_hit").environment()
+        assert ("PYTHONDONTWRITEBYTECODE" in variables, variables["OMP_NUM_THREADS"]) == (False, "3")
+
+    def test_the_first_run_does_not_count(self) -> None:
+        numbers = iter(range(10))
+        assert load_script("measure_hit").warmed_up(lambda: next(numbers), 3) == [1, 2, 3]
 
     def test_importing_pipevault_takes_no_torch(self) -> None:
         answer = load_script("measure_hit").import_in_fresh_process()

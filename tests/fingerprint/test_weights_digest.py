@@ -38,13 +38,17 @@ def test_last_bit_of_one_element_counts() -> None:
     assert weights_digest(net) != before
 
 
-def test_persistent_buffer_counts_and_a_transient_one_does_not() -> None:
-    net: Any = Net()
-    before = weights_digest(net)
-    net.register_buffer("transient", torch.ones(3), persistent=False)
-    assert weights_digest(net) == before
-    net.steps = torch.zeros(3)
-    assert weights_digest(net) != before
+@pytest.mark.parametrize("persistent", [True, False])
+def test_values_of_buffers_count_whether_persistent_or_not(persistent: bool) -> None:
+    plain = Net()
+
+    def holding(value: float) -> str:
+        net = copy.deepcopy(plain)
+        net.register_buffer("freqs", torch.full((3,), value), persistent=persistent)
+        return weights_digest(net)
+
+    assert holding(1.0) == holding(1.0)
+    assert len({weights_digest(plain), holding(1.0), holding(2.0)}) == 3
 
 
 def test_name_dtype_and_shape_count() -> None:

@@ -55,12 +55,17 @@ def test_sizes_and_batch_are_read_from_the_call(pipe: Any) -> None:
 
 def test_further_arguments_count_by_their_kind(pipe: Any) -> None:
     image = Image.new("RGB", (16, 8))
-    call = {"image": image, "latents": torch.zeros(1, 4, 8, 8), "mask": np.zeros((2, 2)), "clip_skip": 1}
+    call = {
+        "ip_adapter_image": [image],
+        "latents": torch.zeros(1, 4, 8, 8),
+        "cross_attention_kwargs": {"mask": np.zeros((2, 2))},
+        "clip_skip": 1,
+    }
     assert factors(pipe, call=call)["arguments"] == {
         "clip_skip": 1,
-        "image": "RGB image 16x8",
+        "cross_attention_kwargs": {"mask": "float64[2, 2]"},
+        "ip_adapter_image": ["RGB image 16x8"],
         "latents": "torch.float32[1, 4, 8, 8]",
-        "mask": "float64[2, 2]",
     }
 
 
@@ -110,7 +115,7 @@ class WideDrawing(Drawing):
         pytest.param(lambda p: p.first(), lambda p: p.second(), id="method name"),
         pytest.param(lambda p: (lambda: p("a"))(), lambda p: (lambda: p("b"))(), id="nested code"),
         pytest.param(lambda p, size=8: p(size), lambda p, size=16: p(size), id="default"),
-        pytest.param(lambda p, o={"h": 8}: p(**o), lambda p, o={"h": 16}: p(**o), id="default mapping"),  # noqa: B006
+        pytest.param(lambda p, o={"h": 8}: p(**o), lambda p, o={"h": 16}: p(**o), id="default mapping"),
         pytest.param(with_size(8), with_size(16), id="closure"),
         pytest.param(nested(8), nested(16), id="closure of nested code"),
         pytest.param(with_options(height=8), with_options(height=16), id="closure over a mapping"),
@@ -323,9 +328,9 @@ def test_the_arguments_of_a_wrapped_call_are_those_of_the_original() -> None:
 
 
 def test_a_misspelled_argument_is_refused_and_the_right_one_named(pipe: Any) -> None:
-    with pytest.raises(BadCallError, match="StableDiffusionPipeline takes no 'heigth'; did you mean 'height'?"):
+    with pytest.raises(BadCallError, match=r"StableDiffusionPipeline takes no 'heigth'; did you mean 'height'\?"):
         resolve_shape(pipe, CallShape(call={"heigth": 32}))
-    with pytest.raises(BadCallError, match="PlainPipeline takes no 'promt'; did you mean 'prompt'?"):
+    with pytest.raises(BadCallError, match=r"PlainPipeline takes no 'promt'; did you mean 'prompt'\?"):
         resolve_shape(PlainPipeline(), CallShape(call={"promt": "x"}))
 
 

@@ -124,8 +124,9 @@ def test_a_fused_lora_is_followed(frozen_vault: Path, pipe: Any) -> None:
     with pytest.raises(pipevault.errors.ChangedPartError, match="unet"):
         draw(pipe)
     pipe.fuse_lora(components=["unet"])
-    pipe.unload_lora_weights()
     fused = draw(pipe)
+    pipe.unload_lora_weights()
+    assert torch.equal(draw(pipe), fused)
     assert not torch.equal(fused, before)
     pipevault.PipelineCache(mode="off").load(pipe)
     eager_pipe = stable_diffusion_like(pipe)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from pipevault import errors
+from pipevault.settings import DEBUG_VARIABLE
 
 EXIT_CODES: tuple[tuple[type[errors.PipevaultError], int, str], ...] = (
     (errors.SettingsError, 2, "an option, a setting or an environment variable cannot be used"),
@@ -24,19 +25,27 @@ EXIT_CODES: tuple[tuple[type[errors.PipevaultError], int, str], ...] = (
     (errors.VaultError, 8, "the vault folder cannot be used"),
     (errors.LockTimeoutError, 9, "another process held a key's lock for too long"),
     (errors.WrongMachineError, 10, "an artifact was built for another machine"),
+    (errors.NoRecordError, 11, "the file holds no run record"),
+    (errors.NewerRecordError, 12, "a later pipevault wrote the run record"),
+    (errors.RecordDigestError, 13, "the run record was changed after it was written"),
+    (errors.BadRecordError, 14, "a field of the run record is missing or wrong"),
+    (errors.RecordTooLargeError, 15, "the run record does not fit into a file of this format"),
+    (errors.CannotSaveError, 16, "an output could not be written"),
+    (errors.MissingExtraError, 17, "an optional dependency is not installed"),
+    (errors.NotComparableError, 18, "two outputs differ in shape or type"),
     (errors.PipevaultError, 1, "any other error; doctor: something needs attention"),
 )
 """Error class, exit code, meaning. The first row that fits decides: a subclass stands before its base."""
 
 INTERRUPTED = 130
-DEBUG_VARIABLE = "PIPEVAULT_DEBUG"
 
 COMMANDS: Mapping[str, str] = {
     "demo": "pipevault.cli.demo:demo",
+    "prewarm": "pipevault.cli.prewarm:prewarm",
     "ls": "pipevault.cli.commands:list_entries",
     "show": "pipevault.cli.commands:show",
     "explain": "pipevault.cli.explain:explain",
-    "rm": "pipevault.cli.commands:remove",
+    "rm": "pipevault.cli.removal:remove",
     "where": "pipevault.cli.commands:where",
     "doctor": "pipevault.cli.doctor:doctor",
 }
@@ -55,18 +64,6 @@ def report(error: errors.PipevaultError) -> int:
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
     click.echo(f"pipevault: {' '.join(str(error).split())}", err=True)
     return exit_code(error)
-
-
-class ReportingCommand(click.Command):
-    """A command on its own whose errors are reported as those of ``pipevault`` are."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except errors.PipevaultError as error:
-            ctx.exit(report(error))
-        except KeyboardInterrupt:
-            ctx.exit(_interrupted())
 
 
 class Commands(click.Group):
@@ -92,7 +89,10 @@ class Commands(click.Group):
             ctx.exit(_interrupted())
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = sorted(((code, meaning) for _, code, meaning in EXIT_CODES), key=lambda row: row[0])
+        meanings: dict[int, list[str]] = {}
+        for _, code, meaning in EXIT_CODES:
+            meanings.setdefault(code, []).append(meaning)
+        rows = [(code, "; ".join(texts)) for code, texts in sorted(meanings.items())]
         with formatter.section("Exit codes"):
             lines = [(0, "success"), *rows, (INTERRUPTED, "interrupted")]
             formatter.write_dl([(f"{code:>3}", meaning) for code, meaning in lines])

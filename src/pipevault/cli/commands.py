@@ -1,9 +1,8 @@
-"""The commands for a vault: ls, show, rm and where."""
+"""The commands that look at a vault: ls, show and where."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +11,12 @@ import click
 
 from pipevault.cli import render
 from pipevault.cli.options import dir_option, json_option
-from pipevault.digest import Digest
-from pipevault.errors import CorruptEntryError, NewerVaultError, NotAVaultError, SettingsError
+from pipevault.cli.vaults import open_vault, read_entries
 from pipevault.settings import Settings, config_file
 
 if TYPE_CHECKING:
     from pipevault.store.manifest import Manifest
-    from pipevault.store.removal import RemovalPlan
-    from pipevault.store.vault import BrokenManifest, Vault
+    from pipevault.store.vault import BrokenManifest
 
 
 @click.command("ls", short_help="List the entries of the vault.")
@@ -33,7 +30,7 @@ def list_entries(dir: Path | None, as_json: bool) -> None:
       pipevault ls
       pipevault ls --dir /srv/vault --json
     """
-    root, whole, broken = _entries(dir)
+    root, whole, broken = read_entries(dir)
     if as_json:
         render.print_json(
             {
@@ -42,15 +39,17 @@ def list_entries(dir: Path | None, as_json: bool) -> None:
                 "broken": [_broken_document(entry) for entry in broken],
             }
         )
+        _note_broken(broken)
         return
     if whole:
         columns = ("KEY", "PIPELINE", "CALL", "DTYPE", "PARTS", "SIZE", "FROZEN")
         rows = [_entry_row(entry) for entry in sorted(whole, key=lambda entry: entry.created_at, reverse=True)]
-        render.console().print(render.table(columns, rows, right=("SIZE",)))
+        render.show(render.table(columns, rows, right=("SIZE",)))
     total_bytes = sum({ref.digest: ref.size_bytes for entry in whole for ref in entry.artifacts}.values())
-    render.note(f"{_count(len(whole), 'entry', 'entries')}, {render.size_text(total_bytes)} in {root}")
+    render.note(f"{render.count_text(len(whole), 'entry', 'entries')}, {render.size_text(total_bytes)} in {root}")
     for entry in broken:
         render.note(f"{entry.key.short} cannot be used: {entry.reason}")
+    _note_broken(broken)
 
 
 @click.command("show", short_help="Show one entry.")
@@ -65,7 +64,7 @@ def show(key: str, dir: Path | None, as_json: bool) -> None:
       pipevault show 3f9a2c
       pipevault show 3f9a2c --json
     """
-    vault = _open_vault(dir)
+    vault = open_vault(dir)
     manifest = vault.find(key)
     if as_json:
         render.print_json(
@@ -80,7 +79,6 @@ def show(key: str, dir: Path | None, as_json: bool) -> None:
             }
         )
         return
-    console = render.console()
     facts = [
         ("key", manifest.key.digest.hex),
         ("frozen", f"{manifest.created_at} ({render.age_text(manifest.created_at)})"),
@@ -91,39 +89,12 @@ def show(key: str, dir: Path | None, as_json: bool) -> None:
     parts = [(name, _part_text(part)) for name, part in manifest.parts.items()]
     artifacts = [(ref.name, render.size_text(ref.size_bytes), ref.digest.hex) for ref in manifest.artifacts]
     factors = [(name, render.value_text(value)) for name, value in render.flat(manifest.key.factors)]
-    for block in (
+    render.show(
         render.facts(facts),
         render.table(("PART", "STATE"), parts),
         render.table(("ARTIFACT", "SIZE", "SHA-256"), artifacts, right=("SIZE",)),
         render.table(("FACTOR", "VALUE"), factors),
-    ):
-        console.print(block)
-        console.print()
-
-
-@click.command("rm", short_help="Remove entries.")
-@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-@dir_option
-@json_option
-def remove(keys: tuple[str, ...], dry_run: bool, yes: bool, dir: Path | None, as_json: bool) -> None:
-    """Remove the entries whose keys begin with KEY, and the artifacts that no other entry uses.
-
-    \b
-    Examples:
-      pipevault rm 3f9a2c --dry-run
-      pipevault rm 3f9a2c 77b01e --yes
-    """
-    vault = _open_vault(dir)
-    plan = vault.plan_removal(sorted({_find_key(vault, key) for key in keys}))
-    if dry_run:
-        _report_removal(plan.keys, plan.artifacts, plan.shared, plan.size_bytes, dry_run=True, as_json=as_json)
-        return
-    if not yes:
-        _confirm_removal(plan)
-    report = vault.remove(plan)
-    _report_removal(report.keys, report.artifacts, report.shared, report.freed_bytes, dry_run=False, as_json=as_json)
+    )
 
 
 @click.command("where", short_help="Print the vault's folder.")
@@ -144,80 +115,10 @@ def where(dir: Path | None, as_json: bool) -> None:
     click.echo(settings.dir)
 
 
-def _open_vault(dir: Path | None) -> Vault:
-    from pipevault.store.vault import Vault
-
-    return Vault.open(Settings.resolve(dir=dir).dir, create=False)
-
-
-def _entries(dir: Path | None) -> tuple[Path, list[Manifest], list[BrokenManifest]]:
-    """The vault's folder and its entries, whole and broken; none where the folder is absent or empty."""
-    from pipevault.store.manifest import Manifest
-    from pipevault.store.vault import BrokenManifest, Vault
-
-    root = Settings.resolve(dir=dir).dir
-    try:
-        vault = Vault.open(root, create=False)
-    except NotAVaultError:
-        if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-            raise
-        return root, [], []
-    entries = list(vault.manifests())
-    whole = [entry for entry in entries if isinstance(entry, Manifest)]
-    return vault.root, whole, [entry for entry in entries if isinstance(entry, BrokenManifest)]
-
-
-def _find_key(vault: Vault, prefix: str) -> Digest:
-    try:
-        return vault.find(prefix).key.digest
-    except (CorruptEntryError, NewerVaultError) as error:
-        # A manifest that cannot be read can be removed all the same.
-        if key := vault.layout.key_of_manifest(error.path):
-            return key
-        raise
-
-
-def _confirm_removal(plan: RemovalPlan) -> None:
-    if not _is_interactive():
-        raise SettingsError("rm asks before it removes, and standard input is no terminal: give --yes or --dry-run.")
-    question = f"Remove {_count(len(plan.keys), 'entry', 'entries')} ({render.size_text(plan.size_bytes)})?"
-    click.confirm(question, abort=True, err=True)
-
-
-def _is_interactive() -> bool:
-    return sys.stdin.isatty()
-
-
-def _report_removal(
-    keys: tuple[Digest, ...],
-    artifacts: tuple[Digest, ...],
-    shared: tuple[Digest, ...],
-    size_bytes: int,
-    *,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    if as_json:
-        render.print_json(
-            {
-                "dry_run": dry_run,
-                "keys": [key.hex for key in keys],
-                "artifacts": [digest.hex for digest in artifacts],
-                "shared": [digest.hex for digest in shared],
-                "size_bytes": size_bytes,
-            }
-        )
-        return
-    verb = "Would remove" if dry_run else "Removed"
-    for key in keys:
-        click.echo(f"{verb} {key.hex}")
-    files = _count(len(artifacts), "artifact", "artifacts")
-    kept = f"; {_count(len(shared), 'artifact stays', 'artifacts stay')} for other entries" if shared else ""
-    render.note(f"{verb} {_count(len(keys), 'entry', 'entries')} and {files}, {render.size_text(size_bytes)}{kept}.")
-
-
-def _count(number: int, one: str, several: str) -> str:
-    return f"{number} {one if number == 1 else several}"
+def _note_broken(broken: Sequence[BrokenManifest]) -> None:
+    if broken:
+        number = render.count_text(len(broken), "entry is", "entries are")
+        render.note(f"{number} damaged, or of a later pipevault: `pipevault doctor` says what to do.")
 
 
 def _entry_document(manifest: Manifest) -> dict[str, Any]:
@@ -256,17 +157,21 @@ def _dtype_text(dtype: Any) -> str:
 
 
 def _call_text(call: Any) -> str:
-    """``768x512 x10 guidance`` for a call that names its size; else every factor with its name."""
-    if not isinstance(call, Mapping) or not {"height", "width"} <= call.keys():
-        return ", ".join(f"{name}={render.value_text(value)}" for name, value in render.flat(call))
-    texts = [f"{call['width']}x{call['height']}"]
-    if call.get("num_frames"):
-        texts.append(f"{call['num_frames']} frames")
-    if call.get("batch_size", 1) != 1:
-        texts.append(f"batch {call['batch_size']}")
-    if call.get("guidance"):
+    """``768x512, 9 frames, batch 2, guidance``, then each further factor with its name unless it is as usual."""
+    if not isinstance(call, Mapping):
+        return render.value_text(call)
+    usual = {"batch_size": 1, "prompts": call.get("batch_size"), "images_per_prompt": 1, "output": "decoded"}
+    rest = {name: value for name, value in call.items() if value is not None and value != usual.get(name)}
+    texts = []
+    if {"width", "height"} <= rest.keys():
+        texts.append(f"{rest.pop('width')}x{rest.pop('height')}")
+    for name, form in (("num_frames", "{} frames"), ("batch_size", "batch {}")):
+        if name in rest:
+            texts.append(form.format(rest.pop(name)))
+    if rest.pop("guidance", None):
         texts.append("guidance")
-    return ", ".join(texts)
+    leaves = ((name.removeprefix("arguments."), value) for name, value in render.flat(rest) if name)
+    return ", ".join([*texts, *(f"{name}={render.value_text(value)}" for name, value in leaves)])
 
 
 def _leaf_texts(value: Any) -> list[str]:
@@ -291,6 +196,6 @@ def _part_text(part: Any) -> str:
         return render.value_text(part)
     graphs = part.get("graphs")
     number = graphs if isinstance(graphs, int) else len(graphs) if graphs else 0
-    counted = f", {_count(number, 'graph', 'graphs')}" if number else ""
+    counted = f", {render.count_text(number, 'graph', 'graphs')}" if number else ""
     reason = f": {part['reason']}" if part.get("reason") else ""
     return f"{part['status']}{counted}{reason}"

@@ -21,8 +21,6 @@ from pipevault.errors import SettingsError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pipevault.manager.outcome import Outcome
-
 LAST_SEED = 2**63 - len(DIGIT_WORDS)
 """The digit is added to the seed, and the sum must fit in 63 bits."""
 
@@ -53,7 +51,7 @@ _MARGIN_PX = 8
 @click.option("--mode", metavar="NAME", help="compile, require or off. Default: compile.")
 @json_option
 def demo(dir: Path | None, out: Path, seed: int, mode: str | None, as_json: bool) -> None:
-    """Draw ten handwritten digits with the pipeline that ships: the first run freezes it, the next load it.
+    """Draw ten handwritten digits with the pipeline that ships: the first run freezes it, later ones load it.
 
     ready_s is the time from the constructed pipeline to the frozen one; pixels_sha256 is the SHA-256 of the
     ten pictures' RGB bytes, zero to nine.
@@ -73,7 +71,8 @@ def demo(dir: Path | None, out: Path, seed: int, mode: str | None, as_json: bool
         started_s = time.perf_counter()
         pipe = cache.load(pipe, **DEMO_SHAPE)
         ready_s = time.perf_counter() - started_s
-    pictures = draw(pipe, seed=seed)
+        with progress.step("draw"):
+            pictures = draw(pipe, seed=seed)
     digest = pixels_sha256(pictures)
     save_grid(pictures, out)
     report = outcome(pipe)
@@ -88,7 +87,19 @@ def demo(dir: Path | None, out: Path, seed: int, mode: str | None, as_json: bool
             }
         )
         return
-    _print_report(report, ready_s=ready_s, digest=digest, out=out)
+    reason = f" ({report.reason})" if report.reason else ""
+    facts = render.facts(
+        [
+            ("outcome", f"{report.status}{reason}"),
+            ("key", "none" if report.key is None else report.key.hex),
+            ("ready_s", f"{ready_s:.4f}"),
+            ("pixels_sha256", digest),
+            ("picture", str(out)),
+        ]
+    )
+    rows = [(name, part.status, str(part.graphs), part.reason) for name, part in report.parts.items()]
+    parts = [render.table(("PART", "STATE", "GRAPHS", "REASON"), rows, right=("GRAPHS",))] if rows else []
+    render.show(facts, *parts)
 
 
 def draw(pipe: Any, *, seed: int) -> list[Image]:
@@ -139,23 +150,3 @@ def _check_writable(out: Path) -> None:
     """Before minutes are spent on compiling."""
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise SettingsError(f"The picture cannot be written to {out}: give a file in a folder that exists as --out.")
-
-
-def _print_report(report: Outcome, *, ready_s: float, digest: str, out: Path) -> None:
-    reason = f" ({report.reason})" if report.reason else ""
-    console = render.console()
-    console.print(
-        render.facts(
-            [
-                ("outcome", f"{report.status}{reason}"),
-                ("key", "none" if report.key is None else report.key.hex),
-                ("ready", render.seconds_text(ready_s)),
-                ("pixels", digest),
-                ("picture", str(out)),
-            ]
-        )
-    )
-    rows = [(name, part.status, str(part.graphs), part.reason) for name, part in report.parts.items()]
-    if rows:
-        console.print()
-        console.print(render.table(("PART", "STATE", "GRAPHS", "REASON"), rows, right=("GRAPHS",)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pipevault.cli import render
 from pipevault.cli.options import dir_option, json_option
 from pipevault.errors import PipevaultError, UnsafeVaultError, VaultError
 from pipevault.settings import Settings
+from pipevault.store.removal import find_orphans
 from pipevault.store.trust import check_ownership
 from pipevault.store.vault import BrokenManifest, Vault
 
@@ -156,6 +158,7 @@ def check_vault(root: Path) -> Iterator[Check]:
     for name, check in (
         ("permissions", _check_permissions),
         ("entries", _check_entries),
+        ("orphans", _check_orphans),
         ("foreign files", _check_foreign),
     ):
         yield _guarded(name, check, vault)
@@ -201,8 +204,24 @@ def _check_entries(vault: Vault) -> Check:
         "entries",
         False,
         f"{len(entries)}, {len(broken)} with a manifest that cannot be used: {broken[0].reason}",
-        f"Run: pipevault rm {' '.join(entry.key.short for entry in broken[:_SHOWN_FILES])}",
+        _removal_command(vault, *(entry.key.short for entry in broken[:_SHOWN_FILES])),
     )
+
+
+def _check_orphans(vault: Vault) -> Check:
+    """Artifacts that no entry names: no harm, but disk space."""
+    orphans = find_orphans(vault.layout)
+    if not orphans:
+        return Check("orphans", True, "no artifact without an entry")
+    size = render.size_text(sum(orphan.size_bytes for orphan in orphans))
+    detail = f"{render.count_text(len(orphans), 'artifact', 'artifacts')}, {size}, without an entry"
+    if any(orphan.removable for orphan in orphans):
+        return Check("orphans", True, detail, _removal_command(vault, "--orphans"))
+    return Check("orphans", True, f"{detail}, younger than an hour: a freeze may be about to name them")
+
+
+def _removal_command(vault: Vault, *arguments: str) -> str:
+    return f"Run: {shlex.join(['pipevault', 'rm', *arguments, '--dir', str(vault.root)])}"
 
 
 def _check_foreign(vault: Vault) -> Check:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,11 +13,23 @@ from pipevault.cli import render
 from pipevault.cli.options import call_options, dir_option, json_option, model_argument
 from pipevault.cli.pipelines import open_pipeline, shapes_of
 
+if TYPE_CHECKING:
+    from pipevault.manager.outcome import PartOutcome
+
+IN_MODE = {
+    ("hit", "compile"): "would load the entry",
+    ("hit", "require"): "would load the entry",
+    ("miss", "compile"): "would compile and store an entry",
+    ("miss", "require"): "would be an error: mode is require",
+}
+"""What a load would do, by what is in the vault and by mode; in mode ``off`` it never does anything."""
+
 
 @click.command("explain", short_help="Say what a load would do, and why.")
 @model_argument
 @click.option("--size", metavar="WxH", help="Pixels. Default: the pipeline's own size.")
 @call_options
+@click.option("--mode", metavar="NAME", help="compile, require or off. Default: PIPEVAULT_MODE, config file, compile.")
 @dir_option
 @json_option
 def explain(
@@ -26,12 +40,16 @@ def explain(
     batch_size: int | None,
     frames: int | None,
     guidance: bool | None,
+    weights: str | None,
+    parts: tuple[str, ...] | None,
+    mode: str | None,
     dir: Path | None,
     as_json: bool,
 ) -> None:
     """Say what a load of MODEL would do and, on a miss, which factors differ from the nearest entry.
 
-    MODEL is a folder, a repository id, or `demo` for the pipeline that ships.
+    MODEL is a folder, a repository id, or `demo` for the pipeline that ships. The status is hit, partial (an entry
+    some of whose parts run eagerly) or miss.
 
     \b
     Examples:
@@ -43,38 +61,56 @@ def explain(
 
     sizes = [] if size is None else [size]
     [shape] = shapes_of(model, sizes, batch_size=batch_size, num_frames=frames, guidance=guidance)
+    cache = PipelineCache(dir, mode=mode, weights=weights)
     pipe = open_pipeline(model, dtype=dtype, device=device)
-    cache = PipelineCache(dir)
-    explanation = cache.explain(pipe, **shape)
+    explanation = cache.explain(pipe, parts=parts, **shape)
+    status, reason = explanation.status, explanation.reason
+    found = {} if status == "miss" else _entry_parts(cache, explanation)
+    if eager := [f"{name}: {part.reason}" for name, part in found.items() if part.status == "eager"]:
+        status, reason = "partial", f"{reason}; {'; '.join(eager)}"
+    load = _load_text(status, cache.settings.mode)
     if as_json:
         render.print_json(
             {
-                "status": explanation.status,
-                "reason": explanation.reason,
+                "status": status,
+                "reason": reason,
+                "mode": cache.settings.mode,
+                "load": load,
                 "key": explanation.key.digest.hex,
-                "vault": str(cache.vault.root),
+                "vault": str(cache.settings.dir),
+                "parts": {name: asdict(part) for name, part in found.items()},
                 "nearest": None if explanation.nearest is None else explanation.nearest.hex,
                 "differences": [asdict(difference) for difference in explanation.differences],
             }
         )
         return
     nearest = [] if explanation.nearest is None else [("nearest entry", explanation.nearest.short)]
-    console = render.console()
-    console.print(
-        render.facts(
-            [
-                ("status", explanation.status),
-                ("reason", explanation.reason),
-                ("key", explanation.key.digest.hex),
-                ("vault", str(cache.vault.root)),
-                *nearest,
-            ]
-        )
-    )
-    if explanation.differences:
-        console.print()
-        rows = [
-            (difference.factor, render.value_text(difference.ours), render.value_text(difference.theirs))
-            for difference in explanation.differences
+    facts = render.facts(
+        [
+            ("status", status),
+            ("reason", reason),
+            ("load", load),
+            ("key", explanation.key.digest.hex),
+            ("vault", str(cache.settings.dir)),
+            *nearest,
         ]
-        console.print(render.table(("FACTOR", "HERE", "IN THE VAULT"), rows))
+    )
+    rows = [
+        (difference.factor, render.value_text(difference.ours), render.value_text(difference.theirs))
+        for difference in explanation.differences
+    ]
+    render.show(facts, *([render.table(("FACTOR", "HERE", "IN THE VAULT"), rows)] if rows else []))
+
+
+def _entry_parts(cache: Any, explanation: Any) -> Mapping[str, PartOutcome]:
+    from pipevault.manager.outcome import part_outcomes
+
+    manifest = cache.vault.lookup(explanation.key.digest)
+    return {} if manifest is None else part_outcomes(manifest.parts)
+
+
+def _load_text(status: str, mode: str) -> str:
+    if mode == "off":
+        return "would leave the pipeline as it is: mode is off"
+    text = IN_MODE["miss" if status == "miss" else "hit", mode]
+    return f"{text}; some parts would run eagerly" if status == "partial" else text

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from pipevault.errors import SettingsError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -21,8 +23,20 @@ model_argument = click.argument("model", metavar="MODEL")
 
 
 def call_options(function: Function) -> Function:
-    """Adds ``dtype``, ``device``, ``batch_size``, ``frames`` and ``guidance``."""
+    """Adds ``dtype``, ``device``, ``batch_size``, ``frames``, ``guidance``, ``weights`` and ``parts``."""
     for option in (
+        click.option(
+            "--parts",
+            metavar="NAMES",
+            multiple=True,
+            callback=_part_names,
+            help="Parts to freeze, with commas or the option again. Default: all that the call uses.",
+        ),
+        click.option(
+            "--weights",
+            metavar="POLICY",
+            help="bound (a fine-tune uses the same graphs) or baked. Default: PIPEVAULT_WEIGHTS, config file, bound.",
+        ),
         click.option(
             "--guidance/--no-guidance",
             default=None,
@@ -37,3 +51,11 @@ def call_options(function: Function) -> Function:
     ):
         function = option(function)
     return function
+
+
+def _part_names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...] | None:
+    """``("unet,vae.decoder", "text_encoder")`` as three names; ``None`` where the option was not given."""
+    names = tuple(name.strip() for value in values for name in value.split(","))
+    if not all(names):
+        raise SettingsError("--parts takes names with commas between them, such as unet,vae.decoder.")
+    return names or None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,12 +70,13 @@ def open_pipeline(
     torch_device = _torch_device("cpu" if device is None and model == DEMO_MODEL else device)
     quieten_libraries()
     loader = _pipeline_class(pipeline_class)
+    location = _location(model)
     try:
-        pipe = loader.from_pretrained(_location(model), dtype=torch_dtype)
-    except (OSError, ValueError) as error:  # what diffusers and the hub raise for a model that is not there
+        pipe = loader.from_pretrained(location, dtype=torch_dtype)
+    except Exception as error:  # whatever a folder's files provoke in diffusers, transformers, safetensors or the hub
         raise SettingsError(
-            f"{model!r} cannot be opened as a diffusers pipeline: {error} Give a folder with a "
-            f"model_index.json, a repository id, or the word {DEMO_MODEL}."
+            f"{_why_not_opened(model, location, error)} Give a folder with a model_index.json, a repository id, or "
+            f"the word {DEMO_MODEL}."
         ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(torch_device)
@@ -99,6 +100,38 @@ def _location(model: str) -> str:
     return str(MODEL_DIR)
 
 
+def _why_not_opened(model: str, location: str, error: Exception) -> str:
+    """One sentence. The text of diffusers names a stack trace that nobody is shown, so the cause is told instead."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    if Path(location).is_dir():
+        return f"{model} cannot be opened as a diffusers pipeline: {_first_sentence(error)}"
+    causes = list(_causes(error))
+    is_path = location.startswith((".", "/", "~")) or location.count("/") > 1
+    if is_path or any(isinstance(cause, HFValidationError) for cause in causes):
+        return f"There is no folder {model}."
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return f"There is no folder {model}, and the hub has no such repository, or shows it only after a log-in."
+    if constants.is_offline_mode():
+        return f"There is no folder {model}, and the hub cannot be asked (HF_HUB_OFFLINE=1)."
+    return f"There is no folder {model}, and the hub did not give a pipeline: {_first_sentence(causes[-1])}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _first_sentence(error: BaseException) -> str:
+    words = " ".join(str(error).split())
+    if not words or not isinstance(error, (OSError, ValueError, RuntimeError)):  # a KeyError's text is the key alone
+        words = f"{type(error).__name__} {words}".rstrip()
+    sentence = re.split(r"(?<=[.!?])\s", words, maxsplit=1)[0]
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
+
+
 def _torch_dtype(name: str | None) -> torch.dtype:
     if name is not None and name not in DTYPES:
         raise SettingsError(f"There is no dtype {name!r} here. Dtypes: {', '.join(DTYPES)}.")
@@ -118,9 +151,19 @@ def _torch_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:  # the three that torch raises for a device
-        reason = str(error).strip().split("\n")[0]
-        raise SettingsError(f"Device {name!r} cannot be used: {reason}") from error
+        raise SettingsError(f"Device {name!r} cannot be used: {_first_sentence(error)} {_device_remedy()}") from error
     return device
+
+
+def _device_remedy() -> str:
+    import torch
+
+    usable = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if len(usable) > 1:
+        return f"Usable here: {', '.join(usable)}."
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "Use --device cpu; for a GPU, install a build of torch with CUDA: this one is for the CPU alone."
+    return "Use --device cpu; torch sees no GPU here, so check its driver (nvidia-smi) and CUDA_VISIBLE_DEVICES."
 
 
 def _pipeline_class(name: str | None) -> Any:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
@@ -24,17 +28,25 @@ ACTIONS = {
     "publish": "publishing",
     "load": "loading",
     "wait": "waiting",
+    "draw": "drawing",
 }
 BRIEF_ACTIONS = frozenset({"fingerprint", "lookup", "verify", "save"})
 """Milliseconds as a rule, so they are shown only if they took :data:`NOTABLE_S` or longer."""
 NOTABLE_S = 1.0
+GRAPH_ACTIONS = frozenset({"compile", "check"})
+"""Steps of a part that come again for each of its graphs, with the graph's signature as detail."""
 DETAIL_LENGTH = 60
 
 
 class StepProgress:
-    """A context manager to give as ``progress=``. On a terminal each part has a line, and each step of the whole."""
+    """A context manager to give as ``progress=``. On a terminal each part has a line, and each step of the whole.
+
+    ``subject``, which may be set anew at any time, is what the steps that follow are about, such as a size.
+    """
 
     def __init__(self, stream: TextIO | None = None) -> None:
+        self.subject = ""
+        self._graphs: Counter[tuple[str, str, str]] = Counter()
         self._stream = sys.stderr if stream is None else stream
         self._started_s = time.monotonic()
         self._live: Progress | None = None
@@ -54,19 +66,51 @@ class StepProgress:
         if self._live is not None:
             self._live.stop()
 
+    @contextmanager
+    def step(self, action: str) -> Iterator[None]:
+        """Reports the block as a step of the whole."""
+        from pipevault.manager.outcome import Step
+
+        started_s = time.monotonic()
+        self(Step("", action))
+        yield
+        self(Step("", action, time.monotonic() - started_s))
+
     def __call__(self, step: Step) -> None:
         if step.action in BRIEF_ACTIONS and (step.seconds is None or step.seconds < NOTABLE_S):
             return
+        if step.part and step.action in GRAPH_ACTIONS:
+            counted = self._count_graph(step)
+            if counted is None:
+                return
+            step = counted
+        label = f"{self.subject} {step_label(step)}".lstrip()
         if self._live is not None:
-            self._show_live(self._live, step)
+            self._show_live(self._live, step, label)
             return
         elapsed_s = time.monotonic() - self._started_s
         ended = "" if step.seconds is None else f" - done in {step.seconds:.2f} s"
-        print(f"[{elapsed_s:7.1f} s] {step_label(step)}{ended}", file=self._stream, flush=True)
+        print(f"[{elapsed_s:7.1f} s] {label}{ended}", file=self._stream, flush=True)
 
-    def _show_live(self, live: Progress, step: Step) -> None:
-        label = step_label(step)
-        row = step.part or step.action
+    def _count_graph(self, step: Step) -> Step | None:
+        """The step with its graph's number, from 2, in place of a signature; ``None`` if it says nothing new."""
+        counter = (self.subject, step.part, step.action)
+        if step.seconds is not None:
+            for action in GRAPH_ACTIONS:
+                del self._graphs[self.subject, step.part, action]
+            return step
+        if not step.detail:
+            self._graphs[counter] = 0
+            return step
+        announced = counter in self._graphs
+        self._graphs[counter] += 1
+        number = self._graphs[counter]
+        if number == 1:
+            return None if announced else replace(step, detail="")
+        return replace(step, detail=f"graph {number}")
+
+    def _show_live(self, live: Progress, step: Step, label: str) -> None:
+        row = f"{self.subject} {step.part or step.action}"
         if row not in self._tasks:
             self._tasks[row] = live.add_task(label, total=1)
         elif step.seconds is None and live.tasks[self._tasks[row]].finished:

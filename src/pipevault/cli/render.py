@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PIPED_WIDTH = 180
-"""Columns where the output is no terminal, so that a key is not cut for a program that reads the table."""
+"""Columns where the output is no terminal and ``COLUMNS`` is not set, so that keys stay whole for other programs."""
 
 _SIZE_UNITS = ("B", "kB", "MB", "GB", "TB")
 _AGE_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
@@ -30,11 +31,31 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
-def console() -> Console:
+def show(*tables: Table) -> None:
+    """Prints the tables with a blank line between two; where the output is no terminal, without trailing blanks."""
+    console = _console()
+    if console.is_terminal:
+        for number, block in enumerate(tables):
+            if number:
+                console.print()
+            console.print(block)
+        return
+    for number, block in enumerate(tables):
+        if number:
+            click.echo()
+        with console.capture() as capture:
+            console.print(block)
+        click.echo("\n".join(line.rstrip() for line in capture.get().removesuffix("\n").split("\n")))
+
+
+def _console() -> Console:
     from rich.console import Console
 
     made = Console(highlight=False)
-    return made if made.is_terminal else Console(highlight=False, width=PIPED_WIDTH)
+    if made.is_terminal:
+        return made
+    columns = os.environ.get("COLUMNS", "")
+    return Console(highlight=False, width=int(columns) if columns.isdecimal() and int(columns) else PIPED_WIDTH)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> Table:
@@ -73,8 +94,8 @@ def size_text(size_bytes: int) -> str:
     raise AssertionError("the last unit holds every size")
 
 
-def seconds_text(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+def count_text(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
 
 
 def age_text(created_at: str, now: datetime | None = None) -> str:

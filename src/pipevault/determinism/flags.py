@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from functools import partial
+from pathlib import PurePath
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from pipevault.determinism.switches import (
+    CUBLAS_VARIABLE,
+    FLOAT16_SWITCHES,
+    diffusers_attention_backend,
+    read_attention,
+    read_precision,
+)
 from pipevault.digest import digest_json
 
 
@@ -13,50 +24,123 @@ def code_flags() -> dict[str, Any]:
     import torch
 
     backends: Any = torch.backends
-    return {
+    flags = {
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "float32_precision": read_precision(),
+        "float16_matmul": {name: getattr(backends.cuda.matmul, name) for name in FLOAT16_SWITCHES},
         "cudnn_benchmark": backends.cudnn.benchmark,
         "cudnn_deterministic": backends.cudnn.deterministic,
+        "mkldnn_deterministic": backends.mkldnn.deterministic,
         "attention": {
-            "flash": backends.cuda.flash_sdp_enabled(),
-            "memory_efficient": backends.cuda.mem_efficient_sdp_enabled(),
-            "math": backends.cuda.math_sdp_enabled(),
-            "cudnn": backends.cuda.cudnn_sdp_enabled(),
-            "diffusers": _diffusers_attention_backend(),
+            **read_attention(),
+            "diffusers": diffusers_attention_backend(),
+            "function": _attention_function(),
         },
-        "inductor_config": _inductor_config_digest(),
+        **_inductor_factors(),
     }
+    if backends.cuda.is_built():
+        flags["cublas_workspace"] = os.environ.get(CUBLAS_VARIABLE)
+    return flags
 
 
-def _diffusers_attention_backend() -> str:
-    """The backend that ``diffusers.attention_backend`` chose; its default where diffusers is not in use."""
-    dispatch: Any = sys.modules.get("diffusers.models.attention_dispatch")
-    if dispatch is None:
-        return "native"
-    name, _ = dispatch._AttentionBackendRegistry.get_active_backend()
-    return str(name.value)
+def _attention_function() -> str:
+    """``torch`` for the built-in ``scaled_dot_product_attention``; else name and code of what was put in its place.
+
+    Packages with attention kernels of their own, such as SageAttention, are commonly installed in this way.
+    """
+    import torch
+
+    function: Any = torch.nn.functional.scaled_dot_product_attention
+    if function is torch._C._nn.scaled_dot_product_attention and isinstance(function, BuiltinFunctionType):
+        return "torch"
+    return f"{getattr(function, '__qualname__', type(function).__qualname__)} {digest_json(_code(function, 0)).short}"
 
 
-def _inductor_config_digest() -> str:
-    """Over what Inductor's own cache key takes: overrides and TORCHINDUCTOR_* variables count, paths do not.
+_MAX_CODE_DEPTH = 4
 
-    Inductor's digest itself pickles sets, so it changes with the hash seed of the process.
+
+def _code(value: Any, depth: int) -> Any:
+    """Plain JSON for a callable and what it reaches by name; packages beside it count by their version."""
+    if isinstance(value, partial):
+        return ["partial", *(_code(item, depth) for item in (value.func, list(value.args), dict(value.keywords)))]
+    if isinstance(value, MethodType):
+        return [_code(value.__func__, depth), type(value.__self__).__qualname__]
+    if isinstance(value, FunctionType):
+        package = sys.modules.get((value.__module__ or "").partition(".")[0])
+        version = getattr(package, "__version__", None)
+        names = [value.__qualname__, str(version) if version else ""]
+        if depth == _MAX_CODE_DEPTH or value.__module__ == "torch" or (value.__module__ or "").startswith("torch."):
+            return names
+        used = {name: value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__}
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            try:
+                used[name] = cell.cell_contents
+            except ValueError:  # an empty cell: a name that was never bound
+                continue
+        held = {**used, "defaults": [value.__defaults__, value.__kwdefaults__]}
+        return [*names, _bytecode(value.__code__), _code(held, depth + 1)]
+    if isinstance(value, dict):
+        return sorted([str(name), _code(item, depth)] for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return [_code(item, depth) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return _plain(value)
+    if isinstance(value, (type, BuiltinFunctionType, ModuleType)):
+        name = getattr(value, "__qualname__", None) or value.__name__
+        return [name, str(getattr(value, "__version__", ""))]
+    call = next((vars(base)["__call__"] for base in type(value).__mro__ if "__call__" in vars(base)), None)
+    inner = getattr(value, "__wrapped__", None) or getattr(value, "fn", None)
+    called = inner if isinstance(inner, FunctionType) else call if isinstance(call, FunctionType) else None
+    state = getattr(value, "__dict__", {}) if inner is None and depth < _MAX_CODE_DEPTH else {}
+    plain = {name: item for name, item in state.items() if isinstance(item, (bool, int, float, str))}
+    return [type(value).__qualname__, _code(called, depth), _code(plain, depth)]
+
+
+def _bytecode(code: CodeType) -> list[Any]:
+    constants = [_bytecode(item) if isinstance(item, CodeType) else _plain(item) for item in code.co_consts]
+    return [code.co_code.hex(), list(code.co_names), constants]
+
+
+def _inductor_factors() -> dict[str, Any]:
+    """A digest over what Inductor's own cache key takes, and the options whose value is not torch's default.
+
+    Overrides and TORCHINDUCTOR_* variables count, absolute paths do not: they say where a cache, a compiler or a
+    virtual environment lies. Inductor's digest itself pickles sets, so it changes with the hash seed of the process.
+    A variable that torch reads into the default itself shows in the digest alone.
     """
     from torch._inductor import config
 
-    values = dict(config.save_config_portable())
-    values.pop("aot_inductor.metadata", None)  # a compilation leaves the machine it was for there
-    return digest_json({name: _plain(value) for name, value in values.items()}).short
+    options = dict(config.save_config_portable())
+    options.pop("aot_inductor.metadata", None)  # a compilation leaves the machine it was for there
+    values = {name: _plain(value) for name, value in options.items() if not _is_place(value)}
+    overrides = {name: value for name, value in values.items() if value != _inductor_default(config, name, value)}
+    return {"inductor_config": digest_json(values).short, "inductor_overrides": overrides}
+
+
+def _inductor_default(config: Any, name: str, value: Any) -> Any:
+    """The default of an option as plain JSON, or ``value`` where this version of torch does not tell it."""
+    entry = getattr(config, "_config", {}).get(name)
+    if entry is None or not hasattr(entry, "default") or getattr(entry, "justknob", None) is not None:
+        return value
+    return _plain(entry.default)
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, (str, PurePath)) and os.path.isabs(value)
 
 
 def _plain(value: Any) -> Any:
+    """As plain JSON; absolute paths are left out of containers too."""
     if isinstance(value, dict):
-        return sorted([str(name), _plain(item)] for name, item in value.items())
+        return sorted([str(name), _plain(item)] for name, item in value.items() if not _is_place(item))
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item) for item in value if not _is_place(item)]
     if isinstance(value, (set, frozenset)):
-        return sorted(map(repr, value))
+        return sorted(repr(item) for item in value if not _is_place(item))
+    if _is_place(value):
+        return None
     if value is None or isinstance(value, (bool, int, str)):
         return value
-    return getattr(value, "__qualname__", None) or repr(value)
+    name = getattr(value, "__qualname__", None)
+    text = repr(value)
+    return name or (type(value).__qualname__ if " at 0x" in text else text)

@@ -1,25 +1,149 @@
-"""Seeding every layer of randomness, and giving it back as it was."""
+"""Seeding every layer of randomness, and giving it back as it was.
+
+The layers are Python's ``random``, NumPy's global generator, and torch's generator of the CPU and of each GPU. torch
+takes the low 32 bits of a seed for the CPU and NumPy takes no more, so seeds below 2**32 differ in every layer, and
+larger ones that agree modulo 2**32 do not.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipevault.digest import digest_bytes
+from pipevault.errors import BadSeedError
+
+MAX_SEED = 2**64 - 1
+FRESH_SEED_BITS = 63
+_NUMPY_SEEDS = 2**32
+
+
+def check_seed(seed: Any) -> int:
+    """``seed`` as an ``int`` from 0 to :data:`MAX_SEED`; raises :class:`BadSeedError` for anything else."""
+    if not is_integer(seed):
+        raise BadSeedError(f"A seed is an integer, not {seed!r} ({type(seed).__name__}). Pass 0 to 2**64 - 1.", seed)
+    if not 0 <= seed <= MAX_SEED:
+        raise BadSeedError(f"The seed {int(seed)} is out of range. Pass 0 to 2**64 - 1, or -1 for a fresh one.", seed)
+    return int(seed)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether it is an integer of Python or NumPy, and no bool."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def effective_seed(seed: int | None) -> int:
+    """The seed that is used and recorded: ``None`` and ``-1`` become a fresh one of 63 bits.
+
+    Raises :class:`BadSeedError` for what is no seed: other negatives, 2**64 and more, bool, float, text.
+    """
+    fresh = seed is None or (is_integer(seed) and seed == -1)
+    return secrets.randbits(FRESH_SEED_BITS) if fresh else check_seed(seed)
+
+
+def seed_everything(seed: int | None) -> int:
+    """Seed every layer of this process and return the effective seed.
+
+    A GPU that has not started yet is seeded when it starts. ``DataLoader`` workers follow: torch derives their seeds
+    from its CPU generator; pass ``worker_init_fn=seed_worker`` to have Python and NumPy follow whatever torch does.
+    """
+    root = effective_seed(seed)
+    random.seed(root)
+    np.random.seed(root % _NUMPY_SEEDS)
+    torch.manual_seed(root)
+    return root
+
+
+def seed_worker(worker_id: int) -> None:
+    """For ``DataLoader(worker_init_fn=...)``: seed Python and NumPy from the seed that torch gave this worker.
+
+    That seed differs by worker and by epoch and comes from the loader's generator, or else from the global one of the
+    main process: the same after the same :func:`seed_everything`.
+    """
+    del worker_id  # torch has added it to the seed
+    seed = torch.initial_seed()
+    random.seed(seed)
+    np.random.seed(np.random.SeedSequence(seed).generate_state(4))
 
 
 @contextmanager
-def isolated_rng(seed: int) -> Iterator[None]:
-    """Seed Python, NumPy, torch CPU and every GPU inside, and restore each layer's state on exit."""
-    import numpy as np
-    import torch
+def isolated_rng(seed: int | None) -> Iterator[int]:
+    """Seed every layer inside, yield the effective seed, and restore each layer's state on exit.
 
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        try:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+    A GPU that starts inside had no state to restore: it gets the seed that torch was given before.
+    """
+    root = effective_seed(seed)
+    with ExitStack() as states:
+        states.callback(random.setstate, random.getstate())
+        states.callback(np.random.set_state, np.random.get_state(legacy=False))
+        states.callback(torch.set_rng_state, torch.get_rng_state())
+        for module, started in _gpu_modules():
+            if started:
+                states.callback(module.set_rng_state_all, module.get_rng_state_all())
+            else:
+                states.callback(module.manual_seed_all, torch.initial_seed())
+        if torch.backends.mps.is_available():
+            states.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
+        seed_everything(root)
+        yield root
+
+
+def rng_digests() -> dict[str, str]:
+    """SHA-256 of each layer's state: ``python``, ``numpy``, ``torch``, ``cuda:0``, …
+
+    Taken before and after a call they tell who draws from a global generator (see :func:`changed_layers`). A GPU is
+    in it once it has started.
+    """
+    digests = {
+        "python": _digest(repr(random.getstate()).encode()),
+        "numpy": _numpy_digest(np.random.get_state(legacy=False)),
+        "torch": _digest(torch.get_rng_state().numpy()),
+    }
+    for module, started in _gpu_modules():
+        if started:
+            kind = module.__name__.rpartition(".")[2]
+            for index, state in enumerate(module.get_rng_state_all()):
+                digests[f"{kind}:{index}"] = _digest(state.numpy())
+    if torch.backends.mps.is_available():
+        digests["mps"] = _digest(torch.mps.get_rng_state().numpy())
+    return digests
+
+
+def changed_layers(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, ...]:
+    """The layers whose digests differ; one that only ``after`` has (a GPU that started between) does not count."""
+    return tuple(name for name, digest in after.items() if before.get(name, digest) != digest)
+
+
+def _gpu_modules() -> list[tuple[Any, bool]]:
+    """torch's modules for the GPUs it was built for, and whether each has started."""
+    backends: Any = torch.backends
+    built: list[Any] = [torch.cuda] if backends.cuda.is_built() else []
+    if torch.xpu._is_compiled():
+        built.append(torch.xpu)
+    return [(module, module.is_initialized()) for module in built]
+
+
+def _digest(data: Any) -> str:
+    return digest_bytes(data).hex
+
+
+def _numpy_digest(state: Mapping[str, Any]) -> str:
+    hasher = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Mapping):
+            for name in sorted(value):
+                hasher.update(name.encode())
+                add(value[name])
+        else:
+            hasher.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+
+    add(state)
+    return hasher.hexdigest()

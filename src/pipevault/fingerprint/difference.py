@@ -62,6 +62,8 @@ def _class_change(old: str | None, new: str | None) -> str:
         return f"{new} is new"
     if new is None:
         return f"{old} is gone"
+    if old.partition(" code:")[0] == new.partition(" code:")[0] and " code:" in old and " code:" in new:
+        return f"the code of {_short(old)}, or a value that it reads, changed"
     return f"{old} became {new}" if _short(old) == _short(new) else f"{_short(old)} became {_short(new)}"
 
 

@@ -4,7 +4,8 @@ The configuration does not show FreeU, attention processors, tiling, LoRA layers
 So the digest walks the module tree: path, class (with its source outside released packages), scalars,
 objects and functions held as attributes, ``training``, forward hooks, and parameters and buffers by name,
 shape, dtype, stride, ties and persistence. A tensor that is no parameter or buffer becomes a constant of the
-graph, so its values count. Paths, devices, addresses and ``requires_grad`` do not.
+graph, so its values count. Paths, devices, addresses and ``requires_grad`` do not. A peft layer whose active
+adapters are merged counts as its base layer.
 
 Take a fingerprint before the module is called: some models fill caches in attributes when they run.
 """
@@ -17,6 +18,7 @@ import hashlib
 import os
 import types
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -25,7 +27,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils.hooks import RemovableHandle
 
+from pipevault.fingerprint.adapters import BOOKKEEPING_NAMES, computing_module, is_bookkeeping, is_training_hook
 from pipevault.fingerprint.classes import (
     class_identity,
     function_identity,
@@ -34,6 +38,7 @@ from pipevault.fingerprint.classes import (
     qualified_name,
 )
 from pipevault.fingerprint.difference import describe_difference
+from pipevault.fingerprint.values import state_of
 from pipevault.fingerprint.volatile import SKIPPED_NAMES, SKIPPED_PREFIXES
 from pipevault.fingerprint.weights import tensor_digest, weights_digest
 
@@ -45,7 +50,7 @@ __all__ = [
     "weights_digest",
 ]
 
-_MAX_DEPTH = 6
+_MAX_DEPTH = 10
 
 
 def architecture(module: nn.Module) -> dict[str, Any]:
@@ -61,7 +66,7 @@ def architecture(module: nn.Module) -> dict[str, Any]:
         name = str(tensor.dtype).removeprefix("torch.")
         dtypes[name] = dtypes.get(name, 0) + 1
     return {
-        "class": qualified_name(original_class(module)),
+        "class": qualified_name(original_class(computing_module(module))),
         "parameters": sum(_element_count(t) for t in walk.tensors.values() if isinstance(t, nn.Parameter)),
         "tensors": len(walk.tensors),
         "dtypes": dict(sorted(dtypes.items())),
@@ -83,8 +88,9 @@ def snapshot(module: nn.Module) -> dict[str, str]:
 class _Walk:
     """One pass over a module tree. Texts of shared objects, such as configurations, are written once."""
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, *, inside: frozenset[int] = frozenset()) -> None:
         self.root = root
+        self._inside = inside | {id(root)}  # modules whose description led here, so that it ends
         self.tensors: dict[int, torch.Tensor] = {}
         self._first_names: dict[int, str] = {}
         self._paths: dict[int, str] = {}
@@ -98,11 +104,12 @@ class _Walk:
         """Path, class and sorted ``name=value`` lines of every module, parents first."""
         stack: list[tuple[str, nn.Module]] = [("", self.root)]
         while stack:
-            path, module = stack.pop()
+            path, named = stack.pop()
+            module = computing_module(named)
             if (first := self._paths.get(id(module))) is not None:
                 yield path, f"same as {first!r}", []
                 continue
-            self._paths[id(module)] = path
+            self._paths[id(named)] = self._paths[id(module)] = path
             cls = original_class(module)
             prefix = f"{path}." if path else ""
             yield path, self._class(cls)[0], self._lines(module, cls, prefix)
@@ -116,8 +123,13 @@ class _Walk:
     def _class(self, cls: type) -> tuple[str, dict[str, Any]]:
         known = self._classes.get(cls)
         if known is None:
-            known = self._classes[cls] = (class_identity(cls), _scalar_defaults(cls))
+            self._classes[cls] = (qualified_name(cls), {})  # for code that reads an object of its own class
+            known = self._classes[cls] = (class_identity(cls, live=self._live), _scalar_defaults(cls))
         return known
+
+    def _live(self, value: Any) -> str | None:
+        """A module or a tensor that code reads by name: weights of the tree stay out of it."""
+        return self._module(value, 1) if isinstance(value, nn.Module) else self._tensor_attribute(value, 1)
 
     def _lines(self, module: nn.Module, cls: type, prefix: str) -> list[str]:
         values = module.__dict__
@@ -140,6 +152,8 @@ class _Walk:
         for name, value in values.items():
             if SKIPPED_NAMES[name] or (name == "lora_scale" and "_safe_fusing" in values):
                 continue
+            if name in BOOKKEEPING_NAMES and is_bookkeeping(name, value, values, cls):
+                continue
             kind = type(value)
             # An attribute that repeats its class counts like none at all, so that undoing a change restores
             # the digest: FreeU, for one, is switched off by setting its scalars to None.
@@ -160,7 +174,11 @@ class _Walk:
         for kind in ("_forward_pre_hooks", "_forward_hooks"):
             with_kwargs = values.get(f"{kind}_with_kwargs", {})
             always = values.get(f"{kind}_always_called", {})
-            theirs = [(handle, hook) for handle, hook in values[kind].items() if not is_ours(hook)]
+            theirs = [
+                (handle, hook)
+                for handle, hook in values[kind].items()
+                if not is_ours(hook) and not is_training_hook(hook)
+            ]
             for place, (handle, hook) in enumerate(theirs):
                 flags = f"{' kwargs' if handle in with_kwargs else ''}{' always' if handle in always else ''}"
                 yield f"{kind}[{place}]={self._text(hook, 0)}{flags}"
@@ -186,7 +204,7 @@ class _Walk:
         return text
 
     def _unusual_tensor(self, tensor: torch.Tensor) -> str:
-        name = class_identity(type(tensor))
+        name = self._class(type(tensor))[0]
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             return name
         if hasattr(tensor, "__tensor_flatten__"):
@@ -234,8 +252,8 @@ class _Walk:
             return f"partial({', '.join(self._text(part, depth + 1) or '-' for part in parts)})"
         owner = getattr(value, "__self__", None)
         if owner is None or isinstance(owner, types.ModuleType):
-            return function_identity(value)
-        method = function_identity(getattr(value, "__func__", value))
+            return function_identity(value, live=self._live)
+        method = function_identity(getattr(value, "__func__", value), live=self._live)
         return f"{method} of {self._text(owner, depth + 1)}"
 
     def _is_registered(self, tensor: torch.Tensor) -> bool:
@@ -255,18 +273,25 @@ class _Walk:
 
     def _module(self, module: nn.Module, depth: int) -> str:
         """A reference into the tree, or a module outside it, whose weights the graph holds as constants."""
+        module = computing_module(module)
         if (path := self._paths.get(id(module))) is not None:
             return f"module {path!r}"
-        identity = class_identity(original_class(module))
+        if id(module) in self._inside:
+            return f"module around this one, {qualified_name(original_class(module))}"
         known = self._objects.get(id(module))
-        if known is not None or depth >= _MAX_DEPTH:
-            return known or identity
+        if known is not None:
+            return known
+        self._objects[id(module)] = qualified_name(original_class(module))
+        self._kept_alive.append(module)
+        identity = self._class(original_class(module))[0]
+        if depth >= _MAX_DEPTH:
+            return identity
         self._objects[id(module)] = identity
         if any(module is inner for inner in self.root.modules()):
             return f"module of the tree, {identity}"
         weights = [tensor for _, tensor in (*module.named_parameters(), *module.named_buffers())]
         values = [self._tensor_attribute(tensor, depth) for tensor in weights]
-        inner_digest = _digest(_Walk(module).modules())
+        inner_digest = _digest(_Walk(module, inside=self._inside).modules())
         text = f"{identity} {inner_digest} {hashlib.sha256(repr(values).encode()).hexdigest()}"
         self._objects[id(module)] = text
         return text
@@ -278,7 +303,7 @@ class _Walk:
         if known is not None:
             return known
         text = self._class(type(value))[0]
-        values = getattr(value, "__dict__", None)
+        values = state_of(value)
         self._objects[id(value)] = text
         self._kept_alive.append(value)
         if values and depth < _MAX_DEPTH:
@@ -344,6 +369,8 @@ _WRITERS: dict[type, _Writer] = {
     set: _Walk._sequence,
     frozenset: _Walk._sequence,
     torch.Size: _Walk._sequence,
+    deque: _Walk._sequence,
+    **dict.fromkeys((bytes, bytearray, complex, range, slice), lambda walk, value, depth: repr(value)),
     dict: _Walk._mapping,
     torch.dtype: lambda walk, value, depth: str(value),
     torch.device: lambda walk, value, depth: None,
@@ -356,7 +383,8 @@ _WRITERS_BY_BASE: tuple[tuple[type, _Writer], ...] = (
     (nn.Module, _Walk._module),
     (torch.Tensor, _Walk._tensor_attribute),
     (enum.Enum, lambda walk, value, depth: f"{qualified_name(type(value))}.{value.name}"),
-    (type, lambda walk, value, depth: None if is_ours(value) else class_identity(value)),
+    (type, lambda walk, value, depth: None if is_ours(value) else walk._class(value)[0]),
+    (RemovableHandle, lambda walk, value, depth: None),
     (PurePath, lambda walk, value, depth: None),
     (weakref.ref, lambda walk, value, depth: "weakref"),
     (np.generic, lambda walk, value, depth: f"{value.dtype} {value.item()!r}"),

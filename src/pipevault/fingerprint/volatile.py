@@ -32,6 +32,9 @@ _VOLATILE_NAMES = frozenset(
         # what loading and fusing LoRA leaves behind; the layers themselves show as modules
         "_hf_peft_config_loaded",
         "_safe_fusing",
+        # handles of hooks; the hooks themselves are read from the modules that they are on
+        "_require_grads_hook",
+        "_require_grads_hooks",
     }
 )
 

@@ -16,7 +16,7 @@ CHUNK_SIZE_BYTES = 16 << 20
 
 
 def weights_digest(module: torch.nn.Module, *, chunk_size_bytes: int = CHUNK_SIZE_BYTES) -> str:
-    """Hex SHA-256 over names, dtypes, shapes and bytes of all parameters and persistent buffers.
+    """Hex SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, persistent or not.
 
     Every name counts, also one that shares its tensor with another; layout in memory and device do not. At
     most ``chunk_size_bytes`` are copied at a time. Raises :class:`CannotFreezeError` for weights that have no
@@ -43,11 +43,12 @@ def tensor_digest(tensor: torch.Tensor, *, chunk_size_bytes: int = CHUNK_SIZE_BY
 
 
 def _named_weights(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from module.named_parameters(remove_duplicate=False)
-    for path, owner in module.named_modules(remove_duplicate=False):
-        for name, buffer in owner._buffers.items():
-            if buffer is not None and name not in owner._non_persistent_buffers_set:
-                yield f"{path}.{name}" if path else name, buffer
+    from pipevault.fingerprint.adapters import named_computing_modules
+
+    for path, owner in named_computing_modules(module):
+        for name, tensor in (*owner._parameters.items(), *owner._buffers.items()):
+            if tensor is not None:
+                yield f"{path}.{name}" if path else name, tensor
 
 
 def _tensor_header(name: str, tensor: torch.Tensor) -> bytes:

@@ -21,6 +21,7 @@ from pipevault.errors import ChangedPartError
 from pipevault.graphs.signature import Signature
 
 BAKED = "baked"
+BASE_LAYER = "base_layer"
 
 
 @dataclass(frozen=True)
@@ -220,10 +221,19 @@ def read_constants(path: Path | None) -> dict[str, torch.Tensor]:
 
 
 def _site(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
-    path, _, leaf = name.rpartition(".")
-    owner: Any = module.get_submodule(path)
-    if getattr(owner, "merged", False) and "base_layer" in owner._modules:
-        owner = owner.base_layer  # a LoRA layer of peft whose weights were fused into the layer that it wraps
+    """Where a tensor of a graph lives now. A LoRA layer of peft whose weights were fused counts as the layer that it
+    wraps, whichever of the two the graph was made from.
+    """
+    *path, leaf = name.split(".")
+    owner = module
+    for step in path:
+        if step == BASE_LAYER and step not in owner._modules:
+            continue
+        if step not in owner._modules and getattr(owner, "merged", False):
+            owner = owner.get_submodule(BASE_LAYER)
+        owner = owner.get_submodule(step)
+    if getattr(owner, "merged", False) and BASE_LAYER in owner._modules:
+        owner = owner.get_submodule(BASE_LAYER)
     for tensors in (owner._parameters, owner._buffers):
         if tensors.get(leaf) is not None:
             return tensors, leaf

@@ -68,6 +68,7 @@ class PartState:
         self.graphs: dict[Signature, FrozenGraph] = {}
         self.files: dict[Signature, tuple[Path, Path | None]] = {}
         self.recorder = Recorder()
+        self.observer: Callable[[str, list[torch.Tensor], Any], None] | None = None
         self.hooked_forward: Callable[..., Any] | None = None
         self._overrides = _overrides(module)
 
@@ -108,7 +109,10 @@ class PartState:
                 raise CannotFreezeError(f"{self.name} cannot be frozen: {self.recorder.refusal}.", self.name)
             self.compile_captured(_scratch_dir())
             return output
-        return graph(self.module, tensors)
+        output = graph(self.module, tensors)
+        if self.observer is not None:
+            self.observer(self.name, tensors, output)
+        return output
 
     def _unfrozen(self, signature: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.options.on_unfrozen == "eager":

@@ -34,8 +34,7 @@ def _options(pipe: Any, shape: CallShape) -> list[str]:
     if dtype is not None and str(dtype) != "torch.float32":
         words += ["--dtype", str(dtype).removeprefix("torch.")]
     device = execution_device(pipe, parts)
-    if device.type != "cpu":
-        words += ["--device", device.type]
+    words += ["--device", device.type]
     if shape.batch_size > 1:
         words += ["--batch-size", str(shape.batch_size)]
     if shape.num_frames:

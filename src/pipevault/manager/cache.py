@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
+from pipevault.determinism.levels import level as at_level
+from pipevault.determinism.levels import parse_level
 from pipevault.digest import Digest
 from pipevault.errors import (
     CompilerMissingError,
@@ -72,6 +74,7 @@ class PipelineCache:
         weights: str | None = None,
         on_unfrozen: str | None = None,
         lock_timeout_s: float | None = None,
+        level: str | None = None,
         build_config: Mapping[str, bool | int | float | str] | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -82,6 +85,7 @@ class PipelineCache:
             weights=weights,
             on_unfrozen=on_unfrozen,
             lock_timeout_s=lock_timeout_s,
+            level=level,
         )
         self.build = BuildOptions(self.settings.weights, dict(build_config or {}))
         self._progress = progress
@@ -122,24 +126,27 @@ class PipelineCache:
         """
         wanted = _shapes(height, width, num_frames, batch_size, guidance, call, shapes)
         if self.settings.mode != "off":
-            wanted = [resolve_shape(pipe, shape) for shape in wanted]
+            wanted = [resolve_shape(pipe, self._per_sample(shape)) for shape in wanted]
         names = tuple(graph_parts.find_parts(pipe, parts))
         release_class(pipe)
         graph_parts.detach(pipe, tuple(graph_parts.frozen_parts(pipe)))
         if self.settings.mode == "off":
-            attach_state(pipe, Outcome("off", reason="mode is off"), {})
+            attach_state(pipe, Outcome("off", reason="mode is off"), {}, level=self.settings.level)
             return pipe
         outcomes: list[Outcome] = []
         loaded: list[Manifest] = []
-        for shape in wanted:
-            outcomes.append(self._load_shape(pipe, names, shape, loaded))
+        with at_level(self.settings.level):
+            for shape in wanted:
+                outcomes.append(self._load_shape(pipe, names, shape, loaded))
         result = combine(tuple(outcomes))
-        attach_state(pipe, result, self._digests(pipe, loaded, result))
+        attach_state(pipe, result, self._digests(pipe, loaded, result), level=self.settings.level)
         return pipe
 
     def key(self, pipe: Any, *, parts: Sequence[str] | None = None, **shape: Any) -> Key:
         """The key under which :meth:`load` looks. ``shape`` takes the arguments of :meth:`load`."""
-        return self._key(pipe, tuple(graph_parts.find_parts(pipe, parts)), resolve_shape(pipe, CallShape(**shape)))
+        return self._key(
+            pipe, tuple(graph_parts.find_parts(pipe, parts)), resolve_shape(pipe, self._per_sample(CallShape(**shape)))
+        )
 
     def explain(self, pipe: Any, *, parts: Sequence[str] | None = None, **shape: Any) -> Explanation:
         """What :meth:`load` would do with these arguments, without doing it."""
@@ -148,6 +155,11 @@ class PipelineCache:
         if isinstance(found, Miss):
             return Explanation(key, "miss", found.reason, found.nearest, found.differences)
         return Explanation(key, "hit", f"entry {key.digest.short} is in the vault")
+
+    def _per_sample(self, shape: CallShape) -> CallShape:
+        """At level ``invariant`` each sample runs on its own, so graphs for one sample serve every batch."""
+        per_sample = parse_level(self.settings.level).name == "invariant"
+        return replace(shape, batch_size=1) if per_sample else shape
 
     def _digests(self, pipe: Any, loaded: Sequence[Manifest], result: Outcome) -> dict[str, str]:
         """The architecture digest of each frozen part, from the key of an entry that has it."""
@@ -160,7 +172,8 @@ class PipelineCache:
 
     def _key(self, pipe: Any, names: Sequence[str], shape: CallShape) -> Key:
         modules = {name: graph_parts.get_part(pipe, name) for name in names}
-        return build_key(pipe, modules, shape, backend=self.settings.backend, build=self.build)
+        with at_level(self.settings.level):
+            return build_key(pipe, modules, shape, backend=self.settings.backend, build=self.build)
 
     def _load_shape(self, pipe: Any, names: Sequence[str], shape: CallShape, loaded: list[Manifest]) -> Outcome:
         clock = Clock(self._progress)

@@ -13,7 +13,7 @@ import inspect
 import math
 import os
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, TypeAlias
@@ -24,7 +24,7 @@ from torch import nn
 
 from pipevault.digest import digest_json
 from pipevault.errors import BadCallError
-from pipevault.fingerprint.classes import class_identity, function_identity, is_released, qualified_name
+from pipevault.fingerprint.classes import class_identity, function_identity, qualified_name
 
 Call: TypeAlias = "Mapping[str, Any] | Callable[[Any], Any] | None"
 
@@ -40,9 +40,11 @@ SIZES = ("height", "width", "num_frames")
 
 # Arguments that change values or repetitions, but no shape that a part sees beyond what the factors below say.
 SHAPELESS = frozenset(
-    (*PROMPTS, *NEGATIVE_PROMPTS, *REPEATS, *SIZES, "generator", "num_inference_steps", "guidance_scale", "eta")
-    + ("strength", "output_type", "return_dict", "callback_on_step_end_tensor_inputs", "callback_steps")
-    + ("batch_size", "class_labels")
+    [
+        *(*PROMPTS, *NEGATIVE_PROMPTS, *REPEATS, *SIZES, "batch_size", "class_labels", "generator"),
+        *("num_inference_steps", "guidance_scale", "eta", "strength", "output_type", "return_dict"),
+        *("callback_steps", "callback_on_step_end_tensor_inputs"),
+    ]
 )
 # What diffusers takes as **kwargs; it drops other names without a word.
 _UNLISTED_BY_DIFFUSERS = frozenset({"callback", "callback_steps", "prior_callback", "prior_callback_steps"})
@@ -172,8 +174,12 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 def parameters(pipe: Any) -> dict[str, inspect.Parameter]:
     """What ``pipe(...)`` takes: the parameters of its class's ``__call__`` after the first, which is the pipeline."""
-    _, *others = inspect.signature(type(pipe).__call__).parameters.items()
-    return dict(others)
+    return dict(_parameters(type(pipe).__call__))
+
+
+@functools.lru_cache(maxsize=32)
+def _parameters(call: Callable[..., Any]) -> tuple[tuple[str, inspect.Parameter], ...]:
+    return tuple(inspect.signature(call).parameters.items())[1:]
 
 
 def _takes_any_name(pipe: Any, accepted: Mapping[str, inspect.Parameter]) -> bool:
@@ -352,7 +358,6 @@ def _describe(value: Any, inside: tuple[int, ...]) -> Any:
 
 
 def _describe_callable(function: Any, inside: tuple[int, ...]) -> Any:
-    """Code, and the values that it works with, which :func:`function_identity` follows only where they are constants."""
     if id(function) in inside:
         return "itself"
     inside = (*inside, id(function))
@@ -361,36 +366,12 @@ def _describe_callable(function: Any, inside: tuple[int, ...]) -> Any:
         return ["partial", _describe_callable(function.func, inside), *held]
     if isinstance(function, types.MethodType):
         return [_describe_callable(function.__func__, inside), _describe_callable(function.__self__, inside)]
-    if isinstance(function, types.FunctionType):
-        defaults = [_describe(held, inside) for held in (function.__defaults__ or (), function.__kwdefaults__ or {})]
-        values = {name: _describe(value, inside) for name, value in _values_reached(function)}
-        return [function_identity(function), *defaults, values]
-    if isinstance(function, (type, types.BuiltinFunctionType)):
-        return qualified_name(function)
+    if isinstance(function, (types.FunctionType, types.BuiltinFunctionType)):
+        return function_identity(function)
+    if isinstance(function, type):
+        return class_identity(function)
     wrapped = inspect.unwrap(function)
     if wrapped is not function:
         return [qualified_name(type(function)), _describe_callable(wrapped, inside)]
-    held_by = {} if isinstance(function, nn.Module) else getattr(function, "__dict__", {})
-    return [class_identity(type(function)), _describe(dict(held_by), inside)]
-
-
-def _values_reached(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """What the code of ``function`` finds in closures and, outside released packages, in global variables."""
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # a name that was never bound
-            continue
-    if is_released(function.__module__ or ""):
-        return
-    for name in sorted(set(_global_names(function.__code__))):
-        value = function.__globals__.get(name)
-        if value is not None and not isinstance(value, (types.ModuleType, type)):
-            yield f"global {name}", value
-
-
-def _global_names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _global_names(constant)
+    attributes = {} if isinstance(function, nn.Module) else getattr(function, "__dict__", {})
+    return [class_identity(type(function)), _describe(dict(attributes), inside)]

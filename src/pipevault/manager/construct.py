@@ -31,6 +31,7 @@ def from_pretrained(
     weights: str | None = None,
     on_unfrozen: str | None = None,
     lock_timeout_s: float | None = None,
+    level: str | None = None,
     build_config: Mapping[str, bool | int | float | str] | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -47,6 +48,7 @@ def from_pretrained(
         weights=weights,
         on_unfrozen=on_unfrozen,
         lock_timeout_s=lock_timeout_s,
+        level=level,
         build_config=build_config,
         progress=progress,
     )

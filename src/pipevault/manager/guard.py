@@ -20,7 +20,14 @@ from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.part import FrozenPart, unfrozen
 
 _CONTAINERS = (dict, list, set, OrderedDict)
-_LIVE = frozenset({"_parameters", "_buffers"})
+# Tensors are watched by the graphs that are bound to them, and no inference runs the other hooks.
+_UNWATCHED = frozenset(
+    {
+        *("_parameters", "_buffers", "_non_persistent_buffers_set", "_backward_hooks", "_backward_pre_hooks"),
+        *("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs"),
+        *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+    }
+)
 
 
 class Guard:
@@ -79,7 +86,7 @@ def _attributes(module: nn.Module) -> Attributes:
 
 def _containers(attributes: Mapping[str, Any]) -> Iterator[Any]:
     for name, value in attributes.items():
-        if type(value) in _CONTAINERS and name not in _LIVE:
+        if type(value) in _CONTAINERS and name not in _UNWATCHED:
             yield value
 
 

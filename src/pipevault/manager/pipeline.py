@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from pipevault.determinism.levels import parse_level
 from pipevault.errors import SettingsError
 from pipevault.graphs.part import FrozenPart, unfrozen
 from pipevault.manager.guard import Guard
@@ -25,12 +26,17 @@ GENERATING = ("__call__", "generate")
 
 @dataclass
 class LoadedState:
-    """What pipevault knows of a pipeline. ``digests`` are those of the parts' architecture when they were frozen."""
+    """What pipevault knows of a pipeline. ``digests`` are those of the parts' architecture when they were frozen.
+
+    ``generating`` keeps a ``generate`` that calls the pipeline itself from being recorded twice.
+    """
 
     outcome: Outcome
     owner: weakref.ref[Any]
     digests: Mapping[str, str] = field(default_factory=dict)
+    level: str = "repeatable"
     guard: Guard | None = None
+    generating: bool = False
 
     def check(self, pipe: Any) -> None:
         """Raises :class:`~pipevault.errors.ChangedPartError` if the pipeline is not the one that was frozen."""
@@ -45,10 +51,10 @@ class FrozenPipeline:
     _pipevault_original_class: type[Any]
 
 
-def attach_state(pipe: Any, outcome: Outcome, digests: Mapping[str, str]) -> None:
+def attach_state(pipe: Any, outcome: Outcome, digests: Mapping[str, str], *, level: str) -> None:
     """Remember what a load did; with frozen parts the pipeline is guarded from now on."""
     release_class(pipe)
-    object.__setattr__(pipe, STATE, LoadedState(outcome, weakref.ref(pipe), digests))
+    object.__setattr__(pipe, STATE, LoadedState(outcome, weakref.ref(pipe), digests, level))
     if digests:
         pipe.__class__ = freeze_pipeline_class(type(pipe))  # type: ignore[arg-type]
 
@@ -95,9 +101,16 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def guarded(pipe: Any, *args: Any, **kwargs: Any) -> Any:
         state = vars(pipe).get(STATE)
-        if isinstance(state, LoadedState) and state.owner() is pipe:
-            state.check(pipe)
-        return method(pipe, *args, **kwargs)
+        if not isinstance(state, LoadedState) or state.owner() is not pipe or state.generating:
+            return method(pipe, *args, **kwargs)
+        from pipevault.manager.generation import generate
+
+        state.check(pipe)
+        state.generating = True
+        try:
+            return generate(pipe, method, args, kwargs, asked=parse_level(state.level), outcome=state.outcome)
+        finally:
+            state.generating = False
 
     return guarded
 

@@ -1,4 +1,4 @@
-"""Removing entries: first a plan, then what really happened.
+"""Removing entries, and artifacts that no entry names: first a plan, then what really happened.
 
 Manifests go before artifacts, so that no manifest ever names an artifact that this removed.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,23 @@ from pipevault.store.manifest import Manifest
 from pipevault.store.read import iter_keys
 
 _DIGEST_IN_TEXT = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+
+
+ORPHAN_MIN_AGE_S = 3600.0
+"""A younger artifact may belong to a publisher that has not written its manifest yet."""
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """An artifact that no entry names. ``age_s`` is negative where the file system's clock runs ahead."""
+
+    digest: Digest
+    size_bytes: int
+    age_s: float
+
+    @property
+    def removable(self) -> bool:
+        return self.age_s >= ORPHAN_MIN_AGE_S
 
 
 @dataclass(frozen=True)
@@ -60,6 +79,32 @@ def plan_entries_removal(layout: Layout, keys: Sequence[Digest]) -> RemovalPlan:
     )
 
 
+def find_orphans(layout: Layout, *, now_s: float | None = None) -> tuple[Orphan, ...]:
+    """The artifacts that no manifest names, sorted. ``now_s``: seconds since the epoch; default: now.
+
+    What a damaged manifest may name is no orphan. :class:`~pipevault.errors.VaultError`: a manifest or a folder
+    cannot be read, so that nothing can be said.
+    """
+    now_s = time.time() if now_s is None else now_s
+    # The artifacts first: one whose manifest is published meanwhile must count as named.
+    found = list(_artifacts(layout))
+    named = _named_artifacts(layout, iter_keys(layout))
+    return tuple(
+        Orphan(digest, status.st_size, now_s - status.st_mtime) for digest, status in found if digest not in named
+    )
+
+
+def plan_orphans_removal(orphans: Sequence[Orphan]) -> RemovalPlan:
+    """The plan for those of ``orphans`` that are old enough; :func:`remove_entries` carries it out."""
+    going = [orphan for orphan in orphans if orphan.removable]
+    return RemovalPlan(
+        keys=(),
+        artifacts=tuple(sorted(orphan.digest for orphan in going)),
+        shared=(),
+        size_bytes=sum(orphan.size_bytes for orphan in going),
+    )
+
+
 def remove_entries(layout: Layout, plan: RemovalPlan) -> RemovalReport:
     """Carry ``plan`` out; an artifact that an entry published since then names stays.
 
@@ -87,14 +132,32 @@ def remove_entries(layout: Layout, plan: RemovalPlan) -> RemovalReport:
     )
 
 
+def _artifacts(layout: Layout) -> Iterator[tuple[Digest, os.stat_result]]:
+    """Every regular file at an artifact's place, sorted by digest."""
+    with vault_errors(layout.artifacts_dir, "listed"):
+        shards = sorted(layout.artifacts_dir.iterdir()) if layout.artifacts_dir.is_dir() else []
+        for shard in filter(layout.is_shard, shards):
+            for path in sorted(shard.iterdir()) if shard.is_dir() and not shard.is_symlink() else []:
+                digest = layout.digest_of_artifact(path)
+                if digest is None:
+                    continue
+                try:
+                    status = path.lstat()
+                except FileNotFoundError:
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    yield digest, status
+
+
 def _named_artifacts(layout: Layout, keys: Iterable[Digest]) -> set[Digest]:
     named: set[Digest] = set()
     for key in keys:
         path = layout.manifest_file(key)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            continue
+        with vault_errors(path, "read"):
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                continue
         try:
             named.update(Manifest.from_bytes(data, path).artifact_sizes)
         except (CorruptEntryError, NewerVaultError):

@@ -1,0 +1,121 @@
+"""``pipevault rm``: remove entries, or the artifacts that no entry names."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipevault.cli import render
+from pipevault.cli.options import dir_option, json_option
+from pipevault.cli.vaults import open_vault
+from pipevault.digest import Digest
+from pipevault.errors import CorruptEntryError, NewerVaultError, SettingsError
+
+if TYPE_CHECKING:
+    from pipevault.store.vault import RemovalPlan, RemovalReport, Vault
+
+
+@click.command("rm", short_help="Remove entries, or artifacts that no entry names.")
+@click.argument("keys", metavar="[KEY]...", nargs=-1)
+@click.option("--orphans", is_flag=True, help="Remove the artifacts that no entry names, older than an hour.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@dir_option
+@json_option
+def remove(keys: tuple[str, ...], orphans: bool, dry_run: bool, yes: bool, dir: Path | None, as_json: bool) -> None:
+    """Remove the entries whose keys begin with KEY, and the artifacts that no other entry uses.
+
+    With --orphans remove what no entry names at all: what a freeze left behind that died before its entry was
+    written. A younger one than an hour stays, for a freeze may be about to name it.
+
+    \b
+    Examples:
+      pipevault rm 3f9a2c --dry-run
+      pipevault rm 3f9a2c 77b01e --yes
+      pipevault rm --orphans --dry-run
+    """
+    if bool(keys) is orphans:
+        raise SettingsError("rm removes entries or orphans: give the beginning of a KEY, or --orphans alone.")
+    vault = open_vault(dir)
+    plan, too_young = _plan_orphans(vault) if orphans else (_plan_entries(vault, keys), ())
+    if dry_run or not (plan.keys or plan.artifacts):
+        _report(plan, plan.size_bytes, dry_run=dry_run, too_young=too_young, as_json=as_json)
+        return
+    if not yes:
+        _confirm(plan)
+    report = vault.remove(plan)
+    _report(report, report.freed_bytes, dry_run=False, too_young=too_young, as_json=as_json)
+
+
+def _plan_entries(vault: Vault, keys: Sequence[str]) -> RemovalPlan:
+    return vault.plan_removal(sorted({_find_key(vault, key) for key in keys}))
+
+
+def _plan_orphans(vault: Vault) -> tuple[RemovalPlan, tuple[Digest, ...]]:
+    """The plan, and the orphans that are too young for it."""
+    from pipevault.store.removal import find_orphans, plan_orphans_removal
+
+    orphans = find_orphans(vault.layout)
+    return plan_orphans_removal(orphans), tuple(orphan.digest for orphan in orphans if not orphan.removable)
+
+
+def _find_key(vault: Vault, prefix: str) -> Digest:
+    try:
+        return vault.find(prefix).key.digest
+    except (CorruptEntryError, NewerVaultError) as error:
+        # A manifest that cannot be read can be removed all the same.
+        if key := vault.layout.key_of_manifest(error.path):
+            return key
+        raise
+
+
+def _confirm(plan: RemovalPlan) -> None:
+    if not _is_interactive():
+        raise SettingsError("rm asks before it removes, and standard input is no terminal: give --yes or --dry-run.")
+    click.confirm(f"Remove {_what(plan)} ({render.size_text(plan.size_bytes)})?", abort=True, err=True)
+
+
+def _is_interactive() -> bool:
+    return sys.stdin.isatty()
+
+
+def _report(
+    done: RemovalPlan | RemovalReport,
+    size_bytes: int,
+    *,
+    dry_run: bool,
+    too_young: Sequence[Digest],
+    as_json: bool,
+) -> None:
+    if as_json:
+        render.print_json(
+            {
+                "dry_run": dry_run,
+                "keys": [key.hex for key in done.keys],
+                "artifacts": [digest.hex for digest in done.artifacts],
+                "shared": [digest.hex for digest in done.shared],
+                "too_young": [digest.hex for digest in too_young],
+                "size_bytes": size_bytes,
+            }
+        )
+        return
+    verb = "Would remove" if dry_run else "Removed"
+    for key in done.keys or done.artifacts:
+        click.echo(f"{verb} {key.hex}")
+    kept = [
+        f"; {render.count_text(len(digests), 'artifact stays', 'artifacts stay')}, {reason}"
+        for digests, reason in ((done.shared, "which other entries name"), (too_young, "younger than an hour"))
+        if digests
+    ]
+    render.note(f"{verb} {_what(done)}, {render.size_text(size_bytes)}{''.join(kept)}.")
+
+
+def _what(done: RemovalPlan | RemovalReport) -> str:
+    artifacts = render.count_text(len(done.artifacts), "artifact", "artifacts")
+    if not done.keys:
+        return f"{artifacts} that no entry names"
+    return f"{render.count_text(len(done.keys), 'entry', 'entries')} and {artifacts}"

@@ -1,0 +1,148 @@
+"""Values as plain JSON for a run record: what is large or no JSON stands as its SHA-256 or its class.
+
+torch is never imported here: an object can be a tensor only where torch already is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from pipevault.digest import digest_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+_MODES_OF_BYTES = frozenset({"L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
+
+
+def describe(value: Any) -> Any:
+    """``value`` as plain JSON.
+
+    Plain values stand as they are, sequences as lists, mappings with their keys as text. Images, arrays, tensors,
+    generators, bytes, floats that are not finite, callables and all other objects become mappings with ``kind``:
+    ``image`` (sha256, size, mode), ``array`` and ``tensor`` (sha256, shape, dtype), ``generator`` (seed, device,
+    fresh), ``bytes``, ``float``, ``callable``, ``object``. Describe a generator before the call draws from it:
+    ``fresh`` tells whether nothing had been drawn, that is, whether the seed alone gives the same numbers again.
+    """
+    match value:
+        case Enum():
+            return {"kind": "object", "class": f"{_qualified_name(type(value))}.{value.name}"}
+        case None | bool():
+            return value
+        case str():
+            return str(value)
+        case int():
+            return int(value)
+        case float():
+            return float(value) if math.isfinite(value) else {"kind": "float", "value": str(float(value))}
+        case bytes() | bytearray() | memoryview():
+            data = bytes(value)
+            return {"kind": "bytes", "sha256": digest_bytes(data).hex, "size_bytes": len(data)}
+        case PurePath():
+            return str(value)
+        case Mapping():
+            return {str(name): describe(item) for name, item in value.items()}
+        case list() | tuple():
+            return [describe(item) for item in value]
+        case _:
+            return _describe_object(value)
+
+
+def pixels_sha256(image: Image.Image | np.ndarray[Any, Any]) -> str:
+    """SHA-256 of the raw uint8 bytes, row by row, channels last.
+
+    An image and its array have the same one. ``TypeError`` unless every channel is one unsigned byte.
+    """
+    picture: Any = image
+    if _is(image, "PIL.Image", "Image"):
+        if picture.mode not in _MODES_OF_BYTES:
+            raise TypeError(f"An image of mode {picture.mode!r} has no uint8 pixels. Convert it to RGB or L first.")
+        return hashlib.sha256(picture.tobytes()).hexdigest()
+    if str(getattr(image, "dtype", None)) != "uint8" or not _is(image, "numpy", "ndarray"):
+        raise TypeError(
+            f"Pixels are an image or a uint8 array, not {type(image).__name__} of "
+            f"{getattr(image, 'dtype', 'no dtype')}. Use digest_array for other arrays."
+        )
+    return digest_array(image)
+
+
+def digest_array(array: Any) -> str:
+    """SHA-256 of the bytes of a NumPy array or torch tensor in C order, little-endian, shape and type not included.
+
+    ``TypeError`` for an array of Python objects and for a tensor that has no bytes (meta, sparse).
+    """
+    return hashlib.sha256(
+        _bytes_of_tensor(array) if _is(array, "torch", "Tensor") else _bytes_of_array(array)
+    ).hexdigest()
+
+
+def _describe_object(value: Any) -> Any:
+    if _is(value, "numpy", "generic"):
+        return describe(value.item())
+    if _is(value, "PIL.Image", "Image"):
+        sha256 = hashlib.sha256(value.tobytes()).hexdigest()
+        return {"kind": "image", "sha256": sha256, "size": list(value.size), "mode": value.mode}
+    if _is(value, "numpy", "ndarray") and not value.dtype.hasobject:
+        return {
+            "kind": "array",
+            "sha256": digest_array(value),
+            "shape": list(value.shape),
+            "dtype": value.dtype.newbyteorder("=").name,
+        }
+    if _is(value, "torch", "Tensor") and _has_bytes(value):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return {"kind": "tensor", "sha256": digest_array(value), "shape": list(value.shape), "dtype": dtype}
+    if _is(value, "torch", "Generator"):
+        return _describe_generator(value)
+    if _is(value, "torch", "dtype") or _is(value, "torch", "device"):
+        return str(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted((describe(item) for item in value), key=repr)
+    if callable(value) and hasattr(value, "__qualname__"):
+        return {"kind": "callable", "name": _qualified_name(value)}
+    return {"kind": "object", "class": _qualified_name(type(value))}
+
+
+def _describe_generator(generator: Any) -> dict[str, Any]:
+    seed = generator.initial_seed()
+    untouched = type(generator)(device=generator.device).manual_seed(seed)
+    fresh = bytes(generator.get_state().numpy()) == bytes(untouched.get_state().numpy())
+    return {"kind": "generator", "seed": seed, "device": str(generator.device), "fresh": fresh}
+
+
+def _bytes_of_tensor(tensor: Any) -> Any:
+    if not _has_bytes(tensor):
+        raise TypeError(f"A tensor of layout {tensor.layout} on {tensor.device} has no bytes to take a digest of.")
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    # As bytes, because NumPy has no bfloat16; flat, because a tensor without dimensions cannot be viewed as bytes.
+    return plain.reshape(-1).view(sys.modules["torch"].uint8).numpy()
+
+
+def _bytes_of_array(array: np.ndarray[Any, Any]) -> Any:
+    import numpy as np
+
+    if array.dtype.hasobject:
+        raise TypeError("An array of Python objects has no bytes to take a digest of.")
+    little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8)
+
+
+def _has_bytes(tensor: Any) -> bool:
+    return not tensor.is_meta and not tensor.is_quantized and str(tensor.layout) == "torch.strided"
+
+
+def _is(value: Any, module: str, name: str) -> bool:
+    """Whether ``value`` is an instance of a class of a module that may not have been imported."""
+    cls = getattr(sys.modules.get(module), name, None)
+    return cls is not None and isinstance(value, cls)
+
+
+def _qualified_name(thing: Any) -> str:
+    return f"{thing.__module__}.{thing.__qualname__}"

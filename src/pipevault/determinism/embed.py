@@ -1,0 +1,178 @@
+"""Run records inside image and video files, and in sidecars beside them.
+
+==================  ==========================  ==========================
+file                the record, as JSON         text that other tools read
+==================  ==========================  ==========================
+``.png``            iTXt ``pipevault``          tEXt or iTXt ``parameters``
+``.jpg``, ``.jpeg`` EXIF ImageDescription       EXIF UserComment
+``.webp``           EXIF ImageDescription       EXIF UserComment
+``.mp4``            metadata ``comment``        metadata ``description``
+``*.json``          the file itself             none
+==================  ==========================  ==========================
+
+PNG and WebP keep every pixel; JPEG and MP4 are lossy. Every file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipevault.determinism import image_files, video_files
+from pipevault.determinism.infotext import asked_samples, parameters_text
+from pipevault.determinism.record import RunRecord
+from pipevault.errors import (
+    CannotSaveError,
+    MissingExtraError,
+    NoRecordError,
+    RecordDigestError,
+    UnknownFormatError,
+)
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGE_SUFFIXES = image_files.SUFFIXES
+VIDEO_SUFFIXES = video_files.SUFFIXES
+
+
+def write_image(image: Image.Image, path: Path | str, record: RunRecord, *, index: int) -> Path:
+    """Write ``image``, sample ``index`` of its batch, with ``record`` inside; the path that was written.
+
+    The format follows the suffix. :class:`UnknownFormatError`, :class:`SettingsError` (an index that the batch does
+    not have, a mode or size that the format cannot hold), :class:`RecordTooLargeError` (JPEG),
+    :class:`CannotSaveError`.
+    """
+    path = Path(path)
+    _check_suffix(path, "an image", IMAGE_SUFFIXES)
+    count = max(asked_samples(record), len(record.results["pixels"]))
+    text = parameters_text(record, index=index, count=count, size=image.size)
+    data = image_files.encode(image, path.suffix, record.of_sample(index), text)
+    with _replacing(path) as temporary:
+        temporary.write_bytes(data)
+    return path
+
+
+def write_video(frames: Sequence[Any], path: Path | str, record: RunRecord, *, fps: float, index: int = 0) -> Path:
+    """Write ``frames``, sample ``index`` of its batch, as H.264 with ``record`` inside; the path that was written.
+
+    A frame is an image or a uint8 array (height, width, 3), all of one size. :class:`UnknownFormatError`,
+    :class:`SettingsError` (no frames, other types, unequal sizes, ``fps``, ``index``), :class:`MissingExtraError`
+    without PyAV, :class:`CannotSaveError`.
+    """
+    path = Path(path)
+    _check_suffix(path, "a video", VIDEO_SUFFIXES)
+    arrays = video_files.frame_arrays(frames)
+    height, width = arrays[0].shape[:2]
+    # The digests of pixels are those of frames here, so they do not tell how many samples there are.
+    text = parameters_text(record, index=index, count=asked_samples(record), size=(width, height))
+    with _replacing(path) as temporary:
+        video_files.encode(arrays, temporary, record.of_sample(index), text, fps=fps)
+    return path
+
+
+def sidecar_path(path: Path | str) -> Path:
+    """``out.png`` -> ``out.png.json``."""
+    path = Path(path)
+    return path.with_name(f"{path.name}.json")
+
+
+def write_sidecar(path: Path | str, record: RunRecord) -> Path:
+    """Write ``record`` beside the output ``path`` as ``PATH.json``, indented; the sidecar's path.
+
+    :class:`CannotSaveError`.
+    """
+    sidecar = sidecar_path(path)
+    text = json.dumps(record.to_document(), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+    with _replacing(sidecar) as temporary:
+        temporary.write_bytes(text.encode("utf-8"))
+    return sidecar
+
+
+def read_record(path: Path | str) -> RunRecord:
+    """The record inside an image or a video, or in a ``.json`` file; where a file has none inside, its sidecar's.
+
+    :class:`NoRecordError`, :class:`NewerRecordError`, :class:`RecordDigestError`, :class:`BadRecordError`;
+    :class:`MissingExtraError` for a video without PyAV and without a sidecar. A record inside that was changed is an
+    error even where there is a sidecar.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise NoRecordError(f"There is no file {path}. Give an image, a video or a record (.json).", str(path))
+    if path.suffix.lower() == ".json":
+        return _read_json(path)
+    sidecar = sidecar_path(path)
+    try:
+        text = video_files.record_text(path) if _has_suffix(path, VIDEO_SUFFIXES) else image_files.record_text(path)
+    except MissingExtraError:
+        if not sidecar.is_file():
+            raise
+        text = None
+    if text is not None:
+        return _parse_embedded(text, path)
+    if sidecar.is_file():
+        return _read_json(sidecar)
+    raise NoRecordError(
+        f"{path} holds no run record, and there is no {sidecar.name} beside it. Give the file as it was saved, or the "
+        "sidecar (.json) that was saved with it.",
+        str(path),
+    )
+
+
+def _parse_embedded(text: str, path: Path) -> RunRecord:
+    try:
+        return RunRecord.from_json(text, source=str(path))
+    except NoRecordError as error:  # it stands where only a record can stand
+        raise RecordDigestError(
+            f"The run record of {path} was changed after it was written: it is no record any more. Use the file as it "
+            "was saved, or its sidecar (.json).",
+            str(path),
+        ) from error
+
+
+def _read_json(path: Path) -> RunRecord:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise NoRecordError(f"{path} cannot be read: {error.strerror}. Mend its permissions.", str(path)) from error
+    return RunRecord.from_json(data, source=str(path))
+
+
+def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.suffix.lower() in suffixes
+
+
+def _check_suffix(path: Path, what: str, suffixes: tuple[str, ...]) -> None:
+    if not _has_suffix(path, suffixes):
+        named = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
+        raise UnknownFormatError(
+            f"{path} has {named}; with its record inside, {what} can be saved as {', '.join(suffixes)}.",
+            path.suffix,
+            suffixes,
+        )
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` that takes its place when the block is left without an error."""
+    temporary = path.with_name(f".pipevault-{os.getpid()}-{secrets.token_hex(8)}.tmp")
+    try:
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):  # what went wrong first is what the caller has to know
+                temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CannotSaveError(
+            f"{path} could not be written: {reason}. Give the path of a file in a folder that exists and has room, and "
+            "in which this user may write.",
+            path,
+        ) from error

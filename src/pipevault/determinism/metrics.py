@@ -1,0 +1,164 @@
+"""How far two outputs are apart, in numbers and as a picture. SSIM comes from scikit-image (extra ``report``)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipevault.errors import MissingExtraError, NotComparableError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL import Image
+
+_CHANNELS = (1, 2, 3, 4)
+_WIDEST_WINDOW_PIXELS, _NARROWEST_WINDOW_PIXELS = 7, 3
+
+
+@dataclass(frozen=True)
+class Distance:
+    """``differing_share`` is 0 to 1; ``max_abs`` and ``mean_abs`` are in the units of the input (0 to 255 for uint8).
+
+    ``psnr_db`` is infinite for equal outputs. ``ssim`` is 1 for equal ones and ``None`` where it is not defined:
+    fewer than 3 pixels on a side, no image, or values that are not finite.
+    """
+
+    differing_share: float
+    max_abs: float
+    mean_abs: float
+    psnr_db: float
+    ssim: float | None
+
+    @property
+    def equal(self) -> bool:
+        return self.differing_share == 0
+
+    def to_json(self) -> dict[str, float | str | None]:
+        """Plain JSON, in which what is infinite is the text ``inf`` or ``-inf``."""
+        return {
+            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
+
+
+def distance(a: Any, b: Any, *, data_range: float | None = None) -> Distance:
+    """Between two images or arrays of one shape, both uint8 or both floating.
+
+    Arrays whose last axis has 1 to 4 entries and that have three axes or more are images, (…, height, width,
+    channels); two axes are (height, width). There a pixel differs if any of its channels does, and SSIM is the mean
+    over the leading axes. In all other arrays each value counts by itself. ``data_range`` is the width of the range of
+    values, for PSNR and SSIM: 255 for uint8 and 1.0 for floats unless given. NaN equals NaN, and 0.0 equals -0.0;
+    NaN is infinitely far from all else. :class:`NotComparableError`, :class:`MissingExtraError` without scikit-image.
+    """
+    import numpy as np
+
+    first, second = _pair(a, b)
+    width = data_range if data_range is not None else (255.0 if first.dtype == np.uint8 else 1.0)
+    gaps = _gaps(first, second)
+    differing = gaps != 0
+    differing_share = float((differing.any(axis=-1) if _has_channels(first) else differing).mean())
+    mean_square = float(np.square(gaps / width).mean())
+    return Distance(
+        differing_share=differing_share,
+        max_abs=float(gaps.max()),
+        mean_abs=float(gaps.mean()),
+        psnr_db=math.inf if mean_square == 0 else -10 * math.log10(mean_square),
+        ssim=_ssim(first, second, width),
+    )
+
+
+def heat_map(a: Any, b: Any, *, full_scale: float | None = None) -> Image.Image:
+    """Where two images differ: black where they are equal, through red and yellow to white at ``full_scale``.
+
+    A pixel shows the largest difference of its channels. ``full_scale`` is in the units of the input; by default it is
+    the largest difference there is. Arrays are (height, width) or (height, width, channels).
+    :class:`NotComparableError`.
+    """
+    import numpy as np
+    from PIL import Image
+
+    first, second = _pair(a, b)
+    gaps = _gaps(first, second)
+    if gaps.ndim == 3 and _has_channels(first):
+        gaps = gaps.max(axis=-1)
+    if gaps.ndim != 2:
+        raise NotComparableError(f"A heat map needs images, not arrays of shape {first.shape}. Give one frame of them.")
+    finite = gaps[np.isfinite(gaps)]
+    top = full_scale if full_scale is not None else float(finite.max(initial=0.0))
+    share = np.clip(np.where(np.isfinite(gaps), gaps, top or 1.0) / (top or 1.0), 0.0, 1.0)
+    # Red, green and blue rise one after the other.
+    colours = np.stack([np.clip(3 * share - start, 0, 1) for start in range(3)], axis=-1)
+    return Image.fromarray(np.rint(colours * 255).astype(np.uint8))
+
+
+def _pair(a: Any, b: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Both as uint8, or both as float64."""
+    import numpy as np
+
+    first, second = np.asarray(a), np.asarray(b)
+    if first.shape != second.shape:
+        raise NotComparableError(
+            f"Outputs of shape {first.shape} and {second.shape} cannot be compared: give the same size and mode."
+        )
+    if first.size == 0:
+        raise NotComparableError(f"Outputs of shape {first.shape} hold nothing to compare.")
+    if first.dtype == second.dtype == np.uint8:
+        return first, second
+    if first.dtype.kind == second.dtype.kind == "f":
+        return first.astype(np.float64), second.astype(np.float64)
+    raise NotComparableError(
+        f"Outputs of type {first.dtype} and {second.dtype} cannot be compared: give both as uint8 or both as floats."
+    )
+
+
+def _gaps(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Absolute differences; infinite where only one is NaN or they are unequal infinities."""
+    import numpy as np
+
+    one, other = first.astype(np.float64), second.astype(np.float64)
+    same = (one == other) | (np.isnan(one) & np.isnan(other))
+    with np.errstate(invalid="ignore"):
+        gaps = np.abs(one - other)
+    gaps[np.isnan(gaps)] = np.inf
+    gaps[same] = 0.0
+    return gaps
+
+
+def _has_channels(array: npt.NDArray[Any]) -> bool:
+    return array.ndim >= 3 and array.shape[-1] in _CHANNELS
+
+
+def _ssim(first: npt.NDArray[Any], second: npt.NDArray[Any], data_range: float) -> float | None:
+    import numpy as np
+
+    try:
+        from skimage import metrics
+    except ImportError as error:
+        raise MissingExtraError(
+            'SSIM needs scikit-image, which is not installed. Install the extra "report": pip install '
+            '"pipevault[report]".',
+            "report",
+        ) from error
+
+    if first.ndim == 2:
+        first, second = first[..., None], second[..., None]
+    if not _has_channels(first) or not (np.isfinite(first).all() and np.isfinite(second).all()):
+        return None
+    window = _window(*first.shape[-3:-1])
+    if window is None:
+        return None
+    pictures = zip(first.reshape(-1, *first.shape[-3:]), second.reshape(-1, *second.shape[-3:]), strict=True)
+    similarity: Any = metrics.structural_similarity
+    values = [
+        similarity(one, other, win_size=window, data_range=data_range, channel_axis=-1) for one, other in pictures
+    ]
+    return float(np.mean(values))
+
+
+def _window(height: int, width: int) -> int | None:
+    """Side of SSIM's window in pixels: 7 as in scikit-image, smaller and odd where the picture is smaller."""
+    largest = min(height, width, _WIDEST_WINDOW_PIXELS)
+    odd = largest if largest % 2 else largest - 1
+    return odd if odd >= _NARROWEST_WINDOW_PIXELS else None

@@ -1,0 +1,247 @@
+"""Noise that depends on the seed alone: drawn in float32 on the host, then cast and moved.
+
+torch's numbers in float16 and bfloat16 are not those in float32 (torch 2.13 draws the last 16 another way where their
+count is no multiple of 16), and those of a GPU are others, which depend on its number of multiprocessors.
+:func:`host_noise` makes what a pipeline draws with a CPU generator the same for every dtype and device, without a
+change to the pipeline. float64 and complex128 are drawn as they are. The last bit of normal noise still depends on the
+CPU's instruction set, because torch computes its logarithms with vectors where it can.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from pipevault.determinism.streams import check_device, generators
+from pipevault.errors import BadCallError
+
+_HOST = torch.device("cpu")
+_KEPT_DTYPES = frozenset({torch.float32, torch.float64, torch.complex64, torch.complex128})
+
+
+def noise(
+    shape: Sequence[int],
+    seed: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    first: int = 0,
+) -> torch.Tensor:
+    """Standard normal noise of ``shape`` (samples first), each sample from its own stream.
+
+    ``noise((8, 4, 64, 64), 7)[3]`` equals ``noise((1, 4, 64, 64), 7, first=3)[0]`` bit for bit. Raises
+    :class:`BadSeedError` and, for a dtype that is neither floating nor complex, :class:`BadCallError`.
+    """
+    if not (dtype.is_floating_point or dtype.is_complex):
+        raise BadCallError(f"There is no normal noise in {dtype}. Ask for a floating dtype, such as torch.float16.")
+    if not shape:
+        raise BadCallError("Noise needs a shape whose first number is that of the samples. Pass (1,) for one value.")
+    samples, *rest = shape
+    drawn = [
+        torch.randn((1, *rest), generator=generator, dtype=_host_dtype(dtype), device=_HOST)
+        for generator in generators(seed, samples, first=first)
+    ]
+    whole = torch.cat(drawn) if drawn else torch.empty(tuple(shape), dtype=_host_dtype(dtype))
+    return whole.to(device=device, dtype=dtype)
+
+
+@dataclass
+class NoiseLog:
+    """What was drawn inside :func:`host_noise`.
+
+    ``draws``: all of them. ``from_global``: those without a generator. ``on_device``: those that a GPU's generator
+    drew, whose values hold for that type of GPU alone.
+    """
+
+    draws: int = 0
+    from_global: int = 0
+    on_device: int = 0
+    _hasher: Any = field(default=None, repr=False)
+
+    @property
+    def sha256(self) -> str | None:
+        """SHA-256 of the bytes of all values in the order they were drawn, before any cast; ``None`` if not collected.
+
+        One draw of float32 noise ``x`` gives ``sha256(x.numpy().tobytes())``.
+        """
+        return None if self._hasher is None else self._hasher.hexdigest()
+
+    def add(self, values: torch.Tensor, generator: torch.Generator | None) -> None:
+        self.draws += 1
+        self.from_global += generator is None
+        self.on_device += values.device.type != "cpu"
+        if self._hasher is not None:
+            flat = values.detach().to(_HOST).contiguous().reshape(-1)
+            self._hasher.update(flat.view(torch.uint8).numpy())
+
+
+@contextmanager
+def host_noise(*, collect: bool = False, global_draws: bool = False) -> Iterator[NoiseLog]:
+    """Inside, what torch draws with a CPU generator is drawn in float32 on the host, then cast and moved.
+
+    Covers ``randn``, ``rand``, ``normal``, ``randint``, ``randperm``, ``randn_like``, ``rand_like``, ``randint_like``
+    and the tensor methods ``normal_``, ``uniform_``, ``exponential_``, ``log_normal_``, ``cauchy_``, wherever they are
+    called from. A GPU's generator draws on that GPU as always, and is counted; one for another device raises
+    :class:`GeneratorDeviceError`. With ``global_draws`` what is drawn without a generator comes from torch's global CPU
+    generator in the same way. ``collect`` adds the digest of all values.
+
+    Holds for the thread that enters it. Every other torch call costs about a microsecond more inside, and
+    ``torch.compile`` compiles again: keep compilation outside.
+    """
+    log = NoiseLog(_hasher=hashlib.sha256() if collect else None)
+    with _HostNoise(log, global_draws):
+        yield log
+
+
+class _HostNoise(TorchFunctionMode):
+    def __init__(self, log: NoiseLog, global_draws: bool) -> None:
+        super().__init__()
+        self.log = log
+        self.global_draws = global_draws
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        draw = _DRAWS.get(func)
+        if draw is None:
+            return func(*args) if kwargs is None else func(*args, **kwargs)
+        return draw(self, func, args, kwargs or {})
+
+    def direct(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As torch does it, and logged."""
+        values = func(*args, **kwargs)
+        if values.device.type != "meta":
+            self.log.add(values, kwargs.get("generator"))
+        return values
+
+    def draws_on_host(self, generator: torch.Generator | None, device: torch.device) -> bool:
+        if device.type == "meta":
+            return False
+        if generator is None:
+            return self.global_draws
+        check_device(generator, device)
+        return generator.device.type == "cpu"
+
+    def create(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``randn(size)``, ``rand(size)``, ``normal(mean, std, size)`` with numbers, ``randint``, ``randperm``."""
+        if func is torch.normal and any(isinstance(value, torch.Tensor) for value in _parameters(args, kwargs)):
+            return self.normal(func, args, kwargs)
+        out = kwargs.get("out")
+        if out is None:
+            default = torch.int64 if func in _INTEGER_DRAWS else torch.get_default_dtype()
+            dtype = kwargs.get("dtype") or default
+            device = torch.device(kwargs["device"]) if kwargs.get("device") else torch.get_default_device()
+        else:
+            dtype, device = out.dtype, out.device
+        if not self.draws_on_host(kwargs.get("generator"), device) or _is_host_form(dtype, device):
+            return self.direct(func, args, kwargs)
+        own = {name: value for name, value in kwargs.items() if name not in _PLACEMENT}
+        values = self.direct(func, args, {**own, "dtype": _host_dtype(dtype), "device": _HOST})
+        return _placed(values, dtype, device, kwargs, below=1.0 if func is torch.rand else None)
+
+    def normal(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``normal(mean, std)`` with a tensor for at least one of them, which gives the dtype and the device."""
+        model = next(value for value in _parameters(args, kwargs) if isinstance(value, torch.Tensor))
+        dtype, device = model.dtype, model.device
+        if not self.draws_on_host(kwargs.get("generator"), device) or _is_host_form(dtype, device):
+            return self.direct(func, args, kwargs)
+        own = {name: _on_host(value) for name, value in kwargs.items() if name not in _PLACEMENT}
+        values = self.direct(func, tuple(map(_on_host, args)), own)
+        return _placed(values, dtype, device, kwargs)
+
+    def like(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``randn_like(input)`` and its kin."""
+        model = args[0] if args else kwargs["input"]
+        dtype = kwargs.get("dtype") or model.dtype
+        device = torch.device(kwargs["device"]) if kwargs.get("device") else model.device
+        if not self.draws_on_host(kwargs.get("generator"), device) or _is_host_form(dtype, device):
+            return self.direct(func, args, kwargs)
+        own = {name: value for name, value in kwargs.items() if name not in (*_PLACEMENT, "input")}
+        host_model = torch.empty_like(model, dtype=_host_dtype(dtype), device=_HOST)
+        values = self.direct(func, (host_model, *args[1:]), own)
+        return _placed(values, dtype, device, kwargs, below=1.0 if func is torch.rand_like else None)
+
+    def fill(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``tensor.normal_()`` and its kin."""
+        target = args[0]
+        if not self.draws_on_host(kwargs.get("generator"), target.device):
+            return self.direct(func, args, kwargs)
+        host_target = torch.empty_like(target, dtype=_host_dtype(target.dtype), device=_HOST, requires_grad=False)
+        if _is_host_form(target.dtype, target.device) and host_target.stride() == target.stride():
+            return self.direct(func, args, kwargs)
+        values = self.direct(func, (host_target, *args[1:]), kwargs)
+        below = (*args[2:3], kwargs.get("to", 1.0))[0] if func is torch.Tensor.uniform_ else None
+        return target.copy_(_cast(values, target.dtype, below))
+
+
+_PLACEMENT = ("out", "dtype", "device", "layout", "pin_memory", "requires_grad")
+_INTEGER_DRAWS = frozenset({torch.randint, torch.randperm})
+_Draw = Callable[[_HostNoise, Any, tuple[Any, ...], dict[str, Any]], Any]
+_DRAWS: dict[Any, _Draw] = {
+    **dict.fromkeys((torch.randn, torch.rand, torch.normal, torch.randint, torch.randperm), _HostNoise.create),
+    **dict.fromkeys((torch.randn_like, torch.rand_like, torch.randint_like), _HostNoise.like),
+    **dict.fromkeys(
+        (
+            torch.Tensor.normal_,
+            torch.Tensor.uniform_,
+            torch.Tensor.exponential_,
+            torch.Tensor.log_normal_,
+            torch.Tensor.cauchy_,
+        ),
+        _HostNoise.fill,
+    ),
+}
+
+
+def _host_dtype(dtype: torch.dtype) -> torch.dtype:
+    if dtype.is_complex:
+        return dtype if dtype in _KEPT_DTYPES else torch.complex64
+    return dtype if dtype in _KEPT_DTYPES or not dtype.is_floating_point else torch.float32
+
+
+def _is_host_form(dtype: torch.dtype, device: torch.device) -> bool:
+    return device.type == "cpu" and _host_dtype(dtype) is dtype
+
+
+def _parameters(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Mean and standard deviation of a call of ``torch.normal``."""
+    return (*args[:2], kwargs.get("mean"), kwargs.get("std"))
+
+
+def _on_host(value: Any) -> Any:
+    return value.to(device=_HOST, dtype=_host_dtype(value.dtype)) if isinstance(value, torch.Tensor) else value
+
+
+def _cast(values: torch.Tensor, dtype: torch.dtype, below: float | None) -> torch.Tensor:
+    """``values`` in ``dtype``, less than ``below``: a cast rounds the largest uniform numbers up to their bound."""
+    cast = values.to(dtype)
+    if below and cast is not values:
+        too_large = cast.to(values.dtype) >= below
+        bits = cast.view({1: torch.int8, 2: torch.int16}[dtype.itemsize])
+        bits[too_large] -= 1 if below > 0 else -1
+    return cast
+
+
+def _placed(
+    values: torch.Tensor,
+    dtype: torch.dtype,
+    device: torch.device,
+    kwargs: dict[str, Any],
+    *,
+    below: float | None = None,
+) -> torch.Tensor:
+    """``values`` as the caller asked for them."""
+    cast = _cast(values, dtype, below)
+    out = kwargs.get("out")
+    if isinstance(out, torch.Tensor):
+        return out.resize_(values.shape).copy_(cast)
+    placed = cast.to(device)
+    if kwargs.get("pin_memory"):
+        placed = placed.pin_memory()
+    return placed.requires_grad_() if kwargs.get("requires_grad") else placed

@@ -1,0 +1,76 @@
+"""Names of classes and functions that are the same in every process, and what belongs to a released package."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import types
+import weakref
+from pathlib import Path
+from typing import Any
+
+ORIGINAL_CLASS_ATTRIBUTE = "_pipevault_original_class"
+_PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
+_sources: weakref.WeakKeyDictionary[Any, str | None] = weakref.WeakKeyDictionary()
+
+
+def is_ours(value: Any) -> bool:
+    """Whether a callable or an object is pipevault's own, which never changes what a model computes."""
+    if isinstance(value, functools.partial):
+        return is_ours(value.func)
+    owner = value if isinstance(value, types.FunctionType | type) else getattr(value, "__func__", type(value))
+    name = getattr(owner, "__module__", None) or ""
+    return name == "pipevault" or name.startswith("pipevault.")
+
+
+def original_class(module: object) -> type:
+    """The class of ``module``, seen through the classes that pipevault derives for frozen parts."""
+    cls = type(module)
+    original: type = getattr(cls, ORIGINAL_CLASS_ATTRIBUTE, cls)
+    return original
+
+
+def qualified_name(value: Any) -> str:
+    """Readable name of a class or function; without the module if that is no released package."""
+    name = str(getattr(value, "__qualname__", None) or getattr(value, "__name__", type(value).__qualname__))
+    module = getattr(value, "__module__", None) or ""
+    return f"{module}.{name}" if module and is_released(module) else name
+
+
+@functools.cache
+def is_released(module_name: str) -> bool:
+    """Whether the module belongs to the standard library or to an installed distribution."""
+    root = module_name.partition(".")[0]
+    if root in sys.stdlib_module_names or root in sys.builtin_module_names:
+        return True
+    module = sys.modules.get(module_name) or sys.modules.get(root)
+    file = getattr(module, "__file__", None)
+    if root == "__main__" or file is None:
+        return False
+    return not _PACKAGE_FOLDERS.isdisjoint(Path(file).parts)
+
+
+def is_released_function(function: types.FunctionType) -> bool:
+    """Whether a function comes from a released package. ``functools.wraps`` copies a module name, but not globals."""
+    home = function.__globals__.get("__name__") or ""
+    return is_released(function.__module__ or "") and is_released(home) and function.__name__ != "<lambda>"
+
+
+def source_of(value: Any) -> str | None:
+    """Source of a module, class or function; ``None`` if there is none, as for code typed at a prompt."""
+    if value not in _sources:
+        try:
+            _sources[value] = inspect.getsource(value)
+        except (OSError, TypeError, SyntaxError):
+            _sources[value] = None
+    return _sources[value]
+
+
+def place_in_package(code: types.CodeType) -> str | None:
+    """File below ``site-packages``, line and name: the same for every version of Python, unlike bytecode."""
+    parts = Path(code.co_filename).parts
+    for index, part in enumerate(parts):
+        if part in _PACKAGE_FOLDERS:
+            return f"{'/'.join(parts[index + 1 :])}:{code.co_firstlineno}:{code.co_name}"
+    return None

@@ -1,0 +1,249 @@
+"""Texts of the values that local code reads by name: globals, closure cells, defaults, class attributes.
+
+Containers are read recursively, tensors and arrays by digest, objects by class and attributes. What cannot be
+read (a C object with hidden state, say) is named by its class, together with the source of the module that
+holds it: nothing that code reads goes without a trace. Places on this machine count as places, whichever.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import enum
+import fractions
+import functools
+import hashlib
+import os
+import re
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from pipevault.fingerprint.names import is_ours, is_released, qualified_name, source_of
+
+_MAX_DEPTH = 32
+_MAX_VALUES = 20_000
+_PLACE = "a place"
+_CONSTANT_TYPES = frozenset({bool, int, float, complex, bytes, type(None), type(Ellipsis)})
+_TYPES_WITH_STABLE_REPR = (
+    range,
+    slice,
+    bytearray,
+    decimal.Decimal,
+    fractions.Fraction,
+    re.Pattern,
+    datetime.date,
+    datetime.time,
+    datetime.timedelta,
+)
+# State of the process and not of the model: such objects count by their class.
+_PROCESS_STATE = frozenset({"logging", "threading", "_thread", "weakref", "_weakref", "_contextvars", "_abc", "typing"})
+_COMPILER_PACKAGES = ("torch._dynamo", "torch._inductor", "torch.fx", "triton.")
+_HEAP_TYPE_FLAG = 1 << 9
+
+CodeText = Callable[[Any], str]
+LiveText = Callable[[Any], "str | None"]
+
+
+def constant_text(value: Any) -> str | None:
+    """Text of a constant, or ``None`` if it is no constant."""
+    kind = type(value)
+    if kind is str:
+        return _PLACE if os.path.isabs(value) else repr(value)
+    if kind in _CONSTANT_TYPES:
+        return repr(value)
+    if kind is tuple or kind is frozenset:
+        inner = [constant_text(item) for item in value]
+        if None in inner:
+            return None
+        texts = [text for text in inner if text is not None]
+        return f"{kind.__name__}({','.join(sorted(texts) if kind is frozenset else texts)})"
+    if kind.__module__ == "torch" and kind.__name__ == "dtype":
+        return str(value)
+    return None
+
+
+class ValueText:
+    """One pass over values. ``code`` gives the text of functions and classes, ``live`` that of modules and tensors.
+
+    ``live`` may answer ``None``: then weights count by their values.
+    """
+
+    def __init__(self, *, code: CodeText, live: LiveText | None = None) -> None:
+        self._code = code
+        self._live = live
+        self._known: dict[int, str] = {}
+        self._kept_alive: list[Any] = []
+
+    def text(self, value: Any, home: str, depth: int = 0) -> str:
+        """Text of ``value``, which code of the module ``home`` reads. Never empty, the same in every process."""
+        constant = constant_text(value)
+        if constant is not None:
+            return constant
+        known = self._known.get(id(value))
+        if known is not None:
+            return known
+        if depth >= _MAX_DEPTH or len(self._known) >= _MAX_VALUES:
+            return self._hidden(value, home)
+        self._kept_alive.append(value)
+        self._known[id(value)] = f"inside {type(value).__qualname__}"
+        text = self._known[id(value)] = self._describe(value, home, depth + 1)
+        return text
+
+    def _describe(self, value: Any, home: str, depth: int) -> str:
+        if isinstance(value, types.FunctionType | type):
+            return self._code(value)
+        if isinstance(value, types.ModuleType):
+            return f"module {value.__name__}" if is_released(value.__name__) else "module"
+        if is_ours(value):
+            return "pipevault"
+        cls = type(value)
+        if isinstance(value, PurePath):
+            return _PLACE
+        if isinstance(value, enum.Enum):
+            return f"{self._code(cls)}.{value.name}={self.text(value.value, home, depth)}"
+        if isinstance(value, _TYPES_WITH_STABLE_REPR):
+            return f"{qualified_name(cls)} {value!r}"
+        text = self._wrapper(value, home, depth) or self._number(value) or self._torch(value, home, depth)
+        if text is not None:
+            return text
+        root = cls.__module__.partition(".")[0]
+        if root in _PROCESS_STATE or cls.__module__.startswith(_COMPILER_PACKAGES):
+            return qualified_name(cls)
+        if root == "numpy":
+            return self._numpy(value, home, depth)
+        contents = self._contents(value, home, depth)
+        return self._object(value, contents, home, depth)
+
+    def _items(self, values: Iterable[Any], home: str, depth: int) -> list[str]:
+        return [self.text(value, home, depth) for value in values]
+
+    def _contents(self, value: Any, home: str, depth: int) -> str | None:
+        """Of a container or of a subclass of one, else ``None``. A mapping's order counts: code loops over it."""
+        if isinstance(value, dict | types.MappingProxyType):
+            pairs = dict.items(value) if isinstance(value, dict) else value.items()
+            inner = [f"{self.text(name, home, depth)}:{self.text(item, home, depth)}" for name, item in pairs]
+            return f"{{{','.join(inner)}}}"
+        if isinstance(value, list | tuple | deque):
+            return f"[{','.join(self._items(value, home, depth))}]"
+        if isinstance(value, set | frozenset):
+            return f"{{{','.join(sorted(self._items(value, home, depth)))}}}"
+        return None
+
+    def _wrapper(self, value: Any, home: str, depth: int) -> str | None:
+        """Callables of released packages by what they wrap and hold, without caches and counters."""
+        if isinstance(value, functools.partial):
+            return f"partial({','.join(self._items((value.func, value.args, value.keywords), home, depth))})"
+        if isinstance(value, types.MethodType):
+            return f"{self.text(value.__func__, home, depth)} of {self.text(value.__self__, home, depth)}"
+        if isinstance(value, staticmethod | classmethod):
+            return self.text(value.__func__, home, depth)
+        if isinstance(value, types.BuiltinFunctionType | types.MethodWrapperType):
+            owner = value.__self__
+            is_free = owner is None or isinstance(owner, types.ModuleType | type)
+            return qualified_name(value) if is_free else f"{value.__name__} of {self.text(owner, home, depth)}"
+        cls = type(value)
+        if not callable(value) or not is_released(cls.__module__):
+            return None
+        if cls.__module__ == "torch._ops":
+            return f"{cls.__qualname__} {value}"
+        state = state_of(value)
+        for name in ("__wrapped__", "fn"):
+            if isinstance(state.get(name), types.FunctionType):
+                return f"{qualified_name(cls)} of {self.text(state[name], home, depth)}"
+        if cls.__name__ == "ScriptFunction":
+            return f"{qualified_name(cls)} {value.code}"
+        return f"{qualified_name(cls)} {value.__name__}" if isinstance(getattr(value, "__name__", None), str) else None
+
+    def _number(self, value: Any) -> str | None:
+        for base in (int, float, complex, str, bytes):
+            if isinstance(value, base):
+                convert: Any = base if base is not str else str.__str__
+                return f"{self._code(type(value))} {constant_text(convert(value))}"
+        return None
+
+    def _torch(self, value: Any, home: str, depth: int) -> str | None:
+        torch = sys.modules.get("torch")
+        if torch is None:
+            return None
+        if isinstance(value, torch.device | torch.Generator):
+            return qualified_name(type(value))
+        if isinstance(value, torch.Tensor | torch.nn.Module):
+            text = self._live(value) if self._live is not None else None
+            if text is not None:
+                return text
+        if not isinstance(value, torch.Tensor):
+            return None
+        from pipevault.fingerprint.weights import tensor_digest
+
+        head = f"{self._code(type(value))} {value.dtype} {list(value.shape)}"
+        if hasattr(value, "__tensor_flatten__"):
+            names, context = value.__tensor_flatten__()
+            parts = [getattr(value, name) for name in names]
+            return f"{head} {','.join(names)} {self._items([*parts, context], home, depth)}"
+        if value.is_meta:
+            return f"{head} meta"
+        if value.layout is not torch.strided or value.is_quantized:
+            return f"{head} {self._hidden(value, home)}"
+        return f"{head} {value.stride()} {tensor_digest(value)}"
+
+    def _numpy(self, value: Any, home: str, depth: int) -> str:
+        numpy: Any = sys.modules["numpy"]
+        if isinstance(value, numpy.ndarray):
+            head = f"{value.dtype} {list(value.shape)}"
+            if value.dtype.hasobject:
+                return f"{head} {self.text(value.tolist(), home, depth)}"
+            return f"{head} {hashlib.sha256(value.tobytes()).hexdigest()}"
+        if isinstance(value, numpy.generic | numpy.dtype):
+            return f"{qualified_name(type(value))} {value!r}"
+        name = getattr(value, "__name__", None)
+        return f"{qualified_name(type(value))} {name}" if name else self._hidden(value, home)
+
+    def _object(self, value: Any, contents: str | None, home: str, depth: int) -> str:
+        cls = type(value)
+        text = self._code(cls)
+        if contents is not None:
+            text = f"{text} {contents}"
+        if _is_pipeline(cls):  # its modules are the parts themselves, and each call leaves other values on it
+            return f"{text} {self._hidden(value, home)}"
+        state = state_of(value)
+        if state:
+            inner = [f"{name}={self.text(state[name], home, depth)}" for name in sorted(state)]
+            text = f"{text}({','.join(inner)})"
+        if contents is None and cls is not object and _has_hidden_state(value):
+            text = f"{text} {self._hidden(value, home)}"
+        return text
+
+    def _hidden(self, value: Any, home: str) -> str:
+        """For a value that cannot be read: what may have made it is the code of the module that holds it."""
+        module = sys.modules.get(home)
+        source = None if module is None or is_released(home) else source_of(module)
+        digest = "none" if source is None else hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+        return f"hidden {qualified_name(type(value))} in {digest}"
+
+
+def state_of(value: Any) -> Mapping[str, Any]:
+    """Attributes of an object, in its ``__dict__`` and in its slots; private ones of pipevault left out."""
+    own = getattr(value, "__dict__", None)
+    state = {str(name): item for name, item in own.items()} if isinstance(own, dict) else {}
+    for base in type(value).__mro__:
+        for name, member in vars(base).items():
+            if isinstance(member, types.MemberDescriptorType) and base.__flags__ & _HEAP_TYPE_FLAG:
+                try:
+                    state[name] = member.__get__(value)
+                except AttributeError:  # a slot that was never filled
+                    continue
+    return {name: item for name, item in state.items() if not name.startswith("_pipevault")}
+
+
+def _has_hidden_state(value: Any) -> bool:
+    """Whether a type written in C takes part, whose fields nobody outside sees."""
+    kinds = (base for base in type(value).__mro__ if base is not object)
+    return any("__module__" not in vars(base) or not base.__flags__ & _HEAP_TYPE_FLAG for base in kinds)
+
+
+def _is_pipeline(cls: type) -> bool:
+    return any(base.__name__ == "DiffusionPipeline" for base in cls.__mro__)

@@ -1,0 +1,122 @@
+"""Generations of a loaded pipeline: seeds, levels, records."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pipevault
+from pipelines import FAST_BUILD, stable_diffusion
+from pipevault.determinism.seeds import rng_digests
+from pipevault.errors import BadCallError, SettingsError
+
+
+def load(root: Path, pipe: Any, **settings: Any) -> Any:
+    return pipevault.PipelineCache(root, mode="require", build_config=FAST_BUILD, **settings).load(pipe)
+
+
+@pytest.fixture
+def pipe(frozen_vault: Path, tmp_path: Path) -> Any:
+    pipe = load(frozen_vault, stable_diffusion(tmp_path / "tokenizer"))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def call(pipe: Any, **arguments: Any) -> Any:
+    return pipe(**{"prompt": "a cat", "num_inference_steps": 2, "output_type": "np", **arguments})
+
+
+def test_a_seed_gives_the_same_bits_again_and_stands_in_the_record(pipe: Any) -> None:
+    one, other, third = call(pipe, seed=7), call(pipe, seed=7), call(pipe, seed=8)
+    assert np.array_equal(one.images, other.images)
+    assert not np.array_equal(one.images, third.images)
+    record = pipevault.record_of(one)
+    assert record.seeds["root"] == 7
+    assert record.seeds["source"] == "argument"
+    assert record.seeds["samples"] == [pipevault.sample_seed(7, 0)]
+    assert record.results == pipevault.record_of(other).results
+    assert record.results["pixels"] != pipevault.record_of(third).results["pixels"]
+    assert record.key == pipevault.outcome(pipe).key.hex
+    assert record.call == {"prompt": "a cat", "num_inference_steps": 2, "output_type": "np"}
+    assert (record.level["asked"], record.level["achieved"]) == ("repeatable", "repeatable")
+
+
+def test_a_generator_of_the_caller_is_used_and_gives_what_eager_diffusers_gives(pipe: Any, tmp_path: Path) -> None:
+    eager = stable_diffusion(tmp_path / "tokenizer")
+    eager.set_progress_bar_config(disable=True)
+    expected = call(eager, generator=torch.Generator().manual_seed(3)).images
+    actual = call(pipe, generator=torch.Generator().manual_seed(3))
+    np.testing.assert_allclose(actual.images, expected, atol=1e-3)
+    assert pipevault.record_of(actual).seeds == {"root": 3, "samples": [3], "source": "generator"}
+
+
+def test_without_a_seed_the_real_one_is_recorded_and_gives_the_picture_again(pipe: Any) -> None:
+    torch.manual_seed(11)
+    one, other = call(pipe), call(pipe)
+    assert not np.array_equal(one.images, other.images)
+    torch.manual_seed(11)
+    assert np.array_equal(call(pipe).images, one.images)
+    record = pipevault.record_of(one)
+    assert record.seeds["source"] == "global"
+    assert np.array_equal(call(pipe, seed=record.seeds["root"]).images, one.images)
+
+
+def test_minus_one_becomes_a_seed_that_is_recorded(pipe: Any) -> None:
+    output = call(pipe, seed=-1)
+    record = pipevault.record_of(output)
+    assert record.seeds["source"] == "random"
+    assert np.array_equal(call(pipe, seed=record.seeds["root"]).images, output.images)
+
+
+def test_randomness_of_the_program_is_left_alone(pipe: Any) -> None:
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    before = rng_digests()
+    call(pipe, seed=5)
+    assert rng_digests() == before
+
+
+def test_a_seed_beside_a_generator_is_refused(pipe: Any) -> None:
+    with pytest.raises(BadCallError, match="not both"):
+        call(pipe, seed=1, generator=torch.Generator())
+
+
+def test_audit_hashes_every_part_at_every_step(frozen_vault: Path, tmp_path: Path) -> None:
+    pipe = load(frozen_vault, stable_diffusion(tmp_path / "tokenizer"), level="repeatable+audit")
+    pipe.set_progress_bar_config(disable=True)
+    steps = pipevault.record_of(call(pipe, seed=1)).results["steps"]
+    assert [(step["part"], step["step"]) for step in steps] == [
+        ("text_encoder", 0),
+        ("text_encoder", 1),
+        ("unet", 0),
+        ("unet", 1),
+        ("vae.decoder", 0),
+    ]
+    again = pipevault.record_of(call(pipe, seed=1)).results["steps"]
+    assert again == steps
+    assert pipevault.record_of(call(pipe, seed=2)).results["steps"][2] != steps[2]
+
+
+def test_what_was_not_generated_by_a_loaded_pipeline_has_no_record(pipe: Any) -> None:
+    with pytest.raises(SettingsError, match="has no run record"):
+        pipevault.record_of(call(pipe, return_dict=False))
+
+
+def test_invariant_gives_a_sample_the_same_bits_at_every_batch_size(tmp_path: Path) -> None:
+    from pipelines import PlainPipeline
+
+    pipe = pipevault.PipelineCache(tmp_path / "vault", build_config=FAST_BUILD, level="invariant").load(PlainPipeline())
+    alone = [pipe(prompt=[f"p{i}"], seed=9 + i) for i in range(1)]
+    for size in (1, 2, 4):
+        batch = pipe(prompt=[f"p{i}" for i in range(size)], seed=9)
+        assert batch.shape[0] == size
+        assert torch.equal(batch[:1], alone[0])
+    eight = pipe(prompt=["p"] * 8, seed=9)
+    four = pipe(prompt=["p"] * 4, seed=9)
+    assert torch.equal(eight[:4], four)

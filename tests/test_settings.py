@@ -1,0 +1,177 @@
+"""Settings: which source wins, and what each bad value is told, with the source that it came from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipevault.errors import SettingsError, UnknownBackendError, UnknownLevelError, UnknownModeError
+from pipevault.settings import LEVELS, PROFILES, Settings, config_file, default_dir, split_level
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[[str], dict[str, str]]:
+    """Writes a config file; the environment that names it."""
+
+    def write(text: str) -> dict[str, str]:
+        (tmp_path / "etc").mkdir(exist_ok=True)
+        (tmp_path / "etc" / "pipevault.toml").write_text(text)
+        return {"PIPEVAULT_CONFIG": str(tmp_path / "etc" / "pipevault.toml")}
+
+    return write
+
+
+Config = Callable[[str], dict[str, str]]
+
+
+class TestPrecedence:
+    def test_default(self) -> None:
+        settings = Settings.resolve(environ={})
+        assert (settings.dir, settings.mode) == (default_dir(), "compile")
+
+    def test_argument_before_environment_before_file(self, config: Config) -> None:
+        environ = config('mode = "off"\nweights = "baked"\non_unfrozen = "eager"\n')
+        environ |= {"PIPEVAULT_MODE": "require", "PIPEVAULT_WEIGHTS": "bound"}
+        settings = Settings.resolve(environ=environ, mode="compile", weights=None)
+        assert (settings.mode, settings.weights, settings.on_unfrozen) == ("compile", "bound", "eager")
+
+    def test_an_empty_variable_counts_as_unset(self, config: Config) -> None:
+        environ = config('mode = "off"\n') | {"PIPEVAULT_MODE": "", "PIPEVAULT_SPEED": ""}
+        assert Settings.resolve(environ=environ).mode == "off"
+
+    def test_a_bad_value_that_another_source_overrides_does_no_harm(self, config: Config) -> None:
+        assert Settings.resolve(environ=config('mode = "fast"\n'), mode="off").mode == "off"
+
+
+class TestDir:
+    def test_a_relative_one_in_the_file_starts_at_the_file(self, config: Config, tmp_path: Path) -> None:
+        assert Settings.resolve(environ=config('dir = "vault"\n')).dir == tmp_path / "etc" / "vault"
+
+    def test_a_relative_one_in_the_environment_starts_at_the_process(
+        self, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        environ = config('dir = "vault"\n') | {"PIPEVAULT_DIR": "here"}
+        assert Settings.resolve(environ=environ).dir == tmp_path / "here"
+
+    def test_a_config_file_with_a_relative_name(
+        self, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config('dir = "vault"\n')
+        monkeypatch.chdir(tmp_path)
+        environ = {"PIPEVAULT_CONFIG": "etc/pipevault.toml"}
+        assert Settings.resolve(environ=environ).dir == tmp_path / "etc" / "vault"
+
+    def test_home(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", "/home/ada")
+        assert Settings.resolve(environ=config('dir = "~/vault"\n')).dir == Path("/home/ada/vault")
+
+
+class TestSource:
+    """Each error says where its value was set."""
+
+    def test_argument(self) -> None:
+        with pytest.raises(UnknownModeError, match=r"mode 'fast'.*compile, require, off.*the argument mode\.$") as info:
+            Settings.resolve(environ={}, mode="fast")
+        assert (info.value.mode, info.value.known) == ("fast", ("compile", "require", "off"))
+
+    def test_environment(self) -> None:
+        with pytest.raises(UnknownBackendError, match=r"the environment variable PIPEVAULT_BACKEND\.$"):
+            Settings.resolve(environ={"PIPEVAULT_BACKEND": "magic"})
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            *('mode = "fast"', 'backend = "magic"', "dir = 3", 'dir = ""', "mode = 1", 'weights = "heavy"'),
+            *('lock_timeout_s = "soon"', "lock_timeout_s = true", "lock_timeout_s = -1", 'dir = "~nobody-here/vault"'),
+        ],
+    )
+    def test_config_file(self, config: Config, line: str) -> None:
+        environ = config(line)
+        with pytest.raises(SettingsError) as info:
+            Settings.resolve(environ=environ)
+        assert str(info.value).endswith(f" It was set by the config file {environ['PIPEVAULT_CONFIG']}.")
+        assert line.partition(" ")[0] in str(info.value)
+
+    def test_a_timeout_in_the_environment(self) -> None:
+        with pytest.raises(SettingsError, match=r"number of seconds, not 'soon'.*PIPEVAULT_LOCK_TIMEOUT_S"):
+            Settings.resolve(environ={"PIPEVAULT_LOCK_TIMEOUT_S": "soon"})
+
+
+class TestLevel:
+    def test_default(self) -> None:
+        assert Settings.resolve(environ={}).level == "repeatable"
+
+    def test_argument_before_environment_before_file(self, config: Config) -> None:
+        environ = config('level = "off"\n')
+        assert Settings.resolve(environ=environ).level == "off"
+        environ["PIPEVAULT_LEVEL"] = "strict+audit"
+        assert Settings.resolve(environ=environ).level == "strict+audit"
+        assert Settings.resolve(environ=environ, level="invariant").level == "invariant"
+
+    @pytest.mark.parametrize("name", [*LEVELS, *PROFILES])
+    def test_each_with_and_without_audit(self, name: str) -> None:
+        assert split_level(name) == (PROFILES.get(name, name), False)
+        assert split_level(f"{name}+audit") == (PROFILES.get(name, name), True)
+        assert Settings.resolve(environ={"PIPEVAULT_LEVEL": f"{name}+audit"}).level == f"{name}+audit"
+
+    def test_a_profile_stands_for_a_level(self) -> None:
+        assert set(PROFILES) == {"development", "test", "production"}
+        assert set(PROFILES.values()) <= set(LEVELS)
+
+    @pytest.mark.parametrize("text", ["fast", "Strict", "strict+", "strict+log", "+audit", "strict+audit+audit"])
+    def test_unknown(self, config: Config, text: str) -> None:
+        with pytest.raises(UnknownLevelError, match=r"There is no level .* Pass one of off, seeded, .*\+audit") as info:
+            Settings.resolve(environ={"PIPEVAULT_LEVEL": text})
+        assert str(info.value).endswith("It was set by the environment variable PIPEVAULT_LEVEL.")
+        assert (info.value.level, info.value.known) == (text, (*LEVELS, *PROFILES))
+        with pytest.raises(UnknownLevelError, match=r"set by the config file .*pipevault\.toml\.$"):
+            Settings.resolve(environ=config(f'level = "{text}"\n'))
+
+    def test_a_level_in_the_file_is_text(self, config: Config) -> None:
+        with pytest.raises(SettingsError, match="level must be text, not 3"):
+            Settings.resolve(environ=config("level = 3\n"))
+
+
+class TestUnknownNames:
+    def test_variable(self) -> None:
+        with pytest.raises(SettingsError, match=r"PIPEVAULT_MODUS is no setting; the nearest is PIPEVAULT_MODE\."):
+            Settings.resolve(environ={"PIPEVAULT_MODUS": "require"})
+
+    def test_a_variable_that_resembles_none(self) -> None:
+        with pytest.raises(SettingsError, match="PIPEVAULT_XYZ is no setting; the nearest is PIPEVAULT_"):
+            Settings.resolve(environ={"PIPEVAULT_XYZ": "1"})
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("PIPEVAULT_DEBUG", "PIPEVAULTS", "MY_PIPEVAULT_MODE", "PIPEVAULT_SERVICE_HOST", "PIPEVAULT_PORT"),
+            *("PIPEVAULT_STORE_SERVICE_PORT_HTTP", "PIPEVAULT_PORT_80_TCP_ADDR"),
+        ],
+    )
+    def test_variables_that_are_left_alone(self, name: str) -> None:
+        assert Settings.resolve(environ={name: "1"}).mode == "compile"
+
+    def test_name_in_the_file(self, config: Config) -> None:
+        with pytest.raises(SettingsError, match=r"pipevault\.toml has unknown settings: modus\."):
+            Settings.resolve(environ=config('modus = "off"\n'))
+
+    def test_argument(self) -> None:
+        with pytest.raises(SettingsError, match="Unknown settings: modus"):
+            Settings.resolve(environ={}, modus="off")
+
+
+class TestConfigFile:
+    def test_one_that_is_named_must_exist(self, tmp_path: Path) -> None:
+        with pytest.raises(SettingsError, match=r"PIPEVAULT_CONFIG names .*none\.toml"):
+            Settings.resolve(environ={"PIPEVAULT_CONFIG": str(tmp_path / "none.toml")})
+
+    def test_one_that_is_no_toml(self, config: Config) -> None:
+        with pytest.raises(SettingsError, match=r"pipevault\.toml cannot be read"):
+            Settings.resolve(environ=config("mode ="))
+
+    def test_the_default_place_follows_the_user(self) -> None:
+        assert config_file({}) == Path(os.environ["XDG_CONFIG_HOME"]) / "pipevault" / "config.toml"
