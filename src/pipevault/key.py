@@ -73,7 +73,7 @@ def nearest(key: Key, others: Iterable[Key]) -> tuple[Key, tuple[Difference, ...
     ranked = sorted(
         ((key.differences(other), other) for other in others),
         key=lambda item: (
-            any(d.factor.startswith(("pipeline", "architecture")) for d in item[0]),
+            any(d.factor.startswith(("pipeline.class", "architecture")) for d in item[0]),
             len(item[0]),
             item[1].digest,
         ),

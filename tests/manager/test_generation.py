@@ -13,7 +13,7 @@ import torch
 import pipevault
 from pipelines import FAST_BUILD, stable_diffusion
 from pipevault.determinism.seeds import rng_digests
-from pipevault.errors import BadCallError, SettingsError
+from pipevault.errors import BadCallError, GeneratorCountError, SettingsError
 
 
 def load(root: Path, pipe: Any, **settings: Any) -> Any:
@@ -87,6 +87,11 @@ def test_a_seed_beside_a_generator_is_refused(pipe: Any) -> None:
         call(pipe, seed=1, generator=torch.Generator())
 
 
+def test_fewer_generators_than_samples_are_refused(pipe: Any) -> None:
+    with pytest.raises(GeneratorCountError):
+        call(pipe, prompt=["a", "b"], generator=[torch.Generator()])
+
+
 def test_audit_hashes_every_part_at_every_step(frozen_vault: Path, tmp_path: Path) -> None:
     pipe = load(frozen_vault, stable_diffusion(tmp_path / "tokenizer"), level="repeatable+audit")
     pipe.set_progress_bar_config(disable=True)
@@ -120,3 +125,18 @@ def test_invariant_gives_a_sample_the_same_bits_at_every_batch_size(tmp_path: Pa
     eight = pipe(prompt=["p"] * 8, seed=9)
     four = pipe(prompt=["p"] * 4, seed=9)
     assert torch.equal(eight[:4], four)
+
+
+class TestSaving:
+    def test_each_image_has_its_own_seed_inside_and_beside_it(self, pipe: Any, tmp_path: Path) -> None:
+        output = call(pipe, seed=7, output_type="pil")
+        written = pipevault.save(output, tmp_path / "cat.png")
+        assert [path.name for path in written] == ["cat.png", "cat.png.json"]
+        for path in written:
+            record = pipevault.read_record(path)
+            assert record == pipevault.record_of(output).of_sample(0)
+            assert record.seeds["root"] == 7
+
+    def test_an_output_without_images_is_refused(self, pipe: Any, tmp_path: Path) -> None:
+        with pytest.raises(SettingsError, match="output_type='pil'"):
+            pipevault.save(call(pipe, seed=7), tmp_path / "cat.png")

@@ -86,13 +86,13 @@ def host_noise(*, collect: bool = False, global_draws: bool = False) -> Iterator
     """Inside, what torch draws with a CPU generator is drawn in float32 on the host, then cast and moved.
 
     Covers ``randn``, ``rand``, ``normal``, ``randint``, ``randperm``, ``randn_like``, ``rand_like``, ``randint_like``
-    and the tensor methods ``normal_``, ``uniform_``, ``exponential_``, ``log_normal_``, ``cauchy_``, wherever they are
-    called from. A GPU's generator draws on that GPU as always, and is counted; one for another device raises
-    :class:`GeneratorDeviceError`. With ``global_draws`` what is drawn without a generator comes from torch's global CPU
-    generator in the same way. ``collect`` adds the digest of all values.
+    and the tensor methods ``normal_``, ``uniform_``, ``exponential_``, ``log_normal_``, ``cauchy_``, but not what
+    torch's own Python functions draw, such as ``torch.nn.init``. A GPU's generator draws on that GPU as always, and is
+    counted; one for another device raises :class:`GeneratorDeviceError`. With ``global_draws`` what is drawn without a
+    generator comes from torch's global CPU generator in the same way. ``collect`` adds the digest of all values.
 
-    Holds for the thread that enters it. Every other torch call costs about a microsecond more inside, and
-    ``torch.compile`` compiles again: keep compilation outside.
+    Holds for the thread that enters it. Every other torch call costs about four microseconds more inside.
+    Keep export and compilation outside: they would trace the mode.
     """
     log = NoiseLog(_hasher=hashlib.sha256() if collect else None)
     with _HostNoise(log, global_draws):

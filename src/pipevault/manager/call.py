@@ -322,7 +322,7 @@ def described(value: Any) -> Any:
 def callable_identity(function: Callable[..., Any]) -> str:
     """Name of a function or callable object, with a digest of its code and of the values that it holds."""
     named = function.func if isinstance(function, functools.partial) else function
-    return f"{qualified_name(named)} {digest_json(_describe_callable(function, ())).short}"
+    return f"{qualified_name(named)} {digest_json(_describe_callable(function, ())).hex}"
 
 
 def _describe(value: Any, inside: tuple[int, ...]) -> Any:

@@ -23,7 +23,7 @@ from pipevault.determinism.levels import Achieved, Level, level
 from pipevault.determinism.noise import NoiseLog, host_noise
 from pipevault.determinism.record import RunRecord
 from pipevault.determinism.seeds import changed_layers, effective_seed, isolated_rng, rng_digests
-from pipevault.determinism.streams import generators, sample_seed
+from pipevault.determinism.streams import check_generators, generators, sample_seed
 from pipevault.errors import BadCallError, SettingsError
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.fingerprint.toolchain import toolchain_factors
@@ -120,7 +120,9 @@ def _named(method: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs:
 
 def _seeds(generator: Any, seed: Any, seed_given: bool, count: int) -> Seeds:
     if generator is not None:
-        given = generator if isinstance(generator, (list, tuple)) else [generator]
+        given = list(generator) if isinstance(generator, (list, tuple)) else [generator]
+        if isinstance(generator, (list, tuple)):
+            check_generators(given, count)
         seeds = tuple(int(one.initial_seed()) for one in given)
         return Seeds(seeds[0], seeds, "generator")
     if seed_given:
