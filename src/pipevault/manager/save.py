@@ -36,7 +36,9 @@ def save(output: Any, path: str | Path, *, fps: float = 8.0) -> list[Path]:
 
 def _images(output: Any) -> list[Image.Image]:
     for value in output.values() if isinstance(output, Mapping) else ():
-        items = value[0] if value and isinstance(value, list) and isinstance(value[0], list) else value
-        if isinstance(items, list) and items and all(isinstance(item, Image.Image) for item in items):
+        items = value if isinstance(value, list) else []
+        if items and isinstance(items[0], list):
+            items = items[0]  # the frames of the first video
+        if items and all(isinstance(item, Image.Image) for item in items):
             return items
     raise SettingsError("This output holds no PIL images to save: call the pipeline with output_type='pil'.")
