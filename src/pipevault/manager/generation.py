@@ -198,7 +198,7 @@ def _record(
     results: Mapping[str, Any],
     leaked: tuple[str, ...],
 ) -> RunRecord:
-    config = getattr(pipe, "config", None)
+    model = getattr(getattr(pipe, "config", None), "_name_or_path", None)
     scheduler = getattr(pipe, "scheduler", None)
     notes = [*achieved.notes]
     if leaked:
@@ -208,7 +208,7 @@ def _record(
     return RunRecord(
         pipeline={
             "class": type(pipe).__name__,
-            "model": getattr(config, "_name_or_path", None),
+            "model": str(model) if model else None,
             "revision": None,
             "scheduler": type(scheduler).__name__ if scheduler is not None else None,
         },
