@@ -108,6 +108,21 @@ def test_audit_hashes_every_part_at_every_step(frozen_vault: Path, tmp_path: Pat
     assert pipevault.record_of(call(pipe, seed=2)).results["steps"][2] != steps[2]
 
 
+def test_strict_has_graphs_of_its_own_and_leaves_no_switch_behind(frozen_vault: Path, tmp_path: Path) -> None:
+    pipe = stable_diffusion(tmp_path / "tokenizer")
+    cache = pipevault.PipelineCache(frozen_vault, mode="require", build_config=FAST_BUILD, level="strict")
+    explanation = cache.explain(pipe)
+    assert explanation.status == "miss"
+    assert {difference.factor.partition(".")[0] for difference in explanation.differences} == {"determinism"}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("level", ["repeatable", "production", "repeatable+audit"])
+def test_names_of_one_level_share_its_graphs(frozen_vault: Path, tmp_path: Path, level: str) -> None:
+    pipe = load(frozen_vault, stable_diffusion(tmp_path / "tokenizer"), level=level)
+    assert pipevault.outcome(pipe).status == "hit"
+
+
 def test_what_was_not_generated_by_a_loaded_pipeline_has_no_record(pipe: Any) -> None:
     with pytest.raises(SettingsError, match="has no run record"):
         pipevault.record_of(call(pipe, return_dict=False))

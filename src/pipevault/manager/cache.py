@@ -214,7 +214,7 @@ class PipelineCache:
             graph_parts.attach(pipe, tuple(graphs), options)
             try:
                 graph_parts.load(pipe, Path(folder), graphs)
-            except BaseException:
+            except BaseException:  # whatever it was goes on; the pipeline must not keep half-loaded parts
                 graph_parts.detach(pipe, tuple(graphs))
                 raise
         loaded.append(manifest)

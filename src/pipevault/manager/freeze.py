@@ -81,7 +81,7 @@ def freeze_pipeline(
             graph_parts.detach(pipe, [name for name in names if name not in frozen])
             graph_parts.save(pipe, folder, frozen)
         return Frozen({name: _part_document(state, reasons.get(name)) for name, state in states.items()}, check)
-    except BaseException:
+    except BaseException:  # whatever it was goes on, an interrupt too; the pipeline gets its eager parts back
         graph_parts.detach(pipe, names)
         raise
 
