@@ -29,10 +29,10 @@ BACKENDS = ("inductor",)
 UNFROZEN_POLICIES = ("error", "eager")
 LEVELS = ("off", "seeded", "repeatable", "strict", "invariant")
 PROFILES: Mapping[str, str] = {"development": "seeded", "test": "strict", "production": "repeatable"}
-"""Names for levels by what a program is for. What they cost stands in the README.
+"""Names for levels by what a program is for.
 
 ``development``: the same noise, nothing else is held. ``test``: an operation that has no deterministic form raises, and
-a graph that is compiled again gives the same bits. ``production``: the same bits for the same entry at full speed.
+a graph that is compiled again gives the same bits. ``production``: the same bits for the same entry.
 """
 ENVIRONMENT_PREFIX = "PIPEVAULT_"
 CONFIG_VARIABLE = "PIPEVAULT_CONFIG"

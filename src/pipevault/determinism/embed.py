@@ -165,7 +165,7 @@ def _replacing(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException:  # whatever it was goes on, an interrupt too; only the temporary file must go
             with suppress(OSError):  # what went wrong first is what the caller has to know
                 temporary.unlink(missing_ok=True)
             raise

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import stat
@@ -23,6 +24,8 @@ from torch.utils import _pytree as pytree
 from pipevault.digest import Digest, digest_json
 from pipevault.errors import CannotFreezeError, CompilerMissingError, SettingsError
 from pipevault.graphs.signature import Signature
+
+logger = logging.getLogger("pipevault")
 
 GRAPH_FORMAT = 1
 PACKAGE_NAME = "graph.pt2"
@@ -69,7 +72,6 @@ class BuiltGraph:
     outputs: tuple[tuple[Any, ...], ...]
     output_tree: str
     ties: tuple[tuple[str, ...], ...]
-    reproducible_path: bool
 
 
 def build_digest(identity: str, signature: Signature, options: BuildOptions) -> Digest:
@@ -96,7 +98,7 @@ def build_graph(
     outputs, output_tree = _outputs(output)
     program = _export(_returning_tensors(module), args, kwargs)
     _refuse_mutation(program)
-    with _build_folder(build) as (folder, reproducible_path), _inductor_caches_in(folder):
+    with _build_folder(build) as folder, _inductor_caches_in(folder):
         files, constants = _compile(program, options)
         package = _package(folder, files)
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -109,7 +111,6 @@ def build_graph(
         outputs=outputs,
         output_tree=output_tree,
         ties=_ties(module),
-        reproducible_path=reproducible_path,
     )
 
 
@@ -223,8 +224,8 @@ def _write_constants(tensors: Mapping[str, torch.Tensor], path: Path) -> Path:
 
 
 @contextmanager
-def _build_folder(build: Digest) -> Iterator[tuple[Path, bool]]:
-    """A private folder whose path depends on the build alone, or, if that one is taken, on nothing (``False``)."""
+def _build_folder(build: Digest) -> Iterator[Path]:
+    """A private folder whose path depends on the build alone; if that one is taken, another, and a warning."""
     from filelock import FileLock, Timeout
 
     parent = Path(tempfile.gettempdir())
@@ -237,9 +238,10 @@ def _build_folder(build: Digest) -> Iterator[tuple[Path, bool]]:
     except (Timeout, OSError):
         reproducible = False
     if not reproducible:
+        logger.warning("%s is in use, so this build will not be byte-identical to others of its key", folder)
         folder = Path(tempfile.mkdtemp(prefix="pipevault-build-"))
     try:
-        yield folder, reproducible
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if lock.is_locked:

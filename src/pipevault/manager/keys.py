@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipevault.determinism.flags import code_flags
-from pipevault.digest import Digest, digest_json
+from pipevault.digest import digest_json
 from pipevault.fingerprint.classes import class_identity, is_released, original_class, qualified_name
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.fingerprint.model import architecture
@@ -97,10 +97,6 @@ def execution_device(pipe: Any, parts: Mapping[str, nn.Module]) -> torch.device:
             return device
     tensor = next((tensor for module in parts.values() for tensor in module.parameters()), None)
     return torch.device("cpu") if tensor is None else tensor.device
-
-
-def short(digest: Digest | None) -> str:
-    return digest.short if digest else "none"
 
 
 def _class(value: Any) -> dict[str, str]:

@@ -56,7 +56,7 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644, staging: Path | No
             finally:
                 os.close(descriptor)
             publish_file(temporary, path)
-        except BaseException:
+        except BaseException:  # whatever it was goes on, an interrupt too; only the temporary file must go
             temporary.unlink(missing_ok=True)
             raise
 
