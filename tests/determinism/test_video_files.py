@@ -56,6 +56,15 @@ class TestVideo:
         write_video(arrays, tmp_path / "b.mp4", sample_record(), fps=8)  # type: ignore[arg-type]
         assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
+    def test_one_file_again_and_again_while_memory_is_handed_around(self, tmp_path: Path) -> None:
+        sizes = np.random.default_rng(0).integers(1, 50_000, 200)
+        held: list[bytes] = []
+        files = set()
+        for size in sizes:
+            held = [*held[-20:], b"\xa5" * int(size)]
+            files.add(write_video(FRAMES, tmp_path / "out.mp4", sample_record(), fps=8).read_bytes())
+        assert len(files) == 1
+
     def test_the_digests_of_frames_are_not_taken_for_samples(self, tmp_path: Path) -> None:
         record = sample_record(call={"prompt": "a seven"}, seeds={"root": 7, "samples": [7], "source": "argument"})
         path = write_video(FRAMES, tmp_path / "out.mp4", record, fps=8)

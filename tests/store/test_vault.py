@@ -19,6 +19,8 @@ from pipevault.errors import (
     UnknownKeyError,
     VaultError,
 )
+from pipevault.store import marker
+from pipevault.store.layout import Layout
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.vault import BrokenManifest, Vault
 
@@ -71,6 +73,21 @@ def test_a_folder_whose_tmp_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "tmp").write_text("precious")
     with pytest.raises(NotAVaultError, match="holds files"):
         Vault.open(tmp_path)
+
+
+def test_a_vault_that_another_process_makes_and_fills_between_two_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, entry = tmp_path / "vault", make_entry(tmp_path / "source", "a", {"x": b"1"})
+    look = marker._foreign_names
+
+    def late(layout: Layout) -> list[str]:
+        monkeypatch.setattr(marker, "_foreign_names", look)
+        Vault.open(root).publish(entry.manifest, entry.files)
+        return look(layout)
+
+    monkeypatch.setattr(marker, "_foreign_names", late)
+    assert whole(Vault.open(root), entry.manifest)
 
 
 def test_a_path_that_is_a_file(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ def ensure_vault(layout: Layout, *, create: bool) -> None:
         raise VaultNotWritableError(f"{root} may not be read by this user. Mend its permissions.", root) from error
     except OSError as error:
         raise VaultError(f"{root} cannot be read: {error.strerror}. Give another folder.", root) from error
+    if foreign and _read_marker(layout):
+        return  # another process made the vault, and filled it, between the two looks
     if foreign:
         raise NotAVaultError(
             f"{root} holds files ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}) but no "
