@@ -46,14 +46,15 @@ class Measure:
 
 def freeze(model: str, vault: Path) -> dict[str, Any]:
     from pipevault import PipelineCache, outcome
-    from pipevault.cli.pipelines import open_pipeline, shapes_of
+    from pipevault.cli.pipelines import shapes_of
+    from pipevault.opening import open_pipeline
 
     pipe = PipelineCache(vault, mode="compile").load(open_pipeline(model), shapes=shapes_of(model, []))
     return {"parts": {name: part.status for name, part in outcome(pipe).parts.items()}}
 
 
 def run_eager(model: str, vault: Path) -> dict[str, Any]:
-    from pipevault.cli.pipelines import open_pipeline
+    from pipevault.opening import open_pipeline
 
     pipe = open_pipeline(model)
     call_once(pipe, model)
@@ -62,7 +63,8 @@ def run_eager(model: str, vault: Path) -> dict[str, Any]:
 
 def run_hit(model: str, vault: Path) -> dict[str, Any]:
     """What the import and the load do: everything else, also the call, is outside the measured stretches."""
-    from pipevault.cli.pipelines import open_pipeline, shapes_of
+    from pipevault.cli.pipelines import shapes_of
+    from pipevault.opening import open_pipeline
 
     pipe = open_pipeline(model)
     shapes = shapes_of(model, [])
@@ -108,7 +110,7 @@ print(time.perf_counter() - started_s, int("torch" in sys.modules))
 
 def call_once(pipe: Any, model: str) -> None:
     from pipevault.cli.demo import draw
-    from pipevault.cli.pipelines import DEMO_MODEL
+    from pipevault.opening import DEMO_MODEL
 
     if model == DEMO_MODEL:
         draw(pipe, seed=0)

@@ -1,4 +1,4 @@
-"""Imports run one way: cli -> manager -> { fingerprint, store, graphs, determinism } -> { key, settings } -> …"""
+"""Imports run one way: cli -> manager -> { fingerprint, store, graphs, determinism, … } -> { key, settings } -> …"""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LAYERS = (
     frozenset({"__main__"}),
     frozenset({"cli"}),
     frozenset({"__init__"}),  # hands out the manager's names
-    frozenset({"manager", "prewarm"}),
-    frozenset({"fingerprint", "store", "graphs", "determinism"}),
+    frozenset({"manager", "pytest_plugin"}),
+    frozenset({"fingerprint", "store", "graphs", "determinism", "opening", "report"}),
     frozenset({"key", "settings"}),
     frozenset({"digest"}),
     frozenset({"errors"}),
@@ -29,9 +29,23 @@ LAYERS = (
 OPEN_TO_ALL = frozenset({"demo"})
 """Imports nothing of the package but itself."""
 
-WITHOUT_TORCH = frozenset({"store", "cli", "settings", "key", "digest", "errors", "__init__", "__main__"})
+WITHOUT_TORCH = frozenset(
+    {
+        "store",
+        "cli",
+        "opening",
+        "report",
+        "pytest_plugin",
+        "settings",
+        "key",
+        "digest",
+        "errors",
+        "__init__",
+        "__main__",
+    }
+)
 HEAVY = frozenset({"torch", "diffusers", "transformers", "onediff", "onediffx", "numpy"})
-MAY_IMPORT_HEAVY = frozenset({"fingerprint", "graphs", "determinism", "manager", "prewarm", "cli", "demo"})
+MAY_IMPORT_HEAVY = frozenset({"fingerprint", "graphs", "determinism", "manager", "opening", "report", "cli", "demo"})
 
 
 def modules() -> list[Path]:

@@ -235,3 +235,39 @@ class GeneratorCountError(BadCallError):
 
 class GeneratorDeviceError(BadCallError):
     """A generator is on a device that it cannot draw for: pass a CPU generator, which fits every device."""
+
+
+class UnknownRecordKeyError(UnknownKeyError):
+    """The vault does not hold the entry that a run record names: give the vault that made it, or freeze it again."""
+
+
+class ChangedWeightsError(PipevaultError, ValueError):
+    """The weights are not those of a record or a golden. ``parts`` names the parts: open the model as it was then."""
+
+    def __init__(self, message: str, parts: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.parts = parts
+
+
+class OtherMachineError(PipevaultError, RuntimeError):
+    """A record or a golden is of another machine type, whose bits cannot be promised here. ``differences`` says how."""
+
+    def __init__(self, message: str, differences: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.differences = differences
+
+
+class DifferentOutputError(PipevaultError, AssertionError):
+    """An output is not what a golden expects. The message names the pictures that show it."""
+
+
+class BadSuiteError(SettingsError):
+    """A golden suite has a field that is missing, unknown or wrong; ``field`` says which."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class NoGoldenError(PipevaultError, LookupError):
+    """Nothing was recorded for a case of a golden suite: record it first."""

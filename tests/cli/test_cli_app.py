@@ -78,6 +78,16 @@ def test_exit_codes_that_scripts_rely_on(tmp_path: Path) -> None:
         16: errors.CannotSaveError("x", tmp_path),
         17: errors.MissingExtraError("x", "video"),
         18: errors.NotComparableError("x"),
+        19: errors.UnknownRecordKeyError("x", "ab"),
+        20: errors.ChangedWeightsError("x", ("unet",)),
+        21: errors.OtherMachineError("x"),
+        22: errors.DifferentOutputError("x"),
+        23: errors.UnknownLevelError("x", ("off",)),
+        24: errors.GeneratorDeviceError("x"),
+        25: errors.GeneratorCountError("x"),
+        26: errors.BadSuiteError("x", "case"),
+        27: errors.NoGoldenError("x"),
+        28: errors.BadSeedError("x", -2),
         1: errors.PipevaultError("x"),
     }
     assert {exit_code(error): error for error in codes.values()} == codes

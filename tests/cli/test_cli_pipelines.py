@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipevault.cli import pipelines
-from pipevault.cli.pipelines import DEMO_SHAPE, Size, open_pipeline, parse_size, shapes_of
+from pipevault import opening
+from pipevault.cli.pipelines import DEMO_SHAPE, Size, parse_size, shapes_of
 from pipevault.errors import SettingsError
+from pipevault.opening import open_pipeline
 
 
 @pytest.mark.parametrize("text", ["768x512", "768X512", " 768x512 ", "768×512"])  # noqa: RUF001
@@ -125,7 +126,7 @@ class TestOpenPipeline:
             open_pipeline(str(tmp_path), device="cpu")
 
     def test_a_demo_model_that_was_not_installed(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr(pipelines, "MODEL_DIR", tmp_path)
+        monkeypatch.setattr(opening, "MODEL_DIR", tmp_path)
         with pytest.raises(SettingsError, match="demo model is missing"):
             open_pipeline("demo")
 

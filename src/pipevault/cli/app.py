@@ -13,6 +13,12 @@ from pipevault import errors
 from pipevault.settings import DEBUG_VARIABLE
 
 EXIT_CODES: tuple[tuple[type[errors.PipevaultError], int, str], ...] = (
+    (errors.BadSuiteError, 26, "a golden suite cannot be used as it is written"),
+    (errors.UnknownLevelError, 23, "there is no such determinism level"),
+    (errors.BadSeedError, 28, "what was given as a seed is none"),
+    (errors.GeneratorDeviceError, 24, "a generator is on a device that it cannot draw for"),
+    (errors.GeneratorCountError, 25, "fewer or more generators than samples"),
+    (errors.UnknownRecordKeyError, 19, "the vault does not hold the entry that a record names"),
     (errors.SettingsError, 2, "an option, a setting or an environment variable cannot be used"),
     (errors.BadCallError, 2, "the pipeline does not accept this call (size, inputs)"),
     (errors.UnknownKeyError, 3, "no entry has this key, or several begin with it"),
@@ -33,6 +39,10 @@ EXIT_CODES: tuple[tuple[type[errors.PipevaultError], int, str], ...] = (
     (errors.CannotSaveError, 16, "an output could not be written"),
     (errors.MissingExtraError, 17, "an optional dependency is not installed"),
     (errors.NotComparableError, 18, "two outputs differ in shape or type"),
+    (errors.ChangedWeightsError, 20, "the weights are not those of the record or golden"),
+    (errors.OtherMachineError, 21, "the record or golden is of another machine type"),
+    (errors.DifferentOutputError, 22, "the output differs from the one that was recorded"),
+    (errors.NoGoldenError, 27, "nothing was recorded for a case of the suite"),
     (errors.PipevaultError, 1, "any other error; doctor: something needs attention"),
 )
 """Error class, exit code, meaning. The first row that fits decides: a subclass stands before its base."""

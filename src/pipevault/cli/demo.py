@@ -13,10 +13,11 @@ import click
 
 from pipevault.cli import render
 from pipevault.cli.options import dir_option, json_option
-from pipevault.cli.pipelines import DEMO_MODEL, DEMO_SHAPE, open_pipeline
+from pipevault.cli.pipelines import DEMO_SHAPE
 from pipevault.cli.progress import StepProgress
 from pipevault.demo import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, DIGIT_WORDS, prompt
 from pipevault.errors import SettingsError
+from pipevault.opening import DEMO_MODEL, open_pipeline
 
 if TYPE_CHECKING:
     from PIL.Image import Image

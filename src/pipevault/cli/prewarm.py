@@ -12,9 +12,10 @@ import click
 
 from pipevault.cli import render
 from pipevault.cli.options import call_options, dir_option, json_option, model_argument
-from pipevault.cli.pipelines import open_pipeline, shapes_of
+from pipevault.cli.pipelines import shapes_of
 from pipevault.cli.progress import StepProgress
 from pipevault.errors import PipevaultError
+from pipevault.opening import open_pipeline
 
 if TYPE_CHECKING:
     from pipevault.manager.outcome import Outcome

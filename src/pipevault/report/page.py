@@ -1,0 +1,56 @@
+"""A report as one self-contained page: templates of Jinja2, pictures as data URIs, no scripts, no requests."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipevault.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def render_page(template: str, content: Mapping[str, Any]) -> str:
+    """The page that ``templates/<template>`` makes of ``content``; text is escaped, and a missing name is an error.
+
+    Templates extend ``base.html.j2`` and have the filters ``picture`` (an image to a data URI), ``svg`` (SVG text to
+    one) and ``figure`` (a number to four significant digits). :class:`MissingExtraError` without Jinja2.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingExtraError(
+            'Reports need Jinja2, which is not installed. Install the extra "report": pip install "pipevault[report]".',
+            "report",
+        ) from error
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipevault.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"picture": picture_uri, "svg": svg_uri, "figure": figure}
+    return environment.get_template(template).render(content)
+
+
+def picture_uri(image: Image.Image) -> str:
+    """``image`` as the data URI of a PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def svg_uri(text: str) -> str:
+    """A plot as the data URI of an SVG picture; inside ``<img>`` it can neither run scripts nor load anything."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(text.encode('utf-8')).decode('ascii')}"
+
+
+def figure(value: float | None, unit: str = "") -> str:
+    """``value`` to four significant digits with its unit; a dash for ``None``."""
+    if value is None:
+        return "–"  # noqa: RUF001 - a dash in a table is one
+    return f"{value:.4g}{f' {unit}' if unit else ''}"
