@@ -16,9 +16,9 @@ PACKAGE = Path(pipevault.__file__).resolve().parent
 
 LAYERS = (
     frozenset({"__main__"}),
-    frozenset({"cli"}),
+    frozenset({"cli", "pytest_plugin"}),
     frozenset({"__init__"}),  # hands out the manager's names
-    frozenset({"manager", "pytest_plugin"}),
+    frozenset({"manager"}),
     frozenset({"fingerprint", "store", "graphs", "determinism", "opening", "report"}),
     frozenset({"key", "settings"}),
     frozenset({"digest"}),

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pipevault.manager import from_pretrained as from_pretrained
     from pipevault.manager import outcome as outcome
     from pipevault.manager.generation import record_of as record_of
+    from pipevault.manager.replay import Replay as Replay
+    from pipevault.manager.replay import replay as replay
     from pipevault.manager.save import save as save
     from pipevault.settings import Settings as Settings
 
@@ -42,6 +44,7 @@ _HOMES = {
     "record_of": "pipevault.manager.generation",
     "read_record": "pipevault.determinism.embed",
     "save": "pipevault.manager.save",
+    **dict.fromkeys(("Replay", "replay"), "pipevault.manager.replay"),
     "level": "pipevault.determinism.levels",
     **dict.fromkeys(("seed_everything", "isolated_rng"), "pipevault.determinism.seeds"),
     **dict.fromkeys(("generators", "sample_seed"), "pipevault.determinism.streams"),
@@ -53,6 +56,7 @@ __all__ = [
     "Outcome",
     "PartOutcome",
     "PipelineCache",
+    "Replay",
     "RunRecord",
     "Settings",
     "Step",
@@ -65,6 +69,7 @@ __all__ = [
     "outcome",
     "read_record",
     "record_of",
+    "replay",
     "sample_seed",
     "save",
     "seed_everything",

@@ -249,6 +249,14 @@ class ChangedWeightsError(PipevaultError, ValueError):
         self.parts = parts
 
 
+class DifferentKeyError(PipevaultError, RuntimeError):
+    """A pipeline has another key than a record: versions or settings differ. ``differences`` says which."""
+
+    def __init__(self, message: str, differences: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.differences = differences
+
+
 class OtherMachineError(PipevaultError, RuntimeError):
     """A record or a golden is of another machine type, whose bits cannot be promised here. ``differences`` says how."""
 

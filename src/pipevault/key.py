@@ -57,12 +57,17 @@ class Key:
 
     def differences(self, other: Key) -> tuple[Difference, ...]:
         """Every leaf factor in which ``other`` (an entry of the vault) differs from this key, sorted by name."""
-        ours, theirs = dict(_leaves(self.factors)), dict(_leaves(other.factors))
-        return tuple(
-            Difference(name, ours.get(name), theirs.get(name))
-            for name in sorted(ours.keys() | theirs.keys())
-            if ours.get(name) != theirs.get(name)
-        )
+        return leaf_differences(self.factors, other.factors)
+
+
+def leaf_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> tuple[Difference, ...]:
+    """Every leaf in which two nested mappings differ, sorted by its dotted name after ``prefix``."""
+    here, there = dict(_leaves(ours, prefix)), dict(_leaves(theirs, prefix))
+    return tuple(
+        Difference(name, here.get(name), there.get(name))
+        for name in sorted(here.keys() | there.keys())
+        if here.get(name) != there.get(name)
+    )
 
 
 def nearest(key: Key, others: Iterable[Key]) -> tuple[Key, tuple[Difference, ...]] | None:

@@ -87,6 +87,7 @@ def test_exit_codes_that_scripts_rely_on(tmp_path: Path) -> None:
         25: errors.GeneratorCountError("x"),
         26: errors.BadSuiteError("x", "case"),
         27: errors.NoGoldenError("x"),
+        29: errors.DifferentKeyError("x"),
         28: errors.BadSeedError("x", -2),
         1: errors.PipevaultError("x"),
     }

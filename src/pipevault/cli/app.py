@@ -42,6 +42,7 @@ EXIT_CODES: tuple[tuple[type[errors.PipevaultError], int, str], ...] = (
     (errors.ChangedWeightsError, 20, "the weights are not those of the record or golden"),
     (errors.OtherMachineError, 21, "the record or golden is of another machine type"),
     (errors.DifferentOutputError, 22, "the output differs from the one that was recorded"),
+    (errors.DifferentKeyError, 29, "versions or settings are not those of the record"),
     (errors.NoGoldenError, 27, "nothing was recorded for a case of the suite"),
     (errors.PipevaultError, 1, "any other error; doctor: something needs attention"),
 )
@@ -52,6 +53,7 @@ INTERRUPTED = 130
 COMMANDS: Mapping[str, str] = {
     "demo": "pipevault.cli.demo:demo",
     "prewarm": "pipevault.cli.prewarm:prewarm",
+    "replay": "pipevault.cli.replay:replay",
     "ls": "pipevault.cli.commands:list_entries",
     "show": "pipevault.cli.commands:show",
     "explain": "pipevault.cli.explain:explain",

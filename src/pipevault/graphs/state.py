@@ -109,7 +109,9 @@ class PartState:
                 raise CannotFreezeError(f"{self.name} cannot be frozen: {self.recorder.refusal}.", self.name)
             self.compile_captured(_scratch_dir())
             return output
-        output = graph(self.module, tensors)
+        # A mode such as the one that logs noise would see each look at each weight.
+        with torch._C.DisableTorchFunction():
+            output = graph(self.module, tensors)
         if self.observer is not None:
             self.observer(self.name, tensors, output)
         return output

@@ -31,7 +31,7 @@ from pipevault.graphs.inductor import BuildOptions
 from pipevault.graphs.state import PartOptions
 from pipevault.key import Key
 from pipevault.manager.call import CallShape, resolve_shape
-from pipevault.manager.keys import build_key, execution_device, part_identity
+from pipevault.manager.keys import build_key, execution_device, module_dtype, part_identity
 from pipevault.manager.lookup import Miss, look_up, open_vault
 from pipevault.manager.outcome import (
     Clock,
@@ -124,9 +124,9 @@ class PipelineCache:
         Raises :class:`~pipevault.errors.MissError` in mode ``require``, :class:`~pipevault.errors.CannotFreezeError`
         and its subclasses, :class:`~pipevault.errors.BadCallError`, :class:`~pipevault.errors.VaultError`.
         """
-        wanted = _shapes(height, width, num_frames, batch_size, guidance, call, shapes)
+        wanted = asked = _shapes(height, width, num_frames, batch_size, guidance, call, shapes)
         if self.settings.mode != "off":
-            wanted = [resolve_shape(pipe, self._per_sample(shape)) for shape in wanted]
+            wanted = [resolve_shape(pipe, self._per_sample(shape)) for shape in asked]
         names = tuple(graph_parts.find_parts(pipe, parts))
         release_class(pipe)
         graph_parts.detach(pipe, tuple(graph_parts.frozen_parts(pipe)))
@@ -139,7 +139,8 @@ class PipelineCache:
             for shape in wanted:
                 outcomes.append(self._load_shape(pipe, names, shape, loaded))
         result = combine(tuple(outcomes))
-        attach_state(pipe, result, self._digests(pipe, loaded, result), level=self.settings.level)
+        load = self._load_described(pipe, asked, parts)
+        attach_state(pipe, result, self._digests(pipe, loaded, result), level=self.settings.level, load=load)
         return pipe
 
     def key(self, pipe: Any, *, parts: Sequence[str] | None = None, **shape: Any) -> Key:
@@ -155,6 +156,19 @@ class PipelineCache:
         if isinstance(found, Miss):
             return Explanation(key, "miss", found.reason, found.nearest, found.differences)
         return Explanation(key, "hit", f"entry {key.digest.short} is in the vault")
+
+    def _load_described(self, pipe: Any, shapes: Sequence[CallShape], parts: Sequence[str] | None) -> dict[str, Any]:
+        """What a record must tell so that the same load can be done again."""
+        modules = graph_parts.find_parts(pipe)
+        return {
+            "shapes": [shape.to_json() for shape in shapes],
+            "parts": None if parts is None else list(parts),
+            "backend": self.settings.backend,
+            "weights": self.settings.weights,
+            "build_config": dict(self.build.config),
+            "device": str(execution_device(pipe, modules)),
+            "dtype": {name: module_dtype(module) for name, module in modules.items()},
+        }
 
     def _per_sample(self, shape: CallShape) -> CallShape:
         """At level ``invariant`` each sample runs on its own, so graphs for one sample serve every batch."""

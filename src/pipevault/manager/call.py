@@ -66,6 +66,12 @@ class CallShape:
     guidance: bool | None = None
     call: Call = None
 
+    def to_json(self) -> dict[str, Any]:
+        """``call`` stands for a mapping's names as a list, for a function as the word ``function``."""
+        call = "function" if callable(self.call) else None if self.call is None else sorted(self.call)
+        sizes = {name: getattr(self, name) for name in (*SIZES, "batch_size", "guidance")}
+        return {**sizes, "call": call}
+
     def __post_init__(self) -> None:
         for name in ("height", "width", "num_frames", "batch_size"):
             value = getattr(self, name)

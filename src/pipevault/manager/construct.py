@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pipevault.manager.cache import PipelineCache
 from pipevault.manager.outcome import Progress
+from pipevault.manager.recorded_weights import note_origins
 
 Pipeline = TypeVar("Pipeline")
 
@@ -55,6 +56,7 @@ def from_pretrained(
     pipe = pipeline_class.from_pretrained(path, **options)  # type: ignore[attr-defined]
     if device is not None:
         pipe = pipe.to(device)
+    note_origins(pipe, options)
     loaded: Pipeline = cache.load(
         pipe,
         height=height,

@@ -7,45 +7,23 @@ calls ``torch.manual_seed`` stays repeatable; the seed in use is in the record e
 from __future__ import annotations
 
 import inspect
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch.utils._pytree import tree_leaves
 
-from pipevault.determinism.describe import describe, digest_array, pixels_sha256
+from pipevault.determinism.describe import describe
 from pipevault.determinism.levels import Achieved, Level, level
 from pipevault.determinism.noise import NoiseLog, host_noise
 from pipevault.determinism.record import RunRecord
 from pipevault.determinism.seeds import changed_layers, effective_seed, isolated_rng, rng_digests
 from pipevault.determinism.streams import check_generators, generators, sample_seed
 from pipevault.errors import BadCallError, SettingsError
-from pipevault.fingerprint.machine import machine_factors
-from pipevault.fingerprint.toolchain import toolchain_factors
-from pipevault.graphs import parts as graph_parts
-from pipevault.graphs.inductor import GRAPH_FORMAT
-from pipevault.manager.keys import execution_device
-from pipevault.manager.outcome import Outcome
+from pipevault.manager.run_record import Recorder, Seeds, observed, results
 
 RECORD_ATTRIBUTE = "_pipevault_record"
 _REPEATS = ("num_images_per_prompt", "num_videos_per_prompt")
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """``samples`` has a seed for each sample; ``source`` is ``argument``, ``random``, ``generator`` or ``global``."""
-
-    root: int
-    samples: tuple[int, ...]
-    source: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {"root": self.root, "samples": list(self.samples), "source": self.source}
 
 
 def generate(
@@ -55,7 +33,7 @@ def generate(
     kwargs: dict[str, Any],
     *,
     asked: Level,
-    outcome: Outcome,
+    recorder: Recorder,
 ) -> Any:
     """``method(pipe, *args, **kwargs)`` with a :class:`RunRecord` attached to its output.
 
@@ -69,18 +47,32 @@ def generate(
     if seed_given and arguments.get("generator") is not None:
         raise BadCallError("A call takes seed= or generator=, not both.")
     count = sample_count(arguments)
-    seeds = _seeds(arguments.get("generator"), seed, seed_given, count)
+    unseeded = not asked.includes("seeded") and not seed_given
+    if unseeded and arguments.get("generator") is None:
+        seeds = Seeds(None, (), "global")  # nothing may be drawn: the program's own numbers must stay what they were
+    else:
+        seeds = _seeds(arguments.get("generator"), seed, seed_given, count)
     described = {name: describe(value) for name, value in arguments.items()}
     no_layers: tuple[str, ...] = ()
-    with level(asked) as achieved, _observed(pipe, audit=asked.audit) as seen:
-        if not asked.includes("seeded") and not seed_given:
+    with level(asked) as achieved, observed(pipe, audit=asked.audit) as seen:
+        if unseeded:
             output, log, leaked = method(pipe, **arguments), NoiseLog(), no_layers
         else:
             if seeds.source != "generator" and "generator" in accepted:
+                assert seeds.root is not None
                 drawn = generators(seeds.root, count)
                 arguments["generator"] = drawn if count > 1 else drawn[0]
             output, log, leaked = _run(pipe, method, arguments, seeds, count, achieved)
-    record = _record(pipe, described, seeds, asked, achieved, outcome, _results(output, log, seen, asked), leaked)
+    record = recorder.record(
+        pipe,
+        method=method.__name__,
+        call=described,
+        seeds=seeds,
+        asked=asked,
+        achieved=achieved,
+        results=results(output, log, seen, asked),
+        leaked=leaked,
+    )
     return _attach(output, record)
 
 
@@ -186,104 +178,6 @@ def _joined(values: list[Any]) -> Any:
     if isinstance(first, (list, tuple)):
         return [item for value in values for item in value]
     return first
-
-
-def _record(
-    pipe: Any,
-    call: Mapping[str, Any],
-    seeds: Seeds,
-    asked: Level,
-    achieved: Achieved,
-    outcome: Outcome,
-    results: Mapping[str, Any],
-    leaked: tuple[str, ...],
-) -> RunRecord:
-    model = getattr(getattr(pipe, "config", None), "_name_or_path", None)
-    scheduler = getattr(pipe, "scheduler", None)
-    notes = [*achieved.notes]
-    if leaked:
-        notes.append(
-            f"The pipeline drew from a global generator ({', '.join(leaked)}); it was seeded with the root seed."
-        )
-    return RunRecord(
-        pipeline={
-            "class": type(pipe).__name__,
-            "model": str(model) if model else None,
-            "revision": None,
-            "scheduler": type(scheduler).__name__ if scheduler is not None else None,
-        },
-        call=call,
-        seeds=seeds.to_json(),
-        level={
-            "asked": str(asked),
-            "achieved": achieved.level,
-            "flags": dict(achieved.flags),
-            "notes": notes,
-        },
-        results=results,
-        outcome=outcome.status,
-        key=outcome.key.hex if outcome.key else None,
-        manifest=outcome.manifest.hex if outcome.manifest else None,
-        versions=toolchain_factors(graph_format=GRAPH_FORMAT),
-        machine=machine_factors(execution_device(pipe, graph_parts.find_parts(pipe))),
-    )
-
-
-@dataclass
-class Seen:
-    """What the frozen parts were given and returned: the latents that were decoded, and every output for an audit."""
-
-    latents: str | None = None
-    steps: list[dict[str, Any]] = field(default_factory=list)
-
-
-@contextmanager
-def _observed(pipe: Any, *, audit: bool) -> Iterator[Seen]:
-    seen = Seen()
-    calls: Counter[str] = Counter()
-
-    def observe(name: str, tensors: list[torch.Tensor], output: Any) -> None:
-        if name.endswith("decoder") and tensors:
-            seen.latents = digest_array(tensors[0])
-        if audit:
-            first = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor))
-            seen.steps.append({"step": calls[name], "part": name, "sha256": digest_array(first)})
-            calls[name] += 1
-
-    states = graph_parts.frozen_parts(pipe).values()
-    for state in states:
-        state.observer = observe
-    try:
-        yield seen
-    finally:
-        for state in states:
-            state.observer = None
-
-
-def _results(output: Any, log: NoiseLog, seen: Seen, asked: Level) -> dict[str, Any]:
-    results: dict[str, Any] = {
-        "noise": log.sha256 if log.draws else None,
-        "latents": seen.latents,
-        "pixels": _pixels(output),
-    }
-    if asked.audit:
-        results["steps"] = seen.steps
-    return results
-
-
-def _pixels(output: Any) -> list[str]:
-    """SHA-256 of each image or array of an output, in order."""
-    values = list(output.values()) if isinstance(output, Mapping) else [output]
-    digests: list[str] = []
-    for value in values:
-        for item in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(item, Image.Image):
-                digests.append(pixels_sha256(item))
-            elif isinstance(item, np.ndarray):
-                digests.extend(digest_array(sample) for sample in item)
-            elif isinstance(item, torch.Tensor):
-                digests.extend(digest_array(sample) for sample in (item if item.ndim else item[None]))
-    return digests
 
 
 def _attach(output: Any, record: RunRecord) -> Any:

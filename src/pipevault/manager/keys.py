@@ -44,7 +44,7 @@ def build_key(
             "architecture": {name: architecture(module) for name, module in parts.items()},
             "weights": weights,
             "call": {**shape_factors(shape), "autocast": _autocast(device)},
-            "dtype": {name: _dtype(module) for name, module in parts.items()},
+            "dtype": {name: module_dtype(module) for name, module in parts.items()},
             "machine": machine_factors(device),
             "toolchain": toolchain_factors(graph_format=GRAPH_FORMAT),
             "backend": {"name": backend, **build.to_json()},
@@ -139,6 +139,6 @@ def _autocast(device: torch.device) -> str | None:
     return str(torch.get_autocast_dtype(device.type))[6:]
 
 
-def _dtype(module: nn.Module) -> str | None:
+def module_dtype(module: nn.Module) -> str | None:
     tensor = next((t for t in module.parameters() if t.is_floating_point()), None)
     return None if tensor is None else str(tensor.dtype)[6:]

@@ -10,7 +10,7 @@ import functools
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -19,6 +19,10 @@ from pipevault.errors import SettingsError
 from pipevault.graphs.part import FrozenPart, unfrozen
 from pipevault.manager.guard import Guard
 from pipevault.manager.outcome import Outcome
+from pipevault.manager.recorded_weights import ORIGINS, RecordedWeights
+
+if TYPE_CHECKING:
+    from pipevault.manager.run_record import Recorder
 
 STATE = "_pipevault"
 GENERATING = ("__call__", "generate")
@@ -35,8 +39,18 @@ class LoadedState:
     owner: weakref.ref[Any]
     digests: Mapping[str, str] = field(default_factory=dict)
     level: str = "repeatable"
+    load: Mapping[str, Any] = field(default_factory=dict)
+    recorder: Recorder | None = None
     guard: Guard | None = None
     generating: bool = False
+
+    def get_recorder(self, pipe: Any) -> Recorder:
+        if self.recorder is None:
+            from pipevault.manager.run_record import Recorder
+
+            origins = vars(pipe).get(ORIGINS)
+            self.recorder = Recorder(self.outcome, self.load, RecordedWeights(origins))
+        return self.recorder
 
     def check(self, pipe: Any) -> None:
         """Raises :class:`~pipevault.errors.ChangedPartError` if the pipeline is not the one that was frozen."""
@@ -51,10 +65,12 @@ class FrozenPipeline:
     _pipevault_original_class: type[Any]
 
 
-def attach_state(pipe: Any, outcome: Outcome, digests: Mapping[str, str], *, level: str) -> None:
-    """Remember what a load did; with frozen parts the pipeline is guarded from now on."""
+def attach_state(
+    pipe: Any, outcome: Outcome, digests: Mapping[str, str], *, level: str, load: Mapping[str, Any] | None = None
+) -> None:
+    """Remember what a load did, and how it was asked for; with frozen parts the pipeline is guarded from now on."""
     release_class(pipe)
-    object.__setattr__(pipe, STATE, LoadedState(outcome, weakref.ref(pipe), digests, level))
+    object.__setattr__(pipe, STATE, LoadedState(outcome, weakref.ref(pipe), digests, level, load or {}))
     if digests:
         pipe.__class__ = freeze_pipeline_class(type(pipe))  # type: ignore[arg-type]
 
@@ -108,7 +124,9 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
         state.check(pipe)
         state.generating = True
         try:
-            return generate(pipe, method, args, kwargs, asked=parse_level(state.level), outcome=state.outcome)
+            return generate(
+                pipe, method, args, kwargs, asked=parse_level(state.level), recorder=state.get_recorder(pipe)
+            )
         finally:
             state.generating = False
 

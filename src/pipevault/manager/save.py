@@ -21,7 +21,7 @@ def save(output: Any, path: str | Path, *, fps: float = 8.0) -> list[Path]:
     :mod:`pipevault.determinism.embed`.
     """
     record, path = record_of(output), Path(path)
-    images = _images(output)
+    images = images_of(output)
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return [write_video(images, path, record, fps=fps), write_sidecar(path, record)]
     written: list[Path] = []
@@ -34,7 +34,8 @@ def save(output: Any, path: str | Path, *, fps: float = 8.0) -> list[Path]:
     return written
 
 
-def _images(output: Any) -> list[Image.Image]:
+def images_of(output: Any) -> list[Image.Image]:
+    """The images of ``output``, or the frames of its first video. :class:`SettingsError` if it holds none."""
     for value in output.values() if isinstance(output, Mapping) else ():
         items = value if isinstance(value, list) else []
         if items and isinstance(items[0], list):

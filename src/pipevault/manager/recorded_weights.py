@@ -1,0 +1,99 @@
+"""Digests of a pipeline's weights for its run records: computed at the first generation, and again only for parts
+whose weights moved. What a part's files give is remembered across processes in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pipevault.digest import canonical_json
+from pipevault.errors import CannotFreezeError, VaultError
+from pipevault.fingerprint.origin import weights_origin
+from pipevault.fingerprint.weights import weights_digest
+from pipevault.fingerprint.weights_stamp import Stamp, weights_stamp
+from pipevault.graphs import parts as graph_parts
+from pipevault.settings import default_dir
+from pipevault.store.atomic import make_folder, write_file
+
+logger = logging.getLogger("pipevault")
+
+ORIGINS = "_pipevault_origins"
+"""Attribute of a pipeline that :func:`note_origins` looked at: for each part the name of its files, and its stamp."""
+
+_MEMORY_VERSION = 1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class RecordedWeights:
+    def __init__(self, origins: Mapping[str, tuple[str, Stamp]] | None = None) -> None:
+        self._origins = dict(origins or {})
+        self._known: dict[str, tuple[Stamp, str]] = {}
+
+    def digests(self, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+        """Hex SHA-256 of each of ``modules``, as :func:`~pipevault.fingerprint.weights.weights_digest` computes it; one
+        whose weights cannot be read as plain bytes is left out.
+        """
+        found: dict[str, str] = {}
+        for name, module in modules.items():
+            stamp = weights_stamp(module)
+            known = self._known.get(name)
+            if known is None or known[0] != stamp:
+                try:
+                    known = (stamp, self._digest(name, module, stamp))
+                except CannotFreezeError as error:
+                    logger.debug("the weights of %s are not recorded: %s", name, error)
+                    continue
+                self._known[name] = known
+            found[name] = known[1]
+        return found
+
+    def _digest(self, name: str, module: Any, stamp: Stamp) -> str:
+        origin, opened = self._origins.get(name, (None, None))
+        if origin is None or opened != stamp:
+            return weights_digest(module)
+        file = memory_file(origin, name)
+        digest = _remembered(file)
+        if digest is None:
+            digest = weights_digest(module)
+            _remember(file, digest)
+        return digest
+
+
+def note_origins(pipe: Any, options: Mapping[str, Any]) -> None:
+    """Remember on ``pipe``, which was opened with ``options`` just now, which files its parts come from."""
+    origins: dict[str, tuple[str, Stamp]] = {}
+    for name, module in graph_parts.find_parts(pipe).items():
+        if origin := weights_origin(graph_parts.get_part(pipe, name.partition(".")[0]), options):
+            origins[name] = (origin, weights_stamp(module))
+    object.__setattr__(pipe, ORIGINS, origins)
+
+
+def memory_file(origin: str, part: str) -> Path:
+    """Where the digest of a part that comes from ``origin`` is remembered."""
+    return default_dir().parent / "weights" / f"{origin}-{part}.json"
+
+
+def _remembered(file: Path) -> str | None:
+    try:
+        document = json.loads(file.read_bytes())
+        digest = document["sha256"]
+        version = document["pipevault_weights"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None  # absent, or not ours: computed again and written anew
+    fits = version == _MEMORY_VERSION and isinstance(digest, str) and _SHA256.fullmatch(digest)
+    return digest if fits else None
+
+
+def _remember(file: Path, digest: str) -> None:
+    try:
+        make_folder(file.parent)
+        write_file(file, canonical_json({"pipevault_weights": _MEMORY_VERSION, "sha256": digest}))
+    except VaultError as error:  # a full or read-only cache folder costs time, nothing else
+        logger.debug("the digest of weights is not remembered: %s", error)

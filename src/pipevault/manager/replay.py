@@ -1,0 +1,304 @@
+"""Doing a recorded generation again and comparing it bit by bit with its record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from pipevault.determinism.describe import describe, pixels_sha256
+from pipevault.determinism.embed import read_record
+from pipevault.determinism.metrics import Distance, distance
+from pipevault.determinism.record import RunRecord
+from pipevault.errors import (
+    BadCallError,
+    ChangedWeightsError,
+    DifferentKeyError,
+    OtherMachineError,
+    SettingsError,
+    UnknownKeyError,
+    UnknownRecordKeyError,
+)
+from pipevault.fingerprint.machine import machine_factors
+from pipevault.graphs import parts as graph_parts
+from pipevault.key import Difference, Key, leaf_differences
+from pipevault.manager.cache import PipelineCache
+from pipevault.manager.generation import record_of
+from pipevault.manager.keys import execution_device
+from pipevault.manager.outcome import Progress
+from pipevault.manager.recorded_weights import RecordedWeights
+from pipevault.manager.run_record import versions
+
+LOSSLESS_SUFFIXES = (".png",)
+_LISTED = 3
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """``what`` is ``file``, ``version``, ``entry``, ``noise``, ``step``, ``latents`` or ``pixels``."""
+
+    what: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """``divergences`` in the order in which a generation goes, so that the first is nearest to the cause.
+
+    ``distance`` is that of the new picture from the one in the file, where another machine was allowed.
+    """
+
+    record: RunRecord
+    again: RunRecord
+    divergences: tuple[Divergence, ...]
+    output: Any
+    distance: Distance | None = None
+
+    @property
+    def equal(self) -> bool:
+        """Whether every recorded result came out again, bit by bit."""
+        return self.record.results == self.again.results and not any(d.what == "file" for d in self.divergences)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "equal": self.equal,
+            "divergences": [{"what": one.what, "detail": one.detail} for one in self.divergences],
+            "expected": self.record.results,
+            "actual": self.again.results,
+            "distance": None if self.distance is None else self.distance.to_json(),
+        }
+
+
+def replay(
+    source: str | Path | RunRecord,
+    pipe: Any,
+    *,
+    dir: str | Path | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    allow_other_machine: bool = False,
+    progress: Progress | None = None,
+) -> Replay:
+    """Load ``pipe`` as the record of ``source`` tells, generate again, compare.
+
+    ``pipe`` is the recorded pipeline, constructed anew. ``inputs`` gives the arguments that a record holds by digest
+    only, such as images. Nothing is compiled, unless ``allow_other_machine``: then other machines, versions and
+    entries are no errors, and the distance between the pictures is measured instead.
+
+    Raises the :class:`~pipevault.errors.RecordError` that fits; :class:`OtherMachineError`;
+    :class:`ChangedWeightsError`; :class:`UnknownRecordKeyError` if the vault does not hold the recorded entry;
+    :class:`DifferentKeyError` if versions or settings give another key; :class:`BadCallError` for inputs that are
+    missing, or are others; :class:`SettingsError` for another pipeline.
+    """
+    record = source if isinstance(source, RunRecord) else read_record(source)
+    _check_pipeline(record, pipe)
+    arguments = _arguments(record, dict(inputs or {}))
+    if not allow_other_machine:
+        _check_machine(record, pipe)
+    found = list(_divergent_versions(record))
+    _check_weights(record, pipe)
+    cache = _cache(record, dir, progress, allow_other_machine=allow_other_machine)
+    shapes, parts = _shapes(record, arguments), record.pipeline["load"]["parts"]
+    if not allow_other_machine:
+        found += _divergent_entry(record, cache.key(pipe, parts=parts, **shapes[0]), cache, found)
+    cache.load(pipe, shapes=shapes, parts=parts)
+    output = getattr(pipe, record.pipeline.get("method", "__call__"))(**arguments, **_seeding(record))
+    again = record_of(output)
+    found += _divergent_results(record.results, again.results)
+    picture = _picture(source)
+    if picture is not None and (damage := _divergent_file(record, picture)):
+        found.insert(0, damage)
+    measured = None
+    if allow_other_machine and picture is not None:
+        measured = distance(picture, _new_picture(output, record.sample or 0).convert(picture.mode))
+    return Replay(record, again, tuple(found), output, measured)
+
+
+def _check_pipeline(record: RunRecord, pipe: Any) -> None:
+    if type(pipe).__name__ != record.pipeline["class"]:
+        raise SettingsError(
+            f"The record is of a {record.pipeline['class']}, and this is a {type(pipe).__name__}. Open the recorded "
+            f"model: {record.pipeline['model'] or 'its name is not in the record'}."
+        )
+    if "load" not in record.pipeline or record.key is None:
+        raise SettingsError("The record does not tell how its pipeline was loaded, so it cannot be replayed.")
+
+
+def _arguments(record: RunRecord, inputs: dict[str, Any]) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    for name, value in record.call.items():
+        if name == "generator":
+            continue
+        if name in inputs:
+            given = inputs.pop(name)
+            if describe(given) != value:
+                raise BadCallError(f"{name} is not what was recorded: {describe(given)}, and the record has {value}.")
+            arguments[name] = given
+        elif _is_whole(value):
+            arguments[name] = value
+        else:
+            raise BadCallError(f"The record holds {name} by its digest only. Give it as an input: {name}=….")
+    if inputs:
+        raise BadCallError(
+            f"The recorded call has no {', '.join(inputs)}. It has {', '.join(record.call) or 'nothing'}."
+        )
+    return arguments
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether the recorded form is the value itself."""
+    if isinstance(value, Mapping):
+        return "kind" not in value and all(map(_is_whole, value.values()))
+    return all(map(_is_whole, value)) if isinstance(value, list) else True
+
+
+def _check_machine(record: RunRecord, pipe: Any) -> None:
+    here = machine_factors(execution_device(pipe, graph_parts.find_parts(pipe)))
+    if differences := leaf_differences(here, record.machine, "machine"):
+        raise OtherMachineError(
+            f"The record is of another machine type, whose bits cannot be promised here: {_listed(differences)}. "
+            "Replay it there, or measure the distance with --allow-other-machine.",
+            tuple(map(str, differences)),
+        )
+
+
+def _check_weights(record: RunRecord, pipe: Any) -> None:
+    here = RecordedWeights().digests(graph_parts.find_parts(pipe)) if record.weights else {}
+    changed = tuple(name for name, digest in record.weights.items() if here.get(name) != digest)
+    if changed:
+        raise ChangedWeightsError(
+            f"The weights of {', '.join(changed)} are not those of the record. Open the model as it was then "
+            f"({record.pipeline['model'] or 'not named in the record'}), LoRAs fused as they were.",
+            changed,
+        )
+
+
+def _cache(record: RunRecord, dir: str | Path | None, progress: Progress | None, *, allow_other_machine: bool) -> Any:
+    load = record.pipeline["load"]
+    mode = "compile" if allow_other_machine else "require"
+    return PipelineCache(
+        dir,
+        mode=mode,
+        backend=load["backend"],
+        weights=load["weights"],
+        level=record.level["asked"],
+        build_config=load["build_config"],
+        progress=progress,
+    )
+
+
+def _shapes(record: RunRecord, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    shapes = []
+    for shape in record.pipeline["load"]["shapes"]:
+        named = shape["call"]
+        if named == "function":
+            raise BadCallError(
+                "The recorded pipeline was loaded with a function as its call, which no record can hold. Load it that "
+                "way and call it with the recorded seed."
+            )
+        if missing := [name for name in named or () if name not in arguments]:
+            raise BadCallError(f"The pipeline was loaded for a call with {', '.join(missing)}. Give them as inputs.")
+        shapes.append({**shape, "call": None if named is None else {name: arguments[name] for name in named}})
+    return shapes
+
+
+def _divergent_versions(record: RunRecord) -> Iterator[Divergence]:
+    if differences := leaf_differences(versions(), record.versions, ""):
+        yield Divergence("version", _listed(differences))
+
+
+def _divergent_entry(
+    record: RunRecord, key: Key, cache: PipelineCache, versions_differ: Sequence[Divergence]
+) -> Iterator[Divergence]:
+    """Raises where the recorded entry cannot be the one that is loaded."""
+    assert record.key is not None
+    known = "".join(f" Also, {one}." for one in versions_differ)
+    try:
+        recorded = cache.vault.find(record.key)
+    except UnknownKeyError as error:
+        raise UnknownRecordKeyError(
+            f"The vault {cache.vault.root} does not hold the entry {record.key[:12]} that the record names.{known} "
+            "Give the vault that does (--dir), or measure the distance with --allow-other-machine.",
+            record.key,
+        ) from error
+    if differences := key.differences(recorded.key):
+        first = "version" if differences[0].factor.startswith("toolchain.") else "settings"
+        raise DifferentKeyError(
+            f"This pipeline has another key than the recorded one, so it would run other graphs; {first}: "
+            f"{_listed(differences)}. Install and set what the record names, or measure the distance with "
+            "--allow-other-machine.",
+            tuple(map(str, differences)),
+        )
+    if recorded.manifest_digest.hex != record.manifest:
+        yield Divergence("entry", f"{record.key[:12]} was frozen anew since the record was made")
+
+
+def _seeding(record: RunRecord) -> dict[str, Any]:
+    seeds = record.seeds
+    if seeds["source"] != "generator":
+        if seeds["root"] is None:
+            raise BadCallError("The recorded generation was not seeded (level off), so it cannot be done again.")
+        return {"seed": seeds["root"]}
+    described = record.call["generator"]
+    listed = described if isinstance(described, list) else [described]
+    if not all(one["fresh"] for one in listed):
+        raise BadCallError(
+            "A generator of the recorded call had been drawn from before, so its seed alone does not give its numbers "
+            "again. Pass fresh generators, or seed=."
+        )
+    made = [torch.Generator(one["device"]).manual_seed(one["seed"]) for one in listed]
+    return {"generator": made if isinstance(described, list) else made[0]}
+
+
+def _divergent_results(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> Iterator[Divergence]:
+    if expected["noise"] != actual["noise"]:
+        yield Divergence("noise", "other random numbers were drawn")
+    steps = zip(expected.get("steps", ()), actual.get("steps", ()), strict=False)
+    if first := next((pair for pair in steps if pair[0] != pair[1]), None):
+        then, now = first
+        other = "" if then["part"] == now["part"] else f", where {now['part']} ran now"
+        yield Divergence("step", f"call {then['step']} of {then['part']} returned other bits{other}")
+    elif len(expected.get("steps", ())) != len(actual.get("steps", ())):
+        yield Divergence("step", f"{len(actual['steps'])} calls of parts, {len(expected['steps'])} recorded")
+    if expected["latents"] != actual["latents"]:
+        yield Divergence("latents", "the decoder was given other latents")
+    then, now = expected["pixels"], actual["pixels"]
+    if then != now:
+        differing = [str(i) for i, pair in enumerate(zip(then, now, strict=False)) if pair[0] != pair[1]]
+        counts = "" if len(then) == len(now) else f"; {len(now)} samples, {len(then)} recorded"
+        yield Divergence("pixels", f"samples {', '.join(differing) or 'none'} of {len(then)} differ{counts}")
+
+
+def _picture(source: Any) -> Image.Image | None:
+    """The picture of a file that keeps every bit."""
+    if isinstance(source, RunRecord) or Path(source).suffix.lower() not in LOSSLESS_SUFFIXES:
+        return None
+    with Image.open(source) as image:
+        image.load()
+        return image
+
+
+def _divergent_file(record: RunRecord, picture: Image.Image) -> Divergence | None:
+    recorded = record.results["pixels"]
+    index = record.sample or 0
+    if index < len(recorded) and pixels_sha256(picture) != recorded[index]:
+        return Divergence("file", "the picture in the file is not the one that its record tells of")
+    return None
+
+
+def _new_picture(output: Any, index: int) -> Image.Image:
+    from pipevault.manager.save import images_of
+
+    return images_of(output)[index]
+
+
+def _listed(differences: tuple[Difference, ...]) -> str:
+    listed = "; ".join(f"{d.factor} {d.theirs!r} then, {d.ours!r} here" for d in differences[:_LISTED])
+    more = len(differences) - _LISTED
+    return f"{listed}; and {more} more" if more > 0 else listed

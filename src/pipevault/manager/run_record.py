@@ -1,0 +1,171 @@
+"""Writing down a generation: what the parts were given and returned, what came out, and the record of it all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils._pytree import tree_leaves
+
+from pipevault.determinism.describe import digest_array, pixels_sha256
+from pipevault.determinism.levels import Achieved, Level
+from pipevault.determinism.noise import NoiseLog
+from pipevault.determinism.record import RunRecord
+from pipevault.digest import digest_bytes
+from pipevault.fingerprint.machine import machine_factors
+from pipevault.fingerprint.toolchain import package_version, toolchain_factors
+from pipevault.graphs import parts as graph_parts
+from pipevault.graphs.inductor import GRAPH_FORMAT
+from pipevault.manager.keys import execution_device
+from pipevault.manager.outcome import Outcome
+from pipevault.manager.recorded_weights import RecordedWeights
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """``samples`` has a seed for each sample; ``source`` is ``argument``, ``random``, ``generator`` or ``global``.
+
+    Without a root, nothing was seeded: the level was ``off``.
+    """
+
+    root: int | None
+    samples: tuple[int, ...]
+    source: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"root": self.root, "samples": list(self.samples), "source": self.source}
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """What all records of a loaded pipeline share. ``load`` tells in plain JSON how it was loaded."""
+
+    outcome: Outcome
+    load: Mapping[str, Any] = field(default_factory=dict)
+    weights: RecordedWeights = field(default_factory=RecordedWeights)
+
+    def record(
+        self,
+        pipe: Any,
+        *,
+        method: str,
+        call: Mapping[str, Any],
+        seeds: Seeds,
+        asked: Level,
+        achieved: Achieved,
+        results: Mapping[str, Any],
+        leaked: Sequence[str],
+    ) -> RunRecord:
+        """``leaked`` names the layers of randomness that the pipeline drew from beside its generators."""
+        modules = graph_parts.find_parts(pipe)
+        model = getattr(getattr(pipe, "config", None), "_name_or_path", None)
+        scheduler = getattr(pipe, "scheduler", None)
+        notes = [*achieved.notes]
+        if leaked:
+            notes.append(
+                f"The pipeline drew from a global generator ({', '.join(leaked)}); it was seeded with the root seed."
+            )
+        return RunRecord(
+            pipeline={
+                "class": type(pipe).__name__,
+                "model": str(model) if model else None,
+                "revision": None,
+                "scheduler": type(scheduler).__name__ if scheduler is not None else None,
+                "method": method,
+                "load": self.load,
+            },
+            call=call,
+            seeds=seeds.to_json(),
+            level={
+                "asked": str(asked),
+                "achieved": achieved.level,
+                "flags": dict(achieved.flags),
+                "notes": notes,
+            },
+            results=results,
+            outcome=self.outcome.status,
+            key=self.outcome.key.hex if self.outcome.key else None,
+            manifest=self.outcome.manifest.hex if self.outcome.manifest else None,
+            weights=self.weights.digests(modules),
+            versions=versions(),
+            machine=machine_factors(execution_device(pipe, modules)),
+        )
+
+
+def versions() -> dict[str, str]:
+    """Of everything whose change can move a bit, pipevault included."""
+    return {
+        "pipevault": package_version("pipevault"),
+        "numpy": np.__version__,
+        **toolchain_factors(graph_format=GRAPH_FORMAT),
+    }
+
+
+@dataclass
+class Seen:
+    """What the frozen parts were given and returned: the latents that were decoded, and every output for an audit."""
+
+    decoded: list[str] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def latents(self) -> str | None:
+        """SHA-256 of the latents; where they were decoded in several calls, over the digests of each."""
+        if len(self.decoded) > 1:
+            return digest_bytes("".join(self.decoded).encode("ascii")).hex
+        return self.decoded[0] if self.decoded else None
+
+
+@contextmanager
+def observed(pipe: Any, *, audit: bool) -> Iterator[Seen]:
+    seen = Seen()
+    calls: Counter[str] = Counter()
+
+    def observe(name: str, tensors: list[torch.Tensor], output: Any) -> None:
+        if name.endswith("decoder") and tensors:
+            seen.decoded.append(digest_array(tensors[0]))
+        if audit:
+            first = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor))
+            seen.steps.append({"step": calls[name], "part": name, "sha256": digest_array(first)})
+            calls[name] += 1
+
+    states = graph_parts.frozen_parts(pipe).values()
+    for state in states:
+        state.observer = observe
+    try:
+        yield seen
+    finally:
+        for state in states:
+            state.observer = None
+
+
+def results(output: Any, log: NoiseLog, seen: Seen, asked: Level) -> dict[str, Any]:
+    results: dict[str, Any] = {
+        "noise": log.sha256 if log.draws else None,
+        "latents": seen.latents,
+        "pixels": _pixels(output),
+    }
+    if asked.audit:
+        results["steps"] = seen.steps
+    return results
+
+
+def _pixels(output: Any) -> list[str]:
+    """SHA-256 of each image or array of an output, in order."""
+    values = list(output.values()) if isinstance(output, Mapping) else [output]
+    digests: list[str] = []
+    for value in values:
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(item, Image.Image):
+                digests.append(pixels_sha256(item))
+            elif isinstance(item, np.ndarray):
+                digests.extend(digest_array(sample) for sample in item)
+            elif isinstance(item, torch.Tensor):
+                digests.extend(digest_array(sample) for sample in (item if item.ndim else item[None]))
+    return digests

@@ -1,0 +1,62 @@
+"""The stamp of weights moves with every write, and with nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from pipevault.fingerprint.weights_stamp import weights_stamp
+
+
+@pytest.fixture
+def module() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)).eval()
+
+
+def test_inference_moves_nothing(module: nn.Module) -> None:
+    before = weights_stamp(module)
+    with torch.no_grad():
+        module(torch.randn(2, 8))
+    assert weights_stamp(module) == before
+
+
+def _replace(module: nn.Module) -> None:
+    module[0].weight = nn.Parameter(module[0].weight.detach().clone())  # type: ignore[index]
+
+
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "in place": lambda m: m[0].weight.detach().mul_(2),  # type: ignore[index]
+    "through data": lambda m: m[0].weight.data.mul_(2),  # type: ignore[index]
+    "as peft merges": lambda m: setattr(m[0].weight, "data", m[0].weight.data.add_(1)),  # type: ignore[index]
+    "new data": lambda m: setattr(m[0].weight, "data", m[0].weight.data + 1),  # type: ignore[index]
+    "new parameter": _replace,
+    "buffer": lambda m: m[1].running_mean.add_(1),  # type: ignore[index]
+    "dtype": lambda m: m.half(),
+    "removed": lambda m: setattr(m[0], "bias", None),  # type: ignore[index]
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_write_moves_it(module: nn.Module, change: str) -> None:
+    before = weights_stamp(module)
+    with torch.no_grad():
+        CHANGES[change](module)
+    assert weights_stamp(module) != before
+
+
+def test_weights_without_bytes_to_look_at() -> None:
+    with torch.device("meta"):
+        meta = nn.Linear(2, 2)
+    assert weights_stamp(meta) == weights_stamp(meta)
+    with torch.inference_mode():
+        made_in_inference_mode = nn.Linear(4, 4)
+        before = weights_stamp(made_in_inference_mode)
+        made_in_inference_mode.weight.mul_(2)
+    assert weights_stamp(made_in_inference_mode) != before
+    gaps = nn.Linear(2, 2)
+    gaps.weight = nn.Parameter(torch.randn(4, 4)[::2, ::2])
+    assert weights_stamp(gaps) == weights_stamp(gaps)

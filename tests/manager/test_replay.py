@@ -1,0 +1,284 @@
+"""Replaying records: equal bits, and what is named where they differ."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import pipevault
+from pipelines import FAST_BUILD, stable_diffusion
+from pipevault.cli import replay as replay_command
+from pipevault.cli.app import app
+from pipevault.determinism.embed import write_image
+from pipevault.determinism.record import RunRecord
+from pipevault.errors import (
+    BadCallError,
+    ChangedWeightsError,
+    DifferentKeyError,
+    NoRecordError,
+    OtherMachineError,
+    RecordDigestError,
+    SettingsError,
+    UnknownRecordKeyError,
+)
+from pipevault.manager import replay as replay_module
+
+
+def make_pipeline(tmp_path: Path) -> Any:
+    pipe = stable_diffusion(tmp_path / "tokenizer")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def draw(frozen_vault: Path, tmp_path: Path) -> Callable[..., Any]:
+    def draw(*, level: str = "repeatable", **arguments: Any) -> Any:
+        cache = pipevault.PipelineCache(frozen_vault, mode="require", build_config=FAST_BUILD, level=level)
+        pipe = cache.load(make_pipeline(tmp_path))
+        if "seed" not in arguments and "generator" not in arguments:
+            arguments["seed"] = 7
+        return pipe(**{"prompt": "a cat", "num_inference_steps": 2, **arguments})
+
+    return draw
+
+
+@pytest.fixture
+def saved(draw: Callable[..., Any], tmp_path: Path) -> Path:
+    path = tmp_path / "cat.png"
+    pipevault.save(draw(), path)
+    return path
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Any:
+    """The same model, constructed anew."""
+    return make_pipeline(tmp_path)
+
+
+def changed(record: RunRecord, **fields: Any) -> RunRecord:
+    return replace(record, **{name: {**getattr(record, name), **value} for name, value in fields.items()})
+
+
+@pytest.mark.parametrize("source", ["cat.png", "cat.png.json"])
+def test_a_saved_output_comes_out_again(saved: Path, pipe: Any, frozen_vault: Path, source: str) -> None:
+    result = pipevault.replay(saved.with_name(source), pipe, dir=frozen_vault)
+    assert result.equal
+    assert result.divergences == ()
+    assert result.again.results["pixels"] == result.record.results["pixels"]
+    assert result.again.weights == result.record.weights
+    assert set(result.record.weights) == {"unet", "vae.decoder", "vae.encoder", "text_encoder"}
+
+
+@pytest.mark.parametrize("call", [{"seed": -1}, {"num_inference_steps": 3, "guidance_scale": 5.0}])
+def test_every_argument_is_replayed(
+    draw: Callable[..., Any], pipe: Any, frozen_vault: Path, call: dict[str, Any]
+) -> None:
+    assert pipevault.replay(pipevault.record_of(draw(**call)), pipe, dir=frozen_vault).equal
+
+
+def test_generators_of_the_caller_are_made_again(draw: Callable[..., Any], pipe: Any, frozen_vault: Path) -> None:
+    record = pipevault.record_of(draw(generator=torch.Generator().manual_seed(3)))
+    assert pipevault.replay(record, pipe, dir=frozen_vault).equal
+
+
+def test_a_generator_that_was_drawn_from_cannot_be_made_again(
+    draw: Callable[..., Any], pipe: Any, frozen_vault: Path
+) -> None:
+    used = torch.Generator().manual_seed(3)
+    torch.randn(1, generator=used)
+    with pytest.raises(BadCallError, match="drawn from before"):
+        pipevault.replay(pipevault.record_of(draw(generator=used)), pipe, dir=frozen_vault)
+
+
+def test_what_was_not_seeded_cannot_be_replayed(draw: Callable[..., Any], pipe: Any, frozen_vault: Path) -> None:
+    record = pipevault.record_of(draw(level="off", generator=None))
+    assert record.seeds == {"root": None, "samples": [], "source": "global"}
+    with pytest.raises(BadCallError, match="not seeded"):
+        pipevault.replay(record, pipe, dir=frozen_vault)
+
+
+@pytest.mark.parametrize(
+    ("results", "first"),
+    [
+        ({"noise": "0" * 64, "latents": "0" * 64, "pixels": ["0" * 64]}, "noise"),
+        ({"latents": "0" * 64, "pixels": ["0" * 64]}, "latents"),
+        ({"pixels": ["0" * 64]}, "pixels"),
+        ({"pixels": []}, "pixels"),
+    ],
+)
+def test_the_first_difference_comes_first(
+    saved: Path, pipe: Any, frozen_vault: Path, results: dict[str, Any], first: str
+) -> None:
+    record = changed(pipevault.read_record(saved), results=results)
+    result = pipevault.replay(record, pipe, dir=frozen_vault)
+    assert not result.equal
+    assert [divergence.what for divergence in result.divergences] == list(results)
+    assert result.divergences[0].what == first
+
+
+def test_an_audit_names_the_step_and_the_part(draw: Callable[..., Any], pipe: Any, frozen_vault: Path) -> None:
+    record = pipevault.record_of(draw(level="repeatable+audit"))
+    assert pipevault.replay(record, pipe, dir=frozen_vault).equal
+    steps = copy.deepcopy(record.results["steps"])
+    second = [index for index, step in enumerate(steps) if step["part"] == "unet"][1]
+    steps[second]["sha256"] = "0" * 64
+    result = pipevault.replay(changed(record, results={"steps": steps}), pipe, dir=frozen_vault)
+    assert not result.equal
+    assert str(result.divergences[0]) == "step: call 1 of unet returned other bits"
+    shorter = pipevault.replay(changed(record, results={"steps": steps[:second]}), pipe, dir=frozen_vault)
+    assert f"{len(steps)} calls of parts, {second} recorded" in str(shorter.divergences[0])
+
+
+def test_a_picture_that_was_painted_over_is_noticed(saved: Path, pipe: Any, frozen_vault: Path) -> None:
+    with Image.open(saved) as image:
+        picture = image.copy()
+    picture.putpixel((3, 3), tuple(255 - value for value in picture.getpixel((3, 3))))  # type: ignore[union-attr, arg-type]
+    write_image(picture, saved, pipevault.read_record(saved), index=0)
+    result = pipevault.replay(saved, pipe, dir=frozen_vault)
+    assert not result.equal
+    assert [divergence.what for divergence in result.divergences] == ["file"]
+
+
+def test_other_weights(saved: Path, pipe: Any, frozen_vault: Path) -> None:
+    with torch.no_grad():
+        next(pipe.unet.parameters()).add_(1.0)
+    with pytest.raises(ChangedWeightsError, match="unet") as caught:
+        pipevault.replay(saved, pipe, dir=frozen_vault)
+    assert caught.value.parts == ("unet",)
+
+
+def test_another_machine(saved: Path, pipe: Any, frozen_vault: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = replay_module.machine_factors
+    monkeypatch.setattr(replay_module, "machine_factors", lambda device: {**real(device), "threads": 77})
+    with pytest.raises(OtherMachineError, match=r"machine\.threads 1 then, 77 here") as caught:
+        pipevault.replay(saved, pipe, dir=frozen_vault)
+    assert caught.value.differences
+    result = pipevault.replay(saved, pipe, dir=frozen_vault, allow_other_machine=True)
+    assert result.distance is not None
+    assert result.distance.differing_share == 0
+
+
+def test_other_versions_are_told_even_where_the_bits_are_equal(saved: Path, pipe: Any, frozen_vault: Path) -> None:
+    record = changed(pipevault.read_record(saved), versions={"pipevault": "0.0.1"})
+    result = pipevault.replay(record, pipe, dir=frozen_vault)
+    assert result.equal
+    assert str(result.divergences[0]) == f"version: pipevault '0.0.1' then, '{pipevault.__version__}' here"
+
+
+def test_a_vault_without_the_entry(saved: Path, pipe: Any, plain_vault: Path) -> None:
+    with pytest.raises(UnknownRecordKeyError, match="does not hold the entry"):
+        pipevault.replay(saved, pipe, dir=plain_vault)
+
+
+def test_another_setting_of_the_pipeline(saved: Path, pipe: Any, frozen_vault: Path) -> None:
+    from diffusers import DDPMScheduler
+
+    pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(DifferentKeyError, match=r"settings: pipeline\.components\.scheduler"):
+        pipevault.replay(saved, pipe, dir=frozen_vault)
+
+
+def test_another_pipeline(saved: Path, pipe: Any, frozen_vault: Path) -> None:
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    with pytest.raises(SettingsError, match="is of a StableDiffusionPipeline"):
+        pipevault.replay(saved, other, dir=frozen_vault)
+
+
+class TestInputs:
+    IMAGE = Image.new("RGB", (4, 4), (1, 2, 3))
+
+    @pytest.fixture
+    def record(self, saved: Path) -> RunRecord:
+        record = pipevault.read_record(saved)
+        return changed(record, call={"image": pipevault.determinism.describe.describe(self.IMAGE)})
+
+    def test_one_that_is_missing(self, record: RunRecord, pipe: Any, frozen_vault: Path) -> None:
+        with pytest.raises(BadCallError, match="image by its digest only"):
+            pipevault.replay(record, pipe, dir=frozen_vault)
+
+    def test_one_that_is_another(self, record: RunRecord, pipe: Any, frozen_vault: Path) -> None:
+        with pytest.raises(BadCallError, match="image is not what was recorded"):
+            pipevault.replay(record, pipe, dir=frozen_vault, inputs={"image": Image.new("RGB", (4, 4))})
+
+    def test_one_that_was_not_recorded(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
+        with pytest.raises(BadCallError, match="no mask"):
+            pipevault.replay(saved, pipe, dir=frozen_vault, inputs={"mask": self.IMAGE})
+
+    def test_the_right_one_is_handed_on(self, record: RunRecord, pipe: Any, frozen_vault: Path) -> None:
+        result = pipevault.replay(record, pipe, dir=frozen_vault, inputs={"image": self.IMAGE})
+        assert result.again.call["image"] == record.call["image"]
+
+
+class TestCommand:
+    @pytest.fixture(autouse=True)
+    def _pipeline(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        opened: list[str] = []
+
+        def open_pipeline(model: str, **options: Any) -> Any:
+            assert options == {"dtype": "float32", "device": "cpu", "pipeline_class": "StableDiffusionPipeline"}
+            opened.append(model)
+            assert len(opened) == 1, "one pipeline serves all files"
+            return make_pipeline(tmp_path)
+
+        monkeypatch.setattr(replay_command, "open_pipeline", open_pipeline)
+
+    def run(self, *arguments: Any) -> Any:
+        return CliRunner().invoke(app, ["replay", *map(str, arguments)])
+
+    def test_equal_files_succeed(self, draw: Callable[..., Any], frozen_vault: Path, tmp_path: Path) -> None:
+        files = [pipevault.save(draw(seed=seed), tmp_path / f"{seed}.png")[0] for seed in range(3)]
+        result = self.run(*files, "--model", "here", "--dir", frozen_vault, "--json")
+        assert result.exit_code == 0, result.output
+        assert [file["equal"] for file in json.loads(result.stdout)["files"]] == [True] * 3
+
+    def test_one_file_that_differs_fails(self, saved: Path, frozen_vault: Path) -> None:
+        other = saved.with_name("other.json")
+        other.write_text(changed(pipevault.read_record(saved), results={"noise": "0" * 64}).to_json())
+        result = self.run(saved, other, "--model", "here", "--dir", frozen_vault)
+        assert result.exit_code == 22
+        assert "noise" in result.stdout
+
+    def test_files_that_cannot_be_replayed(self, saved: Path, frozen_vault: Path, plain_vault: Path) -> None:
+        bare = saved.with_name("bare.png")
+        Image.new("RGB", (2, 2)).save(bare)
+        assert self.run(bare, "--model", "here", "--dir", frozen_vault).exit_code == 11
+        edited = saved.with_name("edited.json")
+        edited.write_text(saved.with_name("cat.png.json").read_text().replace("a cat", "a dog"))
+        assert self.run(edited, "--model", "here", "--dir", frozen_vault).exit_code == 13
+        assert self.run(saved, "--model", "here", "--dir", plain_vault).exit_code == 19
+
+    def test_without_a_model_the_recorded_one_is_opened(self, saved: Path, frozen_vault: Path) -> None:
+        result = self.run(saved, "--dir", frozen_vault)
+        assert result.exit_code == 2
+        assert "Give it: --model" in " ".join(result.stdout.split())
+
+    @pytest.mark.parametrize("text", ["image", "=a.png", "image=", "image=absent.png"])
+    def test_inputs_that_cannot_be_used(self, saved: Path, text: str) -> None:
+        assert self.run(saved, "--input", text).exit_code == 2
+
+    def test_the_new_output_can_be_saved(self, saved: Path, frozen_vault: Path, tmp_path: Path) -> None:
+        new = tmp_path / "new.png"
+        assert self.run(saved, "--model", "here", "--dir", frozen_vault, "--save", new).exit_code == 0
+        with Image.open(saved) as one, Image.open(new) as other:
+            assert one.tobytes() == other.tobytes()
+        assert self.run(saved, saved, "--model", "here", "--save", new).exit_code == 2
+
+
+def test_the_errors_of_records_are_their_own(saved: Path, pipe: Any, frozen_vault: Path) -> None:
+    with pytest.raises(NoRecordError):
+        pipevault.replay(saved.with_name("absent.png"), pipe, dir=frozen_vault)
+    sidecar = saved.with_name("cat.png.json")
+    sidecar.write_text(sidecar.read_text().replace('"unet"', '"vnet"'))
+    with pytest.raises(RecordDigestError):
+        pipevault.replay(sidecar, pipe, dir=frozen_vault)
