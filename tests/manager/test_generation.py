@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pipevault
-from pipelines import FAST_BUILD, stable_diffusion
+from pipelines import FAST_BUILD, PlainPipeline, stable_diffusion
 from pipevault.determinism.seeds import rng_digests
 from pipevault.errors import BadCallError, GeneratorCountError, SettingsError
 
@@ -121,6 +121,34 @@ def test_strict_has_graphs_of_its_own_and_leaves_no_switch_behind(frozen_vault: 
 def test_names_of_one_level_share_its_graphs(frozen_vault: Path, tmp_path: Path, level: str) -> None:
     pipe = load(frozen_vault, stable_diffusion(tmp_path / "tokenizer"), level=level)
     assert pipevault.outcome(pipe).status == "hit"
+
+
+class BlockNoise(PlainPipeline):
+    """As Pyramid-Flow: noise between stages from the global generator, whatever ``generator=`` says."""
+
+    def generate(self, prompt: str = "", generator: torch.Generator | None = None) -> torch.Tensor:
+        latents = self(prompt, generator=generator)
+        with torch.no_grad():
+            return self.transformer(latents + 0.1 * torch.randn(latents.shape), torch.tensor(0.0))
+
+
+def test_a_pipeline_that_draws_from_the_global_generator_is_seeded_and_told_of(tmp_path: Path) -> None:
+    cache = pipevault.PipelineCache(tmp_path, build_config=FAST_BUILD)
+    pipe = cache.load(BlockNoise(), call=lambda pipe: pipe.generate())
+    torch.manual_seed(1)
+    one = pipe.generate(seed=7)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    other = pipe.generate(seed=7)
+    assert torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(one, pipe.generate(seed=8))
+    record = pipevault.record_of(one)
+    assert record.pipeline["method"] == "generate"
+    assert any("drew from a global generator (torch" in note for note in record.level["notes"])
+    assert not pipevault.record_of(pipe("", seed=7)).level["notes"]
+    with pytest.raises(BadCallError, match="loaded with a function"):
+        pipevault.replay(record, BlockNoise(), dir=tmp_path)
 
 
 def test_what_was_not_generated_by_a_loaded_pipeline_has_no_record(pipe: Any) -> None:
