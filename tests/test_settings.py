@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipevault.errors import SettingsError, UnknownBackendError, UnknownLevelError, UnknownModeError
-from pipevault.settings import LEVELS, PROFILES, Settings, config_file, default_dir, split_level
+from pipevault.settings import LEVELS, PROFILES, Settings, Tier, config_file, default_dir, split_level
 
 
 @pytest.fixture
@@ -175,3 +176,79 @@ class TestConfigFile:
 
     def test_the_default_place_follows_the_user(self) -> None:
         assert config_file({}) == Path(os.environ["XDG_CONFIG_HOME"]) / "pipevault" / "config.toml"
+
+
+class TestSizes:
+    @pytest.mark.parametrize(
+        ("text", "size_bytes"),
+        [("0", 0), ("7", 7), ("20GB", 20 * 10**9), ("500 MiB", 500 << 20), ("1.5kb", 1500), ("2 tib", 2 << 40)],
+    )
+    def test_bytes_with_and_without_a_unit(self, text: str, size_bytes: int) -> None:
+        assert Settings.resolve(environ={}, max_size=text).max_size == size_bytes
+        assert Settings.resolve(environ={"PIPEVAULT_MAX_SIZE": text}).max_size == size_bytes
+
+    @pytest.mark.parametrize("value", ["", "much", "5 bytes", "GB", "1e9", True, 1.5, "-1", -1])
+    def test_no_size(self, value: Any) -> None:
+        with pytest.raises(SettingsError, match="max_size must be"):
+            Settings.resolve(environ={}, max_size=value)
+
+
+class TestTiers:
+    def test_in_the_environment_as_a_path_list(self, tmp_path: Path) -> None:
+        text = os.pathsep.join(map(str, [tmp_path / "a", tmp_path / "b"]))
+        assert [tier.dir for tier in Settings.resolve(environ={"PIPEVAULT_TIERS": text}).tiers] == [
+            tmp_path / "a",
+            tmp_path / "b",
+        ]
+
+    def test_in_the_file_as_folders_and_tables(self, config: Config, tmp_path: Path) -> None:
+        environ = config('tiers = ["baked", {dir = "/mnt/shared", signature = "require", copy = false}]')
+        tiers = Settings.resolve(environ=environ).tiers
+        assert tiers == (
+            Tier(Path(environ["PIPEVAULT_CONFIG"]).parent / "baked"),
+            Tier(Path("/mnt/shared"), "require", copy=False),
+        )
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            (5, "must be a list"),
+            ([5], "must name a folder"),
+            ([{"signature": "off"}], "has no dir"),
+            ([{"dir": "/a", "colour": 1}], "has the unknown colour"),
+            ([{"dir": "/a", "signature": 1}], "must be text"),
+            ([{"dir": "/a", "signature": "maybe"}], "must be one of off, warn, require"),
+            ([{"dir": "/a", "copy": "perhaps"}], "must be true or false"),
+            (["/a", "/b", "/a"], "names /a twice"),
+        ],
+    )
+    def test_tiers_that_cannot_be_used(self, value: Any, message: str) -> None:
+        with pytest.raises(SettingsError, match=message):
+            Settings.resolve(environ={}, tiers=value)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", True), ("true", True), ("no", False), ("0", False)])
+def test_a_switch_in_the_environment(text: str, value: bool) -> None:
+    assert Settings.resolve(environ={"PIPEVAULT_ALLOW_GROUP_WRITE": text}).allow_group_write is value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("allow_group_write", "perhaps"),
+        ("signature", "maybe"),
+        ("on_lock_timeout", "wait"),
+        ("tier_timeout_s", -1),
+        ("trusted_keys", [5]),
+        ("trusted_keys", 5),
+    ],
+)
+def test_values_that_cannot_be_used(name: str, value: Any) -> None:
+    with pytest.raises(SettingsError, match=name):
+        Settings.resolve(environ={}, **{name: value})
+
+
+def test_trusted_keys_in_the_environment_and_as_a_list() -> None:
+    keys = os.pathsep.join(["a.pub", "b.pub"])
+    assert Settings.resolve(environ={"PIPEVAULT_TRUSTED_KEYS": keys}).trusted_keys == ("a.pub", "b.pub")
+    assert Settings.resolve(environ={}, trusted_keys=["a.pub"]).trusted_keys == ("a.pub",)

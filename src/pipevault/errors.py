@@ -279,3 +279,39 @@ class BadSuiteError(SettingsError):
 
 class NoGoldenError(PipevaultError, LookupError):
     """Nothing was recorded for a case of a golden suite: record it first."""
+
+
+class PinError(PipevaultError, ValueError):
+    """A pin cannot be made or removed as asked: its name is taken, unknown or no name."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class EntryInUseError(PipevaultError, RuntimeError):
+    """An entry that is pinned, or that a live process has loaded, was to be removed. ``key`` says which."""
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class BundleError(PipevaultError, ValueError):
+    """A bundle is damaged, unsafe or no bundle: nothing of it was imported. ``path`` is the file."""
+
+    def __init__(self, message: str, path: Path) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class NewerBundleError(BundleError):
+    """A later pipevault wrote this bundle: upgrade pipevault."""
+
+
+class SignatureError(VaultError, PermissionError):
+    """An entry has no signature, or none by a trusted key, where one is required: sign it, or trust its key."""
+
+
+class KeyFileError(SettingsError):
+    """A file or text is no Ed25519 key of the kind that is needed, or a key file would be overwritten."""

@@ -8,6 +8,11 @@
     locks/<key digest>.lock             advisory lock of a key
     locks/<key digest>.holder.json      who holds it
     tmp/<host>.<pid>.<random>/          staging folder of one process
+    pins/<name>.json                    an entry that no pruning removes, by name
+    leases/<key digest>.<host>.<pid>.<random>   locked while the process that loaded the entry lives
+    uses/<aa>/<key digest>              empty; its time of change is that of the last use
+    signatures/<aa>/<key digest>.<public key id>.json   a signature over the manifest
+    events/<host>.<pid>.<random>.jsonl  what one process counted
     quarantine/<time>-<random>-<name>   a bad file that was moved away; the reason beside it in
     ``….reason.txt``
 
@@ -31,6 +36,9 @@ SYSTEM_NAMES = frozenset({"lost+found"})
 
 _UNSAFE_IN_NAME = re.compile(r"[^A-Za-z0-9_-]")
 _STAGING_NAME = re.compile(r"[A-Za-z0-9_-]+\.\d+\.[0-9a-f]{16}")
+_EVENTS_NAME = re.compile(_STAGING_NAME.pattern + r"\.jsonl")
+_SIGNATURE_NAME = re.compile(r"([0-9a-f]{64})\.([0-9a-f]{16})\.json")
+PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _QUARANTINE_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}-.+")
 
 
@@ -65,8 +73,31 @@ class Layout:
         return self.root / "quarantine"
 
     @property
+    def pins_dir(self) -> Path:
+        return self.root / "pins"
+
+    @property
+    def leases_dir(self) -> Path:
+        return self.root / "leases"
+
+    @property
+    def uses_dir(self) -> Path:
+        return self.root / "uses"
+
+    @property
+    def signatures_dir(self) -> Path:
+        return self.root / "signatures"
+
+    @property
+    def events_dir(self) -> Path:
+        return self.root / "events"
+
+    @property
     def folders(self) -> tuple[Path, ...]:
-        return (self.entries_dir, self.artifacts_dir, self.locks_dir, self.tmp_dir, self.quarantine_dir)
+        return (
+            *(self.entries_dir, self.artifacts_dir, self.locks_dir, self.tmp_dir, self.quarantine_dir),
+            *(self.pins_dir, self.leases_dir, self.uses_dir, self.signatures_dir, self.events_dir),
+        )
 
     def manifest_file(self, key: Digest) -> Path:
         return self.entries_dir / key.hex[:2] / f"{key}{MANIFEST_SUFFIX}"
@@ -80,9 +111,26 @@ class Layout:
     def holder_file(self, key: Digest) -> Path:
         return self.locks_dir / f"{key}{HOLDER_SUFFIX}"
 
+    def pin_file(self, name: str) -> Path:
+        """``name``: letters, digits, ``.``, ``_``, ``-``, at most 64, beginning with a letter or digit."""
+        return self.pins_dir / f"{name}.json"
+
+    def lease_file(self, key: Digest, *, host: str, pid: int, random_hex: str) -> Path:
+        return self.leases_dir / f"{key}.{process_name(host, pid, random_hex)}"
+
+    def use_file(self, key: Digest) -> Path:
+        return self.uses_dir / key.hex[:2] / key.hex
+
+    def signature_file(self, key: Digest, public_key_id: str) -> Path:
+        """``public_key_id``: 16 hexadecimal digits."""
+        return self.signatures_dir / key.hex[:2] / f"{key}.{public_key_id}.json"
+
+    def events_file(self, *, host: str, pid: int, random_hex: str) -> Path:
+        return self.events_dir / f"{process_name(host, pid, random_hex)}.jsonl"
+
     def staging_dir(self, *, host: str, pid: int, random_hex: str) -> Path:
         """``random_hex``: 16 hexadecimal digits that make the name unique."""
-        return self.tmp_dir / f"{_UNSAFE_IN_NAME.sub('-', host)[:64] or 'host'}.{pid}.{random_hex}"
+        return self.tmp_dir / process_name(host, pid, random_hex)
 
     def quarantine_file(self, *, time: str, random_hex: str, name: str) -> Path:
         """``time`` as ``YYYYMMDDTHHMMSSZ``; ``random_hex``: 8 hexadecimal digits; ``name``: the old file
@@ -119,10 +167,36 @@ class Layout:
         """Whether ``path`` is a quarantined file or its reason."""
         return path.parent == self.quarantine_dir and _QUARANTINE_NAME.fullmatch(path.name) is not None
 
+    def key_of_lease(self, path: Path) -> Digest | None:
+        """The key that a lease at ``path`` holds, or ``None``."""
+        key, _, process = path.name.partition(".")
+        is_lease = path.parent == self.leases_dir and _STAGING_NAME.fullmatch(process) is not None
+        return _digest_or_none(key) if is_lease else None
+
+    def key_of_use(self, path: Path) -> Digest | None:
+        """The key whose last use ``path`` tells, or ``None``."""
+        key = _digest_or_none(path.name)
+        return key if key is not None and path == self.use_file(key) else None
+
+    def key_of_signature(self, path: Path) -> Digest | None:
+        """The key of the entry that a signature at ``path`` is for, or ``None``."""
+        name = _SIGNATURE_NAME.fullmatch(path.name)
+        key = _digest_or_none(name[1]) if name else None
+        return key if name and key is not None and path == self.signature_file(key, name[2]) else None
+
+    def pin_name(self, path: Path) -> str | None:
+        """The name of the pin at ``path``, or ``None``."""
+        name = path.name.removesuffix(".json")
+        return name if PIN_NAME.fullmatch(name) and path == self.pin_file(name) else None
+
+    def is_events(self, path: Path) -> bool:
+        """Whether ``path`` holds what a process counted."""
+        return path.parent == self.events_dir and _EVENTS_NAME.fullmatch(path.name) is not None
+
     def is_shard(self, path: Path) -> bool:
-        """Whether ``path`` is one of the two-digit folders of ``entries/`` or ``artifacts/``."""
+        """Whether ``path`` is one of the two-digit folders of the folders that have them."""
         return (
-            path.parent in (self.entries_dir, self.artifacts_dir)
+            path.parent in (self.entries_dir, self.artifacts_dir, self.uses_dir, self.signatures_dir)
             and re.fullmatch(r"[0-9a-f]{2}", path.name) is not None
         )
 
@@ -136,7 +210,17 @@ class Layout:
             or self.key_of_manifest(path) is not None
             or self.digest_of_artifact(path) is not None
             or self.key_of_lock(path) is not None
+            or self.key_of_lease(path) is not None
+            or self.key_of_use(path) is not None
+            or self.key_of_signature(path) is not None
+            or self.pin_name(path) is not None
+            or self.is_events(path)
         )
+
+
+def process_name(host: str, pid: int, random_hex: str) -> str:
+    """Name of what belongs to one process: ``<host>.<pid>.<16 hexadecimal digits>``."""
+    return f"{_UNSAFE_IN_NAME.sub('-', host)[:64] or 'host'}.{pid}.{random_hex}"
 
 
 def _digest_or_none(text: str) -> Digest | None:

@@ -5,7 +5,7 @@ Precedence, first match wins:
 1. an argument,
 2. an environment variable ``PIPEVAULT_<NAME>`` (``PIPEVAULT_DIR``, ``PIPEVAULT_MODE``, …),
 3. the config file: ``PIPEVAULT_CONFIG`` if set, else ``pipevault/config.toml`` in the user's config folder,
-   a flat TOML table with the names of the fields below; a relative ``dir`` starts at the file's folder,
+   a TOML table with the names of the fields below; a relative folder starts at the file's own,
 4. the default.
 
 Names that are no setting are errors, in the environment and in the file alike: a misspelt one would be ignored.
@@ -22,11 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from pipevault.errors import SettingsError, UnknownBackendError, UnknownLevelError, UnknownModeError
+from pipevault.settings.values import Tier, convert, one_of
+
+__all__ = ["LEVELS", "PROFILES", "Settings", "Tier", "config_file", "default_dir", "split_level"]
 
 MODES = ("compile", "require", "off")
 WEIGHTS_POLICIES = ("bound", "baked")
 BACKENDS = ("inductor",)
 UNFROZEN_POLICIES = ("error", "eager")
+LOCK_TIMEOUT_POLICIES = ("error", "compile")
+SIGNATURE_POLICIES = ("off", "warn", "require")
 LEVELS = ("off", "seeded", "repeatable", "strict", "invariant")
 PROFILES: Mapping[str, str] = {"development": "seeded", "test": "strict", "production": "repeatable"}
 """Names for levels by what a program is for.
@@ -52,7 +57,14 @@ class Settings:
     (weights are compiled in and are part of the key). ``on_unfrozen``: what a call does that fits no frozen graph,
     ``error`` or ``eager``. ``level``: how much is done for the same bits, one of :data:`LEVELS` or :data:`PROFILES`,
     with ``+audit`` to hash the latents of each step. ``lock_timeout_s``: how long to wait for another process that
-    compiles the same key.
+    compiles the same key. ``on_lock_timeout``: what happens then, ``error`` or ``compile`` (of its own).
+
+    ``tiers``: the vaults that are searched, in order; ``dir`` is searched first unless it is one of them, and is where
+    new entries are published. ``tier_timeout_s``: how long a tier other than ``dir`` may take to answer.
+    ``max_size``: bytes that the vault may hold (as text also ``20GB``, ``500MiB``); ``None`` is no limit.
+    ``signature``: what is asked of an entry before its code is loaded: ``off``, ``warn`` or ``require`` a signature by
+    one of ``trusted_keys``, public keys as text or files that hold one. ``allow_group_write``: whether files that their
+    group may write are trusted.
     """
 
     dir: Path
@@ -62,17 +74,31 @@ class Settings:
     on_unfrozen: str = "error"
     level: str = "repeatable"
     lock_timeout_s: float = 3600.0
+    on_lock_timeout: str = "error"
+    tiers: tuple[Tier, ...] = ()
+    tier_timeout_s: float = 5.0
+    max_size: int | None = None
+    signature: str = "off"
+    trusted_keys: tuple[str, ...] = ()
+    allow_group_write: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UnknownModeError(self.mode, MODES)
         if self.backend not in BACKENDS:
             raise UnknownBackendError(self.backend, BACKENDS)
-        _one_of("weights", self.weights, WEIGHTS_POLICIES)
-        _one_of("on_unfrozen", self.on_unfrozen, UNFROZEN_POLICIES)
+        one_of("weights", self.weights, WEIGHTS_POLICIES)
+        one_of("on_unfrozen", self.on_unfrozen, UNFROZEN_POLICIES)
         split_level(self.level)
-        if not self.lock_timeout_s >= 0:
-            raise SettingsError(f"lock_timeout_s must be 0 or more seconds, not {self.lock_timeout_s!r}.")
+        one_of("on_lock_timeout", self.on_lock_timeout, LOCK_TIMEOUT_POLICIES)
+        one_of("signature", self.signature, SIGNATURE_POLICIES)
+        for tier in self.tiers:
+            one_of(f"signature of the tier {tier.dir}", tier.signature or "off", SIGNATURE_POLICIES)
+        for name in ("lock_timeout_s", "tier_timeout_s"):
+            if not getattr(self, name) >= 0:
+                raise SettingsError(f"{name} must be 0 or more seconds, not {getattr(self, name)!r}.")
+        if self.max_size is not None and self.max_size < 0:
+            raise SettingsError(f"max_size must be 0 or more bytes, not {self.max_size!r}.")
 
     @classmethod
     def resolve(cls, *, environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
@@ -100,7 +126,7 @@ class Settings:
             else:
                 continue
             try:
-                value = _convert(name, given, base=base)
+                value = convert(name, given, base=base)
                 cls(**{"dir": values["dir"], name: value})
             except SettingsError as error:
                 error.args = (f"{error} It was set by {source}.",)
@@ -176,38 +202,3 @@ def _parse_toml(text: str) -> dict[str, Any]:
     else:
         import tomli as tomllib
     return tomllib.loads(text)
-
-
-def _convert(name: str, value: Any, *, base: Path) -> Any:
-    """``value`` as the type of the setting; a relative folder starts at ``base``."""
-    if name == "dir":
-        return _folder(value, base)
-    if name == "lock_timeout_s":
-        return _seconds(name, value)
-    if not isinstance(value, str):
-        raise SettingsError(f"{name} must be text, not {value!r}.")
-    return value
-
-
-def _folder(value: Any, base: Path) -> Path:
-    if not isinstance(value, (str, os.PathLike)) or not str(value):
-        raise SettingsError(f"dir must name a folder, not {value!r}.")
-    try:
-        return (base / Path(value).expanduser()).absolute()
-    except RuntimeError as error:  # ~ of a user who is not there
-        raise SettingsError(f"dir cannot be {str(value)!r}: {error}") from error
-
-
-def _seconds(name: str, value: Any) -> float:
-    message = f"{name} must be a number of seconds, not {value!r}."
-    if isinstance(value, bool):
-        raise SettingsError(message)
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise SettingsError(message) from error
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise SettingsError(f"{name} must be one of {', '.join(allowed)}, not {value!r}.")

@@ -1,0 +1,135 @@
+"""Values of settings as they are given in arguments, environment variables and the config file, made what they mean."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipevault.errors import SettingsError
+
+_UNITS: Mapping[str, int] = {
+    "": 1,
+    "b": 1,
+    **{unit: 1000**power for power, unit in enumerate(("kb", "mb", "gb", "tb"), start=1)},
+    **{unit: 1024**power for power, unit in enumerate(("kib", "mib", "gib", "tib"), start=1)},
+}
+_SIZE = re.compile(r"(-?\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+_TRUTHS: Mapping[str, bool] = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+@dataclass(frozen=True)
+class Tier:
+    """One of several vaults that are searched in order.
+
+    ``signature`` overrides the setting of that name here. ``copy``: whether a hit is copied to the nearest vault before
+    it that can be written.
+    """
+
+    dir: Path
+    signature: str | None = None
+    copy: bool = True
+
+
+def convert(name: str, value: Any, *, base: Path) -> Any:
+    """``value`` as the type of the setting ``name``; relative folders start at ``base``. :class:`SettingsError`."""
+    if converter := _CONVERTERS.get(name):
+        return converter(name, value, base)
+    if not isinstance(value, str):
+        raise SettingsError(f"{name} must be text, not {value!r}.")
+    return value
+
+
+def parse_size(name: str, value: Any) -> int:
+    """Bytes of ``20GB``, ``1.5 GiB`` or a plain number, which may be negative; :class:`SettingsError`."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None or match[2].lower() not in _UNITS:
+        raise SettingsError(f"{name} must be a number of bytes such as 20GB or 500MiB, not {value!r}.")
+    return (
+        int(float(match[1]) * _UNITS[match[2].lower()]) if "." in match[1] else int(match[1]) * _UNITS[match[2].lower()]
+    )
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise SettingsError(f"{name} must be one of {', '.join(allowed)}, not {value!r}.")
+
+
+def _folder(name: str, value: Any, base: Path) -> Path:
+    if not isinstance(value, (str, os.PathLike)) or not str(value):
+        raise SettingsError(f"{name} must name a folder, not {value!r}.")
+    try:
+        return (base / Path(value).expanduser()).absolute()
+    except RuntimeError as error:  # ~ of a user who is not there
+        raise SettingsError(f"{name} cannot be {str(value)!r}: {error}") from error
+
+
+def _seconds(name: str, value: Any, base: Path) -> float:
+    message = f"{name} must be a number of seconds, not {value!r}."
+    if isinstance(value, bool):
+        raise SettingsError(message)
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(message) from error
+
+
+def _truth(name: str, value: Any, base: Path) -> bool:
+    known = value if isinstance(value, bool) else _TRUTHS.get(str(value).lower())
+    if known is None:
+        raise SettingsError(f"{name} must be true or false, not {value!r}.")
+    return known
+
+
+def _listed(name: str, value: Any) -> Sequence[Any]:
+    """The environment separates with the system's path separator; elsewhere a list is given."""
+    if isinstance(value, str):
+        return [item for item in value.split(os.pathsep) if item]
+    if not isinstance(value, (list, tuple)):
+        raise SettingsError(f"{name} must be a list, not {value!r}.")
+    return value
+
+
+def _tiers(name: str, value: Any, base: Path) -> tuple[Tier, ...]:
+    tiers = tuple(_tier(name, item, base) for item in _listed(name, value))
+    folders = [tier.dir for tier in tiers]
+    if repeated := next((folder for folder in folders if folders.count(folder) > 1), None):
+        raise SettingsError(f"{name} names {repeated} twice. Name each folder once.")
+    return tiers
+
+
+def _tier(name: str, item: Any, base: Path) -> Tier:
+    if isinstance(item, Tier):
+        return item
+    if not isinstance(item, Mapping):
+        return Tier(_folder(name, item, base))
+    if "dir" not in item or (unknown := set(item) - {"dir", "signature", "copy"}):
+        what = f"has the unknown {', '.join(sorted(unknown))}" if "dir" in item else "has no dir"
+        raise SettingsError(f"A tier {what}: {dict(item)!r}. A tier has dir, signature, copy.")
+    signature = item.get("signature")
+    if signature is not None and not isinstance(signature, str):
+        raise SettingsError(f"signature of a tier must be text, not {signature!r}.")
+    return Tier(_folder(name, item["dir"], base), signature, _truth("copy of a tier", item.get("copy", True), base))
+
+
+def _keys(name: str, value: Any, base: Path) -> tuple[str, ...]:
+    keys = tuple(_listed(name, value))
+    if wrong := next((key for key in keys if not isinstance(key, (str, os.PathLike)) or not str(key)), None):
+        raise SettingsError(f"{name} must hold public keys as text, or files that hold one, not {wrong!r}.")
+    return tuple(str(key) for key in keys)
+
+
+_CONVERTERS: Mapping[str, Callable[[str, Any, Path], Any]] = {
+    "dir": _folder,
+    "lock_timeout_s": _seconds,
+    "tier_timeout_s": _seconds,
+    "max_size": lambda name, value, base: parse_size(name, value),
+    "tiers": _tiers,
+    "trusted_keys": _keys,
+    "allow_group_write": _truth,
+}
