@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,11 @@ class TestSizes:
 
 
 class TestTiers:
+    def test_as_json(self, tmp_path: Path) -> None:
+        document = Settings.resolve(environ={}, tiers=[tmp_path], trusted_keys=["a.pub"]).to_json()
+        assert json.loads(json.dumps(document)) == document
+        assert document["tiers"] == [{"dir": str(tmp_path), "signature": None, "copy": True}]
+
     def test_in_the_environment_as_a_path_list(self, tmp_path: Path) -> None:
         text = os.pathsep.join(map(str, [tmp_path / "a", tmp_path / "b"]))
         assert [tier.dir for tier in Settings.resolve(environ={"PIPEVAULT_TIERS": text}).tiers] == [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +109,7 @@ def where(dir: Path | None, as_json: bool) -> None:
     """
     settings = Settings.resolve(dir=dir)
     if as_json:
-        render.print_json({**asdict(settings), "dir": str(settings.dir), "config_file": str(config_file())})
+        render.print_json({**settings.to_json(), "config_file": str(config_file())})
         return
     click.echo(settings.dir)
 

@@ -17,7 +17,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,11 @@ class Settings:
                 raise SettingsError(f"{name} must be 0 or more seconds, not {getattr(self, name)!r}.")
         if self.max_size is not None and self.max_size < 0:
             raise SettingsError(f"max_size must be 0 or more bytes, not {self.max_size!r}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, folders as text."""
+        tiers = [{**asdict(tier), "dir": str(tier.dir)} for tier in self.tiers]
+        return {**asdict(self), "dir": str(self.dir), "tiers": tiers, "trusted_keys": list(self.trusted_keys)}
 
     @classmethod
     def resolve(cls, *, environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
