@@ -13,7 +13,7 @@ from pipevault.cli import render
 from pipevault.cli.options import dir_option, json_option
 from pipevault.cli.progress import StepProgress
 from pipevault.errors import PipevaultError, SettingsError
-from pipevault.opening import DEMO_MODEL, open_pipeline
+from pipevault.opening import open_pipeline
 
 if TYPE_CHECKING:
     from pipevault.determinism.record import RunRecord
@@ -153,9 +153,6 @@ def _recorded_model(record: RunRecord) -> str:
     model = record.pipeline["model"]
     if not model:
         raise SettingsError("The record does not name its model. Give it: --model.")
-    # The demo model lies inside the installed package, elsewhere on every machine.
-    if Path(model).parts[-3:] == ("pipevault", "demo", "model") and not Path(model).is_dir():
-        return DEMO_MODEL
     return str(model)
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch.utils._pytree import tree_leaves
 
+from pipevault.demo import MODEL_DIR
 from pipevault.determinism.describe import digest_array, pixels_sha256
 from pipevault.determinism.levels import Achieved, Level
 from pipevault.determinism.noise import NoiseLog
@@ -25,6 +27,7 @@ from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.manager.keys import execution_device
 from pipevault.manager.outcome import Outcome
 from pipevault.manager.recorded_weights import RecordedWeights
+from pipevault.opening import DEMO_MODEL
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,6 @@ class Recorder:
     ) -> RunRecord:
         """``leaked`` names the layers of randomness that the pipeline drew from beside its generators."""
         modules = graph_parts.find_parts(pipe)
-        model = getattr(getattr(pipe, "config", None), "_name_or_path", None)
         scheduler = getattr(pipe, "scheduler", None)
         notes = [*achieved.notes]
         if leaked:
@@ -74,7 +76,7 @@ class Recorder:
         return RunRecord(
             pipeline={
                 "class": type(pipe).__name__,
-                "model": str(model) if model else None,
+                "model": _model_name(pipe),
                 "revision": None,
                 "scheduler": type(scheduler).__name__ if scheduler is not None else None,
                 "method": method,
@@ -96,6 +98,14 @@ class Recorder:
             versions=versions(),
             machine=machine_factors(execution_device(pipe, modules)),
         )
+
+
+def _model_name(pipe: Any) -> str | None:
+    """Path or repository id; the demo model, which lies elsewhere on every machine, goes by its name."""
+    model = getattr(getattr(pipe, "config", None), "_name_or_path", None)
+    if not model:
+        return None
+    return DEMO_MODEL if Path(model) == MODEL_DIR else str(model)
 
 
 def versions() -> dict[str, str]:
