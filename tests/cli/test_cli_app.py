@@ -15,11 +15,9 @@ from click.testing import CliRunner
 from command_runner import Run
 
 from pipevault import errors
-from pipevault.cli.app import EXIT_CODES, INTERRUPTED, Commands, exit_code
+from pipevault.cli.app import COMMANDS, EXIT_CODES, INTERRUPTED, Commands, exit_code
 from pipevault.digest import Digest
 from pipevault.store.vault import Vault
-
-COMMANDS = ("demo", "prewarm", "ls", "show", "explain", "rm", "where", "doctor")
 
 
 def pipevault(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

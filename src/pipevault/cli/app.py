@@ -58,10 +58,13 @@ INTERRUPTED = 130
 COMMANDS: Mapping[str, str] = {
     "demo": "pipevault.cli.demo:demo",
     "prewarm": "pipevault.cli.prewarm:prewarm",
+    "compare": "pipevault.cli.compare:compare",
+    "sweep": "pipevault.cli.sweep:sweep",
     "replay": "pipevault.cli.replay:replay",
     "ls": "pipevault.cli.commands:list_entries",
     "show": "pipevault.cli.commands:show",
     "explain": "pipevault.cli.explain:explain",
+    "golden": "pipevault.cli.golden:golden",
     "rm": "pipevault.cli.removal:remove",
     "where": "pipevault.cli.commands:where",
     "doctor": "pipevault.cli.doctor:doctor",

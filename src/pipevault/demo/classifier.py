@@ -68,3 +68,19 @@ def recognise(images: Sequence[Image.Image]) -> tuple[list[int], list[float]]:
         probabilities = load_classifier()(to_ink(images)).softmax(dim=1)
         confidences, digits = probabilities.max(dim=1)
     return digits.tolist(), confidences.tolist()
+
+
+def confidences(images: Sequence[Image.Image], digits: Sequence[int]) -> list[float]:
+    """Return the probability (0 to 1) that the classifier gives to ``digits[i]`` in ``images[i]``.
+
+    Raises:
+        ValueError: not one digit from 0 to 9 for each image.
+    """
+    if len(images) != len(digits) or not all(0 <= digit < 10 for digit in digits):
+        raise ValueError(f"{len(images)} images need as many digits from 0 to 9, not {list(digits)}")
+    if not images:
+        return []
+    with torch.inference_mode():
+        probabilities = load_classifier()(to_ink(images)).softmax(dim=1)
+    chosen: list[float] = probabilities[torch.arange(len(digits)), torch.tensor(list(digits))].tolist()
+    return chosen

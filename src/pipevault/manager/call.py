@@ -154,7 +154,7 @@ def warm_up_arguments(pipe: Any, shape: CallShape) -> dict[str, Any]:
     if shape.guidance is not None:
         default = _default_guidance_scale(pipe)
         chosen["guidance_scale"] = (default if default > 1.0 else 4.0) if shape.guidance else 1.0
-    open_ended = _takes_any_name(pipe, accepted)
+    open_ended = takes_any_name(pipe, accepted)
     arguments.update((n, v) for n, v in chosen.items() if v is not None and (open_ended or n in accepted))
     if "prompt_embeds" in given:
         arguments.pop("prompt", None)
@@ -188,7 +188,8 @@ def _parameters(call: Callable[..., Any]) -> tuple[tuple[str, inspect.Parameter]
     return tuple(inspect.signature(call).parameters.items())[1:]
 
 
-def _takes_any_name(pipe: Any, accepted: Mapping[str, inspect.Parameter]) -> bool:
+def takes_any_name(pipe: Any, accepted: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether ``**kwargs`` of the call are for the caller; diffusers drops what it does not know without a word."""
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         return False
     module = getattr(inspect.unwrap(type(pipe).__call__), "__module__", None) or ""
@@ -198,7 +199,7 @@ def _takes_any_name(pipe: Any, accepted: Mapping[str, inspect.Parameter]) -> boo
 def _check_names(
     pipe: Any, shape: CallShape, arguments: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter]
 ) -> None:
-    if _takes_any_name(pipe, accepted):
+    if takes_any_name(pipe, accepted):
         return
     names = [name for name, parameter in accepted.items() if parameter.kind not in _VARIADIC]
     hidden = _UNLISTED_BY_DIFFUSERS if len(names) < len(accepted) else frozenset()

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipevault.demo import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS
 from pipevault.errors import BadCallError
-from pipevault.manager.call import REPEATS, SHAPELESS, parameters
+from pipevault.manager.call import REPEATS, SHAPELESS, parameters, takes_any_name
 from pipevault.opening import DEMO_MODEL
 
 
@@ -51,7 +51,7 @@ class Request:
         }
         arguments = {name: value for name, value in chosen.items() if value is not None} | dict(self.arguments)
         accepted = parameters(pipe)
-        open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+        open_ended = takes_any_name(pipe, accepted)
         if unknown := [name for name in arguments if name not in accepted and not open_ended]:
             raise BadCallError(f"{type(pipe).__name__} takes no {unknown[0]!r}. It takes {', '.join(accepted)}.")
         return arguments

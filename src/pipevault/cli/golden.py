@@ -1,0 +1,204 @@
+"""``pipevault golden``: record what a model draws, and hold it to that from then on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipevault.cli import render
+from pipevault.cli.options import dir_option, json_option
+from pipevault.cli.progress import StepProgress
+
+if TYPE_CHECKING:
+    from pipevault.determinism.metrics import Distance
+    from pipevault.manager.golden.files import Golden
+    from pipevault.manager.golden.run import Checked
+
+suite_argument = click.argument("suite", metavar="SUITE", type=click.Path(path_type=Path))
+case_option = click.option(
+    "--case", "names", metavar="NAME", multiple=True, help="Only this case; any number of times."
+)
+mode_option = click.option("--mode", metavar="NAME", help="compile or require. Default: compile.")
+
+
+@click.group("golden", short_help="Record what a model draws, and check it against that.")
+def golden() -> None:
+    """Fixed-seed regression tests: record what the cases of a suite draw, and check it byte for byte from then on.
+
+    A suite is a TOML file with a model and its cases; the goldens stand beside it in `<suite>.goldens`, a folder for
+    each machine type (processor and threads, or GPU), and belong into version control.
+
+    \b
+    Examples:
+      pipevault golden record digits.toml
+      pipevault golden check digits.toml
+    """
+
+
+@golden.command("record", short_help="Record the goldens of a suite.")
+@suite_argument
+@case_option
+@click.option("--overwrite", is_flag=True, help="Record anew what was recorded already.")
+@click.option(
+    "--measure-tolerance",
+    is_flag=True,
+    help="Also measure in fresh processes how far outputs move without frozen graphs, with other threads and kernels.",
+)
+@mode_option
+@dir_option
+@json_option
+def record(
+    suite: Path,
+    names: tuple[str, ...],
+    overwrite: bool,
+    measure_tolerance: bool,
+    mode: str | None,
+    dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Draw the cases of SUITE with frozen graphs and keep the pictures, latents and run records as goldens.
+
+    With --measure-tolerance a golden also says how far other machines may be from it (`check --other-machine`): twice
+    the largest distance that was measured here between the frozen graphs and eager code, with this number of threads
+    and another, and with the kernels of a smaller instruction set.
+
+    \b
+    Examples:
+      pipevault golden record digits.toml
+      pipevault golden record digits.toml --case seven --overwrite
+      pipevault golden record digits.toml --measure-tolerance
+    """
+    from pipevault.manager.golden.run import SuiteRunner, record_suite
+    from pipevault.manager.golden.suite_file import read_suite
+
+    with StepProgress() as progress:
+        runner = SuiteRunner(read_suite(suite), dir=dir, mode=mode, progress=progress)
+        recorded = list(record_suite(runner, names=names, overwrite=overwrite, measure=measure_tolerance))
+    if as_json:
+        render.print_json({"suite": str(suite), "goldens": [_golden_document(one) for one in recorded]})
+        return
+    columns = ("CASE", "MACHINE TYPE", "KEY", "SAMPLES", "TOLERANCE", "GOLDEN")
+    render.show(render.table(columns, map(_golden_row, recorded), right=("SAMPLES",)))
+
+
+@golden.command("check", short_help="Check a model against the goldens of a suite.")
+@suite_argument
+@case_option
+@click.option(
+    "--out",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Where the pictures of failed checks go. Default: `<suite>.failures` beside the suite.",
+)
+@click.option(
+    "--other-machine",
+    is_flag=True,
+    help="With no golden of this machine type, compare with another's within its tolerance.",
+)
+@click.option(
+    "--other-key", is_flag=True, help="With a golden of another key (other versions), compare within its tolerance."
+)
+@mode_option
+@dir_option
+@json_option
+def check(
+    suite: Path,
+    names: tuple[str, ...],
+    out: Path | None,
+    other_machine: bool,
+    other_key: bool,
+    mode: str | None,
+    dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Draw the cases of SUITE again and compare: for the same key every byte of every pixel must be equal.
+
+    Of a case that differs, expected.png, actual.png and difference.png are left in a folder. A case that fails does
+    not stop the others; the exit code is that of the first failure.
+
+    \b
+    Examples:
+      pipevault golden check digits.toml
+      pipevault golden check digits.toml --case seven --out /tmp/failures
+      pipevault golden check digits.toml --other-machine --json
+    """
+    from pipevault.cli.app import report
+    from pipevault.manager.golden.run import SuiteRunner, check_suite
+    from pipevault.manager.golden.suite_file import read_suite
+
+    with StepProgress() as progress:
+        runner = SuiteRunner(read_suite(suite), dir=dir, mode=mode, progress=progress)
+        checked = list(check_suite(runner, names=names, other_machine=other_machine, other_key=other_key, out=out))
+    if as_json:
+        render.print_json({"suite": str(suite), "cases": [_checked_document(one) for one in checked]})
+    else:
+        columns = ("CASE", "RESULT", "PIXELS", "LATENTS", "NOTES")
+        render.show(render.table(columns, map(_checked_row, checked)))
+    codes = [report(one.error) for one in checked if one.error is not None]
+    click.get_current_context().exit(next(iter(codes), 0))
+
+
+def _golden_document(golden: Golden) -> dict[str, Any]:
+    return {
+        "case": golden.case,
+        "machine_type": golden.machine_type,
+        "golden": str(golden.path),
+        "key": golden.record.key,
+        "results": dict(golden.record.results),
+        "tolerance": golden.tolerance.to_json() if golden.tolerance else None,
+    }
+
+
+def _golden_row(golden: Golden) -> tuple[str, ...]:
+    limits = golden.tolerance.limits.to_json() if golden.tolerance else {}
+    return (
+        golden.case,
+        golden.machine_type,
+        (golden.record.key or "none")[:12],
+        str(len(golden.drawn.samples)),
+        ", ".join(f"{name} {value:.3g}" for name, value in limits.items()) or "none",
+        str(golden.path),
+    )
+
+
+def _checked_document(checked: Checked) -> dict[str, Any]:
+    if checked.error is not None:
+        from pipevault.cli.app import exit_code
+
+        return {
+            "case": checked.case,
+            "result": "failed",
+            "error": type(checked.error).__name__,
+            "exit_code": exit_code(checked.error),
+            "reason": str(checked.error),
+        }
+    passed = checked.passed
+    assert passed is not None
+    return {
+        "case": checked.case,
+        "result": passed.status,
+        "golden": str(passed.golden),
+        "differences": list(passed.differences),
+        "pixels": passed.pixels.to_json() if passed.pixels else None,
+        "latents": passed.latents.to_json() if passed.latents else None,
+    }
+
+
+def _checked_row(checked: Checked) -> tuple[str, ...]:
+    if checked.error is not None:
+        return (checked.case, "failed", "", "", type(checked.error).__name__)
+    passed = checked.passed
+    assert passed is not None
+    return (
+        checked.case,
+        passed.status,
+        _distance_text(passed.pixels),
+        _distance_text(passed.latents),
+        "; ".join(passed.differences),
+    )
+
+
+def _distance_text(distance: Distance | None) -> str:
+    return "" if distance is None else f"max {distance.max_abs:.3g}, mean {distance.mean_abs:.3g}"

@@ -1,0 +1,85 @@
+"""Scores of pictures that need a model of their own: CLIP score and LPIPS. Nothing here downloads anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from PIL import Image
+
+from pipevault.errors import SettingsError
+
+TextScorer: TypeAlias = "Callable[[Sequence[Image.Image], Sequence[str]], list[float]]"
+PairMetric: TypeAlias = "Callable[[Image.Image, Image.Image], float | None]"
+
+LPIPS_SIDE_PX = 64
+"""Smaller pictures are enlarged to this shorter side: AlexNet's pooling leaves nothing of them."""
+
+
+def clip_scorer(model: str) -> TextScorer:
+    """CLIP score of each picture with its text, 0 to 100, from a CLIP model in a folder or in the local hub cache.
+
+    100 max(cosine, 0), as torchmetrics' ``CLIPScore`` has it. Texts beyond the model's length are cut.
+    :class:`SettingsError` if there is no such model.
+    """
+    import torch
+    from transformers import CLIPModel, CLIPProcessor
+
+    where = str(Path(model).expanduser()) if model.startswith("~") else model
+    try:
+        network = CLIPModel.from_pretrained(where, local_files_only=True).eval()
+        processor = CLIPProcessor.from_pretrained(where, local_files_only=True)
+    except Exception as error:  # whatever a folder's files provoke in transformers, tokenizers or safetensors
+        raise SettingsError(
+            f"{model} cannot be opened as a CLIP model: {' '.join(str(error).split())[:200]} Give a folder that "
+            "save_pretrained wrote, model and processor, or a repository that the local hub cache holds."
+        ) from error
+
+    def score(images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
+        pictures = [image.convert("RGB") for image in images]
+        inputs = processor(text=list(texts), images=pictures, return_tensors="pt", padding=True, truncation=True)
+        with torch.inference_mode():
+            output = network(**inputs)
+            cosines = torch.nn.functional.cosine_similarity(output.image_embeds, output.text_embeds)
+        return [100.0 * max(float(cosine), 0.0) for cosine in cosines]
+
+    return score
+
+
+def lpips_metric() -> PairMetric | str:
+    """LPIPS between two pictures of one size (0 for equal ones), or why it is not available here."""
+    try:
+        lpips: Any = import_module("lpips")
+    except ImportError:
+        return "the package lpips is not installed"
+    if not _has_alexnet():
+        return "torch's hub cache lacks the AlexNet weights that lpips uses; fetch them with lpips.LPIPS(net='alex')"
+    import torch
+
+    network = lpips.LPIPS(net="alex", verbose=False).eval()
+
+    def metric(first: Image.Image, second: Image.Image) -> float:
+        with torch.inference_mode():
+            return float(network(_tensor(first), _tensor(second), normalize=True).item())
+
+    return metric
+
+
+def _has_alexnet() -> bool:
+    import torch
+
+    return any((Path(torch.hub.get_dir()) / "checkpoints").glob("alexnet-*.pth"))
+
+
+def _tensor(image: Image.Image) -> Any:
+    """(1, 3, height, width), 0 to 1."""
+    import numpy as np
+    import torch
+
+    factor = max(1.0, LPIPS_SIDE_PX / min(image.size))
+    enlarged = image.convert("RGB").resize(
+        (round(image.width * factor), round(image.height * factor)), Image.Resampling.BILINEAR
+    )
+    return torch.from_numpy(np.asarray(enlarged, dtype=np.float32).transpose(2, 0, 1)[None] / 255.0)

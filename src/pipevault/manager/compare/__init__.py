@@ -1,0 +1,1 @@
+"""Comparing eager, torch.compile and frozen runs of one seed, and what makes them drift."""

@@ -1,0 +1,186 @@
+"""What a fresh process does with its job: open a pipeline, make it ready, generate, write the pictures.
+
+Whatever the method, the noise is the same: a CPU generator for each sample and float32 draws on the host. That is all
+that an eager or a torch.compile run has of pipevault, and inside the parts, which draw nothing, not even that.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch._C import _len_torch_function_stack
+from torch.overrides import _pop_mode_temporarily
+
+from pipevault.determinism.describe import digest_array
+from pipevault.determinism.noise import host_noise
+from pipevault.determinism.seeds import isolated_rng
+from pipevault.determinism.streams import generators
+from pipevault.errors import BadCallError
+from pipevault.fingerprint.toolchain import toolchain_factors
+from pipevault.graphs import parts as graph_parts
+from pipevault.graphs.inductor import GRAPH_FORMAT
+from pipevault.manager.cache import PipelineCache
+from pipevault.manager.call import parameters
+from pipevault.manager.fresh_process import GenerationJob, GenerationResult
+from pipevault.manager.generation import record_of, sample_count
+from pipevault.manager.keys import execution_device
+from pipevault.manager.outcome import Outcome
+from pipevault.manager.pipeline import outcome
+from pipevault.opening import open_pipeline
+
+Draw: TypeAlias = Callable[[Mapping[str, Any]], "tuple[Any, str | None]"]
+"""From the arguments of a call to its output and the SHA-256 of the noise."""
+
+_STEP_CALLBACK = "callback_on_step_end"
+
+
+def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> GenerationResult:
+    """Runs ``job`` and writes its pictures and latents to ``folder``. ``started_at_s`` is in seconds since the epoch.
+
+    Raises what opening, loading and calling raise, and :class:`BadCallError` if the pipeline wants a prompt.
+    """
+    import diffusers  # noqa: F401 - its import counts as import and not as opening
+
+    seconds = {"import": time.time() - started_at_s}
+    with _timed(seconds, "open"):
+        pipe = open_pipeline(job.model, dtype=job.dtype, device=job.device, pipeline_class=job.pipeline_class)
+    arguments = job.request.call_arguments(pipe)
+    _check_prompt(pipe, arguments)
+    device = execution_device(pipe, graph_parts.find_parts(pipe))
+    with _timed(seconds, "ready"):
+        draw, loaded = _make_ready(pipe, job)
+    samples: list[np.ndarray[Any, Any]] = []
+    pixels: list[tuple[str, ...]] = []
+    noise: str | None = None
+    steps = _LastLatents()
+    for name in ("first", "warm")[: job.generations]:
+        steps.clear()
+        call = {**arguments, _STEP_CALLBACK: steps} if _STEP_CALLBACK in parameters(pipe) else arguments
+        with _timed(seconds, name):
+            output, noise = draw(call)
+        drawn = list(_samples(output))
+        samples = samples or drawn
+        pixels.append(tuple(map(digest_array, drawn)))
+    return GenerationResult(
+        pictures=tuple(_write(sample, folder / f"picture-{index}") for index, sample in enumerate(samples)),
+        pixels=pixels[0] if pixels else (),
+        warm_pixels=pixels[1] if len(pixels) > 1 else (),
+        latents=steps.write(folder / "latents.npy"),
+        noise=noise,
+        seconds=seconds,
+        outcome=loaded.status if loaded else "",
+        key=loaded.key.hex if loaded and loaded.key else None,
+        device=device.type,
+        threads=torch.get_num_threads(),
+        capability=str(torch.backends.cpu.get_cpu_capability()),
+        versions=toolchain_factors(graph_format=GRAPH_FORMAT),
+    )
+
+
+def _check_prompt(pipe: Any, arguments: Mapping[str, Any]) -> None:
+    takes_one = "prompt" in parameters(pipe)
+    if takes_one and not any(name.startswith("prompt") for name in arguments):
+        raise BadCallError(f"{type(pipe).__name__} draws what a prompt says. Give at least one, with --prompt TEXT.")
+
+
+def _make_ready(pipe: Any, job: GenerationJob) -> tuple[Draw, Outcome | None]:
+    seed = job.request.seed
+    if job.method == "frozen":
+        cache = PipelineCache(job.dir, mode=job.mode, level=job.level, build_config=job.build_config)
+        cache.load(pipe, **job.request.load_arguments(pipe))
+        return functools.partial(_draw_frozen, pipe, seed), outcome(pipe)
+    for part in graph_parts.find_parts(pipe).values():
+        # The part's own arithmetic must run as it would without pipevault, and a mode must not be traced.
+        forward = torch.compile(part.forward) if job.method == "torch.compile" else part.forward
+        part.forward = _outside_modes(forward)
+    return functools.partial(_draw_plain, pipe, seed), None
+
+
+def _draw_frozen(pipe: Any, seed: int, arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
+    output = pipe(**arguments, seed=seed)
+    noise: str | None = record_of(output).results["noise"]
+    return output, noise
+
+
+def _draw_plain(pipe: Any, seed: int, arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
+    given = dict(arguments)
+    if "generator" in parameters(pipe):
+        drawn = generators(seed, sample_count(arguments))
+        given["generator"] = drawn if len(drawn) > 1 else drawn[0]
+    with isolated_rng(seed), host_noise(collect=True, global_draws=True) as log:
+        output = pipe(**given)
+    return output, log.sha256 if log.draws else None
+
+
+def _outside_modes(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def outside(*args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as stack:
+            for _ in range(_len_torch_function_stack()):
+                stack.enter_context(_pop_mode_temporarily())
+            return forward(*args, **kwargs)
+
+    return outside
+
+
+class _LastLatents:
+    """A ``callback_on_step_end`` that keeps the latents after the last step, of each call where there are several."""
+
+    def __init__(self) -> None:
+        self._of_calls: list[torch.Tensor] = []
+
+    def clear(self) -> None:
+        self._of_calls.clear()
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(latents := tensors.get("latents"), torch.Tensor):
+            if step > 0 and self._of_calls:
+                self._of_calls.pop()
+            self._of_calls.append(latents)
+        return tensors
+
+    def write(self, path: Path) -> Path | None:
+        """As float32, samples first; ``None`` where the pipeline showed none."""
+        if not self._of_calls:
+            return None
+        np.save(path, torch.cat(self._of_calls).detach().to("cpu", torch.float32).numpy())
+        return path
+
+
+def _samples(value: Any) -> Iterator[np.ndarray[Any, Any]]:
+    """The pictures, frames or arrays of an output: those of its first field that has any."""
+    if isinstance(value, Image.Image):
+        yield np.asarray(value)
+    elif isinstance(value, torch.Tensor):
+        yield from value.detach().float().cpu().numpy()
+    elif isinstance(value, np.ndarray):
+        yield from value
+    elif isinstance(value, Mapping):
+        yield from next((found for field in value.values() if (found := list(_samples(field)))), [])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _samples(item)
+
+
+def _write(sample: np.ndarray[Any, Any], path: Path) -> Path:
+    is_picture = sample.dtype == np.uint8 and (sample.ndim == 2 or (sample.ndim == 3 and sample.shape[-1] in (3, 4)))
+    if is_picture:
+        Image.fromarray(sample).save(file := path.with_suffix(".png"))
+    else:
+        np.save(file := path.with_suffix(".npy"), sample)
+    return file
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started_s = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started_s

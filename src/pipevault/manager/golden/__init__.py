@@ -1,0 +1,1 @@
+"""Goldens: fixed-seed regression tests of what a model draws."""

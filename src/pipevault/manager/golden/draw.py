@@ -1,0 +1,82 @@
+"""What a generation gave as a golden keeps it: pictures or arrays, and the latents they were decoded from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pipevault.determinism.record import RunRecord
+from pipevault.errors import SettingsError
+from pipevault.graphs import parts as graph_parts
+
+Sample: TypeAlias = "Image.Image | np.ndarray[Any, Any]"
+Array: TypeAlias = "np.ndarray[Any, Any]"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """``samples`` are the pictures (frames one after the other) or arrays of an output, in order. ``latents`` are what
+    the decoder was given, a tensor for each of its calls; empty if that was not seen. ``factors`` are those of the key.
+    """
+
+    record: RunRecord
+    samples: tuple[Sample, ...]
+    latents: tuple[Array, ...] = ()
+    factors: Mapping[str, Any] | None = field(default=None)
+
+
+def samples_of(output: Any) -> tuple[Sample, ...]:
+    """Pictures and arrays of a pipeline's output, or of a list of them. :class:`SettingsError` if there are none."""
+    found = tuple(_samples(output.values() if isinstance(output, Mapping) else [output]))
+    if not found:
+        raise SettingsError(
+            f"This {type(output).__name__} holds no pictures, arrays or tensors to compare. Give what the pipeline "
+            "returned, or its list of pictures."
+        )
+    return found
+
+
+def as_array(sample: Any) -> Array:
+    """A picture or tensor as NumPy has it; bfloat16, which NumPy lacks, as float32."""
+    if isinstance(sample, torch.Tensor):
+        plain = sample.detach().cpu()
+        return np.asarray((plain.float() if plain.dtype == torch.bfloat16 else plain).contiguous().numpy())
+    return np.asarray(sample)
+
+
+@contextmanager
+def seen_latents(pipe: Any) -> Iterator[list[Array]]:
+    """What the decoders of ``pipe`` are given while the block runs.
+
+    A hook on the decoder itself would be a change that the guard refuses, so the hook is one of all modules.
+    """
+    decoders = [part for name, part in graph_parts.find_parts(pipe).items() if name.endswith("decoder")]
+    seen: list[Array] = []
+
+    def look(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], torch.Tensor) and any(module is decoder for decoder in decoders):
+            seen.append(as_array(args[0]).copy())
+
+    handle = register_module_forward_pre_hook(look)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _samples(values: Any) -> Iterator[Sample]:
+    for value in values:
+        if isinstance(value, Image.Image):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _samples(value)
+        elif isinstance(value, (np.ndarray, torch.Tensor)):
+            array = as_array(value)
+            yield from array if array.ndim else array[None]

@@ -1,0 +1,80 @@
+"""A suite of goldens: a model, and the fixed-seed generations to hold it to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pipevault.errors import SettingsError
+from pipevault.manager.request import Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The largest distances that are let pass, in the units of the output: 0 to 255 for uint8 pixels.
+
+    ``None``: not limited here.
+    """
+
+    pixels_max_abs: float | None = None
+    pixels_mean_abs: float | None = None
+    latents_max_abs: float | None = None
+    latents_mean_abs: float | None = None
+
+    def over(self, base: Limits) -> Limits:
+        """These limits, and those of ``base`` where there is none here."""
+        return Limits(**{**base.to_json(), **self.to_json()})
+
+    def to_json(self) -> dict[str, float]:
+        """Those that are given."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, table: Mapping[str, Any]) -> Limits:
+        """``ValueError`` with the name of the field and what is wrong with it, in this order."""
+        known = [field.name for field in fields(cls)]
+        for name, value in table.items():
+            if name not in known:
+                raise ValueError(name, f"is no limit; limits: {', '.join(known)}")
+            if not is_number(value) or value < 0:
+                raise ValueError(name, f"is {value!r}; a number of 0 or more is needed")
+        return cls(**{name: float(value) for name, value in table.items()})
+
+
+@dataclass(frozen=True)
+class Case:
+    """One generation of a suite. ``name`` is safe as the name of a folder."""
+
+    name: str
+    request: Request
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite as it was read. ``level`` is ``None`` where it follows the settings."""
+
+    path: Path
+    model: str
+    cases: tuple[Case, ...]
+    dtype: str | None = None
+    device: str | None = None
+    pipeline_class: str | None = None
+    level: str | None = None
+    other_machine: bool = False
+    other_key: bool = False
+
+    def selected(self, names: tuple[str, ...]) -> tuple[Case, ...]:
+        """The cases of these names, all of them for none; :class:`SettingsError` for a name that no case has."""
+        known = [case.name for case in self.cases]
+        if unknown := [name for name in names if name not in known]:
+            raise SettingsError(f"{self.path} has no case {unknown[0]!r}. Its cases: {', '.join(known)}.")
+        return tuple(case for case in self.cases if not names or case.name in names)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,1 @@
+"""Sweeps: how much the seed moves what a model draws."""

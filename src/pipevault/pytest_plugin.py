@@ -1,0 +1,170 @@
+"""The pytest plugin: the fixture ``pipevault_golden`` holds what a loaded pipeline draws to a golden beside the test.
+
+::
+
+    def test_seven(pipe, pipevault_golden):
+        pipevault_golden(pipe("a handwritten seven", seed=7), "seven")
+
+``pytest --pipevault-golden-record`` records what is missing. The goldens are in ``goldens/<test file>/`` beside the
+test file, a folder for each machine type. Nothing of torch is imported before a test uses the fixture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+from pipevault.errors import PipevaultError, SettingsError
+
+if TYPE_CHECKING:
+    from pipevault.determinism.record import RunRecord
+    from pipevault.manager.golden.check import Passed, Rules
+
+Result = TypeVar("Result")
+
+GOLDENS_FOLDER = "goldens"
+_DIGEST_LENGTH = 8
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("pipevault", "goldens of diffusion pipelines")
+    group.addoption(
+        "--pipevault-golden-record", action="store_true", help="Record goldens that are missing; check the others."
+    )
+    group.addoption("--pipevault-golden-overwrite", action="store_true", help="Record all goldens anew.")
+    group.addoption(
+        "--pipevault-golden-out",
+        metavar="FOLDER",
+        help="Where the pictures of failed checks go, a folder for each test. Default: the test's tmp_path.",
+    )
+    group.addoption(
+        "--pipevault-golden-other-machine",
+        action="store_true",
+        help="With no golden of this machine type, compare with another's within a tolerance.",
+    )
+    group.addoption(
+        "--pipevault-golden-other-key",
+        action="store_true",
+        help="With a golden of another key (other versions), compare within a tolerance.",
+    )
+
+
+class GoldenFixture:
+    """What the fixture ``pipevault_golden`` is. Its errors are those of ``pipevault golden check``."""
+
+    def __init__(self, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+        self._config = request.config
+        self._test_file = request.path
+        self._test = request.node.nodeid.partition("::")[2]
+        self._tmp_path = tmp_path
+        self._used: set[str] = set()
+
+    def __call__(
+        self,
+        output: Any,
+        name: str = "output",
+        *,
+        record: RunRecord | None = None,
+        tolerance: Mapping[str, float] | None = None,
+    ) -> None:
+        """Hold ``output``, what a loaded pipeline returned, to the golden of this test with this ``name``.
+
+        ``output`` may be a list of pictures; then ``record`` is ``pipevault.record_of`` of what they come from.
+        ``tolerance`` has the limits for another machine type or key, where a pytest option allows them:
+        ``{"pixels_max_abs": 3}``.
+        """
+        __tracebackhide__ = True
+        from pipevault.manager.generation import record_of
+        from pipevault.manager.golden import fixture as golden_fixture
+
+        if name in self._used:
+            raise SettingsError(f"This test used the golden {name!r} already. Give each output a name of its own.")
+        self._used.add(name)
+        case = _file_name(f"{self._test}-{name}")
+        _shortly(
+            lambda: golden_fixture.hold(
+                output,
+                record or record_of(output),
+                goldens=self._test_file.parent / GOLDENS_FOLDER / self._test_file.stem,
+                case=case,
+                rules=self._rules(tolerance or {}),
+                out=self._out(case),
+                is_recording=self._flag("record") or self._flag("overwrite"),
+                overwrite=self._flag("overwrite"),
+            )
+        )
+
+    def check(self, suite: str | Path, *, case: str | None = None, dir: str | Path | None = None) -> list[Passed]:
+        """Hold the cases of a suite, or one of them, to its goldens, as ``pipevault golden check`` does.
+
+        ``suite`` is relative to the test file. The first error is raised once all cases were looked at.
+        """
+        __tracebackhide__ = True
+        from pipevault.manager.golden import fixture as golden_fixture
+
+        return _shortly(
+            lambda: golden_fixture.hold_suite(
+                self._test_file.parent / suite,
+                names=() if case is None else (case,),
+                dir=dir,
+                rules=self._rules({}),
+                out=self._out(""),
+                is_recording=self._flag("record") or self._flag("overwrite"),
+                overwrite=self._flag("overwrite"),
+            )
+        )
+
+    def _flag(self, name: str) -> bool:
+        return bool(self._config.getoption(f"--pipevault-golden-{name}"))
+
+    def _out(self, case: str) -> Path:
+        if folder := self._config.getoption("--pipevault-golden-out"):
+            return Path(self._config.invocation_params.dir, folder, self._test_file.stem, case)
+        return self._tmp_path / "pipevault-golden" / case
+
+    def _rules(self, tolerance: Mapping[str, float]) -> Rules:
+        from pipevault.manager.golden.check import Rules
+        from pipevault.manager.golden.suite import Limits
+
+        try:
+            limits = Limits.from_json(tolerance)
+        except ValueError as error:
+            raise SettingsError(f"tolerance: {' '.join(error.args)}.") from error
+        return Rules(
+            limits=limits,
+            other_machine=self._flag("other-machine"),
+            other_key=self._flag("other-key"),
+            record="`pytest --pipevault-golden-record`",
+            again="`pytest --pipevault-golden-overwrite`",
+            measure="tolerance= of pipevault_golden",
+            allow_machine="--pipevault-golden-other-machine",
+            allow_key="--pipevault-golden-other-key",
+        )
+
+
+def _shortly(work: Callable[[], Result]) -> Result:
+    """What ``work`` returns. An error of pipevault says it all, so that the code that noticed need not be shown."""
+    __tracebackhide__ = True
+    try:
+        return work()
+    except PipevaultError as error:
+        raise error.with_traceback(None) from None
+
+
+@pytest.fixture
+def pipevault_golden(request: pytest.FixtureRequest, tmp_path: Path) -> GoldenFixture:
+    """Hold what a loaded pipeline drew to a golden beside the test file: pipevault_golden(output, "name")."""
+    return GoldenFixture(request, tmp_path)
+
+
+def _file_name(text: str) -> str:
+    """``text`` as a file name; where it has to change for that, with a digest that keeps two of them apart."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.")
+    if safe == text and len(safe) <= 100:
+        return safe
+    return f"{safe[:90]}-{hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_LENGTH]}"

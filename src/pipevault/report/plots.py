@@ -1,0 +1,159 @@
+"""Plots as SVG text that is the same for the same data. matplotlib comes with the extra ``report``."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pipevault.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+OUTLIER_COLOUR = "#c0392b"
+SHARE_COLOURS: Mapping[str, str] = {"prompt": "#4c78a8", "seed": "#f58518", "remainder": "#bab0ac"}
+_DOT_COLOUR = "#4c78a8"
+_LABEL_LENGTH = 28
+_STRIP_HALF_WIDTH = 0.28
+_NAMED_OUTLIERS = 3
+
+
+def strip_plot(
+    table: Sequence[Sequence[float]],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    title: str,
+    unit: str,
+    outliers: Collection[int] = (),
+) -> str:
+    """A score of each picture: a column for each prompt, in it a box (quartiles) and a dot for each seed.
+
+    Dots stand in the order of the seeds; those of ``outliers`` are red and, up to three seeds, named.
+    :class:`MissingExtraError` without matplotlib.
+    """
+    with _figure(width_in=max(6.0, 1.6 + 0.8 * len(prompts)), height_in=3.4) as figure:
+        axes = figure.add_subplot()
+        axes.boxplot(
+            [list(row) for row in table],
+            positions=range(len(prompts)),
+            widths=0.7,
+            whis=(0, 100),
+            manage_ticks=False,
+            boxprops={"color": "#999"},
+            whiskerprops={"color": "#bbb"},
+            capprops={"color": "#bbb"},
+            medianprops={"color": "#444"},
+        )
+        offsets = _offsets(len(seeds))
+        for row, scores in enumerate(table):
+            for column, score in enumerate(scores):
+                marked = seeds[column] in outliers
+                colour = OUTLIER_COLOUR if marked else _DOT_COLOUR
+                axes.plot(row + offsets[column], score, "o", color=colour, markersize=3.5, alpha=0.85, zorder=3)
+                if marked and len(outliers) <= _NAMED_OUTLIERS:
+                    axes.annotate(
+                        str(seeds[column]),
+                        (row + offsets[column], score),
+                        textcoords="offset points",
+                        xytext=(4, 3),
+                        fontsize=7,
+                        color=OUTLIER_COLOUR,
+                    )
+        axes.set_xticks(range(len(prompts)), labels=prompt_labels(prompts), parse_math=False, rotation=30, ha="right")
+        axes.set_xlim(-0.6, len(prompts) - 0.4)
+        axes.set_ylabel(unit, parse_math=False)
+        axes.set_title(title, loc="left", fontsize=10, parse_math=False)
+        return _svg(figure)
+
+
+def share_bars(shares: Mapping[str, Mapping[str, float]]) -> str:
+    """Stacked horizontal bars, one for each score in order: the shares of prompt, seed and remainder (0 to 1).
+
+    A score whose shares are all 0 is the same everywhere, and its bar says so. :class:`MissingExtraError` without
+    matplotlib.
+    """
+    names = list(shares)
+    with _figure(width_in=7.6, height_in=1.1 + 0.42 * len(names)) as figure:
+        axes = figure.add_subplot()
+        starts = [0.0] * len(names)
+        for part, colour in SHARE_COLOURS.items():
+            widths = [shares[name][part] for name in names]
+            axes.barh(range(len(names)), widths, left=starts, color=colour, label=part, height=0.66)
+            for row, (start, width) in enumerate(zip(starts, widths, strict=True)):
+                if width >= 0.06:
+                    text = f"{100 * width:.0f} %"
+                    axes.text(start + width / 2, row, text, ha="center", va="center", fontsize=8, color="#222")
+            starts = [start + width for start, width in zip(starts, widths, strict=True)]
+        for row, end in enumerate(starts):
+            if end == 0:
+                axes.text(0.01, row, "the same everywhere", va="center", fontsize=8, color="#666")
+        axes.set_yticks(range(len(names)), labels=names, parse_math=False)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "25 %", "50 %", "75 %", "100 %"])
+        axes.set_xlabel("share of the variance")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=8)
+        return _svg(figure)
+
+
+def prompt_labels(prompts: Sequence[str]) -> list[str]:
+    """The prompts if all are short and in Latin-1, which every font holds; else each with a number from 1, and cut."""
+    whole = [" ".join(prompt.split()) for prompt in prompts]
+    cut = [_shortened(prompt) for prompt in whole]
+    if cut == whole:
+        return whole
+    return [f"{number}  {label}".rstrip() for number, label in enumerate(cut, 1)]
+
+
+def _shortened(prompt: str) -> str:
+    """At most 28 letters; empty if there are letters outside Latin-1."""
+    try:
+        prompt.encode("latin-1")
+    except UnicodeEncodeError:
+        return ""
+    return prompt if len(prompt) <= _LABEL_LENGTH else f"{prompt[: _LABEL_LENGTH - 1].rstrip()}…"
+
+
+def _offsets(count: int) -> list[float]:
+    if count == 1:
+        return [0.0]
+    return [_STRIP_HALF_WIDTH * (2 * index / (count - 1) - 1) for index in range(count)]
+
+
+@contextmanager
+def _figure(*, width_in: float, height_in: float) -> Iterator[Figure]:
+    """Without pyplot and with matplotlib's own defaults, so that nobody's configuration shows."""
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError(
+            'Plots need matplotlib, which is not installed. Install the extra "report": pip install '
+            '"pipevault[report]".',
+            "report",
+        ) from error
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(
+            {
+                "svg.hashsalt": "pipevault",
+                "svg.fonttype": "path",
+                "font.size": 9,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "figure.constrained_layout.use": True,
+            }
+        )
+        figure = Figure(figsize=(width_in, height_in))
+        FigureCanvasAgg(figure)
+        yield figure
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()

@@ -1,0 +1,175 @@
+"""The command ``compare`` with runs that never take place: options, table, JSON, report, exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_runner import Run
+
+from comparison_runs import FakeRuns, brighter
+from pipevault.demo import DEFAULT_STEPS
+from pipevault.errors import MissingExtraError, PipevaultError
+from pipevault.manager.compare import run as compare_module
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the comparison was asked for; ``asked["runs"]`` may be set to other runs."""
+    seen: dict[str, Any] = {"runs": FakeRuns()}
+    real = compare_module.compare
+
+    def compare(model: str, request: Any, **options: Any) -> Any:
+        seen.update(model=model, request=request, **options)
+        return real(model, request, **options, run=seen["runs"])
+
+    monkeypatch.setattr(compare_module, "compare", compare)
+    return seen
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The cells of each run; columns are two blanks or more apart."""
+    lines = [line for line in text.partition("\n\n")[0].splitlines()[2:]]
+    return {line.split("  ")[0]: [cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines}
+
+
+def test_the_table_has_a_row_for_each_run(run: Run, asked: dict[str, Any]) -> None:
+    asked["runs"] = FakeRuns(brighter("torch.compile", by=6))
+    result = run("compare", "./model", "--prompt", "a cat", "--prompt", "a dog")
+    assert result.exit_code == 0, result.output
+    table = rows(result.stdout)
+    assert list(table)[:2] == ["eager", "eager again"]
+    assert table["eager"] == ["eager", "0.500", "3.000", "0.250"]
+    assert table["torch.compile"][1:5] == ["eager", "no", "0.78%", "6"]
+    assert table["frozen again"][1:4] == ["frozen", "yes", "0.00%"]
+    assert "eager, other thread count (2 threads, not 1)" in table
+    assert "equal in every process and generation" in result.stdout
+    assert "frozen again: running in a fresh process" in result.stderr
+
+
+def test_options_reach_the_runs(run: Run, asked: dict[str, Any], tmp_path: Path) -> None:
+    result = run(
+        *("compare", "./model", "--prompt", "a cat", "--seed", "9", "--size", "64x32", "--steps", "3"),
+        *("--guidance-scale", "2.5", "--dtype", "bfloat16", "--device", "cpu", "--dir", tmp_path, "--timeout", "60"),
+        *("--pipeline-class", "FluxPipeline", "--runs", "eager,frozen", "--runs", "batch"),
+    )
+    assert result.exit_code == 0, result.output
+    request = asked["request"]
+    assert (request.prompts, request.seed, request.steps, request.guidance_scale) == (("a cat",), 9, 3, 2.5)
+    assert (request.width, request.height) == (64, 32)
+    assert (asked["dtype"], asked["device"], asked["pipeline_class"]) == ("bfloat16", "cpu", "FluxPipeline")
+    assert (asked["dir"], asked["timeout_s"]) == (tmp_path, 60)
+    assert asked["groups"] == ("eager", "frozen", "batch")
+
+
+def test_the_demo_draws_the_ten_digits(run: Run, asked: dict[str, Any]) -> None:
+    assert run("compare", "demo", "--runs", "eager").exit_code == 0
+    assert asked["request"].prompts[7] == "a handwritten seven"
+    assert len(asked["request"].prompts) == 10
+    assert asked["request"].steps == DEFAULT_STEPS
+
+
+def test_the_demo_draws_what_it_is_told(run: Run, asked: dict[str, Any]) -> None:
+    assert run("compare", "demo", "--runs", "eager", "--prompt", "a handwritten two").exit_code == 0
+    assert asked["request"].prompts == ("a handwritten two",)
+
+
+def test_torch_compile_can_be_left_out(run: Run, asked: dict[str, Any]) -> None:
+    assert run("compare", "./model", "--prompt", "a cat", "--without-torch-compile").exit_code == 0
+    assert "torch.compile" not in asked["runs"].jobs
+    assert "frozen again" in asked["runs"].jobs
+
+
+def test_json(run: Run, asked: dict[str, Any]) -> None:
+    result = run("compare", "./model", "--prompt", "a cat", "--runs", "frozen", "--json")
+    document = json.loads(result.stdout)
+    assert (result.exit_code, document["frozen_equal"]) == (0, True)
+    assert [row["run"] for row in document["runs"]] == ["eager", "frozen", "frozen again"]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_frozen_runs_that_differ_are_shown_and_are_exit_code_22(
+    run: Run, asked: dict[str, Any], tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    asked["runs"] = FakeRuns(brighter("frozen again"))
+    report = tmp_path / "report.html"
+    result = run("compare", "./model", "--prompt", "a cat", "--report", report, *arguments)
+    assert result.exit_code == 22
+    assert "frozen again differs from frozen" in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("pipevault: Frozen graphs gave different pictures for seed 0")
+    assert "frozen again differs from frozen" in report.read_text("utf-8")
+
+
+def test_the_report_says_how_to_make_it_again(
+    run: Run, asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    report = tmp_path / "report.html"
+    result = run(
+        *("compare", "./model", "--prompt", "a cat", "--prompt", "two dogs", "--seed", "-1", "--runs", "eager,batch"),
+        *("--without-torch-compile", "--report", report),
+    )
+    assert result.exit_code == 0, result.output
+    seed = asked["request"].seed
+    assert seed >= 0
+    command = (
+        f"OMP_NUM_THREADS=3 pipevault compare ./model --prompt &#39;a cat&#39; --prompt &#39;two dogs&#39; "
+        f"--seed {seed} --runs eager,batch --without-torch-compile --report {report}"
+    )
+    assert f"<code>{command}</code>" in report.read_text("utf-8")
+    assert str(report) in result.stdout
+
+
+def test_a_run_that_fails_is_one_line(run: Run, asked: dict[str, Any]) -> None:
+    def failing(label: str) -> dict[str, Any]:
+        raise PipevaultError(f"{label} failed: its process was killed by SIGKILL.\nIt printed nothing.")
+
+    asked["runs"] = FakeRuns(say=failing)
+    result = run("compare", "./model", "--prompt", "a cat")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        "pipevault: eager failed: its process was killed by SIGKILL. It printed nothing."
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (("--size", "big"), 2, "'big' is no size"),
+        (("--seed", "-2"), 28, "-2"),
+        (("--seed", "x"), 2, "--seed"),
+        (("--steps", "0"), 2, "--steps"),
+        (("--timeout", "0"), 2, "--timeout"),
+        (("--runs", "eager,fast"), 2, "'fast'"),
+        (("--runs", ""), 2, "''"),
+        (("--report", "none/report.html"), 2, "none/report.html"),
+        (("--report", "."), 2, "--report"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_the_first_run(
+    run: Run, asked: dict[str, Any], arguments: tuple[str, ...], code: int, named: str
+) -> None:
+    result = run("compare", "./model", "--prompt", "a cat", *arguments)
+    assert result.exit_code == code
+    assert named in result.stderr
+    assert asked["runs"].jobs == {}
+
+
+def test_a_missing_extra_is_said_before_the_first_run(
+    run: Run, asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def render_page(template: str, content: Any) -> str:
+        raise MissingExtraError('Install the extra "report"', "report")
+
+    monkeypatch.setattr("pipevault.report.page.render_page", render_page)
+    result = run("compare", "./model", "--prompt", "a cat", "--report", tmp_path / "report.html")
+    assert result.exit_code == 17
+    assert asked["runs"].jobs == {}
+
+
+def test_help_has_examples(run: Run) -> None:
+    result = run("compare", "--help")
+    assert result.exit_code == 0
+    assert "  pipevault compare demo --report compare.html" in result.stdout
