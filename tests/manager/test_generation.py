@@ -14,6 +14,7 @@ import pipevault
 from pipelines import FAST_BUILD, PlainPipeline, stable_diffusion
 from pipevault.determinism.seeds import rng_digests
 from pipevault.errors import BadCallError, GeneratorCountError, SettingsError
+from pipevault.manager import generation
 
 
 def load(root: Path, pipe: Any, **settings: Any) -> Any:
@@ -168,6 +169,18 @@ def test_invariant_gives_a_sample_the_same_bits_at_every_batch_size(tmp_path: Pa
     eight = pipe(prompt=["p"] * 8, seed=9)
     four = pipe(prompt=["p"] * 4, seed=9)
     assert torch.equal(eight[:4], four)
+
+
+@pytest.mark.parametrize("flags", [None, [False]])
+def test_outputs_of_single_samples_become_one_of_a_batch(flags: list[bool] | None) -> None:
+    from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
+
+    outputs = [StableDiffusionPipelineOutput(np.full((1, 2, 2, 3), float(i)), flags) for i in range(3)]
+    merged = generation._merged(outputs)
+    assert isinstance(merged, StableDiffusionPipelineOutput)
+    assert merged.images[:, 0, 0, 0].tolist() == [0.0, 1.0, 2.0]
+    assert merged.nsfw_content_detected == (None if flags is None else [False] * 3)
+    assert generation._merged([{"a": torch.ones(1)}, {"a": torch.zeros(1)}])["a"].tolist() == [1.0, 0.0]
 
 
 class TestSaving:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,9 @@ def _split(arguments: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
 
 def _merged(outputs: list[Any]) -> Any:
     first = outputs[0]
+    if is_dataclass(first):  # diffusers' outputs are mappings too, without the fields that are None
+        merged = {f.name: _joined([getattr(output, f.name) for output in outputs]) for f in fields(first)}
+        return type(first)(**merged)
     if isinstance(first, Mapping):
         merged = {name: _joined([output[name] for output in outputs]) for name in first}
         return type(first)(**merged)
