@@ -72,28 +72,38 @@ def save_pictures(vault: Path, folder: Path, count: int) -> list[str]:
 
 
 def costs(vault: Path, rounds: int) -> dict[str, float]:
-    """Medians in milliseconds; levels take turns, so that both see the same load of the machine."""
+    """Medians in milliseconds, and each level's ratio to off; levels take turns, so that all see the same load."""
     import torch
 
-    from pipevault.manager.generation import generate
     from pipevault.manager.guard import Guard
     from pipevault.manager.run_record import Recorder
 
-    del generate  # imported before anything is timed
-    times: dict[str, list[float]] = {"off": [], "repeatable": [], "record": [], "guard": []}
-    with timed(Recorder, "record", times["record"]), timed(Guard, "check", times["guard"]):
-        pipes = {level: open_frozen(vault, level) for level in ("off", "repeatable")}
-        for round_number in range(rounds + 2):
+    seconds: dict[str, list[float]] = {level: [] for level in ("off", "seeded", *LEVELS)}
+    records: list[float] = []
+    checks: list[float] = []
+    pipes = {level: open_frozen(vault, level) for level in seconds}
+    for pipe in pipes.values():
+        for _ in range(2):  # the first makes the guard and hashes the weights
+            draw(pipe, digits(1), generator=torch.Generator().manual_seed(SEED))
+    with timed(Recorder, "record", records), timed(Guard, "check", checks):
+        for _ in range(rounds):
             for level, pipe in pipes.items():
                 started_s = time.perf_counter()
                 draw(pipe, digits(1), generator=torch.Generator().manual_seed(SEED))
-                if round_number >= 2:
-                    times[level].append(time.perf_counter() - started_s)
-    warm_up = 2 * len(pipes)
-    values = {name: statistics.median(seconds[warm_up:] if name in ("record", "guard") else seconds) * 1000
-              for name, seconds in times.items()}  # fmt: skip
-    pairs = zip(times["off"], times["repeatable"], strict=True)
-    return {**values, "ratio": statistics.median(repeatable / off for off, repeatable in pairs)}
+                seconds[level].append(time.perf_counter() - started_s)
+    ratios = {
+        f"{level}/off": statistics.median(
+            with_level / off for off, with_level in zip(seconds["off"], times, strict=True)
+        )
+        for level, times in seconds.items()
+    }
+    milliseconds = {name: statistics.median(times) * 1000 for name, times in seconds.items()}
+    return {
+        **milliseconds,
+        **ratios,
+        "record": statistics.median(records) * 1000,
+        "guard": statistics.median(checks) * 1000,
+    }
 
 
 @contextmanager
@@ -167,8 +177,11 @@ def measure(vault: Path, *, processes: int, per_process: int, workers: int, repl
     ok &= equal == replays
     print(f"replay: {equal} of {replays} saved PNGs equal", flush=True)
     cost = run("costs", vault, rounds)
-    print(f"cost of repeatable: {cost['ratio'] - 1:+.2%} per generation ({cost['repeatable']:.1f} ms, off "
-          f"{cost['off']:.1f} ms, {rounds} pairs)")  # fmt: skip
+    for level in ("seeded", *LEVELS):
+        print(
+            f"cost of {level}: {cost[f'{level}/off'] - 1:+.2%} per generation ({cost[level]:.1f} ms, off "
+            f"{cost['off']:.1f} ms, median of {rounds} pairs)"
+        )
     print(f"cost of a record, without hashing pixels: {cost['record']:.2f} ms; of the guard: {cost['guard']:.2f} ms")
     return ok
 

@@ -164,7 +164,8 @@ def _merged(outputs: list[Any]) -> Any:
     first = outputs[0]
     if is_dataclass(first):  # diffusers' outputs are mappings too, without the fields that are None
         merged = {f.name: _joined([getattr(output, f.name) for output in outputs]) for f in fields(first)}
-        return type(first)(**merged)
+        make: Any = type(first)
+        return make(**merged)
     if isinstance(first, Mapping):
         merged = {name: _joined([output[name] for output in outputs]) for name in first}
         return type(first)(**merged)
