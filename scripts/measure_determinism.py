@@ -71,25 +71,26 @@ def save_pictures(vault: Path, folder: Path, count: int) -> list[str]:
     return [str(save(draw(pipe, digits(1), seed=seed), folder / f"{seed}.png")[0]) for seed in range(count)]
 
 
-def costs(vault: Path, rounds: int) -> dict[str, float]:
+def costs(vault: Path, rounds: int, levels: list[str], batch_size: int) -> dict[str, float]:
     """Medians in milliseconds, and each level's ratio to off; levels take turns, so that all see the same load."""
     import torch
 
     from pipevault.manager.guard import Guard
     from pipevault.manager.run_record import Recorder
 
-    seconds: dict[str, list[float]] = {level: [] for level in ("off", "seeded", *LEVELS)}
+    seconds: dict[str, list[float]] = {level: [] for level in ("off", *levels)}
     records: list[float] = []
     checks: list[float] = []
-    pipes = {level: open_frozen(vault, level) for level in seconds}
+    pipes = {level: open_frozen(vault, level, mode="compile", batch_size=batch_size) for level in seconds}
+    prompts = digits(batch_size)
     for pipe in pipes.values():
         for _ in range(2):  # the first makes the guard and hashes the weights
-            draw(pipe, digits(1), generator=torch.Generator().manual_seed(SEED))
+            draw(pipe, prompts, generator=torch.Generator().manual_seed(SEED))
     with timed(Recorder, "record", records), timed(Guard, "check", checks):
         for _ in range(rounds):
             for level, pipe in pipes.items():
                 started_s = time.perf_counter()
-                draw(pipe, digits(1), generator=torch.Generator().manual_seed(SEED))
+                draw(pipe, prompts, generator=torch.Generator().manual_seed(SEED))
                 seconds[level].append(time.perf_counter() - started_s)
     ratios = {
         f"{level}/off": statistics.median(
@@ -131,7 +132,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "pictures": lambda vault, level, count, mode: pictures(Path(vault), level, count, mode),
     "batches": lambda vault: batches(Path(vault)),
     "save": lambda vault, folder, count: save_pictures(Path(vault), Path(folder), count),
-    "costs": lambda vault, rounds: costs(Path(vault), rounds),
+    "costs": lambda vault, rounds, levels, batch_size: costs(Path(vault), rounds, levels, batch_size),
 }
 
 
@@ -176,13 +177,14 @@ def measure(vault: Path, *, processes: int, per_process: int, workers: int, repl
     equal = replay_count(vault, replays)
     ok &= equal == replays
     print(f"replay: {equal} of {replays} saved PNGs equal", flush=True)
-    cost = run("costs", vault, rounds)
-    for level in ("seeded", *LEVELS):
-        print(
-            f"cost of {level}: {cost[f'{level}/off'] - 1:+.2%} per generation ({cost[level]:.1f} ms, off "
-            f"{cost['off']:.1f} ms, median of {rounds} pairs)"
-        )
-    print(f"cost of a record, without hashing pixels: {cost['record']:.2f} ms; of the guard: {cost['guard']:.2f} ms")
+    for batch_size, levels in ((1, ["seeded", *LEVELS]), (10, ["repeatable"])):
+        cost = run("costs", vault, rounds, levels, batch_size)
+        for level in levels:
+            print(
+                f"cost of {level} at batch {batch_size}: {cost[f'{level}/off'] - 1:+.2%} per generation "
+                f"({cost[level]:.1f} ms, off {cost['off']:.1f} ms, median of {rounds} pairs)"
+            )
+        print(f"of that a record, without hashing pixels: {cost['record']:.2f} ms; the guard: {cost['guard']:.2f} ms")
     return ok
 
 
