@@ -100,7 +100,7 @@ class _World:
         """What a child should do, and which published entries it may remove."""
         if name == "prune":
             for entry in self.entries.values():
-                self._publish(entry)
+                self.vault.publish(entry.manifest, entry.files)
             self.there = set(self.entries)
             plan = plan_prune(self.vault, max_size=chance.randrange(1, 40_000), now_s=time.time())
             return (lambda: carry_out(self.vault, plan)), {going.key for going in plan.entries} - {self.pinned}

@@ -122,28 +122,24 @@ def measure_warm(folder: Path, rounds: int) -> list[Figure]:
         _hit(vault.root, entry)
         return {"wall": time.perf_counter() - wall_s, "cpu": time.process_time() - cpu_s}
 
-    alone = [answer for _ in range(10) for answer in _at_once(hit, processes=1)[1]]
-    together = [answer for _ in range(rounds) for answer in _at_once(hit)[1]]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    alone = [answer for _ in range(10) for answer in _at_once(hit, processes=1)[1]]
+    with_a_core_each = [answer for _ in range(10) for answer in _at_once(hit, processes=min(cores, PROCESSES))[1]]
+    together = [answer for _ in range(rounds) for answer in _at_once(hit)[1]]
 
     def median_ms(answers: Sequence[dict[str, float]], clock: str) -> float:
         return 1000 * statistics.median(answer[clock] for answer in answers)
 
-    wall_ms, wall_alone_ms = median_ms(together, "wall"), median_ms(alone, "wall")
-    cpu_ms, cpu_alone_ms = median_ms(together, "cpu"), median_ms(alone, "cpu")
-    turns = max(1.0, PROCESSES / cores)
+    def compared(answers: Sequence[dict[str, float]], clock: str) -> str:
+        median, one = median_ms(answers, clock), median_ms(alone, clock)
+        return f"{median:.1f} ms, {median / one:.2f} times one alone ({one:.1f} ms)"
+
+    name = f"ready on a warm key, median of {PROCESSES} at once"
+    shared = f"; {PROCESSES / cores:.0f} processes share each of {cores} cores" if cores < PROCESSES else ""
     return [
-        Figure(
-            f"ready, median of {PROCESSES} at once on a warm key",
-            f"{wall_ms:.1f} ms, {wall_ms / wall_alone_ms:.1f} times one alone ({wall_alone_ms:.1f} ms); "
-            f"{turns:.0f} processes share one of {cores} cores: {wall_ms / wall_alone_ms / turns:.2f} times a fair share",
-            "2 times, with a core for each",
-        ),
-        Figure(
-            "of it CPU time",
-            f"{cpu_ms:.1f} ms, {cpu_ms / cpu_alone_ms:.2f} times one alone ({cpu_alone_ms:.1f} ms)",
-            "2 times",
-        ),
+        Figure(f"{name}, CPU time", compared(together, "cpu"), "2 times"),
+        Figure(f"{name}, wall clock", compared(together, "wall") + shared, "2 times, with a core for each"),
+        Figure(f"the same with {min(cores, PROCESSES)} at once, a core for each", compared(with_a_core_each, "wall")),
     ]
 
 

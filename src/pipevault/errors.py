@@ -74,6 +74,10 @@ class UnsafeVaultError(VaultError, PermissionError):
     """Others may write where native code would be loaded from: mend owner or permissions."""
 
 
+class SlowTierError(VaultError, TimeoutError):
+    """A tier did not answer in time, so it is left out for a while: check its mount, or raise ``tier_timeout_s``."""
+
+
 class CorruptEntryError(VaultError, ValueError):
     """An artifact or a manifest is not what was published: freeze the entry again."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +30,6 @@ class FakeCache:
 
     report = Outcome("miss", KEY.digest, "the vault has no entries", PARTS, {"compile unet": 1.5}, stored=True)
     explanation = Explanation(KEY, "miss", "no entry has this key", NEAREST, (Difference("machine.threads", 2, 1),))
-    entry_parts: Mapping[str, Any] = {}
     used: dict[str, Any]
 
     def __init__(self, dir: Any = None, **options: Any) -> None:
@@ -45,11 +43,6 @@ class FakeCache:
         self._progress(Step("unet", "compile"))
         self._progress(Step("unet", "compile", 1.5))
         return pipe
-
-    @property
-    def vault(self) -> Any:
-        assert self.explanation.status == "hit", "opening a vault may create it"
-        return SimpleNamespace(lookup=lambda digest: SimpleNamespace(parts=self.entry_parts))
 
     def explain(self, pipe: Any, **shape: Any) -> Explanation:
         type(self).used["shape"] = shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pipevault
 from pipevault.cli import demo, explain
 from pipevault.demo import DIGIT_WORDS
 from pipevault.errors import MissError, SettingsError
+from pipevault.manager.outcome import PartOutcome
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +151,8 @@ class TestExplain:
             "load": "would compile and store an entry",
             "key": KEY.digest.hex,
             "vault": str(tmp_path),
+            "tier": "",
+            "problems": [],
             "parts": {},
             "nearest": NEAREST.hex,
             "differences": [{"factor": "machine.threads", "ours": 2, "theirs": 1}],
@@ -164,13 +168,15 @@ class TestExplain:
 
     @pytest.fixture
     def _entry(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        parts = {
-            "unet": {"status": "frozen", "reason": "", "graphs": [{}]},
-            "vae.decoder": {"status": "eager", "reason": "it keeps state", "graphs": []},
-            "vae.encoder": {"status": "not called", "reason": "", "graphs": []},
+        explanation = pipevault.Explanation(KEY, "hit", "entry 1 is in the vault", parts=self.parts())
+        monkeypatch.setattr(FakeCache, "explanation", explanation)
+
+    def parts(self) -> dict[str, PartOutcome]:
+        return {
+            "unet": PartOutcome("frozen", "", 1),
+            "vae.decoder": PartOutcome("eager", "it keeps state"),
+            "vae.encoder": PartOutcome("not called"),
         }
-        monkeypatch.setattr(FakeCache, "explanation", pipevault.Explanation(KEY, "hit", "entry 1 is in the vault"))
-        monkeypatch.setattr(FakeCache, "entry_parts", parts)
 
     @pytest.mark.usefixtures("_entry")
     def test_an_entry_with_an_eager_part_is_partial_and_says_why(self, run: Run, tmp_path: Path) -> None:
@@ -184,9 +190,15 @@ class TestExplain:
     def test_an_entry_whose_called_parts_are_frozen_is_a_hit(
         self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setitem(FakeCache.entry_parts, "vae.decoder", {"status": "frozen", "reason": "", "graphs": [{}]})  # type: ignore[misc]
+        parts = {**self.parts(), "vae.decoder": PartOutcome("frozen", "", 1)}
+        explanation = replace(FakeCache.explanation, parts=parts, tier="/shared", problems=("tier /old is no vault",))
+        monkeypatch.setattr(FakeCache, "explanation", explanation)
         document = json.loads(run("explain", "demo", "--dir", tmp_path, "--mode", "require", "--json").stdout)
         assert (document["status"], document["load"]) == ("hit", "would load the entry")
+        assert (document["tier"], document["problems"]) == ("/shared", ["tier /old is no vault"])
+        text = run("explain", "demo", "--dir", tmp_path).stdout
+        assert re.search(r"tier +/shared\n", text)
+        assert re.search(r"problem +tier /old is no vault\n", text)
 
     def test_the_demo_is_explained_for_the_call_that_demo_makes(self, run: Run, tmp_path: Path) -> None:
         run("demo", "--out", tmp_path / "a.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -120,6 +121,31 @@ class TestVault:
         check = vault_checks(vault.root)["free space"]
         assert not check.ok
         assert check.detail == "5.0 MB"
+
+
+class TestTiers:
+    def test_a_line_for_each(self, run: Run, vault: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        Vault.open(tmp_path / "shared")
+        (tmp_path / "file").write_text("")
+        folders = [str(tmp_path / "shared"), str(tmp_path / "file"), str(vault.root)]
+        monkeypatch.setenv("PIPEVAULT_TIERS", os.pathsep.join(folders))
+        result = run("doctor", "--dir", vault.root)
+        assert result.exit_code == 1
+        assert f"ok   tier {folders[0]}: writable, hits are copied, signature off\n" in result.stdout
+        assert f"MEND tier {folders[1]}: is passed over by every load\n     -> {folders[1]} is a file" in result.stdout
+        assert result.stdout.count(str(vault.root)) == 1, "the vault itself has a line already"
+
+    def test_one_that_does_not_answer(
+        self, run: Run, vault: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "silent").mkdir()
+        os.mkfifo(tmp_path / "silent" / "vault.json")
+        monkeypatch.setenv("PIPEVAULT_TIERS", str(tmp_path / "silent"))
+        monkeypatch.setenv("PIPEVAULT_TIER_TIMEOUT_S", "0.2")
+        assert "did not answer within 0.2 s" in run("doctor", "--dir", vault.root).stdout
+
+    def test_without_tiers_there_is_no_line(self, run: Run, vault: Vault) -> None:
+        assert not re.search(r"^(ok  |MEND) tier", run("doctor", "--dir", vault.root).stdout, re.MULTILINE)
 
 
 class TestCompiler:

@@ -6,15 +6,29 @@ import errno
 import multiprocessing
 import os
 import signal
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-CHANGING_CALLS = ("mkdir", "open", "write", "fchmod", "fsync", "replace", "rename", "unlink", "rmdir")
-GROWING_CALLS = ("mkdir", "open", "write", "fsync", "replace", "rename")
+CHANGING_CALLS = (
+    *("mkdir", "open", "write", "fchmod", "fsync", "replace", "rename", "link", "utime", "unlink", "rmdir"),
+    *("chmod", "truncate", "ftruncate", "symlink"),
+)
+"""Of the module ``os``. That these are all: test_crash.py."""
+GROWING_CALLS = ("mkdir", "open", "write", "fsync", "replace", "rename", "link")
 KILLED = -signal.SIGKILL
+AUDITED = {
+    **{"os.mkdir": ("mkdir",), "os.rename": ("replace", "rename"), "os.remove": ("unlink",), "os.rmdir": ("rmdir",)},
+    **{"os.link": ("link",), "os.symlink": ("symlink",), "os.utime": ("utime",), "os.chmod": ("chmod", "fchmod")},
+    **{"os.truncate": ("truncate", "ftruncate"), "open": ("open",)},
+    **dict.fromkeys(("os.chown", "os.setxattr", "os.removexattr", "os.mkfifo", "os.mknod", "shutil.chown"), ()),
+}
+"""Events that the interpreter reports whoever calls, and the counted calls that explain them."""
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 Strike = Callable[[str, Callable[..., Any], tuple[Any, ...]], None]
 
@@ -75,3 +89,37 @@ def killed_at_each_step(function: Callable[[], object]) -> Iterator[int]:
             return
         assert code == KILLED, f"step {step} ended with {code}"
     raise AssertionError("it never got through")
+
+
+def uncounted_changes(function: Callable[[], object]) -> int:
+    """Run ``function`` in a process of its own and compare the changes that the interpreter reports with those that
+    :func:`strike_at` counts; the exit code, 0 if they agree.
+
+    Writes and fsyncs are not reported; they need a descriptor, and opening one is.
+    """
+
+    def run() -> None:
+        counted: Counter[str] = Counter()
+        reported: Counter[str] = Counter()
+        on = False
+
+        def report(event: str, args: tuple[Any, ...]) -> None:
+            if not on or event not in AUDITED:
+                return
+            if event == "open" and not args[2] & _WRITING:
+                return
+            reported[event] += 1
+
+        def count(name: str, original: Callable[..., Any], args: tuple[Any, ...]) -> None:
+            counted[name] += 1
+
+        sys.addaudithook(report)
+        with strike_at(0, count):
+            on = True
+            function()
+            on = False
+        explained = {event: sum(counted[name] for name in names) for event, names in AUDITED.items()}
+        assert {event: reported[event] for event in AUDITED} == explained
+        assert sum(explained.values()) > 0
+
+    return in_child(run)

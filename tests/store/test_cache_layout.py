@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipevault.digest import canonical_json, digest_bytes
-from pipevault.store.lock import Holder, read_holder
+from pipevault.store.lock import read_holder
 from pipevault.store.manifest import Manifest
 from pipevault.store.marker import VAULT_VERSION
 from pipevault.store.vault import Vault
@@ -44,4 +44,7 @@ def test_the_manifest_is_valid_and_its_digests_are_true() -> None:
 
 def test_the_holder_note_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "note").write_bytes(canonical_json(example("pid")))
-    assert read_holder(tmp_path / "note") == Holder("worker-3", 4711, "2025-01-31T12:00:00+00:00")
+    holder = read_holder(tmp_path / "note")
+    assert holder is not None
+    assert (holder.process.host, holder.process.pid) == ("worker-3", 4711)
+    assert holder.since == "2025-01-31T12:00:00+00:00"

@@ -66,6 +66,13 @@ COMMANDS: Mapping[str, str] = {
     "explain": "pipevault.cli.explain:explain",
     "golden": "pipevault.cli.golden:golden",
     "rm": "pipevault.cli.removal:remove",
+    "prune": "pipevault.cli.prune:prune",
+    "pin": "pipevault.cli.pins:pin",
+    "unpin": "pipevault.cli.pins:unpin",
+    "pins": "pipevault.cli.pins:pins",
+    "keygen": "pipevault.cli.keys:keygen",
+    "sign": "pipevault.cli.keys:sign",
+    "stats": "pipevault.cli.stats:stats",
     "where": "pipevault.cli.commands:where",
     "doctor": "pipevault.cli.doctor:doctor",
 }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipevault.cli import render
+from pipevault.cli.keys import entry_signatures, signatures_document, signatures_text
 from pipevault.cli.options import dir_option, json_option
-from pipevault.cli.vaults import open_vault, read_entries
+from pipevault.cli.vaults import list_rows, open_vault, read_entries
 from pipevault.settings import Settings, config_file
 
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ def list_entries(dir: Path | None, as_json: bool) -> None:
       pipevault ls
       pipevault ls --dir /srv/vault --json
     """
-    root, whole, broken = read_entries(dir)
     if as_json:
+        root, whole, broken = read_entries(dir)
         render.print_json(
             {
                 "vault": str(root),
@@ -40,12 +42,17 @@ def list_entries(dir: Path | None, as_json: bool) -> None:
         )
         _note_broken(broken)
         return
-    if whole:
+    root, rows, broken = list_rows(dir, _entry_cells)
+    if rows:
         columns = ("KEY", "PIPELINE", "CALL", "DTYPE", "PARTS", "SIZE", "FROZEN")
-        rows = [_entry_row(entry) for entry in sorted(whole, key=lambda entry: entry.created_at, reverse=True)]
-        render.show(render.table(columns, rows, right=("SIZE",)))
-    total_bytes = sum({ref.digest: ref.size_bytes for entry in whole for ref in entry.artifacts}.values())
-    render.note(f"{render.count_text(len(whole), 'entry', 'entries')}, {render.size_text(total_bytes)} in {root}")
+        now = datetime.now(timezone.utc)
+        cells = [
+            (row.key.short, *row.cells, render.size_text(row.size_bytes), render.age_text(row.created_at, now))
+            for row in sorted(rows, key=lambda row: row.created_at, reverse=True)
+        ]
+        render.show_rows(columns, cells, right=("SIZE",))
+    total_bytes = sum({digits: size for row in rows for digits, size in row.artifacts.items()}.values())
+    render.note(f"{render.count_text(len(rows), 'entry', 'entries')}, {render.size_text(total_bytes)} in {root}")
     for entry in broken:
         render.note(f"{entry.key.short} cannot be used: {entry.reason}")
     _note_broken(broken)
@@ -65,6 +72,7 @@ def show(key: str, dir: Path | None, as_json: bool) -> None:
     """
     vault = open_vault(dir)
     manifest = vault.find(key)
+    signatures = entry_signatures(vault, manifest, Settings.resolve(dir=dir))
     if as_json:
         render.print_json(
             {
@@ -74,6 +82,7 @@ def show(key: str, dir: Path | None, as_json: bool) -> None:
                     {"name": ref.name, "digest": ref.digest.hex, "size_bytes": ref.size_bytes}
                     for ref in manifest.artifacts
                 ],
+                "signatures": signatures_document(signatures),
                 "info": dict(manifest.info),
             }
         )
@@ -83,6 +92,7 @@ def show(key: str, dir: Path | None, as_json: bool) -> None:
         ("frozen", f"{manifest.created_at} ({render.age_text(manifest.created_at)})"),
         ("size", render.size_text(manifest.size_bytes)),
         ("manifest", str(vault.layout.manifest_file(manifest.key.digest))),
+        ("signatures", signatures_text(signatures)),
         *((name, render.value_text(value)) for name, value in render.flat(manifest.info) if name),
     ]
     parts = [(name, _part_text(part)) for name, part in manifest.parts.items()]
@@ -134,16 +144,13 @@ def _broken_document(entry: BrokenManifest) -> dict[str, str]:
     return {"key": entry.key.hex, "path": str(entry.path), "reason": entry.reason}
 
 
-def _entry_row(manifest: Manifest) -> tuple[str, ...]:
+def _entry_cells(manifest: Manifest) -> tuple[str, ...]:
     factors = manifest.key.factors
     return (
-        manifest.key.digest.short,
         _pipeline_text(factors.get("pipeline")),
         _call_text(factors.get("call")),
         _dtype_text(factors.get("dtype")),
         ", ".join(name if _is_frozen(part) else f"{name} (eager)" for name, part in _called_parts(manifest)),
-        render.size_text(manifest.size_bytes),
-        render.age_text(manifest.created_at),
     )
 
 

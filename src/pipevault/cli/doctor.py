@@ -22,7 +22,7 @@ from pipevault.cli.options import dir_option, json_option
 from pipevault.errors import PipevaultError, UnsafeVaultError, VaultError
 from pipevault.settings import Settings
 from pipevault.store.removal import find_orphans
-from pipevault.store.trust import check_ownership
+from pipevault.store.trust import check_ownership, check_root
 from pipevault.store.vault import BrokenManifest, Vault
 
 FREE_SPACE_NEEDED_BYTES = 1_000_000_000
@@ -54,14 +54,15 @@ def doctor(dir: Path | None, as_json: bool) -> None:
       pipevault doctor
       pipevault doctor --dir /srv/vault --json
     """
-    root = Settings.resolve(dir=dir).dir
+    settings = Settings.resolve(dir=dir)
     checks = [
         check_python(),
         check_torch(),
         *check_packages(),
         check_compiler(),
         check_gpu(),
-        *check_vault(root),
+        *check_vault(settings.dir, allow_group_write=settings.allow_group_write),
+        *check_tiers(settings),
     ]
     healthy = all(check.ok for check in checks)
     if as_json:
@@ -139,14 +140,33 @@ def check_gpu() -> Check:
     return Check("gpu", True, ", ".join(names))
 
 
-def check_vault(root: Path) -> Iterator[Check]:
+def check_tiers(settings: Settings) -> Iterator[Check]:
+    """A line for each tier but the vault of ``settings.dir``, which has lines of its own."""
+    from pipevault.store.tiers import Tiers
+
+    tiers = Tiers.open(settings)
+    for tier in tiers.order:
+        if tier == tiers.own_tier:
+            continue
+        name = f"tier {tier.dir}"
+        try:
+            vault = tiers.open_tier(tier)
+        except VaultError as error:
+            yield Check(name, False, "is passed over by every load", str(error))
+            continue
+        access = "writable" if vault is not None and vault.writable else "read-only"
+        copied = "hits are copied" if tier.copy else "hits are not copied"
+        yield Check(name, True, f"{access}, {copied}, signature {tiers.policy(tier)}")
+
+
+def check_vault(root: Path, *, allow_group_write: bool = False) -> Iterator[Check]:
     if not root.exists():
         yield _check_future_vault(root)
         yield _check_free_space(root)
         return
     try:
         empty = root.is_dir() and not any(root.iterdir())
-        vault = None if empty else Vault.open(root, create=False)
+        vault = None if empty else Vault.open(root, create=False, allow_group_write=allow_group_write)
     except (VaultError, OSError) as error:
         yield Check("vault", False, f"{root} cannot be used", str(error))
         return
@@ -182,6 +202,7 @@ def _check_future_vault(root: Path) -> Check:
 
 def _check_permissions(vault: Vault) -> Check:
     try:
+        check_root(vault.root, allow_group_write=vault.allow_group_write)
         check_ownership(vault.layout.vault_file, root=vault.root, allow_group_write=vault.allow_group_write)
     except UnsafeVaultError as error:
         return Check("permissions", False, "others can write where native code is loaded from", str(error))

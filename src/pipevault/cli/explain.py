@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,9 +11,6 @@ from pipevault.cli import render
 from pipevault.cli.options import call_options, dir_option, json_option, model_argument
 from pipevault.cli.pipelines import shapes_of
 from pipevault.opening import open_pipeline
-
-if TYPE_CHECKING:
-    from pipevault.manager.outcome import PartOutcome
 
 IN_MODE = {
     ("hit", "compile"): "would load the entry",
@@ -66,7 +61,7 @@ def explain(
     pipe = open_pipeline(model, dtype=dtype, device=device)
     explanation = cache.explain(pipe, parts=parts, **shape)
     status, reason = explanation.status, explanation.reason
-    found = {} if status == "miss" else _entry_parts(cache, explanation)
+    found = explanation.parts
     if eager := [f"{name}: {part.reason}" for name, part in found.items() if part.status == "eager"]:
         status, reason = "partial", f"{reason}; {'; '.join(eager)}"
     load = _load_text(status, cache.settings.mode)
@@ -79,6 +74,8 @@ def explain(
                 "load": load,
                 "key": explanation.key.digest.hex,
                 "vault": str(cache.settings.dir),
+                "tier": explanation.tier,
+                "problems": list(explanation.problems),
                 "parts": {name: asdict(part) for name, part in found.items()},
                 "nearest": None if explanation.nearest is None else explanation.nearest.hex,
                 "differences": [asdict(difference) for difference in explanation.differences],
@@ -93,7 +90,9 @@ def explain(
             ("load", load),
             ("key", explanation.key.digest.hex),
             ("vault", str(cache.settings.dir)),
+            *([("tier", explanation.tier)] if explanation.tier not in ("", str(cache.settings.dir)) else []),
             *nearest,
+            *(("problem", problem) for problem in explanation.problems),
         ]
     )
     rows = [
@@ -101,13 +100,6 @@ def explain(
         for difference in explanation.differences
     ]
     render.show(facts, *([render.table(("FACTOR", "HERE", "IN THE VAULT"), rows)] if rows else []))
-
-
-def _entry_parts(cache: Any, explanation: Any) -> Mapping[str, PartOutcome]:
-    from pipevault.manager.outcome import part_outcomes
-
-    manifest = cache.vault.lookup(explanation.key.digest)
-    return {} if manifest is None else part_outcomes(manifest.parts)
 
 
 def _load_text(status: str, mode: str) -> str:

@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 @click.command("rm", short_help="Remove entries, or artifacts that no entry names.")
 @click.argument("keys", metavar="[KEY]...", nargs=-1)
 @click.option("--orphans", is_flag=True, help="Remove the artifacts that no entry names, older than an hour.")
+@click.option("--force", is_flag=True, help="Remove entries that a live process has loaded, too; never pinned ones.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @dir_option
 @json_option
-def remove(keys: tuple[str, ...], orphans: bool, dry_run: bool, yes: bool, dir: Path | None, as_json: bool) -> None:
+def remove(
+    keys: tuple[str, ...], orphans: bool, force: bool, dry_run: bool, yes: bool, dir: Path | None, as_json: bool
+) -> None:
     """Remove the entries whose keys begin with KEY, and the artifacts that no other entry uses.
+
+    An entry that is pinned, or that a live process has loaded, is not removed: that is an error, and nothing is.
 
     With --orphans remove what no entry names at all: what a freeze left behind that died before its entry was
     written. A younger one than an hour stays, for a freeze may be about to name it.
@@ -36,23 +41,34 @@ def remove(keys: tuple[str, ...], orphans: bool, dry_run: bool, yes: bool, dir: 
     Examples:
       pipevault rm 3f9a2c --dry-run
       pipevault rm 3f9a2c 77b01e --yes
+      pipevault rm 3f9a2c --force
       pipevault rm --orphans --dry-run
     """
     if bool(keys) is orphans:
         raise SettingsError("rm removes entries or orphans: give the beginning of a KEY, or --orphans alone.")
     vault = open_vault(dir)
-    plan, too_young = _plan_orphans(vault) if orphans else (_plan_entries(vault, keys), ())
+    plan, too_young = _plan_orphans(vault) if orphans else (_plan_entries(vault, keys, force), ())
     if dry_run or not (plan.keys or plan.artifacts):
         _report(plan, plan.size_bytes, dry_run=dry_run, too_young=too_young, as_json=as_json)
         return
     if not yes:
         _confirm(plan)
+        _refuse_in_use(vault, plan.keys, force)  # it may have been loaded or pinned during the question
     report = vault.remove(plan)
     _report(report, report.freed_bytes, dry_run=False, too_young=too_young, as_json=as_json)
 
 
-def _plan_entries(vault: Vault, keys: Sequence[str]) -> RemovalPlan:
-    return vault.plan_removal(sorted({_find_key(vault, key) for key in keys}))
+def _plan_entries(vault: Vault, prefixes: Sequence[str], force: bool) -> RemovalPlan:
+    keys = sorted({_find_key(vault, prefix) for prefix in prefixes})
+    _refuse_in_use(vault, keys, force)
+    return vault.plan_removal(keys)
+
+
+def _refuse_in_use(vault: Vault, keys: Sequence[Digest], force: bool) -> None:
+    from pipevault.store.removal import refuse_in_use
+
+    if keys:
+        refuse_in_use(vault.layout, keys, ignore_leases=force)
 
 
 def _plan_orphans(vault: Vault) -> tuple[RemovalPlan, tuple[Digest, ...]]:

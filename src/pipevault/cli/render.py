@@ -20,6 +20,7 @@ PIPED_WIDTH = 180
 _SIZE_UNITS = ("B", "kB", "MB", "GB", "TB")
 _AGE_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 _LONGEST_AGE_S = 30 * 86_400
+_LONGEST_RICH_TABLE = 200
 
 
 def print_json(document: Any) -> None:
@@ -46,6 +47,21 @@ def show(*tables: Table) -> None:
         with console.capture() as capture:
             console.print(block)
         click.echo("\n".join(line.rstrip() for line in capture.get().removesuffix("\n").split("\n")))
+
+
+def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """A table; one of over :data:`_LONGEST_RICH_TABLE` rows as plain lines that are not wrapped: Rich takes a
+    millisecond for each row.
+    """
+    if len(rows) <= _LONGEST_RICH_TABLE:
+        show(table(columns, rows, right=right))
+        return
+    widths = [max(len(column), *(len(row[index]) for row in rows)) for index, column in enumerate(columns)]
+    form = "   ".join(
+        f"{{:{'>' if column in right else '<'}{width}}}" for column, width in zip(columns, widths, strict=True)
+    )
+    rule = "─" * (sum(widths) + 3 * (len(widths) - 1))
+    click.echo("\n".join([form.format(*columns).rstrip(), rule, *(form.format(*row).rstrip() for row in rows)]))
 
 
 def _console() -> Console:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
-import stat
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from pipevault.digest import Digest, digest_json
 from pipevault.errors import CannotFreezeError, CompilerMissingError, SettingsError
+from pipevault.graphs.scratch import scratch_folder
 from pipevault.graphs.signature import Signature
 
 logger = logging.getLogger("pipevault")
@@ -226,32 +226,13 @@ def _write_constants(tensors: Mapping[str, torch.Tensor], path: Path) -> Path:
 @contextmanager
 def _build_folder(build: Digest) -> Iterator[Path]:
     """A private folder whose path depends on the build alone; if that one is taken, another, and a warning."""
-    from filelock import FileLock, Timeout
-
-    parent = Path(tempfile.gettempdir())
-    folder = parent / f"pipevault-build-{build.hex[:32]}"
-    lock = FileLock(parent / f"{folder.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        reproducible = _is_private(folder)
-    except (Timeout, OSError):
-        reproducible = False
-    if not reproducible:
-        logger.warning("%s is in use, so this build will not be byte-identical to others of its key", folder)
-        folder = Path(tempfile.mkdtemp(prefix="pipevault-build-"))
-    try:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch_folder("build", build.hex[:32]))
+        except OSError as error:
+            logger.warning("%s, so this build will not be byte-identical to others of its key", error)
+            folder = stack.enter_context(scratch_folder("build", secrets.token_hex(16)))
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if lock.is_locked:
-            lock.release()
-            Path(lock.lock_file).unlink(missing_ok=True)
-
-
-def _is_private(folder: Path) -> bool:
-    status = folder.lstat()
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 @contextmanager

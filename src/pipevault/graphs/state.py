@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from pipevault.graphs.frozen import (
     read_constants,
 )
 from pipevault.graphs.inductor import BuildOptions, BuiltGraph, build_digest, build_graph
+from pipevault.graphs.scratch import scratch_folder
 from pipevault.graphs.signature import Signature, UnsupportedArgumentError, describe_call, sorted_kwargs
 
 ReusableGraph = tuple[GraphDocument, Path, Path | None]
@@ -298,6 +300,6 @@ def _beside(path: Path) -> Callable[[str], Path]:
 
 
 def _scratch_dir() -> Path:
-    folder = tempfile.mkdtemp(prefix="pipevault-graphs-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(scratch_folder("graphs", secrets.token_hex(16)))

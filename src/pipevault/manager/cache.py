@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-from torch import nn
 
 from pipevault.determinism.levels import level as at_level
 from pipevault.determinism.levels import parse_level
 from pipevault.digest import Digest
 from pipevault.errors import (
     CompilerMissingError,
-    CorruptEntryError,
+    LockTimeoutError,
     MissError,
     SettingsError,
+    SignatureError,
     VaultError,
     VaultNotWritableError,
-    WrongMachineError,
 )
-from pipevault.fingerprint.machine import check_package_machine
 from pipevault.fingerprint.model import architecture
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import BuildOptions
-from pipevault.graphs.state import PartOptions
 from pipevault.key import Key
 from pipevault.manager.call import CallShape, resolve_shape
+from pipevault.manager.entries import Entries, Held, release
 from pipevault.manager.keys import build_key, execution_device, module_dtype, part_identity
-from pipevault.manager.lookup import Miss, look_up, open_vault
+from pipevault.manager.leases import HeldLeases
+from pipevault.manager.lookup import Miss, Search, open_vault
 from pipevault.manager.outcome import (
     Clock,
     Explanation,
@@ -43,8 +44,10 @@ from pipevault.manager.outcome import (
     part_outcomes,
 )
 from pipevault.manager.pipeline import attach_state, release_class
-from pipevault.settings import Settings
+from pipevault.settings import Settings, Tier
+from pipevault.store.liveness import scratch_prefix
 from pipevault.store.manifest import Manifest
+from pipevault.store.tiers import Found, Tiers
 from pipevault.store.vault import Vault
 
 if TYPE_CHECKING:
@@ -74,7 +77,14 @@ class PipelineCache:
         weights: str | None = None,
         on_unfrozen: str | None = None,
         lock_timeout_s: float | None = None,
+        on_lock_timeout: str | None = None,
         level: str | None = None,
+        tiers: Sequence[str | Path | Tier | Mapping[str, Any]] | None = None,
+        tier_timeout_s: float | None = None,
+        max_size: int | str | None = None,
+        signature: str | None = None,
+        trusted_keys: Sequence[str | Path] | None = None,
+        allow_group_write: bool | None = None,
         build_config: Mapping[str, bool | int | float | str] | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -85,23 +95,41 @@ class PipelineCache:
             weights=weights,
             on_unfrozen=on_unfrozen,
             lock_timeout_s=lock_timeout_s,
+            on_lock_timeout=on_lock_timeout,
             level=level,
+            tiers=tiers,
+            tier_timeout_s=tier_timeout_s,
+            max_size=max_size,
+            signature=signature,
+            trusted_keys=trusted_keys,
+            allow_group_write=allow_group_write,
         )
         self.build = BuildOptions(self.settings.weights, dict(build_config or {}))
         self._progress = progress
         self._vault: Vault | None = None
+        self._tiers = Tiers(self.settings, self._own_vault)
+        self._entries = Entries(self._tiers, self.build)
 
     @property
     def vault(self) -> Vault:
-        """Opened on first use, and made if need be. Raises the :class:`~pipevault.errors.VaultError` that fits."""
+        """Of ``settings.dir``, made if need be. Raises the :class:`~pipevault.errors.VaultError` that fits."""
+        if (vault := self._own_vault(self.settings.mode == "compile")) is not None:
+            return vault
+        return Vault.open(self.settings.dir, create=False)
+
+    def _own_vault(self, create: bool) -> Vault | None:
+        if self._vault is not None and not os.path.exists(self._vault.layout.vault_file):
+            self._vault = None  # the folder was deleted; what is published there must be a vault again
         if self._vault is None:
-            self._vault = Vault.open(self.settings.dir, create=self.settings.mode == "compile")
+            self._vault = open_vault(
+                self.settings.dir, create=create, allow_group_write=self.settings.allow_group_write
+            )
         return self._vault
 
-    def _existing_vault(self, *, create: bool) -> Vault | None:
-        if self._vault is None:
-            self._vault = open_vault(self.settings.dir, create=create)
-        return self._vault
+    def find_entry(self, key: Digest) -> Manifest | None:
+        """The manifest of ``key`` in the first tier that has a usable one."""
+        found = self._tiers.lookup(key)
+        return None if found is None else found.manifest
 
     def load(
         self,
@@ -134,13 +162,19 @@ class PipelineCache:
             attach_state(pipe, Outcome("off", reason="mode is off"), {}, level=self.settings.level)
             return pipe
         outcomes: list[Outcome] = []
-        loaded: list[Manifest] = []
-        with at_level(self.settings.level):
-            for shape in wanted:
-                outcomes.append(self._load_shape(pipe, names, shape, loaded))
-        result = combine(tuple(outcomes))
-        load = self._load_described(pipe, asked, parts)
-        attach_state(pipe, result, self._digests(pipe, loaded, result), level=self.settings.level, load=load)
+        loaded: list[Held] = []
+        try:
+            with at_level(self.settings.level):
+                for shape in wanted:
+                    outcomes.append(self._load_shape(pipe, names, shape, loaded))
+            result = combine(tuple(outcomes))
+            load = self._load_described(pipe, asked, parts)
+            digests = self._digests(pipe, loaded, result)
+        except BaseException:  # whatever it was goes on; a pipeline that was not loaded keeps no entry
+            release(loaded)
+            raise
+        leases = HeldLeases([held.lease for held in loaded])
+        attach_state(pipe, result, digests, level=self.settings.level, load=load, leases=leases)
         return pipe
 
     def key(self, pipe: Any, *, parts: Sequence[str] | None = None, **shape: Any) -> Key:
@@ -152,10 +186,21 @@ class PipelineCache:
     def explain(self, pipe: Any, *, parts: Sequence[str] | None = None, **shape: Any) -> Explanation:
         """What :meth:`load` would do with these arguments, without doing it."""
         key = self.key(pipe, parts=parts, **shape)
-        found = look_up(self._existing_vault(create=False), self.settings.dir, key)
-        if isinstance(found, Miss):
-            return Explanation(key, "miss", found.reason, found.nearest, found.differences)
-        return Explanation(key, "hit", f"entry {key.digest.short} is in the vault")
+        search = Search(self._tiers, key, mend=False)
+        found = next(search.entries(), None)
+        if found is None:
+            miss = search.miss()
+            problems = tuple(search.problems)
+            return Explanation(key, "miss", miss.reason, miss.nearest, miss.differences, problems=problems)
+        where = "the vault" if len(self._tiers.order) == 1 else f"tier {found.tier.dir}"
+        return Explanation(
+            key,
+            "hit",
+            f"entry {key.digest.short} is in {where}",
+            parts=part_outcomes(found.manifest.parts),
+            tier=str(found.tier.dir),
+            problems=tuple(search.problems),
+        )
 
     def _load_described(self, pipe: Any, shapes: Sequence[CallShape], parts: Sequence[str] | None) -> dict[str, Any]:
         """What a record must tell so that the same load can be done again."""
@@ -175,11 +220,11 @@ class PipelineCache:
         per_sample = parse_level(self.settings.level).name == "invariant"
         return replace(shape, batch_size=1) if per_sample else shape
 
-    def _digests(self, pipe: Any, loaded: Sequence[Manifest], result: Outcome) -> dict[str, str]:
+    def _digests(self, pipe: Any, loaded: Sequence[Held], result: Outcome) -> dict[str, str]:
         """The architecture digest of each frozen part, from the key of an entry that has it."""
         frozen = [name for name, part in result.parts.items() if part.status == "frozen"]
         if all(entry.status == "hit" for entry in result.entries or (result,)):
-            factors = loaded[-1].key.factors["architecture"]
+            factors = loaded[-1].found.manifest.key.factors["architecture"]
         else:  # eager code ran here, and may have filled caches that belong to the architecture
             factors = {name: architecture(graph_parts.get_part(pipe, name)) for name in frozen}
         return {name: factors[name]["digest"] for name in frozen}
@@ -189,86 +234,34 @@ class PipelineCache:
         with at_level(self.settings.level):
             return build_key(pipe, modules, shape, backend=self.settings.backend, build=self.build)
 
-    def _load_shape(self, pipe: Any, names: Sequence[str], shape: CallShape, loaded: list[Manifest]) -> Outcome:
+    def _load_shape(self, pipe: Any, names: Sequence[str], shape: CallShape, loaded: list[Held]) -> Outcome:
         clock = Clock(self._progress)
         with clock.step("fingerprint"):
             key = self._key(pipe, names, shape)
+        search = self._search(key)
+        outcome = self._entries.load_first(pipe, search, loaded, clock)
+        if outcome is not None:
+            return outcome
         with clock.step("lookup"):
-            found = self._look_up(key)
-        if isinstance(found, Manifest):
-            try:
-                return self._open_entry(pipe, found, loaded, clock)
-            except (CorruptEntryError, WrongMachineError) as error:
-                self._quarantine(error, key)
-                found = Miss(str(error))
+            miss = search.miss()
+        self._entries.count("miss", key.digest, reason=miss.word)
         if self.settings.mode == "require":
-            raise MissError(self._miss_message(pipe, key, found, shape), key.digest.hex, found.reason)
-        return self._compile(pipe, names, shape, key, found, loaded, clock)
+            if search.unsigned is not None:
+                raise search.unsigned
+            message = self._miss_message(pipe, key, miss, shape, search.problems)
+            raise MissError(message, key.digest.hex, miss.reason)
+        if self._tiers.policy(self._tiers.own_tier) == "require":
+            raise SignatureError(
+                f"{self.settings.dir} has no entry for this pipeline ({miss.reason}), and one that is frozen now would "
+                "lack the signature that is required there. Freeze it with signature 'off', then sign it: `pipevault "
+                "sign`.",
+                self.settings.dir,
+            )
+        outcome = self._compile(pipe, names, shape, key, miss, loaded, clock)
+        return replace(outcome, problems=tuple(dict.fromkeys([*search.problems, *outcome.problems])))
 
-    def _look_up(self, key: Key) -> Manifest | Miss:
-        found = look_up(self._existing_vault(create=self.settings.mode == "compile"), self.settings.dir, key)
-        if isinstance(found, Miss) and found.damage:
-            self._quarantine(found.damage, key)
-        return found
-
-    def _quarantine(self, error: Exception, key: Key) -> None:
-        """Set aside what is damaged; a document that onediffx could not read stands in the manifest."""
-        if isinstance(error, CorruptEntryError) and self.settings.mode == "compile":
-            inside = error.path.is_relative_to(self.vault.root)
-            self.vault.quarantine(error.path if inside else self.vault.layout.manifest_file(key.digest), str(error))
-
-    def _open_entry(self, pipe: Any, manifest: Manifest, loaded: list[Manifest], clock: Clock) -> Outcome:
-        """Verify and load an entry beside those that are loaded already."""
-        graphs = {name: part["graphs"] for name, part in manifest.parts.items() if part["graphs"]}
-        with clock.step("verify"):
-            paths = {ref.digest.hex: self.vault.verified_path(ref) for ref in manifest.artifacts}
-            self._check_machine(pipe, graphs)
-        with clock.step("load"), tempfile.TemporaryDirectory(prefix="pipevault-") as folder:
-            options = self._options(manifest.key, lambda digest: paths[digest])
-            graph_parts.attach(pipe, tuple(graphs), options)
-            try:
-                graph_parts.load(pipe, Path(folder), graphs)
-            except BaseException:  # whatever it was goes on; the pipeline must not keep half-loaded parts
-                graph_parts.detach(pipe, tuple(graphs))
-                raise
-        loaded.append(manifest)
-        parts = part_outcomes(manifest.parts)
-        eager = [f"{name}: {part.reason}" for name, part in parts.items() if part.status == "eager"]
-        return Outcome(
-            status="partial" if eager else "hit",
-            key=manifest.key.digest,
-            reason="; ".join(eager),
-            parts=parts,
-            seconds=clock.seconds,
-            stored=True,
-            manifest=manifest.manifest_digest,
-        )
-
-    def _check_machine(self, pipe: Any, graphs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """Native code of another instruction set must be refused before it is opened (pytorch #153697)."""
-        device = execution_device(pipe, {name: graph_parts.get_part(pipe, name) for name in graphs})
-        for name, documents in graphs.items():
-            for document in documents:
-                if mismatch := check_package_machine(document["machine"], device):
-                    package = self.vault.layout.artifact_file(Digest(document["package"]))
-                    raise WrongMachineError(f"{package}, a graph of {name}, is for another machine: {mismatch}.")
-
-    def _options(self, key: Key, artifact_path: Callable[[str], Path] | None) -> PartOptions:
-        def verify(name: str, module: nn.Module) -> str:
-            frozen = key.factors["architecture"][name]["digest"]
-            return "" if architecture(module)["digest"] == frozen else "its sub-modules are not those that were frozen"
-
-        return PartOptions(
-            mode="frozen",
-            on_unfrozen=self.settings.on_unfrozen,
-            build=self.build,
-            artifact_path=artifact_path,
-            verify=verify,
-            freeze_hint=(
-                "Freeze such calls too, with PipelineCache.load(pipe, shapes=[...]) in mode 'compile' or with "
-                "`pipevault prewarm`"
-            ),
-        )
+    def _search(self, key: Key) -> Search:
+        return Search(self._tiers, key, mend=self.settings.mode == "compile")
 
     def _compile(
         self,
@@ -277,7 +270,7 @@ class PipelineCache:
         shape: CallShape,
         key: Key,
         miss: Miss,
-        loaded: list[Manifest],
+        loaded: list[Held],
         clock: Clock,
     ) -> Outcome:
         if not self.vault.writable:
@@ -296,13 +289,18 @@ class PipelineCache:
         waiting = lambda detail: clock.report(Step("", "wait", None, detail))  # noqa: E731
         if self._progress is None:
             logger.warning("freezing %s, which takes minutes: %s", type(pipe).__name__, miss.reason)
-        with _FREEZING, self.vault.lock(key.digest, timeout_s=self.settings.lock_timeout_s, on_wait=waiting):
-            found = self._look_up(key)
-            if isinstance(found, Manifest):
-                try:
-                    return self._open_entry(pipe, found, loaded, clock)
-                except CorruptEntryError as error:
-                    self._quarantine(error, key)
+        with _FREEZING, ExitStack() as stack:
+            try:
+                stack.enter_context(
+                    self.vault.lock(key.digest, timeout_s=self.settings.lock_timeout_s, on_wait=waiting)
+                )
+            except LockTimeoutError as error:
+                if self.settings.on_lock_timeout != "compile":
+                    raise
+                logger.warning("%s Freezing it here too, as on_lock_timeout is 'compile'.", error)
+            outcome = self._entries.load_first(pipe, self._search(key), loaded, clock)
+            if outcome is not None:
+                return outcome
             return self._freeze_and_publish(pipe, names, shape, key, miss, loaded, clock)
 
     def _freeze_and_publish(
@@ -312,7 +310,7 @@ class PipelineCache:
         shape: CallShape,
         key: Key,
         miss: Miss,
-        loaded: list[Manifest],
+        loaded: list[Held],
         clock: Clock,
     ) -> Outcome:
         # Imported here because a hit needs none of it.
@@ -320,34 +318,43 @@ class PipelineCache:
         from pipevault.manager.publish import make_manifest, reusable_graphs
 
         graph_parts.detach(pipe, names)
-        with tempfile.TemporaryDirectory(prefix="pipevault-freeze-") as scratch:
+        with tempfile.TemporaryDirectory(prefix=scratch_prefix("freeze")) as scratch:
             folder = Path(scratch)
+            started_s = time.perf_counter()
             frozen = freeze_pipeline(
                 pipe,
                 names,
                 shape,
-                options=self._options(key, None),
+                options=self._entries.options(key, None),
                 identities={name: part_identity(key, name) for name in names},
                 folder=folder,
                 clock=clock,
                 reuse=reusable_graphs(self.vault),
             )
+            compile_s = round(time.perf_counter() - started_s, 3)
             manifest, files = make_manifest(key, frozen, folder)
+            manifest = replace(manifest, info={**manifest.info, "compile_s": compile_s})
+            self._entries.count("compiled", key.digest, seconds=compile_s)
             try:
                 with clock.step("publish"):
                     manifest = self.vault.publish(manifest, files)
             except VaultError as error:
                 return self._unstored(pipe, key, frozen, miss, error, loaded, clock)
+        self._entries.count("published", key.digest, bytes=manifest.size_bytes)
+        if miss.word == "damaged":
+            self._entries.count("rebuilt", key.digest)
         # The process that compiled must run what every other process runs: the published entry.
         graph_parts.detach(pipe, names)
-        for entry in tuple(loaded):
-            self._reopen(pipe, entry)
-        hit = self._open_entry(pipe, manifest, loaded, clock)
+        for held in tuple(loaded):
+            self._entries.attach(pipe, held.found, Clock(None))
+        tier = self._tiers.own_tier
+        found = Found(self.vault, manifest, tier, tier)
+        hit = self._entries.open(pipe, found, loaded, clock, is_use=False)
+        problems: list[str] = []
+        self._entries.limit_size(found, problems.append)
         reason = "; ".join(text for text in (miss.reason, hit.reason) if text)
-        return replace(hit, status="partial" if hit.status == "partial" else "miss", reason=reason)
-
-    def _reopen(self, pipe: Any, manifest: Manifest) -> None:
-        self._open_entry(pipe, manifest, [], Clock(None))
+        status = "partial" if hit.status == "partial" else "miss"
+        return replace(hit, status=status, reason=reason, problems=tuple(problems))
 
     def _unstored(
         self,
@@ -356,12 +363,12 @@ class PipelineCache:
         frozen: Frozen,
         miss: Miss,
         error: Exception,
-        loaded: list[Manifest],
+        loaded: list[Held],
         clock: Clock,
     ) -> Outcome:
         """Publishing failed: the graphs in memory were checked, so the pipeline runs on them all the same."""
-        for entry in loaded:
-            self._reopen(pipe, entry)
+        for held in loaded:
+            self._entries.attach(pipe, held.found, Clock(None))
         parts = frozen.outcomes()
         status = "partial" if any(part.status == "eager" for part in parts.values()) else "miss"
         return Outcome(
@@ -373,13 +380,18 @@ class PipelineCache:
             stored=False,
         )
 
-    def _miss_message(self, pipe: Any, key: Key, miss: Miss, shape: CallShape) -> str:
+    def _miss_message(self, pipe: Any, key: Key, miss: Miss, shape: CallShape, problems: Sequence[str]) -> str:
         from pipevault.manager.advice import freeze_command
 
         command = freeze_command(pipe, shape, weights=self.settings.weights, dir=self.settings.dir)
+        folders = ", ".join(str(tier.dir) for tier in self._tiers.order)
+        where = f"The vault {folders} holds" if len(self._tiers.order) == 1 else f"The tiers {folders} hold"
+        reason = miss.reason.rstrip(".")
+        others = [problem.rstrip(".") for problem in problems if problem.partition(": ")[2].rstrip(".") not in reason]
+        also = f" Also: {'; '.join(others)}." if others else ""
         return (
-            f"The vault {self.settings.dir} holds no usable entry for {type(pipe).__name__} (key {key.digest.short}): "
-            f"{miss.reason}. To freeze it, {command}; or use mode 'compile'."
+            f"{where} no usable entry for {type(pipe).__name__} (key {key.digest.short}): {reason}.{also} "
+            f"To freeze it, {command}; or use mode 'compile'."
         )
 
 

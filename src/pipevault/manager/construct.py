@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pipevault.manager.cache import PipelineCache
 from pipevault.manager.outcome import Progress
 from pipevault.manager.recorded_weights import note_origins
+from pipevault.settings import Tier
 
 Pipeline = TypeVar("Pipeline")
 
@@ -32,7 +33,14 @@ def from_pretrained(
     weights: str | None = None,
     on_unfrozen: str | None = None,
     lock_timeout_s: float | None = None,
+    on_lock_timeout: str | None = None,
     level: str | None = None,
+    tiers: Sequence[str | Path | Tier | Mapping[str, Any]] | None = None,
+    tier_timeout_s: float | None = None,
+    max_size: int | str | None = None,
+    signature: str | None = None,
+    trusted_keys: Sequence[str | Path] | None = None,
+    allow_group_write: bool | None = None,
     build_config: Mapping[str, bool | int | float | str] | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -49,7 +57,14 @@ def from_pretrained(
         weights=weights,
         on_unfrozen=on_unfrozen,
         lock_timeout_s=lock_timeout_s,
+        on_lock_timeout=on_lock_timeout,
         level=level,
+        tiers=tiers,
+        tier_timeout_s=tier_timeout_s,
+        max_size=max_size,
+        signature=signature,
+        trusted_keys=trusted_keys,
+        allow_group_write=allow_group_write,
         build_config=build_config,
         progress=progress,
     )

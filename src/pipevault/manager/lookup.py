@@ -1,49 +1,124 @@
-"""Looking a key up in the vault, and saying why nothing was found."""
+"""Looking a key up in the tiers, and saying why nothing was found."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipevault.digest import Digest
-from pipevault.errors import CorruptEntryError
+from pipevault.errors import CorruptEntryError, SignatureError, VaultError, WrongMachineError
 from pipevault.graphs.document import malformed_parts
 from pipevault.key import Difference, Key, nearest
 from pipevault.store.manifest import Manifest
+from pipevault.store.tiers import Found, Refused, Tiers, open_vault
 from pipevault.store.vault import Vault
 
+__all__ = ["Miss", "Search", "check_parts", "explain_miss", "open_vault"]
+
 _LISTED_DIFFERENCES = 4
+
+logger = logging.getLogger("pipevault")
 
 
 @dataclass(frozen=True)
 class Miss:
-    """Why there is no usable entry; ``nearest`` and ``differences`` if the vault has one that comes close."""
+    """Why there is no usable entry; ``nearest`` and ``differences`` if a tier has one that comes close.
+
+    ``word`` is the reason for statistics: ``absent``, ``damaged``, ``machine``, or the group of factors that differs.
+    """
 
     reason: str
     nearest: Digest | None = None
     differences: tuple[Difference, ...] = ()
-    damage: CorruptEntryError | None = None
+    word: str = "absent"
 
 
-def open_vault(root: Path, *, create: bool) -> Vault | None:
-    """The vault at ``root``, or ``None`` if there is none and none should be made."""
-    if not create and not (root.exists() and any(root.iterdir())):
-        return None
-    return Vault.open(root, create=create)
+class Search:
+    """One search for the entry of ``key``. With ``mend``, damaged files are set aside where that is possible."""
 
+    def __init__(self, tiers: Tiers, key: Key, *, mend: bool) -> None:
+        self._tiers = tiers
+        self.key = key
+        self._mend = mend
+        self._own_error: VaultError | None = None
+        self._refusals: list[str] = []
+        self._word = "absent"
+        self.problems: list[str] = []
+        self.unsigned: SignatureError | None = None
+        """Why an entry of another tier than the own may not be used."""
+        self.quarantined = 0
 
-def look_up(vault: Vault | None, root: Path, key: Key) -> Manifest | Miss:
-    """The entry of ``key`` with parts that can be read, or the reason of a miss."""
-    if vault is None:
-        return Miss(f"there is no vault at {root}")
-    try:
-        manifest = vault.lookup(key.digest)
-        if manifest is None:
-            return explain_miss(vault, key)
-        check_parts(vault, manifest)
-    except CorruptEntryError as error:
-        return Miss(str(error), damage=error)
-    return manifest
+    def entries(self) -> Iterator[Found]:
+        """Entries with parts that can be read, nearest tier first. Nothing is copied."""
+        for candidate in self._tiers.candidates(self.key.digest):
+            if isinstance(candidate, Refused):
+                self.refuse(candidate, candidate.error)
+                continue
+            if candidate.warning:
+                self.tell(candidate.warning)
+            try:
+                check_parts(candidate.vault, candidate.manifest)
+            except CorruptEntryError as error:
+                self.refuse(candidate, error)
+                continue
+            yield candidate
+
+    def places(self) -> Iterator[Found]:
+        """The same, each first where it was copied to, if it was, and then where it was found."""
+        for found in self.entries():
+            copied = found
+            try:
+                copied = self._tiers.copy_nearer(found)
+            except CorruptEntryError as error:
+                self.refuse(found, error)
+                continue
+            except VaultError as error:
+                self.tell(f"tier {found.tier.dir}: an entry could not be copied to a nearer tier: {error}")
+            yield copied
+            if copied.tier != found.tier:
+                yield found
+
+    def refuse(self, place: Found | Refused, error: VaultError | WrongMachineError) -> None:
+        """What was found at ``place`` cannot be used."""
+        if isinstance(error, WrongMachineError):
+            self._refusals.append(str(error))
+            self._word = "machine"
+            return
+        is_own = place.tier == self._tiers.own_tier
+        if isinstance(error, CorruptEntryError):
+            self._refusals.append(str(error))
+            self._word = "damaged"
+            if self._mend and place.vault is not None:
+                self._set_aside(place, place.vault, error)
+        elif is_own:
+            self._own_error = self._own_error or error
+        elif isinstance(error, SignatureError):
+            self.unsigned = self.unsigned or error
+        if not is_own or len(self._tiers.order) > 1:
+            self.tell(f"tier {place.tier.dir}: {error}")
+
+    def tell(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
+            logger.warning("%s", problem)
+
+    def miss(self) -> Miss:
+        """Why nothing was found. Raises what made the vault of ``Settings.dir`` unusable, if something did."""
+        if self._own_error is not None:
+            raise self._own_error
+        if self._refusals:
+            return Miss("; ".join(dict.fromkeys(self._refusals)), word=self._word)
+        return explain_miss(self._tiers, self.key)
+
+    def _set_aside(self, place: Found | Refused, vault: Vault, error: CorruptEntryError) -> None:
+        """A document that onediffx could not read stands in the manifest."""
+        inside = error.path.is_relative_to(vault.root)
+        path = error.path if inside else vault.layout.manifest_file(self.key.digest)
+        try:
+            self.quarantined += self._tiers.quarantine(vault, place.tier, path, str(error)) is not None
+        except VaultError as failure:
+            self.tell(f"tier {place.tier.dir}: {failure}")
 
 
 def check_parts(vault: Vault, manifest: Manifest) -> None:
@@ -58,12 +133,17 @@ def check_parts(vault: Vault, manifest: Manifest) -> None:
         raise CorruptEntryError(f"{path} does not list {len(missing)} files of its graphs. Freeze it again.", path)
 
 
-def explain_miss(vault: Vault, key: Key) -> Miss:
-    closest = nearest(key, [entry.key for entry in vault.manifests() if isinstance(entry, Manifest)])
+def explain_miss(tiers: Tiers, key: Key) -> Miss:
+    """Raises nothing for a tier that cannot be read: the search has told of it."""
+    closest = nearest(key, [entry.key for entry in tiers.manifests()])
     if closest is None:
-        return Miss("the vault has no entries")
+        if len(tiers.order) > 1:
+            return Miss("no tier has entries")
+        root = tiers.settings.dir
+        return Miss("the vault has no entries" if tiers.own() else f"there is no vault at {root}")
     other, differences = closest
     listed = "; ".join(str(difference) for difference in differences[:_LISTED_DIFFERENCES])
     more = len(differences) - _LISTED_DIFFERENCES
     reason = f"no entry has this key; the nearest, {other.digest.short}, differs in {listed}"
-    return Miss(f"{reason}; and {more} more" if more > 0 else reason, other.digest, differences)
+    word = differences[0].factor.partition(".")[0] if differences else "absent"
+    return Miss(f"{reason}; and {more} more" if more > 0 else reason, other.digest, differences, word)

@@ -44,7 +44,11 @@ class Outcome:
 
     ``status`` is ``hit``, ``miss`` (compiled; ``reason`` says why nothing was found), ``partial`` (some called part
     runs eagerly) or ``off``. ``stored`` tells whether the vault holds the entry. ``seconds`` maps each step to its
-    duration. With several shapes, ``entries`` has an outcome for each and the fields above sum them up.
+    duration. With several shapes, ``entries`` has an outcome for each and the other fields sum them up.
+
+    ``tier`` is the folder where a hit was found, also if it was copied to a nearer one and loaded from there; empty for
+    a miss, and for several shapes from different tiers. ``problems`` are sentences about what went wrong and did not
+    stop the load: a tier that is broken or slow, a damaged file, a copy that failed.
     """
 
     status: str
@@ -55,6 +59,8 @@ class Outcome:
     stored: bool = False
     manifest: Digest | None = None
     entries: tuple[Outcome, ...] = ()
+    tier: str = ""
+    problems: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -69,18 +75,27 @@ class Outcome:
             "stored": self.stored,
             "manifest": self.manifest.hex if self.manifest else None,
             "entries": [entry.to_json() for entry in self.entries],
+            "tier": self.tier,
+            "problems": list(self.problems),
         }
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a load would do: ``status`` ``hit`` or ``miss``, and on a miss the nearest entry and what differs."""
+    """What a load would do: ``status`` ``hit`` or ``miss``, and on a miss the nearest entry and what differs.
+
+    On a hit, ``parts`` are those of the entry and ``tier`` is the folder that has it. ``problems``: see
+    :class:`Outcome`.
+    """
 
     key: Key
     status: str
     reason: str
     nearest: Digest | None = None
     differences: tuple[Difference, ...] = ()
+    parts: Mapping[str, PartOutcome] = field(default_factory=dict)
+    tier: str = ""
+    problems: tuple[str, ...] = ()
 
 
 def combine(entries: tuple[Outcome, ...]) -> Outcome:
@@ -109,6 +124,8 @@ def combine(entries: tuple[Outcome, ...]) -> Outcome:
         stored=all(entry.stored for entry in entries),
         manifest=entries[0].manifest,
         entries=entries,
+        tier=entries[0].tier if len({entry.tier for entry in entries}) == 1 else "",
+        problems=tuple(dict.fromkeys(problem for entry in entries for problem in entry.problems)),
     )
 
 

@@ -18,6 +18,7 @@ from pipevault.determinism.levels import parse_level
 from pipevault.errors import SettingsError
 from pipevault.graphs.part import FrozenPart, unfrozen
 from pipevault.manager.guard import Guard
+from pipevault.manager.leases import HeldLeases
 from pipevault.manager.outcome import Outcome
 from pipevault.manager.recorded_weights import ORIGINS, RecordedWeights
 
@@ -32,7 +33,8 @@ GENERATING = ("__call__", "generate")
 class LoadedState:
     """What pipevault knows of a pipeline. ``digests`` are those of the parts' architecture when they were frozen.
 
-    ``generating`` keeps a ``generate`` that calls the pipeline itself from being recorded twice.
+    ``generating`` keeps a ``generate`` that calls the pipeline itself from being recorded twice. ``leases`` keep the
+    entries in the vault.
     """
 
     outcome: Outcome
@@ -43,6 +45,7 @@ class LoadedState:
     recorder: Recorder | None = None
     guard: Guard | None = None
     generating: bool = False
+    leases: HeldLeases = field(default_factory=HeldLeases)
 
     def get_recorder(self, pipe: Any) -> Recorder:
         if self.recorder is None:
@@ -66,11 +69,18 @@ class FrozenPipeline:
 
 
 def attach_state(
-    pipe: Any, outcome: Outcome, digests: Mapping[str, str], *, level: str, load: Mapping[str, Any] | None = None
+    pipe: Any,
+    outcome: Outcome,
+    digests: Mapping[str, str],
+    *,
+    level: str,
+    load: Mapping[str, Any] | None = None,
+    leases: HeldLeases | None = None,
 ) -> None:
     """Remember what a load did, and how it was asked for; with frozen parts the pipeline is guarded from now on."""
     release_class(pipe)
-    object.__setattr__(pipe, STATE, LoadedState(outcome, weakref.ref(pipe), digests, level, load or {}))
+    state = LoadedState(outcome, weakref.ref(pipe), digests, level, load or {}, leases=leases or HeldLeases())
+    object.__setattr__(pipe, STATE, state)
     if digests:
         pipe.__class__ = freeze_pipeline_class(type(pipe))  # type: ignore[arg-type]
 
@@ -79,6 +89,9 @@ def release_class(pipe: Any) -> None:
     """Give the pipeline its own class back and forget what was loaded."""
     if isinstance(pipe, FrozenPipeline):
         pipe.__class__ = pipe._pipevault_original_class
+    state = vars(pipe).get(STATE)
+    if isinstance(state, LoadedState) and state.owner() is pipe:
+        state.leases.release()
     if STATE in vars(pipe):
         object.__delattr__(pipe, STATE)
 
@@ -122,6 +135,7 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
         from pipevault.manager.generation import generate
 
         state.check(pipe)
+        state.leases.refresh()
         state.generating = True
         try:
             return generate(

@@ -14,13 +14,13 @@ from pipevault.determinism.describe import describe, pixels_sha256
 from pipevault.determinism.embed import read_record
 from pipevault.determinism.metrics import Distance, distance
 from pipevault.determinism.record import RunRecord
+from pipevault.digest import Digest
 from pipevault.errors import (
     BadCallError,
     ChangedWeightsError,
     DifferentKeyError,
     OtherMachineError,
     SettingsError,
-    UnknownKeyError,
     UnknownRecordKeyError,
 )
 from pipevault.fingerprint.machine import machine_factors
@@ -219,14 +219,13 @@ def _divergent_entry(
     """Raises where the recorded entry cannot be the one that is loaded."""
     assert record.key is not None
     known = "".join(f" Also, {one}." for one in versions_differ)
-    try:
-        recorded = cache.vault.find(record.key)
-    except UnknownKeyError as error:
+    recorded = cache.find_entry(Digest(record.key))
+    if recorded is None:
         raise UnknownRecordKeyError(
-            f"The vault {cache.vault.root} does not hold the entry {record.key[:12]} that the record names.{known} "
+            f"The vault {cache.settings.dir} does not hold the entry {record.key[:12]} that the record names.{known} "
             "Give the vault that does (--dir), or measure the distance with --allow-other-machine.",
             record.key,
-        ) from error
+        )
     if differences := key.differences(recorded.key):
         first = "version" if differences[0].factor.startswith("toolchain.") else "settings"
         raise DifferentKeyError(

@@ -71,7 +71,32 @@ def publish_file(source: Path, target: Path) -> None:
         # Without the fsync before the rename, a power cut can leave the new name with the old or no content.
         _fsync_file(source)
         os.replace(source, target)
-        _fsync_folder(target.parent)
+        fsync_folder(target.parent)
+
+
+def create_file(path: Path, data: bytes, *, mode: int = 0o644, staging: Path) -> None:
+    """Like :func:`write_file`, but ``FileExistsError`` if ``path`` is there: of two processes one gets it.
+
+    A file system without hard links is only looked at before: there the later of two that race stays.
+    """
+    staged = staging / path.name
+    write_file(staged, data, mode=mode)
+    with vault_errors(path, "written"):
+        try:
+            os.link(staged, path)
+        except FileExistsError:
+            staged.unlink()
+            exists = True
+        except OSError:
+            exists = os.path.lexists(path)
+            if not exists:
+                os.replace(staged, path)
+        else:
+            staged.unlink()
+            exists = False
+        fsync_folder(path.parent)
+    if exists:
+        raise FileExistsError(path)
 
 
 def copy_file(source: Path, target: Path, *, mode: int) -> tuple[Digest, int]:
@@ -108,7 +133,7 @@ def make_folder(folder: Path) -> None:
         except FileExistsError:
             if not folder.is_dir():
                 raise
-        _fsync_folder(folder.parent)
+        fsync_folder(folder.parent)
 
 
 def _translated(error: OSError, path: Path, action: str) -> VaultError:
@@ -150,7 +175,8 @@ def _fsync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Make what was created, renamed or removed in ``folder`` durable. Raises ``OSError``."""
     if os.name == "nt":  # folders cannot be opened there
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -7,12 +7,14 @@
     artifacts/<aa>/<digest>             content-addressed bytes
     locks/<key digest>.lock             advisory lock of a key
     locks/<key digest>.holder.json      who holds it
-    tmp/<host>.<pid>.<random>/          staging folder of one process
+    locks/<key digest>.guard            locked for a moment while the two above are changed
+    tmp/<host>.<pid>.<mark>.<random>/   staging folder of one process
     pins/<name>.json                    an entry that no pruning removes, by name
     leases/<key digest>.<host>.<pid>.<random>   locked while the process that loaded the entry lives
     uses/<aa>/<key digest>              empty; its time of change is that of the last use
     signatures/<aa>/<key digest>.<public key id>.json   a signature over the manifest
-    events/<host>.<pid>.<random>.jsonl  what one process counted
+    events/<host>.<pid>.<mark>.<random>.jsonl   what one process counted
+    events/totals.<number>.json         sums over such files that are gone, or go; the highest number counts
     quarantine/<time>-<random>-<name>   a bad file that was moved away; the reason beside it in
     ``….reason.txt``
 
@@ -30,13 +32,16 @@ from pipevault.digest import Digest
 MANIFEST_SUFFIX = ".json"
 LOCK_SUFFIX = ".lock"
 HOLDER_SUFFIX = ".holder.json"
+GUARD_SUFFIX = ".guard"
 REASON_SUFFIX = ".reason.txt"
 SYSTEM_NAMES = frozenset({"lost+found"})
 """What a fresh file system holds of its own."""
 
 _UNSAFE_IN_NAME = re.compile(r"[^A-Za-z0-9_-]")
-_STAGING_NAME = re.compile(r"[A-Za-z0-9_-]+\.\d+\.[0-9a-f]{16}")
+_PROCESS_NAME = re.compile(r"[A-Za-z0-9_-]+\.\d+\.[0-9a-f]{16}")
+_STAGING_NAME = re.compile(r"[A-Za-z0-9_-]+\.(\d{1,10})(?:\.([0-9a-f]{24}))?\.[0-9a-f]{16}")
 _EVENTS_NAME = re.compile(_STAGING_NAME.pattern + r"\.jsonl")
+_TOTALS_NAME = re.compile(r"totals\.([1-9]\d{0,11})\.json")
 _SIGNATURE_NAME = re.compile(r"([0-9a-f]{64})\.([0-9a-f]{16})\.json")
 PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _QUARANTINE_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}-.+")
@@ -111,6 +116,9 @@ class Layout:
     def holder_file(self, key: Digest) -> Path:
         return self.locks_dir / f"{key}{HOLDER_SUFFIX}"
 
+    def guard_file(self, key: Digest) -> Path:
+        return self.locks_dir / f"{key}{GUARD_SUFFIX}"
+
     def pin_file(self, name: str) -> Path:
         """``name``: letters, digits, ``.``, ``_``, ``-``, at most 64, beginning with a letter or digit."""
         return self.pins_dir / f"{name}.json"
@@ -125,12 +133,19 @@ class Layout:
         """``public_key_id``: 16 hexadecimal digits."""
         return self.signatures_dir / key.hex[:2] / f"{key}.{public_key_id}.json"
 
-    def events_file(self, *, host: str, pid: int, random_hex: str) -> Path:
-        return self.events_dir / f"{process_name(host, pid, random_hex)}.jsonl"
+    def events_file(self, *, host: str, pid: int, random_hex: str, mark: str = "") -> Path:
+        """The arguments are those of :meth:`staging_dir`."""
+        return self.events_dir / f"{process_name(host, pid, f'{mark}.{random_hex}' if mark else random_hex)}.jsonl"
 
-    def staging_dir(self, *, host: str, pid: int, random_hex: str) -> Path:
-        """``random_hex``: 16 hexadecimal digits that make the name unique."""
-        return self.tmp_dir / process_name(host, pid, random_hex)
+    def totals_file(self, number: int) -> Path:
+        """``number``: from 1 up."""
+        return self.events_dir / f"totals.{number}.json"
+
+    def staging_dir(self, *, host: str, pid: int, random_hex: str, mark: str = "") -> Path:
+        """``random_hex``: 16 hexadecimal digits that make the name unique; ``mark``: 24 that tell the process from
+        others of its number, see :mod:`pipevault.store.liveness`.
+        """
+        return self.tmp_dir / process_name(host, pid, f"{mark}.{random_hex}" if mark else random_hex)
 
     def quarantine_file(self, *, time: str, random_hex: str, name: str) -> Path:
         """``time`` as ``YYYYMMDDTHHMMSSZ``; ``random_hex``: 8 hexadecimal digits; ``name``: the old file
@@ -152,8 +167,9 @@ class Layout:
         return digest if digest is not None and path == self.artifact_file(digest) else None
 
     def key_of_lock(self, path: Path) -> Digest | None:
-        """The key to whose lock (or holder note) ``path`` belongs, or ``None``."""
-        for suffix, place in ((LOCK_SUFFIX, self.lock_file), (HOLDER_SUFFIX, self.holder_file)):
+        """The key to whose lock (or holder note, or guard) ``path`` belongs, or ``None``."""
+        places = ((LOCK_SUFFIX, self.lock_file), (HOLDER_SUFFIX, self.holder_file), (GUARD_SUFFIX, self.guard_file))
+        for suffix, place in places:
             key = _digest_or_none(path.name.removesuffix(suffix))
             if key is not None and path == place(key):
                 return key
@@ -163,6 +179,14 @@ class Layout:
         """Whether ``path`` is the staging folder of some process."""
         return path.parent == self.tmp_dir and _STAGING_NAME.fullmatch(path.name) is not None
 
+    def staging_owner(self, path: Path) -> tuple[int, str] | None:
+        """Pid and mark of the process whose staging folder ``path`` is; the mark is empty where the name has none.
+
+        ``None`` if it is no staging folder.
+        """
+        name = _STAGING_NAME.fullmatch(path.name) if path.parent == self.tmp_dir else None
+        return (int(name[1]), name[2] or "") if name else None
+
     def is_quarantined(self, path: Path) -> bool:
         """Whether ``path`` is a quarantined file or its reason."""
         return path.parent == self.quarantine_dir and _QUARANTINE_NAME.fullmatch(path.name) is not None
@@ -170,7 +194,7 @@ class Layout:
     def key_of_lease(self, path: Path) -> Digest | None:
         """The key that a lease at ``path`` holds, or ``None``."""
         key, _, process = path.name.partition(".")
-        is_lease = path.parent == self.leases_dir and _STAGING_NAME.fullmatch(process) is not None
+        is_lease = path.parent == self.leases_dir and _PROCESS_NAME.fullmatch(process) is not None
         return _digest_or_none(key) if is_lease else None
 
     def key_of_use(self, path: Path) -> Digest | None:
@@ -192,6 +216,16 @@ class Layout:
     def is_events(self, path: Path) -> bool:
         """Whether ``path`` holds what a process counted."""
         return path.parent == self.events_dir and _EVENTS_NAME.fullmatch(path.name) is not None
+
+    def events_owner(self, path: Path) -> tuple[int, str] | None:
+        """Pid and mark of the process that counts in ``path``, as :meth:`staging_owner` gives them."""
+        name = _EVENTS_NAME.fullmatch(path.name) if path.parent == self.events_dir else None
+        return (int(name[1]), name[2] or "") if name else None
+
+    def totals_number(self, path: Path) -> int | None:
+        """The number of the sums of events at ``path``, or ``None``."""
+        name = _TOTALS_NAME.fullmatch(path.name)
+        return int(name[1]) if name and path.parent == self.events_dir else None
 
     def is_shard(self, path: Path) -> bool:
         """Whether ``path`` is one of the two-digit folders of the folders that have them."""
@@ -215,6 +249,7 @@ class Layout:
             or self.key_of_signature(path) is not None
             or self.pin_name(path) is not None
             or self.is_events(path)
+            or self.totals_number(path) is not None
         )
 
 

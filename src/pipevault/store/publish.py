@@ -2,6 +2,10 @@
 
 Everything is written and verified in a staging folder before the first rename, so that a full disk is met
 there.
+
+Removing an entry and publishing another that shares an artifact may meet. So a publisher marks each artifact that it
+reuses as young (its time of change), which removal leaves alone, and looks once more after the manifest is in place:
+from then on every removal sees that the artifact is named.
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ def publish_entry(layout: Layout, manifest: Manifest, files: Mapping[Digest, Pat
                 return standing
             quarantine_file(layout, path, "The entry was not whole when it was frozen again.")
         publish_file(staged_manifest, path)
+        _put_back_vanished(layout, refs, files, folder, path)
     return manifest
 
 
@@ -90,6 +95,7 @@ def _whole_entry(layout: Layout, key: Digest) -> Manifest | None:
 def _stage(layout: Layout, ref: ArtifactRef, files: Mapping[Digest, Path], folder: Path) -> Path | None:
     """The verified copy of ``ref``'s file in ``folder``; ``None`` if the vault holds it intact."""
     try:
+        _make_young(layout.artifact_file(ref.digest))
         check_artifact(layout, ref)
     except CorruptEntryError as error:
         if ref.digest not in files:
@@ -114,11 +120,38 @@ def _stage(layout: Layout, ref: ArtifactRef, files: Mapping[Digest, Path], folde
 def _place(layout: Layout, ref: ArtifactRef, source: Path) -> None:
     path = layout.artifact_file(ref.digest)
     make_folder(path.parent)
+    _make_young(source)  # staging a large entry may have taken longer than removal waits
     if os.path.lexists(path):
         try:
+            _make_young(path)
             check_artifact(layout, ref)
         except CorruptEntryError as error:
             quarantine_file(layout, path, str(error))
         else:
             return
     publish_file(source, path)
+
+
+def _put_back_vanished(
+    layout: Layout, refs: Mapping[Digest, ArtifactRef], files: Mapping[Digest, Path], folder: Path, manifest: Path
+) -> None:
+    """Give the entry back what a removal took while it was published, or take the entry away."""
+    try:
+        for digest, ref in refs.items():
+            if os.path.lexists(layout.artifact_file(digest)):
+                continue
+            (folder / digest.hex).unlink(missing_ok=True)  # a copy that was not needed before
+            if (source := _stage(layout, ref, files, folder)) is not None:
+                _place(layout, ref, source)
+    except (OSError, VaultError) as error:
+        reason = f"An artifact was removed while the entry was published, and could not be put back: {error}"
+        quarantine_file(layout, manifest, reason)
+        raise
+
+
+def _make_young(path: Path) -> None:
+    """Set the time of change to now. Another user's file of a group's vault, or a read-only one, stays as it is."""
+    try:
+        os.utime(path)
+    except OSError:  # the look after the manifest is in place still finds an artifact that vanished
+        return

@@ -1,27 +1,26 @@
 """Removing entries, and artifacts that no entry names: first a plan, then what really happened.
 
-Manifests go before artifacts, so that no manifest ever names an artifact that this removed.
+Manifests go before artifacts, so that no manifest ever names an artifact that this removed. What belongs to an entry
+and is no part of it (signatures, the note of its last use) goes after its manifest.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipevault.digest import Digest
-from pipevault.errors import CorruptEntryError, NewerVaultError, UnknownKeyError
-from pipevault.store.atomic import vault_errors
+from pipevault.errors import EntryInUseError, UnknownKeyError
+from pipevault.store.atomic import fsync_folder, vault_errors
+from pipevault.store.inventory import find_artifacts, find_manifests, named_by
 from pipevault.store.layout import Layout
-from pipevault.store.manifest import Manifest
-from pipevault.store.read import iter_keys
-
-_DIGEST_IN_TEXT = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
-
+from pipevault.store.leases import describe_leases, find_leases
+from pipevault.store.pins import pins
+from pipevault.store.usage import forget_use
 
 ORPHAN_MIN_AGE_S = 3600.0
 """A younger artifact may belong to a publisher that has not written its manifest yet."""
@@ -64,19 +63,41 @@ class RemovalReport:
 
 def plan_entries_removal(layout: Layout, keys: Sequence[Digest]) -> RemovalPlan:
     """The plan for ``keys``; entries with a damaged manifest can go too. :class:`UnknownKeyError`."""
-    wanted, present = set(keys), set(iter_keys(layout))
-    if missing := sorted(wanted - present):
+    wanted, manifests = set(keys), find_manifests(layout)
+    if missing := sorted(wanted - manifests.keys()):
         raise UnknownKeyError(f"No entry of {layout.root} has the key {missing[0].short}.", missing[0].hex)
-    named = _named_artifacts(layout, wanted)
-    shared = named & _named_artifacts(layout, present - wanted)
+    named = named_by(manifests[key] for key in wanted)
+    shared = named & named_by(manifest for key, manifest in manifests.items() if key not in wanted)
     going = sorted(named - shared)
-    files = [layout.manifest_file(key) for key in sorted(wanted)] + [layout.artifact_file(item) for item in going]
+    files = [layout.artifact_file(item) for item in going]
+    files += [file for key in sorted(wanted) for file in (layout.manifest_file(key), *signature_files(layout, key))]
     return RemovalPlan(
         keys=tuple(sorted(wanted)),
         artifacts=tuple(going),
         shared=tuple(sorted(shared)),
         size_bytes=sum(_size_bytes(path) for path in files),
     )
+
+
+def refuse_in_use(layout: Layout, keys: Sequence[Digest], *, ignore_leases: bool = False) -> None:
+    """:class:`EntryInUseError` if one of ``keys`` is pinned or, unless ``ignore_leases``, a live process has loaded it.
+
+    :class:`~pipevault.errors.PinError`: a pin cannot be read.
+    """
+    pinned = {key: name for name, key in pins(layout).items()}
+    for key in keys:
+        if name := pinned.get(key):
+            raise EntryInUseError(f"{key.short} is pinned as {name}. Unpin it first: pipevault unpin {name}", key.hex)
+    if ignore_leases:
+        return
+    leases = [lease for lease in find_leases(layout) if lease.alive]
+    for key in keys:
+        if held := [lease for lease in leases if lease.key == key]:
+            raise EntryInUseError(
+                f"{key.short} is in use by {describe_leases(held)}. Stop it first, or remove the entry all the same "
+                "with --force.",
+                key.hex,
+            )
 
 
 def find_orphans(layout: Layout, *, now_s: float | None = None) -> tuple[Orphan, ...]:
@@ -87,10 +108,12 @@ def find_orphans(layout: Layout, *, now_s: float | None = None) -> tuple[Orphan,
     """
     now_s = time.time() if now_s is None else now_s
     # The artifacts first: one whose manifest is published meanwhile must count as named.
-    found = list(_artifacts(layout))
-    named = _named_artifacts(layout, iter_keys(layout))
+    artifacts = find_artifacts(layout)
+    named = named_by(find_manifests(layout).values())
     return tuple(
-        Orphan(digest, status.st_size, now_s - status.st_mtime) for digest, status in found if digest not in named
+        Orphan(digest, file.size_bytes, now_s - file.modified_s)
+        for digest, file in artifacts.items()
+        if digest not in named
     )
 
 
@@ -112,69 +135,70 @@ def remove_entries(layout: Layout, plan: RemovalPlan) -> RemovalReport:
     removed.
     """
     freed_bytes = 0
-    removed_keys, removed_artifacts = [], []
+    removed_keys = []
     for key in plan.keys:
-        size_bytes = _remove(layout.manifest_file(key))
+        size_bytes = remove_manifest(layout, key)
         if size_bytes is not None:
             removed_keys.append(key)
             freed_bytes += size_bytes
-    still_named = _named_artifacts(layout, iter_keys(layout))
-    for digest in plan.artifacts:
-        size_bytes = None if digest in still_named else _remove(layout.artifact_file(digest))
-        if size_bytes is not None:
-            removed_artifacts.append(digest)
-            freed_bytes += size_bytes
+    removed_artifacts, freed = remove_artifacts(layout, plan.artifacts, after=removed_keys)
     return RemovalReport(
         keys=tuple(removed_keys),
         artifacts=tuple(removed_artifacts),
-        shared=tuple(sorted({*plan.shared, *plan.artifacts} & still_named)),
-        freed_bytes=freed_bytes,
+        shared=tuple(sorted({*plan.shared, *plan.artifacts} & named_by(find_manifests(layout).values()))),
+        freed_bytes=freed_bytes + freed + sum(remove_belongings(layout, key) for key in removed_keys),
     )
 
 
-def _artifacts(layout: Layout) -> Iterator[tuple[Digest, os.stat_result]]:
-    """Every regular file at an artifact's place, sorted by digest."""
-    with vault_errors(layout.artifacts_dir, "listed"):
-        shards = sorted(layout.artifacts_dir.iterdir()) if layout.artifacts_dir.is_dir() else []
-        for shard in filter(layout.is_shard, shards):
-            for path in sorted(shard.iterdir()) if shard.is_dir() and not shard.is_symlink() else []:
-                digest = layout.digest_of_artifact(path)
-                if digest is None:
-                    continue
-                try:
-                    status = path.lstat()
-                except FileNotFoundError:
-                    continue
-                if stat.S_ISREG(status.st_mode):
-                    yield digest, status
+def remove_manifest(layout: Layout, key: Digest) -> int | None:
+    """Bytes of the manifest, which is gone now; ``None`` if there was none. What belongs to the entry stays."""
+    return remove_file(layout.manifest_file(key))
 
 
-def _named_artifacts(layout: Layout, keys: Iterable[Digest]) -> set[Digest]:
-    named: set[Digest] = set()
-    for key in keys:
-        path = layout.manifest_file(key)
-        with vault_errors(path, "read"):
-            try:
-                data = path.read_bytes()
-            except FileNotFoundError:
-                continue
-        try:
-            named.update(Manifest.from_bytes(data, path).artifact_sizes)
-        except (CorruptEntryError, NewerVaultError):
-            # It may be a later format or mended by hand: keep every artifact that it could mean.
-            named.update(Digest(match.decode()) for match in _DIGEST_IN_TEXT.findall(data))
-    return named
+def remove_artifacts(
+    layout: Layout, digests: Iterable[Digest], *, after: Iterable[Digest] = ()
+) -> tuple[list[Digest], int]:
+    """Remove those of ``digests`` that no manifest names now; which they were, and their bytes.
+
+    One whose time of change moves meanwhile stays: a publisher that is about to name it has touched it.
+    ``after``: the keys whose manifests were removed before; that is durable before the first artifact goes.
+    """
+    for folder in sorted({layout.manifest_file(key).parent for key in after}):
+        # A power cut must not bring a manifest back whose artifacts are gone.
+        with vault_errors(folder, "written"), suppress(FileNotFoundError):
+            fsync_folder(folder)
+    stamps = {digest: _modified_ns(layout.artifact_file(digest)) for digest in digests}
+    named = named_by(find_manifests(layout).values())
+    removed, freed_bytes = [], 0
+    for digest, modified_ns in stamps.items():
+        path = layout.artifact_file(digest)
+        size_bytes = None if digest in named or _modified_ns(path) != modified_ns else remove_file(path)
+        if size_bytes is not None:
+            removed.append(digest)
+            freed_bytes += size_bytes
+    return removed, freed_bytes
 
 
-def _size_bytes(path: Path) -> int:
-    try:
-        return os.lstat(path).st_size
-    except FileNotFoundError:
+def remove_belongings(layout: Layout, key: Digest) -> int:
+    """Remove the signatures of ``key`` and the note of its last use, unless it has a manifest again; bytes."""
+    if layout.manifest_file(key).exists():
         return 0
+    forget_use(layout, key)
+    return sum(remove_file(path) or 0 for path in signature_files(layout, key))
 
 
-def _remove(path: Path) -> int | None:
-    """Bytes of the removed file; ``None`` if it was not there."""
+def signature_files(layout: Layout, key: Digest) -> list[Path]:
+    folder = layout.signature_file(key, "0" * 16).parent
+    with vault_errors(folder, "listed"):
+        try:
+            names = [name for name in sorted(os.listdir(folder)) if name.startswith(key.hex)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    return [folder / name for name in names if layout.key_of_signature(folder / name) == key]
+
+
+def remove_file(path: Path) -> int | None:
+    """Bytes of the removed file; ``None`` if it was not there. :class:`~pipevault.errors.VaultNotWritableError`."""
     with vault_errors(path, "removed"):
         try:
             size_bytes = os.lstat(path).st_size
@@ -182,3 +206,17 @@ def _remove(path: Path) -> int | None:
         except FileNotFoundError:
             return None
     return size_bytes
+
+
+def _modified_ns(path: Path) -> int:
+    try:
+        return os.lstat(path).st_mtime_ns
+    except OSError:  # the removal will say why, or it is gone
+        return 0
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return os.lstat(path).st_size
+    except FileNotFoundError:
+        return 0

@@ -13,9 +13,11 @@ from pathlib import Path
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, UnsafeVaultError, VaultNotWritableError
 from pipevault.store.layout import Layout
+from pipevault.store.leases import Lease, take_lease
 from pipevault.store.lock import key_lock
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.marker import ensure_vault, is_writable
+from pipevault.store.pins import pin, pins, unpin
 from pipevault.store.publish import publish_entry, quarantine_file
 from pipevault.store.read import (
     BrokenManifest,
@@ -26,8 +28,11 @@ from pipevault.store.read import (
     read_manifest,
 )
 from pipevault.store.removal import RemovalPlan, RemovalReport, plan_entries_removal, remove_entries
+from pipevault.store.signature import sign_entry
+from pipevault.store.signing_keys import PrivateKey
 from pipevault.store.staging import staging_folder
 from pipevault.store.trust import check_ownership, check_root
+from pipevault.store.usage import record_use
 
 __all__ = ["BrokenManifest", "RemovalPlan", "RemovalReport", "Vault"]
 
@@ -63,7 +68,7 @@ class Vault:
         """The manifest of ``key``, or ``None`` if no entry has it; its artifacts are not looked at.
 
         :class:`CorruptEntryError`: unreadable, edited, or another key's. :class:`NewerVaultError`: of a
-        later format. :class:`UnsafeVaultError`: others may write it, or the vault.
+        later format. :class:`UnsafeVaultError`: others may write it, the vault or a folder above it.
         """
         path = self.layout.manifest_file(key)
         try:
@@ -82,6 +87,11 @@ class Vault:
 
         :class:`CorruptEntryError`: missing, or not the bytes that were published. :class:`UnsafeVaultError`.
         """
+        self.owned_path(ref)
+        return check_artifact(self.layout, ref)
+
+    def owned_path(self, ref: ArtifactRef) -> Path:
+        """The same without a look at the bytes: for those who check them while they copy them."""
         path = self.layout.artifact_file(ref.digest)
         try:
             check_ownership(path, root=self.root, allow_group_write=self.allow_group_write)
@@ -91,7 +101,7 @@ class Vault:
             raise
         except OSError as error:
             raise _unreadable(path, error) from error
-        return check_artifact(self.layout, ref)
+        return path
 
     def staging(self) -> AbstractContextManager[Path]:
         """A new folder in the vault's ``tmp/``, removed with its content at exit.
@@ -117,6 +127,16 @@ class Vault:
         """
         self._require_writable()
         return publish_entry(self.layout, manifest, files)
+
+    def sign(self, manifest: Manifest, key: PrivateKey) -> bool:
+        """Verify the entry's artifacts and sign it; ``False`` if a good signature by ``key`` stands there.
+
+        Raises like :meth:`verified_path` and :meth:`publish`.
+        """
+        self._require_writable()
+        for ref in manifest.artifacts:
+            self.verified_path(ref)
+        return sign_entry(self.layout, manifest, key)
 
     def lock(
         self, key: Digest, *, timeout_s: float, on_wait: Callable[[str], None] | None = None
@@ -151,6 +171,31 @@ class Vault:
         """Remove what was planned, manifests first. :class:`VaultNotWritableError`."""
         self._require_writable()
         return remove_entries(self.layout, plan)
+
+    def record_use(self, key: Digest) -> None:
+        """Note that ``key`` is used now. Never raises. See :func:`pipevault.store.usage.record_use`."""
+        record_use(self.layout, key, writable=self.writable)
+
+    def lease(self, key: Digest) -> Lease:
+        """Keep the entry from being pruned while this process lives, or until it is released; look it up after this.
+
+        Never raises; :attr:`~pipevault.store.leases.Lease.problem` says why there is none.
+        """
+        return take_lease(self.layout, key, writable=self.writable)
+
+    def pins(self) -> dict[str, Digest]:
+        """The key of each pin. See :func:`pipevault.store.pins.pins`."""
+        return pins(self.layout)
+
+    def pin(self, key: Digest, name: str, *, move: bool = False) -> Digest | None:
+        """Keep the entry whatever is pruned. See :func:`pipevault.store.pins.pin`."""
+        self._require_writable()
+        return pin(self.layout, key, name, move=move)
+
+    def unpin(self, name: str) -> Digest | None:
+        """See :func:`pipevault.store.pins.unpin`."""
+        self._require_writable()
+        return unpin(self.layout, name)
 
     def foreign_files(self) -> Iterator[Path]:
         """What lies in the folder and is no part of a vault; of a foreign folder only the folder itself."""

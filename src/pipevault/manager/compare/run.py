@@ -23,6 +23,7 @@ from pipevault.manager.compare.result import Array, Comparison, FinishedRun, Pla
 from pipevault.manager.fresh_process import GenerationJob, GenerationResult, generate_in_fresh_process
 from pipevault.manager.outcome import Clock, Progress
 from pipevault.manager.request import Request
+from pipevault.store.liveness import scratch_prefix
 
 FIRST = "eager"
 RUNS = (
@@ -91,7 +92,7 @@ def compare(
     done: dict[str, FinishedRun] = {}
     skipped: list[tuple[str, str]] = []
     prewarm: GenerationResult | None = None
-    with tempfile.TemporaryDirectory(prefix="pipevault-compare-") as scratch:
+    with tempfile.TemporaryDirectory(prefix=scratch_prefix("compare")) as scratch:
         for plan in RUNS:
             if plan.group not in groups and plan.name != FIRST:
                 continue

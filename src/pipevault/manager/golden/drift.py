@@ -33,6 +33,7 @@ from pipevault.manager.outcome import Outcome
 from pipevault.manager.run_record import Recorder
 from pipevault.opening import open_pipeline
 from pipevault.settings import Settings
+from pipevault.store.liveness import scratch_prefix
 
 MARGIN = 2.0
 SMALLEST = Limits(pixels_max_abs=2.0, pixels_mean_abs=0.05, latents_max_abs=1e-5, latents_mean_abs=1e-6)
@@ -82,7 +83,7 @@ def tolerance_of(distances: Mapping[str, Mapping[str, Distance]]) -> Tolerance:
 def _drawn_in_fresh_process(
     suite: Suite, drawn: Mapping[str, Drawn], cause: str, environment: Mapping[str, str]
 ) -> dict[str, Drawn]:
-    with tempfile.TemporaryDirectory(prefix="pipevault-golden-") as folder:
+    with tempfile.TemporaryDirectory(prefix=scratch_prefix("golden")) as folder:
         command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, str(suite.path), folder, *drawn]
         finished = subprocess.run(
             command,

@@ -96,7 +96,7 @@ class SuiteRunner:
         return self._pipe
 
     def _factors(self, key: str | None) -> Mapping[str, Any] | None:
-        found = self._cache.vault.lookup(Digest(key)) if key else None
+        found = self._cache.find_entry(Digest(key)) if key else None
         return None if found is None else found.key.factors
 
 

@@ -1,0 +1,117 @@
+"""The rows of ``pipevault ls``. Those of a large vault are remembered in the user's cache folder.
+
+Parsing thousands of manifests takes seconds, so ``pipevault/listings/<16 digits>.json`` holds, for each key, the stamp
+of its manifest (times, inode, size) and its row; the digits are the first of the SHA-256 of the vault's path. A
+manifest whose stamp differs is read again. The file only decides what is shown; one that cannot be read is made anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipevault import __version__
+from pipevault.digest import Digest, digest_bytes
+from pipevault.errors import CorruptEntryError, NewerVaultError, VaultError
+
+if TYPE_CHECKING:
+    from pipevault.store.manifest import Manifest
+    from pipevault.store.vault import BrokenManifest, Vault
+
+REMEMBERED_FROM = 200
+"""Entries; a smaller vault is read each time."""
+_DIGITS = 16
+Describe = Callable[["Manifest"], tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """``cells``: what the command shows of the entry; ``artifacts``: sizes in bytes by the first digits of a digest."""
+
+    key: Digest
+    created_at: str
+    cells: tuple[str, ...]
+    artifacts: Mapping[str, int]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(self.artifacts.values())
+
+
+def read_rows(vault: Vault, describe: Describe) -> tuple[list[Row], list[BrokenManifest]]:
+    """The entries, sorted by key, and those that cannot be used. :class:`VaultError`."""
+    from pipevault.store.inventory import manifest_stamps
+    from pipevault.store.read import BrokenManifest, read_manifest
+
+    stamps = manifest_stamps(vault.layout)
+    file = _file(vault) if len(stamps) >= REMEMBERED_FROM else None
+    known = _load(file) if file else {}
+    rows, broken, is_new = [], [], len(known) != len(stamps)
+    remembered: dict[str, list[Any]] = {}
+    for key, stamp in stamps.items():
+        record = known.get(key.hex)
+        if record is None or record[0] != stamp:
+            try:
+                manifest = read_manifest(vault.layout, key)
+            except (CorruptEntryError, NewerVaultError) as error:
+                broken.append(BrokenManifest(vault.layout.manifest_file(key), str(error), key))
+                continue
+            if manifest is None:
+                continue
+            artifacts = {digest.hex[:_DIGITS]: size for digest, size in manifest.artifact_sizes.items()}
+            record, is_new = [stamp, manifest.created_at, list(describe(manifest)), artifacts], True
+        remembered[key.hex] = record
+        rows.append(Row(key, record[1], tuple(record[2]), record[3]))
+    if file and is_new:
+        _save(file, remembered)
+    return rows, broken
+
+
+def _file(vault: Vault) -> Path | None:
+    from platformdirs import user_cache_path
+
+    try:
+        folder = user_cache_path("pipevault", appauthor=False)
+    except RuntimeError:  # a user without a home
+        return None
+    return folder / "listings" / f"{digest_bytes(os.fsencode(vault.root)).hex[:_DIGITS]}.json"
+
+
+def _load(file: Path) -> dict[str, list[Any]]:
+    try:
+        document = json.loads(file.read_bytes())
+        rows = document["rows"] if document["version"] == __version__ else {}
+        return rows if isinstance(rows, dict) and all(map(_is_record, rows.values())) else {}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return {}
+
+
+def _is_record(record: Any) -> bool:
+    return (
+        isinstance(record, list)
+        and len(record) == 4
+        and isinstance(record[1], str)
+        and isinstance(record[2], list)
+        and isinstance(record[3], dict)
+    )
+
+
+def _save(file: Path, rows: Mapping[str, list[Any]]) -> None:
+    from pipevault.store.atomic import make_folder
+
+    data = json.dumps({"version": __version__, "rows": rows}, separators=(",", ":"))
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
+    # Without it the next listing is slower, and nothing else.
+    with suppress(OSError, VaultError):
+        make_folder(file.parent)
+        try:
+            temporary.write_text(data)
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)

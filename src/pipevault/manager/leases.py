@@ -1,0 +1,39 @@
+"""The leases of a loaded pipeline: they end with it, so that a prune may remove what nobody uses any more."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipevault.store.leases import Lease
+
+
+class HeldLeases:
+    """Releases its leases when it is told to, when it is collected, or when the interpreter ends.
+
+    A copy, by ``copy.deepcopy`` or by pickling, holds none: copies of a loaded pipeline are eager.
+    """
+
+    def __init__(self, leases: Sequence[Lease] = ()) -> None:
+        self._leases = tuple(leases)
+        self._finalizer = weakref.finalize(self, _release, self._leases)
+
+    def refresh(self) -> None:
+        for lease in self._leases:
+            lease.refresh()
+
+    def release(self) -> None:
+        self._finalizer()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HeldLeases:
+        return HeldLeases()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HeldLeases, ()
+
+
+def _release(leases: Sequence[Lease]) -> None:
+    for lease in leases:
+        lease.release()

@@ -1,0 +1,80 @@
+"""Asking a folder that may never answer: a dead network mount blocks for hours whoever touches it.
+
+Each question runs in a daemon thread. A folder that lets one pass is left out by this process for
+:data:`RETRY_AFTER_S` seconds, and for as long as that thread still hangs, so that no more than one does.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pipevault.errors import SlowTierError
+
+RETRY_AFTER_S = 300.0
+MIN_BYTES_PER_S = 1 << 20
+"""What a folder must deliver at least, beyond the time that it has to answer at all."""
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class _Silence:
+    thread: threading.Thread
+    until_s: float
+    """By the monotonic clock."""
+
+
+_silent: dict[Path, _Silence] = {}
+
+
+def ask(folder: Path, question: Callable[[], Answer], *, timeout_s: float, size_bytes: int = 0) -> Answer:
+    """What ``question`` returns or raises; :class:`SlowTierError` if it does not within ``timeout_s`` seconds.
+
+    ``size_bytes`` that it reads from ``folder`` give it :data:`MIN_BYTES_PER_S` more time. What comes later is dropped.
+    """
+    if silent_s := left_out_s(folder):
+        raise SlowTierError(
+            f"{folder} did not answer a while ago and is left out for {silent_s:.0f} s more. Check its mount.", folder
+        )
+    answers: list[Answer] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            answers.append(question())
+        except Exception as error:  # handed to the thread that asked
+            errors.append(error)
+
+    allowed_s = timeout_s + size_bytes / MIN_BYTES_PER_S
+    thread = threading.Thread(target=run, name=f"pipevault {folder}", daemon=True)
+    thread.start()
+    thread.join(min(allowed_s, threading.TIMEOUT_MAX))
+    if thread.is_alive():
+        _silent[folder] = _Silence(thread, time.monotonic() + RETRY_AFTER_S)
+        raise SlowTierError(
+            f"{folder} did not answer within {allowed_s:g} s; this process leaves it out for {RETRY_AFTER_S:.0f} s. "
+            "Check its mount, or raise tier_timeout_s.",
+            folder,
+        )
+    if errors:
+        raise errors[0]
+    return answers[0]
+
+
+def left_out_s(folder: Path) -> float:
+    """For how many more seconds ``folder`` is not asked; 0 if it may be."""
+    silence = _silent.get(folder)
+    if silence is None:
+        return 0.0
+    remaining_s = silence.until_s - time.monotonic()
+    if remaining_s <= 0 and silence.thread.is_alive():
+        return RETRY_AFTER_S
+    if remaining_s <= 0:
+        _silent.pop(folder, None)
+        return 0.0
+    return remaining_s

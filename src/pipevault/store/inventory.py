@@ -1,0 +1,203 @@
+"""What a vault holds, read in bulk: which artifacts each manifest names, and the size of every file.
+
+Each manifest is read once and each artifact looked at once. A manifest whose ``self_digest`` fits is as it was
+published, so only its list of artifacts is parsed; any other is parsed in full.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+
+from pipevault.digest import Digest
+from pipevault.errors import CorruptEntryError, NewerVaultError
+from pipevault.store.atomic import vault_errors
+from pipevault.store.layout import MANIFEST_SUFFIX, Layout
+from pipevault.store.manifest import MANIFEST_VERSION, Manifest
+
+_DIGEST_IN_TEXT = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_LIST_START = b'{"artifacts":'
+_SELF_DIGEST = re.compile(rb',"self_digest":"([0-9a-f]{64})"}')
+_TAIL_BYTES = len(',"self_digest":""}') + 64
+_VERSION = b'"manifest_version":'
+_KNOWN_VERSION = b'"manifest_version":%d,' % MANIFEST_VERSION
+
+
+@dataclass(frozen=True)
+class FoundManifest:
+    """A file at a manifest's place. ``artifacts``: what it names or, unless it is ``understood``, every digest in it.
+
+    One that is damaged, of a later format or another key's is not understood.
+    """
+
+    key: Digest
+    artifacts: frozenset[Digest]
+    size_bytes: int
+    modified_ns: int
+    understood: bool
+
+    @property
+    def modified_s(self) -> float:
+        return self.modified_ns / 1e9
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """``modified_s``: seconds since the epoch."""
+
+    size_bytes: int
+    modified_s: float
+
+
+def find_manifests(layout: Layout) -> dict[Digest, FoundManifest]:
+    """Every manifest by its key, sorted. :class:`~pipevault.errors.VaultError`: one cannot be read."""
+    found = (read_found(layout, key) for key in manifest_keys(layout))
+    return {manifest.key: manifest for manifest in found if manifest is not None}
+
+
+def read_found(layout: Layout, key: Digest) -> FoundManifest | None:
+    """The manifest of ``key``; ``None`` if there is none. Raises like :func:`find_manifests`."""
+    try:
+        data, modified_ns = _read(f"{layout.entries_dir}{os.sep}{key.hex[:2]}{os.sep}{key.hex}{MANIFEST_SUFFIX}")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        with vault_errors(layout.manifest_file(key), "read"):
+            raise error
+    named = _named_quickly(data, key)
+    understood = named is not None
+    if named is None:
+        named, understood = _named(data, layout.manifest_file(key), key)
+    return FoundManifest(key, named, len(data), modified_ns, understood)
+
+
+def find_artifacts(layout: Layout) -> dict[Digest, FoundFile]:
+    """Every regular file at an artifact's place, sorted by digest."""
+    with vault_errors(layout.artifacts_dir, "listed"):
+        found = {}
+        for name, entry in sorted(_sharded(layout.artifacts_dir), key=itemgetter(0)):
+            digest = _digest_of(name, "")
+            if digest is not None:
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    found[digest] = FoundFile(status.st_size, status.st_mtime)
+        return found
+
+
+def find_files(folder: Path) -> dict[Path, FoundFile]:
+    """Every regular file below ``folder``, sorted; an absent folder holds none. No link is followed."""
+    found = {}
+    with vault_errors(folder, "listed"):
+        for parent, _, names in os.walk(folder):
+            for name in names:
+                path = Path(parent, name)
+                try:
+                    status = path.lstat()
+                except FileNotFoundError:
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    found[path] = FoundFile(status.st_size, status.st_mtime)
+    return dict(sorted(found.items()))
+
+
+def named_by(manifests: Iterable[FoundManifest]) -> set[Digest]:
+    return {digest for manifest in manifests for digest in manifest.artifacts}
+
+
+def manifest_keys(layout: Layout) -> list[Digest]:
+    """The keys that have a file at a manifest's place, sorted; what :func:`pipevault.store.read.iter_keys` gives."""
+    with vault_errors(layout.entries_dir, "listed"):
+        names = sorted(name for name, _ in _sharded(layout.entries_dir))
+    return [key for name in names if (key := _digest_of(name, MANIFEST_SUFFIX)) is not None]
+
+
+def manifest_stamps(layout: Layout) -> dict[Digest, str]:
+    """For each file at a manifest's place, sorted by key, a text that changes when the file does; none is opened."""
+    stamps = {}
+    with vault_errors(layout.entries_dir, "listed"):
+        for name, entry in sorted(_sharded(layout.entries_dir), key=itemgetter(0)):
+            key = _digest_of(name, MANIFEST_SUFFIX)
+            if key is not None:
+                try:
+                    status = entry.stat(follow_symlinks=True)
+                except FileNotFoundError:
+                    continue
+                stamps[key] = f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino} {status.st_size}"
+    return stamps
+
+
+def _read(path: str) -> tuple[bytes, int]:
+    """The content and the time of change in nanoseconds."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        status = os.fstat(descriptor)
+        data = os.read(descriptor, status.st_size + 1)
+        while len(data) < status.st_size and (more := os.read(descriptor, status.st_size)):
+            data += more
+    finally:
+        os.close(descriptor)
+    return data, status.st_mtime_ns
+
+
+def _sharded(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """The files in the two-digit folders of ``folder`` whose names begin with those digits."""
+    try:
+        shards = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with shards:
+        for shard in shards:
+            if len(shard.name) == 2 and shard.is_dir(follow_symlinks=False):
+                with os.scandir(shard.path) as files:
+                    yield from ((file.name, file) for file in files if file.name.startswith(shard.name))
+
+
+def _digest_of(name: str, suffix: str) -> Digest | None:
+    if not name.endswith(suffix):
+        return None
+    try:
+        return Digest(name.removesuffix(suffix))
+    except ValueError:
+        return None
+
+
+def _named_quickly(data: bytes, key: Digest) -> frozenset[Digest] | None:
+    """What a manifest of the known version names that is as it was published; ``None``: it must be parsed in full."""
+    tail = _SELF_DIGEST.fullmatch(data, len(data) - _TAIL_BYTES)
+    if tail is None or not data.startswith(_LIST_START):
+        return None
+    # A single field of this name, so it is the document's own and no part's; in a text its quotes would be escaped.
+    if (
+        data.count(_VERSION) != 1
+        or _KNOWN_VERSION not in data
+        or b'"key":{"digest":"%b"' % key.hex.encode() not in data
+    ):
+        return None
+    hasher = hashlib.sha256(memoryview(data)[: tail.start()])
+    hasher.update(b"}")
+    if hasher.hexdigest().encode() != tail[1]:
+        return None
+    end = data.find(b',"created_at":"')
+    try:
+        return frozenset([Digest(item["digest"]) for item in json.loads(data[len(_LIST_START) : end].decode())])
+    except (ValueError, TypeError, LookupError):
+        return None
+
+
+def _named(data: bytes, path: Path, key: Digest) -> tuple[frozenset[Digest], bool]:
+    try:
+        manifest = Manifest.from_bytes(data, path)
+        return frozenset(manifest.artifact_sizes), manifest.key.digest == key
+    except (CorruptEntryError, NewerVaultError):
+        # It may be a later format or mended by hand: keep every artifact that it could mean.
+        return frozenset(Digest(match.decode()) for match in _DIGEST_IN_TEXT.findall(data)), False

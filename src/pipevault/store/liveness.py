@@ -1,0 +1,157 @@
+"""Who a process is, so that another process can tell whether it still lives.
+
+A process number means nothing on another host, after a reboot, in another pid namespace (a container), or once
+the number is used again. So an identity holds the host name, the kernel's boot id, the namespaces that numbers
+and start times are counted in, the number, and the start time in clock ticks since boot (``/proc/<pid>/stat``,
+field 22). The answer is ``None`` wherever it cannot be told; nothing is ever taken from such a process.
+
+Written down in full (``to_json``) or, in names of folders, as pid and ``mark``, 24 hexadecimal digits: 16 of the
+SHA-256 of the canonical JSON of ``[host, boot id, namespaces]``, then the start time modulo 2^32.
+Source: https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pipevault.digest import canonical_json, digest_bytes
+
+_PROC = Path("/proc")
+_NO_START = 0
+_PLACE_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class ProcessIdentity:
+    """One process among all that ever ran. ``started``: clock ticks since boot; ``None``: not known."""
+
+    host: str
+    pid: int
+    boot_id: str | None = None
+    namespaces: str | None = None
+    """Inodes of the pid and the time namespace: ``4026531836.4026531834``."""
+    started: int | None = None
+
+    @classmethod
+    def current(cls) -> ProcessIdentity:
+        """This process."""
+        return _current(os.getpid())
+
+    @classmethod
+    def from_json(cls, document: Any) -> ProcessIdentity:
+        """What :meth:`to_json` made; ``ValueError`` if it is something else. Unknown fields are ignored."""
+        if not isinstance(document, Mapping):
+            raise ValueError("A process is described by an object.")
+        host, boot_id, namespaces = (document.get(name) for name in ("host", "boot_id", "namespaces"))
+        pid, started = document.get("pid"), document.get("started")
+        if not isinstance(host, str) or not isinstance(pid, int) or not _is_count(pid) or pid == 0:
+            raise ValueError("A process has a host and a pid of 1 or more.")
+        if not all(value is None or isinstance(value, str) for value in (boot_id, namespaces)):
+            raise ValueError("boot_id and namespaces are text or null.")
+        if started is not None and not _is_count(started):
+            raise ValueError("started is a number of clock ticks or null.")
+        return cls(host, pid, boot_id, namespaces, started)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "host": self.host,
+            "pid": self.pid,
+            "boot_id": self.boot_id,
+            "namespaces": self.namespaces,
+            "started": self.started,
+        }
+
+    @property
+    def mark(self) -> str:
+        """24 hexadecimal digits that tell this process from others of the same number."""
+        place = canonical_json([self.host, self.boot_id, self.namespaces])
+        start = (self.started or _NO_START) % (1 << 32)
+        return f"{digest_bytes(place).hex[:_PLACE_LENGTH]}{start:08x}"
+
+    def is_alive(self) -> bool | None:
+        """Whether the process runs; ``None`` where that cannot be told from here."""
+        return is_process_alive(self.pid, self.mark)
+
+
+def is_process_alive(pid: int, mark: str) -> bool | None:
+    """Whether the process of this number and :attr:`ProcessIdentity.mark` runs; ``None``: it cannot be told.
+
+    ``None`` for another host, boot or pid namespace, and where the kernel hides the process (``hidepid``).
+    A zombie is dead: it runs no more, and the system has freed its locks.
+    """
+    here = ProcessIdentity.current()
+    if pid <= 0 or mark[:_PLACE_LENGTH] != here.mark[:_PLACE_LENGTH] or not _can_look(here):
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    except OverflowError:
+        return None
+    status = _status(_PROC / str(pid))
+    start = int(mark[_PLACE_LENGTH:], 16)
+    if status is None or start == _NO_START:
+        return None
+    found_start, is_running = status
+    return is_running and found_start % (1 << 32) == start
+
+
+def scratch_prefix(purpose: str) -> str:
+    """Beginning of the name of a folder of this process in the system's temporary folder.
+
+    What a dead process left can then be told apart: ``pipevault-<purpose>-<pid>-<mark>-``.
+    """
+    return f"pipevault-{purpose}-{os.getpid()}-{ProcessIdentity.current().mark}-"
+
+
+@lru_cache(maxsize=1)
+def _current(pid: int) -> ProcessIdentity:
+    host = socket.gethostname()
+    try:
+        if os.readlink(_PROC / "self") != str(pid):  # /proc of another pid namespace: its numbers are not ours
+            return ProcessIdentity(host, pid)
+        boot_id = (_PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
+        namespaces = f"{os.stat(_PROC / 'self/ns/pid').st_ino}.{_time_namespace()}"
+    except (OSError, ValueError):  # no /proc, or a masked one
+        return ProcessIdentity(host, pid)
+    status = _status(_PROC / "self")
+    return ProcessIdentity(host, pid, boot_id, namespaces, status[0] if status else None)
+
+
+def _time_namespace() -> int:
+    """Start times are shifted in a time namespace; 0 where the kernel has none."""
+    try:
+        return os.stat(_PROC / "self/ns/time").st_ino
+    except OSError:
+        return 0
+
+
+def _can_look(here: ProcessIdentity) -> bool:
+    # Without a boot id, only systems that have no pid namespaces; os.kill(pid, 0) is no question on Windows.
+    return here.boot_id is not None or sys.platform not in ("linux", "win32")
+
+
+def _status(folder: Path) -> tuple[int, bool] | None:
+    """Start time in clock ticks and whether the process runs; ``None`` if it cannot be read."""
+    try:
+        text = (folder / "stat").read_text("ascii", errors="replace")
+        # The name of the program, in brackets, may hold anything.
+        fields = text.rpartition(")")[2].split()
+        state, threads, start = fields[0], int(fields[17]), int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return None
+    # The first thread may end before the others; then the process is no zombie though its first thread is.
+    return start, state not in "ZXx" or threads > 1
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

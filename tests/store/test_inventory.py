@@ -1,0 +1,121 @@
+"""Reading a vault in bulk: the quick way to what a manifest names agrees with the full one, or gives way to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from store_entries import Entry, make_entry, make_key
+
+from pipevault.digest import digest_bytes
+from pipevault.store import inventory
+from pipevault.store.inventory import _named_quickly, find_artifacts, find_files, find_manifests, manifest_keys
+from pipevault.store.manifest import ArtifactRef, Manifest
+from pipevault.store.read import iter_keys
+from pipevault.store.vault import Vault
+
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
+    | st.sampled_from(['"manifest_version":2,', ',"created_at":"']),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def manifest_with(info: dict[str, object], number: int = 2) -> Manifest:
+    refs = [ArtifactRef(digest_bytes(bytes([index])), index, f"unet/{index}.pt2") for index in range(number)]
+    return Manifest(make_key("a"), {}, tuple(refs), info, "2025-01-31T12:00:00+00:00")
+
+
+@pytest.fixture
+def published(vault: Vault, entry: Entry) -> Entry:
+    vault.publish(entry.manifest, entry.files)
+    return entry
+
+
+@given(st.dictionaries(st.text(), PLAIN, max_size=3), st.integers(0, 3))
+def test_the_quick_way_agrees_with_the_full_one(info: dict[str, object], number: int) -> None:
+    manifest = manifest_with(info, number)
+    named = _named_quickly(manifest.to_bytes(), manifest.key.digest)
+    assert named in (None, frozenset(manifest.artifact_sizes))
+
+
+def test_a_usual_manifest_takes_the_quick_way(published: Entry) -> None:
+    manifest = published.manifest
+    assert _named_quickly(manifest.to_bytes(), manifest.key.digest) == frozenset(manifest.artifact_sizes)
+
+
+@given(st.data())
+def test_no_damaged_byte_passes(data: st.DataObject) -> None:
+    manifest = manifest_with({"text": "words"})
+    content = bytearray(manifest.to_bytes())
+    position = data.draw(st.integers(0, len(content) - 1))
+    content[position] ^= 1 << data.draw(st.integers(0, 7))
+    assert _named_quickly(bytes(content), manifest.key.digest) is None
+
+
+@pytest.mark.parametrize("info", [{"manifest_version": 1}, {"x": {"manifest_version": 2}}])
+def test_a_nested_version_is_left_to_the_full_way(info: dict[str, object]) -> None:
+    manifest = manifest_with(info)
+    assert _named_quickly(manifest.to_bytes(), manifest.key.digest) is None
+
+
+def test_a_later_format_with_a_fitting_self_digest_is_not_understood(vault: Vault, published: Entry) -> None:
+    path = vault.layout.manifest_file(published.key)
+    body = path.read_bytes().replace(b'"manifest_version":1', b'"manifest_version":2')
+    body = body[: body.rindex(b',"self_digest"')] + b"}"
+    path.write_bytes(body[:-1] + b',"self_digest":"%b"}' % digest_bytes(body).hex.encode())
+    found = find_manifests(vault.layout)[published.key]
+    assert not found.understood
+    assert found.artifacts >= set(published.files)
+
+
+def test_another_keys_manifest_is_not_understood(vault: Vault, published: Entry) -> None:
+    other = digest_bytes(b"other")
+    path = vault.layout.manifest_file(other)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(published.manifest.to_bytes())
+    found = find_manifests(vault.layout)
+    assert not found[other].understood
+    assert found[other].artifacts == set(published.files)
+
+
+def test_each_manifest_is_read_once(vault: Vault, published: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+    read = inventory._read
+
+    def counting(path: str) -> tuple[bytes, int]:
+        reads.append(path)
+        return read(path)
+
+    monkeypatch.setattr(inventory, "_read", counting)
+    found = find_manifests(vault.layout)
+    assert reads == [str(vault.layout.manifest_file(published.key))]
+    assert found[published.key].size_bytes == len(published.manifest.to_bytes())
+
+
+def test_keys_are_those_of_the_slow_way(vault: Vault, published: Entry, tmp_path: Path) -> None:
+    other = make_entry(tmp_path / "source", "b", {"unet/0.pt2": b"b"})
+    vault.publish(other.manifest, other.files)
+    for foreign in ("notes.txt", "zz.json", f"{'0' * 64}.json"):
+        (vault.layout.manifest_file(published.key).parent / foreign).write_text("")
+    (vault.layout.entries_dir / "notes").mkdir()
+    assert manifest_keys(vault.layout) == list(iter_keys(vault.layout))
+
+
+def test_an_empty_vault(vault: Vault) -> None:
+    assert find_manifests(vault.layout) == {}
+    assert find_artifacts(vault.layout) == {}
+    assert find_files(vault.layout.quarantine_dir) == {}
+
+
+def test_a_long_manifest_is_read_whole(vault: Vault, tmp_path: Path) -> None:
+    entry = make_entry(tmp_path / "source", "long", {"unet/0.pt2": b"x"}, {"text": "x" * 300_000})
+    vault.publish(entry.manifest, entry.files)
+    assert find_manifests(vault.layout)[entry.key].size_bytes == len(entry.manifest.to_bytes())
+    assert find_manifests(vault.layout)[entry.key].understood
