@@ -69,6 +69,20 @@ def check_manifest(vault: Vault, key: Digest) -> Manifest | Fault | None:
         return Fault(error.path, str(error), newer=True)
 
 
+def names_artifact(vault: Vault, key: Digest, digest: Digest) -> bool:
+    """Whether the manifest of ``key`` is there, sound, and names the artifact."""
+    manifest = check_manifest(vault, key)
+    return isinstance(manifest, Manifest) and digest in manifest.artifact_sizes
+
+
+def file_size_bytes(path: Path) -> int | None:
+    """``None`` if there is no such file."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
 def artifact_fault(
     layout: Layout, digest: Digest, sizes_bytes: Collection[int], count: Callable[[int], None]
 ) -> Fault | None:

@@ -1,0 +1,116 @@
+"""``pipevault export`` and ``import``: carry entries to another vault in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipevault.cli import render
+from pipevault.cli.byte_bar import byte_bar
+from pipevault.cli.options import dir_option, json_option
+from pipevault.cli.vaults import open_vault
+from pipevault.errors import SettingsError, UnknownKeyError
+from pipevault.settings import Settings
+
+if TYPE_CHECKING:
+    from pipevault.digest import Digest
+    from pipevault.store.vault import Vault
+
+
+@click.command("export", short_help="Write entries to one file.")
+@click.argument("keys", metavar="[KEY]...", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="Every entry of the vault.")
+@click.option(
+    "-o", "--output", metavar="FILE", type=click.Path(path_type=Path), required=True, help="The bundle to write."
+)
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+@dir_option
+@json_option
+def export(keys: tuple[str, ...], every: bool, output: Path, overwrite: bool, dir: Path | None, as_json: bool) -> None:
+    """Write the entries whose keys begin with KEY to a bundle: one file with their artifacts and signatures.
+
+    The same entries make the same bytes. A bundle is a zip file that is not compressed. A damaged entry is an error,
+    and nothing is written.
+
+    \b
+    Examples:
+      pipevault export 3f9a2c -o digits.zip
+      pipevault export 3f9a2c 77b01e -o digits.zip --overwrite
+      pipevault export --all -o vault.zip --dir /srv/vault
+    """
+    from pipevault.store.bundle import export_bundle
+
+    if bool(keys) is every:
+        raise SettingsError("export takes the beginnings of KEYs, or --all alone.")
+    vault = open_vault(dir)
+    with byte_bar("exporting") as progress:
+        report = export_bundle(vault, _keys(vault, keys), output, overwrite=overwrite, progress=progress)
+    if as_json:
+        render.print_json(
+            {
+                "bundle": str(output),
+                "keys": [key.hex for key in report.keys],
+                "artifacts": report.artifacts,
+                "signatures": report.signatures,
+                "size_bytes": report.size_bytes,
+            }
+        )
+        return
+    for key in report.keys:
+        click.echo(f"Exported {key.hex}")
+    artifacts = render.count_text(report.artifacts, "artifact", "artifacts")
+    signatures = render.count_text(report.signatures, "signature", "signatures")
+    entries = render.count_text(len(report.keys), "entry", "entries")
+    render.note(f"{output}: {entries}, {artifacts}, {signatures}, {render.size_text(report.size_bytes)}")
+
+
+@click.command("import", short_help="Take the entries of a bundle into the vault.")
+@click.argument("bundle", metavar="FILE", type=click.Path(path_type=Path))
+@dir_option
+@json_option
+def import_(bundle: Path, dir: Path | None, as_json: bool) -> None:
+    """Take the entries of the bundle FILE into the vault, which is made if there is none.
+
+    The whole file is verified before anything becomes visible. Entries that the vault holds already stay as they are.
+
+    \b
+    Examples:
+      pipevault import digits.zip
+      pipevault import digits.zip --dir /srv/vault --json
+    """
+    from pipevault.store.bundle import bundle_keys, import_bundle
+    from pipevault.store.vault import Vault
+
+    settings = Settings.resolve(dir=dir)
+    keys = bundle_keys(bundle)  # before a vault is made for a file that is no bundle
+    vault = Vault.open(settings.dir, allow_group_write=settings.allow_group_write)
+    with byte_bar("importing") as progress:
+        imported = set(import_bundle(vault, bundle, progress=progress))
+    if as_json:
+        document = {
+            "vault": str(vault.root),
+            "imported": [key.hex for key in keys if key in imported],
+            "already_there": [key.hex for key in keys if key not in imported],
+        }
+        render.print_json(document)
+        return
+    for key in keys:
+        click.echo(f"Imported {key.hex}" if key in imported else f"Kept {key.hex}, which was there already")
+    there = len(keys) - len(imported)
+    kept = f"; {render.count_text(there, 'entry was', 'entries were')} there already" if there else ""
+    render.note(f"Imported {render.count_text(len(imported), 'entry', 'entries')} into {vault.root}{kept}.")
+
+
+def _keys(vault: Vault, prefixes: Sequence[str]) -> list[Digest]:
+    """Those that begin with ``prefixes``, or all if there are none."""
+    from pipevault.store.read import iter_keys
+
+    if prefixes:
+        return [vault.find(prefix).key.digest for prefix in prefixes]
+    keys = list(iter_keys(vault.layout))
+    if not keys:
+        raise UnknownKeyError(f"{vault.root} holds no entries, so there is nothing to export.", "")
+    return keys

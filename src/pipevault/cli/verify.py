@@ -1,0 +1,106 @@
+"""``pipevault verify``: check everything in the vault, and move what is bad to quarantine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipevault.cli import render
+from pipevault.cli.byte_bar import byte_bar
+from pipevault.cli.options import dir_option, json_option
+from pipevault.cli.vaults import open_vault
+from pipevault.errors import CorruptEntryError
+from pipevault.settings import Settings
+
+if TYPE_CHECKING:
+    from pipevault.store.verify import VerifyReport
+    from pipevault.store.verify_findings import Finding
+
+
+@click.command("verify", short_help="Check everything in the vault.")
+@click.option("--fix", is_flag=True, help="Move what is bad to quarantine, with the reason.")
+@dir_option
+@json_option
+def verify(fix: bool, dir: Path | None, as_json: bool) -> None:
+    """Check every file of the vault: manifests, artifacts, owners and permissions, pins, signatures.
+
+    Exit code 0 if nothing is bad, else 6; with --fix, 0 if all that was bad is out of the way. Entries that were moved
+    are frozen again by the next load. What is only in the way (artifacts that no entry names, foreign files, folders of
+    dead processes) is told, and changes neither the exit code nor what --fix does.
+
+    \b
+    Examples:
+      pipevault verify
+      pipevault verify --fix
+      pipevault verify --dir /srv/vault --json
+    """
+    from pipevault.cli.app import exit_code
+    from pipevault.store.signing_keys import load_trusted
+    from pipevault.store.verify import verify as verify_vault
+
+    trusted = load_trusted(Settings.resolve(dir=dir).trusted_keys)
+    vault = open_vault(dir)
+    with byte_bar("verifying") as progress:
+        report = verify_vault(vault, fix=fix, progress=progress, trusted=trusted)
+    if as_json:
+        render.print_json({"vault": str(vault.root), **_document(report)})
+    else:
+        _tell(report, vault.root, fix)
+    click.get_current_context().exit(0 if report.sound else exit_code(CorruptEntryError("", vault.root)))
+
+
+def _document(report: VerifyReport) -> dict[str, Any]:
+    return {
+        "sound": report.sound,
+        "entries": report.entries,
+        "broken": [key.hex for key in report.broken_keys],
+        "artifacts": report.artifacts,
+        "read_bytes": report.read_bytes,
+        "bad": [_finding(finding) for finding in report.bad],
+        "notable": [_finding(finding) for finding in report.notable],
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {
+        "kind": finding.kind,
+        "path": str(finding.path),
+        "reason": finding.reason,
+        "keys": [key.hex for key in finding.keys],
+        "quarantined": [str(path) for path in finding.quarantined],
+        "mended": finding.mended,
+    }
+
+
+def _tell(report: VerifyReport, root: Path, fix: bool) -> None:
+    for finding in report.bad:
+        click.echo(f"bad {finding.kind}: {_line(finding.reason)}")
+        if finding.keys:
+            entries = render.count_text(len(finding.keys), "entry", "entries")
+            click.echo(f"  {entries} cannot be used: {', '.join(key.short for key in finding.keys)}")
+        for path in finding.quarantined:
+            click.echo(f"  moved to {path}")
+        if fix and not finding.mended:
+            click.echo("  still there: mend it by hand")
+    for finding in report.notable:
+        click.echo(f"{finding.kind}: {_line(finding.reason)}")
+    entries = render.count_text(report.entries, "entry", "entries")
+    artifacts = render.count_text(report.artifacts, "artifact", "artifacts")
+    render.note(f"{root}: {entries}, {artifacts}, {render.size_text(report.read_bytes)} read. {_verdict(report, fix)}")
+
+
+def _verdict(report: VerifyReport, fix: bool) -> str:
+    if not report.bad:
+        return "Nothing is wrong."
+    found = f"{render.count_text(len(report.bad), 'thing is', 'things are')} bad"
+    if not fix:
+        movable = any(finding.movable for finding in report.bad)
+        return f"{found}. Move it out of the way: pipevault verify --fix" if movable else f"{found}."
+    left = sum(not finding.mended for finding in report.bad)
+    return f"{found}, {render.count_text(left, 'is', 'are')} left." if left else f"{found}, all out of the way now."
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
