@@ -8,6 +8,7 @@ import random
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -466,6 +467,14 @@ class TestDamage:
         bundle.write_bytes(data)
         refused(other, bundle, "are not those")
 
+    def test_a_crc_of_the_index_that_does_not_fit(self, vault: Vault, bundle: Path, other: Vault) -> None:
+        index = sealed(index_document(files_of(vault)))
+        true, false = zlib.crc32(index).to_bytes(4, "little"), b"abcd"
+        data = bundle.read_bytes()
+        assert data.count(true) == 2
+        bundle.write_bytes(data.replace(true, false))
+        refused(other, bundle, "CRC-32")
+
     def test_an_unreadable_disk(self, bundle: Path, other: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
         real = Path.open
 
@@ -537,6 +546,13 @@ class TestUnsafe:
         files = files_of(vault)
         bundle.write_bytes(bundle_bytes(sealed(index_document(files)), files[::-1]))
         refused(other, bundle, "header is not|stands where")
+
+    def test_another_name_in_the_container_than_in_the_index(self, vault: Vault, bundle: Path, other: Vault) -> None:
+        files = files_of(vault)
+        name, content = files[0]
+        renamed = [("../" + name[3:], content), *files[1:]]
+        bundle.write_bytes(bundle_bytes(sealed(index_document(files)), renamed))
+        refused(other, bundle, "stands where its index has")
 
     @pytest.mark.parametrize("mode", [stat.S_IFLNK | 0o777, stat.S_IFCHR | 0o666, stat.S_IFIFO | 0o666, 0o104755])
     def test_a_link_a_device_a_pipe_or_setuid(self, bundle: Path, other: Vault, mode: int) -> None:
