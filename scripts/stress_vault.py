@@ -163,25 +163,39 @@ def measure_scale(folder: Path, few: int, many: int) -> list[Figure]:
         keys = fill(vault, number)
         times[number] = _times_ms(vault, keys)
     figures = []
-    goals = {"lookup": "5 ms", "ls": "500 ms", "ls as a command": "", "prune --dry-run": "2000 ms", "stats": ""}
+    goals = {
+        "lookup": "5 ms",
+        "ls, the first time": "500 ms",
+        "ls, again": "500 ms",
+        "prune --dry-run": "2000 ms",
+        "stats": "",
+    }
     for name, goal in goals.items():
         growth = times[many][name] / times[few][name]
         value = f"{times[many][name]:.2f} ms; {times[few][name]:.2f} ms with {few}: {growth:.1f} times"
-        linear = f", {many // few} times or less" if name != "ls as a command" else ""
+        linear = f", {many // few} times or less" if not name.startswith("ls") else ""
         figures.append(Figure(f"{name}, {many} entries", value, f"{goal}{linear}".removeprefix(", ")))
     return figures
 
 
 def _times_ms(vault: Vault, keys: Sequence[Digest]) -> dict[str, float]:
     sample = keys[:: max(1, len(keys) // LOOKUPS)]
-    command = [sys.executable, "-m", "pipevault", "ls", "--json", "--dir", str(vault.root)]
+    with tempfile.TemporaryDirectory(prefix="pipevault-stress-") as cache:
+        listings = [_list_ms(vault, cache) for _ in range(4)]
     return {
         "lookup": statistics.median(_duration_ms(lambda key=key: vault.lookup(key)) for key in sample),  # type: ignore[misc]
-        "ls": min(_duration_ms(lambda: list(vault.manifests())) for _ in range(3)),
-        "ls as a command": _duration_ms(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)),
+        "ls, the first time": listings[0],
+        "ls, again": min(listings[1:]),
         "prune --dry-run": min(_duration_ms(lambda: plan_prune(vault, max_size=1000)) for _ in range(3)),
         "stats": min(_duration_ms(lambda: summary(vault.layout)) for _ in range(3)),
     }
+
+
+def _list_ms(vault: Vault, cache: str) -> float:
+    """The command with the interpreter's start; it remembers what it read in the user's cache folder."""
+    command = [sys.executable, "-m", "pipevault", "ls", "--dir", str(vault.root)]
+    environment = {**os.environ, "XDG_CACHE_HOME": cache}
+    return _duration_ms(lambda: subprocess.run(command, check=True, capture_output=True, env=environment))
 
 
 def _duration_ms(function: Callable[[], object]) -> float:

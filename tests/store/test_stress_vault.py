@@ -45,7 +45,7 @@ def test_the_short_mode_keeps_every_promise() -> None:
     for name in ("torn entries after kills", "stuck locks after kills", "published entries lost after kills"):
         assert (figures[name]["value"], figures[name]["kept"]) == ("0", True)
     assert figures["damages not noticed before the loader"]["value"] == "0"
-    assert {"lookup, 1000 entries", "ls, 1000 entries", "prune --dry-run, 1000 entries"} <= figures.keys()
+    assert {"lookup, 1000 entries", "ls, again, 1000 entries", "prune --dry-run, 1000 entries"} <= figures.keys()
     limits = ("full disk", "read-only mount", "permission denied", "clock moved backwards")
     assert {figures[name]["value"] for name in limits} <= {"as promised", "not tried: this user may not mount"}
 
