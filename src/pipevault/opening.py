@@ -54,7 +54,10 @@ def quieten_libraries() -> None:
 
 def _location(model: str) -> str:
     if model != DEMO_MODEL:
-        return str(Path(model).expanduser()) if model.startswith("~") else model
+        try:
+            return str(Path(model).expanduser()) if model.startswith("~") else model
+        except RuntimeError as error:  # ~ of a user who is not there
+            raise SettingsError(f"{model} cannot be found: {error}") from error
     if not (MODEL_DIR / "model_index.json").is_file():
         raise SettingsError(f"The demo model is missing from {MODEL_DIR}: install pipevault again.")
     return str(MODEL_DIR)

@@ -125,9 +125,14 @@ def test_debug_shows_the_traceback_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.stderr.endswith("\npipevault: what happened\n")
 
 
-def test_an_error_that_is_none_of_ours_is_not_hidden() -> None:
-    result = CliRunner().invoke(failing(ZeroDivisionError()), ["fail"])
-    assert isinstance(result.exception, ZeroDivisionError)
+def test_an_error_that_is_none_of_ours_is_one_line_and_its_stack_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = CliRunner().invoke(failing(ZeroDivisionError("division by zero")), ["fail"])
+    assert result.exit_code == 1
+    line = "pipevault: ZeroDivisionError: division by zero. PIPEVAULT_DEBUG=1 shows where it was raised.\n"
+    assert result.stderr == line
+    monkeypatch.setenv("PIPEVAULT_DEBUG", "1")
+    result = CliRunner().invoke(failing(ZeroDivisionError("division by zero")), ["fail"])
+    assert "Traceback (most recent call last)" in result.stderr
 
 
 def test_interrupted() -> None:

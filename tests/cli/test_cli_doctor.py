@@ -198,3 +198,21 @@ class TestPackages:
 
         monkeypatch.setattr(torch, "__version__", release)
         assert check_torch().ok is ok
+
+
+class TestSignatures:
+    def test_one_is_required_and_no_key_is_trusted(
+        self, run: Run, vault: Vault, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PIPEVAULT_SIGNATURE", "require")
+        result = run("doctor", "--dir", vault.root)
+        assert result.exit_code == 1
+        assert "MEND signatures: required, and no key is trusted" in result.stdout
+
+    def test_a_trusted_key_that_cannot_be_read(
+        self, run: Run, vault: Vault, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("PIPEVAULT_TRUSTED_KEYS", str(tmp_path / "absent.pub"))
+        result = run("doctor", "--dir", vault.root)
+        assert result.exit_code == 1
+        assert "MEND signatures: trusted_keys cannot be used" in result.stdout

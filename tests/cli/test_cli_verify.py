@@ -119,3 +119,14 @@ def test_a_terminal_sees_a_bar_and_others_nothing() -> None:
     assert "verifying" in terminal.getvalue()
     assert "4.0/4.0 MB" in terminal.getvalue()
     assert file.getvalue() == ""
+
+
+def test_entries_that_no_load_accepts_for_lack_of_a_signature(
+    run: Run, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPEVAULT_SIGNATURE", "require")
+    result = run("verify", "--fix", "--dir", vault.root)
+    assert result.exit_code == 6
+    assert result.stdout.count("bad signature: ") == 2
+    assert "has no signature" in result.stdout
+    assert len(list(vault.manifests())) == 2

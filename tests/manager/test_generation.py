@@ -67,6 +67,11 @@ def test_without_a_seed_the_real_one_is_recorded_and_gives_the_picture_again(pip
     assert np.array_equal(call(pipe, seed=record.seeds["root"]).images, one.images)
 
 
+def test_a_level_belongs_to_the_load(pipe: Any) -> None:
+    with pytest.raises(BadCallError, match=r"PipelineCache\(level="):
+        call(pipe, seed=7, level="strict")
+
+
 def test_minus_one_becomes_a_seed_that_is_recorded(pipe: Any) -> None:
     output = call(pipe, seed=-1)
     record = pipevault.record_of(output)

@@ -22,6 +22,7 @@ from pipevault.determinism.embed import write_image
 from pipevault.determinism.record import RunRecord
 from pipevault.errors import (
     BadCallError,
+    BadRecordError,
     ChangedWeightsError,
     DifferentKeyError,
     NoRecordError,
@@ -215,9 +216,59 @@ class TestInputs:
         with pytest.raises(BadCallError, match="no mask"):
             pipevault.replay(saved, pipe, dir=frozen_vault, inputs={"mask": self.IMAGE})
 
-    def test_the_right_one_is_handed_on(self, record: RunRecord, pipe: Any, frozen_vault: Path) -> None:
-        result = pipevault.replay(record, pipe, dir=frozen_vault, inputs={"image": self.IMAGE})
-        assert result.again.call["image"] == record.call["image"]
+    def test_one_that_the_pipeline_does_not_take(self, record: RunRecord, pipe: Any, frozen_vault: Path) -> None:
+        with pytest.raises(BadCallError, match="takes no image"):
+            pipevault.replay(record, pipe, dir=frozen_vault, inputs={"image": self.IMAGE})
+
+
+class TestHostileRecords:
+    """Whoever edits a record can compute its digest again."""
+
+    @pytest.mark.parametrize("method", ["save_pretrained", "nosuch", "__class__", 5])
+    def test_only_what_generates_is_called(
+        self, saved: Path, pipe: Any, frozen_vault: Path, tmp_path: Path, method: Any
+    ) -> None:
+        record = replace(pipevault.read_record(saved), call={"save_directory": str(tmp_path / "written")})
+        with pytest.raises(BadRecordError, match="generates nothing"):
+            pipevault.replay(changed(record, pipeline={"method": method}), pipe, dir=frozen_vault)
+        assert not (tmp_path / "written").exists()
+
+    @pytest.mark.parametrize(
+        "call", [{"num_inference_steps": "abc"}, {"guidance_scale": {"a": 1}}, {"prompt": 5}, {"nosucharg": 1}]
+    )
+    def test_arguments_that_no_pipeline_takes(
+        self, saved: Path, pipe: Any, frozen_vault: Path, call: dict[str, Any]
+    ) -> None:
+        with pytest.raises(BadCallError):
+            pipevault.replay(changed(pipevault.read_record(saved), call=call), pipe, dir=frozen_vault)
+
+    @pytest.mark.parametrize("shapes", [[], [{"nosuch": 1, "call": None}]])
+    def test_shapes_that_are_none(self, saved: Path, pipe: Any, frozen_vault: Path, shapes: Any) -> None:
+        record = pipevault.read_record(saved)
+        load = {**record.pipeline["load"], "shapes": shapes}
+        with pytest.raises(BadRecordError, match="shape"):
+            pipevault.replay(changed(record, pipeline={"load": load}), pipe, dir=frozen_vault)
+
+    def test_generators_that_are_not_described(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
+        record = changed(pipevault.read_record(saved), seeds={"source": "generator"})
+        with pytest.raises(BadRecordError, match="does not describe"):
+            pipevault.replay(record, pipe, dir=frozen_vault)
+
+    def test_seeds_of_samples_that_were_not_used(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
+        result = pipevault.replay(changed(pipevault.read_record(saved), seeds={"samples": []}), pipe, dir=frozen_vault)
+        assert not result.equal
+        assert result.divergences[-1].what == "seeds"
+
+    def test_a_sample_that_was_not_drawn(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
+        with Image.open(saved) as image:
+            write_image(image.copy(), saved, pipevault.read_record(saved), index=9)
+        assert pipevault.replay(saved, pipe, dir=frozen_vault).divergences[0].what == "file"
+
+    def test_a_picture_that_cannot_be_read(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
+        data = saved.read_bytes()
+        saved.write_bytes(data[: data.index(b"IDAT") + 8] + data[data.index(b"IEND") - 4 :])
+        with pytest.raises(NoRecordError, match="cannot be read"):
+            pipevault.replay(saved, pipe, dir=frozen_vault)
 
 
 class TestCommand:

@@ -117,6 +117,10 @@ class Commands(click.Group):
             ctx.exit(report(error))
         except KeyboardInterrupt:
             ctx.exit(_interrupted())
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:  # whatever a model, a library or the system raises: nobody asked for its stack
+            ctx.exit(report(_unforeseen(error)))
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         meanings: dict[int, list[str]] = {}
@@ -128,6 +132,12 @@ class Commands(click.Group):
             formatter.write_dl([(f"{code:>3}", meaning) for code, meaning in lines])
         formatter.write_paragraph()
         formatter.write_text(f"{DEBUG_VARIABLE}=1 adds the traceback to an error.")
+
+
+def _unforeseen(error: Exception) -> errors.PipevaultError:
+    wrapped = errors.PipevaultError(f"{type(error).__name__}: {error}. {DEBUG_VARIABLE}=1 shows where it was raised.")
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def _interrupted() -> int:

@@ -63,6 +63,7 @@ def doctor(dir: Path | None, as_json: bool) -> None:
         check_gpu(),
         *check_vault(settings.dir, allow_group_write=settings.allow_group_write),
         *check_tiers(settings),
+        check_signatures(settings),
     ]
     healthy = all(check.ok for check in checks)
     if as_json:
@@ -74,6 +75,25 @@ def doctor(dir: Path | None, as_json: bool) -> None:
                 click.echo(f"     -> {check.remedy}")
     if not healthy:
         click.get_current_context().exit(1)
+
+
+def check_signatures(settings: Settings) -> Check:
+    """Whether the trusted keys can be read, and are enough for the policy."""
+    from pipevault.store.signing_keys import load_trusted
+
+    try:
+        trusted = load_trusted(settings.trusted_keys)
+    except PipevaultError as error:
+        return Check("signatures", False, "trusted_keys cannot be used", str(error))
+    policies = {settings.signature, *(tier.signature for tier in settings.tiers)}
+    if "require" in policies and not trusted:
+        return Check(
+            "signatures",
+            False,
+            "required, and no key is trusted: no entry can be loaded",
+            "Name public keys in trusted_keys (PIPEVAULT_TRUSTED_KEYS).",
+        )
+    return Check("signatures", True, f"{settings.signature}, {len(trusted)} trusted keys")
 
 
 def check_python() -> Check:

@@ -37,6 +37,7 @@ def explain(
     frames: int | None,
     guidance: bool | None,
     weights: str | None,
+    level: str | None,
     parts: tuple[str, ...] | None,
     mode: str | None,
     dir: Path | None,
@@ -57,7 +58,7 @@ def explain(
 
     sizes = [] if size is None else [size]
     [shape] = shapes_of(model, sizes, batch_size=batch_size, num_frames=frames, guidance=guidance)
-    cache = PipelineCache(dir, mode=mode, weights=weights)
+    cache = PipelineCache(dir, mode=mode, weights=weights, level=level)
     pipe = open_pipeline(model, dtype=dtype, device=device)
     explanation = cache.explain(pipe, parts=parts, **shape)
     status, reason = explanation.status, explanation.reason

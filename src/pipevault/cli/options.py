@@ -23,7 +23,7 @@ model_argument = click.argument("model", metavar="MODEL")
 
 
 def call_options(function: Function) -> Function:
-    """Adds ``dtype``, ``device``, ``batch_size``, ``frames``, ``guidance``, ``weights`` and ``parts``."""
+    """Adds ``dtype``, ``device``, ``batch_size``, ``frames``, ``guidance``, ``weights``, ``level`` and ``parts``."""
     for option in (
         click.option(
             "--parts",
@@ -31,6 +31,11 @@ def call_options(function: Function) -> Function:
             multiple=True,
             callback=_part_names,
             help="Parts to freeze, with commas or the option again. Default: all that the call uses.",
+        ),
+        click.option(
+            "--level",
+            metavar="NAME",
+            help="Level; strict and invariant have graphs of their own. Default: PIPEVAULT_LEVEL, repeatable.",
         ),
         click.option(
             "--weights",
@@ -44,7 +49,10 @@ def call_options(function: Function) -> Function:
         ),
         click.option("--frames", metavar="NUMBER", type=click.IntRange(min=1), help="Frames of a video."),
         click.option(
-            "--batch-size", metavar="NUMBER", type=click.IntRange(min=1), help="Prompts in one call. Default: 1."
+            "--batch-size",
+            metavar="NUMBER",
+            type=click.IntRange(min=1),
+            help="Prompts in one call. Default: 1; for demo, its ten digits.",
         ),
         click.option("--device", metavar="NAME", help="cpu, cuda, ... Default: the GPU if there is one."),
         click.option("--dtype", metavar="NAME", help="float32, float16 or bfloat16. Default: float32."),

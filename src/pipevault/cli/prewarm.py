@@ -58,6 +58,7 @@ def prewarm(
     frames: int | None,
     guidance: bool | None,
     weights: str | None,
+    level: str | None,
     parts: tuple[str, ...] | None,
     pipeline_class: str | None,
     dir: Path | None,
@@ -78,7 +79,7 @@ def prewarm(
 
     shapes = shapes_of(model, sizes, batch_size=batch_size, num_frames=frames, guidance=guidance)
     with StepProgress() as progress:
-        cache = PipelineCache(dir, mode="compile", weights=weights, progress=progress)
+        cache = PipelineCache(dir, mode="compile", weights=weights, level=level, progress=progress)
         pipe = open_pipeline(model, dtype=dtype, device=device, pipeline_class=pipeline_class)
         results = freeze_sizes(
             lambda shape: outcome(cache.load(pipe, shapes=[shape], parts=parts)), shapes, sizes, progress

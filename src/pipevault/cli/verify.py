@@ -40,10 +40,11 @@ def verify(fix: bool, dir: Path | None, as_json: bool) -> None:
     from pipevault.store.signing_keys import load_trusted
     from pipevault.store.verify import verify as verify_vault
 
-    trusted = load_trusted(Settings.resolve(dir=dir).trusted_keys)
+    settings = Settings.resolve(dir=dir)
+    trusted = load_trusted(settings.trusted_keys)
     vault = open_vault(dir)
     with byte_bar("verifying") as progress:
-        report = verify_vault(vault, fix=fix, progress=progress, trusted=trusted)
+        report = verify_vault(vault, fix=fix, progress=progress, trusted=trusted, policy=settings.signature)
     if as_json:
         render.print_json({"vault": str(vault.root), **_document(report)})
     else:

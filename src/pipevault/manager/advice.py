@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipevault.determinism.levels import parse_level
 from pipevault.manager.call import CallShape
 from pipevault.manager.keys import execution_device
 
+LEVELS_WITH_GRAPHS = ("strict", "invariant")
+"""Their switches change the code that is compiled; the other levels share their graphs."""
 
-def freeze_command(pipe: Any, shape: CallShape, *, weights: str, dir: Path) -> str:
+
+def freeze_command(pipe: Any, shape: CallShape, *, weights: str, level: str, dir: Path) -> str:
     """A sentence with the command that freezes ``pipe`` at ``shape`` into the vault at ``dir``."""
     if callable(shape.call) or (isinstance(shape.call, Mapping) and shape.call):
         return "run this program once with mode='compile' (its call cannot be given on a command line)"
@@ -24,6 +28,8 @@ def freeze_command(pipe: Any, shape: CallShape, *, weights: str, dir: Path) -> s
     words += _options(pipe, shape)
     if weights != "bound":
         words += ["--weights", weights]
+    if (name := parse_level(level).name) in LEVELS_WITH_GRAPHS:
+        words += ["--level", name]
     return f"run `{shlex.join([*words, '--dir', str(dir)])}`"
 
 

@@ -383,7 +383,9 @@ class PipelineCache:
     def _miss_message(self, pipe: Any, key: Key, miss: Miss, shape: CallShape, problems: Sequence[str]) -> str:
         from pipevault.manager.advice import freeze_command
 
-        command = freeze_command(pipe, shape, weights=self.settings.weights, dir=self.settings.dir)
+        command = freeze_command(
+            pipe, shape, weights=self.settings.weights, level=self.settings.level, dir=self.settings.dir
+        )
         folders = ", ".join(str(tier.dir) for tier in self._tiers.order)
         where = f"The vault {folders} holds" if len(self._tiers.order) == 1 else f"The tiers {folders} hold"
         reason = miss.reason.rstrip(".")

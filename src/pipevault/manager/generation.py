@@ -43,6 +43,11 @@ def generate(
     """
     accepted = inspect.signature(method).parameters
     seed_given = "seed" in kwargs and "seed" not in accepted
+    if "level" in kwargs and "level" not in accepted:
+        raise BadCallError(
+            "A call takes no level=, for a level may have graphs of its own. Give it where the pipeline is loaded: "
+            "PipelineCache(level=...) or from_pretrained(level=...)."
+        )
     seed = kwargs.pop("seed") if seed_given else None
     arguments = _named(method, pipe, args, kwargs)
     if seed_given and arguments.get("generator") is not None:

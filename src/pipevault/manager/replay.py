@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ from pipevault.determinism.record import RunRecord
 from pipevault.digest import Digest
 from pipevault.errors import (
     BadCallError,
+    BadRecordError,
     ChangedWeightsError,
     DifferentKeyError,
+    NoRecordError,
     OtherMachineError,
+    PipevaultError,
     SettingsError,
     UnknownRecordKeyError,
 )
@@ -27,9 +30,11 @@ from pipevault.fingerprint.machine import machine_factors
 from pipevault.graphs import parts as graph_parts
 from pipevault.key import Difference, Key, leaf_differences
 from pipevault.manager.cache import PipelineCache
+from pipevault.manager.call import CallShape, parameters, takes_any_name
 from pipevault.manager.generation import record_of
 from pipevault.manager.keys import execution_device
 from pipevault.manager.outcome import Progress
+from pipevault.manager.pipeline import GENERATING
 from pipevault.manager.recorded_weights import RecordedWeights
 from pipevault.manager.run_record import versions
 
@@ -39,7 +44,7 @@ _LISTED = 3
 
 @dataclass(frozen=True)
 class Divergence:
-    """``what`` is ``file``, ``version``, ``entry``, ``noise``, ``step``, ``latents`` or ``pixels``."""
+    """``what`` is ``file``, ``seeds``, ``version``, ``entry``, ``noise``, ``step``, ``latents`` or ``pixels``."""
 
     what: str
     detail: str
@@ -64,7 +69,8 @@ class Replay:
     @property
     def equal(self) -> bool:
         """Whether every recorded result came out again, bit by bit."""
-        return self.record.results == self.again.results and not any(d.what == "file" for d in self.divergences)
+        damaged = any(one.what in ("file", "seeds") for one in self.divergences)
+        return self.record.results == self.again.results and not damaged
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -98,7 +104,8 @@ def replay(
     """
     record = source if isinstance(source, RunRecord) else read_record(source)
     _check_pipeline(record, pipe)
-    arguments = _arguments(record, dict(inputs or {}))
+    picture = _picture(source)
+    arguments = _arguments(record, pipe, dict(inputs or {}))
     if not allow_other_machine:
         _check_machine(record, pipe)
     found = list(_divergent_versions(record))
@@ -108,10 +115,19 @@ def replay(
     if not allow_other_machine:
         found += _divergent_entry(record, cache.key(pipe, parts=parts, **shapes[0]), cache, found)
     cache.load(pipe, shapes=shapes, parts=parts)
-    output = getattr(pipe, record.pipeline.get("method", "__call__"))(**arguments, **_seeding(record))
+    try:
+        output = getattr(pipe, _method(record, pipe))(**arguments, **_seeding(record))
+    except PipevaultError:
+        raise
+    except Exception as error:  # whatever a pipeline raises for arguments that it was never called with
+        raise BadCallError(
+            f"The recorded call cannot be made: {type(error).__name__}: {error}. The record was edited, or the "
+            "pipeline is another one."
+        ) from error
     again = record_of(output)
+    if record.seeds["samples"] != again.seeds["samples"]:
+        found.append(Divergence("seeds", "the seeds of the samples are not those of the record"))
     found += _divergent_results(record.results, again.results)
-    picture = _picture(source)
     if picture is not None and (damage := _divergent_file(record, picture)):
         found.insert(0, damage)
     measured = None
@@ -130,7 +146,21 @@ def _check_pipeline(record: RunRecord, pipe: Any) -> None:
         raise SettingsError("The record does not tell how its pipeline was loaded, so it cannot be replayed.")
 
 
-def _arguments(record: RunRecord, inputs: dict[str, Any]) -> dict[str, Any]:
+def _method(record: RunRecord, pipe: Any) -> str:
+    """A record comes from anywhere, so it may name only what generates."""
+    method = record.pipeline.get("method", "__call__")
+    if method not in GENERATING or not callable(getattr(type(pipe), method, None)):
+        raise BadRecordError(
+            f"The record names {method!r} as what was called, which generates nothing.", "pipeline.method"
+        )
+    return str(method)
+
+
+def _arguments(record: RunRecord, pipe: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    accepted = parameters(pipe)
+    is_checked = _method(record, pipe) == "__call__" and not takes_any_name(pipe, accepted)
+    if is_checked and (unknown := [name for name in record.call if name not in accepted]):
+        raise BadCallError(f"{type(pipe).__name__} takes no {', '.join(unknown)}, which the record has.")
     arguments: dict[str, Any] = {}
     for name, value in record.call.items():
         if name == "generator":
@@ -204,7 +234,11 @@ def _shapes(record: RunRecord, arguments: Mapping[str, Any]) -> list[dict[str, A
             )
         if missing := [name for name in named or () if name not in arguments]:
             raise BadCallError(f"The pipeline was loaded for a call with {', '.join(missing)}. Give them as inputs.")
+        if unknown := set(shape) - {field.name for field in fields(CallShape)}:
+            raise BadRecordError(f"The record has a shape with {', '.join(sorted(unknown))}.", "pipeline.load.shapes")
         shapes.append({**shape, "call": None if named is None else {name: arguments[name] for name in named}})
+    if not shapes:
+        raise BadRecordError("The record has no shape that its pipeline was loaded for.", "pipeline.load.shapes")
     return shapes
 
 
@@ -244,7 +278,9 @@ def _seeding(record: RunRecord) -> dict[str, Any]:
         if seeds["root"] is None:
             raise BadCallError("The recorded generation was not seeded (level off), so it cannot be done again.")
         return {"seed": seeds["root"]}
-    described = record.call["generator"]
+    described = record.call.get("generator")
+    if not described:
+        raise BadRecordError("The record tells of generators that it does not describe.", "call.generator")
     listed = described if isinstance(described, list) else [described]
     if not all(one["fresh"] for one in listed):
         raise BadCallError(
@@ -263,8 +299,8 @@ def _divergent_results(expected: Mapping[str, Any], actual: Mapping[str, Any]) -
         then, now = first
         other = "" if then["part"] == now["part"] else f", where {now['part']} ran now"
         yield Divergence("step", f"call {then['step']} of {then['part']} returned other bits{other}")
-    elif len(expected.get("steps", ())) != len(actual.get("steps", ())):
-        yield Divergence("step", f"{len(actual['steps'])} calls of parts, {len(expected['steps'])} recorded")
+    elif (count := len(actual.get("steps", ()))) != (recorded := len(expected.get("steps", ()))):
+        yield Divergence("step", f"{count} calls of parts, {recorded} recorded")
     if expected["latents"] != actual["latents"]:
         yield Divergence("latents", "the decoder was given other latents")
     then, now = expected["pixels"], actual["pixels"]
@@ -278,15 +314,27 @@ def _picture(source: Any) -> Image.Image | None:
     """The picture of a file that keeps every bit."""
     if isinstance(source, RunRecord) or Path(source).suffix.lower() not in LOSSLESS_SUFFIXES:
         return None
-    with Image.open(source) as image:
-        image.load()
-        return image
+    try:
+        with Image.open(source) as image:
+            image.load()
+            return image
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # all that Pillow raises for a file
+        raise NoRecordError(
+            f"{source} holds a record, and its picture cannot be read: {error}. Give its sidecar (.json).", str(source)
+        ) from error
 
 
 def _divergent_file(record: RunRecord, picture: Image.Image) -> Divergence | None:
     recorded = record.results["pixels"]
     index = record.sample or 0
-    if index < len(recorded) and pixels_sha256(picture) != recorded[index]:
+    if index >= len(recorded):
+        return Divergence("file", f"sample {index} was recorded, and there are {len(recorded)}")
+    if pixels_sha256(picture) != recorded[index]:
         return Divergence("file", "the picture in the file is not the one that its record tells of")
     return None
 

@@ -18,6 +18,7 @@ _UNITS: Mapping[str, int] = {
     **{unit: 1024**power for power, unit in enumerate(("kib", "mib", "gib", "tib"), start=1)},
 }
 _SIZE = re.compile(r"(-?\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+_LONGEST_SIZE = 32
 _TRUTHS: Mapping[str, bool] = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -47,7 +48,7 @@ def parse_size(name: str, value: Any) -> int:
     """Bytes of ``20GB``, ``1.5 GiB`` or a plain number, which may be negative; :class:`SettingsError`."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) and len(value) <= _LONGEST_SIZE else None
     if match is None or match[2].lower() not in _UNITS:
         raise SettingsError(f"{name} must be a number of bytes such as 20GB or 500MiB, not {value!r}.")
     return (

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,6 +98,15 @@ def create_file(path: Path, data: bytes, *, mode: int = 0o644, staging: Path) ->
         fsync_folder(path.parent)
     if exists:
         raise FileExistsError(path)
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file; ``OSError`` for anything else, such as a named pipe that would block for ever."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return file.read()
 
 
 def copy_file(source: Path, target: Path, *, mode: int) -> tuple[Digest, int]:

@@ -44,6 +44,7 @@ DEFERRED = frozenset({"hit", "saved"})
 
 _LONGEST_DELAY_S = 1.0
 _MOST_PENDING = 64
+_YEAR_10000 = 253_402_300_800
 _LARGEST = 1e18
 _WORD = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
@@ -167,7 +168,7 @@ def _line(pending: _Pending) -> bytes:
     if pending.reason:
         document["reason"] = pending.reason if _WORD.fullmatch(pending.reason) else OTHER_REASON
     if pending.numbers:
-        document["numbers"] = {name: number for name, number in pending.numbers.items() if _is_amount(number)}
+        document["numbers"] = {name: number for name, number in pending.numbers.items() if is_amount(number)}
     return canonical_json(document) + b"\n"
 
 
@@ -257,18 +258,29 @@ def _parsed(line: bytes) -> Event | None:
     try:
         document = json.loads(line)
         key, reason, numbers = document.get("key"), document.get("reason", ""), document.get("numbers", {})
-        if not isinstance(document["event"], str) or not isinstance(reason, str) or not _is_amount(document["time"]):
+        if (
+            not isinstance(reason, str)
+            or not _WORD.fullmatch(document["event"])
+            or not _WORD.fullmatch(reason or "none")
+        ):
             return None
-        if not all(isinstance(name, str) and _is_amount(number) for name, number in numbers.items()):
+        if not is_time(document["time"]):
+            return None
+        if not all(isinstance(name, str) and is_amount(number) for name, number in numbers.items()):
             return None
         return Event(document["event"], None if key is None else Digest(key), reason, numbers, document["time"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
-def _is_amount(value: Any) -> bool:
+def is_amount(value: Any) -> bool:
     """A number that sums of a vault's life can hold; no NaN."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _LARGEST
+
+
+def is_time(value: Any) -> bool:
+    """Seconds since the epoch of a year that a calendar knows."""
+    return is_amount(value) and value < _YEAR_10000
 
 
 def iter_events_files(layout: Layout) -> Iterator[Path]:

@@ -27,10 +27,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from pipevault.digest import canonical_json, digest_bytes
+from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import NewerVaultError
-from pipevault.store.atomic import create_file, vault_errors
-from pipevault.store.event_log import Event, iter_events_files, read_events, state_layout
+from pipevault.store.atomic import create_file, read_regular, vault_errors
+from pipevault.store.event_log import Event, is_amount, is_time, iter_events_files, read_events, state_layout
 from pipevault.store.layout import Layout
 from pipevault.store.liveness import is_process_alive
 from pipevault.store.staging import staging_folder
@@ -247,8 +247,12 @@ def _newest_totals(totals: Mapping[int, Path]) -> tuple[int, Sums]:
     unreadable = []
     for number, path in sorted(totals.items(), reverse=True):
         try:
-            sums = _parsed(path.read_bytes(), path)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            sums = _parsed(read_regular(path), path)
+        except FileNotFoundError:  # another process folds at this moment, and the caller reads again
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, NewerVaultError):
+                raise
             unreadable.append(f"{path} is damaged: {error}.")
             continue
         sums.unreadable = unreadable
@@ -267,7 +271,16 @@ def _parsed(data: bytes, path: Path) -> Sums:
     self_digest = document.pop("self_digest")
     if digest_bytes(canonical_json(document)).hex != self_digest:
         raise ValueError("its content does not match its self_digest")
-    rows = {
-        (row["key"], row["event"], row["reason"]): Row(row["count"], dict(row["numbers"])) for row in document["rows"]
-    }
-    return Sums(rows, dict(document["includes"]), document["since"])
+    rows = {}
+    for row in document["rows"]:
+        if row["key"]:
+            Digest(row["key"])
+        if not all(map(is_amount, (row["count"], *row["numbers"].values()))):
+            raise ValueError("a row has an amount that is none")
+        rows[row["key"], str(row["event"]), str(row["reason"])] = Row(row["count"], dict(row["numbers"]))
+    includes, since = dict(document["includes"]), document["since"]
+    if not all(isinstance(end_bytes, int) and end_bytes >= 0 for end_bytes in includes.values()):
+        raise ValueError("it includes a file up to no number of bytes")
+    if since is not None and not is_time(since):
+        raise ValueError(f"since is {since!r}")
+    return Sums(rows, includes, since)

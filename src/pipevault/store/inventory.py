@@ -138,7 +138,7 @@ def manifest_stamps(layout: Layout) -> dict[Digest, str]:
 
 def _read(path: str) -> tuple[bytes, int]:
     """The content and the time of change in nanoseconds."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
         status = os.fstat(descriptor)
         data = os.read(descriptor, status.st_size + 1)

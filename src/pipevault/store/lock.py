@@ -26,7 +26,7 @@ from pathlib import Path
 
 from pipevault.digest import Digest, canonical_json
 from pipevault.errors import LockTimeoutError, VaultError
-from pipevault.store.atomic import make_folder, publish_file, vault_errors, write_file
+from pipevault.store.atomic import make_folder, publish_file, read_regular, vault_errors, write_file
 from pipevault.store.flock import HeldLock, NotLocked, try_lock
 from pipevault.store.layout import Layout
 from pipevault.store.liveness import ProcessIdentity
@@ -82,7 +82,7 @@ def key_lock(
 def read_holder(path: Path) -> Holder | None:
     """The note at ``path``, or ``None`` if there is none that can be read."""
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_regular(path))
         return Holder(ProcessIdentity.from_json(document), str(document["since"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # such a note says nothing, like none
         return None

@@ -32,6 +32,7 @@ from pipevault.key import KEY_VERSION, Key
 
 MANIFEST_VERSION = 1
 
+LARGEST_SIZE_BYTES = 2**63 - 1
 _FIELDS = frozenset({"artifacts", "created_at", "info", "key", "manifest_version", "parts", "self_digest"})
 _ARTIFACT_FIELDS = frozenset({"digest", "name", "size_bytes"})
 _KEY_FIELDS = frozenset({"digest", "factors", "key_version"})
@@ -57,7 +58,8 @@ class ArtifactRef:
     def __post_init__(self) -> None:
         if not isinstance(self.digest, Digest):
             raise TypeError(f"The digest of artifact {self.name!r} must be a Digest.")
-        if not isinstance(self.size_bytes, int) or isinstance(self.size_bytes, bool) or self.size_bytes < 0:
+        size = self.size_bytes
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= LARGEST_SIZE_BYTES:
             raise ValueError(f"Artifact {self.name!r} has size {self.size_bytes!r}: a count of bytes is needed.")
         if not isinstance(self.name, str) or not _is_plain_relative_path(self.name):
             raise ValueError(f"Artifact name {self.name!r} is no plain relative path such as 'unet/0.pt2'.")

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 from pipevault.digest import canonical_json
-from pipevault.errors import NewerVaultError, NotAVaultError, VaultError, VaultNotWritableError
+from pipevault.errors import (
+    NewerVaultError,
+    NotAVaultError,
+    UnsafeVaultError,
+    VaultError,
+    VaultNotWritableError,
+)
 from pipevault.store.atomic import make_folder, write_file
 from pipevault.store.layout import SYSTEM_NAMES, Layout
 from pipevault.store.manifest import now_utc
@@ -23,6 +30,7 @@ def ensure_vault(layout: Layout, *, create: bool) -> None:
     """
     root = layout.root
     if _read_marker(layout):
+        _check_folders(layout)
         return
     try:
         foreign = _foreign_names(layout)
@@ -52,6 +60,16 @@ def ensure_vault(layout: Layout, *, create: bool) -> None:
     marker = canonical_json({"pipevault_vault": VAULT_VERSION, "created_at": now_utc()})
     with staging_folder(layout) as folder:
         write_file(layout.vault_file, marker, staging=folder)
+
+
+def _check_folders(layout: Layout) -> None:
+    for folder in layout.folders:
+        if folder.is_symlink() and not Path(os.path.realpath(folder)).is_relative_to(layout.root):
+            raise UnsafeVaultError(
+                f"{folder} is a link that leads out of the vault, to {os.path.realpath(folder)}: what is there is not "
+                f"touched. Remove the link: rm {folder}",
+                folder,
+            )
 
 
 def is_writable(layout: Layout) -> bool:

@@ -11,8 +11,8 @@ import json
 import os
 
 from pipevault.digest import Digest, canonical_json
-from pipevault.errors import PinError, UnknownKeyError
-from pipevault.store.atomic import create_file, fsync_folder, make_folder, vault_errors, write_file
+from pipevault.errors import PinError, UnknownKeyError, VaultError
+from pipevault.store.atomic import create_file, fsync_folder, make_folder, read_regular, vault_errors, write_file
 from pipevault.store.layout import PIN_NAME, Layout
 from pipevault.store.manifest import now_utc
 from pipevault.store.staging import staging_folder
@@ -46,7 +46,7 @@ def read_pin(layout: Layout, name: str) -> Digest | None:
     path = layout.pin_file(name)
     with vault_errors(path, "read"):
         try:
-            data = path.read_bytes()
+            data = read_regular(path)
         except FileNotFoundError:
             return None
     try:
@@ -120,7 +120,7 @@ def unpin(layout: Layout, name: str) -> Digest | None:
 def _read_or_none(layout: Layout, name: str) -> Digest | None:
     try:
         return read_pin(layout, name)
-    except PinError:
+    except (PinError, VaultError):  # damaged, or no file at all
         return None
 
 

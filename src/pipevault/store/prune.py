@@ -68,7 +68,6 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
             f"The vault {layout.root} is read-only for this user. Prune it as its owner.", layout.root
         )
     leftovers = [*sweep(layout), *remove_dead_leases(layout)]
-    compact(layout)
     quarantined = {path: size for path in plan.quarantined if (size := remove_file(path)) is not None}
     watch = _Watch(layout)
     staying: list[Staying] = []
@@ -79,10 +78,20 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
         elif (size_bytes := remove_manifest(layout, going.key)) is not None:
             removed[going.key] = size_bytes
     artifacts, artifact_bytes = remove_artifacts(layout, (*plan.artifacts, *plan.orphans), after=removed)
-    belongings_bytes = sum(remove_belongings(layout, key) for key in (*removed, *plan.strays))
+    problems = list(plan.problems)
+    belongings_bytes = 0
+    for key in (*removed, *plan.strays):
+        try:
+            belongings_bytes += remove_belongings(layout, key)
+        except VaultError as error:  # what is left of a removed entry harms nobody
+            problems.append(str(error))
     for key in plan.ahead:
         if key not in removed:
             set_last_use(layout, key, plan.now_s)
+    try:
+        compact(layout)  # last, for it needs room
+    except VaultError as error:
+        problems.append(str(error))
     freed_bytes = sum(quarantined.values()) + sum(removed.values()) + artifact_bytes + belongings_bytes
     return PruneReport(
         entries=tuple(removed),
@@ -92,7 +101,7 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
         staying=tuple(staying),
         freed_bytes=freed_bytes,
         left_bytes=plan.size_bytes - freed_bytes,
-        problems=plan.problems,
+        problems=tuple(problems),
     )
 
 

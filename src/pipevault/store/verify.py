@@ -38,6 +38,7 @@ from pipevault.store.verify_findings import (
     pin_findings,
     signature_findings,
     staging,
+    unsigned,
 )
 from pipevault.store.verify_mend import mend
 
@@ -84,11 +85,13 @@ def verify(
     fix: bool = False,
     progress: Progress = ignore_progress,
     trusted: Sequence[PublicKey] = (),
+    policy: str = "off",
 ) -> VerifyReport:
     """Check everything; each artifact is read once. With ``fix``, what is bad goes to quarantine and nothing else.
 
     Entries that a bad artifact makes useless go with it, so that the next load misses and freezes them again. Folders
-    that others may write, pins that cannot be read and what a later pipevault wrote are left to people.
+    that others may write, pins that cannot be read and what a later pipevault wrote are left to people. With ``policy``
+    ``require``, an entry without a good signature by one of ``trusted`` is bad, and stays for somebody to sign.
     :class:`NotAVaultError`, :class:`NewerVaultError`: the marker. :class:`VaultError`: a folder cannot be listed.
     :class:`VaultNotWritableError`: ``fix`` in a vault that cannot be written.
     """
@@ -111,6 +114,8 @@ def verify(
     findings += orphans(layout, sorted(artifacts - uses.keys()))
     findings += pin_findings(layout)
     findings += signature_findings(layout, manifests, trusted)
+    if policy == "require":
+        findings += unsigned(layout, manifests, trusted)
     findings += foreign(layout)
     findings += staging(layout)
     findings = _merged(findings)

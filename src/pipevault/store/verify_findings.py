@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipevault.digest import Digest
-from pipevault.errors import PinError
+from pipevault.errors import PinError, SignatureError
 from pipevault.store.layout import Layout
 from pipevault.store.leftovers import find_leftovers
 from pipevault.store.manifest import Manifest
 from pipevault.store.pins import pin_names, read_pin
 from pipevault.store.read import iter_foreign
 from pipevault.store.removal import ORPHAN_MIN_AGE_S
+from pipevault.store.signature import check_signature
 from pipevault.store.signing_keys import PublicKey
 from pipevault.store.vault import Vault
 from pipevault.store.verify_checks import ownership_fault, signature_faults, signature_places
@@ -104,3 +105,12 @@ def staging(layout: Layout) -> Iterator[Finding]:
     for item in find_leftovers(layout):
         if item.path.is_relative_to(layout.tmp_dir):
             yield Finding("staging", item.path, f"{item.path}: {item.reason}. Remove it: pipevault prune", bad=False)
+
+
+def unsigned(layout: Layout, manifests: Mapping[Digest, Manifest], trusted: Sequence[PublicKey]) -> Iterator[Finding]:
+    """The entries that no load accepts where signatures are required."""
+    for key, manifest in manifests.items():
+        try:
+            check_signature(layout, manifest, policy="require", trusted=trusted)
+        except SignatureError as error:
+            yield Finding("signature", layout.manifest_file(key), str(error), bad=True, keys=(key,))
