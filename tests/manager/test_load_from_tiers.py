@@ -31,6 +31,7 @@ from pipevault.settings import Tier
 from pipevault.store.leases import leased_keys
 from pipevault.store.signing_keys import read_private_key, write_key_pair
 from pipevault.store.stats import summary
+from pipevault.store.tiers import Found
 from pipevault.store.vault import Vault
 
 pytestmark = pytest.mark.usefixtures("_no_compiling")
@@ -371,15 +372,20 @@ class TestHooks:
 
     def test_max_size_is_kept_after_a_copy(self, own: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[Path] = []
-        monkeypatch.setattr("pipevault.store.tiers._prune", lambda vault, max_size: asked.append(vault.root))
+
+        def limit(found: Found, max_size: int | None) -> tuple[str, ...]:
+            asked.append(found.vault.root)
+            return ()
+
+        monkeypatch.setattr("pipevault.store.tiers._limit_size", limit)
         load(own, shared, max_size="1GB")
         load(own, max_size="1GB")
         assert asked == [own]
 
     def test_a_size_that_cannot_be_kept_is_told(self, own: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(vault: Vault, max_size: int) -> None:
-            raise VaultFullError("cannot be listed", vault.root)
+        def fail(found: Found, max_size: int | None) -> tuple[str, ...]:
+            raise VaultFullError("cannot be listed", found.vault.root)
 
-        monkeypatch.setattr("pipevault.store.tiers._prune", fail)
+        monkeypatch.setattr("pipevault.store.tiers._limit_size", fail)
         _, outcome = load(own, shared, max_size="1GB")
         assert (outcome.status, outcome.problems) == ("hit", ("max_size could not be kept: cannot be listed",))

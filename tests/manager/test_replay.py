@@ -18,6 +18,8 @@ import pipevault
 from pipelines import FAST_BUILD, stable_diffusion
 from pipevault.cli import replay as replay_command
 from pipevault.cli.app import app
+from pipevault.determinism import image_files
+from pipevault.determinism.describe import describe
 from pipevault.determinism.embed import write_image
 from pipevault.determinism.record import RunRecord
 from pipevault.errors import (
@@ -202,21 +204,22 @@ class TestInputs:
     @pytest.fixture
     def record(self, saved: Path) -> RunRecord:
         record = pipevault.read_record(saved)
-        return changed(record, call={"image": pipevault.determinism.describe.describe(self.IMAGE)})
+        return changed(record, call={"ip_adapter_image": describe(self.IMAGE)})
 
     def test_one_that_is_missing(self, record: RunRecord, pipe: Any, frozen_vault: Path) -> None:
-        with pytest.raises(BadCallError, match="image by its digest only"):
+        with pytest.raises(BadCallError, match="ip_adapter_image by its digest only"):
             pipevault.replay(record, pipe, dir=frozen_vault)
 
     def test_one_that_is_another(self, record: RunRecord, pipe: Any, frozen_vault: Path) -> None:
-        with pytest.raises(BadCallError, match="image is not what was recorded"):
-            pipevault.replay(record, pipe, dir=frozen_vault, inputs={"image": Image.new("RGB", (4, 4))})
+        with pytest.raises(BadCallError, match="ip_adapter_image is not what was recorded"):
+            pipevault.replay(record, pipe, dir=frozen_vault, inputs={"ip_adapter_image": Image.new("RGB", (4, 4))})
 
     def test_one_that_was_not_recorded(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
         with pytest.raises(BadCallError, match="no mask"):
             pipevault.replay(saved, pipe, dir=frozen_vault, inputs={"mask": self.IMAGE})
 
-    def test_one_that_the_pipeline_does_not_take(self, record: RunRecord, pipe: Any, frozen_vault: Path) -> None:
+    def test_one_that_the_pipeline_does_not_take(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
+        record = changed(pipevault.read_record(saved), call={"image": describe(self.IMAGE)})
         with pytest.raises(BadCallError, match="takes no image"):
             pipevault.replay(record, pipe, dir=frozen_vault, inputs={"image": self.IMAGE})
 
@@ -261,7 +264,8 @@ class TestHostileRecords:
 
     def test_a_sample_that_was_not_drawn(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
         with Image.open(saved) as image:
-            write_image(image.copy(), saved, pipevault.read_record(saved), index=9)
+            record = replace(pipevault.read_record(saved), sample=9)
+            saved.write_bytes(image_files.encode(image.copy(), ".png", record, ""))
         assert pipevault.replay(saved, pipe, dir=frozen_vault).divergences[0].what == "file"
 
     def test_a_picture_that_cannot_be_read(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
