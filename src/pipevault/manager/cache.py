@@ -20,7 +20,6 @@ from pipevault.errors import (
     CompilerMissingError,
     LockTimeoutError,
     MissError,
-    SettingsError,
     SignatureError,
     VaultError,
     VaultNotWritableError,
@@ -30,6 +29,7 @@ from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import BuildOptions
 from pipevault.key import Key
 from pipevault.manager.call import CallShape, resolve_shape
+from pipevault.manager.call_shapes import call_shapes
 from pipevault.manager.entries import Entries, Held, release
 from pipevault.manager.keys import build_key, execution_device, module_dtype, part_identity
 from pipevault.manager.leases import HeldLeases
@@ -152,7 +152,7 @@ class PipelineCache:
         Raises :class:`~pipevault.errors.MissError` in mode ``require``, :class:`~pipevault.errors.CannotFreezeError`
         and its subclasses, :class:`~pipevault.errors.BadCallError`, :class:`~pipevault.errors.VaultError`.
         """
-        wanted = asked = _shapes(height, width, num_frames, batch_size, guidance, call, shapes)
+        wanted = asked = call_shapes(height, width, num_frames, batch_size, guidance, call, shapes)
         if self.settings.mode != "off":
             wanted = [resolve_shape(pipe, self._per_sample(shape)) for shape in asked]
         names = tuple(graph_parts.find_parts(pipe, parts))
@@ -395,25 +395,3 @@ class PipelineCache:
             f"{where} no usable entry for {type(pipe).__name__} (key {key.digest.short}): {reason}.{also} "
             f"To freeze it, {command}; or use mode 'compile'."
         )
-
-
-def _shapes(
-    height: int | None,
-    width: int | None,
-    num_frames: int | None,
-    batch_size: int,
-    guidance: bool | None,
-    call: Mapping[str, Any] | Callable[[Any], Any] | None,
-    shapes: Sequence[Mapping[str, Any]] | None,
-) -> list[CallShape]:
-    base = CallShape(height, width, num_frames, batch_size, guidance, call)
-    if shapes is None:
-        return [base]
-    if not shapes:
-        raise SettingsError("shapes is empty: give at least one mapping such as {'height': 512, 'width': 512}.")
-    try:
-        return [replace(base, **shape) for shape in shapes]
-    except TypeError as error:
-        raise SettingsError(
-            f"shapes takes mappings with height, width, num_frames, batch_size, guidance, call: {error}."
-        ) from error

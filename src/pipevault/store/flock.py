@@ -67,7 +67,7 @@ def try_lock(path: Path) -> HeldLock | NotLocked:
         if error.errno in _HELD:
             return NotLocked.HELD_ELSEWHERE
         raise
-    except BaseException:
+    except BaseException:  # whatever it was goes on, an interrupt too; only the descriptor must go
         os.close(descriptor)
         raise
     return HeldLock(path, descriptor)
