@@ -50,7 +50,7 @@ def frozen_vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("frozen") / "vault"
     pipe = stable_diffusion(tmp_path_factory.mktemp("tokenizer"))
-    pipevault.PipelineCache(root, build_config=FAST_BUILD).load(pipe)
+    pipevault.PipelineCache(root, build_config=FAST_BUILD).load(pipe, batch_size=1)
     assert pipevault.outcome(pipe).status == "miss"
     import numpy as np
 
@@ -65,5 +65,5 @@ def plain_vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pipelines import FAST_BUILD, PlainPipeline
 
     root = tmp_path_factory.mktemp("plain") / "vault"
-    pipevault.PipelineCache(root, build_config=FAST_BUILD).load(PlainPipeline())
+    pipevault.PipelineCache(root, build_config=FAST_BUILD).load(PlainPipeline(), batch_size=1)
     return root

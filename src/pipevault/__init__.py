@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipevault.determinism.seeds import seed_everything as seed_everything
     from pipevault.determinism.streams import generators as generators
     from pipevault.determinism.streams import sample_seed as sample_seed
+    from pipevault.graphs.parts import register_adapter as register_adapter
     from pipevault.manager import Explanation as Explanation
     from pipevault.manager import Outcome as Outcome
     from pipevault.manager import PartOutcome as PartOutcome
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pipevault.manager import Step as Step
     from pipevault.manager import from_pretrained as from_pretrained
     from pipevault.manager import outcome as outcome
+    from pipevault.manager import unload as unload
     from pipevault.manager.generation import record_of as record_of
     from pipevault.manager.replay import Replay as Replay
     from pipevault.manager.replay import replay as replay
@@ -36,9 +38,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     **dict.fromkeys(
-        ("Explanation", "Outcome", "PartOutcome", "PipelineCache", "Step", "from_pretrained", "outcome"),
+        ("Explanation", "Outcome", "PartOutcome", "PipelineCache", "Step", "from_pretrained", "outcome", "unload"),
         "pipevault.manager",
     ),
+    "register_adapter": "pipevault.graphs.parts",
     "Settings": "pipevault.settings",
     "RunRecord": "pipevault.determinism.record",
     "record_of": "pipevault.manager.generation",
@@ -69,10 +72,12 @@ __all__ = [
     "outcome",
     "read_record",
     "record_of",
+    "register_adapter",
     "replay",
     "sample_seed",
     "save",
     "seed_everything",
+    "unload",
 ]
 
 

@@ -147,6 +147,14 @@ class CompilerMissingError(CannotFreezeError):
     """No working C++ compiler was found: install one, or load what another machine froze."""
 
 
+class InterruptedBuildError(CannotFreezeError):
+    """Compiling failed for a reason of the moment (compiler killed, disk or memory full): try again."""
+
+
+class NotFiniteError(CannotFreezeError):
+    """The eager part returned NaN or infinity for this call, with which no graph can be compared."""
+
+
 class WrongMachineError(PipevaultError, RuntimeError):
     """An artifact was built for another machine (GPU, instruction set): freeze on this one."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipevault.digest import Digest, digest_json
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 
 FACTOR_GROUPS = (
     "pipeline",
@@ -26,6 +26,8 @@ FACTOR_GROUPS = (
     "toolchain",
     "backend",
     "determinism",
+    "signature",
+    "constants",
 )
 
 
@@ -51,9 +53,25 @@ class Key:
         if unknown := set(self.factors) - set(FACTOR_GROUPS):
             raise ValueError(f"Unknown factor groups: {', '.join(sorted(unknown))}.")
 
+    @property
+    def kind(self) -> str:
+        return "graph" if "signature" in self.factors else "plan"
+
+    @cached_property
+    def shelf(self) -> Digest:
+        if self.kind == "plan":
+            plans_of = {
+                "class": self.factors.get("pipeline", {}).get("class"),
+                "architecture": self.factors.get("architecture"),
+            }
+            return digest_json({"key_version": KEY_VERSION, "plans_of": plans_of})
+        shared = {k: v for k, v in self.factors.items() if k not in ("signature", "constants")}
+        return digest_json({"key_version": KEY_VERSION, "shelf": shared})
+
     @cached_property
     def digest(self) -> Digest:
-        return digest_json({"key_version": KEY_VERSION, "factors": dict(self.factors)})
+        whole = digest_json({"key_version": KEY_VERSION, "factors": dict(self.factors)})
+        return Digest(whole.hex[:48] + self.shelf.hex[:16])
 
     def differences(self, other: Key) -> tuple[Difference, ...]:
         """Every leaf factor in which ``other`` (an entry of the vault) differs from this key, sorted by name."""

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipevault.digest import Digest
 from pipevault.key import Difference, Key
-from pipevault.manager.outcome import Explanation, Outcome, PartOutcome, Step
+from pipevault.cache.outcome import Explanation, Outcome, PartOutcome, Step
 
 KEY = Key({"machine": {"threads": 2}})
 NEAREST = Digest("a" * 64)

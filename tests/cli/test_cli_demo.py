@@ -18,7 +18,7 @@ import pipevault
 from pipevault.cli import demo, explain
 from pipevault.demo import DIGIT_WORDS
 from pipevault.errors import MissError, SettingsError
-from pipevault.manager.outcome import PartOutcome
+from pipevault.cache.outcome import PartOutcome
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from stand_ins import KEY, PARTS, FakeCache, FlatPipeline, fake_outcome
 import pipevault
 from pipevault.cli import prewarm
 from pipevault.errors import BadCallError, CompilerMissingError
-from pipevault.manager.outcome import Outcome
+from pipevault.cache.outcome import Outcome
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from pipevault.cli import render
 from pipevault.cli.progress import DETAIL_LENGTH, StepProgress, step_label
-from pipevault.manager.outcome import Step
+from pipevault.cache.outcome import Step
 
 NOW = datetime(2025, 2, 1, 12, tzinfo=timezone.utc)
 

@@ -64,37 +64,37 @@ class TestHits:
     def test_a_pipeline_that_is_none_of_diffusers(self, vault_copy: Path) -> None:
         pipe = PlainPipeline()
         eager = draw(pipe)
-        cache(vault_copy).load(pipe)
+        cache(vault_copy).load(pipe, batch_size=1)
         assert pipevault.outcome(pipe).status == "hit"
         torch.testing.assert_close(draw(pipe), eager)
         assert isinstance(pipe.transformer, FrozenPart)
 
     def test_loading_twice_is_harmless(self, vault_copy: Path) -> None:
         pipe = PlainPipeline()
-        first = draw(cache(vault_copy).load(pipe))
-        assert torch.equal(draw(cache(vault_copy).load(pipe)), first)
+        first = draw(cache(vault_copy).load(pipe, batch_size=1))
+        assert torch.equal(draw(cache(vault_copy).load(pipe, batch_size=1)), first)
 
     def test_mode_off_gives_the_eager_pipeline_back(self, vault_copy: Path) -> None:
         pipe = PlainPipeline()
         eager = draw(pipe)
-        cache(vault_copy, mode="off").load(pipe)
+        cache(vault_copy, mode="off").load(pipe, batch_size=1)
         assert pipevault.outcome(pipe).status == "off"
         assert not isinstance(pipe.transformer, FrozenPart)
-        cache(vault_copy).load(pipe)
-        cache(vault_copy, mode="off").load(pipe)
+        cache(vault_copy).load(pipe, batch_size=1)
+        cache(vault_copy, mode="off").load(pipe, batch_size=1)
         assert not isinstance(pipe.transformer, FrozenPart)
         assert torch.equal(draw(pipe), eager)
 
     def test_files_of_others_in_the_vault_do_no_harm(self, vault_copy: Path) -> None:
         (vault_copy / "notes.txt").write_text("mine")
         (vault_copy / "entries" / "README").write_text("mine")
-        pipe = cache(vault_copy).load(PlainPipeline())
+        pipe = cache(vault_copy).load(PlainPipeline(), batch_size=1)
         assert pipevault.outcome(pipe).status == "hit"
 
     def test_the_generator_and_global_randomness_are_left_alone(self, vault_copy: Path) -> None:
         torch.manual_seed(5)
         before = torch.get_rng_state()
-        cache(vault_copy).load(PlainPipeline(seed=5))
+        cache(vault_copy).load(PlainPipeline(seed=5), batch_size=1)
         torch.manual_seed(5)
         assert torch.equal(torch.get_rng_state(), before)
 
@@ -104,11 +104,11 @@ class TestMisses:
     def test_require_on_an_empty_vault_says_what_to_run(self, tmp_path: Path) -> None:
         Vault.open(tmp_path / "vault")
         with pytest.raises(MissError, match=r"no entries[\s\S]*run this program once with mode='compile'"):
-            cache(tmp_path / "vault", "require").load(PlainPipeline())
+            cache(tmp_path / "vault", "require").load(PlainPipeline(), batch_size=1)
 
     def test_neither_require_nor_explain_makes_a_vault(self, tmp_path: Path) -> None:
         with pytest.raises(MissError, match="there is no vault at"):
-            cache(tmp_path / "vault", "require").load(PlainPipeline())
+            cache(tmp_path / "vault", "require").load(PlainPipeline(), batch_size=1)
         explanation = cache(tmp_path / "vault").explain(PlainPipeline())
         assert (explanation.status, "no vault" in explanation.reason) == ("miss", True)
         assert not (tmp_path / "vault").exists()
@@ -117,7 +117,7 @@ class TestMisses:
         pipe = PlainPipeline()
         pipe.transformer.temperature = 0.5
         with pytest.raises(MissError, match=r"architecture\.transformer\.digest"):
-            cache(vault_copy, "require").load(pipe)
+            cache(vault_copy, "require").load(pipe, batch_size=1)
 
     def test_a_part_document_of_another_format_is_a_reported_miss(
         self, vault_copy: Path, monkeypatch: pytest.MonkeyPatch
@@ -125,7 +125,7 @@ class TestMisses:
         monkeypatch.setattr("pipevault.graphs.document.PART_VERSION", 2)
         monkeypatch.setattr("pipevault.graphs.parts.part_bytes", lambda graphs: b'{"pipevault_part": 1, "graphs": []}')
         with pytest.raises(MissError, match="part format 1, this pipevault reads 2"):
-            cache(vault_copy, "require").load(PlainPipeline())
+            cache(vault_copy, "require").load(PlainPipeline(), batch_size=1)
 
     @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
     def test_require_refuses_a_damaged_artifact_and_leaves_it(self, vault_copy: Path, damage: str) -> None:
@@ -133,7 +133,7 @@ class TestMisses:
         damaged = damage_file(artifact, damage)
         pipe = PlainPipeline()
         with pytest.raises(MissError, match=artifact.name[:12]):
-            cache(vault_copy, "require").load(pipe)
+            cache(vault_copy, "require").load(pipe, batch_size=1)
         assert not isinstance(pipe.transformer, FrozenPart)
         assert (artifact.read_bytes() if artifact.exists() else None) == damaged
 
@@ -142,7 +142,7 @@ class TestMisses:
         manifest.chmod(0o644)
         manifest.write_bytes(b"{")
         with pytest.raises(MissError, match=manifest.name[:12]):
-            cache(vault_copy, "require").load(PlainPipeline())
+            cache(vault_copy, "require").load(PlainPipeline(), batch_size=1)
 
     def test_an_artifact_of_another_machine_is_refused_before_it_is_opened(
         self, vault_copy: Path, monkeypatch: pytest.MonkeyPatch
@@ -159,7 +159,7 @@ class TestMisses:
         monkeypatch.setattr(Vault, "lookup", from_another_machine)
         monkeypatch.setattr("pipevault.graphs.state.FrozenGraph", lambda *a, **k: pytest.fail("native code was opened"))
         with pytest.raises((MissError, WrongMachineError), match="aarch64"):
-            cache(vault_copy, "require").load(PlainPipeline())
+            cache(vault_copy, "require").load(PlainPipeline(), batch_size=1)
 
 
 def damage_file(path: Path, damage: str) -> bytes | None:
@@ -186,14 +186,14 @@ class TestBadInput:
     def test_a_folder_that_is_no_vault(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("")
         with pytest.raises(NotAVaultError):
-            cache(tmp_path).load(PlainPipeline())
+            cache(tmp_path).load(PlainPipeline(), batch_size=1)
 
     def test_a_vault_of_a_later_version(self, vault_copy: Path) -> None:
         marker = vault_copy / "vault.json"
         marker.chmod(0o644)
         marker.write_text('{"pipevault_vault": 99}')
         with pytest.raises(NewerVaultError):
-            cache(vault_copy).load(PlainPipeline())
+            cache(vault_copy).load(PlainPipeline(), batch_size=1)
 
     def test_a_read_only_vault_is_refused_before_anything_is_compiled(
         self, vault_copy: Path, monkeypatch: pytest.MonkeyPatch
@@ -201,14 +201,14 @@ class TestBadInput:
         reader = cache(vault_copy)
         vault = Vault(reader.vault.root, False)
         monkeypatch.setattr(reader, "_vault", vault)
-        assert pipevault.outcome(reader.load(PlainPipeline())).status == "hit"
+        assert pipevault.outcome(reader.load(PlainPipeline(), batch_size=1)).status == "hit"
         with pytest.raises(VaultNotWritableError, match="cannot be written"):
             reader.load(PlainPipeline(), height=16)
 
     def test_no_compiler(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("pipevault.fingerprint.toolchain.find_cxx_compiler", lambda: None)
         with pytest.raises(CompilerMissingError, match=r"Install g\+\+"):
-            cache(tmp_path / "vault").load(PlainPipeline())
+            cache(tmp_path / "vault").load(PlainPipeline(), batch_size=1)
 
     def test_a_call_that_the_pipeline_refuses(self, tmp_path: Path) -> None:
         class Picky(PlainPipeline):
@@ -217,7 +217,7 @@ class TestBadInput:
 
         pipe = Picky()
         with pytest.raises(BadCallError, match="too wide"):
-            cache(tmp_path / "vault").load(pipe)
+            cache(tmp_path / "vault").load(pipe, batch_size=1)
         assert not isinstance(pipe.transformer, FrozenPart)
 
     def test_shapes_must_be_mappings_of_known_names(self, vault_copy: Path) -> None:
@@ -241,7 +241,7 @@ class TestForeignEntries:
         key = cache(tmp_path / "vault").key(PlainPipeline())
         self.publish(tmp_path / "vault", key, {"transformer": {"graphs": 1}})
         with pytest.raises(MissError, match="lists parts that cannot be read"):
-            cache(tmp_path / "vault", "require").load(PlainPipeline())
+            cache(tmp_path / "vault", "require").load(PlainPipeline(), batch_size=1)
 
     def test_such_an_entry_is_passed_over_when_graphs_are_reused(self, tmp_path: Path) -> None:
         key = cache(tmp_path / "vault").key(PlainPipeline())
@@ -252,7 +252,7 @@ class TestForeignEntries:
 class TestCompiling:
     def test_baked_weights_count_and_a_write_to_them_is_noticed(self, tmp_path: Path) -> None:
         baked = cache(tmp_path / "vault", weights="baked")
-        pipe = baked.load(PlainPipeline())
+        pipe = baked.load(PlainPipeline(), batch_size=1)
         torch.testing.assert_close(draw(pipe), draw(PlainPipeline()))
         assert baked.explain(PlainPipeline()).status == "hit"
         assert baked.explain(PlainPipeline(seed=1)).status == "miss"
@@ -280,7 +280,7 @@ class TestCompiling:
                     x = self.counting(x)
                 return x
 
-        pipe = cache(tmp_path / "vault").load(CountingPipeline())
+        pipe = cache(tmp_path / "vault").load(CountingPipeline(), batch_size=1)
         parts = pipevault.outcome(pipe).parts
         assert parts["good"].status == "frozen"
         assert parts["counting"].status == "eager"
@@ -326,18 +326,18 @@ class TestCompiling:
         artifact = only_artifact(vault_copy)
         expected = artifact.read_bytes()
         damage_file(artifact, "flip")
-        pipe = cache(vault_copy).load(PlainPipeline())
+        pipe = cache(vault_copy).load(PlainPipeline(), batch_size=1)
         outcome = pipevault.outcome(pipe)
         assert outcome.status == "miss"
         assert artifact.name[:12] in outcome.reason
         assert any((vault_copy / "quarantine").iterdir())
         assert artifact.read_bytes() == expected, "the second compilation gave other bytes"
-        assert pipevault.outcome(cache(vault_copy, "require").load(PlainPipeline())).status == "hit"
+        assert pipevault.outcome(cache(vault_copy, "require").load(PlainPipeline(), batch_size=1)).status == "hit"
 
     def test_parts_that_keep_state_stay_eager_with_the_reason(self, tmp_path: Path) -> None:
         pipe = StatefulPipeline()
         eager = pipe()
-        cache(tmp_path / "vault").load(pipe)
+        cache(tmp_path / "vault").load(pipe, batch_size=1)
         outcome = pipevault.outcome(pipe)
         assert outcome.status == "partial"
         parts = outcome.parts
@@ -353,7 +353,7 @@ class TestCompiling:
         torch.testing.assert_close(pipe(), eager)
         again = StatefulPipeline()
         again()  # what a module counts on itself is part of its architecture
-        assert pipevault.outcome(cache(tmp_path / "vault", "require").load(again)).status == "partial"
+        assert pipevault.outcome(cache(tmp_path / "vault", "require").load(again, batch_size=1)).status == "partial"
 
     def test_nothing_frozen_is_an_error_and_nothing_is_stored(self, tmp_path: Path) -> None:
         class Odd(PlainPipeline):
@@ -361,7 +361,7 @@ class TestCompiling:
                 return None
 
         with pytest.raises(CannotFreezeError, match="no part was called"):
-            cache(tmp_path / "vault").load(Odd())
+            cache(tmp_path / "vault").load(Odd(), batch_size=1)
         assert list(Vault.open(tmp_path / "vault").manifests()) == []
 
 

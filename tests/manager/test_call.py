@@ -16,7 +16,7 @@ from PIL import Image
 from pipelines import PlainPipeline, stable_diffusion
 from pipevault.digest import digest_json
 from pipevault.errors import BadCallError
-from pipevault.manager.call import CallShape, parameters, resolve_shape, shape_factors, warm_up_arguments
+from pipevault.cache.call import CallShape, parameters, resolve_shape, shape_factors, warm_up_arguments
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_a_function_that_holds_itself(pipe: Any) -> None:
 
 def test_a_function_is_the_same_in_every_process() -> None:
     program = (
-        "from pipevault.manager.call import CallShape, shape_factors\n"
+        "from pipevault.cache.call import CallShape, shape_factors\n"
         "call = lambda p: [(lambda x: p(x, kind={'a', 'b', 'c'}))(y) for y in range(3)]\n"
         "print(shape_factors(CallShape(call=call))['function'])"
     )

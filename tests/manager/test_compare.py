@@ -20,7 +20,7 @@ from pipevault.errors import (
     SettingsError,
 )
 from pipevault.manager.compare.run import RUNS
-from pipevault.manager.outcome import Step
+from pipevault.cache.outcome import Step
 from pipevault.manager.request import Request
 
 

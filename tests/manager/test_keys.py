@@ -17,8 +17,8 @@ from pipevault.digest import canonical_json
 from pipevault.graphs.inductor import BuildOptions
 from pipevault.graphs.parts import find_parts
 from pipevault.key import Key
-from pipevault.manager.call import CallShape, resolve_shape
-from pipevault.manager.keys import build_key, part_identity, pipeline_factors
+from pipevault.cache.call import CallShape, resolve_shape
+from pipevault.cache.keys import build_key, part_identity, pipeline_factors
 
 
 @pytest.fixture

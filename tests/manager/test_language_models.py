@@ -39,7 +39,7 @@ def test_both_are_frozen_one_through_onediffx_and_one_beside_it(tmp_path: Path) 
     assert pipe.text_encoder_3.config.use_cache
     eager = pipe()
     cache = pipevault.PipelineCache(tmp_path / "vault", build_config=FAST_BUILD)
-    cache.load(pipe)
+    cache.load(pipe, batch_size=1)
     outcome = pipevault.outcome(pipe)
     assert {name: (part.status, part.reason) for name, part in outcome.parts.items()} == {
         "text_encoder": ("frozen", ""),
@@ -49,8 +49,8 @@ def test_both_are_frozen_one_through_onediffx_and_one_beside_it(tmp_path: Path) 
     tied = pipe.text_encoder
     with torch.no_grad():
         tied.shared.weight.mul_(0.5)
-    pipevault.PipelineCache(mode="off").load(pipe)
+    pipevault.PipelineCache(mode="off").load(pipe, batch_size=1)
     changed = pipe()
-    cache.load(pipe)
+    cache.load(pipe, batch_size=1)
     assert pipevault.outcome(pipe).status == "hit"
     torch.testing.assert_close(pipe(), changed)

@@ -62,7 +62,7 @@ def cache(root: Path, *tiers: Path | Tier, mode: str = "require", **options: Any
 
 
 def load(root: Path, *tiers: Path | Tier, **options: Any) -> tuple[PlainPipeline, pipevault.Outcome]:
-    pipe = cache(root, *tiers, **options).load(PlainPipeline())
+    pipe = cache(root, *tiers, **options).load(PlainPipeline(), batch_size=1)
     return pipe, pipevault.outcome(pipe)
 
 
@@ -227,17 +227,17 @@ class TestFaults:
 
     def test_the_folder_is_deleted_while_in_use(self, own: Path, shared: Path) -> None:
         reader = cache(own, shared, mode="compile")
-        pipe = reader.load(PlainPipeline())
+        pipe = reader.load(PlainPipeline(), batch_size=1)
         expected = draw(pipe)
         shutil.rmtree(own)
         assert torch.equal(draw(pipe), expected)
-        reader.load(pipe)
+        reader.load(pipe, batch_size=1)
         assert pipevault.outcome(pipe).tier == str(shared)
         assert only_key(own) == only_key(shared), "what stands there now is no vault"
         shutil.rmtree(own)
         shutil.rmtree(shared)
         with pytest.raises(MissError, match="no vault"):
-            cache(own, shared).load(pipe)
+            cache(own, shared).load(pipe, batch_size=1)
 
     def test_a_vault_of_its_own_that_cannot_be_used_stops_no_hit(self, shared: Path, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
@@ -329,13 +329,13 @@ class TestHooks:
     def test_a_lease_ends_with_the_pipeline(self, shared: Path) -> None:
         layout = Vault.open(shared).layout
         reader = cache(shared)
-        pipe = reader.load(PlainPipeline())
+        pipe = reader.load(PlainPipeline(), batch_size=1)
         assert leased_keys(layout) == {only_key(shared)}
-        reader.load(pipe)
+        reader.load(pipe, batch_size=1)
         assert len(list(layout.leases_dir.iterdir())) == 1
-        other = reader.load(PlainPipeline())
+        other = reader.load(PlainPipeline(), batch_size=1)
         assert len(list(layout.leases_dir.iterdir())) == 2
-        cache(shared, mode="off").load(pipe)
+        cache(shared, mode="off").load(pipe, batch_size=1)
         assert len(list(layout.leases_dir.iterdir())) == 1
         del other
         gc.collect()

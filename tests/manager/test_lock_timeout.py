@@ -13,7 +13,7 @@ from pipelines import PlainPipeline
 from pipevault.digest import Digest
 from pipevault.errors import CannotFreezeError, LockTimeoutError
 from pipevault.manager.cache import PipelineCache
-from pipevault.manager.outcome import Outcome
+from pipevault.cache.outcome import Outcome
 from pipevault.store.vault import Vault
 
 
@@ -37,7 +37,7 @@ def key_of(cache: PipelineCache) -> Digest:
 def test_an_error_unless_asked_otherwise(tmp_path: Path, frozen: list[str]) -> None:
     cache = PipelineCache(tmp_path / "vault", lock_timeout_s=0)
     with cache.vault.lock(key_of(cache), timeout_s=0), pytest.raises(LockTimeoutError, match="on_lock_timeout"):
-        cache.load(PlainPipeline())
+        cache.load(PlainPipeline(), batch_size=1)
     assert frozen == []
 
 
@@ -48,7 +48,7 @@ def test_a_compilation_of_its_own(
     cache = PipelineCache(tmp_path / "vault", lock_timeout_s=0)
     key = key_of(cache)
     with cache.vault.lock(key, timeout_s=0), caplog.at_level(logging.WARNING, "pipevault"):
-        pipe = cache.load(PlainPipeline())
+        pipe = cache.load(PlainPipeline(), batch_size=1)
         assert cache.vault.layout.holder_file(key).exists()
     assert pipevault.outcome(pipe).status == "miss"
     assert frozen == [key.hex]
@@ -66,9 +66,9 @@ def test_a_failure_leaves_the_lock_free_and_is_not_remembered(
     stand_in = PipelineCache._freeze_and_publish
     monkeypatch.setattr(PipelineCache, "_freeze_and_publish", fail)
     with pytest.raises(CannotFreezeError):
-        cache.load(PlainPipeline())
+        cache.load(PlainPipeline(), batch_size=1)
     monkeypatch.setattr(PipelineCache, "_freeze_and_publish", stand_in)
-    cache.load(PlainPipeline())
+    cache.load(PlainPipeline(), batch_size=1)
     assert len(frozen) == 1
     vault: Vault = cache.vault
     assert list(vault.manifests()) == []

@@ -46,7 +46,7 @@ def make_pipeline(tmp_path: Path) -> Any:
 def draw(frozen_vault: Path, tmp_path: Path) -> Callable[..., Any]:
     def draw(*, level: str = "repeatable", **arguments: Any) -> Any:
         cache = pipevault.PipelineCache(frozen_vault, mode="require", build_config=FAST_BUILD, level=level)
-        pipe = cache.load(make_pipeline(tmp_path))
+        pipe = cache.load(make_pipeline(tmp_path), batch_size=1)
         if "seed" not in arguments and "generator" not in arguments:
             arguments["seed"] = 7
         return pipe(**{"prompt": "a cat", "num_inference_steps": 2, **arguments})

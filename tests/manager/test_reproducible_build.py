@@ -13,7 +13,7 @@ COMPILE = """
 import sys
 from pipelines import FAST_BUILD, PlainPipeline
 import pipevault
-pipe = pipevault.PipelineCache(sys.argv[1], build_config=FAST_BUILD).load(PlainPipeline(seed=3))
+pipe = pipevault.PipelineCache(sys.argv[1], build_config=FAST_BUILD).load(PlainPipeline(seed=3), batch_size=1)
 assert pipevault.outcome(pipe).status == "miss"
 """
 

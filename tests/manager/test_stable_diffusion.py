@@ -34,7 +34,7 @@ COMPILER = {"torch._inductor.compile_fx", "torch._inductor.codecache"}
 pipe = stable_diffusion(Path(sys.argv[2]))
 before, started = set(sys.modules), []
 sys.addaudithook(lambda event, args: started.append(event) if event in STARTS else None)
-pipevault.PipelineCache(sys.argv[1], mode="require", build_config=FAST_BUILD).load(pipe)
+pipevault.PipelineCache(sys.argv[1], mode="require", build_config=FAST_BUILD).load(pipe, batch_size=1)
 compiler = sorted((set(sys.modules) - before) & COMPILER)
 torch.save(draw(pipe), sys.argv[3])
 print(json.dumps({"status": pipevault.outcome(pipe).status, "started": started, "compiler": compiler}))
@@ -128,7 +128,7 @@ def test_a_fused_lora_is_followed(frozen_vault: Path, pipe: Any) -> None:
     pipe.unload_lora_weights()
     assert torch.equal(draw(pipe), fused)
     assert not torch.equal(fused, before)
-    pipevault.PipelineCache(mode="off").load(pipe)
+    pipevault.PipelineCache(mode="off").load(pipe, batch_size=1)
     eager_pipe = stable_diffusion_like(pipe)
     torch.testing.assert_close(fused, draw(eager_pipe), atol=1e-3, rtol=0)
 
@@ -233,7 +233,7 @@ def test_training_mode_is_refused_and_the_pipeline_left_eager(pipe: Any, tmp_pat
     pipe.text_encoder.train()
     cache = pipevault.PipelineCache(tmp_path / "vault", build_config=FAST_BUILD)
     with pytest.raises(TrainingModeError, match="text_encoder is in training mode"):
-        cache.load(pipe)
+        cache.load(pipe, batch_size=1)
     assert not isinstance(pipe.unet, FrozenPart)
     assert not isinstance(pipe.vae.decoder, FrozenPart)
     assert list(cache.vault.manifests()) == []

@@ -18,7 +18,7 @@ from pipevault.determinism.describe import pixels_sha256
 from pipevault.determinism.quality import contrast, reduced_luma, sharpness, ssim
 from pipevault.digest import canonical_json
 from pipevault.errors import BadCallError, BadSeedError, SettingsError
-from pipevault.manager.outcome import Step
+from pipevault.cache.outcome import Step
 from pipevault.manager.request import Request
 from pipevault.manager.sweep import scoring as sweep_scoring
 from pipevault.manager.sweep.drift import drift
@@ -34,7 +34,7 @@ def _without_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def eager(pipe: Any) -> Any:
-    return pipevault.PipelineCache(mode="off").load(pipe)
+    return pipevault.PipelineCache(mode="off").load(pipe, batch_size=1)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pipevault.errors import PipevaultError
 from pipevault.opening import open_pipeline
 
 if TYPE_CHECKING:
-    from pipevault.manager.outcome import Outcome
+    from pipevault.cache.outcome import Outcome
 
 OWN_SIZE = "default size"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from pipevault.manager.outcome import Step
+    from pipevault.cache.outcome import Step
 
 ACTIONS = {
     "fingerprint": "reading the pipeline's fingerprint",
@@ -69,7 +69,7 @@ class StepProgress:
     @contextmanager
     def step(self, action: str) -> Iterator[None]:
         """Reports the block as a step of the whole."""
-        from pipevault.manager.outcome import Step
+        from pipevault.cache.outcome import Step
 
         started_s = time.monotonic()
         self(Step("", action))

@@ -7,7 +7,8 @@ A JSON document (``record_schema.json``), in short::
      "call": {"prompt": "a seven", "num_inference_steps": 12, ...},
      "seeds": {"root": 7, "samples": [4312, 977], "source": "argument"},
      "level": {"asked": "repeatable", "achieved": "repeatable", "flags": {...}, "notes": []},
-     "key": "<sha256>", "manifest": "<sha256>", "outcome": "hit", "weights": {"unet": "<sha256>"},
+     "key": "<key>", "manifest": "<sha256>", "graphs": {"unet": {"<key>": "<sha256>"}}, "outcome": "hit",
+      "weights": {"unet": "<sha256>"},
      "versions": {"torch": "2.13.0"}, "machine": {...},
      "results": {"noise": "<sha256>", "latents": "<sha256>", "pixels": ["<sha256>", "<sha256>"]},
      "sample": 1, "digest": "<sha256>"}
@@ -57,6 +58,7 @@ class RunRecord:
     outcome: str
     key: str | None = None
     manifest: str | None = None
+    graphs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str | None] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)

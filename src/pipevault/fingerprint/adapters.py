@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipevault.compat import peft
 from pipevault.fingerprint.classes import class_identity
 from pipevault.fingerprint.names import is_released
 
@@ -56,8 +56,7 @@ def is_training_hook(hook: Any) -> bool:
 
 
 def _is_idle(layer: nn.Module) -> bool:
-    peft: Any = sys.modules.get("peft.tuners.tuners_utils")
-    if peft is None or not isinstance(layer, peft.BaseTunerLayer) or not is_released(type(layer).__module__):
+    if not peft.is_adapter_layer(layer) or not is_released(type(layer).__module__):
         return False
     tuner: Any = layer
     own = layer.__dict__
@@ -67,4 +66,4 @@ def _is_idle(layer: nn.Module) -> bool:
         return False
     if tuner.merged:
         return not tuner.disable_adapters and set(tuner.active_adapters) <= set(tuner.merged_adapters)
-    return not tuner._get_available_adapters()
+    return not peft.adapters_of(tuner)

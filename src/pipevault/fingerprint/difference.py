@@ -18,6 +18,11 @@ def describe_difference(before: Mapping[str, str], after: Mapping[str, str], *, 
     return f"{text}; and {len(changes) - limit} more" if len(changes) > limit else text
 
 
+def changed_names(before: Mapping[str, str], after: Mapping[str, str]) -> set[str]:
+    """Return the names, ``path`` or ``path:name``, under which two snapshots differ."""
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
 def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:
     names = [*after, *(name for name in before if name not in after)]
     replaced = {name for name in names if ":" not in name and before.get(name) != after.get(name)}

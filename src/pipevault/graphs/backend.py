@@ -15,7 +15,7 @@ NAME = "inductor"
 
 
 def compile_module(torch_module: nn.Module | None = None, *, options: PartOptions | None = None) -> Any:
-    """What ``onediff.infer_compiler.compile(module, backend="inductor", options=…)`` calls."""
+    """Freeze a module, as ``onediff.infer_compiler.compile(module, backend="inductor", options=…)`` asks for."""
     if torch_module is None:
         return lambda module: compile_module(module, options=options)
     if not isinstance(torch_module, nn.Module):

@@ -6,12 +6,13 @@
 
 ::
 
-    {"pipevault_part": 1,
+    {"pipevault_part": 2,
      "graphs": [{"signature": {...}, "build": "<sha256>", "package": "<sha256>", "constants": "<sha256>" or null,
-                 "strides": [...], "outputs": [["tensor"]], "output_tree": "...", "ties": [...], "layout": "<sha256>",
+                 "inputs": [[0, [64, 8, 1]]], "results": [["tensor"]], "result_tree": "...", "ties": [...],
+                 "layout": "<sha256>", "origins": [["freqs", ["rope", "freqs"], "<sha256>"]],
                  "machine": {"AOTI_CPU_ISA": ...}, "checks": {...}}]}
 
-In a vault the same list of graphs stands in the manifest, and the files are the vault's artifacts.
+In a vault each graph has a manifest of its own, and the files are the vault's artifacts.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pipevault.digest import canonical_json
 from pipevault.errors import CorruptEntryError
 from pipevault.graphs.frozen import GraphDocument
 
-PART_VERSION = 1
+PART_VERSION = 2
 ARTIFACTS = "artifacts"
 
 
@@ -59,6 +60,8 @@ def read_part(path: Path) -> tuple[GraphDocument, ...]:
 def malformed_parts(parts: Mapping[str, Any]) -> str:
     """What is wrong with the ``parts`` of a manifest, which the store keeps without looking; empty if nothing is."""
     try:
+        if len(parts) != 1:
+            return f"it has {len(parts)} parts instead of one"
         for name, part in parts.items():
             if not isinstance(part["status"], str) or not isinstance(part["reason"], str):
                 return f"{name} has no status and reason"

@@ -16,22 +16,30 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from pipevault.digest import digest_json
+from pipevault.digest import digest_bytes, digest_json
 from pipevault.errors import ChangedPartError
-from pipevault.graphs.signature import Signature
+from pipevault.graphs.observe import follow
+from pipevault.graphs.program import Results, number_tensor
+from pipevault.graphs.signature import Leaf, Signature
+
+Offloaded = Callable[[str, torch.Tensor, torch.device], "torch.Tensor | None"]
 
 BAKED = "baked"
 BASE_LAYER = "base_layer"
+_ALIGNMENT_BYTES = 16
+"""Inductor generates vector loads for inputs that were aligned when it compiled."""
 
 
 @dataclass(frozen=True)
 class GraphDocument:
-    """What a part's document says of one graph; see :mod:`pipevault.graphs.document` for the JSON.
+    """What the document of a graph says; see :mod:`pipevault.graphs.document` for the JSON.
 
     ``package`` and ``constants`` are the SHA-256 of files, ``build`` is the
-    :func:`~pipevault.graphs.inductor.build_digest`. ``strides`` are those of the tensor arguments that the code was
-    generated for. ``layout`` is the digest of names, dtypes, shapes and strides of the bound weights, or
-    :data:`BAKED` if the weights are compiled in. ``machine`` is the package's own metadata, to be
+    :func:`~pipevault.graphs.inductor.build_digest`. ``inputs`` has, for each tensor that the graph takes, the index of
+    the call's leaf and the strides that the code was generated for. ``results`` tells how its tensors become the output
+    of the part, the arguments that it writes to and its state. ``layout`` is the digest of names, dtypes, shapes and
+    strides of the bound weights, or :data:`BAKED` if the weights are compiled in. ``origins`` has name, steps and
+    SHA-256 of each constant that is an attribute of a module. ``machine`` is the package's own metadata, to be
     compared with this machine before the package is opened, because opening runs its native code.
     """
 
@@ -39,11 +47,11 @@ class GraphDocument:
     build: str
     package: str
     constants: str | None
-    strides: tuple[tuple[int, ...], ...]
-    outputs: tuple[tuple[Any, ...], ...]
-    output_tree: str
+    inputs: tuple[tuple[int, tuple[int, ...]], ...]
+    results: Results
     ties: tuple[tuple[str, ...], ...]
     layout: str
+    origins: tuple[tuple[str, tuple[str | int, ...], str], ...]
     machine: Mapping[str, str]
     checks: Mapping[str, Any]
 
@@ -53,27 +61,29 @@ class GraphDocument:
             "build": self.build,
             "package": self.package,
             "constants": self.constants,
-            "strides": self.strides,
-            "outputs": self.outputs,
-            "output_tree": self.output_tree,
+            "inputs": self.inputs,
+            "results": self.results.leaves,
+            "result_tree": self.results.tree,
             "ties": self.ties,
             "layout": self.layout,
+            "origins": self.origins,
             "machine": dict(self.machine),
             "checks": dict(self.checks),
         }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> GraphDocument:
+        """Raises ``KeyError``, ``TypeError`` or ``ValueError`` for a document of another form."""
         return cls(
             signature=Signature.from_json(document["signature"]),
             build=document["build"],
             package=document["package"],
             constants=document["constants"],
-            strides=tuple(tuple(stride) for stride in document["strides"]),
-            outputs=tuple(tuple(output) for output in document["outputs"]),
-            output_tree=document["output_tree"],
+            inputs=tuple((int(index), tuple(stride)) for index, stride in document["inputs"]),
+            results=Results(tuple(tuple(leaf) for leaf in document["results"]), document["result_tree"]),
             ties=tuple(tuple(names) for names in document["ties"]),
             layout=document["layout"],
+            origins=tuple((name, tuple(steps), sha256) for name, steps, sha256 in document["origins"]),
             machine=document["machine"],
             checks=document["checks"],
         )
@@ -113,7 +123,7 @@ class Binding:
 
 
 class FrozenGraph:
-    """A loaded package. Calling it gives the output tree of the part that it was made from."""
+    """A loaded package. Calling it gives the result tree of the program that it was made from."""
 
     def __init__(
         self,
@@ -124,22 +134,27 @@ class FrozenGraph:
         lifted: Mapping[str, torch.Tensor],
         part: str,
         verify: Callable[[nn.Module], str],
+        offloaded: Offloaded | None = None,
     ) -> None:
+        """``offloaded`` finds a weight that is not on the graph's device, by its name."""
         index = device.index if device.index is not None else -1
         self._runner = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, index)
         self.document = document
         self.part = part
+        self.device = device
         self._verify = verify
-        self._output_tree = pytree.treespec_loads(document.output_tree)
+        self._result_tree = pytree.treespec_loads(document.results.tree)
         self._lifted = {name: tensor.to(device) for name, tensor in lifted.items()}
-        self._device_type = device.type
         self._constants = self._runner.get_constant_fqns()
+        self._offloaded = offloaded
         self._binding: Binding | None = None
         self._layout: dict[str, str] | None = None
+        self._borrowed = False
+        self._held: Mapping[str, torch.Tensor] | None = None
 
     def bind(self, module: nn.Module) -> None:
         """Point the graph at the live weights. Raises :class:`ChangedPartError` if they no longer fit it."""
-        if self._baked:
+        if self.is_baked:
             self._watch_baked(module)
             return
         names = [name for name in self._constants if name not in self._lifted]
@@ -150,30 +165,75 @@ class FrozenGraph:
         layout = binding.layout()
         if self._digest(layout) != self.document.layout:
             raise ChangedPartError(self._changed(_first_change(self._layout or {}, layout)), self.part)
-        for tensor, name in zip(binding.tensors, names, strict=True):
-            if tensor.device.type != self._device_type:
-                raise ChangedPartError(
-                    self._changed(f"{name} is on {tensor.device}, the graph runs on {self._device_type}"),
-                    self.part,
-                )
         _check_ties(module, self.document.ties, self)
-        constants = {**dict(zip(names, (t.detach() for t in binding.tensors), strict=True)), **self._lifted}
-        if constants:
-            self._runner.load_constants(constants, False, True, True)
+        self._load(binding)
         self._binding, self._layout = binding, layout
 
-    def __call__(self, module: nn.Module, tensors: Sequence[torch.Tensor]) -> Any:
-        if self._binding is None or not self._binding.holds() or (self._baked and self._binding.written_to()):
+    def fits(self, module: nn.Module) -> bool:
+        """Return whether the weights of ``module`` have the layout that the graph was made for."""
+        if self.is_baked:
+            return True
+        names = [name for name in self._constants if name not in self._lifted]
+        try:
+            return self._digest(Binding(module, names).layout()) == self.document.layout
+        except (AttributeError, KeyError):
+            return False
+
+    @property
+    def holds(self) -> bool:
+        """Whether what was bound is still in place."""
+        return self._binding is not None and self._binding.holds()
+
+    def __call__(self, module: nn.Module, leaves: Sequence[Leaf]) -> dict[str, Any]:
+        """Return the result tree for the leaves of a call: ``output``, ``arguments``, ``state``."""
+        if self._binding is None or not self._binding.holds() or (self.is_baked and self._binding.written_to()):
             if self._binding is not None and self._binding.tree_changed() and (what := self._verify(module)):
                 raise ChangedPartError(self._changed(what), self.part)
             self.bind(module)
-        inputs = [
-            tensor if tensor.stride() == stride else _with_stride(tensor, stride)
-            for tensor, stride in zip(tensors, self.document.strides, strict=True)
+        inputs = [self._input(leaves, index, stride) for index, stride in self.document.inputs]
+        tensors = iter(self._runner.boxed_run(inputs))
+        made = [
+            next(tensors) if kind[0] == "tensor" else leaves[kind[1]] if kind[0] == "leaf" else kind[1]
+            for kind in self.document.results.leaves
         ]
-        results = iter(self._runner.boxed_run(inputs))
-        leaves = [next(results) if output[0] == "tensor" else output[1] for output in self.document.outputs]
-        return pytree.tree_unflatten(leaves, self._output_tree)
+        result: dict[str, Any] = pytree.tree_unflatten(made, self._result_tree)
+        if self._borrowed:
+            self._release()
+        return result
+
+    def _input(self, leaves: Sequence[Leaf], index: int, stride: tuple[int, ...]) -> torch.Tensor:
+        leaf = leaves[index]
+        if not isinstance(leaf, torch.Tensor):
+            return number_tensor(leaf, leaves, self.device)
+        if leaf.stride() != stride or leaf.data_ptr() % _ALIGNMENT_BYTES:
+            return _with_stride(leaf, stride)
+        return leaf
+
+    def _load(self, binding: Binding) -> None:
+        """Weights that an offloading hook keeps elsewhere are borrowed: copied to the device for one call."""
+        self._borrowed = False
+        constants: dict[str, torch.Tensor] = dict(self._lifted)
+        for name, tensor in zip(binding.names, binding.tensors, strict=True):
+            if tensor.device.type != self.device.type:
+                self._borrowed = True
+            constants[name] = self._on_device(name, tensor)
+        if constants:
+            self._runner.load_constants(constants, False, True, True)
+        self._held = constants
+
+    def _on_device(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.device.type == self.device.type:
+            return tensor.detach()
+        found = self._offloaded(name, tensor, self.device) if self._offloaded else None
+        if found is None:
+            raise ChangedPartError(
+                self._changed(f"{name} is on {tensor.device}, the graph runs on {self.device.type}"), self.part
+            )
+        return found.detach()
+
+    def _release(self) -> None:
+        """What was borrowed for one call is given back; the next call borrows again."""
+        self._binding, self._held = None, None
 
     def _watch_baked(self, module: nn.Module) -> None:
         if self._binding is not None:
@@ -185,7 +245,7 @@ class FrozenGraph:
         self._binding = Binding(module, [name for named in (parameters, buffers) for name, _ in named])
 
     @property
-    def _baked(self) -> bool:
+    def is_baked(self) -> bool:
         return self.document.layout == BAKED
 
     @staticmethod
@@ -200,14 +260,14 @@ class FrozenGraph:
 
 
 def layout_digest(module: nn.Module, package: Path, lifted: Sequence[str]) -> str:
-    """The ``layout`` of a fresh package: digest over the live tensors that it reads."""
+    """Return the ``layout`` of a fresh package: the digest over the live tensors that it reads."""
     runner = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, -1)
     names = [name for name in runner.get_constant_fqns() if name not in lifted]
     return FrozenGraph._digest(Binding(module, names).layout())
 
 
 def package_metadata(path: Path) -> dict[str, str]:
-    """What a package says of the machine it is for, read without opening its native code."""
+    """Return what a package says of the machine it is for, read without opening its native code."""
     loader: Any = torch._C._aoti.AOTIModelPackageLoader
     return dict(loader.load_metadata_from_package(str(path), "model"))
 
@@ -218,6 +278,18 @@ def read_constants(path: Path | None) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(str(path))
+
+
+def live_constant(module: nn.Module, steps: Sequence[str | int]) -> torch.Tensor | None:
+    """Return the attribute that a constant of a graph was taken from; ``None`` where the module has none yet."""
+    value = follow(module, steps)
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def constant_sha256(tensor: torch.Tensor) -> str:
+    """Return the hex SHA-256 of the elements of a small tensor in row-major order."""
+    plain = tensor.detach().cpu().contiguous().reshape(-1)
+    return digest_bytes(plain.view(torch.uint8).numpy().tobytes()).hex if plain.numel() else digest_bytes(b"").hex
 
 
 def _site(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
@@ -258,10 +330,10 @@ def _first_change(before: Mapping[str, str], after: Mapping[str, str]) -> str:
 def _check_ties(module: nn.Module, ties: Sequence[Sequence[str]], graph: FrozenGraph) -> None:
     for names in ties:
         try:
-            pointers = {owner[name].data_ptr() for owner, name in (_site(module, name) for name in names)}
+            tensors = [owner[name] for owner, name in (_site(module, name) for name in names)]
         except (AttributeError, KeyError) as error:
             raise ChangedPartError(graph._changed(f"its tensor {error} is gone"), graph.part) from error
-        if len(pointers) > 1:
+        if len({tensor.data_ptr() for tensor in tensors if not tensor.is_meta}) > 1:
             raise ChangedPartError(graph._changed(f"{' and '.join(names)} no longer share their weights"), graph.part)
 
 

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import logging
 import os
+import re
 import secrets
 import shutil
 import warnings
@@ -18,16 +21,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from pipevault.digest import Digest, digest_json
-from pipevault.errors import CannotFreezeError, CompilerMissingError, SettingsError
+from pipevault.errors import CannotFreezeError, CompilerMissingError, InterruptedBuildError, SettingsError
+from pipevault.graphs.observe import iter_tensors
+from pipevault.graphs.program import Program, Results
 from pipevault.graphs.scratch import scratch_folder
 from pipevault.graphs.signature import Signature
 
 logger = logging.getLogger("pipevault")
 
-GRAPH_FORMAT = 1
+GRAPH_FORMAT = 2
 PACKAGE_NAME = "graph.pt2"
 CONSTANTS_NAME = "constants.safetensors"
 FOLDS_WEIGHTS = frozenset({"freezing", "aot_inductor.use_runtime_constant_folding"})
@@ -60,18 +64,16 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuiltGraph:
-    """Files of a compiled graph and what is needed to call it.
+    """Files of a compiled graph and what is needed to bind it.
 
-    ``outputs`` has an item for each leaf of the output tree: ``["tensor"]`` or ``["value", value]``; ``output_tree`` is
-    the tree itself as ``torch.utils._pytree.treespec_dumps`` writes it.
-    ``ties`` are groups of names that shared one storage when the graph was made.
+    ``ties`` are groups of names that shared one storage when the graph was made. ``origins`` has, for each constant
+    that is an attribute of a module, the steps to it (see :func:`~pipevault.graphs.observe.iter_tensors`).
     """
 
     package: Path
     constants: Path | None
-    outputs: tuple[tuple[Any, ...], ...]
-    output_tree: str
     ties: tuple[tuple[str, ...], ...]
+    origins: Mapping[str, tuple[str | int, ...]]
 
 
 def build_digest(identity: str, signature: Signature, options: BuildOptions) -> Digest:
@@ -81,25 +83,25 @@ def build_digest(identity: str, signature: Signature, options: BuildOptions) -> 
 
 def build_graph(
     module: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    output: Any,
+    program: Program,
+    leaves: Sequence[Any],
+    results: Results,
     *,
     build: Digest,
     options: BuildOptions,
     output_dir: Path,
 ) -> BuiltGraph:
-    """Compile ``module(*args, **kwargs)``, which returns ``output`` in eager code; its files go to ``output_dir``.
+    """Compile ``program`` on ``module`` for ``leaves``, whose tensors are its inputs; the files go to ``output_dir``.
 
     ``build`` is the :func:`build_digest`: it fixes the path of the build folder, which Inductor writes into the code,
     so that a second build is byte-identical. Raises :class:`CannotFreezeError` with the reason when the call cannot be
-    exported or compiled.
+    exported or compiled, and :class:`InterruptedBuildError` when it failed for a reason of the moment.
     """
-    outputs, output_tree = _outputs(output)
-    program = _export(_returning_tensors(module), args, kwargs)
-    _refuse_mutation(program)
+    inputs = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    traced = _export(_as_function(module, program, leaves, results), inputs)
+    _refuse_mutation(traced)
     with _build_folder(build) as folder, _inductor_caches_in(folder):
-        files, constants = _compile(program, options)
+        files, constants = _compile(traced, options)
         package = _package(folder, files)
         output_dir.mkdir(parents=True, exist_ok=True)
         stored = Path(shutil.move(package, output_dir / PACKAGE_NAME))
@@ -108,10 +110,38 @@ def build_graph(
     return BuiltGraph(
         package=stored,
         constants=_write_constants(lifted, output_dir / CONSTANTS_NAME) if lifted else None,
-        outputs=outputs,
-        output_tree=output_tree,
         ties=_ties(module),
+        origins=_origins(module, traced),
     )
+
+
+def _as_function(module: nn.Module, program: Program, leaves: Sequence[Any], results: Results) -> nn.Module:
+    """A view of ``module`` whose ``forward`` takes the tensors among ``leaves`` and returns the graph's tensors."""
+    original = type(module)
+
+    def forward(self: nn.Module, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = iter(inputs)
+        filled = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        return results.tensors(program.run(self, functools.partial(original.forward, self), filled))
+
+    cls: Any = type(original.__name__, (original,), {"forward": forward, "__module__": original.__module__})
+    view: nn.Module = cls.__new__(cls)
+    view.__dict__ = module.__dict__
+    return view
+
+
+def _origins(module: nn.Module, traced: torch.export.ExportedProgram) -> dict[str, tuple[str | int, ...]]:
+    places = {_place(tensor): tuple(steps) for steps, tensor in iter_tensors(module) if tensor.numel()}
+    constants = {name: value for name, value in traced.constants.items() if isinstance(value, torch.Tensor)}
+    return {
+        name: places[_place(value)]
+        for name, value in sorted(constants.items())
+        if not isinstance(value, torch._subclasses.FakeTensor) and _place(value) in places
+    }
+
+
+def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -119,13 +149,13 @@ def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_buffers(remove_duplicate=False)
 
 
-def _export(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.export.ExportedProgram:
+def _export(module: nn.Module, inputs: Sequence[torch.Tensor]) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad(), _without_torchs_own_warnings():
-            return torch.export.export(module, tuple(args), dict(kwargs), strict=False)
+            return torch.export.export(module, tuple(inputs), strict=False)
     except Exception as error:
         # torch.export has no common root for its errors; whatever it raises means that this call cannot be traced.
-        raise CannotFreezeError(f"torch.export failed: {_first_line(error)}") from error
+        raise _build_error("torch.export", error) from error
 
 
 def _refuse_mutation(program: torch.export.ExportedProgram) -> None:
@@ -160,7 +190,7 @@ def _compile(program: torch.export.ExportedProgram, options: BuildOptions) -> tu
         ) from error
     except Exception as error:
         # Inductor raises anything from RuntimeError to CppCompileError; each means that this call cannot be compiled.
-        raise CannotFreezeError(f"AOTInductor failed: {_first_line(error)}") from error
+        raise _build_error("AOTInductor", error) from error
     constants: dict[str, torch.Tensor] = {}
     assert isinstance(files, list)  # aot_inductor.package is on
     for item in files:
@@ -173,38 +203,6 @@ def _package(folder: Path, files: list[str]) -> Path:
     from torch._inductor.package.package import package_aoti
 
     return Path(package_aoti(str(folder / PACKAGE_NAME), files))  # type: ignore[arg-type]
-
-
-def _outputs(output: Any) -> tuple[tuple[tuple[Any, ...], ...], str]:
-    """The leaves of an eager output and its tree, as a document keeps them."""
-    leaves, tree = pytree.tree_flatten(output)
-    outputs: list[tuple[Any, ...]] = []
-    for leaf in leaves:
-        if isinstance(leaf, torch.Tensor):
-            outputs.append(("tensor",))
-        elif leaf is None or isinstance(leaf, (bool, int, float, str)):
-            outputs.append(("value", leaf))
-        else:
-            raise CannotFreezeError(f"it returns a {type(leaf).__module__}.{type(leaf).__qualname__}")
-    try:
-        return tuple(outputs), pytree.treespec_dumps(tree)
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise CannotFreezeError(f"its output cannot be written down: {_first_line(error)}") from error
-
-
-def _returning_tensors(module: nn.Module) -> nn.Module:
-    """``module``, returning the tensors of its output alone: AOTInductor cannot return a float."""
-    original = type(module)
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
-        leaves = pytree.tree_leaves(original.forward(self, *args, **kwargs))
-        return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
-
-    attributes = {"forward": forward, "__module__": original.__module__}
-    cls: Any = type(original.__name__, (original,), attributes)
-    view: nn.Module = cls.__new__(cls)
-    view.__dict__ = module.__dict__
-    return view
 
 
 def _ties(module: nn.Module) -> tuple[tuple[str, ...], ...]:
@@ -260,6 +258,42 @@ def _inductor_caches_in(folder: Path) -> Iterator[None]:
             else:
                 os.environ[name] = value
         clear_caches()
+
+
+def _build_error(step: str, error: Exception) -> CannotFreezeError:
+    """The error for a failure of ``step``: one of the moment, such as a full disk, says so and is not remembered."""
+    if what := passing_reason(error):
+        return InterruptedBuildError(
+            f"{step} was interrupted: {what}. Free memory or disk space and try again; nothing was stored."
+        )
+    return CannotFreezeError(f"{step} failed: {_first_line(error)}")
+
+
+def passing_reason(error: BaseException) -> str:
+    """Return why a failed build may succeed another time, or nothing if the failure will stay."""
+    cause: BaseException | None = error
+    while cause is not None:
+        text = str(cause)
+        if isinstance(cause, (MemoryError, TimeoutError, torch.OutOfMemoryError)):
+            return _first_line(cause)
+        if isinstance(cause, OSError) and cause.errno in _PASSING_ERRNOS:
+            return _first_line(cause)
+        if found := _PASSING_TEXTS.search(text):
+            return found[0]
+        if type(cause).__name__ == "CppCompileError" and not _DIAGNOSTIC.search(text):
+            return "the C++ compiler ended without a diagnostic"
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return ""
+
+
+_PASSING_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EIO, errno.EMFILE, errno.ENFILE})
+_PASSING_TEXTS = re.compile(
+    r"Killed signal[^\n]*|No space left on device|Cannot allocate memory|out of memory[^\n]*"
+    r"|virtual memory exhausted[^\n]*|Disk quota exceeded|Too many open files|Resource temporarily unavailable"
+    r"|terminated by signal[^\n]*|died with <Signals[^\n]*",
+    re.IGNORECASE,
+)
+_DIAGNOSTIC = re.compile(r":\d+:\d+: (fatal )?error:|undefined reference|error: (unrecognized|unknown)")
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ and ``.config`` work without being forwarded. It is a OneDiff ``DeployableModule
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any, ClassVar, cast
 from onediff.infer_compiler import DeployableModule
 from torch import nn
 
-from pipevault.errors import CannotFreezeError
+from pipevault.compat.diffusers import hook_references
+from pipevault.errors import CannotFreezeError, ChangedPartError
 from pipevault.graphs.state import PartOptions, PartState
 
 
@@ -34,6 +36,11 @@ class FrozenPart(DeployableModule):  # type: ignore[misc]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Does not pass on: transformers resolves the type hints of each new model class, which takes 15 ms."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if "forward" in self.__dict__:
+            _rewire(self)
+        return super().__call__(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return part_state(self).call(args, kwargs)
@@ -81,36 +88,95 @@ def freeze_class(original: Any) -> type[nn.Module]:
 
 
 def freeze_module(module: nn.Module, options: PartOptions) -> nn.Module:
-    """``module`` as a frozen part that shares its ``__dict__``."""
+    """Return ``module`` as a frozen part that shares its ``__dict__``.
+
+    Raises :class:`CannotFreezeError` for what :func:`obstacle` tells.
+    """
     if isinstance(module, FrozenPart):
         part_state(module).options = options
         return module
+    if what := obstacle(module):
+        raise CannotFreezeError(f"{type(module).__name__} cannot be frozen: {what}.", type(module).__name__)
     cls = freeze_class(type(module))  # type: ignore[arg-type]
     part = cls.__new__(cls)
-    state = PartState(module, options)
     part.__dict__ = module.__dict__
-    object.__setattr__(part, "_pipevault_state", state)
-    if "forward" in part.__dict__ and "_old_forward" in part.__dict__:
-        # accelerate's hooks replace the instance's forward and call the one they found; it must be the frozen one.
-        state.hooked_forward = part.__dict__["_old_forward"]
-        part.__dict__["_old_forward"] = cls.forward.__get__(part)
-    elif "forward" in part.__dict__:
-        raise CannotFreezeError(
-            f"{type(module).__name__}.forward was replaced on the instance, so its graphs would never run. "
-            "Undo the patch, or leave the part out.",
-            type(module).__name__,
-        )
+    object.__setattr__(part, "_pipevault_state", PartState(module, options))
+    _rewire(part)
     return part
 
 
+def obstacle(module: nn.Module) -> str:
+    """Return why graphs of ``module`` would never run, or nothing."""
+    if isinstance(module, FrozenPart):
+        return ""
+    if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
+        return "torch.compile was applied to it; load the pipeline without, since its graphs are compiled already"
+    if "forward" in module.__dict__ and _innermost(module) is None:
+        return "its forward was replaced on the instance, so its graphs would never run; undo the patch"
+    return ""
+
+
 def unfrozen(module: nn.Module) -> nn.Module:
-    """The eager module behind a frozen part; other modules come back as they are."""
+    """Return the eager module behind a frozen part; other modules come back as they are."""
+    return part_state(module).module if isinstance(module, FrozenPart) else module
+
+
+def release(module: nn.Module) -> nn.Module:
+    """Return the eager module behind a frozen part, whose hooks call its own forward again."""
     if not isinstance(module, FrozenPart):
         return module
-    state = part_state(module)
-    if state.hooked_forward is not None:
-        module.__dict__["_old_forward"] = state.hooked_forward
+    state, own = part_state(module), module.__dict__
+    frozen = state.hooked_forward
+    if frozen is not None:
+        if own.get("forward") is frozen:  # the hook that called it was removed
+            del own["forward"]
+        for get, put in _inner_forwards(module):
+            if get() is frozen:
+                put(type(state.module).forward.__get__(state.module))
+        state.hooked_forward = None
     return state.module
+
+
+def _rewire(part: nn.Module) -> None:
+    """Have hooks that replaced the instance's forward call the frozen one. They may come before or after a load."""
+    own = part.__dict__
+    if "forward" not in own:
+        return
+    state = part_state(part)
+    ours = state.hooked_forward
+    if ours is not None and (own["forward"] is ours or any(get() is ours for get, _ in _inner_forwards(part))):
+        return
+    put = _innermost(part)
+    if put is None:
+        raise ChangedPartError(
+            f"{state.name} was changed after it was frozen: its forward was replaced on the instance, so its graphs "
+            "would never run. Undo the patch, or load the pipeline again.",
+            state.name,
+        )
+    state.hooked_forward = FrozenPart.forward.__get__(part)
+    put(state.hooked_forward)
+
+
+def _innermost(module: nn.Module) -> Callable[[Any], None] | None:
+    """How to replace the module's own forward at the end of a chain of hooks; ``None`` if it is not there."""
+    original = getattr(type(module), "_pipevault_original_class", type(module))
+    for get, put in _inner_forwards(module):
+        function = getattr(get(), "__func__", None)
+        if function is original.forward or function is FrozenPart.forward:
+            return put
+    return None
+
+
+def _inner_forwards(module: nn.Module) -> Iterator[tuple[Callable[[], Any], Callable[[Any], None]]]:
+    """Where hooks of accelerate and of diffusers keep the forward that they call."""
+    own = module.__dict__
+    if "_old_forward" in own:
+        yield lambda: own["_old_forward"], lambda forward: own.__setitem__("_old_forward", forward)
+    for reference in hook_references(own.get("_diffusers_hook")):
+        yield (
+            lambda reference=reference: reference.forward,  # type: ignore[misc]
+            lambda forward, reference=reference: setattr(reference, "forward", forward),  # type: ignore[misc]
+        )
 
 
 def part_state(module: nn.Module) -> PartState:
@@ -118,7 +184,7 @@ def part_state(module: nn.Module) -> PartState:
 
 
 def _own_attributes(module: nn.Module) -> dict[str, Any]:
-    """What a copy takes along: not the forward that accelerate put on the instance, which calls the frozen one."""
+    """The attributes that a copy takes along: not a forward on the instance, which calls the frozen one."""
     return {k: v for k, v in module.__dict__.items() if k not in {"forward", "_old_forward"}}
 
 

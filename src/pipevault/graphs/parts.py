@@ -1,92 +1,259 @@
-"""Which modules of a pipeline are parts, and driving them through onediffx.
+"""Which modules of a pipeline are parts, and putting frozen ones in their places.
 
-Parts that onediffx lists go through its ``compile_pipe``, ``save_pipe`` and ``load_pipe``; those that it does not know
-(a second transformer, a third text encoder, Pyramid-Flow's ``dit``) through ``onediff.infer_compiler.compile`` and
-their own ``save_graph`` and ``load_graph``, with the same backend.
+A part may lie anywhere: in an attribute or a slot, in a list or dictionary of modules, inside another module, in a
+pipeline that the pipeline holds. One module in several places is one part, replaced everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import onediffx
-from onediff.infer_compiler import compile as onediff_compile
-from onediffx.compilers.diffusion_pipeline_compiler import _PARTS as ONEDIFFX_PARTS
 from torch import nn
 
-from pipevault.errors import CorruptEntryError, SettingsError
-from pipevault.graphs.backend import NAME
-from pipevault.graphs.document import part_bytes
-from pipevault.graphs.part import FrozenPart, part_state, unfrozen
+from pipevault.compat.onediffx import LISTED_PARTS, compile_parts
+from pipevault.errors import SettingsError
+from pipevault.graphs import backend
+from pipevault.graphs.part import FrozenPart, part_state, release, unfrozen
 from pipevault.graphs.state import PartOptions, PartState
 
-# compile_pipe patches the image processor beside compiling; a pipeline's own post-processing stays as it is.
-IMAGE_PROCESSOR = "image_processor"
 NEVER_PARTS = frozenset({"safety_checker", "feature_extractor", "watermark"})
+_MODULE_LISTS = (nn.ModuleList, nn.ModuleDict)
+_MAX_DEPTH = 3
+
+METHODS = ("__call__", "generate", "generate_i2v", "sample")
+"""The methods that generate, of pipelines without an adapter."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What a pipeline class says of itself; see :func:`register_adapter`."""
+
+    parts: tuple[str, ...] | None
+    methods: tuple[str, ...]
+    call: Callable[[Any, Mapping[str, Any]], Any] | None
+
+
+_ADAPTERS: dict[type, Adapter] = {}
+
+
+def register_adapter(
+    cls: type,
+    *,
+    parts: Sequence[str] | None = None,
+    methods: Sequence[str] = METHODS,
+    call: Callable[[Any, Mapping[str, Any]], Any] | None = None,
+) -> None:
+    """Tell how pipelines of ``cls`` and its subclasses are built.
+
+    ``parts`` are the modules to freeze, by dotted name (``text_encoder.text_encoder_2``, ``experts.0``); by default
+    they are found. ``methods`` generate: each is guarded, seeded and recorded. ``call(pipe, shape)`` makes the warm-up
+    call for a load: it gets what ``load`` was given (``height``, ``batch_size``, …) and returns keyword arguments of
+    the first of ``methods``, or a function without arguments. Raises :class:`SettingsError` for a class that has none
+    of the methods.
+    """
+    if not isinstance(cls, type):
+        raise SettingsError(f"register_adapter takes a class, not {cls!r}.")
+    known = tuple(name for name in methods if callable(getattr(cls, name, None)))
+    if not known:
+        raise SettingsError(f"{cls.__name__} has none of the methods {', '.join(methods)}. Name one that generates.")
+    if tuple(methods) != METHODS and len(known) != len(methods):
+        missing = ", ".join(name for name in methods if name not in known)
+        raise SettingsError(f"{cls.__name__} has no method {missing}. Its adapter was not registered.")
+    _ADAPTERS[cls] = Adapter(None if parts is None else tuple(parts), known, call)
+
+
+def adapter_of(pipe: Any) -> Adapter | None:
+    """The adapter of the nearest class of ``pipe`` that has one."""
+    return next((_ADAPTERS[cls] for cls in type(pipe).__mro__ if cls in _ADAPTERS), None)
+
+
+def generating_methods(cls: type) -> tuple[str, ...]:
+    """Names of the methods of a pipeline class that generate."""
+    adapter = next((_ADAPTERS[base] for base in cls.__mro__ if base in _ADAPTERS), None)
+    names = adapter.methods if adapter else METHODS
+    return tuple(name for name in names if callable(getattr(cls, name, None)))
 
 
 def pipeline_modules(pipe: Any) -> dict[str, nn.Module]:
-    """The top-level modules of a pipeline by name: diffusers components, or module attributes of other pipelines."""
-    names = tuple(pipe.components if hasattr(pipe, "components") else vars(pipe))
-    modules = {name: getattr(pipe, name, None) for name in names}
-    return {name: module for name, module in modules.items() if isinstance(module, nn.Module)}
+    """The top-level modules of a pipeline by name."""
+    return {name: value for name, value in members(pipe) if isinstance(value, nn.Module)}
+
+
+def members(pipe: Any) -> Iterator[tuple[str, Any]]:
+    """Yield name and value of what an object holds: attributes, slots, and sub-modules of one that is a module."""
+    own = getattr(pipe, "__dict__", {})
+    registered = list(pipe.components) if isinstance(getattr(type(pipe), "components", None), property) else []
+    modules = own.get("_modules", {}) if isinstance(pipe, nn.Module) else {}
+    slots = [
+        name
+        for cls in type(pipe).__mro__
+        for name in _as_tuple(cls.__dict__.get("__slots__", ()))
+        if not name.startswith("__")
+    ]
+    seen: set[str] = set()
+    for name in (*registered, *modules, *own, *slots):
+        if name not in seen:
+            seen.add(name)
+            yield name, modules.get(name, getattr(pipe, name, None))
 
 
 def find_parts(pipe: Any, wanted: Sequence[str] | None = None) -> dict[str, nn.Module]:
-    """Every part by its dotted name. Raises :class:`SettingsError` if ``wanted`` names one that is not there."""
-    parts = dict(_candidates(pipe))
+    """Return every part by its dotted name; with ``wanted`` those, which may be any modules inside the pipeline.
+
+    Raises :class:`SettingsError` if ``wanted``, or an adapter, names one that is not there.
+    """
+    adapter = adapter_of(pipe)
+    if wanted is None and adapter is not None and adapter.parts is not None:
+        return _named(pipe, adapter.parts, f"The adapter of {type(pipe).__name__} names")
+    parts: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+    for name, module in _candidates(pipe):
+        if id(unfrozen(module)) not in seen:
+            seen.add(id(unfrozen(module)))
+            parts[name] = module
     if wanted is None:
         return parts
-    if unknown := [name for name in wanted if name not in parts]:
+    inside = [name for name in wanted if name not in parts]
+    extra = {name: module for name in inside if isinstance(module := get_part(pipe, name), nn.Module)}
+    if unknown := [name for name in inside if name not in extra]:
         raise SettingsError(
             f"{type(pipe).__name__} has no part {', '.join(unknown)}. Its parts: {', '.join(parts) or 'none'}."
         )
-    return {name: parts[name] for name in parts if name in wanted}
+    return {name: module for name, module in {**parts, **extra}.items() if name in wanted}
+
+
+def _named(pipe: Any, names: Sequence[str], who: str) -> dict[str, nn.Module]:
+    found = {name: get_part(pipe, name) for name in names}
+    if missing := [name for name, module in found.items() if not isinstance(module, nn.Module)]:
+        raise SettingsError(f"{who} parts that it does not have: {', '.join(missing)}. Correct register_adapter.")
+    return found
 
 
 def _candidates(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
     covered = set()
-    for name in ONEDIFFX_PARTS:
+    for name in LISTED_PARTS:
         module = get_part(pipe, name)
         if isinstance(module, nn.Module):
             covered.add(name.partition(".")[0])
             yield name, module
-    for name, module in pipeline_modules(pipe).items():
+    yield from _inside(pipe, "", covered, 0, {id(pipe)})
+
+
+def _inside(owner: Any, prefix: str, covered: set[str], depth: int, above: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    for name, value in members(owner):
         if name in covered or name in NEVER_PARTS:
             continue
-        if hasattr(module, "decode"):
-            for side in ("decoder", "encoder"):
-                if isinstance(getattr(module, side, None), nn.Module):
-                    yield f"{name}.{side}", getattr(module, side)
-        else:
-            yield name, module
+        yield from _from_value(value, f"{prefix}{name}", depth, above)
+
+
+def _from_value(value: Any, name: str, depth: int, above: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    if id(value) in above:
+        return
+    if isinstance(value, _MODULE_LISTS):
+        for key, child in value._modules.items():
+            if child is not None:
+                yield from _from_value(child, f"{name}.{key}", depth, above)
+    elif isinstance(value, nn.Module):
+        yield from _sides(name, value)
+    elif depth < _MAX_DEPTH and isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            if isinstance(item, nn.Module):
+                yield from _from_value(item, f"{name}.{index}", depth + 1, above)
+    elif depth < _MAX_DEPTH and isinstance(value, dict) and not name.startswith("_"):
+        for key, item in value.items():
+            if isinstance(key, str) and isinstance(item, nn.Module):
+                yield from _from_value(item, f"{name}.{key}", depth + 1, above)
+    elif depth < _MAX_DEPTH and is_pipeline(value):
+        yield from _inside(value, f"{name}.", set(), depth + 1, above | {id(value)})
+
+
+def is_pipeline(value: Any) -> bool:
+    """Return whether an object that a pipeline holds is a pipeline itself, as in diffusers' combined ones."""
+    return isinstance(getattr(type(value), "components", None), property) and callable(value)
+
+
+def _sides(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """A module that encodes and decodes is called through its methods, so its two sides are parts."""
+    sides = [side for side in ("decoder", "encoder") if isinstance(getattr(module, side, None), nn.Module)]
+    if sides and hasattr(module, "decode"):
+        for side in sides:
+            yield f"{name}.{side}", getattr(module, side)
+    else:
+        yield name, module
 
 
 def get_part(pipe: Any, name: str) -> Any:
+    """Return what lies at a dotted name, ``None`` if nothing does; steps are attributes, indices and keys."""
     value = pipe
-    for attribute in name.split("."):
-        value = getattr(value, attribute, None)
+    for step in name.split("."):
+        value = _step(value, step)
     return value
 
 
-def set_part(pipe: Any, name: str, module: nn.Module) -> None:
-    owner, _, attribute = name.rpartition(".")
-    setattr(get_part(pipe, owner) if owner else pipe, attribute, module)
+def _step(value: Any, step: str) -> Any:
+    if isinstance(value, (list, tuple)):
+        return value[int(step)] if step.isdigit() and int(step) < len(value) else None
+    if isinstance(value, dict):
+        return value.get(step)
+    return getattr(value, step, None)
+
+
+def replace_part(pipe: Any, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` in every place of the pipeline where ``old`` is."""
+    for owner, key in list(_places(pipe, old, 0, set())):
+        if isinstance(owner, list):
+            owner[int(key)] = new
+        elif isinstance(owner, dict):
+            owner[key] = new
+        else:
+            setattr(owner, str(key), new)
+
+
+def _places(owner: Any, wanted: nn.Module, depth: int, seen: set[int]) -> Iterator[tuple[Any, str | int]]:
+    if id(owner) in seen or depth > _MAX_DEPTH + 1:
+        return
+    seen.add(id(owner))
+    for name, value in members(owner):
+        if value is wanted:
+            yield owner, name
+        elif isinstance(value, list):
+            yield from ((value, index) for index, item in enumerate(value) if item is wanted)
+        elif isinstance(value, dict):
+            yield from ((value, key) for key, item in value.items() if item is wanted)
+        if isinstance(value, nn.Module) and value is not wanted:
+            yield from _places_below(value, wanted, seen)
+        elif is_pipeline(value):
+            yield from _places(value, wanted, depth + 1, seen)
+        if isinstance(value, (list, tuple, dict)):
+            items = value.values() if isinstance(value, dict) else value
+            for item in items:
+                if isinstance(item, nn.Module) and item is not wanted:
+                    yield from _places_below(item, wanted, seen)
+
+
+def _places_below(module: nn.Module, wanted: nn.Module, seen: set[int]) -> Iterator[tuple[Any, str | int]]:
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    for name, child in module._modules.items():
+        if child is wanted:
+            yield module, name
+        elif child is not None:
+            yield from _places_below(child, wanted, seen)
 
 
 def attach(pipe: Any, names: Sequence[str], options: PartOptions) -> dict[str, PartState]:
-    """Make frozen parts of ``names``, without graphs yet, through onediffx and OneDiff."""
-    ignores = (*(part for part in ONEDIFFX_PARTS if part not in names), IMAGE_PROCESSOR)
-    if any(part in names for part in ONEDIFFX_PARTS):
-        onediffx.compile_pipe(pipe, backend=NAME, options=options, ignores=ignores)
-    for name in names:
-        if name not in ONEDIFFX_PARTS:
-            set_part(pipe, name, onediff_compile(get_part(pipe, name), backend=NAME, options=options))
-    states = {name: part_state(get_part(pipe, name)) for name in names}
-    for name, state in states.items():
-        state.name = name
+    """Make frozen parts of ``names``, through onediffx and OneDiff; those that are frozen get the new options."""
+    modules = {name: get_part(pipe, name) for name in names}
+    compiled = compile_parts(modules, backend=backend.NAME, options=options)
+    states: dict[str, PartState] = {}
+    for name, part in compiled.items():
+        if part is not modules[name]:
+            replace_part(pipe, modules[name], part)
+        states[name] = part_state(part)
+        states[name].name = name
     return states
 
 
@@ -95,41 +262,13 @@ def detach(pipe: Any, names: Sequence[str]) -> None:
     for name in names:
         module = get_part(pipe, name)
         if isinstance(module, FrozenPart):
-            set_part(pipe, name, unfrozen(module))
+            replace_part(pipe, module, release(module))
 
 
 def frozen_parts(pipe: Any) -> dict[str, PartState]:
+    """The states of the parts that are frozen now, by name."""
     return {name: part_state(m) for name, m in find_parts(pipe).items() if isinstance(m, FrozenPart)}
 
 
-def save(pipe: Any, folder: Path, names: Sequence[str]) -> None:
-    """Write a document for each part, and the files it names, to ``folder``."""
-    ignores = (*(part for part in ONEDIFFX_PARTS if part not in names), IMAGE_PROCESSOR)
-    onediffx.save_pipe(pipe, dir=str(folder), ignores=ignores)
-    for name in names:
-        if name not in ONEDIFFX_PARTS:
-            get_part(pipe, name).save_graph(folder / name)
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise CorruptEntryError(f"save_pipe wrote nothing for {', '.join(missing)}.", folder)
-
-
-def load(pipe: Any, folder: Path, graphs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Write the documents of a manifest to ``folder`` and load them.
-
-    ``load_pipe`` passes over what it does not find without a word, so afterwards every part is looked at: raises
-    :class:`CorruptEntryError` unless each has the graphs that ``graphs`` lists.
-    """
-    for name, documents in graphs.items():
-        (folder / name).write_bytes(part_bytes(documents))
-    ignores = (*(part for part in ONEDIFFX_PARTS if part not in graphs), IMAGE_PROCESSOR)
-    onediffx.load_pipe(pipe, dir=str(folder), ignores=ignores)
-    for name in graphs:
-        if name not in ONEDIFFX_PARTS:
-            get_part(pipe, name).load_graph(folder / name)
-    for name, documents in graphs.items():
-        part = get_part(pipe, name)
-        loaded = (
-            {g.document.package for g in part_state(part).graphs.values()} if isinstance(part, FrozenPart) else set()
-        )
-        if missing := [document["package"] for document in documents if document["package"] not in loaded]:
-            raise CorruptEntryError(f"load_pipe did not load {len(missing)} graphs of {name}.", folder / name)
+def _as_tuple(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)

@@ -1,101 +1,207 @@
 """The signature of one call of a part: what decides which frozen graph may serve it.
 
 A signature is a nested tuple of plain values (:data:`Shape`), so that it can be a dictionary key at run time and
-JSON on disk. Tensors count by dtype, shape and device type; containers by type and structure; other leaves by
-type and value, because ``torch.export`` compiles those values in. The order of the tensors is that of
-``torch.utils._pytree``, which AOTInductor uses.
+JSON on disk. Tensors count by dtype, shape and device type; containers by type and structure; Python numbers by their
+type, because a graph takes most of them as inputs; other leaves by type and value, because ``torch.export`` compiles
+those in. A number that steers the code is *fixed*: its value is part of the signature too. A part that keeps state on
+its modules has that state described beside its arguments.
 """
 
 from __future__ import annotations
 
 import json
 from collections import namedtuple
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
 from pipevault.digest import Digest, canonical_json, digest_bytes
 
 Shape: TypeAlias = "tuple[Any, ...]"
+Leaf: TypeAlias = "torch.Tensor | int | float"
 
-
-class UnsupportedArgumentError(TypeError):
-    """An argument is of a kind that a graph cannot be keyed by. ``path`` names it."""
-
-    def __init__(self, path: str, value: Any) -> None:
-        super().__init__(f"argument {path} is a {type(value).__module__}.{type(value).__qualname__}")
-        self.path = path
+_REAL_DTYPES = frozenset({"int32", "int64", "float32", "float64"})
+_LARGEST_CAST_DIM = 1
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Identity of a call. ``autocast`` names the dtype of an active autocast, which changes the arithmetic."""
+    """Identity of a call.
+
+    ``autocast`` names the dtype of an active autocast, which changes the arithmetic. ``state`` has path and shape of
+    each piece of state on the modules. ``fixed`` has the index, among the leaves of the call, and the text of each
+    number whose value is compiled in.
+    """
 
     arguments: Shape
     autocast: str | None = None
+    state: tuple[tuple[str, Shape], ...] = ()
+    fixed: tuple[tuple[int, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {"arguments": self.arguments, "autocast": self.autocast}
+        return {
+            "arguments": self.arguments,
+            "autocast": self.autocast,
+            "state": self.state,
+            "fixed": self.fixed,
+        }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Signature:
-        return cls(_tuples(document["arguments"]), document["autocast"])
+        """Raises ``KeyError`` or ``TypeError`` for a document of another form."""
+        fixed = tuple((int(index), str(text)) for index, text in document["fixed"])
+        return cls(_tuples(document["arguments"]), document["autocast"], _tuples(document["state"]), fixed)
 
     @property
     def digest(self) -> Digest:
         return digest_bytes(canonical_json(self.to_json()))
 
+    @property
+    def without_fixed(self) -> Signature:
+        """The signature under which calls are looked up: whatever the values of its numbers."""
+        return replace(self, fixed=()) if self.fixed else self
+
+    @property
+    def state_paths(self) -> tuple[str, ...]:
+        return tuple(path for path, _ in self.state)
+
+    @property
+    def loose(self) -> Signature:
+        """The signature with the dtypes of scalars and vectors of real numbers left open, such as time steps."""
+        state = tuple((path, _loose(shape)) for path, shape in self.state)
+        return replace(self, arguments=_loose(self.arguments), state=state, fixed=())
+
+    def fix(self, indices: Sequence[int], leaves: Sequence[Leaf]) -> Signature:
+        """The signature with the values of the numbers at ``indices`` as part of it."""
+        return replace(self, fixed=tuple((index, repr(leaves[index])) for index in sorted(indices)))
+
+    def admits(self, leaves: Sequence[Leaf]) -> bool:
+        """Return whether the fixed numbers of the signature are those of a call with ``leaves``."""
+        return all(repr(leaves[index]) == text for index, text in self.fixed)
+
     def __str__(self) -> str:
+        values = dict(self.fixed)
+        counter = iter(range(1 << 30))
         args, kwargs = self.arguments[2]
-        positional = [_readable(child) for child in args[2]]
-        named = [f"{name}={_readable(child)}" for name, child in zip(json.loads(kwargs[1]), kwargs[2], strict=True)]
-        return ", ".join(positional + named) + (f" under autocast {self.autocast}" if self.autocast else "")
+        texts = [_readable(child, counter, values) for child in args[2]]
+        names = json.loads(kwargs[1])
+        texts += [f"{n}={_readable(child, counter, values)}" for n, child in zip(names, kwargs[2], strict=True)]
+        texts += [f"state {path}={_readable(shape, counter, values)}" for path, shape in self.state]
+        return ", ".join(texts) + (f" under autocast {self.autocast}" if self.autocast else "")
 
 
-def describe_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Signature, list[torch.Tensor]]:
-    """The signature of a call and its tensors in the order in which a graph takes them.
+@dataclass(frozen=True)
+class DescribedCall:
+    """One call as a graph sees it.
 
-    ``kwargs`` must be sorted by name (see :func:`sorted_kwargs`). Raises :class:`UnsupportedArgumentError`.
+    ``leaves`` are its tensors and numbers in the order in which graphs refer to them. ``opaque`` names the first
+    argument of a kind that no graph can be keyed by, or is empty.
     """
-    tensors: list[torch.Tensor] = []
-    shape = _describe((tuple(args), dict(kwargs)), "", tensors)
-    return Signature(shape, _autocast(tensors)), tensors
+
+    signature: Signature
+    leaves: tuple[Leaf, ...]
+    opaque: str = ""
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Indices of the leaves that are Python numbers."""
+        return tuple(i for i, leaf in enumerate(self.leaves) if not isinstance(leaf, torch.Tensor))
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device of the first tensor with a dimension, else of the first tensor."""
+        tensors = self.tensors
+        sized = next((tensor for tensor in tensors if tensor.dim()), None)
+        return sized.device if sized is not None else tensors[0].device if tensors else None
 
 
-def sorted_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: kwargs[name] for name in sorted(kwargs)}
+def describe_call(
+    args: Sequence[Any], kwargs: Mapping[str, Any], state: Mapping[str, Any] | None = None
+) -> DescribedCall:
+    """Describe a call and the state, by path, on which it depends.
+
+    The order of keyword arguments counts for nothing.
+    """
+    description = _Description()
+    arguments = description.describe((tuple(args), {name: kwargs[name] for name in sorted(kwargs)}), "")
+    kept = tuple((path, description.describe(value, path)) for path, value in sorted((state or {}).items()))
+    signature = Signature(arguments, _autocast(description.leaves), kept)
+    return DescribedCall(signature, tuple(description.leaves), description.opaque)
 
 
-def _describe(value: Any, path: str, tensors: list[torch.Tensor]) -> Shape:
-    if isinstance(value, torch.Tensor):
-        tensors.append(value)
-        return ("tensor", str(value.dtype)[6:], tuple(value.shape), value.device.type)
-    if value is None or isinstance(value, (bool, int, str)):
-        return ("value", type(value).__name__, value)
-    if isinstance(value, (float, torch.dtype)):
-        return ("value", type(value).__name__, repr(value))
-    node = pytree.SUPPORTED_NODES.get(_node_type(value))
-    if node is None:
-        raise UnsupportedArgumentError(path or "()", value)
-    children, context = node.flatten_fn(value)
-    try:
-        names = json.dumps(list(context) if isinstance(context, (list, tuple)) else context)
-    except TypeError:
-        if not isinstance(context, type):
-            raise UnsupportedArgumentError(path, value) from None
-        names = json.dumps(f"{context.__module__}.{context.__qualname__}")
-    labels = context if isinstance(context, list) and len(context) == len(children) else range(len(children))
-    return (
-        _node_type(value).__name__,
-        names,
-        tuple(
-            _describe(child, f"{path}.{label}" if path else f"{label}", tensors)
+def rebuild(shape: Shape, leaves: Iterator[Any]) -> Any:
+    """Return a value of the structure of ``shape`` that holds ``leaves``; containers are new.
+
+    ``shape`` must come from a :class:`DescribedCall` without opaque arguments.
+    """
+    kind = shape[0]
+    if kind in ("tensor", "number"):
+        return next(leaves)
+    if kind == "value":
+        return _value(shape[1], shape[2])
+    node, context = _NODES[kind, shape[1]]
+    return node.unflatten_fn([rebuild(child, leaves) for child in shape[2]], context)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether ``value`` is a Python number that may be an input of a graph: no truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+class _Description:
+    def __init__(self) -> None:
+        self.leaves: list[Leaf] = []
+        self.opaque = ""
+
+    def describe(self, value: Any, path: str) -> Shape:
+        if isinstance(value, torch.Tensor):
+            self.leaves.append(value)
+            return ("tensor", str(value.dtype)[6:], tuple(value.shape), value.device.type)
+        if isinstance(value, np.generic):
+            value = value.item()
+        if is_number(value):
+            number = float(value) if isinstance(value, float) else int(value)
+            self.leaves.append(number)
+            return ("number", type(number).__name__, None)
+        if value is None or isinstance(value, (bool, str)):
+            return ("value", type(value).__name__, value)
+        if isinstance(value, (torch.dtype, torch.device)):
+            return ("value", type(value).__name__, str(value))
+        node = pytree.SUPPORTED_NODES.get(_node_type(value))
+        if node is None:
+            return self._opaque(value, path)
+        children, context = node.flatten_fn(value)
+        try:
+            names = json.dumps(list(context) if isinstance(context, (list, tuple)) else context)
+        except TypeError:
+            if not isinstance(context, type):
+                return self._opaque(value, path)
+            names = json.dumps(f"{context.__module__}.{context.__qualname__}")
+        kind = _node_type(value).__name__
+        _NODES.setdefault((kind, names), (node, context))
+        labels = context if isinstance(context, list) and len(context) == len(children) else range(len(children))
+        described = tuple(
+            self.describe(child, f"{path}.{label}" if path else f"{label}")
             for label, child in zip(labels, children, strict=True)
-        ),
-    )
+        )
+        return (kind, names, described)
+
+    def _opaque(self, value: Any, path: str) -> Shape:
+        name = f"{type(value).__module__}.{type(value).__qualname__}"
+        self.opaque = self.opaque or f"argument {path or '()'} is a {name}"
+        return ("opaque", name, None)
+
+
+# What :func:`rebuild` needs to make a container that was described in this process.
+_NODES: dict[tuple[str, str], tuple[Any, Any]] = {}
 
 
 def _node_type(value: Any) -> Any:
@@ -103,21 +209,41 @@ def _node_type(value: Any) -> Any:
     return namedtuple if cls not in pytree.SUPPORTED_NODES and pytree.is_namedtuple(value) else cls
 
 
-def _autocast(tensors: Sequence[torch.Tensor]) -> str | None:
-    device_type = tensors[0].device.type if tensors else "cpu"
+def _autocast(leaves: Sequence[Leaf]) -> str | None:
+    device_type = next((leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)), "cpu")
     if not torch.is_autocast_enabled(device_type):
         return None
     return str(torch.get_autocast_dtype(device_type))[6:]
+
+
+def _value(kind: str, content: Any) -> Any:
+    if kind == "dtype":
+        return getattr(torch, content.removeprefix("torch."))
+    return torch.device(content) if kind == "device" else content
+
+
+def _loose(shape: Shape) -> Shape:
+    if shape[0] == "tensor":
+        open_dtype = shape[1] in _REAL_DTYPES and len(shape[2]) <= _LARGEST_CAST_DIM
+        return ("tensor", "real" if open_dtype else shape[1], *shape[2:])
+    if shape[0] in ("value", "number", "opaque"):
+        return shape
+    return (shape[0], shape[1], tuple(_loose(child) for child in shape[2]))
 
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
-def _readable(shape: Shape) -> str:
+def _readable(shape: Shape, counter: Iterator[int], values: Mapping[int, str]) -> str:
     kind, detail, content = shape[:3]
     if kind == "tensor":
+        next(counter)
         return f"{detail}[{','.join(map(str, content))}]"
+    if kind == "number":
+        return values.get(next(counter), str(detail))
     if kind == "value":
         return repr(content) if detail == "str" else str(content)
-    return f"{kind}({', '.join(_readable(child) for child in content)})"
+    if kind == "opaque":
+        return str(detail)
+    return f"{kind}({', '.join(_readable(child, counter, values) for child in content)})"

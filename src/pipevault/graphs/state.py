@@ -1,285 +1,489 @@
-"""What a frozen part knows beside the module that it shares: its mode, its graphs, what it captured."""
+"""What a frozen part knows beside the module that it shares: its graphs, and what it does with a call."""
 
 from __future__ import annotations
 
 import atexit
+import logging
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pipevault.digest import Digest, digest_file
+from pipevault.compat.accelerate import offloaded_weight
+from pipevault.compat.pytorch import without_modes
+from pipevault.digest import digest_file
 from pipevault.errors import (
     CannotFreezeError,
+    ChangedPartError,
+    CompilerMissingError,
     CorruptEntryError,
+    InterruptedBuildError,
+    NotFiniteError,
     NothingFrozenError,
     TrainingModeError,
     UnfrozenCallError,
 )
-from pipevault.graphs.capture import CapturedCall, Recorder
-from pipevault.graphs.check import Comparison, compare_trees, worst_of
+from pipevault.graphs.check import compare_trees
 from pipevault.graphs.document import ARTIFACTS, read_part, write_part
-from pipevault.graphs.frozen import (
-    BAKED,
-    FrozenGraph,
-    GraphDocument,
-    iter_devices,
-    layout_digest,
-    package_metadata,
-    read_constants,
+from pipevault.graphs.freezing import (
+    Frozen,
+    Subject,
+    freeze_call,
+    observe_call,
+    open_graph,
+    part_device,
+    refuse_training,
 )
-from pipevault.graphs.inductor import BuildOptions, BuiltGraph, build_digest, build_graph
+from pipevault.graphs.frozen import FrozenGraph, GraphDocument
+from pipevault.graphs.inductor import BuildOptions
+from pipevault.graphs.observe import Attributes, copied, write_back, write_state
+from pipevault.graphs.program import copied_leaves
 from pipevault.graphs.scratch import scratch_folder
-from pipevault.graphs.signature import Signature, UnsupportedArgumentError, describe_call, sorted_kwargs
+from pipevault.graphs.signature import DescribedCall, Signature, describe_call
+from pipevault.graphs.table import UNUSABLE, Files, Kept, Shelf, Slot, Table
 
-ReusableGraph = tuple[GraphDocument, Path, Path | None]
+logger = logging.getLogger("pipevault")
+
+MAX_GRAPHS = 256
+"""Graphs of one part in one process; a part that asks for more has an argument that varies with every call."""
+
+# Export and compile patch torch's global state, so that a process freezes one call at a time.
+FREEZING = threading.RLock()
+
+
+class _Generating(threading.local):
+    """The parts of the pipelines that generate in this thread: their guard has looked at them."""
+
+    parts: frozenset[int] = frozenset()
+    rehearsing: bool = False
+
+
+GENERATING = _Generating()
 
 
 @dataclass(frozen=True)
 class PartOptions:
     """The ``options`` of ``compile_pipe(pipe, backend="inductor", options=…)``.
 
-    ``mode``: ``compile`` (a call that fits no graph is compiled on the spot, as OneDiff's backends do), ``capture``
-    (calls run eagerly and are recorded), ``frozen`` (a call that fits no graph follows ``on_unfrozen``: ``error`` or
-    ``eager``) or ``eager``. ``artifact_path`` finds a file by its SHA-256; by default it lies beside the document.
+    ``policy`` says what a call does that has no graph: ``compile`` (it is frozen on the spot), ``eager``,
+    ``background`` (eager now, frozen by another process for later calls) or ``error``; with ``off`` no graph runs.
+    ``context`` names the settings that ``shelf`` follows: graphs of another context are not used. ``shelf`` gives the
+    shelf for a part as its weights are now; without it graphs live as long as the process. ``guard`` looks at a part
+    that is called outside of a loaded pipeline's generation and raises :class:`ChangedPartError` if it was changed.
     ``verify`` looks at a part whose sub-modules changed and says what its graphs cannot follow, or nothing.
+    ``background`` has a call frozen in another process; it returns why the call runs eagerly until then, and whether
+    that will stay so. ``report`` is told of every step of a freeze.
     """
 
-    mode: str = "compile"
-    on_unfrozen: str = "error"
+    policy: str = "compile"
+    context: str = ""
     build: BuildOptions = field(default_factory=BuildOptions)
-    artifact_path: Callable[[str], Path] | None = None
-    verify: Callable[[str, nn.Module], str] | None = None
+    shelf: Callable[[str, nn.Module, torch.device], Shelf] | None = None
+    guard: Callable[[str], None] | None = None
+    verify: Callable[[Shelf | None, nn.Module], str] | None = None
+    background: Callable[[PartState, Sequence[Any], Mapping[str, Any]], tuple[str, bool]] | None = None
+    report: Callable[[str, str, float | None, str], None] = lambda part, action, seconds, detail: None
     freeze_hint: str = "Load the pipeline for such calls in mode 'compile'"
 
 
 class PartState:
-    """What a frozen part knows beside the module that it shares: its graphs, its mode, what it captured."""
+    """What a frozen part knows beside the module that it shares."""
 
     def __init__(self, module: nn.Module, options: PartOptions) -> None:
         self.module = module
         self.name = type(module).__name__
-        self.identity = f"{type(module).__module__}.{type(module).__qualname__}"
         self.options = options
-        self.graphs: dict[Signature, FrozenGraph] = {}
-        self.files: dict[Signature, tuple[Path, Path | None]] = {}
-        self.recorder = Recorder()
         self.observer: Callable[[str, list[torch.Tensor], Any], None] | None = None
         self.hooked_forward: Callable[..., Any] | None = None
-        self._overrides = _overrides(module)
+        self.trial: Callable[[str], None] | None = None
+        self.holders: weakref.WeakSet[Any] = weakref.WeakSet()
+        """What was loaded for each pipeline that has this part."""
+        self.uses: Counter[str] = Counter()
+        """How many calls ran a graph (``frozen``) or eager code (``eager``)."""
+        self.touched: dict[str, Slot] = {}
+        """The slots that calls used since :meth:`start_listing`, by key."""
+        self.ran: dict[str, str] = {}
+        """The graphs that calls ran since an observer cleared it: key, and digest of the package."""
+        self.unstored: dict[Signature, str] = {}
+        """Why calls since then run eagerly, where no shelf knows it."""
+        self._tables: dict[Any, Table] = {}
+        self._table: Table | None = None
+        self._told: set[Signature] = set()
+        self._failed: dict[Signature, str] = {}
 
     @property
     def is_compiled(self) -> bool:
         """Read by ``save_pipe``: whether there is anything to save."""
-        return bool(self.graphs)
+        return any(slot.kept.document for slot in self.table)
 
-    def set_mode(self, mode: str) -> None:
-        self.options = replace(self.options, mode=mode)
+    @property
+    def table(self) -> Table:
+        """The graphs for the weights as they were when the part was last called, or attached."""
+        if self._table is None:
+            self._choose_table(part_device(self.module))
+        assert self._table is not None
+        return self._table
+
+    @property
+    def graphs(self) -> list[Slot]:
+        return [slot for slot in self.table if slot.kept.document is not None]
+
+    def attach(self, device: torch.device) -> Table:
+        """Choose the shelf for the part as it is now, on ``device``; nothing is opened.
+
+        Graphs of an earlier load stay, unless the part has another identity now.
+        """
+        token = self._token(device)
+        shelf = self.options.shelf(self.name, self.module, device) if self.options.shelf else None
+        known = self._tables.get(token)
+        if known is None or known.shelf is None or shelf is None or known.shelf.identity != shelf.identity:
+            self._tables[token] = Table(shelf)
+        self._failed.clear()
+        self.trial = None
+        return self._choose_table(device)
 
     def eager(self, *args: Any, **kwargs: Any) -> Any:
         return type(self.module).forward(self.module, *args, **kwargs)
 
+    def start_listing(self) -> None:
+        self.touched, self.unstored = {}, {}
+
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        mode = self.options.mode
-        if mode == "eager":
+        if self.options.policy == "off":
             return self.eager(*args, **kwargs)
-        kwargs = sorted_kwargs({**kwargs, **self._overrides})
-        if mode == "capture":
-            return self.recorder.record(self.eager, args, kwargs)
-        try:
-            signature, tensors = describe_call(args, kwargs)
-        except UnsupportedArgumentError as error:
-            return self._unfrozen(str(error), args, kwargs)
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            raise CannotFreezeError(
-                f"{self.name} was called on tensors that need gradients, which a frozen graph does not compute. "
-                "Call it under torch.no_grad(), or load the pipeline in mode 'off' to train.",
-                self.name,
-            )
-        graph = self.graphs.get(signature)
-        if graph is None:
-            if mode != "compile":
-                return self._unfrozen(str(signature), args, kwargs)
-            output = self.recorder.record(self.eager, args, kwargs)
-            if self.recorder.refusal:
-                raise CannotFreezeError(f"{self.name} cannot be frozen: {self.recorder.refusal}.", self.name)
-            self.compile_captured(_scratch_dir())
-            return output
+        guarded = id(self) in GENERATING.parts
+        if not guarded and self.options.guard is not None:
+            self.options.guard(self.name)
         # A mode such as the one that logs noise would see each look at each weight.
         with torch._C.DisableTorchFunction():
-            output = graph(self.module, tensors)
+            found = self._find(args, kwargs)
+        if found is None:
+            return self._without_graph(args, kwargs, guarded)
+        slot, call, casts = found
+        if slot.refusal:
+            return self._run_eager(args, kwargs, f"it cannot be frozen: {slot.refusal}", slot.kept.signature, slot)
+        self._refuse_gradients(call)
+        if self.trial is not None:
+            self._try(slot, call, args, kwargs)
+        elif casts and casts not in slot.casts:
+            self._compare(slot, call, args, kwargs, "its inputs are cast to the dtypes that were frozen")
+            slot.casts.add(casts)
+        return self._run(slot, call, args, kwargs)
+
+    def open(self, slot: Slot) -> FrozenGraph:
+        """The graph of ``slot``, bound to the part. Raises what makes it unusable: :data:`UNUSABLE`."""
+        if slot.graph is None:
+            kept = slot.kept
+            assert kept.document is not None
+            assert kept.files is not None
+            package, constants = kept.files()
+            graph = open_graph(
+                Frozen(kept.document, package, constants),
+                self.module,
+                self._device,
+                name=self.name,
+                verify=self._verify,
+                offloaded=self._offloaded,
+            )
+            slot.graph = graph
+        return slot.graph
+
+    def _find(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Slot, DescribedCall, tuple[str, ...]] | None:
+        table = self.table
+        slot, call = table.find(self.module, args, kwargs)
+        if slot is not None and (slot.refusal or self._is_usable(table, slot)):
+            return slot, call, ()
+        table = self._choose_table(call.device or part_device(self.module))
+        for attempt in range(2):
+            slot, call = table.find(self.module, args, kwargs)
+            if slot is None and call.opaque:
+                return None
+            cast = table.find_cast(self.module, args, kwargs) if slot is None else None
+            if cast is not None and self._is_usable(table, cast[0]):
+                return cast
+            if slot is not None and (slot.refusal or self._is_usable(table, slot)):
+                return slot, call, ()
+            if not attempt:
+                table.read_shelf()
+        return None
+
+    def _is_usable(self, table: Table, slot: Slot) -> bool:
+        """Whether the graph can be opened and fits the weights; one that cannot is forgotten."""
+        if slot.graph is not None:
+            return slot.graph.holds or slot.graph.fits(self.module) or self._same_table(table)
+        try:
+            self.open(slot)
+        except ChangedPartError:
+            if self._same_table(table):
+                raise
+            return False
+        except UNUSABLE as error:
+            logger.warning("a graph of %s cannot be used: %s", self.name, error)
+            self.unstored[slot.kept.signature.without_fixed] = str(error)
+            table.remove(slot)
+            return False
+        return True
+
+    def _same_table(self, table: Table) -> bool:
+        """Whether the weights are still those of the table: then a graph that does not fit is an error of its own."""
+        return self._choose_table(self._device) is table
+
+    def _choose_table(self, device: torch.device) -> Table:
+        """The table for the dtypes that the weights have now: pipelines cast parts for the length of a call."""
+        token = self._token(device)
+        if token not in self._tables:
+            shelf = self.options.shelf(self.name, self.module, device) if self.options.shelf else None
+            self._tables[token] = Table(shelf)
+        self._device = device
+        self._table = self._tables[token]
+        return self._table
+
+    def _token(self, device: torch.device) -> tuple[Any, ...]:
+        return self.options.context, device.type, tuple(str(p.dtype) for p in self.module.parameters())
+
+    def _run(self, slot: Slot, call: DescribedCall, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        graph = self.open(slot)
+        with torch._C.DisableTorchFunction():
+            result = graph(self.module, call.leaves)
+            for name, value in result["arguments"].items():
+                write_back(args[int(name)] if name.isdigit() else kwargs[name], value)
+            for path, value in result["state"].items():
+                write_state(self.module, path, value)
+        slot.calls += 1
+        self.uses["frozen"] += 1
+        self.touched[slot.kept.key] = slot
+        self.ran[slot.kept.key] = graph.document.package
+        self.unstored.pop(slot.kept.signature.without_fixed, None)
         if self.observer is not None:
-            self.observer(self.name, tensors, output)
+            self.observer(self.name, call.tensors, result["output"])
+        return result["output"]
+
+    def _run_eager(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        why: str,
+        signature: Signature,
+        slot: Slot | None = None,
+    ) -> Any:
+        if signature not in self._told:
+            self._told.add(signature)
+            logger.warning("%s runs eagerly for %s: %s", self.name, signature, why)
+        self.uses["eager"] += 1
+        if slot is not None:
+            self.touched[slot.kept.key] = slot
+        else:
+            self.unstored[signature] = why
+        output = self.eager(*args, **kwargs)
+        if self.observer is not None:
+            self.observer(self.name, describe_call(args, kwargs).tensors, output)
         return output
 
-    def _unfrozen(self, signature: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.options.on_unfrozen == "eager":
-            return self.eager(*args, **kwargs)
-        frozen = tuple(str(known) for known in self.graphs)
-        listing = "".join(f"\n  frozen: {known}" for known in frozen)
+    def _without_graph(self, args: Sequence[Any], kwargs: Mapping[str, Any], guarded: bool) -> Any:
+        call = describe_call(args, kwargs)
+        signature, policy = call.signature, self.options.policy
+        if call.opaque:
+            return self._run_eager(args, kwargs, call.opaque, signature)
+        if failed := self._failed.get(signature):
+            return self._run_eager(args, kwargs, failed, signature)
+        if self.options.guard is not None and not guarded and policy != "eager":
+            return self._run_eager(args, kwargs, "there is no graph, and no loaded pipeline makes the call", signature)
+        if policy == "compile":
+            return self._freeze(args, kwargs)
+        if policy == "eager":
+            return self._run_eager(args, kwargs, "there is no graph for it (on_unfrozen is 'eager')", signature)
+        if policy == "background":
+            assert self.options.background is not None
+            why, is_final = self.options.background(self, args, kwargs)
+            if is_final:
+                self._failed[signature] = why
+            return self._run_eager(args, kwargs, why, signature)
+        frozen = tuple(str(slot.kept.signature) for slot in self.graphs)
+        listing = "".join(f"\n  frozen: {known}" for known in frozen[:8])
+        more = f"\n  and {len(frozen) - 8} more" if len(frozen) > 8 else ""
         raise UnfrozenCallError(
-            f"{self.name} was called with a signature that no frozen graph has.\n  called: {signature}{listing}\n"
+            f"{self.name} was called with a signature that no frozen graph has.\n  called: {signature}{listing}{more}\n"
             f"{self.options.freeze_hint}, or set on_unfrozen='eager' to run such calls uncompiled.",
             self.name,
-            signature,
+            str(signature),
             frozen,
         )
 
-    def compile_captured(
-        self,
-        output_dir: Path,
-        *,
-        on_step: Callable[[str, str], None] = lambda action, detail: None,
-        reuse: Callable[[str], ReusableGraph | None] = lambda build: None,
-    ) -> None:
-        """Compile every captured signature, then check each graph on every captured call, in order.
-
-        ``reuse`` may give a graph that was built before under the same build digest; it is checked all the same.
-        Raises :class:`CannotFreezeError`, and keeps no graph, if a call cannot be compiled or a check fails.
-        """
-        module = tracing_view(self.module)
-        if training := [name or type(m).__name__ for name, m in module.named_modules() if _trains(m)]:
-            raise TrainingModeError(
-                f"{self.name} is in training mode ({training[0]}), which would freeze its dropout. "
-                "Call pipe.<part>.eval() on it first.",
+    def _freeze(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Freeze the call, and run the graph for this very call: its bits are those of every later one."""
+        signature = describe_call(args, kwargs).signature
+        try:
+            with FREEZING, without_modes():
+                slot = self.freeze(args, kwargs)
+        except (TrainingModeError, CompilerMissingError):
+            raise
+        except (InterruptedBuildError, NotFiniteError) as error:
+            if GENERATING.rehearsing:
+                raise
+            self._failed[signature] = str(error)
+            return self._run_eager(args, kwargs, str(error), signature)
+        if slot.refusal:
+            return self._run_eager(args, kwargs, f"it cannot be frozen: {slot.refusal}", signature, slot)
+        found = self._find(args, kwargs)
+        if found is None or found[0].refusal:
+            raise CannotFreezeError(
+                f"{self.name} was frozen for {slot.kept.signature}, and the same call does not find the graph.",
                 self.name,
             )
-        if any(device.type == "meta" for device in iter_devices(module)):
-            raise CannotFreezeError("its weights are offloaded to the meta device", self.name)
-        graphs: dict[Signature, FrozenGraph] = {}
-        files: dict[Signature, tuple[Path, Path | None]] = {}
-        for number, signature in enumerate(s for s in self.recorder.signatures() if s not in self.graphs):
-            calls = [call for call in self.recorder.calls if call.signature == signature]
-            on_step("compile", str(signature))
-            build = build_digest(self.identity, signature, self.options.build)
-            known = reuse(build.hex)
-            if known:
-                document, package, constants = known
-            else:
-                built = build_graph(
-                    module,
-                    calls[0].args,
-                    calls[0].kwargs,
-                    calls[0].output,
-                    build=build,
+        return self._run(found[0], found[1], args, kwargs)
+
+    def freeze(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Slot:
+        """Make a graph for the call, or note why there can be none; the slot in the table."""
+        device = describe_call(args, kwargs).device or part_device(self.module)
+        table = self._choose_table(device)
+        identity = (
+            table.shelf.identity if table.shelf else f"{type(self.module).__module__}.{type(self.module).__qualname__}"
+        )
+        subject = Subject(self.name, identity, self.module, self.eager, device, table.state_paths)
+        refuse_training(self.name, self.module)
+        report = self.options.report
+        signature = describe_call(args, kwargs).signature
+        logger.info("freezing %s for %s", self.name, signature)
+        started_s = time.perf_counter()
+        try:
+            report(self.name, "capture", None, str(signature))
+            observation = observe_call(subject, args, kwargs)
+            signature = observation.signature
+            report(self.name, "capture", time.perf_counter() - started_s, str(signature))
+            if len(table.slots) >= MAX_GRAPHS:
+                raise CannotFreezeError(
+                    f"it has {MAX_GRAPHS} graphs already, so one of its arguments varies with every call", self.name
+                )
+            with ExitStack() as stack:
+                if table.shelf is not None:
+                    stack.enter_context(table.shelf.freezing(signature))
+                    known = {slot.kept.key for slot in table}
+                    table.read_shelf()
+                    for slot in table:
+                        if slot.kept.key not in known and slot.kept.signature == signature:
+                            return slot
+                folder = stack.enter_context(scratch_folder("graphs", secrets.token_hex(16)))
+                if table.shelf is None:
+                    folder = _kept_scratch()
+                compiled_s = time.perf_counter()
+                report(self.name, "compile", None, str(signature))
+                frozen = freeze_call(
+                    subject,
+                    observation,
                     options=self.options.build,
-                    output_dir=output_dir / f"{self.name}.{number}",
+                    output_dir=folder,
+                    verify=self._verify,
+                    offloaded=self._offloaded,
+                    on_step=lambda action, detail: report(self.name, action, None, detail),
                 )
-                document, package, constants = (
-                    self._document(calls[0], build, built),
-                    built.package,
-                    built.constants,
-                )
-            graph = self._open(document, package, constants)
-            on_step("check", str(signature))
-            graph.document = replace(document, checks=self._check(graph, calls))
-            graphs[signature], files[signature] = graph, (package, constants)
-        self.graphs.update(graphs)
-        self.files.update(files)
-        self.recorder.calls.clear()
+                seconds = time.perf_counter() - compiled_s
+                report(self.name, "compile", seconds, str(signature))
+                if table.shelf is None:
+                    return table.add(_in_memory(frozen))
+                return table.add(table.shelf.keep(frozen, time.perf_counter() - started_s))
+        except (TrainingModeError, CompilerMissingError, InterruptedBuildError, NotFiniteError):
+            raise
+        except CannotFreezeError as error:
+            reason = str(error)
+            logger.info("%s cannot be frozen for %s: %s", self.name, signature, reason)
+            if table.shelf is not None:
+                return table.add(table.shelf.refuse(signature.without_fixed, reason))
+            return table.add(Kept(signature.without_fixed, signature.digest.hex, refusal=reason))
 
-    def _document(self, call: CapturedCall, build: Digest, built: BuiltGraph) -> GraphDocument:
-        _, tensors = describe_call(call.args, call.kwargs)
-        lifted = tuple(read_constants(built.constants))
-        baked = self.options.build.weights == "baked"
-        return GraphDocument(
-            signature=call.signature,
-            build=build.hex,
-            package=digest_file(built.package).hex,
-            constants=digest_file(built.constants).hex if built.constants else None,
-            strides=tuple(tuple(tensor.stride()) for tensor in tensors),
-            outputs=built.outputs,
-            output_tree=built.output_tree,
-            ties=built.ties,
-            layout=BAKED if baked else layout_digest(self.module, built.package, lifted),
-            machine=package_metadata(built.package),
-            checks={},
-        )
+    def _refuse_gradients(self, call: DescribedCall) -> None:
+        if not torch.is_grad_enabled():
+            return
+        asked = any(tensor.requires_grad for tensor in call.tensors)
+        if asked or any(parameter.requires_grad for parameter in self.module.parameters()):
+            what = "on tensors that need" if asked else "with weights that ask for"
+            raise CannotFreezeError(
+                f"{self.name} was called {what} gradients, which a frozen graph does not compute. "
+                f"Call it under torch.no_grad(), call {self.name}.requires_grad_(False), or load the pipeline in mode "
+                "'off' to train.",
+                self.name,
+            )
 
-    def _open(self, document: GraphDocument, package: Path, constants: Path | None) -> FrozenGraph:
-        graph = FrozenGraph(
-            document,
-            package,
-            device=next(iter_devices(self.module), torch.device("cpu")),
-            lifted=read_constants(constants),
-            part=self.name,
-            verify=self._verify,
-        )
-        graph.bind(self.module)
-        return graph
+    def _try(self, slot: Slot, call: DescribedCall, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Compare a part that changed with its graph, once: whether the change matters is shown, not guessed."""
+        trial, what = self.trial, ""
+        assert trial is not None
+        try:
+            self._compare(slot, call, args, kwargs, "it was changed")
+        except ChangedPartError as error:
+            what = str(error)
+        self.trial = None
+        trial(what)
+
+    def _compare(
+        self, slot: Slot, call: DescribedCall, args: Sequence[Any], kwargs: Mapping[str, Any], why: str
+    ) -> None:
+        graph = self.open(slot)
+        with without_modes(), torch.no_grad():
+            attributes = Attributes(self.module)
+            held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
+            expected = self.eager(*held_args, **held_kwargs)
+            attributes.restore(tuple(attributes.written()))
+            actual = graph(self.module, copied_leaves(call.leaves))["output"]
+        comparison = compare_trees(expected, actual, same_non_finite=True)
+        if not comparison.passed:
+            raise ChangedPartError(
+                f"{self.name} no longer computes what its graph does ({why}): {comparison.failure}", self.name
+            )
+
+    def _offloaded(self, name: str, tensor: torch.Tensor, device: torch.device) -> torch.Tensor | None:
+        path, _, leaf = name.rpartition(".")
+        return offloaded_weight(self.module.get_submodule(path), leaf, tensor, device)
 
     def _verify(self, module: nn.Module) -> str:
-        return self.options.verify(self.name, module) if self.options.verify else ""
-
-    def _check(self, graph: FrozenGraph, calls: list[CapturedCall]) -> Mapping[str, Any]:
-        results: list[Comparison] = []
-        for number, call in enumerate(calls, start=1):
-            _, tensors = describe_call(call.args, call.kwargs)
-            result = compare_trees(call.output, graph(self.module, tensors))
-            if not result.passed:
-                raise CannotFreezeError(f"call {number} of {len(calls)}: {result.failure}", self.name)
-            results.append(result)
-        worst = worst_of(results)
-        return {"calls": len(calls), "distance": worst.distance, "tolerance": worst.tolerance}
+        return self.options.verify(self.table.shelf, module) if self.options.verify else ""
 
     def save(self, path: Path) -> None:
         """Write the part's document to ``path`` and its files beside it. Raises if there is nothing to save."""
-        if not self.graphs:
+        graphs = self.graphs
+        if not graphs:
             raise NothingFrozenError(f"{self.name} has no graphs, so there is nothing to save.", self.name)
         artifacts = path.parent / ARTIFACTS
         artifacts.mkdir(parents=True, exist_ok=True)
-        for signature, graph in self.graphs.items():
-            package, constants = self.files[signature]
-            for digest, source in ((graph.document.package, package), (graph.document.constants, constants)):
+        for slot in graphs:
+            document = slot.kept.document
+            assert document is not None
+            assert slot.kept.files is not None
+            package, constants = slot.kept.files()
+            for digest, source in ((document.package, package), (document.constants, constants)):
                 if digest and source and not (artifacts / digest).exists():
                     shutil.copyfile(source, artifacts / digest)
-        write_part(path, [graph.document for graph in self.graphs.values()])
+        write_part(path, [slot.kept.document for slot in graphs if slot.kept.document])
 
     def load(self, path: Path) -> None:
-        """Add the graphs of a document and freeze the part. Graphs of other signatures stay."""
-        find = self.options.artifact_path or _beside(path)
+        """Add the graphs of a document; a call that none of them fits is an error from now on."""
+        table = self.table
         for document in read_part(path):
-            package = find(document.package)
-            constants = find(document.constants) if document.constants else None
-            self.graphs[document.signature] = self._open(document, package, constants)
-            self.files[document.signature] = (package, constants)
-        self.set_mode("frozen")
-
-    def discard_graphs(self) -> None:
-        self.graphs.clear()
-        self.files.clear()
-        self.recorder.calls.clear()
+            files = partial(_files_beside, path, document)
+            self.open(table.add(Kept(document.signature, document.signature.digest.hex, document, files)))
+        self.options = replace(self.options, policy="error")
 
 
-def tracing_view(module: nn.Module) -> nn.Module:
-    """The module without hooks of its own, for tracing: they run around the graph, not inside it."""
-    view = type(module).__new__(type(module))
-    view.__dict__ = {k: v for k, v in module.__dict__.items() if k not in {"forward", "_old_forward"}}
-    for hooks in ("_forward_hooks", "_forward_pre_hooks"):
-        view.__dict__[hooks] = type(module.__dict__[hooks])()
-    return view
+def _in_memory(frozen: Frozen) -> Kept:
+    signature = frozen.document.signature
+    return Kept(signature, signature.digest.hex, frozen.document, lambda: (frozen.package, frozen.constants))
 
 
-def _trains(module: nn.Module) -> bool:
-    """Whether training mode changes what the module computes. peft leaves its layers in training mode, which is
-    harmless unless one of them is a dropout.
-    """
-    if not module.training or type(module).__module__.startswith("peft."):
-        return False
-    if type(module).__module__.startswith("torch.nn."):
-        return getattr(module, "p", 0) > 0 or isinstance(module, (nn.modules.batchnorm._NormBase, nn.RReLU))
-    return True
-
-
-def _overrides(module: nn.Module) -> dict[str, Any]:
-    """A language model as text encoder returns a key-value cache, which no graph can return and no pipeline reads."""
-    return {"use_cache": False} if getattr(getattr(module, "config", None), "use_cache", False) else {}
+def _files_beside(path: Path, document: GraphDocument) -> Files:
+    find = _beside(path)
+    return find(document.package), find(document.constants) if document.constants else None
 
 
 def _beside(path: Path) -> Callable[[str], Path]:
@@ -299,7 +503,7 @@ def _beside(path: Path) -> Callable[[str], Path]:
     return find
 
 
-def _scratch_dir() -> Path:
+def _kept_scratch() -> Path:
     stack = ExitStack()
     atexit.register(stack.close)
     return stack.enter_context(scratch_folder("graphs", secrets.token_hex(16)))

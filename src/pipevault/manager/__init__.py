@@ -1,8 +1,8 @@
 """Ties fingerprints, the vault and frozen graphs together."""
 
+from pipevault.cache.outcome import Explanation, Outcome, PartOutcome, Step
 from pipevault.manager.cache import PipelineCache
 from pipevault.manager.construct import from_pretrained
-from pipevault.manager.outcome import Explanation, Outcome, PartOutcome, Step
-from pipevault.manager.pipeline import outcome
+from pipevault.manager.pipeline import outcome, unload
 
-__all__ = ["Explanation", "Outcome", "PartOutcome", "PipelineCache", "Step", "from_pretrained", "outcome"]
+__all__ = ["Explanation", "Outcome", "PartOutcome", "PipelineCache", "Step", "from_pretrained", "outcome", "unload"]

@@ -1,71 +1,56 @@
-"""``PipelineCache``: load a pipeline's compiled graphs from the vault, compiling and publishing on a miss."""
+"""``PipelineCache``: give a pipeline the graphs of the vault, and freeze those that are missing."""
 
 from __future__ import annotations
 
 import logging
 import os
-import tempfile
-import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+import torch
+from torch import nn
+
+from pipevault.cache.call import CallShape, resolve_shape
+from pipevault.cache.call_shapes import call_shapes
+from pipevault.cache.identity import module_dtype, part_factors
+from pipevault.cache.keys import build_key, execution_device
+from pipevault.cache.outcome import Clock, Explanation, Outcome, PartOutcome, Progress, Step, combine
+from pipevault.cache.plan import lists_part, make_plan, open_graphs, plan_outcomes
+from pipevault.cache.rehearsal import rehearse
+from pipevault.cache.search import Miss, Search, open_vault
+from pipevault.cache.shelf import Store, VaultShelf
 from pipevault.determinism.levels import level as at_level
 from pipevault.determinism.levels import parse_level
 from pipevault.digest import Digest
-from pipevault.errors import (
-    CompilerMissingError,
-    LockTimeoutError,
-    MissError,
-    SignatureError,
-    VaultError,
-    VaultNotWritableError,
-)
+from pipevault.errors import LockTimeoutError, MissError, SettingsError, UnfrozenCallError, VaultError
 from pipevault.fingerprint.model import architecture
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import BuildOptions
+from pipevault.graphs.part import FrozenPart, obstacle, part_state
+from pipevault.graphs.state import FREEZING, PartOptions, PartState
 from pipevault.key import Key
-from pipevault.manager.call import CallShape, resolve_shape
-from pipevault.manager.call_shapes import call_shapes
-from pipevault.manager.entries import Entries, Held, release
-from pipevault.manager.keys import build_key, execution_device, module_dtype, part_identity
 from pipevault.manager.leases import HeldLeases
-from pipevault.manager.lookup import Miss, Search, open_vault
-from pipevault.manager.outcome import (
-    Clock,
-    Explanation,
-    Outcome,
-    Progress,
-    Step,
-    combine,
-    part_outcomes,
-)
-from pipevault.manager.pipeline import attach_state, release_class
+from pipevault.manager.pipeline import LoadedState, attach_state, loaded_state, release_class, unload
 from pipevault.settings import Settings, Tier
-from pipevault.store.liveness import scratch_prefix
 from pipevault.store.manifest import Manifest
 from pipevault.store.tiers import Found, Tiers
 from pipevault.store.vault import Vault
 
-if TYPE_CHECKING:
-    from pipevault.manager.freeze import Frozen
-
 Pipeline = TypeVar("Pipeline")
 
 logger = logging.getLogger("pipevault")
-
-# Export and compile patch torch's global state, so that a process freezes one pipeline at a time.
-_FREEZING = threading.Lock()
 
 
 class PipelineCache:
     """A vault and how to use it. Arguments left out follow :class:`pipevault.settings.Settings`.
 
     ``build_config`` overrides fields of ``torch._inductor.config`` for compiling; it is part of the key.
-    ``progress`` is called with a :class:`~pipevault.manager.outcome.Step` whenever one begins or ends.
+    ``progress`` is called with a :class:`~pipevault.cache.outcome.Step` whenever one begins or ends.
     """
 
     def __init__(
@@ -108,11 +93,10 @@ class PipelineCache:
         self._progress = progress
         self._vault: Vault | None = None
         self._tiers = Tiers(self.settings, self._own_vault)
-        self._entries = Entries(self._tiers, self.build)
 
     @property
     def vault(self) -> Vault:
-        """Of ``settings.dir``, made if need be. Raises the :class:`~pipevault.errors.VaultError` that fits."""
+        """The vault of ``settings.dir``, made if need be. Raises :class:`~pipevault.errors.VaultError`."""
         if (vault := self._own_vault(self.settings.mode == "compile")) is not None:
             return vault
         return Vault.open(self.settings.dir, create=False)
@@ -127,7 +111,7 @@ class PipelineCache:
         return self._vault
 
     def find_entry(self, key: Digest) -> Manifest | None:
-        """The manifest of ``key`` in the first tier that has a usable one."""
+        """Return the manifest of ``key`` in the first tier that has a usable one."""
         found = self._tiers.lookup(key)
         return None if found is None else found.manifest
 
@@ -138,260 +122,400 @@ class PipelineCache:
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         guidance: bool | None = None,
         call: Mapping[str, Any] | Callable[[Any], Any] | None = None,
         shapes: Sequence[Mapping[str, Any]] | None = None,
         parts: Sequence[str] | None = None,
     ) -> Pipeline:
-        """Give ``pipe`` the frozen graphs for a call of this shape, and return it.
+        """Give ``pipe`` the frozen graphs of the vault, and return it.
 
-        ``shapes`` freezes several, an entry each: a list of mappings with the arguments before it. ``parts`` names
-        the parts to freeze; by default all that the call uses. What happened: :func:`pipevault.outcome`.
+        Without a shape, all graphs that fit its parts are attached, and each is opened when first used. With one, or
+        with ``shapes``, a list of mappings with the arguments before it, the graphs for such calls are made sure to
+        exist. A second load adds to the first. ``parts`` names the parts to freeze; by default all. What happened:
+        :func:`pipevault.outcome`. If it fails, the pipeline is what it was.
 
         Raises :class:`~pipevault.errors.MissError` in mode ``require``, :class:`~pipevault.errors.CannotFreezeError`
         and its subclasses, :class:`~pipevault.errors.BadCallError`, :class:`~pipevault.errors.VaultError`.
         """
-        wanted = asked = call_shapes(height, width, num_frames, batch_size, guidance, call, shapes)
-        if self.settings.mode != "off":
-            wanted = [resolve_shape(pipe, self._per_sample(shape)) for shape in asked]
-        names = tuple(graph_parts.find_parts(pipe, parts))
-        release_class(pipe)
-        graph_parts.detach(pipe, tuple(graph_parts.frozen_parts(pipe)))
+        asked = call_shapes(height, width, num_frames, batch_size, guidance, call, shapes)
         if self.settings.mode == "off":
-            attach_state(pipe, Outcome("off", reason="mode is off"), {}, level=self.settings.level)
+            unload(pipe)
+            attach_state(pipe, LoadedState(Outcome("off", reason="mode is off"), weakref.ref(pipe)))
             return pipe
-        outcomes: list[Outcome] = []
-        loaded: list[Held] = []
-        try:
-            with at_level(self.settings.level):
-                for shape in wanted:
-                    outcomes.append(self._load_shape(pipe, names, shape, loaded))
-            result = combine(tuple(outcomes))
-            load = self._load_described(pipe, asked, parts)
-            digests = self._digests(pipe, loaded, result)
-        except BaseException:  # whatever it was goes on; a pipeline that was not loaded keeps no entry
-            release(loaded)
-            raise
-        leases = HeldLeases([held.lease for held in loaded])
-        attach_state(pipe, result, digests, level=self.settings.level, load=load, leases=leases)
+        wanted = [resolve_shape(pipe, self._per_sample(shape)) for shape in asked]
+        names = tuple(graph_parts.find_parts(pipe, parts))
+        with _unchanged_on_error(pipe), at_level(self.settings.level):
+            previous = loaded_state(pipe)
+            release_class(pipe)
+            session = _Session(self, pipe, names, previous)
+            try:
+                outcomes = tuple(session.ensure(shape) for shape in wanted) or (session.attached(),)
+                result = combine(outcomes)
+                session.finish(result, asked, parts)
+            except BaseException:  # whatever it was goes on; a pipeline that was not loaded holds no lease
+                session.release()
+                raise
         return pipe
 
     def key(self, pipe: Any, *, parts: Sequence[str] | None = None, **shape: Any) -> Key:
-        """The key under which :meth:`load` looks. ``shape`` takes the arguments of :meth:`load`."""
-        return self._key(
-            pipe, tuple(graph_parts.find_parts(pipe, parts)), resolve_shape(pipe, self._per_sample(CallShape(**shape)))
-        )
+        """Return the key of the plan for a call. ``shape`` takes the arguments of :meth:`load`."""
+        names = tuple(graph_parts.find_parts(pipe, parts))
+        resolved = resolve_shape(pipe, self._per_sample(CallShape(**shape)))
+        modules = {name: graph_parts.get_part(pipe, name) for name in names}
+        with at_level(self.settings.level):
+            return build_key(pipe, modules, resolved, backend=self.settings.backend, build=self.build)
+
+    def part_key(self, pipe: Any, part: str) -> Key:
+        """Return the factors of the identity of a part, as the key of a graph without a signature."""
+        module = graph_parts.get_part(pipe, part)
+        if not isinstance(module, nn.Module):
+            raise SettingsError(f"{type(pipe).__name__} has no part {part!r}.")
+        device = execution_device(pipe, {part: module})
+        with at_level(self.settings.level):
+            return Key(part_factors(module, device, backend=self.settings.backend, build=self.build))
 
     def explain(self, pipe: Any, *, parts: Sequence[str] | None = None, **shape: Any) -> Explanation:
-        """What :meth:`load` would do with these arguments, without doing it."""
+        """Return what :meth:`load` would do with these arguments, without doing it."""
         key = self.key(pipe, parts=parts, **shape)
-        search = Search(self._tiers, key, mend=False)
+        search = Search(self._tiers, key.digest, mend=False)
         found = next(search.entries(), None)
         if found is None:
-            miss = search.miss()
+            miss = search.miss(key)
             problems = tuple(search.problems)
             return Explanation(key, "miss", miss.reason, miss.nearest, miss.differences, problems=problems)
+        missing = [graph for graph in found.manifest.needs if self._tiers.lookup(graph) is None]
+        if missing:
+            gone = ", ".join(graph.short for graph in missing)
+            reason = f"the plan {key.digest.short} needs graphs that are gone: {gone}"
+            return Explanation(
+                key, "miss", reason, parts=plan_outcomes(found.manifest), problems=tuple(search.problems)
+            )
         where = "the vault" if len(self._tiers.order) == 1 else f"tier {found.tier.dir}"
         return Explanation(
             key,
             "hit",
-            f"entry {key.digest.short} is in {where}",
-            parts=part_outcomes(found.manifest.parts),
+            f"the plan {key.digest.short} and its {len(found.manifest.needs)} graphs are in {where}",
+            parts=plan_outcomes(found.manifest),
             tier=str(found.tier.dir),
             problems=tuple(search.problems),
         )
-
-    def _load_described(self, pipe: Any, shapes: Sequence[CallShape], parts: Sequence[str] | None) -> dict[str, Any]:
-        """What a record must tell so that the same load can be done again."""
-        modules = graph_parts.find_parts(pipe)
-        return {
-            "shapes": [shape.to_json() for shape in shapes],
-            "parts": None if parts is None else list(parts),
-            "backend": self.settings.backend,
-            "weights": self.settings.weights,
-            "build_config": dict(self.build.config),
-            "device": str(execution_device(pipe, modules)),
-            "dtype": {name: module_dtype(module) for name, module in modules.items()},
-        }
 
     def _per_sample(self, shape: CallShape) -> CallShape:
         """At level ``invariant`` each sample runs on its own, so graphs for one sample serve every batch."""
         per_sample = parse_level(self.settings.level).name == "invariant"
         return replace(shape, batch_size=1) if per_sample else shape
 
-    def _digests(self, pipe: Any, loaded: Sequence[Held], result: Outcome) -> dict[str, str]:
-        """The architecture digest of each frozen part, from the key of an entry that has it."""
-        frozen = [name for name, part in result.parts.items() if part.status == "frozen"]
-        if all(entry.status == "hit" for entry in result.entries or (result,)):
-            factors = loaded[-1].found.manifest.key.factors["architecture"]
-        else:  # eager code ran here, and may have filled caches that belong to the architecture
-            factors = {name: architecture(graph_parts.get_part(pipe, name)) for name in frozen}
-        return {name: factors[name]["digest"] for name in frozen}
 
-    def _key(self, pipe: Any, names: Sequence[str], shape: CallShape) -> Key:
-        modules = {name: graph_parts.get_part(pipe, name) for name in names}
-        with at_level(self.settings.level):
-            return build_key(pipe, modules, shape, backend=self.settings.backend, build=self.build)
+class _Session:
+    """One load of one pipeline in progress."""
 
-    def _load_shape(self, pipe: Any, names: Sequence[str], shape: CallShape, loaded: list[Held]) -> Outcome:
-        clock = Clock(self._progress)
-        with clock.step("fingerprint"):
-            key = self._key(pipe, names, shape)
-        search = self._search(key)
-        outcome = self._entries.load_first(pipe, search, loaded, clock)
-        if outcome is not None:
-            return outcome
-        with clock.step("lookup"):
-            miss = search.miss()
-        self._entries.count("miss", key.digest, reason=miss.word)
+    def __init__(self, cache: PipelineCache, pipe: Any, names: Sequence[str], previous: LoadedState | None) -> None:
+        self.cache = cache
+        self.pipe = pipe
+        self.settings = cache.settings
+        self.previous = previous
+        self.clock = Clock(cache._progress)
+        self.store = Store(cache._tiers, cache.settings, lambda: cache.vault)
+        clock = self.clock  # a part must not hold its session, which holds the pipeline
+        self.store.wait = lambda detail: clock.report(Step("", "wait", None, detail))
+        self.names = tuple(dict.fromkeys([*(previous.names if previous else ()), *names]))
+        self.obstacles = {n: what for n in names if (what := obstacle(graph_parts.get_part(pipe, n)))}
+        self.loaded: list[weakref.ref[LoadedState]] = []
+        with self.clock.step("fingerprint"):
+            self.states = self._attach([name for name in names if name not in self.obstacles])
+
+    def _attach(self, names: Sequence[str]) -> dict[str, PartState]:
+        devices = execution_device(self.pipe, {name: graph_parts.get_part(self.pipe, name) for name in names})
+        states = graph_parts.attach(self.pipe, names, self._options())
+        for state in states.values():
+            state.attach(devices)
+        return states
+
+    def _options(self) -> PartOptions:
+        settings, store, build, clock = self.settings, self.store, self.cache.build, self.clock
+        level = settings.level
+
+        def shelf(name: str, module: nn.Module, device: torch.device) -> VaultShelf:
+            with at_level(level):
+                factors = part_factors(module, device, backend=settings.backend, build=build)
+            return VaultShelf(store, name, factors, device)
+
+        def report(part: str, action: str, seconds: float | None, detail: str) -> None:
+            clock.report(Step(part, action, seconds, detail))
+            if seconds is not None:
+                label = f"{action} {part}"
+                clock.seconds[label] = clock.seconds.get(label, 0.0) + seconds
+
+        loaded = self.loaded
+
+        def guard_part(name: str) -> None:
+            """Look at a part that is called outside of a generation, unless its pipeline is gone."""
+            for state in (reference() for reference in loaded):
+                if state is not None and (pipe := state.owner()) is not None:
+                    state.check_part(pipe, name)
+
+        background = None
+        if settings.unfrozen_policy == "background":
+            from pipevault.cache.background import BackgroundFreezer
+
+            background = BackgroundFreezer(settings, build)
+        tiers = [str(tier.dir) for tier in self.cache._tiers.order]
+        return PartOptions(
+            policy=settings.unfrozen_policy,
+            context=repr((tiers, level, build.to_json(), settings.backend)),
+            build=build,
+            shelf=shelf,
+            guard=guard_part,
+            verify=_verify,
+            background=background,
+            report=report,
+            freeze_hint=(
+                "Freeze such calls too, with PipelineCache.load(pipe, shapes=[...]) in mode 'compile' or with "
+                "`pipevault prewarm`"
+            ),
+        )
+
+    def attached(self) -> Outcome:
+        """What a load without a shape found."""
+        with self.clock.step("lookup"):
+            for state in self.states.values():
+                state.table.read_shelf()
+        parts = {name: _attached_part(state) for name, state in self.states.items()} | self._obstructed()
+        graphs = sum(part.graphs for part in parts.values())
+        if not graphs and self.settings.mode == "require":
+            key = self.cache.key(self.pipe, parts=tuple(self.states))
+            miss = Search(self.cache._tiers, key.digest, mend=False).miss(key)
+            raise MissError(self._message(key, miss, CallShape(), ()), key.digest.hex, miss.reason)
+        reason = "" if graphs else "there are no graphs for this pipeline yet; calls are frozen as they come"
+        if not graphs and self.settings.unfrozen_policy != "compile":
+            reason = "there are no graphs for this pipeline yet"
+        tier = str(self.settings.dir)
+        return Outcome(
+            "hit" if graphs else "miss", reason=reason, parts=parts, seconds=self.clock.seconds, stored=True, tier=tier
+        )
+
+    def ensure(self, shape: CallShape) -> Outcome:
+        """Make sure that the graphs for calls of ``shape`` exist."""
+        modules = {name: graph_parts.get_part(self.pipe, name) for name in self.states}
+        with self.clock.step("fingerprint"):
+            key = build_key(
+                self.pipe,
+                modules,
+                shape,
+                backend=self.settings.backend,
+                build=self.cache.build,
+                known=self._architectures(),
+            )
+        hit, miss, search = self._from_plan(key)
+        if hit is not None:
+            return hit
+        assert miss is not None
+        self.store.count("miss", key.digest, reason=miss.word)
         if self.settings.mode == "require":
-            if search.unsigned is not None:
-                raise search.unsigned
-            message = self._miss_message(pipe, key, miss, shape, search.problems)
-            raise MissError(message, key.digest.hex, miss.reason)
-        if self._tiers.policy(self._tiers.own_tier) == "require":
-            raise SignatureError(
-                f"{self.settings.dir} has no entry for this pipeline ({miss.reason}), and one that is frozen now would "
-                "lack the signature that is required there. Freeze it with signature 'off', then sign it: `pipevault "
-                "sign`.",
-                self.settings.dir,
-            )
-        outcome = self._compile(pipe, names, shape, key, miss, loaded, clock)
-        return replace(outcome, problems=tuple(dict.fromkeys([*search.problems, *outcome.problems])))
-
-    def _search(self, key: Key) -> Search:
-        return Search(self._tiers, key, mend=self.settings.mode == "compile")
-
-    def _compile(
-        self,
-        pipe: Any,
-        names: Sequence[str],
-        shape: CallShape,
-        key: Key,
-        miss: Miss,
-        loaded: list[Held],
-        clock: Clock,
-    ) -> Outcome:
-        if not self.vault.writable:
-            raise VaultNotWritableError(
-                f"{self.vault.root} has no entry for this pipeline and cannot be written. Mend its permissions, give "
-                "another folder, or use mode 'off'.",
-                self.vault.root,
-            )
-        from pipevault.fingerprint.toolchain import find_cxx_compiler
-
-        if find_cxx_compiler() is None:
-            raise CompilerMissingError(
-                "No C++ compiler was found. Install g++ or set CXX; or load what another machine of the same type "
-                "froze with mode='require'."
-            )
-        waiting = lambda detail: clock.report(Step("", "wait", None, detail))  # noqa: E731
-        if self._progress is None:
-            logger.warning("freezing %s, which takes minutes: %s", type(pipe).__name__, miss.reason)
-        with _FREEZING, ExitStack() as stack:
+            return self._rehearsed_only(key, miss, shape, search)
+        what = type(self.pipe).__name__
+        self.store.require_writable(what)
+        if self.cache._progress is None:
+            logger.warning("freezing %s: %s", what, miss.reason)
+        with FREEZING, ExitStack() as stack:
             try:
-                stack.enter_context(
-                    self.vault.lock(key.digest, timeout_s=self.settings.lock_timeout_s, on_wait=waiting)
+                lock = self.cache.vault.lock(
+                    key.digest, timeout_s=self.settings.lock_timeout_s, on_wait=self.store.wait
                 )
+                stack.enter_context(lock)
             except LockTimeoutError as error:
                 if self.settings.on_lock_timeout != "compile":
                     raise
                 logger.warning("%s Freezing it here too, as on_lock_timeout is 'compile'.", error)
-            outcome = self._entries.load_first(pipe, self._search(key), loaded, clock)
-            if outcome is not None:
-                return outcome
-            return self._freeze_and_publish(pipe, names, shape, key, miss, loaded, clock)
+            hit, _, _ = self._from_plan(key)
+            return hit if hit is not None else self._rehearse_and_publish(key, miss, shape)
 
-    def _freeze_and_publish(
-        self,
-        pipe: Any,
-        names: Sequence[str],
-        shape: CallShape,
-        key: Key,
-        miss: Miss,
-        loaded: list[Held],
-        clock: Clock,
-    ) -> Outcome:
-        # Imported here because a hit needs none of it.
-        from pipevault.manager.freeze import freeze_pipeline
-        from pipevault.manager.publish import make_manifest, reusable_graphs
+    def _architectures(self) -> dict[str, dict[str, Any]]:
+        known = {}
+        for name, state in self.states.items():
+            if isinstance(state.table.shelf, VaultShelf):
+                known[name] = dict(state.table.shelf.factors["architecture"])
+        return known
 
-        graph_parts.detach(pipe, names)
-        with tempfile.TemporaryDirectory(prefix=scratch_prefix("freeze")) as scratch:
-            folder = Path(scratch)
-            started_s = time.perf_counter()
-            frozen = freeze_pipeline(
-                pipe,
-                names,
-                shape,
-                options=self._entries.options(key, None),
-                identities={name: part_identity(key, name) for name in names},
-                folder=folder,
-                clock=clock,
-                reuse=reusable_graphs(self.vault),
-            )
-            compile_s = round(time.perf_counter() - started_s, 3)
-            manifest, files = make_manifest(key, frozen, folder)
-            manifest = replace(manifest, info={**manifest.info, "compile_s": compile_s})
-            self._entries.count("compiled", key.digest, seconds=compile_s)
-            try:
-                with clock.step("publish"):
-                    manifest = self.vault.publish(manifest, files)
-            except VaultError as error:
-                return self._unstored(pipe, key, frozen, miss, error, loaded, clock)
-        self._entries.count("published", key.digest, bytes=manifest.size_bytes)
-        if miss.word == "damaged":
-            self._entries.count("rebuilt", key.digest)
-        # The process that compiled must run what every other process runs: the published entry.
-        graph_parts.detach(pipe, names)
-        for held in tuple(loaded):
-            self._entries.attach(pipe, held.found, Clock(None))
-        tier = self._tiers.own_tier
-        found = Found(self.vault, manifest, tier, tier)
-        hit = self._entries.open(pipe, found, loaded, clock, is_use=False)
-        problems: list[str] = []
-        self._entries.limit_size(found, problems.append)
-        reason = "; ".join(text for text in (miss.reason, hit.reason) if text)
-        status = "partial" if hit.status == "partial" else "miss"
-        return replace(hit, status=status, reason=reason, problems=tuple(problems))
-
-    def _unstored(
-        self,
-        pipe: Any,
-        key: Key,
-        frozen: Frozen,
-        miss: Miss,
-        error: Exception,
-        loaded: list[Held],
-        clock: Clock,
-    ) -> Outcome:
-        """Publishing failed: the graphs in memory were checked, so the pipeline runs on them all the same."""
-        for held in loaded:
-            self._entries.attach(pipe, held.found, Clock(None))
-        parts = frozen.outcomes()
-        status = "partial" if any(part.status == "eager" for part in parts.values()) else "miss"
-        return Outcome(
-            status=status,
-            key=key.digest,
-            reason=f"{miss.reason}; not stored: {error}",
+    def _from_plan(self, key: Key) -> tuple[Outcome | None, Miss | None, Search]:
+        search = Search(self.cache._tiers, key.digest, mend=self.settings.mode == "compile")
+        with self.clock.step("lookup"):
+            found = self.store.open_found(search, lambda found: None)
+        if found is None:
+            return None, search.miss(key), search
+        with self.clock.step("load"):
+            missing = open_graphs(found.manifest, self.states)
+        if missing:
+            return None, Miss(missing, word="damaged"), search
+        for name in tuple(self.states):
+            if lists_part(found.manifest, name):
+                graph_parts.detach(self.pipe, [name])
+                del self.states[name]
+        parts = plan_outcomes(found.manifest) | self._obstructed()
+        self.store.count("hit", found.key)
+        reason = "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if part.status == "eager")
+        outcome = Outcome(
+            "partial" if reason else "hit",
+            key=found.key,
+            reason=reason,
             parts=parts,
-            seconds=clock.seconds,
-            stored=False,
+            seconds=self.clock.seconds,
+            stored=True,
+            manifest=found.manifest.manifest_digest,
+            tier=str(found.origin.dir),
+            problems=tuple([*search.problems, *self.store.problems]),
+        )
+        return outcome, None, search
+
+    def _rehearsed_only(self, key: Key, miss: Miss, shape: CallShape, search: Search) -> Outcome:
+        """Without a plan, whether all graphs are there shows only when the pipeline runs."""
+        if search.unsigned is not None:
+            raise search.unsigned
+        message = self._message(key, miss, shape, search.problems)
+        for state in self.states.values():
+            state.table.read_shelf()
+        if not any(state.graphs for state in self.states.values()):
+            raise MissError(message, key.digest.hex, miss.reason)
+        try:
+            rehearsal = rehearse(self.pipe, self.states, shape, policy="error", clock=self.clock, compare=False)
+        except UnfrozenCallError as error:
+            raise MissError(f"{message} {error}", key.digest.hex, miss.reason) from error
+        parts = {**rehearsal.parts, **self._obstructed()}
+        reason = "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if part.status == "eager")
+        status = "partial" if reason else "hit"
+        return Outcome(
+            status, reason=reason, parts=parts, seconds=self.clock.seconds, stored=True, tier=str(self.settings.dir)
         )
 
-    def _miss_message(self, pipe: Any, key: Key, miss: Miss, shape: CallShape, problems: Sequence[str]) -> str:
-        from pipevault.manager.advice import freeze_command
-
-        command = freeze_command(
-            pipe, shape, weights=self.settings.weights, level=self.settings.level, dir=self.settings.dir
+    def _rehearse_and_publish(self, key: Key, miss: Miss, shape: CallShape) -> Outcome:
+        started_s = time.perf_counter()
+        compiled = {name for name in self.clock.seconds if name.startswith("compile ")}
+        rehearsal = rehearse(self.pipe, self.states, shape, policy="compile", clock=self.clock, compare=True)
+        for name in rehearsal.eager:
+            graph_parts.detach(self.pipe, [name])
+            self.states.pop(name, None)
+        plan = make_plan(key, rehearsal, time.perf_counter() - started_s)
+        problem, manifest = "", None
+        try:
+            with self.clock.step("publish"):
+                published = self.cache.vault.publish(plan, {})
+                manifest = published.manifest_digest
+            tier = self.cache._tiers.own_tier
+            self.store.leases.append(
+                self.cache._tiers.hold(Found(self.cache.vault, published, tier, tier), is_use=False)
+            )
+        except VaultError as error:
+            problem = f"not stored: {error}"
+        if miss.word == "damaged":
+            self.store.count("rebuilt", key.digest)
+        parts = {**rehearsal.parts, **self._obstructed()}
+        eager = "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if part.status == "eager")
+        is_new = any(name.startswith("compile ") for name in self.clock.seconds.keys() - compiled)
+        status = "partial" if eager else "miss" if is_new else "hit"
+        return Outcome(
+            status,
+            key=key.digest,
+            reason="; ".join(text for text in (miss.reason, problem, eager) if text),
+            parts=parts,
+            seconds=self.clock.seconds,
+            stored=not problem and not any("not stored" in text for text in self.store.problems),
+            manifest=manifest,
+            problems=tuple(self.store.problems),
         )
-        folders = ", ".join(str(tier.dir) for tier in self._tiers.order)
-        where = f"The vault {folders} holds" if len(self._tiers.order) == 1 else f"The tiers {folders} hold"
+
+    def _obstructed(self) -> dict[str, PartOutcome]:
+        return {name: PartOutcome("eager", what) for name, what in self.obstacles.items()}
+
+    def _message(self, key: Key, miss: Miss, shape: CallShape, problems: Sequence[str]) -> str:
+        from pipevault.cache.advice import freeze_command
+
+        settings = self.settings
+        command = freeze_command(self.pipe, shape, weights=settings.weights, level=settings.level, dir=settings.dir)
+        order = self.cache._tiers.order
+        folders = ", ".join(str(tier.dir) for tier in order)
+        where = f"The vault {folders} holds" if len(order) == 1 else f"The tiers {folders} hold"
         reason = miss.reason.rstrip(".")
         others = [problem.rstrip(".") for problem in problems if problem.partition(": ")[2].rstrip(".") not in reason]
         also = f" Also: {'; '.join(others)}." if others else ""
         return (
-            f"{where} no usable entry for {type(pipe).__name__} (key {key.digest.short}): {reason}.{also} "
+            f"{where} no usable graphs for {type(self.pipe).__name__} (key {key.digest.short}): {reason}.{also} "
             f"To freeze it, {command}; or use mode 'compile'."
         )
+
+    def finish(self, result: Outcome, asked: Sequence[CallShape], parts: Sequence[str] | None) -> None:
+        """Make the pipeline a loaded one."""
+        previous = self.previous
+        digests = {n: d["digest"] for n, d in self._architectures().items()}
+        before = dict(previous.digests) if previous else {}
+        leases = HeldLeases(self.store.leases, also=previous.leases if previous else None)
+        described = self._described(asked, parts)
+        if previous is not None and previous.load.get("shapes"):
+            described["shapes"] = [*previous.load["shapes"], *described["shapes"]]
+        size = next((s for s in asked if s.height or s.width or s.num_frames), None)
+        default = {n: v for n in ("height", "width", "num_frames") if size and (v := getattr(size, n))}
+        state = LoadedState(
+            outcome=result,
+            owner=weakref.ref(self.pipe),
+            names=self.names,
+            digests={**before, **digests},
+            level=self.settings.level,
+            load=described,
+            leases=leases,
+            default_size=(previous.default_size if previous else None) or default,
+        )
+        attach_state(self.pipe, state)
+        self.loaded.append(weakref.ref(state))
+
+    def release(self) -> None:
+        for lease in self.store.leases:
+            lease.release()
+
+    def _described(self, shapes: Sequence[CallShape], parts: Sequence[str] | None) -> dict[str, Any]:
+        """What a record must tell so that the same load can be done again."""
+        modules = graph_parts.find_parts(self.pipe)
+        return {
+            "shapes": [shape.to_json() for shape in shapes],
+            "parts": None if parts is None else list(parts),
+            "backend": self.settings.backend,
+            "weights": self.settings.weights,
+            "build_config": dict(self.cache.build.config),
+            "device": str(execution_device(self.pipe, modules)),
+            "dtype": {name: module_dtype(module) for name, module in modules.items()},
+        }
+
+
+def _attached_part(state: PartState) -> PartOutcome:
+    refused = list(dict.fromkeys(slot.refusal for slot in state.table if slot.refusal))
+    graphs = len(state.graphs)
+    if refused and not graphs:
+        return PartOutcome("eager", "; ".join(refused))
+    return PartOutcome("frozen" if graphs else "not called", "", graphs)
+
+
+def _verify(shelf: Any, module: nn.Module) -> str:
+    """Why the graphs of a part whose sub-modules changed cannot follow, or nothing."""
+    if not isinstance(shelf, VaultShelf):
+        return ""
+    same = architecture(module)["digest"] == shelf.factors["architecture"]["digest"]
+    return "" if same else "its sub-modules are not those that were frozen"
+
+
+@contextmanager
+def _unchanged_on_error(pipe: Any) -> Any:
+    """Leave the pipeline exactly as it was if a load fails: its parts, its class, what was loaded before."""
+    state = loaded_state(pipe)
+    names = tuple(graph_parts.find_parts(pipe))
+    frozen = {name: part for name in names if isinstance(part := graph_parts.get_part(pipe, name), FrozenPart)}
+    options = {name: part_state(part).options for name, part in frozen.items()}
+    try:
+        yield
+    except BaseException:  # whatever it was goes on
+        for name in tuple(graph_parts.frozen_parts(pipe)):
+            if name not in frozen:
+                graph_parts.detach(pipe, [name])
+        for name, part in frozen.items():
+            part_state(part).options = options[name]
+        if state is not None:
+            attach_state(pipe, state)
+        raise

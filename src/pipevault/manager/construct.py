@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipevault.cache.outcome import Progress
 from pipevault.manager.cache import PipelineCache
-from pipevault.manager.outcome import Progress
 from pipevault.manager.recorded_weights import note_origins
 from pipevault.settings import Tier
 
@@ -21,7 +21,7 @@ def from_pretrained(
     height: int | None = None,
     width: int | None = None,
     num_frames: int | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     guidance: bool | None = None,
     call: Mapping[str, Any] | Callable[[Any], Any] | None = None,
     shapes: Sequence[Mapping[str, Any]] | None = None,

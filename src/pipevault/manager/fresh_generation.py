@@ -19,6 +19,9 @@ from PIL import Image
 from torch._C import _len_torch_function_stack
 from torch.overrides import _pop_mode_temporarily
 
+from pipevault.cache.call import parameters
+from pipevault.cache.keys import execution_device
+from pipevault.cache.outcome import Outcome
 from pipevault.determinism.describe import digest_array
 from pipevault.determinism.noise import host_noise
 from pipevault.determinism.seeds import isolated_rng
@@ -28,11 +31,8 @@ from pipevault.fingerprint.toolchain import toolchain_factors
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.manager.cache import PipelineCache
-from pipevault.manager.call import parameters
 from pipevault.manager.fresh_process import GenerationJob, GenerationResult
 from pipevault.manager.generation import record_of, sample_count
-from pipevault.manager.keys import execution_device
-from pipevault.manager.outcome import Outcome
 from pipevault.manager.pipeline import outcome
 from pipevault.opening import open_pipeline
 

@@ -35,6 +35,7 @@ def generate(
     *,
     asked: Level,
     recorder: Recorder,
+    default_size: Mapping[str, int] | None = None,
 ) -> Any:
     """``method(pipe, *args, **kwargs)`` with a :class:`RunRecord` attached to its output.
 
@@ -50,6 +51,8 @@ def generate(
         )
     seed = kwargs.pop("seed") if seed_given else None
     arguments = _named(method, pipe, args, kwargs)
+    if default_size and all(arguments.get(name) is None for name in ("height", "width", "num_frames")):
+        arguments |= {name: size for name, size in default_size.items() if name in accepted}
     if seed_given and arguments.get("generator") is not None:
         raise BadCallError("A call takes seed= or generator=, not both.")
     count = sample_count(arguments)
@@ -78,6 +81,7 @@ def generate(
         achieved=achieved,
         results=results(output, log, seen, asked),
         leaked=leaked,
+        graphs=seen.graphs,
     )
     return _attach(output, record)
 

@@ -3,11 +3,17 @@
 A graph holds what the modules were when it was made: FreeU's scalars, attention processors, hooks, LoRA layers. The
 guard keeps shallow copies of the attributes of every module and compares them before each generation, which takes
 microseconds for a module. Only when something differs is the architecture computed again; if that is the frozen one
-(a LoRA was fused and unloaded, say), the new attributes become the ones to compare with.
+(a LoRA was fused and unloaded, a model filled a cache), the new attributes become the ones to compare with.
+
+What surely changes the code (a module or a class that is another, a processor, a hook, FreeU's scalars, tiling) is an
+error. What cannot be judged is put to the test: the part's next call runs eagerly too, and the change is accepted if
+the output is the same.
 """
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,9 +21,12 @@ from typing import Any
 from torch import nn
 
 from pipevault.errors import ChangedPartError
+from pipevault.fingerprint.difference import changed_names
 from pipevault.fingerprint.model import architecture, describe_difference, snapshot
 from pipevault.graphs import parts as graph_parts
-from pipevault.graphs.part import FrozenPart, unfrozen
+from pipevault.graphs.part import FrozenPart, part_state, unfrozen
+
+logger = logging.getLogger("pipevault")
 
 _CONTAINERS = (dict, list, set, OrderedDict)
 # Tensors are watched by the graphs that are bound to them, and no inference runs the other hooks.
@@ -28,6 +37,12 @@ _UNWATCHED = frozenset(
         *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
     }
 )
+_SURE_NAMES = frozenset({"b1", "b2", "s1", "s2", "use_tiling", "use_slicing", "_chunk_size", "fused_projections"})
+"""Scalars that change what a module computes: FreeU's, and the switches of diffusers' models."""
+_WAYS_OUT = {
+    "lora": "Fuse the LoRA (pipe.fuse_lora()) and unload its layers, or undo the change",
+    "": "Undo the change",
+}
 
 
 class Guard:
@@ -39,14 +54,15 @@ class Guard:
     def __init__(self, pipe: Any, digests: Mapping[str, str]) -> None:
         """``digests`` has the architecture digest of each frozen part from when it was frozen."""
         self._parts = {name: graph_parts.get_part(pipe, name) for name in digests}
+        self._baselines: dict[str, set[str]] = {}
         for name, digest in digests.items():
             part = self._parts[name]
             if not isinstance(part, FrozenPart):
                 self._fail(name, f"it was replaced by another {type(part).__name__}")
             if architecture(part)["digest"] != digest:
                 self._fail(name, "its architecture is not the one that was loaded")
-        owners = {name.partition(".")[0] for name in digests}
-        self._watched = {name: graph_parts.get_part(pipe, name) for name in sorted(owners)}
+        self._owners = {name: _owner_name(pipe, name) for name in digests}
+        self._watched = {name: graph_parts.get_part(pipe, name) for name in sorted(set(self._owners.values()))}
         self._digests = {name: architecture(module)["digest"] for name, module in self._watched.items()}
         self._readable = {name: snapshot(module) for name, module in self._watched.items()}
         self._attributes = {name: _attributes(module) for name, module in self._watched.items()}
@@ -57,20 +73,74 @@ class Guard:
             now = graph_parts.get_part(pipe, name)
             if now is not part:
                 self._fail(name, f"it was replaced by another {type(now).__name__}")
-        for name, module in self._watched.items():
-            if _unchanged(self._attributes[name]):
-                continue
-            if architecture(module)["digest"] == self._digests[name]:
-                self._attributes[name] = _attributes(module)
-                continue
-            self._fail(name, describe_difference(self._readable[name], snapshot(module)) or "its structure changed")
+        for name in self._watched:
+            self._check_owner(name)
+
+    def check_part(self, name: str) -> None:
+        """The same for the owner of one part."""
+        if name in self._owners:
+            self._check_owner(self._owners[name])
+
+    def _check_owner(self, name: str) -> None:
+        module = self._watched[name]
+        if _unchanged(self._attributes[name]):
+            return
+        digest = architecture(module)["digest"]
+        if digest == self._digests[name] or digest in self._baselines.get(name, ()):
+            self._attributes[name] = _attributes(module)
+            return
+        now = snapshot(module)
+        what = describe_difference(self._readable[name], now) or "its structure changed"
+        if _is_sure(changed_names(self._readable[name], now)):
+            self._fail(name, what)
+        self._put_to_the_test(name, what, digest)
+
+    def _put_to_the_test(self, owner: str, what: str, digest: str) -> None:
+        """Have the next call of each frozen part of ``owner`` run eagerly too; an equal output accepts the change."""
+        guard = weakref.ref(self)
+        names = [name for name, its_owner in self._owners.items() if its_owner == owner]
+        waiting = set(names)
+
+        def judge(name: str, difference: str) -> None:
+            mine = guard()
+            if mine is None:
+                return
+            if difference:
+                mine._fail(owner, f"{what}; {difference}")
+            waiting.discard(name)
+            if not waiting:
+                logger.info("%s was changed (%s), which does not change what it computes", owner, what)
+                mine._baselines.setdefault(owner, set()).add(digest)
+
+        for name in names:
+            part_state(self._parts[name]).trial = lambda difference, name=name: judge(name, difference)
 
     def _fail(self, name: str, what: str) -> None:
+        way_out = _WAYS_OUT["lora" if "lora" in what.lower() else ""]
         raise ChangedPartError(
-            f"{name} was changed after it was frozen: {what}. Undo the change, or freeze the new state: call "
+            f"{name} was changed after it was frozen: {what}. {way_out}, or freeze the new state: call "
             "PipelineCache.load(pipe) again.",
             name,
         )
+
+
+def _owner_name(pipe: Any, name: str) -> str:
+    """The outermost module on the way to a part."""
+    steps = name.split(".")
+    for count in range(1, len(steps)):
+        path = ".".join(steps[:count])
+        if isinstance(graph_parts.get_part(pipe, path), nn.Module):
+            return path
+    return name
+
+
+def _is_sure(names: set[str]) -> bool:
+    """Whether one of the changed names of two snapshots surely changes the code."""
+    for name in names:
+        _, colon, attribute = name.partition(":")
+        if not colon or attribute in _SURE_NAMES or "processor" in attribute or "hook" in attribute:
+            return True
+    return False
 
 
 Attributes = list[tuple[dict[str, Any], dict[str, Any], list[tuple[Any, Any]]]]

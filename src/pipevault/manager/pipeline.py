@@ -1,7 +1,8 @@
-"""A loaded pipeline: the same object, of a class made from (:class:`FrozenPipeline`, its own class).
+"""A loaded pipeline: the same object, of a class made from its own class and :class:`FrozenPipeline`.
 
 The class looks at the pipeline before each generation (see :mod:`pipevault.manager.guard`) and gives its components
 to others as the eager modules that they share their state with, because diffusers' ``from_pipe`` accepts no others.
+A copy of a loaded pipeline, also by pickling, is an eager one.
 """
 
 from __future__ import annotations
@@ -9,36 +10,39 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from pipevault.cache.outcome import Outcome, PartOutcome
+from pipevault.cache.rehearsal import generating
 from pipevault.determinism.levels import parse_level
 from pipevault.errors import SettingsError
-from pipevault.graphs.part import FrozenPart, unfrozen
+from pipevault.graphs import parts as graph_parts
+from pipevault.graphs.part import FrozenPart, part_state, unfrozen
+from pipevault.graphs.state import PartState
 from pipevault.manager.guard import Guard
 from pipevault.manager.leases import HeldLeases
-from pipevault.manager.outcome import Outcome
 from pipevault.manager.recorded_weights import ORIGINS, RecordedWeights
 
 if TYPE_CHECKING:
     from pipevault.manager.run_record import Recorder
 
 STATE = "_pipevault"
-GENERATING = ("__call__", "generate")
 
 
-@dataclass
+@dataclass(eq=False)
 class LoadedState:
-    """What pipevault knows of a pipeline. ``digests`` are those of the parts' architecture when they were frozen.
+    """What pipevault knows of a pipeline. ``digests`` are those of the parts' architecture when they were loaded.
 
     ``generating`` keeps a ``generate`` that calls the pipeline itself from being recorded twice. ``leases`` keep the
-    entries in the vault.
+    entries in the vault. ``default_size`` is that of calls that give none.
     """
 
     outcome: Outcome
     owner: weakref.ref[Any]
+    names: tuple[str, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
     level: str = "repeatable"
     load: Mapping[str, Any] = field(default_factory=dict)
@@ -46,14 +50,20 @@ class LoadedState:
     guard: Guard | None = None
     generating: bool = False
     leases: HeldLeases = field(default_factory=HeldLeases)
+    default_size: Mapping[str, int] = field(default_factory=dict)
 
     def get_recorder(self, pipe: Any) -> Recorder:
         if self.recorder is None:
             from pipevault.manager.run_record import Recorder
 
-            origins = vars(pipe).get(ORIGINS)
+            origins = getattr(pipe, "__dict__", {}).get(ORIGINS)
             self.recorder = Recorder(self.outcome, self.load, RecordedWeights(origins))
         return self.recorder
+
+    def states(self, pipe: Any) -> dict[str, PartState]:
+        """The parts that this load froze and that are still in their places."""
+        parts = {name: graph_parts.get_part(pipe, name) for name in self.names}
+        return {name: part_state(part) for name, part in parts.items() if isinstance(part, FrozenPart)}
 
     def check(self, pipe: Any) -> None:
         """Raises :class:`~pipevault.errors.ChangedPartError` if the pipeline is not the one that was frozen."""
@@ -61,76 +71,143 @@ class LoadedState:
             self.guard = Guard(pipe, self.digests)
         self.guard.check(pipe)
 
+    def check_part(self, pipe: Any, name: str) -> None:
+        """The same for one part, which is called outside of a generation."""
+        if self.guard is None:
+            self.guard = Guard(pipe, self.digests)
+        self.guard.check_part(name)
+
 
 class FrozenPipeline:
     """Mix-in of every class that :func:`freeze_pipeline_class` makes."""
 
+    __slots__ = ()
+
     _pipevault_original_class: type[Any]
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Reduce as an eager pipeline of the original class, for pickles and copies."""
+        original = self._pipevault_original_class
+        twin: Any = original.__new__(original)  # type: ignore[call-overload]
+        for name, value in getattr(self, "__dict__", {}).items():
+            if name != STATE:
+                twin.__dict__[name] = unfrozen(value) if isinstance(value, nn.Module) else value
+        if "_modules" in getattr(self, "__dict__", {}):
+            twin.__dict__["_modules"] = {
+                name: child if child is None else unfrozen(child) for name, child in self.__dict__["_modules"].items()
+            }
+        return twin.__reduce_ex__(protocol)
 
-def attach_state(
-    pipe: Any,
-    outcome: Outcome,
-    digests: Mapping[str, str],
-    *,
-    level: str,
-    load: Mapping[str, Any] | None = None,
-    leases: HeldLeases | None = None,
-) -> None:
+
+def attach_state(pipe: Any, state: LoadedState) -> None:
     """Remember what a load did, and how it was asked for; with frozen parts the pipeline is guarded from now on."""
     release_class(pipe)
-    state = LoadedState(outcome, weakref.ref(pipe), digests, level, load or {}, leases=leases or HeldLeases())
-    object.__setattr__(pipe, STATE, state)
-    if digests:
+    _remember(pipe, state)
+    for part in state.states(pipe).values():
+        part.holders.add(state)
+    if state.names:
         pipe.__class__ = freeze_pipeline_class(type(pipe))  # type: ignore[arg-type]
 
 
+def loaded_state(pipe: Any) -> LoadedState | None:
+    """What was loaded for this very pipeline; ``None`` for one that was not loaded, and for a copy."""
+    own = getattr(pipe, "__dict__", None)
+    state = own.get(STATE) if own is not None else _STATES.get(id(pipe))
+    return state if isinstance(state, LoadedState) and state.owner() is pipe else None
+
+
+_STATES: dict[int, LoadedState] = {}
+"""Of pipelines without a ``__dict__``."""
+
+
+def _remember(pipe: Any, state: LoadedState) -> None:
+    if hasattr(pipe, "__dict__"):
+        pipe.__dict__[STATE] = state
+        return
+    _STATES[id(pipe)] = state
+    weakref.finalize(pipe, _STATES.pop, id(pipe), None)
+
+
 def release_class(pipe: Any) -> None:
-    """Give the pipeline its own class back and forget what was loaded."""
+    """Give the pipeline its own class back and forget what was loaded; its parts stay."""
     if isinstance(pipe, FrozenPipeline):
         pipe.__class__ = pipe._pipevault_original_class
-    state = vars(pipe).get(STATE)
-    if isinstance(state, LoadedState) and state.owner() is pipe:
-        state.leases.release()
-    if STATE in vars(pipe):
-        object.__delattr__(pipe, STATE)
+    if hasattr(pipe, "__dict__"):
+        pipe.__dict__.pop(STATE, None)
+    else:
+        _STATES.pop(id(pipe), None)
+
+
+def unload(pipe: Any) -> Any:
+    """Give ``pipe`` its eager parts and its own class back, and return it.
+
+    A part that another loaded pipeline shares stays frozen in that one's places. A pipeline that was not loaded stays
+    as it is.
+    """
+    state = loaded_state(pipe)
+    if state is None:
+        return pipe
+    for name, part in state.states(pipe).items():
+        part.holders.discard(state)
+        if not part.holders:
+            graph_parts.detach(pipe, [name])
+    release_class(pipe)
+    state.leases.release()
+    return pipe
 
 
 def outcome(pipe: Any) -> Outcome:
-    """What :meth:`~pipevault.PipelineCache.load` did with ``pipe``.
+    """What :meth:`~pipevault.PipelineCache.load` did with ``pipe``, and what calls have frozen since.
 
     Raises :class:`SettingsError` if it was never loaded; a copy of a loaded pipeline is eager and counts as such.
     """
-    state = vars(pipe).get(STATE)
-    if not isinstance(state, LoadedState) or state.owner() is not pipe:
+    state = loaded_state(pipe)
+    if state is None:
         raise SettingsError(
             f"This {type(pipe).__name__} was not loaded by pipevault. Load it: PipelineCache().load(pipe)."
         )
-    return state.outcome
+    parts = dict(state.outcome.parts)
+    for name, part in state.states(pipe).items():
+        parts[name] = _part_now(part, parts.get(name, PartOutcome("not called")))
+    return replace(state.outcome, parts=parts)
+
+
+def _part_now(part: PartState, loaded: PartOutcome) -> PartOutcome:
+    if loaded.status == "eager":
+        return loaded
+    graphs = max(len(part.graphs), loaded.graphs)
+    refused = [slot.refusal for slot in part.table if slot.refusal]
+    reasons = "; ".join(dict.fromkeys([*refused, *part.unstored.values()]))
+    status = "eager" if reasons else "frozen" if graphs else loaded.status
+    return PartOutcome(status, reasons, graphs)
 
 
 @functools.cache
 def freeze_pipeline_class(original: Any) -> type[Any]:
-    """It bears the original's name and signatures, so that ``save_pretrained`` writes what it always wrote."""
+    """The class made for ``original``. It bears its name and signatures, so that ``save_pretrained`` writes what it
+    always wrote.
+    """
     attributes: dict[str, Any] = {
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
+        "__slots__": (),
         "_pipevault_original_class": original,
+        "__reduce_ex__": FrozenPipeline.__reduce_ex__,
     }
-    for name in GENERATING:
-        if callable(getattr(original, name, None)):
-            attributes[name] = _guarded(getattr(original, name))
+    for name in graph_parts.generating_methods(original):
+        attributes[name] = _guarded(getattr(original, name))
     if isinstance(getattr(original, "components", None), property):
         attributes["components"] = property(lambda pipe: _eager_components(original.components.__get__(pipe)))
-    return type(original.__name__, (FrozenPipeline, original), attributes)
+    # The original comes first: an object changes its class only where both have its layout.
+    return type(original.__name__, (original, FrozenPipeline), attributes)
 
 
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def guarded(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-        state = vars(pipe).get(STATE)
-        if not isinstance(state, LoadedState) or state.owner() is not pipe or state.generating:
+        state = loaded_state(pipe)
+        if state is None or state.generating:
             return method(pipe, *args, **kwargs)
         from pipevault.manager.generation import generate
 
@@ -138,9 +215,16 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
         state.leases.refresh()
         state.generating = True
         try:
-            return generate(
-                pipe, method, args, kwargs, asked=parse_level(state.level), recorder=state.get_recorder(pipe)
-            )
+            with generating(state.states(pipe)):
+                return generate(
+                    pipe,
+                    method,
+                    args,
+                    kwargs,
+                    asked=parse_level(state.level),
+                    recorder=state.get_recorder(pipe),
+                    default_size=state.default_size,
+                )
         finally:
             state.generating = False
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
+from pipevault.cache.call import parameters, takes_any_name
+from pipevault.cache.keys import execution_device
+from pipevault.cache.outcome import Progress
 from pipevault.determinism.describe import describe, pixels_sha256
 from pipevault.determinism.embed import read_record
 from pipevault.determinism.metrics import Distance, distance
@@ -24,17 +27,14 @@ from pipevault.errors import (
     OtherMachineError,
     PipevaultError,
     SettingsError,
+    UnfrozenCallError,
     UnknownRecordKeyError,
 )
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.graphs import parts as graph_parts
-from pipevault.key import Difference, Key, leaf_differences
+from pipevault.key import Difference, leaf_differences
 from pipevault.manager.cache import PipelineCache
-from pipevault.manager.call import CallShape, parameters, takes_any_name
 from pipevault.manager.generation import record_of
-from pipevault.manager.keys import execution_device
-from pipevault.manager.outcome import Progress
-from pipevault.manager.pipeline import GENERATING
 from pipevault.manager.recorded_weights import RecordedWeights
 from pipevault.manager.run_record import versions
 
@@ -111,12 +111,15 @@ def replay(
     found = list(_divergent_versions(record))
     _check_weights(record, pipe)
     cache = _cache(record, dir, progress, allow_other_machine=allow_other_machine)
-    shapes, parts = _shapes(record, arguments), record.pipeline["load"]["parts"]
     if not allow_other_machine:
-        found += _divergent_entry(record, cache.key(pipe, parts=parts, **shapes[0]), cache, found)
-    cache.load(pipe, shapes=shapes, parts=parts)
+        found += _divergent_graphs(record, pipe, cache, found)
+    cache.load(pipe, parts=record.pipeline["load"]["parts"])
     try:
         output = getattr(pipe, _method(record, pipe))(**arguments, **_seeding(record))
+    except UnfrozenCallError as error:
+        raise UnknownRecordKeyError(
+            f"The vault {cache.settings.dir} lacks a graph that the recorded call needs. {error}", ""
+        ) from error
     except PipevaultError:
         raise
     except Exception as error:  # whatever a pipeline raises for arguments that it was never called with
@@ -142,14 +145,14 @@ def _check_pipeline(record: RunRecord, pipe: Any) -> None:
             f"The record is of a {record.pipeline['class']}, and this is a {type(pipe).__name__}. Open the recorded "
             f"model: {record.pipeline['model'] or 'its name is not in the record'}."
         )
-    if "load" not in record.pipeline or record.key is None:
+    if "load" not in record.pipeline or record.outcome == "off":
         raise SettingsError("The record does not tell how its pipeline was loaded, so it cannot be replayed.")
 
 
 def _method(record: RunRecord, pipe: Any) -> str:
     """A record comes from anywhere, so it may name only what generates."""
     method = record.pipeline.get("method", "__call__")
-    if method not in GENERATING or not callable(getattr(type(pipe), method, None)):
+    if method not in graph_parts.generating_methods(type(pipe)) or not callable(getattr(type(pipe), method, None)):
         raise BadRecordError(
             f"The record names {method!r} as what was called, which generates nothing.", "pipeline.method"
         )
@@ -223,53 +226,44 @@ def _cache(record: RunRecord, dir: str | Path | None, progress: Progress | None,
     )
 
 
-def _shapes(record: RunRecord, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-    shapes = []
-    for shape in record.pipeline["load"]["shapes"]:
-        named = shape["call"]
-        if named == "function":
-            raise BadCallError(
-                "The recorded pipeline was loaded with a function as its call, which no record can hold. Load it that "
-                "way and call it with the recorded seed."
-            )
-        if missing := [name for name in named or () if name not in arguments]:
-            raise BadCallError(f"The pipeline was loaded for a call with {', '.join(missing)}. Give them as inputs.")
-        if unknown := set(shape) - {field.name for field in fields(CallShape)}:
-            raise BadRecordError(f"The record has a shape with {', '.join(sorted(unknown))}.", "pipeline.load.shapes")
-        shapes.append({**shape, "call": None if named is None else {name: arguments[name] for name in named}})
-    if not shapes:
-        raise BadRecordError("The record has no shape that its pipeline was loaded for.", "pipeline.load.shapes")
-    return shapes
-
-
 def _divergent_versions(record: RunRecord) -> Iterator[Divergence]:
     if differences := leaf_differences(versions(), record.versions, ""):
         yield Divergence("version", _listed(differences))
 
 
-def _divergent_entry(
-    record: RunRecord, key: Key, cache: PipelineCache, versions_differ: Sequence[Divergence]
+def _divergent_graphs(
+    record: RunRecord, pipe: Any, cache: PipelineCache, versions_differ: Sequence[Divergence]
 ) -> Iterator[Divergence]:
-    """Raises where the recorded entry cannot be the one that is loaded."""
-    assert record.key is not None
+    """Raises where a recorded graph cannot be the one that runs."""
     known = "".join(f" Also, {one}." for one in versions_differ)
-    recorded = cache.find_entry(Digest(record.key))
-    if recorded is None:
+    if not record.graphs and record.outcome != "partial":
         raise UnknownRecordKeyError(
-            f"The vault {cache.settings.dir} does not hold the entry {record.key[:12]} that the record names.{known} "
-            "Give the vault that does (--dir), or measure the distance with --allow-other-machine.",
-            record.key,
-        )
-    if differences := key.differences(recorded.key):
-        first = "version" if differences[0].factor.startswith("toolchain.") else "settings"
-        raise DifferentKeyError(
-            f"This pipeline has another key than the recorded one, so it would run other graphs; {first}: "
-            f"{_listed(differences)}. Install and set what the record names, or measure the distance with "
+            f"The record names no graph, as an older pipevault wrote it.{known} Measure the distance with "
             "--allow-other-machine.",
-            tuple(map(str, differences)),
+            record.key or "",
         )
-    if recorded.manifest_digest.hex != record.manifest:
-        yield Divergence("entry", f"{record.key[:12]} was frozen anew since the record was made")
+    for part, graphs in record.graphs.items():
+        here = cache.part_key(pipe, part)
+        for key, package in graphs.items():
+            recorded = cache.find_entry(Digest(key))
+            if recorded is None:
+                raise UnknownRecordKeyError(
+                    f"The vault {cache.settings.dir} does not hold the graph {key[:12]} of {part} that the record "
+                    f"names.{known} Give the vault that does (--dir), or measure the distance with "
+                    "--allow-other-machine.",
+                    key,
+                )
+            own = {group: recorded.key.factors.get(group) for group in here.factors if group != "signature"}
+            if differences := leaf_differences({g: here.factors[g] for g in own}, own):
+                first = "version" if differences[0].factor.startswith("toolchain.") else "settings"
+                raise DifferentKeyError(
+                    f"{part} has another identity than the recorded one, so it would run other graphs; {first}: "
+                    f"{_listed(differences)}. Install and set what the record names, or measure the distance with "
+                    "--allow-other-machine.",
+                    tuple(map(str, differences)),
+                )
+            if package not in {ref.digest.hex for ref in recorded.artifacts}:
+                yield Divergence("entry", f"{key[:12]} of {part} was frozen again since the record was made")
 
 
 def _seeding(record: RunRecord) -> dict[str, Any]:

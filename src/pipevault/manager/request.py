@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pipevault.cache.call import REPEATS, SHAPELESS, parameters, takes_any_name
 from pipevault.demo import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS
 from pipevault.errors import BadCallError
-from pipevault.manager.call import REPEATS, SHAPELESS, parameters, takes_any_name
 from pipevault.opening import DEMO_MODEL
 
 

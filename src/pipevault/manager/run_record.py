@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch.utils._pytree import tree_leaves
 
+from pipevault.cache.keys import execution_device
+from pipevault.cache.outcome import Outcome
 from pipevault.demo import MODEL_DIR
 from pipevault.determinism.describe import digest_array, pixels_sha256
 from pipevault.determinism.levels import Achieved, Level
@@ -24,8 +26,6 @@ from pipevault.fingerprint.machine import machine_factors
 from pipevault.fingerprint.toolchain import package_version, toolchain_factors
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import GRAPH_FORMAT
-from pipevault.manager.keys import execution_device
-from pipevault.manager.outcome import Outcome
 from pipevault.manager.recorded_weights import RecordedWeights
 from pipevault.opening import DEMO_MODEL
 
@@ -64,6 +64,7 @@ class Recorder:
         achieved: Achieved,
         results: Mapping[str, Any],
         leaked: Sequence[str],
+        graphs: Mapping[str, Mapping[str, str]],
     ) -> RunRecord:
         """``leaked`` names the layers of randomness that the pipeline drew from beside its generators."""
         modules = graph_parts.find_parts(pipe)
@@ -94,6 +95,7 @@ class Recorder:
             outcome=self.outcome.status,
             key=self.outcome.key.hex if self.outcome.key else None,
             manifest=self.outcome.manifest.hex if self.outcome.manifest else None,
+            graphs=graphs,
             weights=self.weights.digests(modules),
             versions=versions(),
             machine=machine_factors(execution_device(pipe, modules)),
@@ -119,10 +121,13 @@ def versions() -> dict[str, str]:
 
 @dataclass
 class Seen:
-    """What the frozen parts were given and returned: the latents that were decoded, and every output for an audit."""
+    """What the parts were given and returned: the latents that were decoded, and every output for an audit. ``graphs``
+    are those that ran, by part.
+    """
 
     decoded: list[str] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
+    graphs: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def latents(self) -> str | None:
@@ -145,14 +150,17 @@ def observed(pipe: Any, *, audit: bool) -> Iterator[Seen]:
             seen.steps.append({"step": calls[name], "part": name, "sha256": digest_array(first)})
             calls[name] += 1
 
-    states = graph_parts.frozen_parts(pipe).values()
-    for state in states:
+    states = graph_parts.frozen_parts(pipe)
+    for state in states.values():
         state.observer = observe
+        state.ran = {}
     try:
         yield seen
     finally:
-        for state in states:
+        for name, state in states.items():
             state.observer = None
+            if state.ran:
+                seen.graphs[name] = dict(sorted(state.ran.items()))
 
 
 def results(output: Any, log: NoiseLog, seen: Seen, asked: Level) -> dict[str, Any]:

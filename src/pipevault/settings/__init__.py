@@ -29,7 +29,7 @@ __all__ = ["LEVELS", "PROFILES", "Settings", "Tier", "config_file", "default_dir
 MODES = ("compile", "require", "off")
 WEIGHTS_POLICIES = ("bound", "baked")
 BACKENDS = ("inductor",)
-UNFROZEN_POLICIES = ("error", "eager")
+UNFROZEN_POLICIES = ("compile", "eager", "background", "error")
 LOCK_TIMEOUT_POLICIES = ("error", "compile")
 SIGNATURE_POLICIES = ("off", "warn", "require")
 LEVELS = ("off", "seeded", "repeatable", "strict", "invariant")
@@ -54,10 +54,12 @@ class Settings:
 
     ``dir``: the vault's folder. ``mode``: ``compile`` (a miss compiles and publishes), ``require`` (a miss is an
     error), ``off`` (pipelines are left alone). ``weights``: ``bound`` (a graph takes the live weights) or ``baked``
-    (weights are compiled in and are part of the key). ``on_unfrozen``: what a call does that fits no frozen graph,
-    ``error`` or ``eager``. ``level``: how much is done for the same bits, one of :data:`LEVELS` or :data:`PROFILES`,
-    with ``+audit`` to hash the latents of each step. ``lock_timeout_s``: how long to wait for another process that
-    compiles the same key. ``on_lock_timeout``: what happens then, ``error`` or ``compile`` (of its own).
+    (weights are compiled in and are part of the key). ``on_unfrozen``: what a call does that has no graph:
+    ``compile`` (it is frozen on the spot), ``eager``, ``background`` (eager now, frozen by another process for later
+    calls) or ``error``; see :attr:`unfrozen_policy` for the default. ``level``: how much is done for the same bits, one
+    of :data:`LEVELS` or :data:`PROFILES`, with ``+audit`` to hash the latents of each step. ``lock_timeout_s``: how
+    long to wait for another process that compiles the same key. ``on_lock_timeout``: what happens then, ``error`` or
+    ``compile`` (of its own).
 
     ``tiers``: the vaults that are searched, in order; ``dir`` is searched first unless it is one of them, and is where
     new entries are published. ``tier_timeout_s``: how long a tier other than ``dir`` may take to answer.
@@ -71,7 +73,7 @@ class Settings:
     mode: str = "compile"
     backend: str = "inductor"
     weights: str = "bound"
-    on_unfrozen: str = "error"
+    on_unfrozen: str | None = None
     level: str = "repeatable"
     lock_timeout_s: float = 3600.0
     on_lock_timeout: str = "error"
@@ -88,7 +90,13 @@ class Settings:
         if self.backend not in BACKENDS:
             raise UnknownBackendError(self.backend, BACKENDS)
         one_of("weights", self.weights, WEIGHTS_POLICIES)
-        one_of("on_unfrozen", self.on_unfrozen, UNFROZEN_POLICIES)
+        if self.on_unfrozen is not None:
+            one_of("on_unfrozen", self.on_unfrozen, UNFROZEN_POLICIES)
+            if self.mode == "require" and self.on_unfrozen in ("compile", "background"):
+                raise SettingsError(
+                    f"on_unfrozen {self.on_unfrozen!r} compiles, and mode 'require' never does. Use on_unfrozen "
+                    "'eager' or 'error', or mode 'compile'."
+                )
         split_level(self.level)
         one_of("on_lock_timeout", self.on_lock_timeout, LOCK_TIMEOUT_POLICIES)
         one_of("signature", self.signature, SIGNATURE_POLICIES)
@@ -99,6 +107,13 @@ class Settings:
                 raise SettingsError(f"{name} must be 0 or more seconds, not {getattr(self, name)!r}.")
         if self.max_size is not None and self.max_size < 0:
             raise SettingsError(f"max_size must be 0 or more bytes, not {self.max_size!r}.")
+
+    @property
+    def unfrozen_policy(self) -> str:
+        """What a call does that has no graph: ``on_unfrozen``, else ``compile`` in mode ``compile`` and ``error``
+        in mode ``require``.
+        """
+        return self.on_unfrozen or ("compile" if self.mode == "compile" else "error")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, folders as text."""

@@ -77,6 +77,7 @@ class Manifest:
     artifacts: tuple[ArtifactRef, ...]
     info: Mapping[str, Any]
     created_at: str
+    needs: tuple[Digest, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", _plain(self.parts, "parts"))

@@ -153,6 +153,19 @@ class Tiers:
         """See :meth:`Vault.quarantine`."""
         return self._ask(tier, lambda: vault.quarantine(path, reason))
 
+    def shelf(self, shelf: Digest) -> tuple[tuple[Digest, ...], tuple[str, ...]]:
+        from pipevault.store.read import iter_keys
+
+        keys = []
+        for tier in self.order:
+            try:
+                vault = self.open_tier(tier)
+            except VaultError:
+                continue
+            if vault:
+                keys += [k for k in iter_keys(vault.layout) if k.hex[48:] == shelf.hex[:16]]
+        return tuple(dict.fromkeys(keys)), ()
+
     def manifests(self) -> Iterator[Manifest]:
         """Every entry that can be read, tier by tier; of a tier other than the own, only what can be read in half of
         ``tier_timeout_s``.

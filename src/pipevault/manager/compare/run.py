@@ -15,13 +15,13 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from pipevault.cache.outcome import Clock, Progress
 from pipevault.determinism.metrics import Distance, distance
 from pipevault.determinism.seeds import effective_seed
 from pipevault.errors import NotComparableError, SettingsError
 from pipevault.fingerprint.machine import machine_record
 from pipevault.manager.compare.result import Array, Comparison, FinishedRun, PlannedRun
 from pipevault.manager.fresh_process import GenerationJob, GenerationResult, generate_in_fresh_process
-from pipevault.manager.outcome import Clock, Progress
 from pipevault.manager.request import Request
 from pipevault.store.liveness import scratch_prefix
 

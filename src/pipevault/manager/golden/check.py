@@ -213,8 +213,8 @@ def _differences(golden: Golden, drawn: Drawn) -> tuple[str, ...]:
             golden.record, drawn.record, golden_factors=golden.drawn.factors, factors=drawn.factors
         )
         builds = builds or (f"key: {_short(golden.record.key)} in the golden, {_short(drawn.record.key)} here",)
-    elif golden.record.manifest != drawn.record.manifest:
-        builds = ("the entry was frozen anew under the same key",)
+    elif golden.record.graphs != drawn.record.graphs:
+        builds = ("other graphs ran, or they were frozen again",)
     return (*run_differences(golden.record, drawn.record), *builds)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from pipevault.cache.outcome import Outcome
 from pipevault.determinism.levels import parse_level
 from pipevault.determinism.metrics import Distance
 from pipevault.errors import PipevaultError, SettingsError
@@ -29,7 +30,6 @@ from pipevault.manager.golden.draw import Drawn, samples_of, seen_latents
 from pipevault.manager.golden.files import Tolerance
 from pipevault.manager.golden.suite import Limits, Suite
 from pipevault.manager.golden.suite_file import read_suite
-from pipevault.manager.outcome import Outcome
 from pipevault.manager.run_record import Recorder
 from pipevault.opening import open_pipeline
 from pipevault.settings import Settings

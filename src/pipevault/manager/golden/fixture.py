@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipevault.cache.search import open_vault
 from pipevault.determinism.record import RunRecord
 from pipevault.digest import Digest
 from pipevault.errors import VaultError
@@ -15,7 +16,6 @@ from pipevault.manager.golden.files import Golden, case_folder, machine_types, w
 from pipevault.manager.golden.machine import machine_type
 from pipevault.manager.golden.run import SuiteRunner, check_suite, record_suite
 from pipevault.manager.golden.suite_file import read_suite
-from pipevault.manager.lookup import open_vault
 from pipevault.settings import Settings
 
 

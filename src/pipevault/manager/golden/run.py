@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipevault.cache.keys import execution_device
+from pipevault.cache.outcome import Progress
 from pipevault.digest import Digest
 from pipevault.errors import PipevaultError, SettingsError
 from pipevault.fingerprint.machine import machine_factors
@@ -26,8 +28,6 @@ from pipevault.manager.golden.files import (
 )
 from pipevault.manager.golden.machine import machine_type
 from pipevault.manager.golden.suite import Case, Suite
-from pipevault.manager.keys import execution_device
-from pipevault.manager.outcome import Progress
 from pipevault.opening import open_pipeline
 
 

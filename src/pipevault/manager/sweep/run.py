@@ -16,6 +16,9 @@ from typing import Any
 
 from PIL import Image
 
+from pipevault.cache.call import REPEATS, parameters
+from pipevault.cache.keys import execution_device
+from pipevault.cache.outcome import Progress, Step
 from pipevault.determinism.describe import describe, pixels_sha256
 from pipevault.determinism.model_scores import TextScorer
 from pipevault.determinism.seeds import check_seed
@@ -24,10 +27,7 @@ from pipevault.errors import BadCallError, BadSeedError, SettingsError
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.fingerprint.toolchain import package_version
 from pipevault.graphs import parts as graph_parts
-from pipevault.manager.call import REPEATS, parameters
 from pipevault.manager.generation import record_of
-from pipevault.manager.keys import execution_device
-from pipevault.manager.outcome import Progress, Step
 from pipevault.manager.pipeline import outcome
 from pipevault.manager.request import Request, load_arguments
 from pipevault.manager.run_record import versions

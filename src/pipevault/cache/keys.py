@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
 
+from pipevault.cache.call import CallShape, described, shape_factors
+from pipevault.cache.identity import module_dtype
 from pipevault.determinism.flags import code_flags
-from pipevault.digest import digest_json
 from pipevault.fingerprint.classes import class_identity, is_released, original_class, qualified_name
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.fingerprint.model import architecture
@@ -18,8 +18,8 @@ from pipevault.fingerprint.toolchain import toolchain_factors
 from pipevault.fingerprint.volatile import SKIPPED_NAMES
 from pipevault.fingerprint.weights import weights_digest
 from pipevault.graphs.inductor import GRAPH_FORMAT, BuildOptions
+from pipevault.graphs.parts import get_part
 from pipevault.key import Key
-from pipevault.manager.call import CallShape, described, shape_factors
 
 _SCALARS = (bool, int, float, str)
 _NO_DEFAULT = object()
@@ -32,8 +32,13 @@ def build_key(
     *,
     backend: str,
     build: BuildOptions,
+    known: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Key:
-    """The key of ``pipe`` called at ``shape`` (see :func:`~pipevault.manager.call.resolve_shape`)."""
+    """The key of the plan of ``pipe`` called at ``shape`` (see :func:`~pipevault.cache.call.resolve_shape`).
+
+    ``known`` has the architecture of parts for which it was computed already.
+    """
+    known = known or {}
     device = execution_device(pipe, parts)
     weights: dict[str, Any] = {"policy": build.weights}
     if build.weights == "baked":
@@ -41,7 +46,7 @@ def build_key(
     return Key(
         {
             "pipeline": pipeline_factors(pipe, parts),
-            "architecture": {name: architecture(module) for name, module in parts.items()},
+            "architecture": {name: dict(known.get(name) or architecture(module)) for name, module in parts.items()},
             "weights": weights,
             "call": {**shape_factors(shape), "autocast": _autocast(device)},
             "dtype": {name: module_dtype(module) for name, module in parts.items()},
@@ -68,7 +73,9 @@ def pipeline_factors(pipe: Any, parts: Mapping[str, nn.Module]) -> dict[str, Any
         elif hasattr(value, "set_timesteps") or isinstance(getattr(value, "config", None), Mapping):
             components[name] = {**_class(value), "config": _settings(value)}
     for name in sorted({part.rpartition(".")[0] for part in parts} - {""}):
-        owner = attrgetter(name)(pipe)
+        owner = get_part(pipe, name)
+        if not isinstance(owner, nn.Module):
+            continue
         components[name] = {**_class(owner), **_scalar_attributes(owner), "config": _settings(owner)}
     lengths = {name: value for name, value in attributes.items() if name.endswith("max_length")}
     settings = {**_settings(pipe), **lengths}
@@ -78,15 +85,6 @@ def pipeline_factors(pipe: Any, parts: Mapping[str, nn.Module]) -> dict[str, Any
         # A component stands in the configuration as a pair: the library and the name of its class.
         "config": {name: value for name, value in settings.items() if isinstance(value, _SCALARS)},
     }
-
-
-def part_identity(key: Key, part: str) -> str:
-    """What decides the code of one part's graphs beside their signatures, so that two entries can share them."""
-    shared = ("machine", "toolchain", "backend", "determinism")
-    factors: dict[str, Any] = {group: key.factors[group] for group in shared}
-    factors["architecture"] = key.factors["architecture"][part]
-    factors["weights"] = key.factors["weights"].get("parts", {}).get(part)
-    return digest_json(factors).hex
 
 
 def execution_device(pipe: Any, parts: Mapping[str, nn.Module]) -> torch.device:
@@ -137,8 +135,3 @@ def _autocast(device: torch.device) -> str | None:
     if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
         return None
     return str(torch.get_autocast_dtype(device.type))[6:]
-
-
-def module_dtype(module: nn.Module) -> str | None:
-    tensor = next((t for t in module.parameters() if t.is_floating_point()), None)
-    return None if tensor is None else str(tensor.dtype)[6:]

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipevault.cache.call import CallShape
+from pipevault.cache.keys import execution_device
 from pipevault.determinism.levels import parse_level
-from pipevault.manager.call import CallShape
-from pipevault.manager.keys import execution_device
 
 LEVELS_WITH_GRAPHS = ("strict", "invariant")
 """Their switches change the code that is compiled; the other levels share their graphs."""

@@ -30,7 +30,7 @@ Call: TypeAlias = "Mapping[str, Any] | Callable[[Any], Any] | None"
 
 # Short, so that no tokenizer cuts it and warns of a prompt that nobody typed.
 WARM_UP_PROMPT = "a"
-WARM_UP_STEPS = 4
+WARM_UP_STEPS = 3
 
 PROMPTS = ("prompt", "prompt_2", "prompt_3", "prompt_4")
 NEGATIVE_PROMPTS = tuple(f"negative_{name}" for name in PROMPTS)
@@ -143,7 +143,7 @@ def warm_up_arguments(pipe: Any, shape: CallShape) -> dict[str, Any]:
     prompts = _prompt_count(shape)
     offered: dict[str, Any] = {
         "prompt": _repeated(WARM_UP_PROMPT, prompts),
-        "num_inference_steps": WARM_UP_STEPS,
+        "num_inference_steps": _warm_up_steps(given, accepted),
         "output_type": "np",
     }
     if "prompt" not in accepted:
@@ -173,6 +173,16 @@ def warm_up_arguments(pipe: Any, shape: CallShape) -> dict[str, Any]:
         if isinstance(given.get(name), str):
             given[name] = _repeated(given[name], prompts)
     return {**arguments, **given}
+
+
+def _warm_up_steps(given: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter]) -> int:
+    """Enough steps for a low ``strength``, of which image-to-image pipelines run that share alone, to leave some."""
+    strength = given.get("strength")
+    if strength is None and "strength" in accepted:
+        strength = accepted["strength"].default
+    if not isinstance(strength, (int, float)) or isinstance(strength, bool) or not 0.0 < strength < 1.0:
+        return WARM_UP_STEPS
+    return max(WARM_UP_STEPS, math.ceil(2 / strength))
 
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

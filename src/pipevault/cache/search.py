@@ -1,4 +1,4 @@
-"""Looking a key up in the tiers, and saying why nothing was found."""
+"""Looking an entry up in the tiers, and saying why nothing was found."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Miss:
 class Search:
     """One search for the entry of ``key``. With ``mend``, damaged files are set aside where that is possible."""
 
-    def __init__(self, tiers: Tiers, key: Key, *, mend: bool) -> None:
+    def __init__(self, tiers: Tiers, key: Digest, *, mend: bool) -> None:
         self._tiers = tiers
         self.key = key
         self._mend = mend
@@ -51,7 +51,7 @@ class Search:
 
     def entries(self) -> Iterator[Found]:
         """Entries with parts that can be read, nearest tier first. Nothing is copied."""
-        for candidate in self._tiers.candidates(self.key.digest):
+        for candidate in self._tiers.candidates(self.key):
             if isinstance(candidate, Refused):
                 self.refuse(candidate, candidate.error)
                 continue
@@ -103,18 +103,23 @@ class Search:
             self.problems.append(problem)
             logger.warning("%s", problem)
 
-    def miss(self) -> Miss:
-        """Why nothing was found. Raises what made the vault of ``Settings.dir`` unusable, if something did."""
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why what was found cannot be used."""
+        return tuple(dict.fromkeys([*self._refusals, *([str(self._own_error)] if self._own_error else [])]))
+
+    def miss(self, key: Key) -> Miss:
+        """Why there is no usable plan with ``key``. Raises what made the vault of ``Settings.dir`` unusable."""
         if self._own_error is not None:
             raise self._own_error
         if self._refusals:
             return Miss("; ".join(dict.fromkeys(self._refusals)), word=self._word)
-        return explain_miss(self._tiers, self.key)
+        return explain_miss(self._tiers, key)
 
     def _set_aside(self, place: Found | Refused, vault: Vault, error: CorruptEntryError) -> None:
         """A document that onediffx could not read stands in the manifest."""
         inside = error.path.is_relative_to(vault.root)
-        path = error.path if inside else vault.layout.manifest_file(self.key.digest)
+        path = error.path if inside else vault.layout.manifest_file(self.key)
         try:
             self.quarantined += self._tiers.quarantine(vault, place.tier, path, str(error)) is not None
         except VaultError as failure:
@@ -122,10 +127,13 @@ class Search:
 
 
 def check_parts(vault: Vault, manifest: Manifest) -> None:
-    """Raises :class:`CorruptEntryError` unless every graph can be read and its files are listed."""
+    """Raises :class:`CorruptEntryError` unless a graph or a plan can be read and the files of a graph are listed."""
     path = vault.layout.manifest_file(manifest.key.digest)
-    if what := malformed_parts(manifest.parts):
+    is_graph = manifest.key.kind == "graph"
+    if what := malformed_parts(manifest.parts) if is_graph else _malformed_plan(manifest):
         raise CorruptEntryError(f"{path} lists parts that cannot be read: {what}. Freeze the pipeline again.", path)
+    if not is_graph:
+        return
     listed = {ref.digest.hex for ref in manifest.artifacts}
     graphs = [graph for part in manifest.parts.values() for graph in part["graphs"]]
     named = {digest for graph in graphs for digest in (graph["package"], graph["constants"]) if digest}
@@ -133,9 +141,22 @@ def check_parts(vault: Vault, manifest: Manifest) -> None:
         raise CorruptEntryError(f"{path} does not list {len(missing)} files of its graphs. Freeze it again.", path)
 
 
+def _malformed_plan(manifest: Manifest) -> str:
+    needed = {key.hex for key in manifest.needs}
+    try:
+        for name, part in manifest.parts.items():
+            if not isinstance(part["status"], str) or not isinstance(part["reason"], str):
+                return f"{name} has no status and reason"
+            if not set(part["graphs"]) <= needed:
+                return f"{name} lists graphs that the plan does not need"
+    except (AttributeError, KeyError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 def explain_miss(tiers: Tiers, key: Key) -> Miss:
     """Raises nothing for a tier that cannot be read: the search has told of it."""
-    closest = nearest(key, [entry.key for entry in tiers.manifests()])
+    closest = nearest(key, [entry.key for entry in tiers.manifests() if entry.key.kind == key.kind])
     if closest is None:
         if len(tiers.order) > 1:
             return Miss("no tier has entries")
@@ -144,6 +165,6 @@ def explain_miss(tiers: Tiers, key: Key) -> Miss:
     other, differences = closest
     listed = "; ".join(str(difference) for difference in differences[:_LISTED_DIFFERENCES])
     more = len(differences) - _LISTED_DIFFERENCES
-    reason = f"no entry has this key; the nearest, {other.digest.short}, differs in {listed}"
+    reason = f"no plan has this key; the nearest, {other.digest.short}, differs in {listed}"
     word = differences[0].factor.partition(".")[0] if differences else "absent"
     return Miss(f"{reason}; and {more} more" if more > 0 else reason, other.digest, differences, word)

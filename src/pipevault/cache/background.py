@@ -1,0 +1,184 @@
+"""Freezing a call in another process, while this one serves it eagerly.
+
+One call at a time. The other process gets the part and the arguments in a private folder, freezes the call like any
+other and publishes the graph; this one finds it on the shelf. A part that cannot be sent, such as one whose class
+stands in the program itself, stays eager, and the reason is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import secrets
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipevault.errors import PipevaultError
+from pipevault.graphs.inductor import BuildOptions
+from pipevault.graphs.observe import copied
+from pipevault.graphs.scratch import scratch_folder
+from pipevault.graphs.signature import Signature, describe_call
+from pipevault.graphs.state import PartOptions, PartState
+from pipevault.settings import Settings
+
+logger = logging.getLogger("pipevault")
+
+JOB_FILE = "job.pt"
+ERROR_FILE = "error.txt"
+FAILED = 1
+
+
+@dataclass
+class _Running:
+    process: subprocess.Popen[bytes]
+    folder: Path
+    context: AbstractContextManager[Path]
+    part: str
+    signature: Signature
+
+
+_lock = threading.Lock()
+_running: _Running | None = None
+
+
+class BackgroundFreezer:
+    """Freezes calls of parts for the vault of ``settings``, with ``build``."""
+
+    def __init__(self, settings: Settings, build: BuildOptions) -> None:
+        self._settings = settings
+        self._build = build
+
+    def __call__(self, state: PartState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, bool]:
+        """Start freezing the call unless another is being frozen. Return why it runs eagerly, and whether that stays
+        so.
+        """
+        global _running
+        signature = describe_call(args, kwargs).signature
+        with _lock:
+            if _running is not None:
+                ended = _ended(_running)
+                if ended is None:
+                    if (_running.part, _running.signature) == (state.name, signature):
+                        return "it is being frozen in the background", False
+                    return f"a call of {_running.part} is being frozen in the background before it", False
+                previous, _running = _running, None
+                if ended and (previous.part, previous.signature) == (state.name, signature):
+                    return f"freezing it in the background failed: {ended}", True
+            try:
+                _running = self._start(state, args, kwargs, signature)
+            except (OSError, pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
+                return f"it cannot be frozen in the background: {type(error).__name__}: {error}", True
+        return "it is being frozen in the background", False
+
+    def _start(
+        self, state: PartState, args: Sequence[Any], kwargs: Mapping[str, Any], signature: Signature
+    ) -> _Running:
+        shelf = state.table.shelf
+        context = scratch_folder("background", secrets.token_hex(16))
+        folder = context.__enter__()
+        try:
+            job = {
+                "name": state.name,
+                "module": state.module,
+                "call": copied((tuple(args), dict(kwargs))),
+                "settings": self._settings,
+                "build": self._build,
+                "identity": shelf.identity if shelf else "",
+                "threads": torch.get_num_threads(),
+                "default_dtype": torch.get_default_dtype(),
+                "autocast": signature.autocast,
+            }
+            torch.save(job, folder / JOB_FILE)
+            command = [sys.executable, "-m", "pipevault.cache.background", str(folder)]
+            environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            with (folder / "output.txt").open("wb") as output:
+                process = subprocess.Popen(
+                    command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+                )
+        except BaseException:  # whatever it was goes on; only the folder must not stay
+            context.__exit__(None, None, None)
+            raise
+        return _Running(process, folder, context, state.name, signature)
+
+
+def wait(timeout_s: float | None = None) -> None:
+    """Wait until no call is being frozen in the background. ``subprocess.TimeoutExpired`` after ``timeout_s``."""
+    with _lock:
+        running = _running
+    if running is not None:
+        running.process.wait(timeout_s)
+
+
+def _ended(running: _Running) -> str | None:
+    """``None`` while it runs, else what went wrong, or nothing."""
+    code = running.process.poll()
+    if code is None:
+        return None
+    try:
+        if code == 0:
+            return ""
+        error = running.folder / ERROR_FILE
+        if error.is_file():
+            return error.read_text("utf-8")
+        last = (running.folder / "output.txt").read_text("utf-8", "replace").strip().splitlines()[-1:]
+        return f"its process ended with {code}: {last[0] if last else 'it printed nothing'}"
+    finally:
+        running.context.__exit__(None, None, None)
+
+
+def main(folder: Path) -> int:
+    """Freeze the call of a job: what the other process runs."""
+    # The file is this user's own, in a folder that nobody else can write.
+    job = torch.load(folder / JOB_FILE, weights_only=False)
+    torch.set_num_threads(job["threads"])
+    torch.set_default_dtype(job["default_dtype"])
+    try:
+        _freeze(job)
+    except PipevaultError as error:
+        (folder / ERROR_FILE).write_text(str(error), encoding="utf-8")
+        return FAILED
+    return 0
+
+
+def _freeze(job: Mapping[str, Any]) -> None:
+    from pipevault.cache.identity import part_factors
+    from pipevault.cache.shelf import Store, VaultShelf
+    from pipevault.determinism.levels import level
+    from pipevault.store.tiers import Tiers
+    from pipevault.store.vault import Vault
+
+    settings: Settings = job["settings"]
+    build: BuildOptions = job["build"]
+    store = Store(Tiers.open(settings), settings, lambda: Vault.open(settings.dir))
+
+    def shelf(name: str, module: torch.nn.Module, device: torch.device) -> VaultShelf:
+        return VaultShelf(store, name, part_factors(module, device, backend=settings.backend, build=build), device)
+
+    with level(settings.level):
+        state = PartState(job["module"], PartOptions(build=build, shelf=shelf))
+        state.name = job["name"]
+        args, kwargs = job["call"]
+        device = describe_call(args, kwargs).device or torch.device("cpu")
+        table = state.attach(device)
+        if table.shelf is None or table.shelf.identity != job["identity"]:
+            raise PipevaultError(
+                f"{state.name} has another identity in the other process, so its graphs would not be found"
+            )
+        autocast = job["autocast"]
+        with torch.autocast(device.type, getattr(torch, autocast or "bfloat16"), enabled=autocast is not None):
+            slot = state.freeze(args, kwargs)
+        if slot.refusal:
+            logger.info("%s cannot be frozen: %s", state.name, slot.refusal)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,85 @@
+"""A plan: which graphs a call of a pipeline needs. It answers before anything runs, and a hit never needs it.
+
+The manifest of a plan has no artifacts. ``parts`` has for each part ``{"status": "frozen", "reason": "", "graphs":
+["<key>", …]}``, and ``needs`` the keys of all its graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipevault.cache.outcome import PartOutcome
+from pipevault.cache.rehearsal import Rehearsal
+from pipevault.digest import Digest
+from pipevault.fingerprint.machine import machine_record
+from pipevault.fingerprint.toolchain import toolchain_record
+from pipevault.graphs.inductor import GRAPH_FORMAT
+from pipevault.graphs.state import PartState
+from pipevault.graphs.table import UNUSABLE, Slot
+from pipevault.key import Key
+from pipevault.store.manifest import Manifest, now_utc
+
+
+def make_plan(key: Key, rehearsal: Rehearsal, seconds: float) -> Manifest:
+    """Return the plan of a rehearsed call."""
+    parts = {
+        name: {
+            "status": part.status,
+            "reason": part.reason,
+            "graphs": list(rehearsal.graphs.get(name, ())),
+            "left_eager": name in rehearsal.eager,
+        }
+        for name, part in rehearsal.parts.items()
+    }
+    needs = sorted({Digest(graph) for graphs in rehearsal.graphs.values() for graph in graphs})
+    info: dict[str, Any] = {
+        "compile_s": round(seconds, 3),
+        "machine": machine_record(),
+        "toolchain": toolchain_record(graph_format=GRAPH_FORMAT),
+    }
+    if rehearsal.check is not None:
+        info["check"] = {"distance": rehearsal.check.distance, "tolerance": rehearsal.check.tolerance}
+    return Manifest(key, parts, (), info, now_utc(), needs=tuple(needs))
+
+
+def plan_outcomes(manifest: Manifest) -> dict[str, PartOutcome]:
+    """Return what a plan says of each part."""
+    return {
+        name: PartOutcome(part["status"], part["reason"], len(part["graphs"]))
+        for name, part in sorted(manifest.parts.items())
+    }
+
+
+def open_graphs(manifest: Manifest, states: Mapping[str, PartState]) -> str:
+    """Open the graphs of a plan for the parts as they are now. Return which one is missing, or nothing.
+
+    A graph for weights of another dtype, to which the pipeline casts the part for a call, is opened when it comes to
+    that.
+    """
+    for name, part in manifest.parts.items():
+        state = states.get(name)
+        if state is None or not part["graphs"]:
+            continue
+        table = state.table
+        table.read_shelf()
+        slots: dict[str, Slot] = {slot.kept.key: slot for slot in table}
+        suffix = table.shelf.identity[:16] if table.shelf else ""
+        for graph in part["graphs"]:
+            if not graph.endswith(suffix):
+                continue
+            slot = slots.get(graph)
+            if slot is None:
+                return f"the graph {graph[:12]} of {name}, which the plan needs, is gone"
+            try:
+                state.open(slot)
+            except UNUSABLE as error:
+                table.remove(slot)
+                return str(error)
+    return ""
+
+
+def lists_part(manifest: Manifest, name: str) -> str:
+    """Return why a plan leaves a part eager though it has graphs, or nothing."""
+    part = manifest.parts.get(name)
+    return str(part["reason"]) if part and part.get("left_eager") else ""

@@ -1,0 +1,256 @@
+"""Running a pipeline once as it will be called: every call of a part that has no graph is frozen on the way.
+
+The whole output is compared with the eager pipeline's, in addition to what each graph was compared with. The pipeline,
+its schedulers and all random streams are afterwards what they were.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipevault.cache.call import CallShape, warm_up_arguments
+from pipevault.cache.outcome import Clock, PartOutcome
+from pipevault.determinism.seeds import isolated_rng
+from pipevault.errors import BadCallError, NothingFrozenError, PipevaultError
+from pipevault.graphs import parts as graph_parts
+from pipevault.graphs.check import Comparison, compare_trees, pipeline_tolerance
+from pipevault.graphs.state import GENERATING, PartState
+
+REHEARSAL_SEED = 0
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a rehearsal showed. ``parts``: what became of each part. ``graphs``: the keys of the graphs that each used.
+    ``eager``: parts that must stay eager, because the whole output changes when they are frozen. ``check``: the whole
+    output against eager.
+    """
+
+    parts: Mapping[str, PartOutcome]
+    graphs: Mapping[str, tuple[str, ...]]
+    eager: Mapping[str, str]
+    check: Comparison | None
+
+
+def rehearse(
+    pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, policy: str, clock: Clock, compare: bool
+) -> Rehearsal:
+    """Run ``pipe`` at ``shape`` with ``policy`` for calls without a graph. With ``compare``, run it eagerly first.
+
+    Raises :class:`BadCallError` if the pipeline refuses the call, what freezing a call raises, and
+    :class:`NothingFrozenError` if no part could be frozen.
+    """
+    run = _runner(pipe, shape)
+    check = None
+    eager: dict[str, str] = {}
+    with ExitStack() as stack:
+        eager_output = None
+        if compare:
+            with clock.step("capture"), _policies(states, "off"):
+                eager_output = run()
+        stack.enter_context(_policies(states, policy))
+        for state in states.values():
+            state.start_listing()
+        output = run()
+        if compare:
+            with clock.step("check"):
+                check = _checked(states, run, eager_output, output, eager)
+    parts = {name: part_outcome(state, eager.get(name, "")) for name, state in states.items()}
+    graphs = {
+        name: tuple(sorted(key for key, slot in state.touched.items() if slot.kept.document is not None))
+        for name, state in states.items()
+        if name not in eager
+    }
+    if compare and not any(graphs.values()):
+        details = "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if part.reason)
+        raise NothingFrozenError(
+            f"No part of {type(pipe).__name__} could be frozen ({details or 'no part was called'})."
+        )
+    return Rehearsal(parts, graphs, eager, check)
+
+
+def part_outcome(state: PartState, eager: str = "") -> PartOutcome:
+    """What became of a part since its state began to list."""
+    graphs = [slot for slot in state.touched.values() if slot.kept.document is not None]
+    refused = [slot.refusal for slot in state.touched.values() if slot.refusal]
+    reasons = "; ".join(dict.fromkeys([*([eager] if eager else []), *refused, *state.unstored.values()]))
+    if not state.touched and not state.unstored:
+        return PartOutcome("not called")
+    return PartOutcome("eager" if reasons else "frozen", reasons, 0 if eager else len(graphs))
+
+
+def _checked(
+    states: Mapping[str, PartState], run: Callable[[], Any], eager_output: Any, output: Any, eager: dict[str, str]
+) -> Comparison:
+    """Compare the whole output. Where it differs, each part is run frozen alone, and those that fail stay eager."""
+    tolerance = pipeline_tolerance(state.module for state in states.values())
+    comparison = _compare(eager_output, output, tolerance)
+    if comparison.passed:
+        return comparison
+    frozen = [name for name, state in states.items() if state.touched]
+    for name in frozen:
+        others = {other: states[other] for other in frozen if other != name}
+        with _policies(others, "off"):
+            alone = _compare(eager_output, run(), tolerance)
+        if not alone.passed:
+            eager[name] = f"the pipeline's output changes when it is frozen: {alone.failure}"
+    with _policies({name: states[name] for name in eager}, "off"):
+        comparison = _compare(eager_output, run(), tolerance)
+    if not comparison.passed:
+        raise NothingFrozenError(
+            f"The frozen pipeline's output is not the eager one's: {comparison.failure}. Nothing was stored for the "
+            "whole call; leave parts out with parts=[...] to find the cause."
+        )
+    return comparison
+
+
+def _compare(eager_output: Any, output: Any, tolerance: float) -> Comparison:
+    return compare_trees(plain(eager_output), plain(output), tolerance=tolerance, same_non_finite=True)
+
+
+def plain(output: Any) -> Any:
+    """Return an output with objects and data classes as dictionaries of what they hold."""
+    if isinstance(output, Mapping):
+        return {str(name): plain(value) for name, value in output.items()}
+    if isinstance(output, (list, tuple)):
+        return [plain(item) for item in output]
+    is_leaf = isinstance(output, (torch.Tensor, str, bytes, int, float, bool, type(None))) or hasattr(
+        output, "__array__"
+    )
+    if is_leaf or hasattr(output, "__array_interface__") or not hasattr(output, "__dict__"):
+        return output
+    return {name: plain(value) for name, value in vars(output).items() if not name.startswith("_")}
+
+
+@contextmanager
+def _policies(states: Mapping[str, PartState], policy: str) -> Iterator[None]:
+    before = {name: state.options for name, state in states.items()}
+    for state in states.values():
+        state.options = replace(state.options, policy=policy)
+    try:
+        yield
+    finally:
+        for name, state in states.items():
+            state.options = before[name]
+
+
+@contextmanager
+def generating(states: Mapping[str, PartState], *, rehearsing: bool = False) -> Iterator[None]:
+    """Mark the parts of a pipeline as called by a generation whose guard has looked at them."""
+    before = GENERATING.parts, GENERATING.rehearsing
+    GENERATING.parts = before[0] | {id(state) for state in states.values()}
+    GENERATING.rehearsing = rehearsing or before[1]
+    try:
+        yield
+    finally:
+        GENERATING.parts, GENERATING.rehearsing = before
+
+
+def _runner(pipe: Any, shape: CallShape) -> Callable[[], Any]:
+    """A function that runs the pipeline at ``shape``, with the same randomness each time and none left behind."""
+    adapter = graph_parts.adapter_of(pipe)
+    given = shape.call
+    arguments: dict[str, Any] = {}
+    if given is None and adapter is not None and adapter.call is not None:
+        given = adapter.call(pipe, {n: v for n, v in shape.to_json().items() if n != "call" and v is not None})
+    if callable(given):
+        made = given
+        function: Callable[..., Any] = functools.partial(made, pipe) if given is shape.call else made
+    elif adapter is not None and adapter.methods[0] != "__call__":
+        arguments = dict(given or {})
+        method = getattr(type(pipe), adapter.methods[0])
+        function = lambda: method(pipe, **arguments)  # noqa: E731
+    else:
+        arguments = warm_up_arguments(pipe, replace(shape, call=given))
+        function = lambda: pipe(**arguments)  # noqa: E731
+
+    def run() -> Any:
+        states = graph_parts.frozen_parts(pipe)
+        with ExitStack() as stack:
+            stack.enter_context(generating(states, rehearsing=True))
+            stack.enter_context(untouched(pipe))
+            stack.enter_context(isolated_rng(REHEARSAL_SEED))
+            stack.enter_context(_rewound(arguments.get("generator")))
+            stack.enter_context(torch.no_grad())
+            _quieten(pipe)
+            try:
+                return function()
+            except (ValueError, TypeError) as error:
+                if isinstance(error, PipevaultError):
+                    raise
+                raise BadCallError(
+                    f"{type(pipe).__name__} refused the call that should be frozen: {error}. Pass a size it accepts, "
+                    "or call={...} with the arguments it needs."
+                ) from error
+
+    return run
+
+
+@contextmanager
+def untouched(pipe: Any) -> Iterator[None]:
+    """Put back what running does to the pipeline itself, the pipelines in it, and their schedulers.
+
+    On an error the weights get back their dtypes too: pipelines cast a VAE for the length of a call.
+    """
+    owners = list(_pipelines(pipe, set()))
+    attributes = [(own, dict(own)) for owner in owners if (own := getattr(owner, "__dict__", None)) is not None]
+    schedulers = {
+        id(value): value
+        for owner in owners
+        for _, value in graph_parts.members(owner)
+        if hasattr(value, "set_timesteps") and not isinstance(value, nn.Module) and hasattr(value, "__dict__")
+    }
+    states = [(scheduler, copy.deepcopy(vars(scheduler))) for scheduler in schedulers.values()]
+    modules = [module for owner in owners for module in graph_parts.pipeline_modules(owner).values()]
+    weights = [(tensor, tensor.data) for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    try:
+        yield
+    except BaseException:  # whatever it was goes on
+        for tensor, data in weights:
+            if tensor.dtype != data.dtype:
+                tensor.data = data
+        raise
+    finally:
+        for own, before in attributes:
+            for name in own.keys() - before.keys():
+                del own[name]
+            own.update(before)
+        for scheduler, values in states:
+            vars(scheduler).clear()
+            vars(scheduler).update(values)
+
+
+def _pipelines(pipe: Any, seen: set[int]) -> Iterator[Any]:
+    if id(pipe) in seen:
+        return
+    seen.add(id(pipe))
+    yield pipe
+    for _, value in list(graph_parts.members(pipe)):
+        if graph_parts.is_pipeline(value) and not isinstance(value, nn.Module):
+            yield from _pipelines(value, seen)
+
+
+@contextmanager
+def _rewound(generator: Any) -> Iterator[None]:
+    generators = generator if isinstance(generator, (list, tuple)) else [generator] if generator is not None else []
+    states = [g.get_state() for g in generators]
+    try:
+        yield
+    finally:
+        for g, state in zip(generators, states, strict=True):
+            g.set_state(state)
+
+
+def _quieten(pipe: Any) -> None:
+    """Switch off diffusers' step bar, which would promise the user pictures; :func:`untouched` switches it on again."""
+    for owner in _pipelines(pipe, set()):
+        if hasattr(owner, "set_progress_bar_config"):
+            owner._progress_bar_config = {**(getattr(owner, "_progress_bar_config", None) or {}), "disable": True}

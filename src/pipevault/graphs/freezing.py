@@ -1,0 +1,307 @@
+"""Freezing one call of a part: observe it, decide what its inputs are, compile it, compare it with eager code.
+
+Nothing leaves here that was not compared with the eager part on two calls: the one that was made, and one of other
+values. A call that no graph can stand in for is a :class:`CannotFreezeError` with the reason.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from pipevault.digest import digest_file
+from pipevault.errors import CannotFreezeError, NotFiniteError, TrainingModeError
+from pipevault.graphs.check import NOT_FINITE, compare_trees
+from pipevault.graphs.frozen import (
+    BAKED,
+    FrozenGraph,
+    GraphDocument,
+    Offloaded,
+    constant_sha256,
+    iter_devices,
+    layout_digest,
+    live_constant,
+    package_metadata,
+    read_constants,
+)
+from pipevault.graphs.inductor import BuildOptions, build_digest, build_graph
+from pipevault.graphs.observe import Attributes, Observed, held, observe, read_state, same_values
+from pipevault.graphs.program import (
+    Program,
+    Results,
+    copied_leaves,
+    free_numbers,
+    is_degenerate,
+    varied_leaves,
+    with_number_tensors,
+)
+from pipevault.graphs.signature import DescribedCall, Signature, describe_call, rebuild
+from pipevault.graphs.views import tracing_view
+
+OnStep = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The part whose call is frozen. ``eager`` runs its own forward, without the hooks around it."""
+
+    name: str
+    identity: str
+    module: nn.Module
+    eager: Callable[..., Any]
+    device: torch.device
+    known_state: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What an eager call showed: everything that decides the address of its graph."""
+
+    call: DescribedCall
+    program: Program
+
+    @property
+    def signature(self) -> Signature:
+        return self.program.signature
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A graph that was compiled and checked; its files lie where it was built."""
+
+    document: GraphDocument
+    package: Path
+    constants: Path | None
+
+
+def observe_call(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Observation:
+    """Run the part eagerly on copies of the arguments and tell what a graph of the call must take and return.
+
+    The state of the modules is afterwards what it was before; caches that the part fills whatever it is given stay
+    filled. Raises :class:`CannotFreezeError`.
+    """
+    if opaque := describe_call(args, kwargs).opaque:
+        raise CannotFreezeError(opaque, subject.name)
+    before = Attributes(subject.module)
+    overrides: dict[str, Any] = {}
+    seen = observe(subject.module, subject.eager, args, kwargs)
+    if _returns_cache(seen.output) and _accepts(subject.module, "use_cache"):
+        # A language model as text encoder returns a key-value cache, which no graph can return and no pipeline reads.
+        overrides = {"use_cache": False}
+        before.restore(tuple(seen.state))
+        seen = observe(subject.module, subject.eager, args, {**kwargs, **overrides})
+    eager = partial(subject.eager, **overrides) if overrides else subject.eager
+    paths = set(subject.known_state)
+    if seen.state:
+        paths |= _state_of(subject, eager, before, seen, args, kwargs)
+        before.restore(tuple(paths))
+    state = read_state(subject.module, sorted(paths))
+    call = describe_call(args, kwargs, state)
+    if call.opaque:
+        raise CannotFreezeError(f"it keeps state that no graph can take: {call.opaque}", subject.name)
+    program = Program(call.signature, tuple(seen.after), overrides or None)
+    free = free_numbers(program, subject.module, subject.eager, call, subject.device)
+    fixed = [index for index in call.numbers if index not in free]
+    return Observation(call, replace(program, signature=call.signature.fix(fixed, call.leaves)))
+
+
+def _state_of(
+    subject: Subject,
+    eager: Callable[..., Any],
+    before: Attributes,
+    seen: Observed,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> set[str]:
+    """The written attributes whose value depends on what the part was given, or on how often it was called.
+
+    The others are caches: equal after other inputs, and after one more call.
+    """
+    paths = tuple(seen.state)
+    first = {path: held(value) for path, value in seen.state.items()}
+    described = describe_call(args, kwargs)
+    varied_args, varied_kwargs = rebuild(described.signature.arguments, iter(varied_leaves_but_numbers(described)))
+    before.restore(paths)
+    try:
+        observe(subject.module, eager, varied_args, varied_kwargs)
+        second = {path: held(value) for path, value in read_state(subject.module, paths).items()}
+        observe(subject.module, eager, args, kwargs)
+    except CannotFreezeError:
+        raise
+    except Exception:  # the part refuses the other values: nothing shows that what it wrote is a mere cache
+        return set(paths)
+    third = read_state(subject.module, paths)
+    return {p for p in paths if not (same_values(first[p], second[p]) and same_values(first[p], third[p]))}
+
+
+def varied_leaves_but_numbers(call: DescribedCall) -> list[Any]:
+    """Return other tensors with the numbers of the call: an eager part may be given no other ones."""
+    varied = varied_leaves(call.leaves)
+    return [v if isinstance(v, torch.Tensor) else leaf for v, leaf in zip(varied, call.leaves, strict=True)]
+
+
+def freeze_call(
+    subject: Subject,
+    observation: Observation,
+    *,
+    options: BuildOptions,
+    output_dir: Path,
+    verify: Callable[[nn.Module], str] = lambda module: "",
+    offloaded: Offloaded | None = None,
+    on_step: OnStep = lambda action, detail: None,
+) -> Frozen:
+    """Compile the observed call and check the graph. Raises :class:`CannotFreezeError`."""
+    refuse_training(subject.name, subject.module)
+    call, program = observation.call, observation.program
+    fixed = {index for index, _ in program.signature.fixed}
+    free = [index for index in call.numbers if index not in fixed]
+
+    def with_tensors(leaves: Sequence[Any]) -> list[Any]:
+        return with_number_tensors(copied_leaves(leaves), free, subject.device)
+
+    leaves = with_tensors(call.leaves)
+    with torch.no_grad():
+        expected = program.run(subject.module, subject.eager, leaves)
+    results = Results.of(expected, leaves)
+    build = build_digest(subject.identity, program.signature, options)
+    on_step("compile", str(program.signature))
+    view = tracing_view(subject.module, subject.device)
+    built = build_graph(
+        view, program, with_tensors(call.leaves), results, build=build, options=options, output_dir=output_dir
+    )
+    lifted = tuple(read_constants(built.constants))
+    document = GraphDocument(
+        signature=program.signature,
+        build=build.hex,
+        package=digest_file(built.package).hex,
+        constants=digest_file(built.constants).hex if built.constants else None,
+        inputs=tuple((i, tuple(leaf.stride())) for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)),
+        results=results,
+        ties=built.ties,
+        layout=BAKED if options.weights == "baked" else layout_digest(view, built.package, lifted),
+        origins=_origin_digests(subject.module, built.origins),
+        machine=package_metadata(built.package),
+        checks={},
+    )
+    frozen = Frozen(document, built.package, built.constants)
+    on_step("check", str(program.signature))
+    graph = open_graph(frozen, subject.module, subject.device, name=subject.name, verify=verify, offloaded=offloaded)
+    checks = _check(subject, graph, observation, free)
+    return replace(frozen, document=replace(frozen.document, checks=checks))
+
+
+def open_graph(
+    frozen: Frozen,
+    module: nn.Module,
+    device: torch.device,
+    *,
+    name: str,
+    verify: Callable[[nn.Module], str],
+    offloaded: Offloaded | None = None,
+) -> FrozenGraph:
+    """Open the package and bind it to the weights of ``module``."""
+    graph = FrozenGraph(
+        frozen.document,
+        frozen.package,
+        device=device,
+        lifted=read_constants(frozen.constants),
+        part=name,
+        verify=verify,
+        offloaded=offloaded,
+    )
+    graph.bind(module)
+    return graph
+
+
+def refuse_training(name: str, module: nn.Module) -> None:
+    """Raises :class:`TrainingModeError` for a part whose training mode would be frozen into its graphs."""
+    if training := [path or type(child).__name__ for path, child in module.named_modules() if _trains(child)]:
+        raise TrainingModeError(
+            f"{name} is in training mode ({training[0]}), which would freeze its dropout. "
+            f"Call pipe.{name}.eval() on it first.",
+            name,
+        )
+
+
+def part_device(module: nn.Module) -> torch.device:
+    """The device of the first weight that is not on the meta device; the CPU if there is none."""
+    return next((device for device in iter_devices(module) if device.type != "meta"), torch.device("cpu"))
+
+
+def _check(subject: Subject, graph: FrozenGraph, observation: Observation, free: Sequence[int]) -> Mapping[str, Any]:
+    call, program = observation.call, observation.program
+    varied = [
+        leaf if index in call.numbers and index not in free else other
+        for index, (leaf, other) in enumerate(zip(call.leaves, varied_leaves(call.leaves), strict=True))
+    ]
+    own = _compare(subject, graph, program, call.leaves)
+    other = _compare(subject, graph, program, varied, may_refuse=True)
+    if own.failure == NOT_FINITE:
+        raise NotFiniteError(
+            f"{subject.name}: {NOT_FINITE}, so that nothing tells whether a graph is right", subject.name
+        )
+    if not own.passed and not (is_degenerate(call.leaves) and other is not None and other.passed):
+        raise CannotFreezeError(f"the graph differs from eager code: {own.failure}", subject.name)
+    if other is not None and not other.passed and other.failure != NOT_FINITE:
+        raise CannotFreezeError(f"the graph differs from eager code on other values: {other.failure}", subject.name)
+    compared = [one for one in (own, other) if one is not None and one.passed]
+    worst = max(compared, key=lambda one: one.distance)
+    return {"calls": len(compared), "distance": worst.distance, "tolerance": worst.tolerance}
+
+
+def _compare(
+    subject: Subject, graph: FrozenGraph, program: Program, leaves: Sequence[Any], *, may_refuse: bool = False
+) -> Any:
+    """The distance of the graph from eager code on ``leaves``; ``None`` if eager code refuses them."""
+    try:
+        with torch.no_grad():
+            expected = program.run(subject.module, subject.eager, copied_leaves(leaves))
+    except Exception:  # whatever a part raises for values that nobody gave it
+        if may_refuse:
+            return None
+        raise
+    with torch.no_grad():
+        actual = graph(subject.module, copied_leaves(leaves))
+    return compare_trees(expected, actual)
+
+
+def _origin_digests(
+    module: nn.Module, origins: Mapping[str, tuple[str | int, ...]]
+) -> tuple[tuple[str, tuple[str | int, ...], str], ...]:
+    found = []
+    for name, steps in origins.items():
+        tensor = live_constant(module, steps)
+        if tensor is not None:
+            found.append((name, steps, constant_sha256(tensor)))
+    return tuple(found)
+
+
+def _returns_cache(output: Any) -> bool:
+    return any(
+        type(leaf).__module__.startswith("transformers.") and type(leaf).__name__.endswith("Cache")
+        for leaf in pytree.tree_leaves(output)
+    )
+
+
+def _accepts(module: nn.Module, name: str) -> bool:
+    parameters = inspect.signature(type(module).forward).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _trains(module: nn.Module) -> bool:
+    """Whether training mode changes what the module computes. peft leaves its layers in training mode, which is
+    harmless unless one of them is a dropout.
+    """
+    if not module.training or type(module).__module__.startswith("peft."):
+        return False
+    if type(module).__module__.startswith("torch.nn."):
+        return getattr(module, "p", 0) > 0 or isinstance(module, (nn.modules.batchnorm._NormBase, nn.RReLU))
+    return True

@@ -1,0 +1,309 @@
+"""Eager calls of a part under observation: what they return, what they write, and what they leave behind.
+
+A graph knows its inputs and nothing else. So before a call is frozen, the eager part is run on copies of its arguments
+while its modules are watched. What it writes into containers among its arguments, or into attributes of its modules,
+becomes an output of the graph; what no graph can do (change a tensor in place, draw random numbers) is a refusal.
+
+Writes are seen by identity and by tensors' version counters, never by comparing values before and after: a cache that
+is written again with equal numbers is state all the same.
+"""
+
+from __future__ import annotations
+
+import types
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from pipevault.errors import CannotFreezeError
+
+_CONTAINERS = (list, dict, deque, OrderedDict, defaultdict, set)
+_SEQUENCES = (tuple, *_CONTAINERS)
+_MAX_DEPTH = 6
+# Registered tensors are compared by themselves, hooks are the guard's business, and no forward sets its module's mode.
+_UNWATCHED = frozenset(nn.Module().__dict__)
+
+Path = str
+"""``<module path>:<attribute>``, as in ``up_blocks.0.conv:cache``."""
+
+
+@dataclass
+class Observed:
+    """One eager call. ``after`` has the final value of each argument that is a container and was written to, by
+    position or name; ``state`` that of each attribute that was written, by path.
+    """
+
+    output: Any
+    after: dict[int | str, Any] = field(default_factory=dict)
+    state: dict[Path, Any] = field(default_factory=dict)
+
+
+def copied(tree: Any) -> Any:
+    """Return ``tree`` with new containers and cloned tensors; tensors keep their strides."""
+    return pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, tree)
+
+
+def observe(
+    module: nn.Module,
+    eager: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> Observed:
+    """Run ``eager(*args, **kwargs)`` on copies. Raises :class:`CannotFreezeError` for what no graph can do."""
+    held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
+    arguments = {**dict(enumerate(held_args)), **held_kwargs}
+    tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
+    versions = [_version(tensor) for tensor in tensors]
+    before = {name: _contents(value, 0) for name, value in arguments.items()}
+    attributes = Attributes(module)
+    random_state = _random_state()
+    with torch.no_grad():
+        output = eager(*held_args, **held_kwargs)
+    if not all(torch.equal(a, b) for a, b in zip(random_state, _random_state(), strict=True)):
+        raise CannotFreezeError("it draws random numbers")
+    if [_version(tensor) for tensor in tensors] != versions:
+        raise CannotFreezeError("it changes a tensor among its arguments in place")
+    after = {name: value for name, value in arguments.items() if not _is_same(before[name], value)}
+    return Observed(output, after, attributes.written())
+
+
+class Attributes:
+    """The plain attributes of a module tree at one moment, with which later ones are compared and restored."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._before = {path: (owner, name, value, _contents(value, 0)) for path, owner, name, value in _walk(module)}
+        self._tensors = [(name, tensor, _version(tensor)) for name, tensor in _registered(module)]
+
+    def written(self) -> dict[Path, Any]:
+        """Attributes that were set, or whose containers were changed, since. :class:`CannotFreezeError` for a write
+        that no graph can do: to a weight, to a tensor in place, inside an object.
+        """
+        for (name, tensor, version), (_, now) in zip(self._tensors, _registered(self._module), strict=False):
+            if now is not tensor or _version(now) != version:
+                raise CannotFreezeError(f"it changes its tensor {name}")
+        written = {}
+        seen = set()
+        for path, _, _, value in _walk(self._module):
+            seen.add(path)
+            known = self._before.get(path)
+            if known is None or known[2] is not value or not _is_same(known[3], value):
+                written[path] = value
+        written.update({path: None for path in self._before.keys() - seen})
+        for path, value in written.items():
+            known = self._before.get(path)
+            if known is not None and known[2] is value and isinstance(value, torch.Tensor):
+                raise CannotFreezeError(f"it changes {path} in place")
+        return written
+
+    def restore(self, paths: Sequence[Path]) -> None:
+        """Set attributes back to what they were; containers keep their identity."""
+        for path in paths:
+            owner, name = find_owner(self._module, path)
+            known = self._before.get(path)
+            if known is None:
+                owner.pop(name, None)
+                continue
+            _, _, value, contents = known
+            owner[name] = _refilled(value, contents)
+
+
+def find_owner(module: nn.Module, path: Path) -> tuple[dict[str, Any], str]:
+    """Return the ``__dict__`` in which the attribute at ``path`` lies, and its name there."""
+    where, _, name = path.rpartition(":")
+    return module.get_submodule(where).__dict__, name
+
+
+def read_state(module: nn.Module, paths: Sequence[Path]) -> dict[Path, Any]:
+    """Return the attributes at ``paths``; one that is absent counts as ``None``."""
+    found = {}
+    for path in paths:
+        owner, name = find_owner(module, path)
+        found[path] = owner.get(name)
+    return found
+
+
+def write_state(module: nn.Module, path: Path, value: Any) -> None:
+    """Set an attribute; a container that is there already is filled instead, as the eager code would have done."""
+    owner, name = find_owner(module, path)
+    owner[name] = write_back(owner.get(name), value)
+
+
+def write_back(target: Any, value: Any) -> Any:
+    """Give the container ``target`` the content of ``value``, nested ones too, and return what now holds it."""
+    if type(target) is not type(value) or target is value:
+        return value
+    if isinstance(target, (list, deque)):
+        old = list(target)
+        items = [write_back(old[index], item) if index < len(old) else item for index, item in enumerate(value)]
+        target.clear()
+        target.extend(items)
+        return target
+    if isinstance(target, dict):
+        content = {name: write_back(target.get(name), item) for name, item in value.items()}
+        target.clear()
+        target.update(content)
+        return target
+    return value
+
+
+def same_values(one: Any, other: Any) -> bool:
+    """Return whether two values of attributes are equal, tensors by their numbers."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        same_kind = one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+        return same_kind and (one is other or bool(torch.equal(one, other)))
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same_values(one[name], other[name]) for name in one)
+    if isinstance(one, (list, tuple, deque)):
+        return len(one) == len(other) and all(same_values(a, b) for a, b in zip(one, other, strict=True))
+    if hasattr(one, "__dict__") and not isinstance(one, (type, types.FunctionType)):
+        return one is other or same_values(vars(one), vars(other))
+    try:
+        return bool(one == other)
+    except (RuntimeError, ValueError, TypeError):  # arrays have no single truth value
+        return one is other
+
+
+def iter_tensors(module: nn.Module) -> Iterator[tuple[list[str | int], torch.Tensor]]:
+    """Yield every tensor that an attribute of the tree holds and no module has registered, with the steps to it:
+    the module's path, the attribute, and then indices and keys.
+    """
+    for path, _, _, value in _walk(module):
+        where, _, name = path.rpartition(":")
+        yield from _tensors_in(value, [where, name], 0)
+
+
+def follow(module: nn.Module, steps: Sequence[str | int]) -> Any:
+    """Return what lies at the end of ``steps``, as :func:`iter_tensors` gives them; ``None`` if nothing does."""
+    try:
+        value: Any = module.get_submodule(str(steps[0])).__dict__[str(steps[1])]
+        for step in steps[2:]:
+            value = value[step]
+    except (AttributeError, LookupError, TypeError):
+        return None
+    return value
+
+
+def _tensors_in(value: Any, steps: list[str | int], depth: int) -> Iterator[tuple[list[str | int], torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield steps, value
+    elif depth < _MAX_DEPTH and isinstance(value, dict):
+        for name, item in value.items():
+            if isinstance(name, (str, int)):
+                yield from _tensors_in(item, [*steps, name], depth + 1)
+    elif depth < _MAX_DEPTH and isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _tensors_in(item, [*steps, index], depth + 1)
+
+
+def _walk(module: nn.Module) -> Iterator[tuple[Path, dict[str, Any], str, Any]]:
+    for where, child in module.named_modules():
+        own = child.__dict__
+        for name, value in list(own.items()):
+            if name not in _UNWATCHED and not isinstance(value, (nn.Module, types.FunctionType, types.MethodType)):
+                yield f"{where}:{name}", own, name, value
+
+
+def _registered(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a container, an object or a tensor held: references, so that no identity can be used again."""
+
+    value: Any
+    items: tuple[tuple[Any, _Contents], ...] = ()
+    version: int = 0
+
+
+def _contents(value: Any, depth: int) -> _Contents:
+    if isinstance(value, torch.Tensor):
+        return _Contents(value, version=_version(value))
+    if depth >= _MAX_DEPTH or isinstance(value, (nn.Module, type)):
+        return _Contents(value)
+    return _Contents(value, tuple((key, _contents(item, depth + 1)) for key, item in _items(value)))
+
+
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, dict):
+        return list(value.items())
+    if isinstance(value, set):
+        return [(item, item) for item in sorted(value, key=id)]
+    if isinstance(value, _SEQUENCES):
+        return list(enumerate(value))
+    module = type(value).__module__
+    if hasattr(value, "__dict__") and not module.startswith(("builtins", "torch.", "numpy")):
+        return list(vars(value).items())
+    return []
+
+
+def _is_same(before: _Contents, value: Any) -> bool:
+    if before.value is not value:
+        # Small numbers and texts may be made again; only another value is a write.
+        plain = (bool, int, float, str, bytes, type(None))
+        return isinstance(value, plain) and type(before.value) is type(value) and before.value == value
+    if isinstance(value, torch.Tensor):
+        return before.version == _version(value)
+    if not before.items and not isinstance(value, _CONTAINERS):
+        return True
+    items = _items(value)
+    if len(items) != len(before.items):
+        return False
+    return all(
+        key == name and _is_same(known, item) for (key, known), (name, item) in zip(before.items, items, strict=True)
+    )
+
+
+def _refilled(value: Any, contents: _Contents) -> Any:
+    """The very container that it was, with what it held then."""
+    content = [(key, _refilled(item.value, item)) for key, item in contents.items]
+    if isinstance(value, dict):
+        value.clear()
+        value.update(content)
+    elif isinstance(value, (list, deque)):
+        value.clear()
+        value.extend(item for _, item in content)
+    elif isinstance(value, set):
+        value.clear()
+        value.update(item for _, item in content)
+    elif content and not isinstance(value, tuple):
+        vars(value).clear()
+        vars(value).update(content)
+    return value
+
+
+def held(value: Any) -> Any:
+    """Return ``value`` as it is now, however its containers and objects change later."""
+    if isinstance(value, dict):
+        items = {name: held(item) for name, item in value.items()}
+        return OrderedDict(items) if type(value) is OrderedDict else items
+    if isinstance(value, deque):
+        return deque((held(item) for item in value), value.maxlen)
+    if type(value) in (list, tuple, set):
+        return type(value)(held(item) for item in value)
+    if _items(value):
+        twin = object.__new__(type(value))
+        twin.__dict__.update({name: held(item) for name, item in vars(value).items()})
+        return twin
+    return value
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """Inference tensors count no versions; a change to them in place shows when the graph is compared."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _random_state() -> list[torch.Tensor]:
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states.extend(torch.cuda.get_rng_state(index) for index in range(torch.cuda.device_count()))
+    return states

@@ -1,0 +1,227 @@
+"""A call of a part as a function of its leaves: what is traced, and what the traced graph is compared with.
+
+The leaves are the tensors and numbers of the arguments and of the state on the modules. The result is a tree of what
+the part returns, of the arguments that it wrote to, and of the state that it left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipevault.errors import CannotFreezeError
+from pipevault.graphs.check import compare_trees
+from pipevault.graphs.observe import find_owner, read_state
+from pipevault.graphs.signature import DescribedCall, Leaf, Signature, rebuild
+
+# What a number is compared at beside its captured value: far enough to show in the output.
+_SECOND_VALUES: Mapping[type, Callable[[Any], Any]] = {float: lambda value: value * 0.5 + 0.25, int: lambda v: v + 1}
+
+
+@dataclass(frozen=True)
+class Program:
+    """``written`` names the arguments that the call writes to, by position or name. ``overrides`` are keyword arguments
+    that the eager part is given and callers do not give.
+    """
+
+    signature: Signature
+    written: tuple[int | str, ...] = ()
+    overrides: Mapping[str, Any] | None = None
+
+    def run(self, module: nn.Module, eager: Callable[..., Any], leaves: Sequence[Any]) -> dict[str, Any]:
+        """Call ``eager`` on arguments rebuilt from ``leaves``; state on the modules is as it was afterwards."""
+        remaining = iter(leaves)
+        args, kwargs = rebuild(self.signature.arguments, remaining)
+        state = {path: rebuild(shape, remaining) for path, shape in self.signature.state}
+        with _state_set(module, state):
+            output = eager(*args, **{**kwargs, **(self.overrides or {})})
+            after = read_state(module, self.signature.state_paths)
+        written = {str(name): args[name] if isinstance(name, int) else kwargs[name] for name in self.written}
+        return {"output": output, "arguments": written, "state": after}
+
+
+@contextmanager
+def _state_set(module: nn.Module, state: Mapping[str, Any]) -> Iterator[None]:
+    absent = object()
+    before = []
+    try:
+        for path, value in state.items():
+            owner, name = find_owner(module, path)
+            before.append((owner, name, owner.get(name, absent)))
+            owner[name] = value
+        yield
+    finally:
+        for owner, name, value in before:
+            if value is absent:
+                owner.pop(name, None)
+            else:
+                owner[name] = value
+
+
+def copied_leaves(leaves: Sequence[Leaf]) -> list[Leaf]:
+    """Return ``leaves`` with cloned tensors."""
+    return [leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+
+
+def varied_leaves(leaves: Sequence[Leaf]) -> list[Leaf]:
+    """Return other values of the same shapes: drawn ones mixed into floating point, whole numbers in reverse order.
+
+    Python numbers get their second value. What is drawn is the same each time and leaves no random stream changed.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return [_varied(leaf, generator) if isinstance(leaf, torch.Tensor) else second_value(leaf) for leaf in leaves]
+
+
+def second_value(number: int | float) -> int | float:
+    value: int | float = _SECOND_VALUES[type(number)](number)
+    return value
+
+
+def number_tensor(number: int | float, leaves: Sequence[Leaf], device: torch.device) -> torch.Tensor:
+    """Return ``number`` as the tensor without dimensions that a graph takes: it promotes like a Python number."""
+    if isinstance(number, int):
+        return torch.tensor(number, dtype=torch.int64, device=device)
+    wide = any(isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float64 for leaf in leaves)
+    return torch.tensor(number, dtype=torch.float64 if wide else torch.float32, device=device)
+
+
+def with_number_tensors(
+    leaves: Sequence[Leaf], indices: Sequence[int], device: torch.device
+) -> list[torch.Tensor | int | float]:
+    """Return ``leaves`` with tensors in the place of the numbers at ``indices``."""
+    result: list[Any] = list(leaves)
+    for index in indices:
+        result[index] = number_tensor(result[index], leaves, device)
+    return result
+
+
+def free_numbers(
+    program: Program, module: nn.Module, eager: Callable[..., Any], call: DescribedCall, device: torch.device
+) -> tuple[int, ...]:
+    """Indices of the numbers that only enter arithmetic, so that a graph may take them as inputs.
+
+    Decided by running the eager part with tensors in their place, at the captured value and at a second one.
+    """
+
+    def are_free(indices: Sequence[int]) -> bool:
+        other = list(call.leaves)
+        for index in indices:
+            other[index] = second_value(other[index])  # type: ignore[arg-type]
+        return all(_is_arithmetic(program, module, eager, leaves, indices, device) for leaves in (call.leaves, other))
+
+    if not call.numbers or are_free(call.numbers):
+        return call.numbers
+    if len(call.numbers) == 1:
+        return ()
+    free = tuple(index for index in call.numbers if are_free([index]))
+    return free if not free or are_free(free) else ()
+
+
+def _is_arithmetic(
+    program: Program,
+    module: nn.Module,
+    eager: Callable[..., Any],
+    leaves: Sequence[Leaf],
+    indices: Sequence[int],
+    device: torch.device,
+) -> bool:
+    plain = copied_leaves(leaves)
+    tensors = with_number_tensors(copied_leaves(leaves), indices, device)
+    try:
+        with torch.no_grad():
+            expected = program.run(module, eager, plain)
+            with _NoLookAtValues():  # type: ignore[no-untyped-call]
+                actual = program.run(module, eager, tensors)
+    except Exception:  # whatever the part raises for a tensor, or for another value, the number steers it
+        return False
+    back = {id(tensors[index]): leaves[index] for index in indices}
+    leaves_there, tree = pytree.tree_flatten(actual)
+    restored = pytree.tree_unflatten([back.get(id(leaf), leaf) for leaf in leaves_there], tree)
+    return compare_trees(expected, restored, tolerance=1e-4, same_non_finite=True).passed
+
+
+class _NoLookAtValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Raises where code asks a tensor for its value, as a condition or an index does."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise CannotFreezeError("the value of a tensor is read")
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class Results:
+    """How the result tree of a program is put together.
+
+    ``leaves`` has an item for each leaf of the tree: ``["tensor"]``, the next tensor that the graph returns; ``["leaf",
+    n]``, the n-th leaf of the call itself; ``["value", value]``, a constant. ``tree`` is the tree as
+    ``torch.utils._pytree.treespec_dumps`` writes it.
+    """
+
+    leaves: tuple[tuple[Any, ...], ...]
+    tree: str
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any], leaves: Sequence[Any]) -> Results:
+        """``result`` came from running a program on ``leaves``. :class:`CannotFreezeError` for a leaf of an unknown
+        kind.
+        """
+        own = {id(leaf): index for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
+        found, tree = pytree.tree_flatten(result)
+        described: list[tuple[Any, ...]] = []
+        for leaf in found:
+            if isinstance(leaf, torch.Tensor):
+                described.append(("leaf", own[id(leaf)]) if id(leaf) in own else ("tensor",))
+            elif leaf is None or isinstance(leaf, (bool, int, float, str)):
+                described.append(("value", leaf))
+            else:
+                raise CannotFreezeError(f"it returns a {type(leaf).__module__}.{type(leaf).__qualname__}")
+        try:
+            return cls(tuple(described), pytree.treespec_dumps(tree))
+        except (NotImplementedError, TypeError, ValueError) as error:
+            raise CannotFreezeError(f"its output cannot be written down: {error}") from error
+
+    def tensors(self, result: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+        """The tensors that a graph must return for ``result``."""
+        found = pytree.tree_leaves(result)
+        if len(found) != len(self.leaves):
+            raise CannotFreezeError(f"traced, it returns {len(found)} values instead of {len(self.leaves)}")
+        kept = [leaf for leaf, kind in zip(found, self.leaves, strict=True) if kind[0] == "tensor"]
+        if not all(isinstance(leaf, torch.Tensor) for leaf in kept):
+            raise CannotFreezeError("traced, it returns values of other kinds")
+        return tuple(kept)
+
+
+def _varied(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    if tensor.is_floating_point() and tensor.dim() > 1:
+        values = tensor.detach().float()
+        spread = float(values.std()) if values.numel() > 1 else 0.0
+        spread = spread if 0.0 < spread < float("inf") else 1.0
+        drawn = torch.randn(tensor.shape, generator=generator).to(tensor.device)
+        mixed = torch.empty_like(tensor, memory_format=torch.preserve_format)
+        return mixed.copy_(values * 0.6 + drawn * (0.4 * spread))
+    if tensor.dim() and not tensor.is_complex() and not tensor.is_floating_point():
+        return tensor.detach().flip(-1).clone()
+    return tensor.detach().clone()
+
+
+def is_degenerate(leaves: Sequence[Leaf]) -> bool:
+    """Return whether an input of more than one dimension holds one number only, such as an image all black.
+
+    Normalisation turns rounding into everything there, so that eager code and a right graph may differ at will.
+    """
+    return any(
+        isinstance(leaf, torch.Tensor)
+        and leaf.is_floating_point()
+        and leaf.dim() > 1
+        and leaf.numel() > 1
+        and bool((leaf == leaf.reshape(-1)[0]).all())
+        for leaf in leaves
+    )

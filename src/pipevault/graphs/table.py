@@ -1,0 +1,214 @@
+"""The graphs of one part in one state of its weights: which of them serves a call, opened when first used."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from pipevault.errors import VaultError, WrongMachineError
+from pipevault.graphs.freezing import Frozen
+from pipevault.graphs.frozen import FrozenGraph, GraphDocument, constant_sha256, live_constant
+from pipevault.graphs.observe import read_state
+from pipevault.graphs.signature import DescribedCall, Leaf, Shape, Signature, describe_call
+
+logger = logging.getLogger("pipevault")
+
+Files = tuple[Path, "Path | None"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a shelf holds for one signature: a graph, or the reason why there can be none.
+
+    ``files`` verifies the package and the lifted constants and gives their paths; it raises a
+    :class:`~pipevault.errors.VaultError` or :class:`~pipevault.errors.WrongMachineError` for a graph that cannot be
+    used. ``key`` names the entry.
+    """
+
+    signature: Signature
+    key: str
+    document: GraphDocument | None = None
+    files: Callable[[], Files] | None = None
+    refusal: str = ""
+
+
+class Shelf(Protocol):
+    """Where the graphs of a part identity are kept."""
+
+    identity: str
+
+    def news(self) -> Iterable[Kept]:
+        """Everything on the shelf that was not given before."""
+
+    def freezing(self, signature: Signature) -> AbstractContextManager[None]:
+        """Held while a graph is made, so that one process makes it for all."""
+
+    def keep(self, frozen: Frozen, seconds: float) -> Kept:
+        """Store a graph; what is returned is loaded like every other."""
+
+    def refuse(self, signature: Signature, reason: str) -> Kept:
+        """Store that a call cannot be frozen."""
+
+
+@dataclass
+class Slot:
+    """A graph at its place in a table. ``casts`` are the dtypes of inputs for which it was compared with eager code."""
+
+    kept: Kept
+    graph: FrozenGraph | None = None
+    calls: int = 0
+    casts: set[tuple[str, ...]] = field(default_factory=set)
+    _origins: list[tuple[int, int, bool]] = field(default_factory=list)
+
+    @property
+    def refusal(self) -> str:
+        return self.kept.refusal
+
+    def constants_fit(self, module: nn.Module) -> bool:
+        """Whether the attributes that the graph has as constants still hold the same numbers."""
+        document = self.kept.document
+        if document is None or not document.origins:
+            return True
+        stamps = []
+        for place, (_, steps, sha256) in enumerate(document.origins):
+            tensor = live_constant(module, steps)
+            if tensor is None:  # not filled yet: the part would make the very constant that the graph has
+                stamps.append((0, 0, True))
+                continue
+            version = 0 if tensor.is_inference() else tensor._version
+            known = self._origins[place] if place < len(self._origins) else None
+            if known is None or known[:2] != (id(tensor), version):
+                known = (id(tensor), version, constant_sha256(tensor) == sha256)
+            stamps.append(known)
+        self._origins = stamps
+        return all(fits for _, _, fits in stamps)
+
+
+class Table:
+    """Slots by signature. ``shelf`` is asked for what is new when a call finds none."""
+
+    def __init__(self, shelf: Shelf | None) -> None:
+        self.shelf = shelf
+        self.slots: list[Slot] = []
+        self._lock = threading.Lock()
+        self._by_signature: dict[Signature, list[Slot]] = {}
+        self._loose: dict[Signature, list[Slot]] = {}
+        self._state_paths: tuple[tuple[str, ...], ...] = ((),)
+
+    @property
+    def state_paths(self) -> tuple[str, ...]:
+        """Every attribute that a graph here takes as state."""
+        return tuple(sorted({path for paths in self._state_paths for path in paths}))
+
+    def add(self, kept: Kept) -> Slot:
+        """Add what a shelf holds; what is here already stays."""
+        with self._lock:
+            for slot in self._by_signature.get(kept.signature.without_fixed, ()):
+                same = slot.kept.signature == kept.signature and slot.kept.key == kept.key
+                if same and (slot.kept.document is None) == (kept.document is None):
+                    return slot
+            slot = Slot(kept)
+            self.slots.append(slot)
+            self._by_signature.setdefault(kept.signature.without_fixed, []).append(slot)
+            if kept.document is not None:
+                self._loose.setdefault(kept.signature.loose, []).append(slot)
+            paths = kept.signature.state_paths
+            if paths not in self._state_paths:
+                self._state_paths = (*self._state_paths, paths)
+            return slot
+
+    def remove(self, slot: Slot) -> None:
+        """Forget a graph that cannot be used."""
+        with self._lock:
+            self.slots = [other for other in self.slots if other is not slot]
+            for listed in (*self._by_signature.values(), *self._loose.values()):
+                if slot in listed:
+                    listed.remove(slot)
+
+    def read_shelf(self) -> None:
+        if self.shelf is not None:
+            for kept in self.shelf.news():
+                self.add(kept)
+
+    def find(
+        self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Slot | None, DescribedCall]:
+        """The slot for a call, and the call as that slot's graph takes it."""
+        call: DescribedCall | None = None
+        for paths in reversed(self._state_paths):  # state first: a graph without it is older knowledge
+            call = describe_call(args, kwargs, read_state(module, paths))
+            if call.opaque:
+                continue
+            for slot in self._by_signature.get(call.signature, ()):
+                if slot.kept.signature.admits(call.leaves) and slot.constants_fit(module):
+                    return slot, call
+        assert call is not None
+        return None, call
+
+    def find_cast(
+        self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Slot, DescribedCall, tuple[str, ...]] | None:
+        """A slot whose graph takes the call once scalars and vectors, such as time steps, are cast to other dtypes
+        that hold the same values; and the call with the cast leaves, and the dtypes that were cast.
+        """
+        for paths in reversed(self._state_paths):
+            call = describe_call(args, kwargs, read_state(module, paths))
+            if call.opaque:
+                continue
+            for slot in self._loose.get(call.signature.loose, ()):
+                if not slot.kept.signature.admits(call.leaves) or not slot.constants_fit(module):
+                    continue
+                wanted = list(_dtypes(slot.kept.signature))
+                cast = cast_leaves(call.leaves, wanted)
+                if cast is not None:
+                    dtypes = tuple(str(leaf.dtype) for leaf in call.leaves if isinstance(leaf, torch.Tensor))
+                    return slot, DescribedCall(call.signature, cast), dtypes
+        return None
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(tuple(self.slots))
+
+
+def cast_leaves(leaves: Sequence[Leaf], dtypes: Sequence[str]) -> tuple[Leaf, ...] | None:
+    """Return ``leaves`` with their tensors in ``dtypes``; ``None`` if a value does not survive the cast."""
+    wanted = iter(dtypes)
+    result: list[Leaf] = []
+    for leaf in leaves:
+        if not isinstance(leaf, torch.Tensor):
+            result.append(leaf)
+            continue
+        dtype = getattr(torch, next(wanted))
+        if leaf.dtype == dtype:
+            result.append(leaf)
+            continue
+        cast = leaf.to(dtype)
+        if not bool((cast.to(leaf.dtype) == leaf).all()):
+            return None
+        result.append(cast)
+    return tuple(result)
+
+
+def _dtypes(signature: Signature) -> Iterator[str]:
+    yield from _dtypes_in(signature.arguments)
+    for _, shape in signature.state:
+        yield from _dtypes_in(shape)
+
+
+def _dtypes_in(shape: Shape) -> Iterator[str]:
+    if shape[0] == "tensor":
+        yield shape[1]
+    elif shape[0] not in ("number", "value", "opaque"):
+        for child in shape[2]:
+            yield from _dtypes_in(child)
+
+
+UNUSABLE = (VaultError, WrongMachineError)
+"""What a slot raises whose graph cannot be opened: it counts as absent."""
