@@ -92,7 +92,11 @@ def check_family(family: Family, root: Path, *, compile_variations: tuple[str, .
             report.failures.append(what)
 
     reference = family.make()
+    keys = cache(root, family)
+    before = keys.key(reference, call=dict(family.call))
     eager = draw(reference, family.call)
+    after = keys.key(reference, call=dict(family.call))
+    expect(before == after, f"an eager call changes the key: {'; '.join(map(str, before.differences(after)))}")
     pipe = family.make()
     started_s = time.perf_counter()
     cache(root, family).load(pipe, call=dict(family.call))

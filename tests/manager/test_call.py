@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from pipelines import PlainPipeline, stable_diffusion
+from pipevault.cache.call import CallShape, parameters, resolve_shape, shape_factors, warm_up_arguments
 from pipevault.digest import digest_json
 from pipevault.errors import BadCallError
-from pipevault.cache.call import CallShape, parameters, resolve_shape, shape_factors, warm_up_arguments
 
 
 @pytest.fixture(scope="module")

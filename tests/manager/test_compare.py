@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from comparison_runs import REQUEST, FakeRuns, brighter, compared
+from pipevault.cache.outcome import Step
 from pipevault.errors import (
     DifferentOutputError,
     MissingExtraError,
@@ -20,7 +21,6 @@ from pipevault.errors import (
     SettingsError,
 )
 from pipevault.manager.compare.run import RUNS
-from pipevault.cache.outcome import Step
 from pipevault.manager.request import Request
 
 

@@ -10,10 +10,10 @@ import pytest
 
 import pipevault
 from pipelines import PlainPipeline
+from pipevault.cache.outcome import Outcome
 from pipevault.digest import Digest
 from pipevault.errors import CannotFreezeError, LockTimeoutError
 from pipevault.manager.cache import PipelineCache
-from pipevault.cache.outcome import Outcome
 from pipevault.store.vault import Vault
 
 

@@ -14,11 +14,11 @@ from PIL import Image
 
 import pipevault
 from pipelines import FAST_BUILD, PlainPipeline, stable_diffusion
+from pipevault.cache.outcome import Step
 from pipevault.determinism.describe import pixels_sha256
 from pipevault.determinism.quality import contrast, reduced_luma, sharpness, ssim
 from pipevault.digest import canonical_json
 from pipevault.errors import BadCallError, BadSeedError, SettingsError
-from pipevault.cache.outcome import Step
 from pipevault.manager.request import Request
 from pipevault.manager.sweep import scoring as sweep_scoring
 from pipevault.manager.sweep.drift import drift

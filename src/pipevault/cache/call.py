@@ -291,6 +291,9 @@ def _given_prompts(arguments: Mapping[str, Any]) -> int | None:
         return int(shape[0])
     if isinstance(embeds, (list, tuple)):
         return len(embeds)
+    labels = arguments.get("class_labels")
+    if prompt is None and labels is not None and not isinstance(labels, int):
+        return len(labels)
     return len(prompt) if isinstance(prompt, (list, tuple)) else None
 
 

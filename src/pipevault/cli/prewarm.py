@@ -19,6 +19,7 @@ from pipevault.opening import open_pipeline
 
 if TYPE_CHECKING:
     from pipevault.cache.outcome import Outcome
+    from pipevault.manager import PipelineCache
 
 OWN_SIZE = "default size"
 
@@ -47,6 +48,7 @@ class SizeResult:
 )
 @call_options
 @click.option("--pipeline-class", metavar="NAME", help="A class of diffusers in place of the model's.")
+@click.option("--dry-run", is_flag=True, help="Say what would be frozen, without running the model.")
 @dir_option
 @json_option
 def prewarm(
@@ -61,18 +63,20 @@ def prewarm(
     level: str | None,
     parts: tuple[str, ...] | None,
     pipeline_class: str | None,
+    dry_run: bool,
     dir: Path | None,
     as_json: bool,
 ) -> None:
     """Freeze MODEL for each size; what is frozen already is loaded and left as it is.
 
     MODEL is a folder, a repository id, or `demo` for the pipeline that ships. A size that fails does not stop the
-    others; the exit code is that of the first error, or 1 if an entry could not be stored.
+    others; the exit code is that of the first error, or 1 if an entry could not be stored. With --dry-run nothing is
+    frozen: the exit code is 0 if all of it is in the vault, else 1.
 
     \b
     Examples:
       pipevault prewarm demo
-      pipevault prewarm ./my-model --size 512x512 --size 768x512 --dtype bfloat16
+      pipevault prewarm ./my-model --size 512x512 --size 768x512 --dtype bfloat16 --dry-run
       pipevault prewarm ./my-model --size 1024x1024 --batch-size 4 --no-guidance --parts unet,vae.decoder
     """
     from pipevault import PipelineCache, outcome
@@ -81,6 +85,8 @@ def prewarm(
     with StepProgress() as progress:
         cache = PipelineCache(dir, mode="compile", weights=weights, level=level, progress=progress)
         pipe = open_pipeline(model, dtype=dtype, device=device, pipeline_class=pipeline_class)
+        if dry_run:
+            click.get_current_context().exit(_dry_run(cache, pipe, shapes, sizes, parts, as_json))
         results = freeze_sizes(
             lambda shape: outcome(cache.load(pipe, shapes=[shape], parts=parts)), shapes, sizes, progress
         )
@@ -90,6 +96,30 @@ def prewarm(
         columns = ("SIZE", "KEY", "OUTCOME", "FROZEN", "STORED", "SECONDS", "REASON")
         render.show(render.table(columns, map(_row, results), right=("SECONDS",)))
     click.get_current_context().exit(next((result.exit_code for result in results if result.exit_code), 0))
+
+
+def _dry_run(
+    cache: PipelineCache,
+    pipe: Any,
+    shapes: Sequence[dict[str, Any]],
+    sizes: Sequence[str],
+    parts: tuple[str, ...] | None,
+    as_json: bool,
+) -> int:
+    """Show what is in the vault for each size and what would be frozen; 0 if nothing would."""
+    rows, documents = [], []
+    for number, shape in enumerate(shapes):
+        size = sizes[number].strip() if sizes else OWN_SIZE
+        explanation = cache.explain(pipe, parts=parts, **shape)
+        key = explanation.key.digest
+        documents.append({"size": size, "key": key.hex, "status": explanation.status, "reason": explanation.reason})
+        action = "nothing to do" if explanation.status == "hit" else "would be frozen"
+        rows.append((size, key.short, explanation.status, action, explanation.reason))
+    if as_json:
+        render.print_json({"vault": str(cache.settings.dir), "dry_run": True, "sizes": documents})
+    else:
+        render.show(render.table(("SIZE", "KEY", "STATUS", "ACTION", "REASON"), rows))
+    return int(any(document["status"] != "hit" for document in documents))
 
 
 def freeze_sizes(

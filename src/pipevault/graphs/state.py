@@ -55,8 +55,8 @@ from pipevault.graphs.table import UNUSABLE, Files, Kept, Shelf, Slot, Table
 
 logger = logging.getLogger("pipevault")
 
-MAX_GRAPHS = 256
-"""Graphs of one part in one process; a part that asks for more has an argument that varies with every call."""
+MAX_VALUES = 8
+"""Graphs of a part that differ in the values of numbers alone; one that asks for more counts its calls or the like."""
 
 # Export and compile patch torch's global state, so that a process freezes one call at a time.
 FREEZING = threading.RLock()
@@ -363,9 +363,11 @@ class PartState:
             observation = observe_call(subject, args, kwargs)
             signature = observation.signature
             report(self.name, "capture", time.perf_counter() - started_s, str(signature))
-            if len(table.slots) >= MAX_GRAPHS:
+            same = [slot for slot in table if slot.kept.signature.without_fixed == signature.without_fixed]
+            if signature.fixed and len(same) >= MAX_VALUES:
                 raise CannotFreezeError(
-                    f"it has {MAX_GRAPHS} graphs already, so one of its arguments varies with every call", self.name
+                    f"{MAX_VALUES} graphs differ only in the values of numbers that steer it, so they vary with every call",
+                    self.name,
                 )
             with ExitStack() as stack:
                 if table.shelf is not None:
