@@ -604,7 +604,7 @@ CHANGED_INDEXES: tuple[tuple[Callable[[dict[str, Any]], object], str], ...] = (
     (lambda index: index["members"].append(1), "must be an object"),
     (lambda index: index["members"][0].update(name=1), "has the name 1"),
     (lambda index: index["members"][0].pop("digest"), "has the fields"),
-    (lambda index: index["members"][0].update(digest="ab"), "no SHA-256"),
+    (lambda index: index["members"][0].update(digest="ab"), "no digest"),
     (lambda index: index["members"][0].update(digest=3), "damaged"),
 )
 

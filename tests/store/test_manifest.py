@@ -127,7 +127,7 @@ def sealed(change: Callable[[dict[str, Any]], object]) -> bytes:
         (lambda d: d.update(artifacts={}), "'artifacts' a list"),
         (lambda d: d.update(artifacts=[1]), "artifact must be an object"),
         (lambda d: d["artifacts"][0].pop("name"), "artifact lacks name"),
-        (lambda d: d["artifacts"][0].update(digest="abc"), "no SHA-256"),
+        (lambda d: d["artifacts"][0].update(digest="abc"), "no digest"),
         (lambda d: d["artifacts"][0].update(digest=5), "expected string"),
         (lambda d: d["artifacts"][0].update(size_bytes=-1), "size -1"),
         (lambda d: d["artifacts"][0].update(size_bytes=5.0), "size 5.0"),

@@ -12,16 +12,19 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, NewerVaultError
+from pipevault.key import SHELF_DIGITS
 from pipevault.store.atomic import vault_errors
-from pipevault.store.layout import MANIFEST_SUFFIX, Layout
+from pipevault.store.layout import MANIFEST_SUFFIX, Layout, stands_in
 from pipevault.store.manifest import MANIFEST_VERSION, Manifest
 
+_ARTIFACT_DIGITS = 2
 _DIGEST_IN_TEXT = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _LIST_START = b'{"artifacts":'
 _SELF_DIGEST = re.compile(rb',"self_digest":"([0-9a-f]{64})"}')
@@ -65,7 +68,7 @@ def find_manifests(layout: Layout) -> dict[Digest, FoundManifest]:
 def read_found(layout: Layout, key: Digest) -> FoundManifest | None:
     """The manifest of ``key``; ``None`` if there is none. Raises like :func:`find_manifests`."""
     try:
-        data, modified_ns = _read(f"{layout.entries_dir}{os.sep}{key.hex[:2]}{os.sep}{key.hex}{MANIFEST_SUFFIX}")
+        data, modified_ns = _read(_manifest_path(os.fspath(layout.entries_dir), key.hex))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -82,7 +85,7 @@ def find_artifacts(layout: Layout) -> dict[Digest, FoundFile]:
     """Every regular file at an artifact's place, sorted by digest."""
     with vault_errors(layout.artifacts_dir, "listed"):
         found = {}
-        for name, entry in sorted(_sharded(layout.artifacts_dir), key=itemgetter(0)):
+        for name, entry in sorted(_sharded(layout.artifacts_dir, _ARTIFACT_DIGITS), key=itemgetter(0)):
             digest = _digest_of(name, "")
             if digest is not None:
                 try:
@@ -117,7 +120,7 @@ def named_by(manifests: Iterable[FoundManifest]) -> set[Digest]:
 def manifest_keys(layout: Layout) -> list[Digest]:
     """The keys that have a file at a manifest's place, sorted; what :func:`pipevault.store.read.iter_keys` gives."""
     with vault_errors(layout.entries_dir, "listed"):
-        names = sorted(name for name, _ in _sharded(layout.entries_dir))
+        names = sorted(name for name, _ in _sharded(layout.entries_dir, SHELF_DIGITS))
     return [key for name in names if (key := _digest_of(name, MANIFEST_SUFFIX)) is not None]
 
 
@@ -125,7 +128,7 @@ def manifest_stamps(layout: Layout) -> dict[Digest, str]:
     """For each file at a manifest's place, sorted by key, a text that changes when the file does; none is opened."""
     stamps = {}
     with vault_errors(layout.entries_dir, "listed"):
-        for name, entry in sorted(_sharded(layout.entries_dir), key=itemgetter(0)):
+        for name, entry in sorted(_sharded(layout.entries_dir, SHELF_DIGITS), key=itemgetter(0)):
             key = _digest_of(name, MANIFEST_SUFFIX)
             if key is not None:
                 try:
@@ -149,17 +152,22 @@ def _read(path: str) -> tuple[bytes, int]:
     return data, status.st_mtime_ns
 
 
-def _sharded(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """The files in the two-digit folders of ``folder`` whose names begin with those digits."""
+def _manifest_path(entries: str, key: str) -> str:
+    """What :meth:`Layout.manifest_file` gives, at a tenth of its price."""
+    return f"{entries}{os.sep}{key[-SHELF_DIGITS:]}{os.sep}{key}{MANIFEST_SUFFIX}"
+
+
+def _sharded(folder: Path, digits: int) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """The files in the folders of so many ``digits`` in ``folder`` that belong there by their names."""
     try:
         shards = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return
     with shards:
         for shard in shards:
-            if len(shard.name) == 2 and shard.is_dir(follow_symlinks=False):
-                with os.scandir(shard.path) as files:
-                    yield from ((file.name, file) for file in files if file.name.startswith(shard.name))
+            if len(shard.name) == digits and shard.is_dir(follow_symlinks=False):
+                with suppress(FileNotFoundError), os.scandir(shard.path) as files:  # a shelf goes when it is empty
+                    yield from ((file.name, file) for file in files if stands_in(file.name, shard.name))
 
 
 def _digest_of(name: str, suffix: str) -> Digest | None:

@@ -142,6 +142,7 @@ def remove_entries(layout: Layout, plan: RemovalPlan) -> RemovalReport:
             removed_keys.append(key)
             freed_bytes += size_bytes
     removed_artifacts, freed = remove_artifacts(layout, plan.artifacts, after=removed_keys)
+    remove_empty_shelves(layout, removed_keys)
     return RemovalReport(
         keys=tuple(removed_keys),
         artifacts=tuple(removed_artifacts),
@@ -185,6 +186,22 @@ def remove_belongings(layout: Layout, key: Digest) -> int:
         return 0
     forget_use(layout, key)
     return sum(remove_file(path) or 0 for path in signature_files(layout, key))
+
+
+def remove_empty_shelves(layout: Layout, keys: Iterable[Digest] | None = None) -> None:
+    """Remove the folders of the shelves of ``keys``, or of all, that hold nothing; never raises.
+
+    A publisher whose shelf vanishes makes it anew.
+    """
+    if keys is not None:
+        folders = {layout.manifest_file(key).parent for key in keys}
+    else:
+        folders = set()
+        with suppress(OSError):
+            folders = {path for path in layout.entries_dir.iterdir() if layout.is_shard(path)}
+    for folder in sorted(folders):
+        with suppress(OSError):  # not empty, as a rule
+            os.rmdir(folder)
 
 
 def signature_files(layout: Layout, key: Digest) -> list[Path]:

@@ -26,6 +26,7 @@ from pipevault.store.read import (
     iter_foreign,
     iter_manifests,
     read_manifest,
+    shelf_keys,
 )
 from pipevault.store.removal import RemovalPlan, RemovalReport, plan_entries_removal, remove_entries
 from pipevault.store.signature import sign_entry
@@ -151,9 +152,17 @@ class Vault:
         """
         return quarantine_file(self.layout, path, reason) if self.writable else None
 
-    def manifests(self) -> Iterator[Manifest | BrokenManifest]:
-        """All entries, sorted by key, also those that cannot be used."""
-        return iter_manifests(self.layout)
+    def manifests(self, shelf: Digest | None = None) -> Iterator[Manifest | BrokenManifest]:
+        """All entries, or those on one ``shelf``, sorted by key, also those that cannot be used."""
+        return iter_manifests(self.layout, shelf)
+
+    def shelf(self, shelf: Digest) -> list[Digest]:
+        """The keys on a shelf (:attr:`pipevault.key.Key.shelf`), sorted; none where there is no such shelf.
+
+        Only names are listed: whoever takes an entry from here compares its factors. :class:`VaultError`: the folder
+        cannot be read.
+        """
+        return shelf_keys(self.layout, shelf)
 
     def find(self, prefix: str) -> Manifest:
         """The entry whose key begins with ``prefix`` (hexadecimal digits).
