@@ -1,7 +1,7 @@
-"""What a vault holds, read in bulk: which artifacts each manifest names, and the size of every file.
+"""What a vault holds, read in bulk: which artifacts and entries each manifest names, and the size of every file.
 
 Each manifest is read once and each artifact looked at once. A manifest whose ``self_digest`` fits is as it was
-published, so only its list of artifacts is parsed; any other is parsed in full.
+published, so only its lists of artifacts and needed entries are parsed; any other is parsed in full.
 """
 
 from __future__ import annotations
@@ -30,18 +30,25 @@ _LIST_START = b'{"artifacts":'
 _SELF_DIGEST = re.compile(rb',"self_digest":"([0-9a-f]{64})"}')
 _TAIL_BYTES = len(',"self_digest":""}') + 64
 _VERSION = b'"manifest_version":'
-_KNOWN_VERSION = b'"manifest_version":%d,' % MANIFEST_VERSION
+_NEEDS = re.compile(
+    rb'"manifest_version":%d,"needs":\[((?:"[0-9a-f]{64}"(?:,"[0-9a-f]{64}")*)?)\],"parts":' % MANIFEST_VERSION
+)
+
+Named = tuple[frozenset[Digest], frozenset[Digest]]
+"""The artifacts and the needed entries that a manifest names."""
 
 
 @dataclass(frozen=True)
 class FoundManifest:
-    """A file at a manifest's place. ``artifacts``: what it names or, unless it is ``understood``, every digest in it.
+    """A file at a manifest's place. ``artifacts`` and ``needs``: what it names or, unless it is ``understood``, every
+    digest in it.
 
     One that is damaged, of a later format or another key's is not understood.
     """
 
     key: Digest
     artifacts: frozenset[Digest]
+    needs: frozenset[Digest]
     size_bytes: int
     modified_ns: int
     understood: bool
@@ -78,7 +85,7 @@ def read_found(layout: Layout, key: Digest) -> FoundManifest | None:
     understood = named is not None
     if named is None:
         named, understood = _named(data, layout.manifest_file(key), key)
-    return FoundManifest(key, named, len(data), modified_ns, understood)
+    return FoundManifest(key, *named, len(data), modified_ns, understood)
 
 
 def find_artifacts(layout: Layout) -> dict[Digest, FoundFile]:
@@ -179,7 +186,7 @@ def _digest_of(name: str, suffix: str) -> Digest | None:
         return None
 
 
-def _named_quickly(data: bytes, key: Digest) -> frozenset[Digest] | None:
+def _named_quickly(data: bytes, key: Digest) -> Named | None:
     """What a manifest of the known version names that is as it was published; ``None``: it must be parsed in full."""
     tail = _SELF_DIGEST.fullmatch(data, len(data) - _TAIL_BYTES)
     if tail is None or not data.startswith(_LIST_START):
@@ -187,7 +194,7 @@ def _named_quickly(data: bytes, key: Digest) -> frozenset[Digest] | None:
     # A single field of this name, so it is the document's own and no part's; in a text its quotes would be escaped.
     if (
         data.count(_VERSION) != 1
-        or _KNOWN_VERSION not in data
+        or (needs := _NEEDS.search(data)) is None
         or b'"key":{"digest":"%b"' % key.hex.encode() not in data
     ):
         return None
@@ -197,15 +204,21 @@ def _named_quickly(data: bytes, key: Digest) -> frozenset[Digest] | None:
         return None
     end = data.find(b',"created_at":"')
     try:
-        return frozenset([Digest(item["digest"]) for item in json.loads(data[len(_LIST_START) : end].decode())])
+        artifacts = frozenset([Digest(item["digest"]) for item in json.loads(data[len(_LIST_START) : end].decode())])
     except (ValueError, TypeError, LookupError):
         return None
+    return artifacts, _digests_in(needs[1])
 
 
-def _named(data: bytes, path: Path, key: Digest) -> tuple[frozenset[Digest], bool]:
+def _named(data: bytes, path: Path, key: Digest) -> tuple[Named, bool]:
     try:
         manifest = Manifest.from_bytes(data, path)
-        return frozenset(manifest.artifact_sizes), manifest.key.digest == key
+        return (frozenset(manifest.artifact_sizes), frozenset(manifest.needs)), manifest.key.digest == key
     except (CorruptEntryError, NewerVaultError):
-        # It may be a later format or mended by hand: keep every artifact that it could mean.
-        return frozenset(Digest(match.decode()) for match in _DIGEST_IN_TEXT.findall(data)), False
+        # It may be a later format or mended by hand: keep everything that it could mean.
+        found = _digests_in(data)
+        return (found, found), False
+
+
+def _digests_in(data: bytes) -> frozenset[Digest]:
+    return frozenset(Digest(match.decode()) for match in _DIGEST_IN_TEXT.findall(data))

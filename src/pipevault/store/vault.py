@@ -172,9 +172,12 @@ class Vault:
         """
         return find_manifest(self.layout, prefix)
 
-    def plan_removal(self, keys: Sequence[Digest]) -> RemovalPlan:
-        """What removing these entries would free; nothing is removed. :class:`UnknownKeyError`."""
-        return plan_entries_removal(self.layout, keys)
+    def plan_removal(self, keys: Sequence[Digest], *, with_needed: bool = False) -> RemovalPlan:
+        """What removing these entries would free; nothing is removed. :class:`UnknownKeyError`.
+
+        ``with_needed``: also the entries that these need and no other does, such as the graphs of a plan.
+        """
+        return plan_entries_removal(self.layout, keys, with_needed=with_needed)
 
     def remove(self, plan: RemovalPlan) -> RemovalReport:
         """Remove what was planned, manifests first. :class:`VaultNotWritableError`."""
