@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipevault.digest import Digest, canonical_json, digest_bytes, digest_json
+from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import LockTimeoutError, VaultError
 from pipevault.key import Key
 from pipevault.store.bundle import export_bundle, import_bundle

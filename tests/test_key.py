@@ -75,7 +75,9 @@ def test_graphs_of_one_part_share_a_shelf(group: str) -> None:
     assert one.digest.hex[-SHELF_DIGITS:] == other.digest.hex[-SHELF_DIGITS:] == one.shelf.hex[:SHELF_DIGITS]
 
 
-@pytest.mark.parametrize("group", ["architecture", "dtype", "machine", "weights", "toolchain", "backend", "determinism"])
+@pytest.mark.parametrize(
+    "group", ["architecture", "dtype", "machine", "weights", "toolchain", "backend", "determinism"]
+)
 def test_graphs_of_other_parts_have_another_shelf(group: str) -> None:
     assert changed(GRAPH, **{group: "other"}).shelf != Key(GRAPH).shelf
 

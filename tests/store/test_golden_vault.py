@@ -110,7 +110,9 @@ class TestOld:
     @pytest.mark.parametrize("create", [True, False])
     def test_a_vault_is_refused_and_left_alone(self, old: Path, create: bool) -> None:
         before = everything_below(old)
-        with pytest.raises(OldVaultError, match=r"version 1, which pipevault 0\.1 wrote.*Give another folder, or") as caught:
+        with pytest.raises(
+            OldVaultError, match=r"version 1, which pipevault 0\.1 wrote.*Give another folder, or"
+        ) as caught:
             Vault.open(old, create=create)
         assert caught.value.path == old
         assert isinstance(caught.value, VaultError)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ class TestClosure:
 
     def test_a_long_chain(self) -> None:
         chain = [digest_bytes(str(number).encode()) for number in range(5000)]
-        needs = {key: [following] for key, following in zip(chain, chain[1:], strict=False)} | {chain[-1]: []}
+        needs = {key: [following] for key, following in pairwise(chain)} | {chain[-1]: []}
         assert list(needed_first(needs)) == chain[::-1]
         assert len(needed_by(chain[:1], needs.__getitem__)) == 4999
 

@@ -52,11 +52,10 @@ def export_bundle(
     overwrite: bool = False,
     progress: Progress = ignore_progress,
 ) -> ExportReport:
-    """Write the entries ``keys`` and those that they need, with artifacts and signatures, to the bundle ``path``, in one
-    step.
+    """Write the entries ``keys`` and those that they need, with artifacts and signatures, to the bundle ``path``.
 
-    Equal entries make equal bytes. :class:`UnknownKeyError`: no key was given, no entry has one, or the vault lacks what
-    an entry needs.
+    That is one step. Equal entries make equal bytes. :class:`UnknownKeyError`: no key was given, no entry has one, or
+    the vault lacks what an entry needs.
     :class:`CorruptEntryError`, :class:`NewerVaultError`, :class:`UnsafeVaultError`: an entry cannot be exported.
     :class:`CannotSaveError`: ``path`` exists and ``overwrite`` is not set, lies in the vault, or cannot be written.
     :class:`BundleError`: too many files for one bundle.

@@ -108,9 +108,9 @@ def _read_marker(layout: Layout) -> bool:
         )
     if version < VAULT_VERSION:
         raise OldVaultError(
-            f"{layout.root} is a vault of version {version}, which pipevault 0.1 wrote; this pipevault reads and writes "
-            f"version {VAULT_VERSION} alone, and leaves it as it is. Give another folder, or delete this one: graphs are "
-            "frozen again where they are needed.",
+            f"{layout.root} is a vault of version {version}, which pipevault 0.1 wrote; this pipevault reads and "
+            f"writes version {VAULT_VERSION} alone, and leaves it as it is. Give another folder, or delete this one: "
+            "graphs are frozen again where they are needed.",
             layout.root,
         )
     return True

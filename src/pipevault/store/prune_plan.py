@@ -52,8 +52,8 @@ class Going:
 
 @dataclass(frozen=True)
 class Staying:
-    """An entry that would have gone. ``reason``: ``pinned as prod``, ``in use by process 4711 on worker-3``, ``needed by
-    7c2b5a1ac012, pinned as prod``.
+    """An entry that would have gone. ``reason``: ``pinned as prod``, ``in use by process 4711 on worker-3``, or
+    ``needed by 7c2b5a1ac012, pinned as prod``.
     """
 
     key: Digest
@@ -106,7 +106,8 @@ def plan_prune(
     hour ago and never used; then the least recently used until the vault has ``max_size`` bytes; orphans in any case.
 
     ``now_s``: seconds since the epoch; default: now. ``keep``: entries that stay, and what they need.
-    :class:`VaultError`: the vault cannot be read. :class:`PinError`: a pin cannot be read, so that no entry is safe to remove.
+    :class:`VaultError`: the vault cannot be read. :class:`PinError`: a pin cannot be read, so that no entry is safe to
+    remove.
     """
     if max_size is not None and max_size < 0:
         raise ValueError(f"max_size is {max_size}: 0 or more bytes are needed.")

@@ -109,8 +109,8 @@ def refuse_in_use(layout: Layout, keys: Sequence[Digest], *, ignore_leases: bool
         holder = needed.get(key, key)
         if held := [lease for lease in leases if lease.key == holder]:
             raise EntryInUseError(
-                f"{_is_held(key, holder)} in use by {describe_leases(held)}. Stop it first, or remove the entry all the same "
-                "with --force.",
+                f"{_is_held(key, holder)} in use by {describe_leases(held)}. Stop it first, or remove the entry all "
+                "the same with --force.",
                 key.hex,
             )
 

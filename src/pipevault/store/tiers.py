@@ -169,8 +169,8 @@ class Tiers:
         return tuple(keys), tuple(problems)
 
     def manifests(self, shelf: Digest | None = None) -> Iterator[Manifest]:
-        """Every entry that can be read, or those on one ``shelf``, tier by tier; of a tier other than the own, only what
-        can be read in half of ``tier_timeout_s``.
+        """Every entry that can be read, or those on one ``shelf``, tier by tier; of a tier other than the own, only
+        what can be read in half of ``tier_timeout_s``.
         """
         for tier in self.order:
             try:

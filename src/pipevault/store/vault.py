@@ -54,8 +54,9 @@ class Vault:
         """Open the vault at ``root``; with ``create``, an absent or empty folder becomes one.
 
         :class:`NotAVaultError`: ``root`` is a file, holds other files, or is absent and ``create`` is false.
-        :class:`NewerVaultError`, :class:`OldVaultError`: a later or earlier version wrote it. :class:`VaultNotWritableError`: it cannot be
-        created. A vault that cannot be written opens with ``writable`` false.
+        :class:`NewerVaultError`, :class:`OldVaultError`: a later or an earlier version wrote it.
+        :class:`VaultNotWritableError`: it cannot be created. A vault that cannot be written opens with ``writable``
+        false.
         """
         layout = Layout(Path(os.path.realpath(Path(root).expanduser())))
         ensure_vault(layout, create=create)
