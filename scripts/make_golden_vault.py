@@ -11,7 +11,6 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from pipevault.digest import digest_bytes
 from pipevault.key import Key
@@ -26,40 +25,39 @@ CREATED_AT = "2026-11-22T12:00:00+00:00"
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "store" / f"golden_vault_{VAULT_VERSION}"
 
 
-def part(package: bytes) -> dict[str, Any]:
-    """A part as the backend writes it, of one graph."""
-    arguments = ["dict", '["x"]', [["tensor", "float32", [2, 16], "cpu"]]]
-    return {
-        "status": "frozen",
-        "reason": "",
-        "graphs": [
-            {
-                "signature": {"arguments": arguments, "autocast": None},
-                "build": digest_bytes(b"build").hex,
-                "package": digest_bytes(package).hex,
-                "constants": None,
-                "strides": [[16, 1]],
-                "outputs": [["tensor"]],
-                "output_tree": '[1, {"type": null, "context": null, "children_spec": []}]',
-                "ties": [],
-                "layout": digest_bytes(b"layout").hex,
-                "machine": {"AOTI_DEVICE_KEY": "cpu"},
-                "checks": {"calls": 1, "distance": 0.0, "tolerance": 1e-4},
-            }
-        ],
-    }
-
-
-def publish(vault: Vault, folder: Path, dtype: str, artifacts: dict[str, bytes]) -> Manifest:
-    files = {digest_bytes(data): folder / digest_bytes(data).hex for data in artifacts.values()}
-    for data in artifacts.values():
-        (folder / digest_bytes(data).hex).write_bytes(data)
-    refs = tuple(ArtifactRef(digest_bytes(data), len(data), name) for name, data in artifacts.items())
-    parts = {name.partition("/")[0]: part(data) for name, data in artifacts.items()}
+def graph(vault: Vault, folder: Path, width: int) -> Manifest:
+    """A graph of the unet, published: an artifact and no needs."""
+    arguments = ["dict", '["x"]', [["tensor", "float32", [2, width], "cpu"]]]
+    package = f"unet at width {width}".encode()
+    digest = digest_bytes(package)
+    (folder / digest.hex).write_bytes(package)
     key = Key(
-        {"pipeline": {"class": "GoldenPipeline"}, "dtype": {"unet": dtype}, "call": {"height": 64, "ümlaut": "ja"}}
+        {
+            "architecture": {"class": "golden.UNet", "digest": digest_bytes(b"architecture").hex},
+            "dtype": "float32",
+            "signature": {"arguments": arguments, "autocast": None},
+            "constants": None,
+        }
     )
-    return vault.publish(Manifest(key, parts, refs, {"compile_s": 62.5}, CREATED_AT), files)
+    parts = {"unet": {"package": digest.hex, "constants": None}}
+    info = {"compile_s": 62.5, "signature_text": f"2x{width}"}
+    ref = ArtifactRef(digest, len(package), "unet.pt2")
+    return vault.publish(Manifest(key, parts, (ref,), info, CREATED_AT), {digest: folder / digest.hex})
+
+
+def plan(vault: Vault, graphs: list[Manifest]) -> Manifest:
+    """What a pipeline needs, published: no artifacts."""
+    key = Key(
+        {
+            "pipeline": {"class": "golden.Pipeline"},
+            "architecture": {"unet": {"class": "golden.UNet"}},
+            "dtype": {"unet": "float32"},
+            "call": {"height": 64, "ümlaut": "ja"},
+        }
+    )
+    keys = tuple(manifest.key.digest for manifest in graphs)
+    parts = {"unet": [key.hex for key in keys]}
+    return vault.publish(Manifest(key, parts, (), {"compile_s": 62.5}, CREATED_AT, keys), {})
 
 
 def main() -> None:
@@ -68,23 +66,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         vault = Vault.open(FOLDER)
-        first = publish(vault, folder, "float32", {"unet/0.pt2": b"unet in float32", "text_encoder/0.pt2": b"shared"})
-        second = publish(vault, folder, "float16", {"unet/0.pt2": b"unet in float16", "text_encoder/0.pt2": b"shared"})
-        vault.pin(first.key.digest, "prod")
+        graphs = [graph(vault, folder, width) for width in (16, 32)]
+        planned = plan(vault, graphs)
+        key = planned.key.digest
+        vault.pin(key, "prod")
         public = write_key_pair(folder / "signing.key", comment="golden vault")
-        vault.sign(first, read_private_key(folder / "signing.key"))
-        vault.record_use(first.key.digest)
-        count(vault.layout, "compiled", key=first.key.digest, seconds=62.5)
-        count(vault.layout, "hit", key=second.key.digest)
+        private = read_private_key(folder / "signing.key")
+        for manifest in (*graphs, planned):
+            vault.sign(manifest, private)
+        vault.record_use(key)
+        count(vault.layout, "compiled", key=key, seconds=62.5)
+        count(vault.layout, "hit", key=graphs[0].key.digest)
         write_out()
         damaged = FOLDER / "damaged"
         damaged.write_bytes(b"bad bytes")
         vault.quarantine(damaged, "It was damaged on purpose.")
-        keys = [first.key.digest, second.key.digest]
-        export_bundle(vault, keys, FOLDER.with_suffix(".pvb"))
+        export_bundle(vault, [key], FOLDER.with_suffix(".pvb"))
     for file in vault.layout.events_dir.iterdir():
         file.rename(file.with_name("worker-1." + file.name.partition(".")[2]))
-    expected = {"first": first.key.digest.hex, "second": second.key.digest.hex, "public_key": public.text}
+    expected = {
+        "plan": key.hex,
+        "graphs": sorted(manifest.key.digest.hex for manifest in graphs),
+        "shelf": graphs[0].key.shelf.hex,
+        "public_key": public.text,
+    }
     FOLDER.with_suffix(".json").write_text(json.dumps(expected, indent=2) + "\n", "utf-8")
 
 

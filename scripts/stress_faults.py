@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipevault.digest import Digest, canonical_json, digest_bytes, digest_json
+from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import LockTimeoutError, VaultError
-from pipevault.key import KEY_VERSION
+from pipevault.key import Key
 from pipevault.store.bundle import export_bundle, import_bundle
 from pipevault.store.leftovers import sweep
 from pipevault.store.prune import carry_out, plan_prune
@@ -268,7 +268,7 @@ def _edit_factors(body: dict[str, Any]) -> None:
 
 def _edit_key(body: dict[str, Any]) -> None:
     _edit_factors(body)
-    body["key"]["digest"] = digest_json({"factors": body["key"]["factors"], "key_version": KEY_VERSION}).hex
+    body["key"]["digest"] = Key(body["key"]["factors"]).digest.hex
 
 
 def _swap_digests(body: dict[str, Any]) -> None:

@@ -20,13 +20,15 @@ _PATTERN = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, order=True)
 class Digest:
-    """A full SHA-256. It is written whole on disk; :attr:`short` is for screens only."""
+    """64 hexadecimal digits that name bytes or an entry: a full SHA-256, or an entry's key, which is composed of two of
+    them (:attr:`pipevault.key.Key.digest`). It is written whole on disk; :attr:`short` is for screens only.
+    """
 
     hex: str
 
     def __post_init__(self) -> None:
         if not _PATTERN.fullmatch(self.hex):
-            raise ValueError(f"{self.hex!r} is no SHA-256: 64 lower-case hexadecimal digits are needed.")
+            raise ValueError(f"{self.hex!r} is no digest: 64 lower-case hexadecimal digits are needed.")
 
     @property
     def short(self) -> str:

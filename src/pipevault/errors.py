@@ -62,6 +62,10 @@ class NewerVaultError(VaultError):
     """A later pipevault wrote this vault: upgrade pipevault, or give another folder."""
 
 
+class OldVaultError(VaultError):
+    """An earlier pipevault wrote this vault, in a format that is no longer read: give another folder, or delete it."""
+
+
 class VaultNotWritableError(VaultError, PermissionError):
     """The vault cannot be written: mend the permissions, or load in mode ``require``."""
 

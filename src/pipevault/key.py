@@ -1,8 +1,12 @@
 """The key of an entry: named factors that decide whether a frozen graph may be used.
 
 A factor is anything whose change could change the compiled code or its bits. Factors are grouped by where
-they come from (``architecture``, ``call``, ``machine`` …) and kept in readable form; the digest over their
+they come from (``architecture``, ``call``, ``machine`` …) and kept in readable form; a digest over their
 canonical JSON names the entry. Paths, users, host names and ranks are never factors.
+
+An entry is a **graph**, whose key has the group ``signature``, or a **plan**: which graphs a pipeline needs for a call
+of one shape. The graphs whose keys differ only in ``signature`` and ``constants``, and so belong to one part, stand
+together on a **shelf**; so do the plans of one pipeline architecture.
 """
 
 from __future__ import annotations
@@ -10,11 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from pipevault.digest import Digest, digest_json
 
 KEY_VERSION = 2
+SHELF_DIGITS = 16
+"""How many of the digits of a key, its last, name the folder of its shelf."""
 
 FACTOR_GROUPS = (
     "pipeline",
@@ -29,6 +35,8 @@ FACTOR_GROUPS = (
     "signature",
     "constants",
 )
+_OF_ONE_GRAPH = frozenset({"signature", "constants"})
+"""The groups in which graphs of one shelf may differ."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +62,37 @@ class Key:
             raise ValueError(f"Unknown factor groups: {', '.join(sorted(unknown))}.")
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Literal["graph", "plan"]:
+        """What the entry is: ``graph`` if the key has the group ``signature``, else ``plan``."""
         return "graph" if "signature" in self.factors else "plan"
 
     @cached_property
     def shelf(self) -> Digest:
-        if self.kind == "plan":
-            plans_of = {
-                "class": self.factors.get("pipeline", {}).get("class"),
-                "architecture": self.factors.get("architecture"),
-            }
-            return digest_json({"key_version": KEY_VERSION, "plans_of": plans_of})
-        shared = {k: v for k, v in self.factors.items() if k not in ("signature", "constants")}
-        return digest_json({"key_version": KEY_VERSION, "shelf": shared})
+        """The digest that entries which stand together share.
+
+        Of a graph: over all factors but ``signature`` and ``constants``. Of a plan: over the pipeline's class and
+        ``architecture``, so that the plans of all call shapes, dtypes and machines are found together.
+        """
+        if self.kind == "graph":
+            shared = {name: group for name, group in self.factors.items() if name not in _OF_ONE_GRAPH}
+            return digest_json({"key_version": KEY_VERSION, "shelf": shared})
+        pipeline = self.factors.get("pipeline")
+        of = {
+            "class": pipeline.get("class") if isinstance(pipeline, Mapping) else None,
+            "architecture": self.factors.get("architecture"),
+        }
+        return digest_json({"key_version": KEY_VERSION, "plans_of": of})
 
     @cached_property
     def digest(self) -> Digest:
-        whole = digest_json({"key_version": KEY_VERSION, "factors": dict(self.factors)})
-        return Digest(whole.hex[:48] + self.shelf.hex[:16])
+        """The name of the entry: 48 digits of the SHA-256 over all factors, then the first 16 digits of :attr:`shelf`.
+
+        The 192 bits at the front identify the entry. The 64 at the end name the folder of its shelf, so that a digest
+        alone says where the entry lies and a listing of one folder finds all graphs of a part. Two shelves whose 64
+        bits are equal share a folder, which does no harm: whoever takes an entry from a shelf compares its factors.
+        """
+        factors = digest_json({"key_version": KEY_VERSION, "factors": dict(self.factors)})
+        return Digest(factors.hex[:-SHELF_DIGITS] + self.shelf.hex[:SHELF_DIGITS])
 
     def differences(self, other: Key) -> tuple[Difference, ...]:
         """Every leaf factor in which ``other`` (an entry of the vault) differs from this key, sorted by name."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from command_runner import Run
+from planned_entries import Planned, publish_planned
 
 from pipevault.digest import Digest, digest_bytes
 from pipevault.key import Key
@@ -59,6 +60,12 @@ def small_key() -> Digest:
 @pytest.fixture
 def large_key() -> Digest:
     return key_of(768).digest
+
+
+@pytest.fixture
+def planned(vault: Vault, tmp_path: Path) -> Planned:
+    """Published beside the others."""
+    return publish_planned(vault, tmp_path)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from command_runner import Run
+from planned_entries import Planned
 
 from pipevault.digest import Digest
 from pipevault.store.vault import Vault
@@ -57,7 +58,7 @@ class TestExport:
 
     def test_an_ambiguous_key_lists_the_candidates(self, run: Run, vault: Vault, tmp_path: Path) -> None:
         keys = [entry.stem for entry in vault.layout.entries_dir.rglob("*.json")]
-        twin = keys[0][:2] + ("0" if keys[0][2] != "0" else "1") * 62
+        twin = keys[0][:2] + ("0" if keys[0][2] != "0" else "1") * 46 + keys[0][-16:]
         vault.layout.manifest_file(Digest(twin)).write_bytes(b"{}")
         result = run("export", keys[0][:2], "-o", tmp_path / "x.zip", "--dir", vault.root)
         assert result.exit_code == 3
@@ -93,6 +94,23 @@ class TestExport:
 
     def test_no_vault(self, run: Run, tmp_path: Path) -> None:
         assert run("export", "--all", "-o", tmp_path / "x.zip", "--dir", tmp_path / "none").exit_code == 8
+
+
+class TestPlans:
+    def test_a_plan_takes_its_graphs_along(self, run: Run, vault: Vault, planned: Planned, tmp_path: Path) -> None:
+        result = run("export", planned.plan.short, "-o", tmp_path / "x.zip", "--dir", vault.root)
+        assert result.exit_code == 0
+        keys = sorted([planned.plan, *planned.graphs])
+        assert result.stdout.splitlines() == [f"Exported {key}" for key in keys]
+        assert run("import", tmp_path / "x.zip", "--dir", tmp_path / "new").exit_code == 0
+        assert all(Vault.open(tmp_path / "new").lookup(key) for key in keys)
+
+    def test_a_missing_graph_is_named(self, run: Run, vault: Vault, planned: Planned, tmp_path: Path) -> None:
+        vault.remove(vault.plan_removal(planned.graphs[:1]))
+        result = run("export", planned.plan.short, "-o", tmp_path / "x.zip", "--dir", vault.root)
+        assert result.exit_code == 3
+        assert planned.graphs[0].short in result.stderr
+        assert not (tmp_path / "x.zip").exists()
 
 
 class TestImport:
@@ -150,7 +168,7 @@ class TestImport:
 
         from pipevault.store.bundle_zip import Stored, end_of_file, local_header
 
-        index = b'{"pipevault_bundle":2}'
+        index = b'{"pipevault_bundle":3}'
         stored = Stored("pipevault_bundle.json", len(index), zlib.crc32(index))
         bundle.write_bytes(local_header(stored) + index + end_of_file([stored]))
         result = run("import", bundle, "--dir", tmp_path / "new")

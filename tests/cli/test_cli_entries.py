@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_runner import Run
+from planned_entries import Planned
 
 from pipevault.cli.commands import _call_text
 from pipevault.digest import Digest, digest_bytes
@@ -23,7 +24,7 @@ class TestLs:
         result = run("ls", "--dir", vault.root)
         assert result.exit_code == 0
         lines = [line for line in result.stdout.splitlines() if line.strip()]
-        assert lines[0].split() == ["KEY", "PIPELINE", "CALL", "DTYPE", "PARTS", "SIZE", "FROZEN"]
+        assert lines[0].split() == ["KEY", "KIND", "PIPELINE", "CALL", "DTYPE", "PARTS", "SIZE", "FROZEN"]
         newest, oldest = lines[2:]
         assert newest.startswith(large_key.short)
         assert oldest.startswith(small_key.short)
@@ -122,6 +123,61 @@ class TestLs:
         )
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert result.stderr.splitlines()[-1] == "False"
+
+
+class TestKinds:
+    def test_ls_shows_plans_and_graphs(self, run: Run, vault: Vault, planned: Planned) -> None:
+        lines = {line[:12]: line for line in run("ls", "--dir", vault.root).stdout.splitlines()}
+        graph = lines[planned.graphs[0].short].split("  ")
+        assert [cell.strip() for cell in graph if cell.strip()][1:6] == [
+            *("graph", "UNet2DConditionModel", "sample 2x4x8x8", "float16", "unet"),
+        ]
+        assert " graph " in lines[planned.graphs[1].short]
+        assert " plan " in lines[planned.plan.short]
+
+    def test_only_some(self, run: Run, vault: Vault, planned: Planned, small_key: Digest, large_key: Digest) -> None:
+        def listed(*options: str) -> set[str]:
+            document = json.loads(run("ls", *options, "--json", "--dir", vault.root).stdout)
+            shown = run("ls", *options, "--dir", vault.root).stdout
+            assert all(entry["key"][:12] in shown for entry in document["entries"])
+            assert len(shown.splitlines()) == len(document["entries"]) + 2
+            return {entry["key"] for entry in document["entries"]}
+
+        graphs = {key.hex for key in planned.graphs}
+        plans = {planned.plan.hex, small_key.hex, large_key.hex}
+        assert listed("--kind", "graph") == graphs
+        assert listed("--kind", "plan") == plans
+        assert listed("--kind", "all") == listed() == graphs | plans
+
+    def test_another_kind_is_refused(self, run: Run, vault: Vault) -> None:
+        assert run("ls", "--kind", "pipeline", "--dir", vault.root).exit_code == 2
+
+    def test_json(self, run: Run, vault: Vault, planned: Planned) -> None:
+        entries = json.loads(run("ls", "--json", "--dir", vault.root).stdout)["entries"]
+        found = {entry["key"]: (entry["kind"], entry["shelf"][:16], entry["needs"]) for entry in entries}
+        graphs = sorted(key.hex for key in planned.graphs)
+        assert found[planned.plan.hex] == ("plan", planned.plan.hex[-16:], graphs)
+        assert found[graphs[0]] == ("graph", graphs[0][-16:], [])
+
+    def test_show_tells_kind_shelf_and_needs(self, run: Run, vault: Vault, planned: Planned) -> None:
+        first, second = planned.graphs
+        vault.remove(vault.plan_removal([second]))
+        lines = [line.split() for line in run("show", planned.plan.short, "--dir", vault.root).stdout.splitlines()]
+        assert ["kind", "plan"] in lines
+        assert [line[1][:16] for line in lines if line[:1] == ["shelf"]] == [planned.plan.hex[-16:]]
+        assert ["NEEDS", "WHERE"] in lines
+        assert [first.hex, "in", "the", "vault"] in lines
+        assert [second.hex, "not", "in", "the", "vault"] in lines
+        assert ["kind", "graph"] in [
+            line.split() for line in run("show", first.short, "--dir", vault.root).stdout.splitlines()
+        ]
+
+    def test_an_old_vault_is_refused(self, run: Run, vault: Vault) -> None:
+        vault.layout.vault_file.write_text('{"pipevault_vault":1}')
+        for command in (["ls"], ["show", "ab"], ["prune"], ["verify"]):
+            result = run(*command, "--dir", vault.root)
+            assert result.exit_code == 35
+            assert "pipevault 0.1 wrote" in result.stderr
 
 
 class TestShow:
@@ -225,11 +281,42 @@ class TestRm:
         assert vault.lookup(large_key) is not None
 
     def test_a_beginning_that_several_keys_share(self, run: Run, vault: Vault, small_key: Digest) -> None:
-        twin = vault.layout.manifest_file(Digest(small_key.hex[:60] + "0000"))
+        twin = vault.layout.manifest_file(Digest(small_key.hex[:40] + "00000000" + small_key.hex[48:]))
         shutil.copyfile(vault.layout.manifest_file(small_key), twin)
         result = run("rm", small_key.hex[:12], "--yes", "--dir", vault.root)
         assert result.exit_code == 3
         assert "2 keys begin with" in result.stderr
+
+
+class TestRmPlans:
+    def test_a_plan_goes_alone(self, run: Run, vault: Vault, planned: Planned) -> None:
+        assert run("rm", planned.plan.short, "--yes", "--dir", vault.root).stdout == f"Removed {planned.plan}\n"
+        assert all(vault.lookup(key) for key in planned.graphs)
+
+    def test_with_graphs(self, run: Run, vault: Vault, planned: Planned, small_key: Digest) -> None:
+        options = ("--with-graphs", "--dir", vault.root)
+        keys = sorted([planned.plan, *planned.graphs])
+        dry = run("rm", planned.plan.short, "--dry-run", *options)
+        assert dry.stdout.splitlines() == [f"Would remove {key}" for key in keys]
+        assert run("rm", planned.plan.short, "--yes", *options).stdout.count("Removed") == 3
+        assert not any(vault.lookup(key) for key in keys)
+        assert vault.lookup(small_key) is not None
+
+    def test_a_graph_of_a_pinned_plan_stays(self, run: Run, vault: Vault, planned: Planned) -> None:
+        vault.pin(planned.plan, "prod")
+        for options in ([planned.graphs[0].short], [planned.graphs[0].short, "--force"]):
+            result = run("rm", *options, "--yes", "--dir", vault.root)
+            assert result.exit_code == 31
+            assert f"is needed by {planned.plan.short}, which is pinned as prod" in result.stderr
+
+    def test_with_graphs_and_a_pinned_graph_removes_nothing(self, run: Run, vault: Vault, planned: Planned) -> None:
+        vault.pin(planned.graphs[0], "prod")
+        assert run("rm", planned.plan.short, "--with-graphs", "--yes", "--dir", vault.root).exit_code == 31
+        assert vault.lookup(planned.plan) is not None
+
+    def test_orphans_have_no_graphs(self, run: Run, vault: Vault) -> None:
+        result = run("rm", "--orphans", "--with-graphs", "--dir", vault.root)
+        assert (result.exit_code, "--with-graphs goes with a KEY" in result.stderr) == (2, True)
 
 
 class TestRmOrphans:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from command_runner import Run
+from planned_entries import Planned
 
 from pipevault.digest import Digest
 from pipevault.store.signature import check_signature, signature_files
@@ -110,6 +111,21 @@ class TestSign:
         assert f"{large_key.short}: Artifact unet/1.pt2 is damaged" in result.stderr
         assert "1 of 3 entries have a signature" in result.stderr
         assert signature_files(vault.layout, large_key) == ()
+
+    def test_a_plan_with_its_graphs(
+        self, run: Run, vault: Vault, key_file: Path, planned: Planned, small_key: Digest
+    ) -> None:
+        result = run("sign", planned.plan.short, "--key", key_file, "--dir", vault.root)
+        assert result.stdout.splitlines() == [f"{key} signed" for key in (planned.plan, *sorted(planned.graphs))]
+        assert all(signature_files(vault.layout, key) for key in (planned.plan, *planned.graphs))
+        assert signature_files(vault.layout, small_key) == ()
+
+    def test_a_plan_whose_graph_is_gone(self, run: Run, vault: Vault, key_file: Path, planned: Planned) -> None:
+        gone, there = planned.graphs
+        vault.remove(vault.plan_removal([gone]))
+        result = run("sign", planned.plan.short, "--key", key_file, "--dir", vault.root)
+        assert (result.exit_code, result.stdout) == (0, f"{planned.plan} signed\n{there} signed\n")
+        assert f"{planned.plan.short} needs {gone.short}, which is not in the vault" in result.stderr
 
     def test_an_empty_vault(self, run: Run, key_file: Path, tmp_path: Path) -> None:
         Vault.open(tmp_path / "empty")

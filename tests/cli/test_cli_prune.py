@@ -149,7 +149,7 @@ class TestPins:
         assert run("pin", "0123456789ab", "--name", "prod", "--dir", vault.root).exit_code == 3
 
     def test_an_ambiguous_key_lists_the_candidates(self, run: Run, vault: Vault, small_key: Digest) -> None:
-        twin = vault.layout.manifest_file(Digest(small_key.hex[:60] + "0000"))
+        twin = vault.layout.manifest_file(Digest(small_key.hex[:40] + "00000000" + small_key.hex[48:]))
         twin.write_bytes(vault.layout.manifest_file(small_key).read_bytes())
         result = run("pin", small_key.hex[:12], "--name", "prod", "--dir", vault.root)
         assert result.exit_code == 3

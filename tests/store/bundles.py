@@ -18,7 +18,7 @@ Files = Sequence[tuple[str, bytes]]
 def index_document(files: Files) -> dict[str, Any]:
     """The body of the index that describes ``files`` truly, in their order, whatever they are."""
     members = [{"digest": digest_bytes(data).hex, "name": name, "size_bytes": len(data)} for name, data in files]
-    return {"members": members, "pipevault_bundle": 1}
+    return {"members": members, "pipevault_bundle": 2}
 
 
 def sealed(document: dict[str, Any]) -> bytes:

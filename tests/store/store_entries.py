@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,27 @@ def make_key(name: str) -> Key:
     return Key({"pipeline": {"name": name}, "dtype": {"unet": "float32"}})
 
 
-def make_entry(folder: Path, name: str, artifacts: Mapping[str, bytes], info: Any = None) -> Entry:
-    """Write each artifact to a file in ``folder``; the entry's key depends on ``name`` alone."""
+def make_graph_key(part: str, signature: str) -> Key:
+    return Key(
+        {
+            "architecture": {"class": part},
+            "dtype": "float32",
+            "signature": {"arguments": signature, "autocast": None},
+            "constants": None,
+        }
+    )
+
+
+def make_entry(
+    folder: Path,
+    name: str,
+    artifacts: Mapping[str, bytes],
+    info: Any = None,
+    *,
+    key: Key | None = None,
+    needs: Iterable[Digest] = (),
+) -> Entry:
+    """Write each artifact to a file in ``folder``; the entry's key depends on ``name`` alone, unless it is given."""
     folder.mkdir(parents=True, exist_ok=True)
     refs, files = [], {}
     for artifact_name, data in artifacts.items():
@@ -40,8 +59,20 @@ def make_entry(folder: Path, name: str, artifacts: Mapping[str, bytes], info: An
         files[digest] = folder / digest.hex
         files[digest].write_bytes(data)
         refs.append(ArtifactRef(digest, len(data), artifact_name))
-    manifest = Manifest(make_key(name), {"unet": {"graphs": len(refs)}}, tuple(refs), info or {}, CREATED_AT)
+    parts = {"unet": {"graphs": len(refs)}}
+    manifest = Manifest(key or make_key(name), parts, tuple(refs), info or {}, CREATED_AT, tuple(needs))
     return Entry(manifest, files)
+
+
+def make_graph(folder: Path, part: str, signature: str, data: bytes | None = None) -> Entry:
+    """A graph of a part: one artifact. Graphs of one ``part`` stand on one shelf."""
+    content = f"{part} {signature}".encode() * 100 if data is None else data
+    return make_entry(folder, "", {f"{part}.pt2": content}, key=make_graph_key(part, signature))
+
+
+def make_plan(folder: Path, name: str, *needed: Entry) -> Entry:
+    """A plan that needs these entries and has no artifacts."""
+    return make_entry(folder, name, {}, needs=[entry.key for entry in needed])
 
 
 def whole(vault: Vault, manifest: Manifest) -> bool:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from store_entries import Entry, make_entry, make_key
+from store_entries import Entry, make_entry, make_graph, make_key, make_plan
 
-from pipevault.digest import digest_bytes
+from pipevault.digest import Digest, digest_bytes
 from pipevault.store import inventory
 from pipevault.store.inventory import _named_quickly, find_artifacts, find_files, find_manifests, manifest_keys
 from pipevault.store.manifest import ArtifactRef, Manifest
@@ -21,15 +21,20 @@ PLAIN = st.recursive(
     | st.booleans()
     | st.integers()
     | st.text()
-    | st.sampled_from(['"manifest_version":2,', ',"created_at":"']),
+    | st.sampled_from(['"manifest_version":2,', ',"created_at":"', '"needs":["', '],"parts":']),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
 
 
-def manifest_with(info: dict[str, object], number: int = 2) -> Manifest:
+def manifest_with(info: dict[str, object], number: int = 2, needed: int = 2) -> Manifest:
     refs = [ArtifactRef(digest_bytes(bytes([index])), index, f"unet/{index}.pt2") for index in range(number)]
-    return Manifest(make_key("a"), {}, tuple(refs), info, "2025-01-31T12:00:00+00:00")
+    needs = tuple(digest_bytes(bytes([index, index])) for index in range(needed))
+    return Manifest(make_key("a"), {}, tuple(refs), info, "2025-01-31T12:00:00+00:00", needs)
+
+
+def named_by(manifest: Manifest) -> tuple[frozenset[Digest], frozenset[Digest]]:
+    return frozenset(manifest.artifact_sizes), frozenset(manifest.needs)
 
 
 @pytest.fixture
@@ -38,16 +43,26 @@ def published(vault: Vault, entry: Entry) -> Entry:
     return entry
 
 
-@given(st.dictionaries(st.text(), PLAIN, max_size=3), st.integers(0, 3))
-def test_the_quick_way_agrees_with_the_full_one(info: dict[str, object], number: int) -> None:
-    manifest = manifest_with(info, number)
+@given(st.dictionaries(st.text(), PLAIN, max_size=3), st.integers(0, 3), st.integers(0, 3))
+def test_the_quick_way_agrees_with_the_full_one(info: dict[str, object], number: int, needed: int) -> None:
+    manifest = manifest_with(info, number, needed)
     named = _named_quickly(manifest.to_bytes(), manifest.key.digest)
-    assert named in (None, frozenset(manifest.artifact_sizes))
+    assert named in (None, named_by(manifest))
 
 
-def test_a_usual_manifest_takes_the_quick_way(published: Entry) -> None:
-    manifest = published.manifest
-    assert _named_quickly(manifest.to_bytes(), manifest.key.digest) == frozenset(manifest.artifact_sizes)
+@pytest.mark.parametrize("needed", [0, 1, 5])
+def test_a_usual_manifest_takes_the_quick_way(needed: int) -> None:
+    manifest = manifest_with({"compile_s": 62.5}, needed=needed)
+    assert _named_quickly(manifest.to_bytes(), manifest.key.digest) == named_by(manifest)
+
+
+def test_what_a_manifest_needs(vault: Vault, tmp_path: Path) -> None:
+    graph = make_graph(tmp_path / "source", "unet", "8x8")
+    plan = make_plan(tmp_path / "source", "plan", graph)
+    vault.publish(plan.manifest, plan.files)
+    assert find_manifests(vault.layout)[plan.key].needs == {graph.key}
+    vault.layout.manifest_file(plan.key).write_bytes(plan.manifest.to_bytes()[:-1])
+    assert find_manifests(vault.layout)[plan.key].needs >= {graph.key}
 
 
 @given(st.data())
@@ -59,7 +74,7 @@ def test_no_damaged_byte_passes(data: st.DataObject) -> None:
     assert _named_quickly(bytes(content), manifest.key.digest) is None
 
 
-@pytest.mark.parametrize("info", [{"manifest_version": 1}, {"x": {"manifest_version": 2}}])
+@pytest.mark.parametrize("info", [{"manifest_version": 2}, {"x": {"manifest_version": 3}}])
 def test_a_nested_version_is_left_to_the_full_way(info: dict[str, object]) -> None:
     manifest = manifest_with(info)
     assert _named_quickly(manifest.to_bytes(), manifest.key.digest) is None
@@ -67,7 +82,7 @@ def test_a_nested_version_is_left_to_the_full_way(info: dict[str, object]) -> No
 
 def test_a_later_format_with_a_fitting_self_digest_is_not_understood(vault: Vault, published: Entry) -> None:
     path = vault.layout.manifest_file(published.key)
-    body = path.read_bytes().replace(b'"manifest_version":1', b'"manifest_version":2')
+    body = path.read_bytes().replace(b'"manifest_version":2', b'"manifest_version":3')
     body = body[: body.rindex(b',"self_digest"')] + b"}"
     path.write_bytes(body[:-1] + b',"self_digest":"%b"}' % digest_bytes(body).hex.encode())
     found = find_manifests(vault.layout)[published.key]
@@ -105,6 +120,9 @@ def test_keys_are_those_of_the_slow_way(vault: Vault, published: Entry, tmp_path
     for foreign in ("notes.txt", "zz.json", f"{'0' * 64}.json"):
         (vault.layout.manifest_file(published.key).parent / foreign).write_text("")
     (vault.layout.entries_dir / "notes").mkdir()
+    for folder, name in (("0" * 16, other.key.hex), (other.key.hex[:2], other.key.hex), ("0" * 16, "f" * 48)):
+        (vault.layout.entries_dir / folder).mkdir(exist_ok=True)
+        (vault.layout.entries_dir / folder / f"{name}.json").write_bytes(other.manifest.to_bytes())
     assert manifest_keys(vault.layout) == list(iter_keys(vault.layout))
 
 

@@ -16,7 +16,8 @@ DIGEST = digest_bytes(b"something")
 def test_every_path_lies_where_the_format_says() -> None:
     digest = DIGEST.hex
     assert LAYOUT.vault_file == Path("/vault/vault.json")
-    assert LAYOUT.manifest_file(DIGEST) == Path(f"/vault/entries/{digest[:2]}/{digest}.json")
+    assert LAYOUT.manifest_file(DIGEST) == Path(f"/vault/entries/{digest[-16:]}/{digest}.json")
+    assert LAYOUT.shelf_dir(DIGEST) == Path(f"/vault/entries/{digest[:16]}")
     assert LAYOUT.artifact_file(DIGEST) == Path(f"/vault/artifacts/{digest[:2]}/{digest}")
     assert LAYOUT.lock_file(DIGEST) == Path(f"/vault/locks/{digest}.lock")
     assert LAYOUT.holder_file(DIGEST) == Path(f"/vault/locks/{digest}.holder.json")
@@ -34,8 +35,11 @@ def test_a_path_names_its_digest_again() -> None:
     [
         LAYOUT.entries_dir / "zz" / f"{DIGEST}.json",
         LAYOUT.entries_dir / f"{DIGEST}.json",
-        LAYOUT.entries_dir / DIGEST.hex[:2] / DIGEST.hex,
-        LAYOUT.entries_dir / DIGEST.hex[:2] / f"{DIGEST.hex.upper()}.json",
+        LAYOUT.entries_dir / DIGEST.hex[:2] / f"{DIGEST}.json",
+        LAYOUT.entries_dir / DIGEST.hex[:2],
+        LAYOUT.artifacts_dir / DIGEST.hex[-16:],
+        LAYOUT.entries_dir / DIGEST.hex[-16:] / DIGEST.hex,
+        LAYOUT.entries_dir / DIGEST.hex[-16:] / f"{DIGEST.hex.upper()}.json",
         LAYOUT.artifacts_dir / DIGEST.hex[:2] / f"{DIGEST}.json",
         LAYOUT.artifacts_dir / DIGEST.hex[:2] / DIGEST.hex[:63],
         LAYOUT.artifacts_dir / "0",

@@ -15,11 +15,13 @@ from store_entries import CREATED_AT, make_key
 from pipevault.digest import Digest, canonical_json, digest_bytes, digest_json
 from pipevault.errors import CorruptEntryError, NewerVaultError
 from pipevault.key import FACTOR_GROUPS, Key
-from pipevault.store.manifest import ArtifactRef, Manifest, now_utc
+from pipevault.store.manifest import LARGEST_SIZE_BYTES, ArtifactRef, Manifest, now_utc
 
 PATH = Path("manifest.json")
 REF = ArtifactRef(digest_bytes(b"graph"), 5, "unet/0.pt2")
-MANIFEST = Manifest(make_key("a"), {"unet": {"graphs": [1, 2.5, None]}}, (REF,), {"seconds": 3}, CREATED_AT)
+NEEDED = tuple(sorted(digest_bytes(name) for name in (b"one", b"two")))
+PARTS = {"unet": {"graphs": [1, 2.5, None]}}
+MANIFEST = Manifest(make_key("a"), PARTS, (REF,), {"seconds": 3}, CREATED_AT, NEEDED)
 
 plain_text = st.text(st.characters(exclude_categories=["Cs"]))
 plain_json = st.recursive(
@@ -35,7 +37,7 @@ objects = st.dictionaries(plain_text, plain_json, max_size=4)
 refs = st.builds(
     ArtifactRef,
     st.binary(max_size=8).map(digest_bytes),
-    st.integers(0, 2**63),
+    st.integers(0, LARGEST_SIZE_BYTES),
     st.from_regex(r"[a-z.]{1,3}[a-z]/[0-9]+\.pt2", fullmatch=True),
 )
 manifests = st.builds(
@@ -45,6 +47,7 @@ manifests = st.builds(
     artifacts=st.lists(refs, max_size=4, unique_by=(lambda r: r.name, lambda r: r.digest)).map(tuple),
     info=objects,
     created_at=plain_text.filter(bool),
+    needs=st.lists(st.binary(max_size=2).map(digest_bytes), max_size=4).map(tuple),
 )
 
 
@@ -127,7 +130,7 @@ def sealed(change: Callable[[dict[str, Any]], object]) -> bytes:
         (lambda d: d.update(artifacts={}), "'artifacts' a list"),
         (lambda d: d.update(artifacts=[1]), "artifact must be an object"),
         (lambda d: d["artifacts"][0].pop("name"), "artifact lacks name"),
-        (lambda d: d["artifacts"][0].update(digest="abc"), "no SHA-256"),
+        (lambda d: d["artifacts"][0].update(digest="abc"), "no digest"),
         (lambda d: d["artifacts"][0].update(digest=5), "expected string"),
         (lambda d: d["artifacts"][0].update(size_bytes=-1), "size -1"),
         (lambda d: d["artifacts"][0].update(size_bytes=5.0), "size 5.0"),
@@ -137,6 +140,15 @@ def sealed(change: Callable[[dict[str, Any]], object]) -> bytes:
         (lambda d: d.update(parts=[]), "parts must be a mapping"),
         (lambda d: d.update(info=None), "info must be a mapping"),
         (lambda d: d.update(created_at=""), "created_at"),
+        (lambda d: d.update(manifest_version=1), "manifest_version 1 is no longer read"),
+        (lambda d: d["key"].update(key_version=1), "key_version 1 is no longer read"),
+        (lambda d: d.pop("needs"), "lacks needs"),
+        (lambda d: d.update(needs={}), "'needs' must be a list"),
+        (lambda d: d.update(needs=["abc"]), "no digest"),
+        (lambda d: d.update(needs=[1]), "expected string"),
+        (lambda d: d["needs"].reverse(), "not sorted"),
+        (lambda d: d.update(needs=[d["needs"][0]] * 2), "names an entry twice"),
+        (lambda d: d["key"]["factors"].update(pipeline="text"), "not the key that it names"),
     ],
 )
 def test_a_sealed_document_of_another_shape_is_refused(change: Callable[[dict[str, Any]], object], reason: str) -> None:
@@ -150,7 +162,7 @@ def test_sealing_alone_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [lambda d: d.update(manifest_version=2, new="field"), lambda d: d["key"].update(key_version=2)]
+    "change", [lambda d: d.update(manifest_version=3, new="field"), lambda d: d["key"].update(key_version=3)]
 )
 def test_a_later_format_is_not_called_damage(change: Callable[[dict[str, Any]], object]) -> None:
     with pytest.raises(NewerVaultError, match="Upgrade pipevault"):
@@ -178,6 +190,16 @@ def test_one_artifact_with_two_names_counts_once() -> None:
 def test_one_digest_with_two_sizes_is_refused() -> None:
     with pytest.raises(ValueError, match="different sizes"):
         Manifest(make_key("a"), {}, (REF, ArtifactRef(REF.digest, 6, "unet/1.pt2")), {}, CREATED_AT)
+
+
+def test_needs_are_sorted_and_none_stands_twice() -> None:
+    first, second = NEEDED
+    assert Manifest(make_key("a"), {}, (), {}, CREATED_AT, (second, first, second)).needs == (first, second)
+
+
+def test_needs_must_be_digests() -> None:
+    with pytest.raises(TypeError, match="needs"):
+        Manifest(make_key("a"), {}, (), {}, CREATED_AT, ("0" * 64,))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["", "/x", "x/", "a//b", "..", "a/../b", "a\\b", "a\nb", "a\0b"])

@@ -154,7 +154,7 @@ class TestStaying:
 
     def test_a_damaged_manifest_stays_and_keeps_what_it_may_name(self, vault: Vault, three: list[Entry]) -> None:
         path = vault.layout.manifest_file(three[1].key)
-        path.write_bytes(path.read_bytes().replace(b'"manifest_version":1', b'"manifest_version":2'))
+        path.write_bytes(path.read_bytes().replace(b'"manifest_version":2', b'"manifest_version":3'))
         plan = plan_prune(vault, max_size=0, now_s=NOW)
         carry_out(vault, plan)
         assert path.exists()

@@ -90,7 +90,7 @@ def test_an_unknown_key(vault: Vault, pair: tuple[Entry, Entry]) -> None:
 def test_what_a_damaged_manifest_may_name_stays(vault: Vault, pair: tuple[Entry, Entry]) -> None:
     first, second = pair
     path = vault.layout.manifest_file(second.key)
-    path.write_bytes(path.read_bytes().replace(b'"manifest_version":1', b'"manifest_version":2'))
+    path.write_bytes(path.read_bytes().replace(b'"manifest_version":2', b'"manifest_version":3'))
     vault.remove(vault.plan_removal([first.key]))
     assert vault.layout.artifact_file(digest_bytes(SHARED)).exists()
 
@@ -162,7 +162,7 @@ class TestOrphans:
     def test_what_a_damaged_manifest_may_name_is_none(self, vault: Vault, pair: tuple[Entry, Entry]) -> None:
         for entry in pair:
             path = vault.layout.manifest_file(entry.key)
-            path.write_bytes(path.read_bytes().replace(b'"manifest_version":1', b'"manifest_version":2'))
+            path.write_bytes(path.read_bytes().replace(b'"manifest_version":2', b'"manifest_version":3'))
         assert find_orphans(vault.layout, now_s=time.time() + 1e9) == ()
 
     def test_foreign_files_links_and_folders_are_none(self, vault: Vault, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from fault_steps import disk_full, strike_at
-from store_entries import Entry, leftovers, make_entry, whole
+from store_entries import Entry, leftovers, make_entry, make_graph, whole
 from test_file_systems import with_own_tmpfs
 
 from pipevault.errors import (
@@ -126,6 +126,53 @@ class TestOrder:
         local.publish(other.manifest, other.files)
         tiers = open_tiers(local.root, tmp_path / "nothing", shared.root)
         assert list(tiers.manifests()) == [other.manifest, entry.manifest]
+
+
+class TestShelf:
+    @pytest.fixture
+    def graphs(self, tmp_path: Path) -> list[Entry]:
+        """Of one part, sorted by key."""
+        made = (make_graph(tmp_path / "source", "unet", text) for text in "123")
+        return sorted(made, key=lambda entry: entry.key)
+
+    def test_the_keys_of_all_tiers_nearest_first_and_none_twice(
+        self, local: Vault, shared: Vault, graphs: list[Entry], tmp_path: Path
+    ) -> None:
+        last = Vault.open(tmp_path / "last")
+        for vault, published in ((local, graphs[2:]), (shared, graphs[1:]), (last, graphs)):
+            for graph in published:
+                vault.publish(graph.manifest, graph.files)
+        tiers = open_tiers(local.root, shared.root, last.root)
+        shelf = graphs[0].manifest.key.shelf
+        assert tiers.shelf(shelf) == ((graphs[2].key, graphs[1].key, graphs[0].key), ())
+        manifests = [graphs[2], graphs[1], graphs[2], *graphs]
+        assert list(tiers.manifests(shelf)) == [graph.manifest for graph in manifests]
+
+    def test_what_is_broken_or_slow_is_told_of_and_passed_over(
+        self, local: Vault, shared: Vault, silent_vault: Path, graphs: list[Entry], tmp_path: Path
+    ) -> None:
+        shared.publish(graphs[0].manifest, graphs[0].files)
+        (tmp_path / "file").write_text("")
+        gone = tmp_path / "gone"
+        tiers = open_tiers(local.root, silent_vault, tmp_path / "file", gone, shared.root, tier_timeout_s=SHORT_S)
+        shelf = graphs[0].manifest.key.shelf
+        keys, problems = tiers.shelf(shelf)
+        assert keys == (graphs[0].key,)
+        assert [problem.partition(":")[0] for problem in problems] == [
+            f"tier {folder}" for folder in (silent_vault, tmp_path / "file", gone)
+        ]
+        assert list(tiers.manifests(shelf)) == [graphs[0].manifest]
+
+    def test_a_tier_that_went_away_is_no_empty_shelf(self, local: Vault, shared: Vault, graphs: list[Entry]) -> None:
+        tiers = open_tiers(local.root, shared.root)
+        shelf = graphs[0].manifest.key.shelf
+        assert tiers.shelf(shelf) == ((), ())
+        shared.root.rename(shared.root.with_name("away"))
+        assert len(tiers.shelf(shelf)[1]) == 1
+
+    def test_an_own_vault_that_does_not_exist_is_not_made(self, tmp_path: Path, graphs: list[Entry]) -> None:
+        assert open_tiers(tmp_path / "own").shelf(graphs[0].manifest.key.shelf) == ((), ())
+        assert not (tmp_path / "own").exists()
 
 
 class TestCopying:

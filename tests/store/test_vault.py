@@ -292,12 +292,12 @@ def test_a_manifest_that_cannot_be_read(vault: Vault, entry: Entry) -> None:
 def test_a_manifest_of_a_later_format_is_neither_used_nor_replaced(vault: Vault, entry: Entry) -> None:
     path = vault.layout.manifest_file(entry.key)
     path.parent.mkdir(parents=True)
-    path.write_text('{"manifest_version": 2}')
+    path.write_text('{"manifest_version": 3}')
     with pytest.raises(NewerVaultError):
         vault.lookup(entry.key)
     with pytest.raises(NewerVaultError):
         vault.publish(entry.manifest, entry.files)
-    assert path.read_text() == '{"manifest_version": 2}'
+    assert path.read_text() == '{"manifest_version": 3}'
 
 
 def test_quarantine_keeps_the_file_with_the_reason(vault: Vault, entry: Entry) -> None:

@@ -258,7 +258,7 @@ def test_a_newer_vault(vault: Vault) -> None:
 
 def test_a_manifest_of_a_later_format_is_told_and_left(vault: Vault, pair: tuple[Entry, Entry]) -> None:
     path = vault.layout.manifest_file(pair[0].key)
-    path.write_bytes(path.read_bytes().replace(b'"manifest_version":1', b'"manifest_version":2'))
+    path.write_bytes(path.read_bytes().replace(b'"manifest_version":2', b'"manifest_version":3'))
     report = verify(vault, fix=True)
     finding = only_bad(report)
     assert (finding.kind, finding.path, finding.mended) == ("newer", path, False)

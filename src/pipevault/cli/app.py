@@ -29,6 +29,7 @@ EXIT_CODES: tuple[tuple[type[errors.PipevaultError], int, str], ...] = (
     (errors.CorruptEntryError, 6, "an artifact or a manifest is damaged"),
     (errors.SignatureError, 34, "an entry has no signature by a trusted key where one is required"),
     (errors.VaultFullError, 7, "no space was left while publishing"),
+    (errors.OldVaultError, 35, "an earlier pipevault wrote the vault, in a format that is no longer read"),
     (errors.VaultError, 8, "the vault folder cannot be used"),
     (errors.LockTimeoutError, 9, "another process held a key's lock for too long"),
     (errors.WrongMachineError, 10, "an artifact was built for another machine"),

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 def export(keys: tuple[str, ...], every: bool, output: Path, overwrite: bool, dir: Path | None, as_json: bool) -> None:
     """Write the entries whose keys begin with KEY to a bundle: one file with their artifacts and signatures.
 
-    The same entries make the same bytes. A bundle is a zip file that is not compressed. A damaged entry is an error,
-    and nothing is written.
+    With a plan go the graphs that it needs. The same entries make the same bytes. A bundle is a zip file that is not
+    compressed. A damaged entry is an error, and so is a plan whose graphs are not all there; nothing is written then.
 
     \b
     Examples:

@@ -21,18 +21,23 @@ if TYPE_CHECKING:
 
 
 @click.command("ls", short_help="List the entries of the vault.")
+@click.option(
+    "--kind", type=click.Choice(["plan", "graph", "all"]), default="all", show_default=True, help="Which entries."
+)
 @dir_option
 @json_option
-def list_entries(dir: Path | None, as_json: bool) -> None:
-    """List the entries of the vault.
+def list_entries(kind: str, dir: Path | None, as_json: bool) -> None:
+    """List the entries of the vault: graphs, and plans that say which graphs a pipeline needs for a call.
 
     \b
     Examples:
       pipevault ls
+      pipevault ls --kind plan
       pipevault ls --dir /srv/vault --json
     """
     if as_json:
         root, whole, broken = read_entries(dir)
+        whole = [entry for entry in whole if kind in ("all", entry.key.kind)]
         render.print_json(
             {
                 "vault": str(root),
@@ -43,8 +48,9 @@ def list_entries(dir: Path | None, as_json: bool) -> None:
         _note_broken(broken)
         return
     root, rows, broken = list_rows(dir, _entry_cells)
+    rows = [row for row in rows if kind in ("all", row.cells[0])]
     if rows:
-        columns = ("KEY", "PIPELINE", "CALL", "DTYPE", "PARTS", "SIZE", "FROZEN")
+        columns = ("KEY", "KIND", "PIPELINE", "CALL", "DTYPE", "PARTS", "SIZE", "FROZEN")
         now = datetime.now(timezone.utc)
         cells = [
             (row.key.short, *row.cells, render.size_text(row.size_bytes), render.age_text(row.created_at, now))
@@ -63,7 +69,7 @@ def list_entries(dir: Path | None, as_json: bool) -> None:
 @dir_option
 @json_option
 def show(key: str, dir: Path | None, as_json: bool) -> None:
-    """Show the entry whose key begins with KEY: its factors, its parts and its artifacts.
+    """Show the entry whose key begins with KEY: its factors, its parts, its artifacts and what it needs.
 
     \b
     Examples:
@@ -89,6 +95,8 @@ def show(key: str, dir: Path | None, as_json: bool) -> None:
         return
     facts = [
         ("key", manifest.key.digest.hex),
+        ("kind", manifest.key.kind),
+        ("shelf", manifest.key.shelf.hex),
         ("frozen", f"{manifest.created_at} ({render.age_text(manifest.created_at)})"),
         ("size", render.size_text(manifest.size_bytes)),
         ("manifest", str(vault.layout.manifest_file(manifest.key.digest))),
@@ -98,9 +106,14 @@ def show(key: str, dir: Path | None, as_json: bool) -> None:
     parts = [(name, _part_text(part)) for name, part in manifest.parts.items()]
     artifacts = [(ref.name, render.size_text(ref.size_bytes), ref.digest.hex) for ref in manifest.artifacts]
     factors = [(name, render.value_text(value)) for name, value in render.flat(manifest.key.factors)]
+    needs = [
+        (key.hex, "in the vault" if vault.layout.manifest_file(key).exists() else "not in the vault")
+        for key in manifest.needs
+    ]
     render.show(
         render.facts(facts),
         render.table(("PART", "STATE"), parts),
+        *([render.table(("NEEDS", "WHERE"), needs)] if needs else []),
         render.table(("ARTIFACT", "SIZE", "SHA-256"), artifacts, right=("SIZE",)),
         render.table(("FACTOR", "VALUE"), factors),
     )
@@ -133,6 +146,9 @@ def _note_broken(broken: Sequence[BrokenManifest]) -> None:
 def _entry_document(manifest: Manifest) -> dict[str, Any]:
     return {
         "key": manifest.key.digest.hex,
+        "kind": manifest.key.kind,
+        "shelf": manifest.key.shelf.hex,
+        "needs": [key.hex for key in manifest.needs],
         "created_at": manifest.created_at,
         "size_bytes": manifest.size_bytes,
         "factors": dict(manifest.key.factors),
@@ -145,8 +161,18 @@ def _broken_document(entry: BrokenManifest) -> dict[str, str]:
 
 
 def _entry_cells(manifest: Manifest) -> tuple[str, ...]:
+    """What stands under KIND to PARTS: of a graph the class of its part, and its signature in place of a call."""
     factors = manifest.key.factors
+    if manifest.key.kind == "graph":
+        return (
+            manifest.key.kind,
+            _part_class_text(factors),
+            str(manifest.info.get("signature_text", "")),
+            _dtype_text(factors.get("dtype")) if "dtype" in factors else "",
+            ", ".join(manifest.parts),
+        )
     return (
+        manifest.key.kind,
         _pipeline_text(factors.get("pipeline")),
         _call_text(factors.get("call")),
         _dtype_text(factors.get("dtype")),
@@ -156,6 +182,13 @@ def _entry_cells(manifest: Manifest) -> tuple[str, ...]:
 
 def _pipeline_text(pipeline: Any) -> str:
     return _leaf_texts(pipeline)[0].rpartition(".")[2]
+
+
+def _part_class_text(factors: Mapping[str, Any]) -> str:
+    """The last name of the first ``class`` that the architecture of a part, or else its other factors, tell of."""
+    leaves = [*render.flat(factors.get("architecture", {})), *render.flat(factors)]
+    classes = (value for name, value in leaves if name.rpartition(".")[2] == "class" and isinstance(value, str))
+    return next((value.rpartition(".")[2] for value in classes), "")
 
 
 def _dtype_text(dtype: Any) -> str:

@@ -81,7 +81,8 @@ def keygen(output: Path, comment: str, as_json: bool) -> None:
 @dir_option
 @json_option
 def sign(keys: tuple[str, ...], all_entries: bool, key_file: Path, dir: Path | None, as_json: bool) -> None:
-    """Sign the entries whose keys begin with KEY: say that their code is what it should be.
+    """Sign the entries whose keys begin with KEY: say that their code is what it should be. With a plan the graphs that
+    it needs are signed.
 
     Each is verified first, artifacts and all; one that fails is not signed and does not stop the others. The exit code
     is that of the first error.
@@ -103,7 +104,7 @@ def sign(keys: tuple[str, ...], all_entries: bool, key_file: Path, dir: Path | N
     if all_entries:
         wanted = list(iter_keys(vault.layout))
     else:
-        wanted = list(dict.fromkeys(vault.find(key).key.digest for key in keys))
+        wanted = _with_needed(vault, list(dict.fromkeys(vault.find(key).key.digest for key in keys)))
     results = [_sign(vault, key, private) for key in wanted]
     _report(vault, results, private, as_json=as_json)
 
@@ -126,6 +127,17 @@ def signatures_document(states: Sequence[SignatureState]) -> list[dict[str, str]
 def signatures_text(states: Sequence[SignatureState]) -> str:
     texts = (f"{state.public_key_id} {STATE_TEXTS.get(state.state, f'bad: {state.reason}')}" for state in states)
     return "; ".join(texts) or "none"
+
+
+def _with_needed(vault: Vault, keys: Sequence[Digest]) -> list[Digest]:
+    """``keys``, then what they need as far as it is there; what is not is told of."""
+    from pipevault.store.needs import needed_by, needs_in
+
+    needed = needed_by(keys, needs_in(vault.layout))
+    there = [key for key in sorted(needed) if vault.layout.manifest_file(key).exists()]
+    for key in sorted(needed.keys() - set(there)):
+        render.note(f"{needed[key].short} needs {key.short}, which is not in the vault and so is not signed.")
+    return [*keys, *there]
 
 
 def _sign(vault: Vault, key: Digest, private: PrivateKey) -> SignResult:

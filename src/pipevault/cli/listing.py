@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 REMEMBERED_FROM = 200
 """Entries; a smaller vault is read each time."""
 _DIGITS = 16
+_FORM = f"{__version__} 2"
+"""Rows that another release, or another form of them, remembered are made anew."""
 Describe = Callable[["Manifest"], tuple[str, ...]]
 
 
@@ -86,7 +88,7 @@ def _file(vault: Vault) -> Path | None:
 def _load(file: Path) -> dict[str, list[Any]]:
     try:
         document = json.loads(file.read_bytes())
-        rows = document["rows"] if document["version"] == __version__ else {}
+        rows = document["rows"] if document["version"] == _FORM else {}
         return rows if isinstance(rows, dict) and all(map(_is_record, rows.values())) else {}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
@@ -105,7 +107,7 @@ def _is_record(record: Any) -> bool:
 def _save(file: Path, rows: Mapping[str, list[Any]]) -> None:
     from pipevault.store.atomic import make_folder
 
-    data = json.dumps({"version": __version__, "rows": rows}, separators=(",", ":"))
+    data = json.dumps({"version": _FORM, "rows": rows}, separators=(",", ":"))
     temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
     # Without it the next listing is slower, and nothing else.
     with suppress(OSError, VaultError):

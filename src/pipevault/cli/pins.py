@@ -19,7 +19,8 @@ from pipevault.errors import PinError
 @dir_option
 @json_option
 def pin(key: str, name: str, move: bool, dir: Path | None, as_json: bool) -> None:
-    """Keep the entry whose key begins with KEY: `prune` and `rm` leave it until it is unpinned.
+    """Keep the entry whose key begins with KEY: `prune` and `rm` leave it, and with a plan the graphs that it needs,
+    until it is unpinned.
 
     \b
     Examples:

@@ -37,8 +37,8 @@ def prune(
 ) -> None:
     """Remove entries that are old, unused or more than the vault may hold, and what dead processes left.
 
-    Without an option the setting max_size decides, if there is one. Pinned entries and entries that a live process has
-    loaded stay. Artifacts that no entry names go when they are older than an hour.
+    Without an option the setting max_size decides, if there is one. Pinned entries, entries that a live process has
+    loaded, and the graphs that such plans need stay. Artifacts that no entry names go when they are older than an hour.
 
     \b
     Examples:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 @click.command("rm", short_help="Remove entries, or artifacts that no entry names.")
 @click.argument("keys", metavar="[KEY]...", nargs=-1)
+@click.option("--with-graphs", is_flag=True, help="Of a plan, also the graphs that no other plan needs.")
 @click.option("--orphans", is_flag=True, help="Remove the artifacts that no entry names, older than an hour.")
 @click.option("--force", is_flag=True, help="Remove entries that a live process has loaded, too; never pinned ones.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
@@ -28,11 +29,19 @@ if TYPE_CHECKING:
 @dir_option
 @json_option
 def remove(
-    keys: tuple[str, ...], orphans: bool, force: bool, dry_run: bool, yes: bool, dir: Path | None, as_json: bool
+    keys: tuple[str, ...],
+    with_graphs: bool,
+    orphans: bool,
+    force: bool,
+    dry_run: bool,
+    yes: bool,
+    dir: Path | None,
+    as_json: bool,
 ) -> None:
-    """Remove the entries whose keys begin with KEY, and the artifacts that no other entry uses.
+    """Remove the entries, graphs or plans, whose keys begin with KEY, and the artifacts that no other entry uses.
 
-    An entry that is pinned, or that a live process has loaded, is not removed: that is an error, and nothing is.
+    The graphs of a plan stay unless --with-graphs is given. An entry that is pinned, or that a live process has
+    loaded, is not removed, and neither is a graph that such a plan needs: that is an error, and nothing is.
 
     With --orphans remove what no entry names at all: what a freeze left behind that died before its entry was
     written. A younger one than an hour stays, for a freeze may be about to name it.
@@ -41,13 +50,16 @@ def remove(
     Examples:
       pipevault rm 3f9a2c --dry-run
       pipevault rm 3f9a2c 77b01e --yes
+      pipevault rm 3f9a2c --with-graphs --yes
       pipevault rm 3f9a2c --force
       pipevault rm --orphans --dry-run
     """
     if bool(keys) is orphans:
         raise SettingsError("rm removes entries or orphans: give the beginning of a KEY, or --orphans alone.")
+    if with_graphs and orphans:
+        raise SettingsError("--with-graphs goes with a KEY: give --orphans alone.")
     vault = open_vault(dir)
-    plan, too_young = _plan_orphans(vault) if orphans else (_plan_entries(vault, keys, force), ())
+    plan, too_young = _plan_orphans(vault) if orphans else (_plan_entries(vault, keys, force, with_graphs), ())
     if dry_run or not (plan.keys or plan.artifacts):
         _report(plan, plan.size_bytes, dry_run=dry_run, too_young=too_young, as_json=as_json)
         return
@@ -58,10 +70,11 @@ def remove(
     _report(report, report.freed_bytes, dry_run=False, too_young=too_young, as_json=as_json)
 
 
-def _plan_entries(vault: Vault, prefixes: Sequence[str], force: bool) -> RemovalPlan:
+def _plan_entries(vault: Vault, prefixes: Sequence[str], force: bool, with_graphs: bool) -> RemovalPlan:
     keys = sorted({_find_key(vault, prefix) for prefix in prefixes})
-    _refuse_in_use(vault, keys, force)
-    return vault.plan_removal(keys)
+    plan = vault.plan_removal(keys, with_needed=with_graphs)
+    _refuse_in_use(vault, plan.keys, force)
+    return plan
 
 
 def _refuse_in_use(vault: Vault, keys: Sequence[Digest], force: bool) -> None:

@@ -1,10 +1,10 @@
-"""Writing entries to a bundle. See :mod:`pipevault.store.bundle`."""
+"""Writing entries, and what they need, to a bundle. See :mod:`pipevault.store.bundle`."""
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,6 +28,7 @@ from pipevault.store.bundle_index import (
     BundleIndex,
     Member,
 )
+from pipevault.store.manifest import Manifest
 from pipevault.store.signature import signature_files
 from pipevault.store.trust import check_ownership
 from pipevault.store.vault import Vault
@@ -51,9 +52,10 @@ def export_bundle(
     overwrite: bool = False,
     progress: Progress = ignore_progress,
 ) -> ExportReport:
-    """Write the entries ``keys``, their artifacts and signatures to the bundle ``path``, in one step.
+    """Write the entries ``keys`` and those that they need, with artifacts and signatures, to the bundle ``path``.
 
-    Equal entries make equal bytes. :class:`UnknownKeyError`: no key was given, or no entry has one.
+    That is one step. Equal entries make equal bytes. :class:`UnknownKeyError`: no key was given, no entry has one, or
+    the vault lacks what an entry needs.
     :class:`CorruptEntryError`, :class:`NewerVaultError`, :class:`UnsafeVaultError`: an entry cannot be exported.
     :class:`CannotSaveError`: ``path`` exists and ``overwrite`` is not set, lies in the vault, or cannot be written.
     :class:`BundleError`: too many files for one bundle.
@@ -62,11 +64,12 @@ def export_bundle(
     if not wanted:
         raise UnknownKeyError(f"No entry of {vault.root} was chosen, so there is nothing to export.", "")
     _check_output(vault, path, overwrite)
-    index = _index(_members(vault, wanted), vault.root)
+    manifests = _with_needed(vault, wanted)
+    index = _index(_members(vault, manifests), vault.root)
     with _new_file(path, overwrite) as temporary, temporary.open("xb") as file:
         size_bytes = write_bundle(file, index, vault.root, progress)
     return ExportReport(
-        keys=wanted,
+        keys=tuple(sorted(manifests)),
         artifacts=sum(member.artifact is not None for member in index.members),
         signatures=sum(member.signed_key is not None for member in index.members),
         size_bytes=size_bytes,
@@ -86,13 +89,34 @@ def _check_output(vault: Vault, path: Path, overwrite: bool) -> None:
             raise CannotSaveError(f"{path} exists already. Give another path, or --overwrite.", path)
 
 
-def _members(vault: Vault, keys: Iterable[Digest]) -> Iterator[Member]:
-    """Each file that the entries need; the bytes of artifacts are looked at when they are copied."""
-    layout = vault.layout
-    for key in keys:
+def _with_needed(vault: Vault, keys: Iterable[Digest]) -> dict[Digest, Manifest]:
+    """The manifests of ``keys`` and of all entries that these need."""
+    found: dict[Digest, Manifest] = {}
+    waiting = list(keys)
+    for key in waiting:
         manifest = vault.lookup(key)
         if manifest is None:
             raise UnknownKeyError(f"No entry of {vault.root} has the key {key.short}.", key.hex)
+        found[key] = manifest
+    while waiting:
+        needing = found[waiting.pop()]
+        new = {key: vault.lookup(key) for key in needing.needs if key not in found}
+        if missing := [key for key, manifest in new.items() if manifest is None]:
+            plan = needing.key.digest.short
+            raise UnknownKeyError(
+                f"{plan} needs what {vault.root} does not hold: {', '.join(key.short for key in missing)}. Freeze the "
+                f"pipeline again, or remove what needs it: pipevault rm {plan}",
+                missing[0].hex,
+            )
+        found |= {key: manifest for key, manifest in new.items() if manifest is not None}
+        waiting += new
+    return found
+
+
+def _members(vault: Vault, manifests: Mapping[Digest, Manifest]) -> Iterator[Member]:
+    """Each file that the entries need; the bytes of artifacts are looked at when they are copied."""
+    layout = vault.layout
+    for key, manifest in manifests.items():
         data = manifest.to_bytes()
         path = layout.manifest_file(key)
         yield Member(_name(path, vault), _within(len(data), MANIFEST_LIMIT_BYTES, path), digest_bytes(data))

@@ -1,7 +1,7 @@
 """Publishing the entries of a bundle. See :mod:`pipevault.store.bundle`.
 
 The whole file is verified, and what the vault lacks of it is written to a staging folder, under names of our own. Only
-then each entry is published as any other is, its signatures before it.
+then each entry is published as any other is, its signatures before it, and after the entries that it needs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipevault.digest import Digest
@@ -19,11 +20,20 @@ from pipevault.store.atomic import make_folder, vault_errors, write_file
 from pipevault.store.bundle_file import BundleFile, Progress, ignore_progress, open_bundle
 from pipevault.store.bundle_index import Member
 from pipevault.store.manifest import Manifest
+from pipevault.store.needs import needed_first
 from pipevault.store.vault import Vault
 
 _LATER_FORMAT = "a later format"
 
 ArtifactSizes = Mapping[Digest, int]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a manifest names: its artifacts, and the entries that it needs."""
+
+    artifacts: ArtifactSizes
+    needs: tuple[Digest, ...]
 
 
 def bundle_keys(path: Path) -> tuple[Digest, ...]:
@@ -48,13 +58,13 @@ def import_bundle(vault: Vault, path: Path, *, progress: Progress = ignore_progr
         entries = _read_entries(bundle)
         _check_complete(bundle, entries)
         standing = {key: _standing(vault, key) for key in entries}
-        missing = {key: artifacts for key, artifacts in entries.items() if standing[key] is None}
+        missing = {key: entry.artifacts for key, entry in entries.items() if standing[key] is None}
         needed = Counter(digest for artifacts in missing.values() for digest in artifacts)
         _check_space(folder, bundle, needed, missing)
         bundle.extract(lambda member: _target(folder, member, needed), progress)
         signatures = _staged_signatures(bundle, folder)
         imported = []
-        for key in entries:
+        for key in needed_first({key: entry.needs for key, entry in entries.items()}):
             staged_manifest = folder / f"{key}.json"
             manifest = Manifest.from_bytes(staged_manifest.read_bytes(), staged_manifest)
             if standing[key] not in (None, manifest.manifest_digest.hex):
@@ -71,12 +81,12 @@ def import_bundle(vault: Vault, path: Path, *, progress: Progress = ignore_progr
                 needed[digest] -= 1
                 if not needed[digest]:  # the vault has its own copy by now
                     (folder / digest.hex).unlink()
-    return imported
+    return sorted(imported)
 
 
-def _read_entries(bundle: BundleFile) -> dict[Digest, ArtifactSizes]:
-    """For each entry, sorted by key, the sizes of its artifacts; its manifest is verified."""
-    entries: dict[Digest, ArtifactSizes] = {}
+def _read_entries(bundle: BundleFile) -> dict[Digest, _Entry]:
+    """What each entry names; its manifest is verified."""
+    entries: dict[Digest, _Entry] = {}
     for member in bundle.index.members:
         if (key := member.key) is None:
             continue
@@ -88,18 +98,20 @@ def _read_entries(bundle: BundleFile) -> dict[Digest, ArtifactSizes]:
             raise BundleError(f"{error} Nothing was imported; get the bundle again.", bundle.path) from error
         if manifest.key.digest != key:
             raise _unsound(bundle, f"{member.name} is the manifest of {manifest.key.digest.short}")
-        entries[key] = manifest.artifact_sizes
+        entries[key] = _Entry(manifest.artifact_sizes, manifest.needs)
     return entries
 
 
-def _check_complete(bundle: BundleFile, entries: Mapping[Digest, ArtifactSizes]) -> None:
+def _check_complete(bundle: BundleFile, entries: Mapping[Digest, _Entry]) -> None:
     """Nothing is missing, and nothing is there that no entry needs."""
     held = {member.artifact: member.size_bytes for member in bundle.index.members if member.artifact is not None}
-    for key, artifacts in entries.items():
-        for digest, size_bytes in artifacts.items():
+    for key, entry in entries.items():
+        if lacking := [needed for needed in entry.needs if needed not in entries]:
+            raise _unsound(bundle, f"it lacks entry {lacking[0].short}, which entry {key.short} needs")
+        for digest, size_bytes in entry.artifacts.items():
             if held.get(digest) != size_bytes:
                 raise _unsound(bundle, f"it lacks artifact {digest.short} of entry {key.short}, or has another size")
-    named = {digest for artifacts in entries.values() for digest in artifacts}
+    named = {digest for entry in entries.values() for digest in entry.artifacts}
     if extra := held.keys() - named:
         raise _unsound(bundle, f"none of its entries names the artifact {min(extra).short}")
     for member in bundle.index.members:

@@ -3,9 +3,9 @@
 Canonical JSON, shown here with line breaks::
 
     {"members": [{"digest": "<sha256>", "name": "artifacts/ee/eef93e…", "size_bytes": 5312211},
-                 {"digest": "<sha256>", "name": "entries/7c/7c2b5a….json", "size_bytes": 1480},
+                 {"digest": "<sha256>", "name": "entries/<shelf>/7c2b5a….json", "size_bytes": 1480},
                  {"digest": "<sha256>", "name": "signatures/7c/7c2b5a….0123456789abcdef.json", "size_bytes": 310}],
-     "pipevault_bundle": 1,
+     "pipevault_bundle": 2,
      "self_digest": "<sha256 of this document's canonical JSON without self_digest>"}
 
 A member's name is the place that it has in a vault, ``digest`` that of its bytes; members are sorted by name. It names
@@ -25,7 +25,7 @@ from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import BundleError, NewerBundleError
 from pipevault.store.layout import Layout
 
-BUNDLE_VERSION = 1
+BUNDLE_VERSION = 2
 INDEX_NAME = "pipevault_bundle.json"
 INDEX_LIMIT_BYTES = 32 << 20
 """Enough for some 180,000 members."""
@@ -80,7 +80,7 @@ class BundleIndex:
     @property
     def keys(self) -> tuple[Digest, ...]:
         """Of the entries, sorted."""
-        return tuple(key for member in self.members if (key := member.key))
+        return tuple(sorted(key for member in self.members if (key := member.key)))
 
     def to_bytes(self) -> bytes:
         body = self._body()
@@ -160,6 +160,12 @@ def _check_version(version: Any, path: Path) -> None:
         raise NewerBundleError(
             f"{path} is a bundle of version {version}; this pipevault reads up to {BUNDLE_VERSION}. Upgrade pipevault. "
             "Nothing was imported.",
+            path,
+        )
+    if version < BUNDLE_VERSION:
+        raise BundleError(
+            f"{path} is a bundle of version {version}, which pipevault 0.1 wrote; this pipevault reads version "
+            f"{BUNDLE_VERSION} alone. Nothing was imported. Freeze the pipelines again, and export them from there.",
             path,
         )
 

@@ -3,7 +3,7 @@
 ::
 
     vault.json                          marker with the format version
-    entries/<aa>/<key digest>.json      manifest of one entry, published last
+    entries/<shelf>/<key digest>.json   manifest of one entry, published last
     artifacts/<aa>/<digest>             content-addressed bytes
     locks/<key digest>.lock             advisory lock of a key
     locks/<key digest>.holder.json      who holds it
@@ -18,7 +18,8 @@
     quarantine/<time>-<random>-<name>   a bad file that was moved away; the reason beside it in
     ``….reason.txt``
 
-``<aa>`` is the first two hexadecimal digits of the digest that follows it.
+``<aa>`` is the first two hexadecimal digits of the digest that follows it, ``<shelf>`` the last 16 of the key: entries
+of one shelf (:attr:`pipevault.key.Key.shelf`) stand in one folder.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipevault.digest import Digest
+from pipevault.key import SHELF_DIGITS
 
 MANIFEST_SUFFIX = ".json"
 LOCK_SUFFIX = ".lock"
@@ -44,6 +46,8 @@ _EVENTS_NAME = re.compile(_STAGING_NAME.pattern + r"\.jsonl")
 _TOTALS_NAME = re.compile(r"totals\.([1-9]\d{0,11})\.json")
 _SIGNATURE_NAME = re.compile(r"([0-9a-f]{64})\.([0-9a-f]{16})\.json")
 PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SHARD_NAME = re.compile(r"[0-9a-f]{2}")
+_SHELF_NAME = re.compile(rf"[0-9a-f]{{{SHELF_DIGITS}}}")
 _QUARANTINE_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}-.+")
 
 
@@ -105,7 +109,11 @@ class Layout:
         )
 
     def manifest_file(self, key: Digest) -> Path:
-        return self.entries_dir / key.hex[:2] / f"{key}{MANIFEST_SUFFIX}"
+        return self.entries_dir / key.hex[-SHELF_DIGITS:] / f"{key}{MANIFEST_SUFFIX}"
+
+    def shelf_dir(self, shelf: Digest) -> Path:
+        """The folder of the entries whose keys have this :attr:`~pipevault.key.Key.shelf`."""
+        return self.entries_dir / shelf.hex[:SHELF_DIGITS]
 
     def artifact_file(self, digest: Digest) -> Path:
         return self.artifacts_dir / digest.hex[:2] / digest.hex
@@ -228,10 +236,12 @@ class Layout:
         return int(name[1]) if name and path.parent == self.events_dir else None
 
     def is_shard(self, path: Path) -> bool:
-        """Whether ``path`` is one of the two-digit folders of the folders that have them."""
+        """Whether ``path`` is a folder that files are spread over: of a shelf in ``entries/``, else of two digits."""
+        if path.parent == self.entries_dir:
+            return _SHELF_NAME.fullmatch(path.name) is not None
         return (
-            path.parent in (self.entries_dir, self.artifacts_dir, self.uses_dir, self.signatures_dir)
-            and re.fullmatch(r"[0-9a-f]{2}", path.name) is not None
+            path.parent in (self.artifacts_dir, self.uses_dir, self.signatures_dir)
+            and _SHARD_NAME.fullmatch(path.name) is not None
         )
 
     def owns(self, path: Path) -> bool:
@@ -256,6 +266,13 @@ class Layout:
 def process_name(host: str, pid: int, random_hex: str) -> str:
     """Name of what belongs to one process: ``<host>.<pid>.<16 hexadecimal digits>``."""
     return f"{_UNSAFE_IN_NAME.sub('-', host)[:64] or 'host'}.{pid}.{random_hex}"
+
+
+def stands_in(name: str, shard: str) -> bool:
+    """Whether a file of this name belongs into the folder ``shard``, of two digits or of a shelf, and no other."""
+    if len(shard) == SHELF_DIGITS:
+        return name.endswith(shard + MANIFEST_SUFFIX)
+    return name.startswith(shard)
 
 
 def _digest_or_none(text: str) -> Digest | None:

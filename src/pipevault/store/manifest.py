@@ -1,4 +1,4 @@
-"""The manifest of an entry: what was frozen under a key, and which artifacts hold it.
+"""The manifest of an entry: what was frozen under a key, which artifacts hold it, and which other entries it needs.
 
 On disk it is canonical JSON (sorted keys, no white space, UTF-8, nothing after it), shown here with line
 breaks::
@@ -6,12 +6,14 @@ breaks::
     {"artifacts": [{"digest": "<sha256>", "name": "unet/0.pt2", "size_bytes": 5312211}],
      "created_at": "2025-01-31T12:00:00+00:00",
      "info": {},
-     "key": {"digest": "<sha256>", "factors": {"dtype": {"unet": "float16"}}, "key_version": 1},
-     "manifest_version": 1,
+     "key": {"digest": "<key>", "factors": {"dtype": {"unet": "float16"}}, "key_version": 2},
+     "manifest_version": 2,
+     "needs": ["<key of another entry>"],
      "parts": {},
      "self_digest": "<sha256 of this document's canonical JSON without self_digest>"}
 
-``parts`` and ``info`` are plain JSON that the store keeps and does not read. The self digest notices edits
+``needs`` is sorted: a plan needs its graphs, a graph nothing. A needed entry may be absent. ``parts`` and ``info`` are
+plain JSON that the store keeps and does not read. The self digest notices edits
 and damage; it proves no origin.
 """
 
@@ -30,10 +32,10 @@ from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import CorruptEntryError, NewerVaultError
 from pipevault.key import KEY_VERSION, Key
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 
 LARGEST_SIZE_BYTES = 2**63 - 1
-_FIELDS = frozenset({"artifacts", "created_at", "info", "key", "manifest_version", "parts", "self_digest"})
+_FIELDS = frozenset({"artifacts", "created_at", "info", "key", "manifest_version", "needs", "parts", "self_digest"})
 _ARTIFACT_FIELDS = frozenset({"digest", "name", "size_bytes"})
 _KEY_FIELDS = frozenset({"digest", "factors", "key_version"})
 
@@ -69,7 +71,8 @@ class ArtifactRef:
 class Manifest:
     """Immutable once published. ``parts`` and ``info`` are copied to plain JSON (tuples become lists).
 
-    ``ValueError`` if they are not plain JSON, or if two artifacts share a name or disagree about a size.
+    ``ValueError`` if they are not plain JSON, or if two artifacts share a name or disagree about a size. ``needs`` is
+    sorted and freed of doubles.
     """
 
     key: Key
@@ -78,11 +81,15 @@ class Manifest:
     info: Mapping[str, Any]
     created_at: str
     needs: tuple[Digest, ...] = ()
+    """Keys of the entries that this one refers to: the graphs of a plan."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", _plain(self.parts, "parts"))
         object.__setattr__(self, "info", _plain(self.info, "info"))
         object.__setattr__(self, "artifacts", tuple(self.artifacts))
+        if not all(isinstance(key, Digest) for key in self.needs):
+            raise TypeError(f"needs is {self.needs!r}: a Digest for each entry is needed.")
+        object.__setattr__(self, "needs", tuple(sorted(set(self.needs))))
         names = [ref.name for ref in self.artifacts]
         if len(set(names)) != len(names):
             raise ValueError(f"Two artifacts share a name: {', '.join(sorted(names))}.")
@@ -136,6 +143,7 @@ class Manifest:
                 "key_version": KEY_VERSION,
             },
             "manifest_version": MANIFEST_VERSION,
+            "needs": [key.hex for key in self.needs],
             "parts": self.parts,
         }
 
@@ -162,13 +170,24 @@ def _parse(data: bytes, path: Path) -> Manifest:
     key = Key(key_document["factors"])
     if key.digest.hex != key_document["digest"]:
         raise ValueError("the digest of its factors is not the key that it names")
+    needs = _parse_needs(document["needs"])
     return Manifest(
         key=key,
         parts=document["parts"],
         artifacts=tuple(_parse_artifact(item) for item in artifacts),
         info=document["info"],
         created_at=document["created_at"],
+        needs=needs,
     )
+
+
+def _parse_needs(items: Any) -> tuple[Digest, ...]:
+    if not isinstance(items, list):
+        raise ValueError("'needs' must be a list")
+    needs = tuple(Digest(item) for item in items)
+    if list(needs) != sorted(set(needs)):
+        raise ValueError("'needs' is not sorted, or names an entry twice")
+    return needs
 
 
 def _parse_artifact(item: Any) -> ArtifactRef:

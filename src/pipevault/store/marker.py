@@ -1,4 +1,4 @@
-"""``vault.json``: what makes a folder a vault, ``{"created_at": "<ISO 8601>", "pipevault_vault": 1}``."""
+"""``vault.json``: what makes a folder a vault, ``{"created_at": "<ISO 8601>", "pipevault_vault": 2}``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pipevault.digest import canonical_json
 from pipevault.errors import (
     NewerVaultError,
     NotAVaultError,
+    OldVaultError,
     UnsafeVaultError,
     VaultError,
     VaultNotWritableError,
@@ -19,14 +20,14 @@ from pipevault.store.layout import SYSTEM_NAMES, Layout
 from pipevault.store.manifest import now_utc
 from pipevault.store.staging import staging_folder
 
-VAULT_VERSION = 1
+VAULT_VERSION = 2
 
 
 def ensure_vault(layout: Layout, *, create: bool) -> None:
     """Check that ``layout.root`` is a vault of a known version; make it one if it is empty or absent and
     ``create``.
 
-    :class:`NotAVaultError`, :class:`NewerVaultError`, :class:`VaultNotWritableError`.
+    :class:`NotAVaultError`, :class:`NewerVaultError`, :class:`OldVaultError`, :class:`VaultNotWritableError`.
     """
     root = layout.root
     if _read_marker(layout):
@@ -103,6 +104,13 @@ def _read_marker(layout: Layout) -> bool:
             f"{layout.root} is a vault of version {version}; this pipevault knows up to {VAULT_VERSION}. "
             f"Upgrade "
             "pipevault, or give another folder.",
+            layout.root,
+        )
+    if version < VAULT_VERSION:
+        raise OldVaultError(
+            f"{layout.root} is a vault of version {version}, which pipevault 0.1 wrote; this pipevault reads and "
+            f"writes version {VAULT_VERSION} alone, and leaves it as it is. Give another folder, or delete this one: "
+            "graphs are frozen again where they are needed.",
             layout.root,
         )
     return True

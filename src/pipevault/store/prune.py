@@ -20,7 +20,13 @@ from pipevault.store.layout import Layout
 from pipevault.store.leases import remove_dead_leases
 from pipevault.store.leftovers import Leftover, sweep
 from pipevault.store.prune_plan import Going, PrunePlan, Staying, plan_prune, use_reasons
-from pipevault.store.removal import remove_artifacts, remove_belongings, remove_file, remove_manifest
+from pipevault.store.removal import (
+    remove_artifacts,
+    remove_belongings,
+    remove_empty_shelves,
+    remove_file,
+    remove_manifest,
+)
 from pipevault.store.usage import last_use_s, set_last_use
 
 if TYPE_CHECKING:
@@ -78,6 +84,7 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
         elif (size_bytes := remove_manifest(layout, going.key)) is not None:
             removed[going.key] = size_bytes
     artifacts, artifact_bytes = remove_artifacts(layout, (*plan.artifacts, *plan.orphans), after=removed)
+    remove_empty_shelves(layout)
     problems = list(plan.problems)
     belongings_bytes = 0
     for key in (*removed, *plan.strays):

@@ -2,8 +2,8 @@
 
 The size of a vault is the bytes of its manifests, artifacts, signatures and quarantined files. To get below a limit,
 what nobody needs goes first (orphans, quarantine), then entries, least recently used first; an artifact goes with the
-last entry that names it. Pinned entries, those that a live process has loaded, and manifests that cannot be understood
-stay.
+last entry that names it. Pinned entries, those that a live process has loaded, what these need (the graphs of a plan),
+and manifests that cannot be understood stay.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pipevault.store.inventory import FoundFile, FoundManifest, find_artifacts, 
 from pipevault.store.layout import Layout
 from pipevault.store.leases import describe_leases, find_dead_leases, find_leases
 from pipevault.store.leftovers import Leftover, find_leftovers
+from pipevault.store.needs import needed_by, needs_in
 from pipevault.store.pins import pins
 from pipevault.store.removal import ORPHAN_MIN_AGE_S
 from pipevault.store.usage import last_uses_s
@@ -51,7 +52,9 @@ class Going:
 
 @dataclass(frozen=True)
 class Staying:
-    """An entry that would have gone. ``reason``: ``pinned as prod``, ``in use by process 4711 on worker-3``."""
+    """An entry that would have gone. ``reason``: ``pinned as prod``, ``in use by process 4711 on worker-3``, or
+    ``needed by 7c2b5a1ac012, pinned as prod``.
+    """
 
     key: Digest
     reason: str
@@ -102,8 +105,9 @@ def plan_prune(
     """Plan to remove entries not used for ``older_than_s`` seconds; with ``unused`` those that were published over an
     hour ago and never used; then the least recently used until the vault has ``max_size`` bytes; orphans in any case.
 
-    ``now_s``: seconds since the epoch; default: now. ``keep``: entries that stay. :class:`VaultError`: the vault cannot
-    be read. :class:`PinError`: a pin cannot be read, so that no entry is safe to remove.
+    ``now_s``: seconds since the epoch; default: now. ``keep``: entries that stay, and what they need.
+    :class:`VaultError`: the vault cannot be read. :class:`PinError`: a pin cannot be read, so that no entry is safe to
+    remove.
     """
     if max_size is not None and max_size < 0:
         raise ValueError(f"max_size is {max_size}: 0 or more bytes are needed.")
@@ -111,7 +115,12 @@ def plan_prune(
         raise ValueError(f"older_than_s is {older_than_s!r}: 0 or more seconds are needed.")
     now_s = time.time() if now_s is None else now_s
     contents = _Contents.read(vault.layout, now_s)
-    protected = {**protections(vault.layout, contents.manifests, now_s), **dict.fromkeys(keep, "just published")}
+    kept = dict.fromkeys(keep, "just published")
+    protected = {
+        **_with_needed(kept, vault.layout, contents.manifests),
+        **protections(vault.layout, contents.manifests, now_s),
+        **kept,
+    }
     choice = _Choice(contents, protected)
     for key, reason in _by_age(contents, older_than_s, unused, now_s):
         choice.drop(key, reason)
@@ -150,18 +159,31 @@ def protections(layout: Layout, manifests: Mapping[Digest, FoundManifest], now_s
     reasons = {
         key: "damaged, or of a later pipevault" for key, manifest in manifests.items() if not manifest.understood
     }
-    return {**reasons, **use_reasons(layout, now_s)}
+    return {**reasons, **use_reasons(layout, now_s, manifests)}
 
 
-def use_reasons(layout: Layout, now_s: float | None = None) -> dict[Digest, str]:
-    """``pinned as prod`` or ``in use by process 4711 on worker-3`` for each entry that is. Raises as above."""
+def use_reasons(
+    layout: Layout, now_s: float | None = None, manifests: Mapping[Digest, FoundManifest] | None = None
+) -> dict[Digest, str]:
+    """``pinned as prod`` or ``in use by process 4711 on worker-3`` for each entry that is, and ``needed by`` one of
+    them for what they need. Raises as above. ``manifests``: those of the vault, if they were read already.
+    """
     leases = [lease for lease in find_leases(layout, now_s=now_s) if lease.alive]
     by_key = {lease.key: [other for other in leases if other.key == lease.key] for lease in leases}
     reasons = {key: f"in use by {describe_leases(held)}" for key, held in by_key.items()}
     names: dict[Digest, list[str]] = {}
     for name, key in pins(layout).items():
         names.setdefault(key, []).append(name)
-    return {**reasons, **{key: f"pinned as {', '.join(named)}" for key, named in names.items()}}
+    reasons |= {key: f"pinned as {', '.join(named)}" for key, named in names.items()}
+    return _with_needed(reasons, layout, manifests)
+
+
+def _with_needed(
+    reasons: Mapping[Digest, str], layout: Layout, manifests: Mapping[Digest, FoundManifest] | None
+) -> dict[Digest, str]:
+    """``reasons``, and one for each entry that is needed by those that have one."""
+    needed = needed_by(reasons, needs_in(layout, manifests))
+    return {**{key: f"needed by {root.short}, {reasons[root]}" for key, root in needed.items()}, **reasons}
 
 
 @dataclass(frozen=True)

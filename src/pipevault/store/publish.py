@@ -5,7 +5,8 @@ there.
 
 Removing an entry and publishing another that shares an artifact may meet. So a publisher marks each artifact that it
 reuses as young (its time of change), which removal leaves alone, and looks once more after the manifest is in place:
-from then on every removal sees that the artifact is named.
+from then on every removal sees that the artifact is named. A removal also takes the folder of a shelf that it emptied,
+so a publisher makes it anew if it vanishes before the manifest stands in it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pipevault.store.read import check_artifact, read_manifest
 from pipevault.store.staging import staging_folder
 
 ARTIFACT_MODE = 0o444
+_SHELF_TRIES = 10
 
 
 def publish_entry(layout: Layout, manifest: Manifest, files: Mapping[Digest, Path]) -> Manifest:
@@ -41,7 +43,6 @@ def publish_entry(layout: Layout, manifest: Manifest, files: Mapping[Digest, Pat
         path = layout.manifest_file(manifest.key.digest)
         staged_manifest = folder / path.name
         write_file(staged_manifest, data)
-        make_folder(path.parent)
         for digest, source in staged.items():
             if source is not None:
                 _place(layout, refs[digest], source)
@@ -50,7 +51,7 @@ def publish_entry(layout: Layout, manifest: Manifest, files: Mapping[Digest, Pat
             if (standing := _whole_entry(layout, manifest.key.digest)) is not None:
                 return standing
             quarantine_file(layout, path, "The entry was not whole when it was frozen again.")
-        publish_file(staged_manifest, path)
+        _publish_manifest(staged_manifest, path)
         _put_back_vanished(layout, refs, files, folder, path)
     return manifest
 
@@ -130,6 +131,19 @@ def _place(layout: Layout, ref: ArtifactRef, source: Path) -> None:
         else:
             return
     publish_file(source, path)
+
+
+def _publish_manifest(staged: Path, path: Path) -> None:
+    for tries_left in reversed(range(_SHELF_TRIES)):
+        try:
+            make_folder(path.parent)
+            publish_file(staged, path)
+        except VaultError as error:
+            vanished = isinstance(error.__cause__, (FileNotFoundError, FileExistsError)) and staged.exists()
+            if not vanished or not tries_left:
+                raise
+        else:
+            return
 
 
 def _put_back_vanished(

@@ -1,4 +1,4 @@
-"""Reading entries: one manifest, one artifact, all manifests, a key by its beginning. Nothing here writes."""
+"""Reading entries: one manifest, one artifact, all manifests, a shelf, a key by its beginning. Nothing here writes."""
 
 from __future__ import annotations
 
@@ -78,20 +78,25 @@ def check_artifact(layout: Layout, ref: ArtifactRef) -> Path:
 
 
 def iter_keys(layout: Layout, prefix: str = "") -> Iterator[Digest]:
-    """The keys that have a manifest file, sorted, whether or not it is intact."""
-    shards = [layout.entries_dir / prefix[:2]] if len(prefix) >= 2 else _children(layout.entries_dir)
-    for shard in shards:
-        if not layout.is_shard(shard):
-            continue
-        for path in _children(shard):
-            key = layout.key_of_manifest(path)
-            if key is not None and key.hex.startswith(prefix):
-                yield key
+    """The keys that have a manifest file, sorted, whether or not it is intact.
+
+    The folder of a key is named by its last digits, so the names in all of them are listed whatever ``prefix`` is.
+    """
+    shelves = (shelf for shelf in _children(layout.entries_dir) if layout.is_shard(shelf))
+    yield from sorted(key for shelf in shelves for key in _keys_in(layout, shelf, prefix))
 
 
-def iter_manifests(layout: Layout) -> Iterator[Manifest | BrokenManifest]:
-    """Every manifest, sorted by key; one that vanishes meanwhile is left out."""
-    for key in iter_keys(layout):
+def shelf_keys(layout: Layout, shelf: Digest) -> list[Digest]:
+    """The keys on ``shelf`` that have a manifest file, sorted; one folder is listed and no file opened.
+
+    An absent folder holds none. :class:`~pipevault.errors.VaultError`: it cannot be read.
+    """
+    return _keys_in(layout, layout.shelf_dir(shelf))
+
+
+def iter_manifests(layout: Layout, shelf: Digest | None = None) -> Iterator[Manifest | BrokenManifest]:
+    """Every manifest, or those on ``shelf``, sorted by key; one that vanishes meanwhile is left out."""
+    for key in iter_keys(layout) if shelf is None else shelf_keys(layout, shelf):
         try:
             manifest = read_manifest(layout, key)
         except (CorruptEntryError, NewerVaultError) as error:
@@ -141,6 +146,12 @@ def iter_foreign(layout: Layout) -> Iterator[Path]:
                     yield from (file for file in _children(child) if not layout.owns(file))
                 else:
                     yield child
+
+
+def _keys_in(layout: Layout, shelf: Path, prefix: str = "") -> list[Digest]:
+    """The keys that have a manifest file in the folder ``shelf`` and begin with ``prefix``, sorted."""
+    files = (file for file in _children(shelf) if file.name.startswith(prefix))
+    return [key for file in files if (key := layout.key_of_manifest(file)) is not None]
 
 
 def _is_real_folder(path: Path) -> bool:

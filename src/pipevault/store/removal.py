@@ -19,6 +19,7 @@ from pipevault.store.atomic import fsync_folder, vault_errors
 from pipevault.store.inventory import find_artifacts, find_manifests, named_by
 from pipevault.store.layout import Layout
 from pipevault.store.leases import describe_leases, find_leases
+from pipevault.store.needs import needed_by, needs_in, only_needed_by
 from pipevault.store.pins import pins
 from pipevault.store.usage import forget_use
 
@@ -61,11 +62,16 @@ class RemovalReport:
     freed_bytes: int
 
 
-def plan_entries_removal(layout: Layout, keys: Sequence[Digest]) -> RemovalPlan:
-    """The plan for ``keys``; entries with a damaged manifest can go too. :class:`UnknownKeyError`."""
+def plan_entries_removal(layout: Layout, keys: Sequence[Digest], *, with_needed: bool = False) -> RemovalPlan:
+    """The plan for ``keys``; entries with a damaged manifest can go too. :class:`UnknownKeyError`.
+
+    ``with_needed``: also the entries that these need and no other does, such as the graphs of a plan.
+    """
     wanted, manifests = set(keys), find_manifests(layout)
     if missing := sorted(wanted - manifests.keys()):
         raise UnknownKeyError(f"No entry of {layout.root} has the key {missing[0].short}.", missing[0].hex)
+    if with_needed:
+        wanted |= only_needed_by(wanted, manifests)
     named = named_by(manifests[key] for key in wanted)
     shared = named & named_by(manifest for key, manifest in manifests.items() if key not in wanted)
     going = sorted(named - shared)
@@ -80,24 +86,37 @@ def plan_entries_removal(layout: Layout, keys: Sequence[Digest]) -> RemovalPlan:
 
 
 def refuse_in_use(layout: Layout, keys: Sequence[Digest], *, ignore_leases: bool = False) -> None:
-    """:class:`EntryInUseError` if one of ``keys`` is pinned or, unless ``ignore_leases``, a live process has loaded it.
+    """:class:`EntryInUseError` if one of ``keys`` is pinned or, unless ``ignore_leases``, a live process has loaded it;
+    so it is if an entry that needs it is.
 
     :class:`~pipevault.errors.PinError`: a pin cannot be read.
     """
+    needs = needs_in(layout)
     pinned = {key: name for name, key in pins(layout).items()}
+    needed = needed_by(pinned, needs)
     for key in keys:
-        if name := pinned.get(key):
-            raise EntryInUseError(f"{key.short} is pinned as {name}. Unpin it first: pipevault unpin {name}", key.hex)
+        holder = key if key in pinned else needed.get(key)
+        if holder is not None:
+            name = pinned[holder]
+            raise EntryInUseError(
+                f"{_is_held(key, holder)} pinned as {name}. Unpin it first: pipevault unpin {name}", key.hex
+            )
     if ignore_leases:
         return
     leases = [lease for lease in find_leases(layout) if lease.alive]
+    needed = needed_by([lease.key for lease in leases], needs)
     for key in keys:
-        if held := [lease for lease in leases if lease.key == key]:
+        holder = needed.get(key, key)
+        if held := [lease for lease in leases if lease.key == holder]:
             raise EntryInUseError(
-                f"{key.short} is in use by {describe_leases(held)}. Stop it first, or remove the entry all the same "
-                "with --force.",
+                f"{_is_held(key, holder)} in use by {describe_leases(held)}. Stop it first, or remove the entry all "
+                "the same with --force.",
                 key.hex,
             )
+
+
+def _is_held(key: Digest, holder: Digest) -> str:
+    return f"{key.short} is" if holder == key else f"{key.short} is needed by {holder.short}, which is"
 
 
 def find_orphans(layout: Layout, *, now_s: float | None = None) -> tuple[Orphan, ...]:
@@ -142,6 +161,7 @@ def remove_entries(layout: Layout, plan: RemovalPlan) -> RemovalReport:
             removed_keys.append(key)
             freed_bytes += size_bytes
     removed_artifacts, freed = remove_artifacts(layout, plan.artifacts, after=removed_keys)
+    remove_empty_shelves(layout, removed_keys)
     return RemovalReport(
         keys=tuple(removed_keys),
         artifacts=tuple(removed_artifacts),
@@ -185,6 +205,22 @@ def remove_belongings(layout: Layout, key: Digest) -> int:
         return 0
     forget_use(layout, key)
     return sum(remove_file(path) or 0 for path in signature_files(layout, key))
+
+
+def remove_empty_shelves(layout: Layout, keys: Iterable[Digest] | None = None) -> None:
+    """Remove the folders of the shelves of ``keys``, or of all, that hold nothing; never raises.
+
+    A publisher whose shelf vanishes makes it anew.
+    """
+    if keys is not None:
+        folders = {layout.manifest_file(key).parent for key in keys}
+    else:
+        folders = set()
+        with suppress(OSError):
+            folders = {path for path in layout.entries_dir.iterdir() if layout.is_shard(path)}
+    for folder in sorted(folders):
+        with suppress(OSError):  # not empty, as a rule
+            os.rmdir(folder)
 
 
 def signature_files(layout: Layout, key: Digest) -> list[Path]:

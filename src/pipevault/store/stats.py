@@ -28,7 +28,7 @@ from pipevault.errors import UnknownKeyError
 from pipevault.store.atomic import vault_errors
 from pipevault.store.event_log import count, write_out
 from pipevault.store.event_totals import Compaction, Row, RowKey, compact, read_sums
-from pipevault.store.layout import MANIFEST_SUFFIX, Layout
+from pipevault.store.layout import MANIFEST_SUFFIX, Layout, stands_in
 from pipevault.store.read import iter_keys
 
 __all__ = ["Compaction", "Counts", "Statistics", "compact", "count", "find_entry", "summary", "write_out"]
@@ -163,7 +163,7 @@ def _stored(layout: Layout) -> tuple[int, int]:
 
 
 def _sizes_bytes(layout: Layout, folder: Path, name_length: int) -> list[int]:
-    """Of each file in the two-digit folders of ``folder`` that has a name of this length and the folder's digits."""
+    """Of each file in the folders that ``folder`` is spread over that has a name of this length and their digits."""
     sizes = []
     with vault_errors(folder, "listed"):
         try:
@@ -174,7 +174,7 @@ def _sizes_bytes(layout: Layout, folder: Path, name_length: int) -> list[int]:
             try:
                 with os.scandir(shard) as listed:
                     for item in listed:
-                        if len(item.name) == name_length and item.name.startswith(shard.name):
+                        if len(item.name) == name_length and stands_in(item.name, shard.name):
                             sizes.append(item.stat(follow_symlinks=False).st_size)
             except (FileNotFoundError, NotADirectoryError):
                 continue

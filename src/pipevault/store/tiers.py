@@ -154,25 +154,27 @@ class Tiers:
         return self._ask(tier, lambda: vault.quarantine(path, reason))
 
     def shelf(self, shelf: Digest) -> tuple[tuple[Digest, ...], tuple[str, ...]]:
-        from pipevault.store.read import iter_keys
+        """The keys on a shelf of all tiers, nearest first and none twice, and what was broken or slow.
 
-        keys = []
+        Only names are listed; see :meth:`Vault.shelf`. A tier that is broken or slow is passed over. Raises nothing.
+        """
+        keys: dict[Digest, None] = {}
+        problems: list[str] = []
         for tier in self.order:
             try:
-                vault = self.open_tier(tier)
-            except VaultError:
-                continue
-            if vault:
-                keys += [k for k in iter_keys(vault.layout) if k.hex[48:] == shelf.hex[:16]]
-        return tuple(dict.fromkeys(keys)), ()
+                keys |= dict.fromkeys(self._ask(tier, partial(self._on_shelf, tier, shelf)))
+            except VaultError as error:
+                self._vaults.pop(tier.dir, None)
+                problems.append(problem_text(Refused(tier, error)))
+        return tuple(keys), tuple(problems)
 
-    def manifests(self) -> Iterator[Manifest]:
-        """Every entry that can be read, tier by tier; of a tier other than the own, only what can be read in half of
-        ``tier_timeout_s``.
+    def manifests(self, shelf: Digest | None = None) -> Iterator[Manifest]:
+        """Every entry that can be read, or those on one ``shelf``, tier by tier; of a tier other than the own, only
+        what can be read in half of ``tier_timeout_s``.
         """
         for tier in self.order:
             try:
-                yield from self._ask(tier, partial(self._readable, tier))
+                yield from self._ask(tier, partial(self._readable, tier, shelf))
             except VaultError:  # the search for an entry has told of it
                 continue
 
@@ -227,11 +229,20 @@ class Tiers:
             ) from error
         return Found(vault, manifest, tier, found.origin, self._check_signature(vault, manifest, tier))
 
-    def _readable(self, tier: Tier) -> list[Manifest]:
+    def _on_shelf(self, tier: Tier, shelf: Digest) -> list[Digest]:
+        vault = self._open(tier)
+        if vault is None:
+            return []
+        keys = vault.shelf(shelf)
+        if not keys and not self._is_own(tier):
+            ensure_vault(vault.layout, create=False)  # a mount that went away has no shelves either
+        return keys
+
+    def _readable(self, tier: Tier, shelf: Digest | None) -> list[Manifest]:
         until_s = math.inf if self._is_own(tier) else time.monotonic() + self.settings.tier_timeout_s / 2
         found: list[Manifest] = []
         vault = self._open(tier)
-        for entry in vault.manifests() if vault else ():
+        for entry in vault.manifests(shelf) if vault else ():
             if isinstance(entry, Manifest):
                 found.append(entry)
             if time.monotonic() > until_s:

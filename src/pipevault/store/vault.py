@@ -26,6 +26,7 @@ from pipevault.store.read import (
     iter_foreign,
     iter_manifests,
     read_manifest,
+    shelf_keys,
 )
 from pipevault.store.removal import RemovalPlan, RemovalReport, plan_entries_removal, remove_entries
 from pipevault.store.signature import sign_entry
@@ -53,8 +54,9 @@ class Vault:
         """Open the vault at ``root``; with ``create``, an absent or empty folder becomes one.
 
         :class:`NotAVaultError`: ``root`` is a file, holds other files, or is absent and ``create`` is false.
-        :class:`NewerVaultError`: a later version wrote it. :class:`VaultNotWritableError`: it cannot be
-        created. A vault that cannot be written opens with ``writable`` false.
+        :class:`NewerVaultError`, :class:`OldVaultError`: a later or an earlier version wrote it.
+        :class:`VaultNotWritableError`: it cannot be created. A vault that cannot be written opens with ``writable``
+        false.
         """
         layout = Layout(Path(os.path.realpath(Path(root).expanduser())))
         ensure_vault(layout, create=create)
@@ -151,9 +153,17 @@ class Vault:
         """
         return quarantine_file(self.layout, path, reason) if self.writable else None
 
-    def manifests(self) -> Iterator[Manifest | BrokenManifest]:
-        """All entries, sorted by key, also those that cannot be used."""
-        return iter_manifests(self.layout)
+    def manifests(self, shelf: Digest | None = None) -> Iterator[Manifest | BrokenManifest]:
+        """All entries, or those on one ``shelf``, sorted by key, also those that cannot be used."""
+        return iter_manifests(self.layout, shelf)
+
+    def shelf(self, shelf: Digest) -> list[Digest]:
+        """The keys on a shelf (:attr:`pipevault.key.Key.shelf`), sorted; none where there is no such shelf.
+
+        Only names are listed: whoever takes an entry from here compares its factors. :class:`VaultError`: the folder
+        cannot be read.
+        """
+        return shelf_keys(self.layout, shelf)
 
     def find(self, prefix: str) -> Manifest:
         """The entry whose key begins with ``prefix`` (hexadecimal digits).
@@ -163,9 +173,12 @@ class Vault:
         """
         return find_manifest(self.layout, prefix)
 
-    def plan_removal(self, keys: Sequence[Digest]) -> RemovalPlan:
-        """What removing these entries would free; nothing is removed. :class:`UnknownKeyError`."""
-        return plan_entries_removal(self.layout, keys)
+    def plan_removal(self, keys: Sequence[Digest], *, with_needed: bool = False) -> RemovalPlan:
+        """What removing these entries would free; nothing is removed. :class:`UnknownKeyError`.
+
+        ``with_needed``: also the entries that these need and no other does, such as the graphs of a plan.
+        """
+        return plan_entries_removal(self.layout, keys, with_needed=with_needed)
 
     def remove(self, plan: RemovalPlan) -> RemovalReport:
         """Remove what was planned, manifests first. :class:`VaultNotWritableError`."""
