@@ -19,6 +19,7 @@ import click
 
 from pipevault.cli import render
 from pipevault.cli.options import dir_option, json_option
+from pipevault.compat.versions import OLDEST_TORCH, is_too_old, untried_text
 from pipevault.errors import PipevaultError, UnsafeVaultError, VaultError
 from pipevault.settings import Settings
 from pipevault.store.removal import find_orphans
@@ -28,6 +29,7 @@ from pipevault.store.vault import BrokenManifest, Vault
 FREE_SPACE_NEEDED_BYTES = 1_000_000_000
 NEEDED_PACKAGES = ("diffusers", "transformers", "onediff", "onediffx")
 
+_INSTALL_TORCH = f"Install torch {'.'.join(map(str, OLDEST_TORCH))} or newer."
 _SHOWN_FILES = 3
 _COMPILER_TIMEOUT_S = 60.0
 _PROGRAM = "#include <vector>\nint main() { return std::vector<int>{}.size(); }\n"
@@ -104,11 +106,11 @@ def check_torch() -> Check:
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library of the build is missing
-        return Check("torch", False, f"cannot be imported ({error})", "Install torch 2.13 or 2.14.")
-    release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if (2, 13) <= release < (2, 15):
-        return Check("torch", True, torch.__version__)
-    return Check("torch", False, torch.__version__, "Install torch 2.13 or 2.14: other releases were not tried.")
+        return Check("torch", False, f"cannot be imported ({error})", _INSTALL_TORCH)
+    version = str(torch.__version__)
+    if is_too_old(version):
+        return Check("torch", False, version, _INSTALL_TORCH)
+    return Check("torch", True, version, untried_text(version) or "")
 
 
 def check_packages() -> Iterator[Check]:

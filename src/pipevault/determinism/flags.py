@@ -9,10 +9,11 @@ from pathlib import PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from pipevault.compat.diffusers import attention_backend
+from pipevault.compat.pytorch import builtin_attention, inductor_default, inductor_options
 from pipevault.determinism.switches import (
     CUBLAS_VARIABLE,
     FLOAT16_SWITCHES,
-    diffusers_attention_backend,
     read_attention,
     read_precision,
 )
@@ -25,6 +26,9 @@ def code_flags() -> dict[str, Any]:
 
     backends: Any = torch.backends
     flags = {
+        # Tensors that code makes without naming them get these, in the graph too.
+        "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        "default_device": torch.get_default_device().type,
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "float32_precision": read_precision(),
         "float16_matmul": {name: getattr(backends.cuda.matmul, name) for name in FLOAT16_SWITCHES},
@@ -33,7 +37,7 @@ def code_flags() -> dict[str, Any]:
         "mkldnn_deterministic": backends.mkldnn.deterministic,
         "attention": {
             **read_attention(),
-            "diffusers": diffusers_attention_backend(),
+            "diffusers": attention_backend(),
             "function": _attention_function(),
         },
         **_inductor_factors(),
@@ -51,7 +55,7 @@ def _attention_function() -> str:
     import torch
 
     function: Any = torch.nn.functional.scaled_dot_product_attention
-    if function is torch._C._nn.scaled_dot_product_attention and isinstance(function, BuiltinFunctionType):
+    if function is builtin_attention() and isinstance(function, BuiltinFunctionType):
         return "torch"
     return f"{getattr(function, '__qualname__', type(function).__qualname__)} {digest_json(_code(function, 0)).short}"
 
@@ -108,21 +112,11 @@ def _inductor_factors() -> dict[str, Any]:
     virtual environment lies. Inductor's digest itself pickles sets, so it changes with the hash seed of the process.
     A variable that torch reads into the default itself shows in the digest alone.
     """
-    from torch._inductor import config
-
-    options = dict(config.save_config_portable())
+    options = inductor_options()
     options.pop("aot_inductor.metadata", None)  # a compilation leaves the machine it was for there
     values = {name: _plain(value) for name, value in options.items() if not _is_place(value)}
-    overrides = {name: value for name, value in values.items() if value != _inductor_default(config, name, value)}
+    overrides = {name: value for name, value in values.items() if value != _plain(inductor_default(name, value=value))}
     return {"inductor_config": digest_json(values).short, "inductor_overrides": overrides}
-
-
-def _inductor_default(config: Any, name: str, value: Any) -> Any:
-    """The default of an option as plain JSON, or ``value`` where this version of torch does not tell it."""
-    entry = getattr(config, "_config", {}).get(name)
-    if entry is None or not hasattr(entry, "default") or getattr(entry, "justknob", None) is not None:
-        return value
-    return _plain(entry.default)
 
 
 def _is_place(value: Any) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
+
+from pipevault.compat.diffusers import attention_backend
+from pipevault.compat.pytorch import has_tunable_op, inductor_deterministic, set_inductor_deterministic
 
 IEEE = "ieee"
 PRECISION_OPERATIONS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
@@ -103,15 +105,6 @@ def _write_attention(values: Mapping[str, bool]) -> None:
         getattr(torch.backends.cuda, _ATTENTION_SWITCHES[name][1])(value)
 
 
-def diffusers_attention_backend() -> str:
-    """The backend that ``diffusers.attention_backend`` chose; its default where diffusers is not in use."""
-    dispatch: Any = sys.modules.get("diffusers.models.attention_dispatch")
-    if dispatch is None:
-        return "native"
-    name, _ = dispatch._AttentionBackendRegistry.get_active_backend()
-    return str(name.value)
-
-
 def _read_deterministic_algorithms() -> str:
     """``off``, ``warn`` or ``error``, as ``torch.set_deterministic_debug_mode`` names them but for ``default``."""
     import torch
@@ -123,19 +116,6 @@ def _write_deterministic_algorithms(value: str) -> None:
     import torch
 
     torch.use_deterministic_algorithms(value != "off", warn_only=value == "warn")
-
-
-def _read_inductor_deterministic() -> bool:
-    config = sys.modules.get("torch._inductor.config")
-    if config is None:  # what its import would read
-        return os.environ.get("TORCHINDUCTOR_DETERMINISTIC") == "1"
-    return bool(config.deterministic)
-
-
-def _write_inductor_deterministic(value: bool) -> None:
-    from torch._inductor import config
-
-    config.deterministic = value
 
 
 def _read_threads() -> int:
@@ -161,7 +141,7 @@ def _read_tunable_op() -> bool:
     """Whether TunableOp may time GEMM kernels while the program runs; it exists in GPU builds alone."""
     import torch
 
-    return hasattr(torch._C, "_cuda_tunableop_is_enabled") and torch.cuda.tunable.tuning_is_enabled()
+    return has_tunable_op() and torch.cuda.tunable.tuning_is_enabled()
 
 
 def _write_tunable_op(value: bool) -> None:
@@ -175,7 +155,7 @@ FLAGS: Mapping[str, Flag] = {
     flag.name: flag
     for flag in (
         Flag("deterministic_algorithms", _read_deterministic_algorithms, _write_deterministic_algorithms),
-        Flag("inductor_deterministic", _read_inductor_deterministic, _write_inductor_deterministic),
+        Flag("inductor_deterministic", inductor_deterministic, set_inductor_deterministic),
         _attribute("cudnn_benchmark", "cudnn", "benchmark"),
         _attribute("cudnn_deterministic", "cudnn", "deterministic"),
         _attribute("mkldnn_deterministic", "mkldnn", "deterministic"),
@@ -183,7 +163,7 @@ FLAGS: Mapping[str, Flag] = {
         *map(_reduction, _REDUCTION_SWITCHES),
         _attribute("allow_fp16_accumulation", "cuda.matmul", "allow_fp16_accumulation"),
         Flag("attention", read_attention, _write_attention),
-        Flag("diffusers_attention", diffusers_attention_backend),
+        Flag("diffusers_attention", attention_backend),
         Flag("run_time_tuning", _read_tunable_op, _write_tunable_op),
         Flag("threads", _read_threads, _write_threads),
         Flag("cublas_workspace", partial(os.environ.get, CUBLAS_VARIABLE), partial(_write_variable, CUBLAS_VARIABLE)),

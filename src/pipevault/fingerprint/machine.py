@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipevault.compat import pytorch
+
 if TYPE_CHECKING:
     import torch
 
@@ -98,14 +100,10 @@ def inductor_isa() -> str:
     Follows ``torch._inductor.cpu_vec_isa.pick_vec_isa`` without its trial compilation: where the C++ compiler
     is too old for the CPU's instructions, Inductor picks a smaller set.
     """
-    config = sys.modules.get("torch._inductor.config")
-    if config is None:  # what its import would read
-        switched_off, simd_bits = os.environ.get("TORCHINDUCTOR_VEC_ISA_OK") == "0", None
-    else:
-        switched_off, simd_bits = config.cpp.vec_isa_ok is False, config.cpp.simdlen
-    ranked = [] if switched_off else _ranked_isas()
-    if simd_bits is not None:
-        ranked = [isa for isa in ranked if _ISA_BITS[isa.split()[0]] == simd_bits]
+    chosen = pytorch.inductor_vector_settings()
+    ranked = [] if chosen.switched_off else _ranked_isas()
+    if chosen.simd_bits is not None:
+        ranked = [isa for isa in ranked if _ISA_BITS[isa.split()[0]] == chosen.simd_bits]
     else:
         wanted = os.environ.get("ATEN_CPU_CAPABILITY", "")
         if wanted == "default":
@@ -191,16 +189,11 @@ def _cuda_factors(device: torch.device) -> dict[str, Any]:
 
 
 def _cpu_capabilities() -> Mapping[str, Any]:
-    import torch
-
-    return torch.cpu.get_capabilities()
+    return pytorch.cpu_capabilities()
 
 
 def _init_amx() -> bool:
-    """Linux grants AMX to a process on request; Inductor asks in the same way before it picks AMX."""
-    import torch
-
-    return bool(torch.cpu._init_amx())
+    return pytorch.init_amx()
 
 
 def _aten_capability() -> str:
@@ -216,17 +209,11 @@ def _thread_count() -> int:
 
 
 def _mkl_thread_count() -> int | None:
-    import torch
-
-    found = re.search(r"mkl_get_max_threads\(\) : (\d+)", torch.__config__.parallel_info())
-    return int(found[1]) if found else None
+    return pytorch.mkl_threads()
 
 
 def _onednn_version() -> str:
-    import torch
-
-    found = re.search(r"MKL-DNN v(\S+)", torch.__config__.show())
-    return found[1] if found else "none"
+    return pytorch.onednn_version() or "none"
 
 
 def _cuda_properties(device: torch.device) -> Any:

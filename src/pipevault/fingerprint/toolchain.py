@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import os
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from pipevault.compat.pytorch import inductor_compilers
 
 ABSENT = "none"
 _DISTRIBUTIONS = {
@@ -57,7 +58,7 @@ def _installed_version(name: str) -> str:
 
 def find_cxx_compiler() -> CxxCompiler | None:
     """The first working compiler of Inductor's search list, or ``None``. Starts a process: never on a hit."""
-    for candidate in _compiler_candidates():
+    for candidate in inductor_compilers():
         path = shutil.which(candidate)
         if path is None:
             continue
@@ -75,13 +76,3 @@ def toolchain_record(*, graph_format: int) -> dict[str, str]:
     """:func:`toolchain_factors` and the C++ compiler's version, for manifests. Starts a process."""
     compiler = find_cxx_compiler()
     return {**toolchain_factors(graph_format=graph_format), "cxx": compiler.version if compiler else ABSENT}
-
-
-def _compiler_candidates() -> list[str]:
-    """Inductor reads ``CXX`` when its configuration is imported; from then on the configuration counts."""
-    config = sys.modules.get("torch._inductor.config")
-    if config is None:
-        return [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
-    configured = config.cpp.cxx
-    candidates = configured if isinstance(configured, list | tuple) else (configured,)
-    return [candidate for candidate in candidates if candidate]

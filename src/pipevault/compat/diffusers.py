@@ -1,0 +1,31 @@
+"""Touch points with diffusers: its attention backends and the hook registries on its models."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+REGISTRY_ATTRIBUTE = "_diffusers_hook"
+REGISTRY_CACHE_ATTRIBUTE = "_child_registries_cache"
+"""A list that a registry fills when a model is called within ``cache_context``."""
+
+CALL_COUNTERS = frozenset({"_conv_num", "_conv_idx", "_enc_conv_num", "_enc_conv_idx"})
+"""What autoencoders for videos count of their own convolutions each time they are called."""
+
+_HOOKS_MODULE = "diffusers.hooks.hooks"
+_DISPATCH_MODULE = "diffusers.models.attention_dispatch"
+
+
+def attention_backend() -> str:
+    """Return the backend that ``diffusers.attention_backend`` chose; its default where diffusers is not in use."""
+    dispatch: Any = sys.modules.get(_DISPATCH_MODULE)
+    if dispatch is None:
+        return "native"
+    name, _ = dispatch._AttentionBackendRegistry.get_active_backend()
+    return str(name.value)
+
+
+def is_empty_registry(value: Any) -> bool:
+    """Whether ``value`` is a hook registry without hooks: the first call within ``cache_context`` leaves one behind."""
+    hooks: Any = sys.modules.get(_HOOKS_MODULE)
+    return hooks is not None and type(value) is hooks.HookRegistry and not value.hooks

@@ -1,0 +1,19 @@
+"""Touch points with peft: which adapters a layer has."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+_TUNERS_MODULE = "peft.tuners.tuners_utils"
+
+
+def is_adapter_layer(module: object) -> bool:
+    """Whether ``module`` is a peft layer around a base layer."""
+    peft: Any = sys.modules.get(_TUNERS_MODULE)
+    return peft is not None and isinstance(module, peft.BaseTunerLayer)
+
+
+def adapters_of(layer: Any) -> set[str]:
+    """Return the names of the adapters that the peft layer ``layer`` holds weights for."""
+    return set(layer._get_available_adapters())

@@ -1,0 +1,173 @@
+"""Touch points with torch: AOTInductor packages, Inductor's configuration, what the CPU and its libraries say."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_INDUCTOR_CONFIG = "torch._inductor.config"
+_MODEL = "model"
+_ONE_RUNNER = 1
+MODULE_INTERNALS = (
+    "_parameters",
+    "_buffers",
+    "_non_persistent_buffers_set",
+    "_modules",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+"""Attributes of every ``nn.Module`` that the fingerprint reads; a contract test keeps the list true."""
+
+
+# --- AOTInductor packages
+
+
+def package_loader(path: Path, device_index: int) -> Any:
+    """Open the AOTInductor package at ``path`` for one thread; ``device_index`` is -1 for the CPU.
+
+    torch's own ``aoti_load_package`` imports the compiler, which takes longer than the whole load.
+    """
+    import torch
+
+    loader: Any = torch._C._aoti.AOTIModelPackageLoader
+    return loader(str(path), _MODEL, False, _ONE_RUNNER, device_index)
+
+
+def package_metadata(path: Path) -> dict[str, str]:
+    """Read what the AOTInductor package at ``path`` says it was built for, without loading its code."""
+    import torch
+
+    loader: Any = torch._C._aoti.AOTIModelPackageLoader
+    return dict(loader.load_metadata_from_package(str(path), _MODEL))
+
+
+# --- Inductor's configuration
+
+
+@dataclass(frozen=True)
+class VectorSettings:
+    """What Inductor's configuration says about vector code; ``simd_bits`` is ``None`` unless somebody chose."""
+
+    switched_off: bool
+    simd_bits: int | None
+
+
+def inductor_options() -> dict[str, Any]:
+    """Return the options in force that Inductor's own cache key takes, by dotted name.
+
+    They are those of ``config.save_config_portable()``, which from torch 2.15 on imports the whole compiler to write
+    them down. An option that a class stands for is given by the class's ``uuid()`` where somebody set it.
+    """
+    from torch._inductor import config as module
+
+    config: Any = module
+    ignored = ("_", *getattr(config, "_cache_config_ignore_prefix", ()))
+    options = {name: value for name, value in config.get_config_copy().items() if not name.startswith(ignored)}
+    for name in getattr(config, "_cache_config_factory_keys", ()):
+        value = options.get(name)
+        if value is not None and value is not inductor_default(name, value=None):
+            instance = value()
+            options[name] = instance.uuid() if hasattr(instance, "uuid") else value
+    return options
+
+
+def inductor_default(name: str, *, value: Any) -> Any:
+    """Return torch's default of the option ``name``, or ``value`` where this version of torch does not tell it."""
+    from torch._inductor import config
+
+    entry = getattr(config, "_config", {}).get(name)
+    if entry is None or not hasattr(entry, "default") or getattr(entry, "justknob", None) is not None:
+        return value
+    return entry.default
+
+
+def inductor_vector_settings() -> VectorSettings:
+    """Read the options that decide which vector instructions Inductor generates, without importing it."""
+    config: Any = sys.modules.get(_INDUCTOR_CONFIG)
+    if config is None:  # what its import would read
+        return VectorSettings(os.environ.get("TORCHINDUCTOR_VEC_ISA_OK") == "0", None)
+    return VectorSettings(config.cpp.vec_isa_ok is False, config.cpp.simdlen)
+
+
+def inductor_compilers() -> list[str]:
+    """Return the C++ compilers that Inductor tries, first choice first.
+
+    It reads ``CXX`` when its configuration is imported; from then on the configuration counts.
+    """
+    config: Any = sys.modules.get(_INDUCTOR_CONFIG)
+    if config is None:
+        return [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
+    configured = config.cpp.cxx
+    candidates = configured if isinstance(configured, list | tuple) else (configured,)
+    return [candidate for candidate in candidates if candidate]
+
+
+def inductor_deterministic() -> bool:
+    """Read Inductor's deterministic mode, without importing it."""
+    config: Any = sys.modules.get(_INDUCTOR_CONFIG)
+    if config is None:  # what its import would read
+        return os.environ.get("TORCHINDUCTOR_DETERMINISTIC") == "1"
+    return bool(config.deterministic)
+
+
+def set_inductor_deterministic(value: bool) -> None:
+    """Switch Inductor's deterministic mode."""
+    from torch._inductor import config
+
+    config.deterministic = value
+
+
+# --- the machine as torch sees it
+
+
+def cpu_capabilities() -> Mapping[str, Any]:
+    """Return the CPU's instruction sets and cache sizes by torch's names."""
+    import torch
+
+    return torch.cpu.get_capabilities()
+
+
+def init_amx() -> bool:
+    """Ask the system for AMX, as Inductor does before it picks it: Linux grants it to a process on request."""
+    import torch
+
+    return bool(torch.cpu._init_amx())
+
+
+def mkl_threads() -> int | None:
+    """Return the number of threads that MKL uses; ``None`` in builds without MKL."""
+    import torch
+
+    found = re.search(r"mkl_get_max_threads\(\) : (\d+)", torch.__config__.parallel_info())
+    return int(found[1]) if found else None
+
+
+def onednn_version() -> str | None:
+    """Return the version of oneDNN that torch was built with; ``None`` in builds without it."""
+    import torch
+
+    found = re.search(r"MKL-DNN v(\S+)", torch.__config__.show())
+    return found[1] if found else None
+
+
+def has_tunable_op() -> bool:
+    """Whether this build can time GEMM kernels while the program runs: ``torch.cuda.tunable`` raises elsewhere."""
+    import torch
+
+    return hasattr(torch._C, "_cuda_tunableop_is_enabled")
+
+
+def builtin_attention() -> Any:
+    """Return torch's own ``scaled_dot_product_attention``, whatever stands under its public name."""
+    import torch
+
+    nn: Any = torch._C._nn
+    return nn.scaled_dot_product_attention

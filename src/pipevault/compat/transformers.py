@@ -1,0 +1,25 @@
+"""Touch points with transformers: the hooks that its models put on themselves when they are called."""
+
+from __future__ import annotations
+
+import types
+
+CAPTURE_MARK = "_output_capturing_hooks_installed"
+"""Set on a model whose layers have the hooks of :func:`is_output_capturing_hook`."""
+
+CONFIG_HASH_ATTRIBUTE = "_original_object_hash"
+"""Python's hash of a generation configuration when it was read: another number in every process."""
+
+_CAPTURE_MODULE = "transformers.utils.output_capturing"
+
+
+def is_output_capturing_hook(hook: object) -> bool:
+    """Whether ``hook`` notes outputs for ``output_hidden_states`` and the like, and changes none of them.
+
+    The first call that asks for such outputs installs them, so they say how a model was used and not what it computes.
+    """
+    return (
+        isinstance(hook, types.FunctionType)
+        and hook.__globals__.get("__name__") == _CAPTURE_MODULE
+        and hook.__code__.co_name == "output_capturing_hook"
+    )

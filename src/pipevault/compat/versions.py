@@ -1,0 +1,65 @@
+"""Versions of torch that the package was tried with, and the warning where it runs with another one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import re
+import sys
+import threading
+
+OLDEST_TORCH = (2, 9)
+TRIED_TORCH = ("2.11.0", "2.13", "2.15.0")
+"""Releases, or whole series of them. The test suite runs with 2.13; the demo was frozen and loaded with the others."""
+
+logger = logging.getLogger("pipevault")
+_lock = threading.Lock()
+_warned = False
+
+
+def torch_version() -> str | None:
+    """Return the version of the imported torch, else of the installed one; ``None`` where there is none."""
+    version = getattr(sys.modules.get("torch"), "__version__", None)
+    if version is not None:
+        return str(version)
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def is_too_old(version: str) -> bool:
+    """Whether ``version`` of torch lacks what the package needs."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return found is not None and (int(found[1]), int(found[2])) < OLDEST_TORCH
+
+
+def is_tried(version: str) -> bool:
+    """Whether ``version`` of torch, its build left aside, is one of :data:`TRIED_TORCH`; no pre-release is."""
+    release = version.partition("+")[0]
+    if not re.fullmatch(r"\d+(\.\d+)*", release):
+        return False
+    return any(release == tried or release.startswith(f"{tried}.") for tried in TRIED_TORCH)
+
+
+def untried_text(version: str) -> str | None:
+    """Say that ``version`` of torch was not tried; ``None`` if it was."""
+    if is_tried(version):
+        return None
+    return (
+        f"torch {version} was not tried with this version of pipevault; tried were {', '.join(TRIED_TORCH)}. "
+        "Every graph is checked against eager code before it is stored, whichever torch made it."
+    )
+
+
+def warn_untried() -> str | None:
+    """Warn of a torch that was not tried, once in a process; return the text each time, ``None`` if there is none."""
+    global _warned
+    version = torch_version()
+    text = None if version is None else untried_text(version)
+    if text is not None:
+        with _lock:
+            first, _warned = not _warned, True
+        if first:
+            logger.warning(text)
+    return text
