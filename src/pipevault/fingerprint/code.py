@@ -70,7 +70,7 @@ class CodeDigest:
         if not self._is_new(function):
             return
         self._write("function", function.__qualname__)
-        place = place_in_package(function.__code__)
+        place = place_in_package(function)
         source = None if function.__name__ == "<lambda>" else source_of(function)
         if place is not None and function.__name__ != "<lambda>":
             self._write("released", place)

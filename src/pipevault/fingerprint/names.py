@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 import types
 import weakref
-from pathlib import Path
 from typing import Any
 
+from pipevault.fingerprint.distributions import folder_of
+
 ORIGINAL_CLASS_ATTRIBUTE = "_pipevault_original_class"
-_PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 _sources: weakref.WeakKeyDictionary[Any, str | None] = weakref.WeakKeyDictionary()
 
 
@@ -40,15 +41,11 @@ def qualified_name(value: Any) -> str:
 
 @functools.cache
 def is_released(module_name: str) -> bool:
-    """Whether the module belongs to the standard library or to an installed distribution."""
+    """Whether the module belongs to the standard library or to an installed distribution, wherever that lies."""
     root = module_name.partition(".")[0]
     if root in sys.stdlib_module_names or root in sys.builtin_module_names:
         return True
-    module = sys.modules.get(module_name) or sys.modules.get(root)
-    file = getattr(module, "__file__", None)
-    if root == "__main__" or file is None:
-        return False
-    return not _PACKAGE_FOLDERS.isdisjoint(Path(file).parts)
+    return folder_of(module_name) is not None
 
 
 def is_released_function(function: types.FunctionType) -> bool:
@@ -67,10 +64,14 @@ def source_of(value: Any) -> str | None:
     return _sources[value]
 
 
-def place_in_package(code: types.CodeType) -> str | None:
-    """File below ``site-packages``, line and name: the same for every version of Python, unlike bytecode."""
-    parts = Path(code.co_filename).parts
-    for index, part in enumerate(parts):
-        if part in _PACKAGE_FOLDERS:
-            return f"{'/'.join(parts[index + 1 :])}:{code.co_firstlineno}:{code.co_name}"
-    return None
+def place_in_package(function: types.FunctionType) -> str | None:
+    """File below the folder of its distribution, line and name: the same for every version of Python, unlike bytecode.
+
+    ``None`` for code that belongs to no distribution, and for code that was made while the process runs.
+    """
+    folder = folder_of(function.__globals__.get("__name__") or "")
+    code = function.__code__
+    if folder is None or not code.co_filename.startswith(folder + os.sep):
+        return None
+    file = code.co_filename[len(folder) + 1 :].replace(os.sep, "/")
+    return f"{file}:{code.co_firstlineno}:{code.co_name}"
