@@ -3,11 +3,12 @@
 The configuration does not show FreeU, attention processors, tiling, LoRA layers, hooks or ``channels_last``.
 So the digest walks the module tree: path, class (with its source outside released packages), scalars,
 objects and functions held as attributes, ``training``, forward hooks, and parameters and buffers by name,
-shape, dtype, stride, ties and persistence. A tensor that is no parameter or buffer becomes a constant of the
-graph, so its values count. Paths, devices, addresses and ``requires_grad`` do not. A peft layer whose active
-adapters are merged counts as its base layer.
+shape, dtype, stride, ties and persistence. Paths, devices, addresses and ``requires_grad`` do not count. A peft
+layer whose active adapters are merged counts as its base layer.
 
-Take a fingerprint before the module is called: some models fill caches in attributes when they run.
+A module has the same fingerprint before and after it was called. So the attributes of a module that hold tensors
+which are no parameters or buffers do not count, nor do containers with nothing in them: models keep caches there,
+and fill them when they run. Where a graph holds such a tensor as a constant, its values are compared for the graph.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
+from pipevault.compat import accelerate, diffusers, transformers
 from pipevault.fingerprint.adapters import BOOKKEEPING_NAMES, computing_module, is_bookkeeping, is_training_hook
 from pipevault.fingerprint.classes import (
     class_identity,
@@ -51,6 +53,8 @@ __all__ = [
 ]
 
 _MAX_DEPTH = 10
+_CONTAINERS = (list, tuple, dict, deque, set, frozenset)
+_NOTHING, _OTHER, _FREE_TENSOR = "nothing", "other", "free tensor"
 
 
 def architecture(module: nn.Module) -> dict[str, Any]:
@@ -133,7 +137,7 @@ class _Walk:
 
     def _lines(self, module: nn.Module, cls: type, prefix: str) -> list[str]:
         values = module.__dict__
-        lines = self._attribute_lines(values, cls, 0)
+        lines = self._attribute_lines(values, cls, 0, skip=self._is_cache)
         for name, parameter in values["_parameters"].items():
             lines.append(f"{name}={self._weight(parameter, prefix + name)} parameter")
         if buffers := values["_buffers"]:
@@ -146,9 +150,14 @@ class _Walk:
             lines.extend(self._hook_lines(values))
         return lines
 
-    def _attribute_lines(self, values: Mapping[str, Any], cls: type, depth: int) -> list[str]:
+    def _attribute_lines(
+        self, values: Mapping[str, Any], cls: type, depth: int, *, skip: Callable[[Any], bool] | None = None
+    ) -> list[str]:
         defaults = self._class(cls)[1]
-        lines = []
+        lines: list[str] = []
+        if accelerate.is_hooked(values):
+            values, hooks = _without_placement(values)
+            lines.extend(f"{accelerate.HOOK_ATTRIBUTE}[{place}]={hook}" for place, hook in enumerate(hooks))
         for name, value in values.items():
             if SKIPPED_NAMES[name] or (name == "lora_scale" and "_safe_fusing" in values):
                 continue
@@ -164,8 +173,8 @@ class _Walk:
                 continue
             if kind is int or kind is bool or kind is float:
                 lines.append(f"{name}={value!r}")
-            elif name == "_hf_hook":
-                lines.append(f"{name}={_accelerate_hook(value)}")
+            elif skip is not None and skip(value):
+                continue
             elif (text := self._text(value, depth)) is not None:
                 lines.append(f"{name}={text}")
         return lines
@@ -177,7 +186,7 @@ class _Walk:
             theirs = [
                 (handle, hook)
                 for handle, hook in values[kind].items()
-                if not is_ours(hook) and not is_training_hook(hook)
+                if not (is_ours(hook) or is_training_hook(hook) or transformers.is_output_capturing_hook(hook))
             ]
             for place, (handle, hook) in enumerate(theirs):
                 flags = f"{' kwargs' if handle in with_kwargs else ''}{' always' if handle in always else ''}"
@@ -262,8 +271,35 @@ class _Walk:
             self._registered = {id(registered) for _, registered in named}
         return id(tensor) in self._registered
 
+    def _is_cache(self, value: Any) -> bool:
+        """Whether a module's attribute is of the kind that its calls fill: see the top of this file."""
+        if isinstance(value, _CONTAINERS):
+            return self._content(value, set(), 0) is not _OTHER
+        return self._is_free_tensor(value) or diffusers.is_empty_registry(value)
+
+    def _content(self, container: Any, seen: set[int], depth: int) -> str:
+        """What a container holds, however deep: a free tensor, else something other, else nothing but ``None``."""
+        if isinstance(container, torch.Size) or depth >= _MAX_DEPTH:
+            return _OTHER
+        seen.add(id(container))
+        content = _NOTHING
+        for item in container.values() if isinstance(container, dict) else container:
+            if item is None or id(item) in seen:
+                continue
+            if isinstance(item, _CONTAINERS):
+                found = self._content(item, seen, depth + 1)
+            else:
+                found = _FREE_TENSOR if self._is_free_tensor(item) else _OTHER
+            if found is _FREE_TENSOR:
+                return found
+            content = content if found is _NOTHING else found
+        return content
+
+    def _is_free_tensor(self, value: Any) -> bool:
+        return isinstance(value, torch.Tensor) and not self._is_registered(value)
+
     def _tensor_attribute(self, tensor: torch.Tensor, depth: int) -> str:
-        """A tensor that is not registered is lifted into the graph as a constant, so its values count."""
+        """A tensor of an object counts with its values, as the objects that a module holds are not filled by calls."""
         text = self._tensor(tensor)
         if self._is_registered(tensor) or tensor.is_meta or tensor.layout is not torch.strided:
             return text
@@ -348,11 +384,17 @@ def _scalar_defaults(cls: type) -> dict[str, Any]:
     return defaults
 
 
-def _accelerate_hook(hook: Any) -> str:
-    """Class names only: the attributes of accelerate's hooks are devices and weight maps."""
-    inner = getattr(hook, "hooks", ())
-    names = ", ".join(_accelerate_hook(item) for item in inner)
-    return f"{class_identity(type(hook))}({names})" if names else class_identity(type(hook))
+def _without_placement(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The attributes that a module has but for accelerate's hook, and the classes of hooks that may compute.
+
+    Class names only: the attributes of hooks are devices and weight maps.
+    """
+    left_out = {accelerate.HOOK_ATTRIBUTE, accelerate.FORWARD_ATTRIBUTE, "forward", *accelerate.MOVING_METHODS}
+    own = {name: value for name, value in values.items() if name not in left_out}
+    if (forward := accelerate.forward_of(values)) is not None:
+        own["forward"] = forward
+    hooks = accelerate.computing_hooks(values[accelerate.HOOK_ATTRIBUTE])
+    return own, [class_identity(type(hook)) for hook in hooks]
 
 
 def _string(walk: _Walk, value: str, depth: int) -> str | None:

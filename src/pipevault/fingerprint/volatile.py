@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from pipevault.compat import diffusers, transformers
+
 SKIPPED_PREFIXES = ("_pipevault", "_deployable_module")
 _MODULE_INTERNALS = frozenset(nn.Module().__dict__) - {"training"}
 _VOLATILE_NAMES = frozenset(
@@ -28,6 +30,10 @@ _VOLATILE_NAMES = frozenset(
         "_is_hf_initialized",
         "warnings_issued",
         "_weight_conversions",
+        transformers.CONFIG_HASH_ATTRIBUTE,
+        # what a call leaves behind
+        transformers.CAPTURE_MARK,
+        diffusers.REGISTRY_CACHE_ATTRIBUTE,
         "_use_kernels",
         # what loading and fusing LoRA leaves behind; the layers themselves show as modules
         "_hf_peft_config_loaded",
