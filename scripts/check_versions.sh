@@ -90,7 +90,7 @@ try_version() {
         printf 'failed: torch could not be installed\n'
         return 1
     fi
-    if ! "$python" -m pip install --quiet --constraint "$constraints" --editable "$root[dev]" "torch==$version" >>"$log" 2>&1; then
+    if ! "$python" -m pip install --quiet --constraint "$constraints" --editable "${root}[dev]" "torch==$version" >>"$log" 2>&1; then
         printf 'failed: the package could not be installed beside this torch\n'
         return 1
     fi
