@@ -159,3 +159,27 @@ def test_replaced_attention_function_has_one_name_in_all_processes() -> None:
     }
     assert len(seen) == 1
     assert seen.pop().startswith("attention ")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_default_dtype_counts(dtype: torch.dtype) -> None:
+    before = code_flags()
+    assert before["default_dtype"] == "float32"
+    torch.set_default_dtype(dtype)
+    try:
+        assert code_flags() == {**before, "default_dtype": str(dtype).removeprefix("torch.")}
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert code_flags() == before
+
+
+def test_the_default_device_counts_by_its_type() -> None:
+    before = code_flags()
+    assert before["default_device"] == "cpu"
+    with torch.device("meta"):
+        assert code_flags() == {**before, "default_device": "meta"}
+    torch.set_default_device("cpu:0")
+    try:
+        assert code_flags() == before
+    finally:
+        torch.set_default_device(None)

@@ -1,4 +1,4 @@
-"""Imports run one way: cli -> manager -> { fingerprint, store, graphs, determinism, … } -> { key, settings } -> …"""
+"""Imports run one way: cli -> manager -> cache -> { fingerprint, store, graphs, … } -> compat -> { key, settings } -> …"""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ LAYERS = (
     frozenset({"cli", "pytest_plugin"}),
     frozenset({"__init__"}),  # hands out the manager's names
     frozenset({"manager"}),
+    frozenset({"cache"}),
     frozenset({"fingerprint", "store", "graphs", "determinism", "opening", "report"}),
+    frozenset({"compat"}),
     frozenset({"key", "settings"}),
     frozenset({"digest"}),
     frozenset({"errors"}),
@@ -36,6 +38,7 @@ WITHOUT_TORCH = frozenset(
         "opening",
         "report",
         "pytest_plugin",
+        "compat",
         "settings",
         "key",
         "digest",
@@ -45,7 +48,9 @@ WITHOUT_TORCH = frozenset(
     }
 )
 HEAVY = frozenset({"torch", "diffusers", "transformers", "onediff", "onediffx", "numpy"})
-MAY_IMPORT_HEAVY = frozenset({"fingerprint", "graphs", "determinism", "manager", "opening", "report", "cli", "demo"})
+MAY_IMPORT_HEAVY = frozenset(
+    {"fingerprint", "graphs", "determinism", "cache", "manager", "opening", "report", "cli", "compat", "demo"}
+)
 
 
 def modules() -> list[Path]:
@@ -154,6 +159,7 @@ def test_importing_it_loads_no_torch(module: str) -> None:
     [
         ("store", "graphs"),
         ("graphs", "store"),
+        ("compat", "fingerprint"),
         ("store", "manager"),
         ("manager", "cli"),
         ("key", "settings"),

@@ -191,13 +191,22 @@ class TestPackages:
         assert not check_torch().ok
 
     @pytest.mark.parametrize(
-        ("release", "ok"), [("2.13.0+cpu", True), ("2.14.1", True), ("2.12.1", False), ("2.15.0", False)]
+        ("release", "ok", "remedy"),
+        [
+            ("2.13.0+cpu", True, ""),
+            ("2.15.0", True, ""),
+            ("2.14.1", True, "torch 2.14.1 was not tried"),
+            ("2.8.0", False, "Install torch 2.9 or newer."),
+        ],
     )
-    def test_torch_release(self, monkeypatch: pytest.MonkeyPatch, release: str, ok: bool) -> None:
+    def test_torch_release(self, monkeypatch: pytest.MonkeyPatch, release: str, ok: bool, remedy: str) -> None:
         import torch
 
         monkeypatch.setattr(torch, "__version__", release)
-        assert check_torch().ok is ok
+        check = check_torch()
+        assert (check.ok, check.detail) == (ok, release)
+        assert check.remedy.startswith(remedy)
+        assert bool(check.remedy) is bool(remedy)
 
 
 class TestSignatures:

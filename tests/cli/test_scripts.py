@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -179,6 +180,114 @@ def test_demo_sh_passes_its_options_on(checkout: Checkout) -> None:
     checkout.make_venv()
     result = checkout.run("demo.sh", "--out", "a b.png", "--json")
     assert (result.returncode, result.stdout) == (0, "demo|--out|a b.png|--json|")
+
+
+CHECKED_PYTHON = """#!/bin/bash
+case "$*" in
+    "-m venv --clear "*)
+        mkdir -p "$4/bin"
+        cp "$0" "$4/bin/python"
+        cp "{programs}/stub-pipevault" "$4/bin/pipevault" ;;
+    "-m pip"*) printf '%s\\n' "$*" >>"{log}"; [[ $* != *"${{BROKEN_INSTALL:-nothing}}"* ]] ;;
+    "-m pytest"*) printf '%s\\n' "$*" >>"{log}"; exit "${{PYTEST_EXIT_CODE:-0}}" ;;
+    "-c import sys, torch"*) [[ ${{OTHER_TORCH:-}} == "" ]] ;;
+    *) exec "{python}" "$@" ;;
+esac
+"""
+STUB_PIPEVAULT = """#!/bin/bash
+vault=$3
+outcome=miss
+[[ -d $vault ]] && outcome=hit
+mkdir -p "$vault"
+pixels="${STUB_PIXELS:-same}"
+[[ $pixels == change ]] && pixels=$outcome
+printf '{"outcome": "%s", "pixels_sha256": "%s", "ready_s": 1.5}\\n' "${STUB_OUTCOME:-$outcome}" "$pixels"
+exit "${DEMO_EXIT_CODE:-0}"
+"""
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class TestCheckVersions:
+    """With a stub for Python: nothing is downloaded."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> Run:
+        programs = tmp_path / "bin"
+        text = CHECKED_PYTHON.format(programs=programs, log=tmp_path / "pip.txt", python=sys.executable)
+        executable(programs / "stub-python", text)
+        executable(programs / "stub-pipevault", STUB_PIPEVAULT)
+
+        def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                ["bash", str(SCRIPTS / "check_versions.sh"), *arguments],
+                env={**os.environ, "PYTHON": str(programs / "stub-python"), "TMPDIR": str(tmp_path), **environment},
+                capture_output=True,
+                text=True,
+            )
+
+        return run
+
+    def test_help(self, run: Run) -> None:
+        result = run("--help")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.startswith("usage: scripts/check_versions.sh ")
+
+    @pytest.mark.parametrize("arguments", [(), ("--unknown",), ("two",), ("--dir",), ("2.11.0", "$(id)")])
+    def test_wrong_usage(self, run: Run, arguments: tuple[str, ...]) -> None:
+        result = run(*arguments)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert "usage: scripts/check_versions.sh " in result.stderr
+
+    def test_one_line_for_each_version(self, run: Run, tmp_path: Path) -> None:
+        result = run("2.9.1", "2.15.0")
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.splitlines() == [
+            "2.9.1 ok, miss ready_s 1.5, hit ready_s 1.5",
+            "2.15.0 ok, miss ready_s 1.5, hit ready_s 1.5",
+        ]
+        torch, package, tests = (tmp_path / "pip.txt").read_text().splitlines()[:3]
+        assert torch.endswith("torch==2.9.1")
+        assert package.endswith(f"--editable {ROOT}[dev] torch==2.9.1")
+        assert tests.endswith("tests/graphs tests/manager")
+        assert list(tmp_path.glob("pipevault-versions.*")) == []
+
+    def test_the_pin_of_torch_is_left_out(self, run: Run, tmp_path: Path) -> None:
+        assert run("--dir", str(tmp_path / "a folder"), "--demo-only", "2.11.0").returncode == 0
+        kept = (tmp_path / "a folder" / "constraints.txt").read_text().splitlines()
+        assert not any(line.startswith("torch==") for line in kept)
+        assert set(kept) < set((ROOT / "constraints.txt").read_text().splitlines())
+        assert "-m pytest" not in (tmp_path / "pip.txt").read_text()
+
+    @pytest.mark.parametrize(
+        ("environment", "reason"),
+        [
+            ({"BROKEN_INSTALL": "torch==2.11.0"}, "torch could not be installed"),
+            ({"BROKEN_INSTALL": "--editable"}, "the package could not be installed beside this torch"),
+            ({"OTHER_TORCH": "1"}, "another torch is installed, or it cannot be imported"),
+            ({"DEMO_EXIT_CODE": "1"}, "the demo could not be frozen"),
+            ({"STUB_OUTCOME": "miss"}, "miss then miss, not miss then hit"),
+            ({"STUB_PIXELS": "change"}, "the hit drew other pixels than the miss"),
+            ({"PYTEST_EXIT_CODE": "1"}, "tests; miss ready_s 1.5, hit ready_s 1.5"),
+        ],
+    )
+    def test_what_failed(self, run: Run, tmp_path: Path, environment: dict[str, str], reason: str) -> None:
+        result = run("2.11.0", **environment)
+        assert (result.returncode, result.stdout) == (1, f"2.11.0 failed: {reason}\n")
+        assert "Environments and logs are in" in result.stderr
+
+    def test_versions_after_one_that_failed_are_tried(self, run: Run) -> None:
+        result = run("2.11.0", "2.15.0", BROKEN_INSTALL="torch==2.11.0")
+        assert [line.split()[:2] for line in result.stdout.splitlines()] == [["2.11.0", "failed:"], ["2.15.0", "ok,"]]
+        assert result.returncode == 1
+
+    def test_shellcheck_has_nothing_to_say(self) -> None:
+        shellcheck = shutil.which("shellcheck")
+        if shellcheck is None:
+            pytest.skip("needs shellcheck")
+        result = subprocess.run([shellcheck, str(SCRIPTS / "check_versions.sh")], capture_output=True, text=True)
+        assert (result.returncode, result.stdout) == (0, "")
 
 
 class TestPrewarm:

@@ -7,6 +7,7 @@ import copy
 import functools
 import types
 import warnings
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,6 @@ CHANGES: dict[str, Change] = {
     "function": (Net, set_attribute("act", nn.functional.relu), lambda m: delattr(m, "act")),
     "lambda": (Net, set_attribute("act", lambda x: x * 3), lambda m: delattr(m, "act")),
     "replaced forward": (Net, set_attribute("forward", lambda x: x), lambda m: delattr(m, "forward")),
-    "plain tensor": (Net, set_attribute("constant", torch.ones(2)), lambda m: delattr(m, "constant")),
     "buffer": (
         Net,
         lambda m: m.register_buffer("more", torch.ones(2)),
@@ -288,18 +288,45 @@ def test_hooks_count(register: str) -> None:
     assert digest(net) not in (before, with_hook)
 
 
-def test_accelerate_hook_counts_by_its_class() -> None:
-    from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, remove_hook_from_module
+def test_hooks_of_accelerate_that_place_do_not_count() -> None:
+    from accelerate import cpu_offload
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 
     net: Any = Net()
     before = digest(net)
-    add_hook_to_module(net.inner[0], ModelHook())
-    plain = digest(net)
-    remove_hook_from_module(net.inner[0])
-    assert plain != before
-    assert digest(net) == before
     add_hook_to_module(net.inner[0], AlignDevicesHook(execution_device="cpu"))
-    assert digest(net) not in (before, plain)
+    assert digest(net) == before
+    remove_hook_from_module(net.inner[0])
+    assert digest(net) == before
+    cpu_offload(net, execution_device=torch.device("cpu"))
+    assert digest(net) == before
+
+
+def test_a_forward_below_a_hook_of_accelerate_counts() -> None:
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    net: Any = Net()
+    net.forward = lambda x: x
+    replaced = digest(net)
+    add_hook_to_module(net, AlignDevicesHook(execution_device="cpu"))
+    assert digest(net) == replaced != digest(Net())
+
+
+def test_a_hook_of_the_program_counts_though_accelerate_calls_it() -> None:
+    from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, remove_hook_from_module
+
+    class Doubling(ModelHook):
+        def post_forward(self, module: nn.Module, output: Any) -> Any:
+            return output * 2
+
+    net: Any = Net()
+    before = digest(net)
+    add_hook_to_module(net.inner[0], Doubling())
+    doubling = digest(net)
+    add_hook_to_module(net.inner[0], AlignDevicesHook(execution_device="cpu"), append=True)
+    assert digest(net) == doubling != before
+    remove_hook_from_module(net.inner[0])
+    assert digest(net) == before
 
 
 def test_lora_counts_and_unloading_it_restores_the_digest() -> None:
@@ -365,11 +392,55 @@ def test_order_of_modules_counts() -> None:
     assert digest(one) != digest(two)
 
 
-def test_values_of_tensors_that_a_graph_would_hold_as_constants_count() -> None:
+CACHES: dict[str, Callable[[], Any]] = {
+    "tensor": lambda: torch.ones(2),
+    "tensor in a list": lambda: [torch.ones(2)],
+    "tensor beside other items": lambda: [1, None, torch.ones(2)],
+    "tensor in a nest": lambda: {"a": (1, [{"b": deque([torch.ones(2)])}])},
+    "empty": dict,
+    "empty nest": lambda: [{}, [], (None, [None])],
+    "nothing": lambda: [None, None],
+    "a container in itself": lambda: (lambda items: items.append(items) or items)([]),
+}
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_what_a_call_fills_does_not_count(name: str) -> None:
     net: Any = Net()
-    net.constant = [torch.ones(2)]
     before = digest(net)
-    net.constant = [torch.zeros(2)]
+    net.cache = CACHES[name]()
+    assert digest(net) == before
+
+
+@pytest.mark.parametrize("value", [[1], [None, 1], {"a": [0.5]}, ((),) * 2 + (False,), ["x"], torch.Size([])])
+def test_a_container_with_values_counts(value: Any) -> None:
+    net: Any = Net()
+    before = digest(net)
+    net.extra = value
+    assert digest(net) != before
+
+
+def test_a_container_of_weights_counts() -> None:
+    net: Any = Net()
+    net.shared = [net.inner[0].weight]
+    before = digest(net)
+    net.shared = [net.inner[2].weight, net.inner[0].weight]
+    assert digest(net) != before
+
+
+def test_a_very_deep_container_ends() -> None:
+    net: Any = Net()
+    net.deep = []
+    for _ in range(5000):
+        net.deep = [net.deep]
+    assert digest(net) == digest(net)
+
+
+def test_values_of_a_tensor_that_an_object_holds_count() -> None:
+    net: Any = Net()
+    net.helper = types.SimpleNamespace(constant=torch.ones(2))
+    before = digest(net)
+    net.helper.constant = torch.zeros(2)
     assert digest(net) != before
 
 

@@ -165,7 +165,9 @@ def test_what_was_not_generated_by_a_loaded_pipeline_has_no_record(pipe: Any) ->
 def test_invariant_gives_a_sample_the_same_bits_at_every_batch_size(tmp_path: Path) -> None:
     from pipelines import PlainPipeline
 
-    pipe = pipevault.PipelineCache(tmp_path / "vault", build_config=FAST_BUILD, level="invariant").load(PlainPipeline(), batch_size=1)
+    pipe = pipevault.PipelineCache(tmp_path / "vault", build_config=FAST_BUILD, level="invariant").load(
+        PlainPipeline(), batch_size=1
+    )
     alone = [pipe(prompt=[f"p{i}"], seed=9 + i) for i in range(1)]
     for size in (1, 2, 4):
         batch = pipe(prompt=[f"p{i}" for i in range(size)], seed=9)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-import onediffx
-from onediff.infer_compiler import compile as onediff_compile
-from onediffx.compilers.diffusion_pipeline_compiler import _PARTS
 
-LISTED_PARTS: tuple[str, ...] = tuple(_PARTS)
-"""The parts that ``compile_pipe`` compiles, ``save_pipe`` saves and ``load_pipe`` loads, by dotted name."""
+def listed_parts() -> tuple[str, ...]:
+    """The parts that ``compile_pipe`` compiles, ``save_pipe`` saves and ``load_pipe`` loads, by dotted name."""
+    from onediffx.compilers.diffusion_pipeline_compiler import _PARTS
+
+    return tuple(_PARTS)
 
 
 def compile_parts(parts: Mapping[str, Any], *, backend: str, options: Any) -> dict[str, Any]:
@@ -21,8 +21,12 @@ def compile_parts(parts: Mapping[str, Any], *, backend: str, options: Any) -> di
     is given a stand-in that holds the parts and nothing else. Parts that it does not list are compiled one by one with
     OneDiff's ``compile``.
     """
+    import onediffx
+    from onediff.infer_compiler import compile as onediff_compile
+
     compiled: dict[str, Any] = {}
-    listed = {name: module for name, module in parts.items() if name in LISTED_PARTS}
+    known = listed_parts()
+    listed = {name: module for name, module in parts.items() if name in known}
     if listed:
         stand_in = SimpleNamespace()
         for name, module in listed.items():

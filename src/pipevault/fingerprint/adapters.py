@@ -1,18 +1,22 @@
-"""What training tools and adapters leave on a module without changing what it computes."""
+"""What training tools, adapters and calls leave on a module without changing what it computes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipevault.compat import peft
+from pipevault.compat import diffusers, peft
 from pipevault.fingerprint.classes import class_identity
 from pipevault.fingerprint.names import is_released
 
 if TYPE_CHECKING:
     from torch import nn
 
-BOOKKEEPING_NAMES = frozenset({"peft_config", "gradient_checkpointing", "_gradient_checkpointing_func"})
+BOOKKEEPING_NAMES = diffusers.CALL_COUNTERS | {
+    "peft_config",
+    "gradient_checkpointing",
+    "_gradient_checkpointing_func",
+}
 _PACKAGES_WITH_TRAINING_HOOKS = ("transformers.", "diffusers.", "peft.")
 
 
@@ -42,6 +46,8 @@ def named_computing_modules(module: nn.Module, path: str = "") -> Iterator[tuple
 def is_bookkeeping(name: str, value: Any, values: Mapping[str, Any], cls: type) -> bool:
     """Whether the attribute ``name``, of :data:`BOOKKEEPING_NAMES`, can change no inference of a module of ``cls``."""
     released = is_released(cls.__module__)
+    if name in diffusers.CALL_COUNTERS:
+        return released and cls.__module__.startswith("diffusers.")
     if name == "peft_config":
         return not value or (released and not any(base.__module__.startswith("peft.") for base in cls.__mro__))
     if name == "_gradient_checkpointing_func" and not values.get("gradient_checkpointing"):

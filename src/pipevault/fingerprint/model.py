@@ -54,6 +54,7 @@ __all__ = [
 
 _MAX_DEPTH = 10
 _CONTAINERS = (list, tuple, dict, deque, set, frozenset)
+_NUMBERS = frozenset({int, bool, float})
 _NOTHING, _OTHER, _FREE_TENSOR = "nothing", "other", "free tensor"
 
 
@@ -151,10 +152,10 @@ class _Walk:
         return lines
 
     def _attribute_lines(
-        self, values: Mapping[str, Any], cls: type, depth: int, *, skip: Callable[[Any], bool] | None = None
+        self, values: Mapping[str, Any], cls: type, depth: int, *, skip: Callable[[str, Any], bool] | None = None
     ) -> list[str]:
         defaults = self._class(cls)[1]
-        lines = []
+        lines: list[str] = []
         if accelerate.is_hooked(values):
             values, hooks = _without_placement(values)
             lines.extend(f"{accelerate.HOOK_ATTRIBUTE}[{place}]={hook}" for place, hook in enumerate(hooks))
@@ -173,7 +174,9 @@ class _Walk:
                 continue
             if kind is int or kind is bool or kind is float:
                 lines.append(f"{name}={value!r}")
-            elif skip is not None and skip(value):
+            elif (kind is tuple or kind is list) and value and _NUMBERS.issuperset(map(type, value)):
+                lines.append(f"{name}=[{', '.join(map(repr, value))}]")
+            elif skip is not None and kind is not str and skip(name, value):
                 continue
             elif (text := self._text(value, depth)) is not None:
                 lines.append(f"{name}={text}")
@@ -271,15 +274,17 @@ class _Walk:
             self._registered = {id(registered) for _, registered in named}
         return id(tensor) in self._registered
 
-    def _is_cache(self, value: Any) -> bool:
+    def _is_cache(self, name: str, value: Any) -> bool:
         """Whether a module's attribute is of the kind that its calls fill: see the top of this file."""
         if isinstance(value, _CONTAINERS):
-            return self._content(value, set()) is not _OTHER
-        return self._is_free_tensor(value) or diffusers.is_empty_registry(value)
+            return self._content(value, set(), 0) is not _OTHER
+        if name == diffusers.REGISTRY_ATTRIBUTE:
+            return diffusers.is_empty_registry(value)
+        return self._is_free_tensor(value)
 
-    def _content(self, container: Any, seen: set[int]) -> str:
+    def _content(self, container: Any, seen: set[int], depth: int) -> str:
         """What a container holds, however deep: a free tensor, else something other, else nothing but ``None``."""
-        if isinstance(container, torch.Size):
+        if isinstance(container, torch.Size) or depth >= _MAX_DEPTH:
             return _OTHER
         seen.add(id(container))
         content = _NOTHING
@@ -287,7 +292,7 @@ class _Walk:
             if item is None or id(item) in seen:
                 continue
             if isinstance(item, _CONTAINERS):
-                found = self._content(item, seen)
+                found = self._content(item, seen, depth + 1)
             else:
                 found = _FREE_TENSOR if self._is_free_tensor(item) else _OTHER
             if found is _FREE_TENSOR:

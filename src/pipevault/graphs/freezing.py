@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from pipevault.compat.pytorch import package_metadata
 from pipevault.digest import digest_file
 from pipevault.errors import CannotFreezeError, NotFiniteError, TrainingModeError
 from pipevault.graphs.check import NOT_FINITE, compare_trees
@@ -29,7 +30,6 @@ from pipevault.graphs.frozen import (
     iter_devices,
     layout_digest,
     live_constant,
-    package_metadata,
     read_constants,
 )
 from pipevault.graphs.inductor import BuildOptions, build_digest, build_graph

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from pipevault.compat.pytorch import package_loader
 from pipevault.digest import digest_bytes, digest_json
 from pipevault.errors import ChangedPartError
 from pipevault.graphs.observe import follow
@@ -138,7 +139,7 @@ class FrozenGraph:
     ) -> None:
         """``offloaded`` finds a weight that is not on the graph's device, by its name."""
         index = device.index if device.index is not None else -1
-        self._runner = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, index)
+        self._runner = package_loader(package, index)
         self.document = document
         self.part = part
         self.device = device
@@ -261,15 +262,9 @@ class FrozenGraph:
 
 def layout_digest(module: nn.Module, package: Path, lifted: Sequence[str]) -> str:
     """Return the ``layout`` of a fresh package: the digest over the live tensors that it reads."""
-    runner = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, -1)
+    runner = package_loader(package, -1)
     names = [name for name in runner.get_constant_fqns() if name not in lifted]
     return FrozenGraph._digest(Binding(module, names).layout())
-
-
-def package_metadata(path: Path) -> dict[str, str]:
-    """Return what a package says of the machine it is for, read without opening its native code."""
-    loader: Any = torch._C._aoti.AOTIModelPackageLoader
-    return dict(loader.load_metadata_from_package(str(path), "model"))
 
 
 def read_constants(path: Path | None) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from pipevault.compat.onediffx import LISTED_PARTS, compile_parts
+from pipevault.compat.onediffx import compile_parts, listed_parts
 from pipevault.errors import SettingsError
 from pipevault.graphs import backend
 from pipevault.graphs.part import FrozenPart, part_state, release, unfrozen
@@ -133,7 +133,7 @@ def _named(pipe: Any, names: Sequence[str], who: str) -> dict[str, nn.Module]:
 
 def _candidates(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
     covered = set()
-    for name in LISTED_PARTS:
+    for name in listed_parts():
         module = get_part(pipe, name)
         if isinstance(module, nn.Module):
             covered.add(name.partition(".")[0])

@@ -366,7 +366,7 @@ class PartState:
             same = [slot for slot in table if slot.kept.signature.without_fixed == signature.without_fixed]
             if signature.fixed and len(same) >= MAX_VALUES:
                 raise CannotFreezeError(
-                    f"{MAX_VALUES} graphs differ only in the values of numbers that steer it, so they vary with every call",
+                    f"{MAX_VALUES} of its graphs differ only in numbers that steer it, so they vary with every call",
                     self.name,
                 )
             with ExitStack() as stack:

@@ -24,6 +24,7 @@ from pipevault.cache.plan import lists_part, make_plan, open_graphs, plan_outcom
 from pipevault.cache.rehearsal import rehearse
 from pipevault.cache.search import Miss, Search, open_vault
 from pipevault.cache.shelf import Store, VaultShelf
+from pipevault.compat.versions import warn_untried
 from pipevault.determinism.levels import level as at_level
 from pipevault.determinism.levels import parse_level
 from pipevault.digest import Digest
@@ -143,6 +144,7 @@ class PipelineCache:
             unload(pipe)
             attach_state(pipe, LoadedState(Outcome("off", reason="mode is off"), weakref.ref(pipe)))
             return pipe
+        warn_untried()
         wanted = [resolve_shape(pipe, self._per_sample(shape)) for shape in asked]
         names = tuple(graph_parts.find_parts(pipe, parts))
         with _unchanged_on_error(pipe), at_level(self.settings.level):

@@ -1,0 +1,227 @@
+"""What pipevault takes from private parts of torch: each test names the touch point that a release moved."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pipevault.compat import pytorch
+from pipevault.determinism.flags import code_flags
+
+COMPILER = ("torch._inductor.compile_fx", "torch._inductor.codecache", "torch._inductor.scheduler")
+
+
+def in_fresh_process(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+class Doubled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An AOTInductor package of :class:`Doubled`."""
+    from torch._inductor import aoti_compile_and_package
+
+    path = tmp_path_factory.mktemp("package") / "doubled.pt2"
+    program = torch.export.export(Doubled(), (torch.ones(4),))
+    aoti_compile_and_package(program, package_path=str(path))
+    return path
+
+
+class TestPackages:
+    def test_package_loader_runs_a_package(self, package: Path) -> None:
+        runner = pytorch.package_loader(package, -1)
+        [doubled] = runner.run([torch.arange(4.0)])
+        assert doubled.tolist() == [0.0, 2.0, 4.0, 6.0], "AOTIModelPackageLoader.run gives other values"
+
+    def test_package_loader_has_what_binds_weights(self, package: Path) -> None:
+        runner = pytorch.package_loader(package, -1)
+        for name in ("get_constant_fqns", "load_constants", "boxed_run"):
+            assert hasattr(runner, name), f"torch._C._aoti.AOTIModelPackageLoader has no {name} any more"
+
+    def test_package_metadata_says_what_it_was_built_for(self, package: Path) -> None:
+        metadata = pytorch.package_metadata(package)
+        for name in ("AOTI_PLATFORM", "AOTI_MACHINE", "AOTI_CPU_ISA", "AOTI_DEVICE_KEY"):
+            assert metadata.get(name), f"AOTInductor writes no {name} into its packages any more"
+
+    def test_a_file_that_is_no_package_is_an_error(self, tmp_path: Path) -> None:
+        (tmp_path / "broken.pt2").write_bytes(b"no package")
+        with pytest.raises(RuntimeError):
+            pytorch.package_metadata(tmp_path / "broken.pt2")
+
+
+class TestInductorOptions:
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {},
+            {"max_autotune": True, "aot_inductor.output_path": "x"},
+            {"triton.unique_kernel_names": False, "cpp.simdlen": 256, "_micro_pipeline_tp": True},
+            {"fx_graph_cache": False, "trace.enabled": True},
+        ],
+    )
+    def test_they_are_those_of_the_portable_configuration(self, changes: dict[str, Any]) -> None:
+        from torch._inductor import config
+
+        with config.patch(changes):
+            assert pytorch.inductor_options() == config.save_config_portable(), "the options of a cache key changed"
+
+    def test_an_option_that_a_class_stands_for_counts_by_its_uuid(self) -> None:
+        from torch._inductor import config
+
+        names = getattr(config, "_cache_config_factory_keys", [])
+        if not names:
+            pytest.skip("this torch has no such option")
+
+        class Choices:
+            def uuid(self) -> str:
+                return "mine"
+
+        with config.patch({names[0]: Choices}):
+            assert pytorch.inductor_options()[names[0]] == "mine"
+
+    def test_defaults_are_told(self) -> None:
+        from torch._inductor import config
+
+        with config.patch(max_autotune=not config.max_autotune):
+            assert pytorch.inductor_default("max_autotune", value=None) is not config.max_autotune
+        assert pytorch.inductor_default("no such option", value=7) == 7
+
+    def test_reading_them_imports_no_compiler(self) -> None:
+        """Importing the configuration itself brings Dynamo with it, as importing diffusers does."""
+        code = (
+            "import sys, torch, torch._inductor.config\n"
+            "from pipevault.determinism.flags import code_flags\n"
+            "before = set(sys.modules); code_flags()\n"
+            "print(sorted(name for name in set(sys.modules) - before if name.startswith('torch.')))\n"
+            f"print([name for name in {COMPILER!r} if name in sys.modules])"
+        )
+        assert in_fresh_process(code).splitlines() == ["[]", "[]"]
+
+    def test_flags_after_diffusers_import_nothing_more_of_dynamo(self) -> None:
+        code = (
+            "import sys, diffusers, transformers; from diffusers import UNet2DConditionModel\n"
+            "from pipevault.determinism.flags import code_flags\n"
+            "before = set(sys.modules); code_flags()\n"
+            "print([name for name in set(sys.modules) - before if name.startswith(('torch._dynamo', 'torch._ind'))])"
+        )
+        assert in_fresh_process(code) == "[]"
+
+
+class TestInductorSettings:
+    @pytest.fixture(autouse=True)
+    def _deterministic_as_before(self) -> Iterator[None]:
+        before = pytorch.inductor_deterministic()
+        yield
+        pytorch.set_inductor_deterministic(before)
+
+    def test_vector_settings_are_those_of_the_configuration(self) -> None:
+        from torch._inductor import config
+
+        with config.patch({"cpp.vec_isa_ok": False, "cpp.simdlen": 256}):
+            assert pytorch.inductor_vector_settings() == pytorch.VectorSettings(True, 256)
+        with config.patch({"cpp.vec_isa_ok": None, "cpp.simdlen": None}):
+            assert pytorch.inductor_vector_settings() == pytorch.VectorSettings(False, None)
+
+    @pytest.mark.parametrize(
+        ("variable", "value", "reader"),
+        [
+            ("TORCHINDUCTOR_VEC_ISA_OK", "0", "inductor_vector_settings"),
+            ("TORCHINDUCTOR_DETERMINISTIC", "1", "inductor_deterministic"),
+            ("CXX", "my-cxx", "inductor_compilers"),
+        ],
+    )
+    def test_they_read_the_same_before_and_after_the_configuration_is_imported(
+        self, variable: str, value: str, reader: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        code = (
+            f"from pipevault.compat.pytorch import {reader} as read\n"
+            "first = read(); import torch._inductor.config\n"
+            "last = read(); print((list(filter(None, last)) if isinstance(last, list) else last) == first)"
+        )
+        monkeypatch.setenv(variable, value)
+        assert in_fresh_process(code) == "True", f"torch reads {variable} in another way"
+        monkeypatch.delenv(variable)
+        assert in_fresh_process(code) == "True", f"the default without {variable} changed"
+
+    def test_the_deterministic_mode_is_switched(self) -> None:
+        from torch._inductor import config
+
+        for value in (True, False):
+            pytorch.set_inductor_deterministic(value)
+            assert (pytorch.inductor_deterministic(), config.deterministic) == (value, value)
+
+    def test_a_compiler_is_named(self) -> None:
+        assert all(isinstance(name, str) for name in pytorch.inductor_compilers())
+        assert pytorch.inductor_compilers()
+
+
+class TestMachine:
+    def test_cpu_capabilities_have_the_names_that_are_read(self) -> None:
+        import platform
+
+        capabilities = pytorch.cpu_capabilities()
+        if platform.machine() == "x86_64":
+            for name in ("avx2", "avx512_f", "avx512_vnni", "amx_tile"):
+                assert name in capabilities, f"torch.cpu.get_capabilities() has no {name} any more"
+        for name in ("l1d_cache_size", "l2_cache_size"):
+            assert isinstance(capabilities.get(name), int), f"torch.cpu.get_capabilities() has no {name} any more"
+
+    def test_amx_can_be_asked_for(self) -> None:
+        assert pytorch.init_amx() in (True, False)
+
+    def test_mkl_threads_stand_in_the_build_information(self) -> None:
+        if torch.backends.mkl.is_available():
+            assert pytorch.mkl_threads() is not None, "torch.__config__.parallel_info() is written in another way"
+        else:
+            assert pytorch.mkl_threads() is None
+
+    def test_onednn_stands_in_the_build_information(self) -> None:
+        if torch.backends.mkldnn.is_available():
+            version = pytorch.onednn_version()
+            assert version, "torch.__config__.show() is written in another way"
+            assert version[0].isdigit()
+
+    def test_tunable_op(self) -> None:
+        if torch.version.cuda or torch.version.hip:
+            assert pytorch.has_tunable_op(), "torch._C._cuda_tunableop_is_enabled is gone"
+        else:
+            assert not pytorch.has_tunable_op()
+
+
+class TestAttention:
+    def test_the_builtin_one_is_what_the_public_name_stands_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        public = nn.functional.scaled_dot_product_attention
+        assert pytorch.builtin_attention() is public
+        monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", lambda *args: args[0])
+        assert pytorch.builtin_attention() is public
+
+
+class TestModules:
+    @pytest.mark.parametrize("name", pytorch.MODULE_INTERNALS)
+    def test_every_module_has_what_the_fingerprint_reads(self, name: str) -> None:
+        assert name in vars(nn.Linear(1, 1)), f"nn.Module has no {name} any more"
+
+
+class TestFlags:
+    def test_the_flags_are_what_they_were_with_the_portable_configuration(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from torch._inductor import config
+
+        from pipevault.determinism import flags
+
+        with config.patch(max_autotune=True):
+            now = code_flags()
+            monkeypatch.setattr(flags, "inductor_options", config.save_config_portable)
+            assert code_flags() == now
