@@ -28,6 +28,7 @@ from pipevault.errors import (
     VaultNotWritableError,
     WrongMachineError,
 )
+from pipevault.graphs.frozen import GraphDocument
 from pipevault.graphs.part import FrozenPart
 from pipevault.key import Key
 from pipevault.store.manifest import Manifest, now_utc
@@ -128,7 +129,8 @@ class TestMisses:
         assert (artifact.read_bytes() if artifact.exists() else None) == damaged
 
     def test_require_refuses_a_manifest_that_is_no_json(self, vault_copy: Path) -> None:
-        (manifest,) = (vault_copy / "entries").rglob("*.json")
+        (graph,) = [entry for entry in Vault.open(vault_copy).manifests() if entry.key.kind == "graph"]
+        manifest = Vault.open(vault_copy).layout.manifest_file(graph.key.digest)
         manifest.chmod(0o644)
         manifest.write_bytes(b"{")
         with pytest.raises(MissError, match=manifest.name[:12]):
@@ -137,17 +139,15 @@ class TestMisses:
     def test_an_artifact_of_another_machine_is_refused_before_it_is_opened(
         self, vault_copy: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        real = Vault.lookup
+        real = GraphDocument.from_json
 
-        def from_another_machine(vault: Vault, key: Any) -> Any:
-            manifest = real(vault, key)
-            assert manifest is not None
-            graph = manifest.parts["transformer"]["graphs"][0]
-            graph["machine"] = {**graph["machine"], "AOTI_MACHINE": "aarch64"}
-            return manifest
+        def from_another_machine(document: Any) -> GraphDocument:
+            return real({**document, "machine": {**document["machine"], "AOTI_MACHINE": "aarch64"}})
 
-        monkeypatch.setattr(Vault, "lookup", from_another_machine)
-        monkeypatch.setattr("pipevault.graphs.state.FrozenGraph", lambda *a, **k: pytest.fail("native code was opened"))
+        monkeypatch.setattr(GraphDocument, "from_json", from_another_machine)
+        monkeypatch.setattr(
+            "pipevault.graphs.freezing.FrozenGraph", lambda *a, **k: pytest.fail("native code was opened")
+        )
         with pytest.raises((MissError, WrongMachineError), match="aarch64"):
             cache(vault_copy, "require").load(PlainPipeline(), batch_size=1)
 
@@ -196,7 +196,7 @@ class TestBadInput:
             reader.load(PlainPipeline(), height=16)
 
     def test_no_compiler(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("pipevault.fingerprint.toolchain.find_cxx_compiler", lambda: None)
+        monkeypatch.setattr("pipevault.cache.shelf.find_cxx_compiler", lambda: None)
         with pytest.raises(CompilerMissingError, match=r"Install g\+\+"):
             cache(tmp_path / "vault").load(PlainPipeline(), batch_size=1)
 
@@ -259,7 +259,7 @@ class TestCompiling:
                 self.good, self.counting = Good(8, 8).eval(), Counting(8, 8).eval()
 
             @torch.no_grad()
-            def __call__(self, num_inference_steps: int = 9) -> torch.Tensor:
+            def __call__(self, num_inference_steps: int = 4) -> torch.Tensor:
                 x = self.good(torch.ones(2, 8))
                 for _ in range(num_inference_steps):
                     x = self.counting(x)
@@ -269,7 +269,7 @@ class TestCompiling:
         parts = pipevault.outcome(pipe).parts
         assert parts["good"].status == "frozen"
         assert parts["counting"].status == "eager"
-        assert "vary with every call" in parts["counting"].reason
+        assert "keeps a number that changes with each call (calls:" in parts["counting"].reason
 
     def test_two_threads_freeze_one_after_the_other(self, tmp_path: Path) -> None:
         pipes = [PlainPipeline(), PlainPipeline()]
@@ -324,13 +324,15 @@ class TestCompiling:
         parts = outcome.parts
         assert parts["good"].status == "frozen"
         assert parts["caches"] == PartOutcome("frozen", "", 2)
-        assert parts["counts"] == PartOutcome("frozen", "", 2)
+        assert parts["counts"].status == "eager"
+        assert "frames: 0 became 1" in parts["counts"].reason
         assert parts["in_place"].status == "eager"
         assert "in place" in parts["in_place"].reason
         assert parts["odd"].status == "eager"
         assert "builtins.object" in parts["odd"].reason
         torch.testing.assert_close(pipe(), eager)
         again = StatefulPipeline()
+        again()  # what a module counts on itself is part of its architecture
         assert pipevault.outcome(cache(tmp_path / "vault", "require").load(again, batch_size=1)).status == "partial"
 
     def test_nothing_frozen_is_an_error_and_nothing_is_stored(self, tmp_path: Path) -> None:

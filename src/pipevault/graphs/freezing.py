@@ -43,7 +43,7 @@ from pipevault.graphs.program import (
     varied_leaves,
     with_number_tensors,
 )
-from pipevault.graphs.signature import DescribedCall, Signature, describe_call, rebuild
+from pipevault.graphs.signature import DescribedCall, Signature, describe_call, is_number, rebuild
 from pipevault.graphs.views import tracing_view
 
 OnStep = Callable[[str, str], None]
@@ -101,8 +101,11 @@ def observe_call(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any
     eager = partial(subject.eager, **overrides) if overrides else subject.eager
     paths = set(subject.known_state)
     if seen.state:
+        seen.state = {path: held(value) for path, value in seen.state.items()}  # restoring refills containers
         paths |= _state_of(subject, eager, before, seen, args, kwargs)
+        final = {path: seen.state[path] for path in paths & seen.state.keys()}
         before.restore(tuple(paths))
+        refuse_counters(subject, final)
     state = read_state(subject.module, sorted(paths))
     call = describe_call(args, kwargs, state)
     if call.opaque:
@@ -126,7 +129,7 @@ def _state_of(
     The others are caches: equal after other inputs, and after one more call.
     """
     paths = tuple(seen.state)
-    first = {path: held(value) for path, value in seen.state.items()}
+    first = seen.state
     described = describe_call(args, kwargs)
     varied_args, varied_kwargs = rebuild(described.signature.arguments, iter(varied_leaves_but_numbers(described)))
     before.restore(paths)
@@ -140,6 +143,19 @@ def _state_of(
         return set(paths)
     third = read_state(subject.module, paths)
     return {p for p in paths if not (same_values(first[p], second[p]) and same_values(first[p], third[p]))}
+
+
+def refuse_counters(subject: Subject, final: Mapping[str, Any]) -> None:
+    """Raises :class:`CannotFreezeError` for state that is a Python number and becomes another with the call: a graph of
+    it would serve one call, and the next would ask for another graph.
+    """
+    before = read_state(subject.module, tuple(final))
+    for path, value in final.items():
+        if is_number(value) and before[path] != value:
+            raise CannotFreezeError(
+                f"it keeps a number that changes with each call ({path.lstrip(':')}: {before[path]} became {value})",
+                subject.name,
+            )
 
 
 def varied_leaves_but_numbers(call: DescribedCall) -> list[Any]:

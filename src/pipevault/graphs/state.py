@@ -375,7 +375,8 @@ class PartState:
                     known = {slot.kept.key for slot in table}
                     table.read_shelf()
                     for slot in table:
-                        if slot.kept.key not in known and slot.kept.signature == signature:
+                        is_new = slot.kept.key not in known and slot.kept.signature == signature
+                        if is_new and (slot.refusal or self._is_usable(table, slot)):
                             return slot
                 folder = stack.enter_context(scratch_folder("graphs", secrets.token_hex(16)))
                 if table.shelf is None:

@@ -224,14 +224,17 @@ class _Session:
         self.names = tuple(dict.fromkeys([*(previous.names if previous else ()), *names]))
         self.obstacles = {n: what for n in names if (what := obstacle(graph_parts.get_part(pipe, n)))}
         self.loaded: list[weakref.ref[LoadedState]] = []
+        self.architectures: dict[str, dict[str, Any]] = {}
         with self.clock.step("fingerprint"):
             self.states = self._attach([name for name in names if name not in self.obstacles])
 
     def _attach(self, names: Sequence[str]) -> dict[str, PartState]:
         devices = execution_device(self.pipe, {name: graph_parts.get_part(self.pipe, name) for name in names})
         states = graph_parts.attach(self.pipe, names, self._options())
-        for state in states.values():
-            state.attach(devices)
+        for name, state in states.items():
+            shelf = state.attach(devices).shelf
+            if isinstance(shelf, VaultShelf):
+                self.architectures[name] = dict(shelf.factors["architecture"])
         return states
 
     def _options(self) -> PartOptions:
@@ -307,7 +310,7 @@ class _Session:
                 shape,
                 backend=self.settings.backend,
                 build=self.cache.build,
-                known=self._architectures(),
+                known=self.architectures,
             )
         hit, miss, search = self._from_plan(key)
         if hit is not None:
@@ -332,13 +335,6 @@ class _Session:
                 logger.warning("%s Freezing it here too, as on_lock_timeout is 'compile'.", error)
             hit, _, _ = self._from_plan(key)
             return hit if hit is not None else self._rehearse_and_publish(key, miss, shape)
-
-    def _architectures(self) -> dict[str, dict[str, Any]]:
-        known = {}
-        for name, state in self.states.items():
-            if isinstance(state.table.shelf, VaultShelf):
-                known[name] = dict(state.table.shelf.factors["architecture"])
-        return known
 
     def _from_plan(self, key: Key) -> tuple[Outcome | None, Miss | None, Search]:
         search = Search(self.cache._tiers, key.digest, mend=self.settings.mode == "compile")
@@ -448,7 +444,7 @@ class _Session:
     def finish(self, result: Outcome, asked: Sequence[CallShape], parts: Sequence[str] | None) -> None:
         """Make the pipeline a loaded one."""
         previous = self.previous
-        digests = {n: d["digest"] for n, d in self._architectures().items()}
+        digests = {name: found["digest"] for name, found in self.architectures.items() if name in self.states}
         before = dict(previous.digests) if previous else {}
         leases = HeldLeases(self.store.leases, also=previous.leases if previous else None)
         described = self._described(asked, parts)
