@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +38,16 @@ def test_too_old(version: str, too_old: bool) -> None:
 def test_the_version_of_the_imported_torch_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert versions.torch_version() == torch.__version__
     monkeypatch.delitem(sys.modules, "torch")
-    assert versions.torch_version() == importlib.metadata.version("torch")
+    assert versions.torch_version() == torch.__version__
+
+
+def test_a_torch_without_a_file_of_its_version_has_that_of_its_metadata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "METADATA").write_text("Name: torch\nVersion: 2.20.0\n")
+    distribution = importlib.metadata.PathDistribution(tmp_path)
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: distribution)
+    assert versions.installed_torch_version() == "2.20.0"
 
 
 def test_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +55,7 @@ def test_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.delitem(sys.modules, "torch")
-    monkeypatch.setattr(importlib.metadata, "version", missing)
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
     assert versions.torch_version() is None
     assert versions.warn_untried() is None
 

@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 import threading
+from pathlib import Path
 
 OLDEST_TORCH = (2, 9)
 TRIED_TORCH = ("2.11.0", "2.13", "2.15.0")
@@ -22,10 +23,24 @@ def torch_version() -> str | None:
     version = getattr(sys.modules.get("torch"), "__version__", None)
     if version is not None:
         return str(version)
+    return installed_torch_version()
+
+
+def installed_torch_version() -> str | None:
+    """Return ``torch.__version__`` of the installed torch without importing it; ``None`` where there is none.
+
+    The metadata of a wheel may lack the local part that names its build, such as ``+cu130``.
+    """
     try:
-        return importlib.metadata.version("torch")
+        distribution = importlib.metadata.distribution("torch")
     except importlib.metadata.PackageNotFoundError:
         return None
+    try:
+        text = Path(str(distribution.locate_file("torch/version.py"))).read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return distribution.version  # no wheel: an editable build
+    found = re.search(r"^__version__ = ['\"]([^'\"]+)['\"]", text, re.MULTILINE)
+    return found[1] if found else distribution.version
 
 
 def is_too_old(version: str) -> bool:

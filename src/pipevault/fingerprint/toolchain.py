@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipevault.compat.pytorch import inductor_compilers
+from pipevault.compat.versions import installed_torch_version
 
 ABSENT = "none"
 _DISTRIBUTIONS = {
@@ -48,6 +49,8 @@ def package_version(name: str) -> str:
 
 @functools.cache
 def _installed_version(name: str) -> str:
+    if name == "torch":
+        return installed_torch_version() or ABSENT
     for distribution in _DISTRIBUTIONS.get(name, (name,)):
         try:
             return importlib.metadata.version(distribution)
