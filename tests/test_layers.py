@@ -1,4 +1,4 @@
-"""Imports run one way: cli -> manager -> cache -> { fingerprint, store, graphs, … } -> compat -> { key, settings } -> …"""
+"""Imports run one way: cli -> manager -> cache -> { fingerprint, store, graphs, … } -> compat -> { key, settings } …"""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipevault.cache.outcome import PartOutcome
 from pipevault.cache.rehearsal import Rehearsal
+from pipevault.cache.shelf import Store
 from pipevault.digest import Digest
 from pipevault.fingerprint.machine import machine_record
 from pipevault.fingerprint.toolchain import toolchain_record
@@ -51,11 +52,11 @@ def plan_outcomes(manifest: Manifest) -> dict[str, PartOutcome]:
     }
 
 
-def open_graphs(manifest: Manifest, states: Mapping[str, PartState]) -> str:
+def open_graphs(manifest: Manifest, states: Mapping[str, PartState], store: Store) -> str:
     """Open the graphs of a plan for the parts as they are now. Return which one is missing, or nothing.
 
     A graph for weights of another dtype, to which the pipeline casts the part for a call, is opened when it comes to
-    that.
+    that. It must exist all the same, like one that an earlier load opened.
     """
     for name, part in manifest.parts.items():
         state = states.get(name)
@@ -66,17 +67,24 @@ def open_graphs(manifest: Manifest, states: Mapping[str, PartState]) -> str:
         slots: dict[str, Slot] = {slot.kept.key: slot for slot in table}
         suffix = table.shelf.identity[:16] if table.shelf else ""
         for graph in part["graphs"]:
-            if not graph.endswith(suffix):
-                continue
             slot = slots.get(graph)
-            if slot is None:
-                return f"the graph {graph[:12]} of {name}, which the plan needs, is gone"
-            try:
-                state.open(slot)
-            except UNUSABLE as error:
-                table.remove(slot)
-                return str(error)
+            if slot is None and graph.endswith(suffix):
+                return _lacking(graph, name, "it is gone")
+            if slot is not None and slot.graph is None:
+                try:
+                    state.open(slot)
+                except UNUSABLE as error:
+                    table.remove(slot)
+                    return str(error)
+            elif what := store.renew(Digest(graph)):
+                if slot is not None and store.settings.mode == "compile":
+                    table.remove(slot)  # so that it is frozen and stored again
+                return _lacking(graph, name, what)
     return ""
+
+
+def _lacking(graph: str, part: str, what: str) -> str:
+    return f"the graph {graph[:12]} of {part}, which the plan needs, cannot be used: {what}"
 
 
 def lists_part(manifest: Manifest, name: str) -> str:

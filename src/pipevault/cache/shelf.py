@@ -11,7 +11,7 @@ import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,28 +42,37 @@ from pipevault.key import Key
 from pipevault.settings import Settings
 from pipevault.store.liveness import scratch_prefix
 from pipevault.store.manifest import ArtifactRef, Manifest, now_utc
-from pipevault.store.tiers import Found, Tiers
+from pipevault.store.tiers import Found, Refused, Tiers
 from pipevault.store.vault import Vault
 
 if TYPE_CHECKING:
     from pipevault.store.leases import Lease
+
+_SLOW = " did not answer "
 
 logger = logging.getLogger("pipevault")
 
 
 @dataclass
 class Store:
-    """What the shelves of one cache share: the tiers, the settings, and what is told of while they are used."""
+    """What the shelves of one load share: the tiers, the settings, and what is told of while they are used.
+
+    ``origins`` has for each key the folder of the tier where it was found.
+    """
 
     tiers: Tiers
     settings: Settings
     own: Callable[[], Vault]
     leases: list[Lease] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    origins: dict[Digest, Path] = field(default_factory=dict)
+    unsigned: SignatureError | None = None
     wait: Callable[[str], None] = lambda text: None
 
     def tell(self, problem: str) -> None:
-        if problem not in self.problems:
+        """Once: for how long a slow tier is left out changes with every question."""
+        told = {other.partition(_SLOW)[0] for other in self.problems}
+        if problem.partition(_SLOW)[0] not in told:
             self.problems.append(problem)
             logger.warning("%s", problem)
 
@@ -96,28 +105,58 @@ class Store:
             )
         return vault
 
-    def open_found(self, search: Search, check: Callable[[Found], None], *, is_use: bool = True) -> Found | None:
+    def search(self, key: Digest) -> Search:
+        return _StoreSearch(self, key)
+
+    def open_found(self, search: Search, check: Callable[[Found], None] = lambda found: None) -> Found | None:
         """The first place from which the entry can be used: leased, its files verified. ``None`` if there is none."""
-        for found in search.places():
-            try:
-                lease = self.tiers.hold(found, is_use=is_use)
+        try:
+            for found in search.places():
                 try:
-                    check(found)
-                except BaseException:  # whatever it was goes on; what was not loaded is not in use
-                    lease.release()
-                    raise
-            except (VaultError, WrongMachineError) as error:
-                search.refuse(found, error)
-                continue
+                    lease = self.tiers.hold(found)
+                    try:
+                        check(found)
+                    except BaseException:  # whatever it was goes on; what was not loaded is not in use
+                        lease.release()
+                        raise
+                except (VaultError, WrongMachineError) as error:
+                    search.refuse(found, error)
+                    continue
+                self.keep(lease)
+                self.origins[search.key] = found.origin.dir
+                if found.tier != found.origin:
+                    self.limit_size(found)
+                return found
+            return None
+        finally:
+            self.count_quarantined(search)
+
+    def renew(self, key: Digest) -> str:
+        """Hold a graph that is open already, or will be opened later, like one that is opened now: found, leased and
+        copied nearer. What is wrong with it, or nothing.
+        """
+        search = self.search(key)
+        return "" if self.open_found(search) is not None else "; ".join(search.reasons) or "it is gone"
+
+    def keep(self, lease: Lease) -> None:
+        """Let a lease end with the pipeline, unless it has one for the same entry."""
+        where = lease.path and lease.path.parent
+        known = any(one.held and one.key == lease.key and one.path and one.path.parent == where for one in self.leases)
+        if known or not lease.held:
+            lease.release()
+        else:
             self.leases.append(lease)
-            if found.tier != found.origin:
-                self.limit_size(found)
-            return found
+
+    def count_quarantined(self, search: Search) -> None:
         for _ in range(search.quarantined):
             self.count("quarantined", search.key)
-        for problem in search.problems:
-            self.tell(problem)
-        return None
+        search.quarantined = 0
+
+    def tier_of(self, keys: Iterable[Digest]) -> str:
+        """The folder of the farthest tier where one of ``keys`` was found; empty if none was."""
+        order = [tier.dir for tier in self.tiers.order]
+        places = [self.origins[key] for key in keys if key in self.origins]
+        return str(max(places, key=order.index)) if places else ""
 
     def limit_size(self, found: Found) -> None:
         """Keep ``max_size`` where ``found`` was written just now."""
@@ -127,6 +166,24 @@ class Store:
             problems = (f"max_size could not be kept: {error}",)
         for problem in problems:
             self.tell(problem)
+
+
+class _StoreSearch(Search):
+    """A search that tells its problems by way of its store, which tells each once."""
+
+    def __init__(self, store: Store, key: Digest) -> None:
+        super().__init__(store.tiers, key, mend=store.settings.mode == "compile")
+        self._store = store
+
+    def tell(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
+        self._store.tell(problem)
+
+    def refuse(self, place: Found | Refused, error: VaultError | WrongMachineError) -> None:
+        super().refuse(place, error)
+        if isinstance(error, SignatureError):
+            self._store.unsigned = self._store.unsigned or error
 
 
 class VaultShelf:
@@ -140,7 +197,7 @@ class VaultShelf:
         self._shelf = graph_key(factors, Signature(()), {}).shelf
         self.identity = self._shelf.hex
         self._seen: set[Digest] = set()
-        self._unstored: dict[str, Frozen] = {}
+        self._frozen_here: set[Digest] = set()
 
     def news(self) -> Iterator[Kept]:
         keys, problems = self.store.tiers.shelf(self._shelf)
@@ -150,9 +207,20 @@ class VaultShelf:
             if key in self._seen:
                 continue
             self._seen.add(key)
-            found = next(self._search(key).entries(), None)
-            if found is not None and (kept := self._kept(found.manifest)) is not None:
+            search = self.store.search(key)
+            found = next(search.entries(), None)
+            self.store.count_quarantined(search)
+            if found is None:
+                self._tell(search)
+            elif (kept := self._kept(found.manifest)) is not None:
+                self.store.origins[key] = found.tier.dir
                 yield kept
+
+    def _tell(self, search: Search) -> None:
+        """Why an entry is not on the shelf, unless it was told with the name of its tier."""
+        for reason in search.reasons:
+            if not any(reason in problem for problem in search.problems):
+                self.store.tell(reason)
 
     @contextmanager
     def freezing(self, signature: Signature) -> Iterator[None]:
@@ -220,6 +288,7 @@ class VaultShelf:
         }
         manifest = vault.publish(Manifest(key, {name: part}, tuple(artifacts), details, now_utc()), files)
         self._seen.add(key.digest)
+        self._frozen_here.add(key.digest)
         self.store.count("published", key.digest, bytes=manifest.size_bytes)
         kept = self._kept(manifest)
         if kept is None:
@@ -252,7 +321,7 @@ class VaultShelf:
                 package = found.vault.layout.artifact_file(Digest(document.package))
                 raise WrongMachineError(f"{package}, a graph of {self.part}, is for another machine: {mismatch}.")
 
-        search = self._search(key)
+        search = self.store.search(key)
         found = self.store.open_found(search, check)
         if found is None:
             self._seen.discard(key)
@@ -260,14 +329,14 @@ class VaultShelf:
             raise CorruptEntryError(
                 f"The graph {key.short} of {self.part} cannot be used: {reasons}", self.store.settings.dir
             )
-        self.store.count("hit", key)
-        compile_s = found.manifest.info.get("compile_s")
-        if isinstance(compile_s, (int, float)):
-            self.store.count("saved", key, seconds=compile_s)
+        if key in self._frozen_here:
+            self._frozen_here.discard(key)
+        else:
+            self.store.count("hit", key)
+            compile_s = found.manifest.info.get("compile_s")
+            if isinstance(compile_s, (int, float)):
+                self.store.count("saved", key, seconds=compile_s)
         return paths[document.package], paths[document.constants] if document.constants else None
-
-    def _search(self, key: Digest) -> Search:
-        return Search(self.store.tiers, key, mend=self.store.settings.mode == "compile")
 
     def _in_memory(self, key: Key, frozen: Frozen) -> Kept:
         folder = Path(tempfile.mkdtemp(prefix=scratch_prefix(f"unstored{secrets.token_hex(4)}")))

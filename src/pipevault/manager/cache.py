@@ -186,22 +186,21 @@ class PipelineCache:
             miss = search.miss(key)
             problems = tuple(search.problems)
             return Explanation(key, "miss", miss.reason, miss.nearest, miss.differences, problems=problems)
-        missing = [graph for graph in found.manifest.needs if self._tiers.lookup(graph) is None]
-        if missing:
+        problems = dict.fromkeys(search.problems)
+        graphs = {}
+        for graph in found.manifest.needs:
+            graphs[graph] = self._tiers.lookup(graph)
+            problems |= dict.fromkeys(self._tiers.problems)
+        parts = plan_outcomes(found.manifest)
+        if missing := [graph for graph, place in graphs.items() if place is None]:
             gone = ", ".join(graph.short for graph in missing)
             reason = f"the plan {key.digest.short} needs graphs that are gone: {gone}"
-            return Explanation(
-                key, "miss", reason, parts=plan_outcomes(found.manifest), problems=tuple(search.problems)
-            )
-        where = "the vault" if len(self._tiers.order) == 1 else f"tier {found.tier.dir}"
-        return Explanation(
-            key,
-            "hit",
-            f"the plan {key.digest.short} and its {len(found.manifest.needs)} graphs are in {where}",
-            parts=plan_outcomes(found.manifest),
-            tier=str(found.tier.dir),
-            problems=tuple(search.problems),
-        )
+            return Explanation(key, "miss", reason, parts=parts, problems=tuple(problems))
+        tiers = [found.tier, *(place.tier for place in graphs.values() if place is not None)]
+        farthest = max(tiers, key=self._tiers.order.index).dir
+        where = "the vault" if len(self._tiers.order) == 1 else f"tier {farthest}"
+        reason = f"the plan {key.digest.short} and its {len(graphs)} graphs are in {where}"
+        return Explanation(key, "hit", reason, parts=parts, tier=str(farthest), problems=tuple(problems))
 
     def _per_sample(self, shape: CallShape) -> CallShape:
         """At level ``invariant`` each sample runs on its own, so graphs for one sample serve every batch."""
@@ -218,7 +217,10 @@ class _Session:
         self.settings = cache.settings
         self.previous = previous
         self.clock = Clock(cache._progress)
-        self.store = Store(cache._tiers, cache.settings, lambda: cache.vault)
+        self.leases = previous.leases if previous else HeldLeases()
+        self.store = Store(cache._tiers, cache.settings, lambda: cache.vault, self.leases._leases)
+        self.held = len(self.store.leases)
+        self.shelves: dict[VaultShelf, Store] = {}
         clock = self.clock  # a part must not hold its session, which holds the pipeline
         self.store.wait = lambda detail: clock.report(Step("", "wait", None, detail))
         self.names = tuple(dict.fromkeys([*(previous.names if previous else ()), *names]))
@@ -235,7 +237,14 @@ class _Session:
             shelf = state.attach(devices).shelf
             if isinstance(shelf, VaultShelf):
                 self.architectures[name] = dict(shelf.factors["architecture"])
+                self._take_over(shelf)
         return states
+
+    def _take_over(self, shelf: VaultShelf) -> None:
+        """A part keeps the shelf of an earlier load; what is opened from now on is told of and held by this one."""
+        self.shelves[shelf] = shelf.store
+        self.store.origins |= shelf.store.origins
+        shelf.store = self.store
 
     def _options(self) -> PartOptions:
         settings, store, build, clock = self.settings, self.store, self.cache.build, self.clock
@@ -287,17 +296,27 @@ class _Session:
             for state in self.states.values():
                 state.table.read_shelf()
         parts = {name: _attached_part(state) for name, state in self.states.items()} | self._obstructed()
-        graphs = sum(part.graphs for part in parts.values())
+        graphs = [Digest(slot.kept.key) for state in self.states.values() for slot in state.graphs]
+        if not graphs:
+            tiers = self.cache._tiers
+            tiers.open_tier(tiers.own_tier)  # raises what makes it unusable
         if not graphs and self.settings.mode == "require":
+            if self.store.unsigned is not None:
+                raise self.store.unsigned
             key = self.cache.key(self.pipe, parts=tuple(self.states))
-            miss = Search(self.cache._tiers, key.digest, mend=False).miss(key)
-            raise MissError(self._message(key, miss, CallShape(), ()), key.digest.hex, miss.reason)
+            miss = self.store.search(key.digest).miss(key)
+            raise MissError(self._message(key, miss, CallShape()), key.digest.hex, miss.reason)
         reason = "" if graphs else "there are no graphs for this pipeline yet; calls are frozen as they come"
         if not graphs and self.settings.unfrozen_policy != "compile":
             reason = "there are no graphs for this pipeline yet"
-        tier = str(self.settings.dir)
         return Outcome(
-            "hit" if graphs else "miss", reason=reason, parts=parts, seconds=self.clock.seconds, stored=True, tier=tier
+            "hit" if graphs else "miss",
+            reason=reason,
+            parts=parts,
+            seconds=self.clock.seconds,
+            stored=True,
+            tier=self.store.tier_of(graphs),
+            problems=tuple(self.store.problems),
         )
 
     def ensure(self, shape: CallShape) -> Outcome:
@@ -312,13 +331,23 @@ class _Session:
                 build=self.cache.build,
                 known=self.architectures,
             )
-        hit, miss, search = self._from_plan(key)
+        hit, miss = self._from_plan(key)
         if hit is not None:
             return hit
         assert miss is not None
-        self.store.count("miss", key.digest, reason=miss.word)
+        compiled_s = self._compiled_s()
+        try:
+            made = self._without_plan(key, miss, shape)
+        except BaseException:  # whatever it was goes on
+            self.store.count("miss", key.digest, reason=miss.word)
+            raise
+        if self._compiled_s() > compiled_s:
+            self.store.count("miss", key.digest, reason=miss.word)
+        return made
+
+    def _without_plan(self, key: Key, miss: Miss, shape: CallShape) -> Outcome:
         if self.settings.mode == "require":
-            return self._rehearsed_only(key, miss, shape, search)
+            return self._rehearsed_only(key, miss, shape)
         what = type(self.pipe).__name__
         self.store.require_writable(what)
         if self.cache._progress is None:
@@ -333,19 +362,22 @@ class _Session:
                 if self.settings.on_lock_timeout != "compile":
                     raise
                 logger.warning("%s Freezing it here too, as on_lock_timeout is 'compile'.", error)
-            hit, _, _ = self._from_plan(key)
+            hit, _ = self._from_plan(key)
             return hit if hit is not None else self._rehearse_and_publish(key, miss, shape)
 
-    def _from_plan(self, key: Key) -> tuple[Outcome | None, Miss | None, Search]:
-        search = Search(self.cache._tiers, key.digest, mend=self.settings.mode == "compile")
+    def _compiled_s(self) -> float:
+        return sum(seconds for name, seconds in self.clock.seconds.items() if name.startswith("compile "))
+
+    def _from_plan(self, key: Key) -> tuple[Outcome | None, Miss | None]:
+        search = self.store.search(key.digest)
         with self.clock.step("lookup"):
-            found = self.store.open_found(search, lambda found: None)
+            found = self.store.open_found(search)
         if found is None:
-            return None, search.miss(key), search
+            return None, search.miss(key)
         with self.clock.step("load"):
-            missing = open_graphs(found.manifest, self.states)
+            missing = open_graphs(found.manifest, self.states, self.store)
         if missing:
-            return None, Miss(missing, word="damaged"), search
+            return None, Miss(missing, word="damaged")
         for name in tuple(self.states):
             if lists_part(found.manifest, name):
                 graph_parts.detach(self.pipe, [name])
@@ -361,34 +393,42 @@ class _Session:
             seconds=self.clock.seconds,
             stored=True,
             manifest=found.manifest.manifest_digest,
-            tier=str(found.origin.dir),
-            problems=tuple([*search.problems, *self.store.problems]),
+            tier=self.store.tier_of([found.key, *found.manifest.needs]),
+            problems=tuple(self.store.problems),
         )
-        return outcome, None, search
+        return outcome, None
 
-    def _rehearsed_only(self, key: Key, miss: Miss, shape: CallShape, search: Search) -> Outcome:
+    def _rehearsed_only(self, key: Key, miss: Miss, shape: CallShape) -> Outcome:
         """Without a plan, whether all graphs are there shows only when the pipeline runs."""
-        if search.unsigned is not None:
-            raise search.unsigned
-        message = self._message(key, miss, shape, search.problems)
         for state in self.states.values():
             state.table.read_shelf()
+        if self.store.unsigned is not None:
+            raise self.store.unsigned
+        message = self._message(key, miss, shape)
         if not any(state.graphs for state in self.states.values()):
             raise MissError(message, key.digest.hex, miss.reason)
         try:
             rehearsal = rehearse(self.pipe, self.states, shape, policy="error", clock=self.clock, compare=False)
         except UnfrozenCallError as error:
             raise MissError(f"{message} {error}", key.digest.hex, miss.reason) from error
+        graphs = sorted({Digest(graph) for graphs in rehearsal.graphs.values() for graph in graphs})
+        if any(self.store.renew(graph) for graph in graphs):  # open, and gone from every tier since
+            raise MissError(message, key.digest.hex, miss.reason)
         parts = {**rehearsal.parts, **self._obstructed()}
         reason = "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if part.status == "eager")
         status = "partial" if reason else "hit"
         return Outcome(
-            status, reason=reason, parts=parts, seconds=self.clock.seconds, stored=True, tier=str(self.settings.dir)
+            status,
+            reason=reason,
+            parts=parts,
+            seconds=self.clock.seconds,
+            stored=True,
+            tier=self.store.tier_of(graphs),
+            problems=tuple(self.store.problems),
         )
 
     def _rehearse_and_publish(self, key: Key, miss: Miss, shape: CallShape) -> Outcome:
-        started_s = time.perf_counter()
-        compiled = {name for name in self.clock.seconds if name.startswith("compile ")}
+        started_s, compiled_s = time.perf_counter(), self._compiled_s()
         rehearsal = rehearse(self.pipe, self.states, shape, policy="compile", clock=self.clock, compare=True)
         for name in rehearsal.eager:
             graph_parts.detach(self.pipe, [name])
@@ -397,19 +437,17 @@ class _Session:
         problem, manifest = "", None
         try:
             with self.clock.step("publish"):
-                published = self.cache.vault.publish(plan, {})
+                published = self._publish(plan)
                 manifest = published.manifest_digest
             tier = self.cache._tiers.own_tier
-            self.store.leases.append(
-                self.cache._tiers.hold(Found(self.cache.vault, published, tier, tier), is_use=False)
-            )
+            self.store.keep(self.cache._tiers.hold(Found(self.cache.vault, published, tier, tier), is_use=False))
         except VaultError as error:
             problem = f"not stored: {error}"
         if miss.word == "damaged":
             self.store.count("rebuilt", key.digest)
         parts = {**rehearsal.parts, **self._obstructed()}
         eager = "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if part.status == "eager")
-        is_new = any(name.startswith("compile ") for name in self.clock.seconds.keys() - compiled)
+        is_new = self._compiled_s() > compiled_s
         status = "partial" if eager else "miss" if is_new else "hit"
         return Outcome(
             status,
@@ -419,13 +457,23 @@ class _Session:
             seconds=self.clock.seconds,
             stored=not problem and not any("not stored" in text for text in self.store.problems),
             manifest=manifest,
+            tier="" if is_new else self.store.tier_of(plan.needs),
             problems=tuple(self.store.problems),
         )
+
+    def _publish(self, plan: Manifest) -> Manifest:
+        """What stands in the vault: a plan that is whole stays, unless it needs other graphs than the call does."""
+        vault = self.cache.vault
+        published = vault.publish(plan, {})
+        if published.needs == plan.needs:
+            return published
+        vault.quarantine(vault.layout.manifest_file(plan.key.digest), "The call does not need its graphs any more.")
+        return vault.publish(plan, {})
 
     def _obstructed(self) -> dict[str, PartOutcome]:
         return {name: PartOutcome("eager", what) for name, what in self.obstacles.items()}
 
-    def _message(self, key: Key, miss: Miss, shape: CallShape, problems: Sequence[str]) -> str:
+    def _message(self, key: Key, miss: Miss, shape: CallShape) -> str:
         from pipevault.cache.advice import freeze_command
 
         settings = self.settings
@@ -434,7 +482,8 @@ class _Session:
         folders = ", ".join(str(tier.dir) for tier in order)
         where = f"The vault {folders} holds" if len(order) == 1 else f"The tiers {folders} hold"
         reason = miss.reason.rstrip(".")
-        others = [problem.rstrip(".") for problem in problems if problem.partition(": ")[2].rstrip(".") not in reason]
+        problems = [problem.rstrip(".") for problem in self.store.problems]
+        others = [text for text in problems if text not in reason and text.partition(": ")[2] not in reason]
         also = f" Also: {'; '.join(others)}." if others else ""
         return (
             f"{where} no usable graphs for {type(self.pipe).__name__} (key {key.digest.short}): {reason}.{also} "
@@ -446,7 +495,6 @@ class _Session:
         previous = self.previous
         digests = {name: found["digest"] for name, found in self.architectures.items() if name in self.states}
         before = dict(previous.digests) if previous else {}
-        leases = HeldLeases(self.store.leases, also=previous.leases if previous else None)
         described = self._described(asked, parts)
         if previous is not None and previous.load.get("shapes"):
             described["shapes"] = [*previous.load["shapes"], *described["shapes"]]
@@ -459,15 +507,18 @@ class _Session:
             digests={**before, **digests},
             level=self.settings.level,
             load=described,
-            leases=leases,
+            leases=self.leases,
             default_size=(previous.default_size if previous else None) or default,
         )
         attach_state(self.pipe, state)
         self.loaded.append(weakref.ref(state))
 
     def release(self) -> None:
-        for lease in self.store.leases:
+        for shelf, store in self.shelves.items():
+            shelf.store = store
+        for lease in self.store.leases[self.held :]:
             lease.release()
+        del self.store.leases[self.held :]
 
     def _described(self, shapes: Sequence[CallShape], parts: Sequence[str] | None) -> dict[str, Any]:
         """What a record must tell so that the same load can be done again."""
