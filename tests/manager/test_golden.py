@@ -12,7 +12,6 @@ import torch
 
 import pipevault
 from pipelines import FAST_BUILD, stable_diffusion
-from pipevault.digest import digest_json
 from pipevault.errors import (
     BadCallError,
     ChangedWeightsError,
@@ -22,6 +21,7 @@ from pipevault.errors import (
     PipevaultError,
     SettingsError,
 )
+from pipevault.key import Key
 from pipevault.manager.golden import drift as golden_drift
 from pipevault.manager.golden.draw import seen_latents
 from pipevault.manager.golden.drift import MARGIN, SMALLEST, causes, measure_tolerances, tolerance_of
@@ -91,7 +91,7 @@ def test_a_golden_holds_pictures_latents_and_the_record(suite: Path, frozen_vaul
     assert document["latents"] == [document["record"]["results"]["latents"]]
     assert document["samples"] == document["record"]["results"]["pixels"]
     factors = document["factors"]
-    assert digest_json({"key_version": 1, "factors": factors}).hex == document["record"]["key"]
+    assert Key(factors).digest.hex == document["record"]["key"]
     assert pipevault.read_record(golden.path / "0.png").key == document["record"]["key"]
 
 

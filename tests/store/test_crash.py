@@ -19,7 +19,7 @@ from fault_steps import (
     strike_at,
     uncounted_changes,
 )
-from store_entries import Entry, leftovers, make_entry, whole
+from store_entries import Entry, leftovers, make_entry, make_graph, make_plan, whole
 
 import pipevault.store
 from pipevault.errors import CorruptEntryError, VaultFullError
@@ -29,6 +29,7 @@ from pipevault.store.leftovers import sweep
 from pipevault.store.liveness import scratch_prefix
 from pipevault.store.lock import read_holder
 from pipevault.store.vault import Vault
+from pipevault.store.verify import verify
 
 SHARED = b"shared" * 500
 HARMLESS = frozenset(
@@ -137,6 +138,32 @@ def test_killed_while_removing(vault: Vault, old: Entry, new: Entry, tmp_path: P
         survivor = Vault.open(target)
         assert whole(survivor, old.manifest)
         assert whole(survivor, new.manifest) or survivor.lookup(new.key) is None
+        shutil.rmtree(target)
+        copy_of(vault, target)
+
+
+def test_killed_while_removing_a_plan_with_its_graphs(vault: Vault, old: Entry, tmp_path: Path) -> None:
+    graph, shared = (make_graph(tmp_path / "source", part, "1") for part in ("unet", "vae"))
+    plan = make_plan(tmp_path / "source", "plan", graph, shared)
+    staying = make_plan(tmp_path / "source", "staying", shared)
+    for entry in (graph, shared, plan, staying):
+        vault.publish(entry.manifest, entry.files)
+    target = tmp_path / "target"
+    copy_of(vault, target)
+
+    def remove() -> None:
+        opened = Vault.open(target)
+        opened.remove(opened.plan_removal([plan.key], with_needed=True))
+
+    for _ in killed_at_each_step(remove):
+        survivor = Vault.open(target)
+        assert all(whole(survivor, entry.manifest) for entry in (old, shared, staying))
+        for entry in (plan, graph):
+            assert whole(survivor, entry.manifest) or survivor.lookup(entry.key) is None
+        assert verify(survivor).bad == ()
+        for entry in (graph, plan):
+            survivor.publish(entry.manifest, entry.files)
+            assert whole(survivor, entry.manifest)
         shutil.rmtree(target)
         copy_of(vault, target)
 

@@ -290,7 +290,11 @@ class TestBundles:
     def test_graphs_are_published_before_plans(
         self, vault: Vault, shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        export_bundle(vault, [shop.first.key, shop.second.key], tmp_path / "b.zip")
+        chain = [shop.first]
+        for number in range(5):  # in no order of their keys
+            chain.append(make_plan(tmp_path / "source", f"above {number}", chain[-1]))
+            vault.publish(chain[-1].manifest, chain[-1].files)
+        export_bundle(vault, [chain[-1].key, shop.second.key], tmp_path / "b.zip")
         other = Vault.open(tmp_path / "other")
         publish = Vault.publish
 
@@ -300,7 +304,7 @@ class TestBundles:
 
         monkeypatch.setattr(Vault, "publish", watching)
         import_bundle(other, tmp_path / "b.zip")
-        assert len(standing(other)) == 5
+        assert len(standing(other)) == 10
 
     def test_one_that_lacks_a_graph_is_refused(self, vault: Vault, shop: Shop, tmp_path: Path) -> None:
         vault.remove(vault.plan_removal([shop.shared.key]))

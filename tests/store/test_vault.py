@@ -31,7 +31,7 @@ def test_an_absent_folder_becomes_a_vault(tmp_path: Path) -> None:
     vault = Vault.open(tmp_path / "a" / "b")
     assert vault.writable
     marker = json.loads((tmp_path / "a" / "b" / "vault.json").read_bytes())
-    assert marker["pipevault_vault"] == 1
+    assert marker["pipevault_vault"] == 2
     assert marker["created_at"]
     assert list(vault.manifests()) == []
 
@@ -105,7 +105,7 @@ def test_a_loop_of_links(tmp_path: Path) -> None:
 
 
 def test_a_newer_vault_is_refused(vault: Vault) -> None:
-    vault.layout.vault_file.write_text('{"pipevault_vault": 2, "created_at": "later", "new": 1}')
+    vault.layout.vault_file.write_text('{"pipevault_vault": 3, "created_at": "later", "new": 1}')
     with pytest.raises(NewerVaultError, match="Upgrade pipevault"):
         Vault.open(vault.root)
 

@@ -251,7 +251,7 @@ def test_a_marker_that_is_none(vault: Vault) -> None:
 
 
 def test_a_newer_vault(vault: Vault) -> None:
-    vault.layout.vault_file.write_text('{"pipevault_vault":2}')
+    vault.layout.vault_file.write_text('{"pipevault_vault":3}')
     with pytest.raises(NewerVaultError):
         verify(vault)
 
