@@ -1,4 +1,4 @@
-"""What a user may rely on around a load: later calls, other pipelines, undoing it, changes that do and do not matter."""
+"""What a user may rely on around a load: later calls, other pipelines, undoing it, changes that matter or do not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +172,12 @@ class TestLoadsThatAdd:
         with pytest.raises(MissError, match="no usable graphs for PlainPipeline"):
             cache(tmp_path / "vault").load(PlainPipeline())
 
-    def test_a_load_without_a_shape_on_an_empty_vault_says_what_will_happen(self, tmp_path: Path) -> None:
-        outcome = pipevault.outcome(cache(tmp_path / "vault", "compile").load(PlainPipeline()))
+    def test_a_load_without_a_shape_whose_inputs_cannot_be_made_up_says_what_will_happen(self, tmp_path: Path) -> None:
+        class Needy(PlainPipeline):
+            def __call__(self, poses: torch.Tensor, **options: Any) -> torch.Tensor:  # type: ignore[override]
+                return super().__call__(**options)
+
+        outcome = pipevault.outcome(cache(tmp_path / "vault", "compile").load(Needy()))
         assert outcome.status == "miss"
         assert "frozen as they come" in outcome.reason
 
@@ -268,10 +271,10 @@ def cache_free_pipeline(root: Path) -> weakref.ref[Any]:
 @pytest.mark.usefixtures("no_compiling")
 class TestChanges:
     @pytest.fixture
-    def pipe(self, vault_copy: Path) -> Iterator[Any]:
+    def pipe(self, vault_copy: Path) -> Any:
         pipe = cache(vault_copy).load(PlainPipeline())
         draw(pipe)
-        yield pipe
+        return pipe
 
     def test_a_new_attribute_that_changes_nothing_is_accepted_after_one_comparison(self, pipe: Any) -> None:
         before = draw(pipe)

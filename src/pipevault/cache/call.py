@@ -134,9 +134,22 @@ def shape_factors(shape: CallShape) -> dict[str, Any]:
     return factors
 
 
-def warm_up_arguments(pipe: Any, shape: CallShape) -> dict[str, Any]:
-    """Keyword arguments of a short run of ``pipe`` at a resolved ``shape``. Raises :class:`BadCallError` for an input
-    that cannot be made up.
+def has_optional_images(pipe: Any, shape: CallShape) -> bool:
+    """Return whether the call takes an image that is neither given nor required by its signature.
+
+    Image-to-image pipelines mark theirs as optional and refuse a call without; editing pipelines draw from the prompt.
+    """
+    given = shape.call if isinstance(shape.call, Mapping) else {}
+    return any(
+        name in IMAGES and name not in given and parameter.default is not parameter.empty
+        for name, parameter in parameters(pipe).items()
+    )
+
+
+def warm_up_arguments(pipe: Any, shape: CallShape, *, images: bool = True) -> dict[str, Any]:
+    """Return keyword arguments of a short run of ``pipe`` at a resolved ``shape``; with ``images``, optional ones too.
+
+    Raises :class:`BadCallError` for an input that cannot be made up.
     """
     given = dict(shape.call) if isinstance(shape.call, Mapping) else {}
     accepted = parameters(pipe)
@@ -160,7 +173,7 @@ def warm_up_arguments(pipe: Any, shape: CallShape) -> dict[str, Any]:
         arguments.pop("prompt", None)
     for name, parameter in accepted.items():
         required = parameter.default is parameter.empty and parameter.kind not in _VARIADIC
-        if name in arguments or name in given or not (required or name in IMAGES):
+        if name in arguments or name in given or not (required or (images and name in IMAGES)):
             continue
         made = _made_up(name, shape, prompts)
         if made is not None:

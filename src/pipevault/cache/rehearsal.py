@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipevault.cache.call import CallShape, warm_up_arguments
+from pipevault.cache.call import CallShape, has_optional_images, warm_up_arguments
 from pipevault.cache.outcome import Clock, PartOutcome
 from pipevault.determinism.seeds import isolated_rng
 from pipevault.errors import BadCallError, NothingFrozenError, PipevaultError
@@ -48,18 +48,21 @@ def rehearse(
     Raises :class:`BadCallError` if the pipeline refuses the call, what freezing a call raises, and
     :class:`NothingFrozenError` if no part could be frozen.
     """
-    run = _runner(pipe, shape)
+    run, alternative = _runners(pipe, shape)
     check = None
     eager: dict[str, str] = {}
     with ExitStack() as stack:
         eager_output = None
         if compare:
             with clock.step("capture"), _policies(states, "off"):
-                eager_output = run()
+                run, eager_output = _first_accepted(run, alternative)
         stack.enter_context(_policies(states, policy))
         for state in states.values():
             state.start_listing()
-        output = run()
+        if compare:
+            output = run()
+        else:
+            run, output = _first_accepted(run, alternative)
         if compare:
             with clock.step("check"):
                 check = _checked(states, run, eager_output, output, eager)
@@ -154,7 +157,27 @@ def generating(states: Mapping[str, PartState], *, rehearsing: bool = False) -> 
         GENERATING.parts, GENERATING.rehearsing = before
 
 
-def _runner(pipe: Any, shape: CallShape) -> Callable[[], Any]:
+def _first_accepted(run: Callable[[], Any], alternative: Callable[[], Any] | None) -> tuple[Callable[[], Any], Any]:
+    """The run that the pipeline accepts, and its output."""
+    if alternative is None:
+        return run, run()
+    try:
+        return run, run()
+    except Exception as error:  # a missing image shows as anything
+        if isinstance(error, PipevaultError) and not isinstance(error, BadCallError):
+            raise
+        return alternative, alternative()
+
+
+def _runners(pipe: Any, shape: CallShape) -> tuple[Callable[[], Any], Callable[[], Any] | None]:
+    """A function that runs the pipeline at ``shape``; another one to try where the pipeline may want an image."""
+    own_call = graph_parts.adapter_of(pipe) is None and not callable(shape.call)
+    if own_call and has_optional_images(pipe, shape):
+        return _runner(pipe, shape, images=False), _runner(pipe, shape)
+    return _runner(pipe, shape), None
+
+
+def _runner(pipe: Any, shape: CallShape, *, images: bool = True) -> Callable[[], Any]:
     """A function that runs the pipeline at ``shape``, with the same randomness each time and none left behind."""
     adapter = graph_parts.adapter_of(pipe)
     given = shape.call
@@ -169,7 +192,7 @@ def _runner(pipe: Any, shape: CallShape) -> Callable[[], Any]:
         method = getattr(type(pipe), adapter.methods[0])
         function = lambda: method(pipe, **arguments)  # noqa: E731
     else:
-        arguments = warm_up_arguments(pipe, replace(shape, call=given))
+        arguments = warm_up_arguments(pipe, replace(shape, call=given), images=images)
         function = lambda: pipe(**arguments)  # noqa: E731
 
     def run() -> Any:

@@ -105,8 +105,9 @@ class Store:
             )
         return vault
 
-    def search(self, key: Digest) -> Search:
-        return _StoreSearch(self, key)
+    def search(self, key: Digest, *, mend: bool = True) -> Search:
+        """In mode ``compile`` it sets damaged files aside, unless it shall not ``mend``."""
+        return _StoreSearch(self, key, mend=mend and self.settings.mode == "compile")
 
     def open_found(self, search: Search, check: Callable[[Found], None] = lambda found: None) -> Found | None:
         """The first place from which the entry can be used: leased, its files verified. ``None`` if there is none."""
@@ -171,8 +172,8 @@ class Store:
 class _StoreSearch(Search):
     """A search that tells its problems by way of its store, which tells each once."""
 
-    def __init__(self, store: Store, key: Digest) -> None:
-        super().__init__(store.tiers, key, mend=store.settings.mode == "compile")
+    def __init__(self, store: Store, key: Digest, *, mend: bool) -> None:
+        super().__init__(store.tiers, key, mend=mend)
         self._store = store
 
     def tell(self, problem: str) -> None:

@@ -22,13 +22,21 @@ from pipevault.cache.keys import build_key, execution_device
 from pipevault.cache.outcome import Clock, Explanation, Outcome, PartOutcome, Progress, Step, combine
 from pipevault.cache.plan import lists_part, make_plan, open_graphs, plan_outcomes
 from pipevault.cache.rehearsal import rehearse
-from pipevault.cache.search import Miss, Search, open_vault
+from pipevault.cache.search import Miss, open_vault
 from pipevault.cache.shelf import Store, VaultShelf
 from pipevault.compat.versions import warn_untried
 from pipevault.determinism.levels import level as at_level
 from pipevault.determinism.levels import parse_level
 from pipevault.digest import Digest
-from pipevault.errors import LockTimeoutError, MissError, SettingsError, UnfrozenCallError, VaultError
+from pipevault.errors import (
+    BadCallError,
+    LockTimeoutError,
+    MissError,
+    SettingsError,
+    SignatureError,
+    UnfrozenCallError,
+    VaultError,
+)
 from pipevault.fingerprint.model import architecture
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import BuildOptions
@@ -131,7 +139,8 @@ class PipelineCache:
     ) -> Pipeline:
         """Give ``pipe`` the frozen graphs of the vault, and return it.
 
-        Without a shape, all graphs that fit its parts are attached, and each is opened when first used. With one, or
+        Without a shape, all graphs that fit its parts are attached, and each is opened when first used; where there is
+        none at all, those of the pipeline's default call are frozen. With one, or
         with ``shapes``, a list of mappings with the arguments before it, the graphs for such calls are made sure to
         exist. A second load adds to the first. ``parts`` names the parts to freeze; by default all. What happened:
         :func:`pipevault.outcome`. If it fails, the pipeline is what it was.
@@ -152,7 +161,7 @@ class PipelineCache:
             release_class(pipe)
             session = _Session(self, pipe, names, previous)
             try:
-                outcomes = tuple(session.ensure(shape) for shape in wanted) or (session.attached(),)
+                outcomes = tuple(session.ensure(shape) for shape in wanted) or (session.attached(parts),)
                 result = combine(outcomes)
                 session.finish(result, asked, parts)
             except BaseException:  # whatever it was goes on; a pipeline that was not loaded holds no lease
@@ -180,27 +189,24 @@ class PipelineCache:
     def explain(self, pipe: Any, *, parts: Sequence[str] | None = None, **shape: Any) -> Explanation:
         """Return what :meth:`load` would do with these arguments, without doing it."""
         key = self.key(pipe, parts=parts, **shape)
-        search = Search(self._tiers, key.digest, mend=False)
+        store = Store(self._tiers, self.settings, lambda: self.vault)
+        search = store.search(key.digest, mend=False)
         found = next(search.entries(), None)
         if found is None:
             miss = search.miss(key)
-            problems = tuple(search.problems)
+            problems = tuple(store.problems)
             return Explanation(key, "miss", miss.reason, miss.nearest, miss.differences, problems=problems)
-        problems = dict.fromkeys(search.problems)
-        graphs = {}
-        for graph in found.manifest.needs:
-            graphs[graph] = self._tiers.lookup(graph)
-            problems |= dict.fromkeys(self._tiers.problems)
-        parts = plan_outcomes(found.manifest)
-        if missing := [graph for graph, place in graphs.items() if place is None]:
-            gone = ", ".join(graph.short for graph in missing)
-            reason = f"the plan {key.digest.short} needs graphs that are gone: {gone}"
-            return Explanation(key, "miss", reason, parts=parts, problems=tuple(problems))
+        needs = found.manifest.needs
+        graphs = {graph: next(store.search(graph, mend=False).entries(), None) for graph in needs}
+        problems, parts_found = tuple(store.problems), plan_outcomes(found.manifest)
+        if missing := [graph.short for graph, place in graphs.items() if place is None]:
+            reason = f"the plan {key.digest.short} needs graphs that are gone: {', '.join(missing)}"
+            return Explanation(key, "miss", reason, parts=parts_found, problems=problems)
         tiers = [found.tier, *(place.tier for place in graphs.values() if place is not None)]
         farthest = max(tiers, key=self._tiers.order.index).dir
         where = "the vault" if len(self._tiers.order) == 1 else f"tier {farthest}"
         reason = f"the plan {key.digest.short} and its {len(graphs)} graphs are in {where}"
-        return Explanation(key, "hit", reason, parts=parts, tier=str(farthest), problems=tuple(problems))
+        return Explanation(key, "hit", reason, parts=parts_found, tier=str(farthest), problems=problems)
 
     def _per_sample(self, shape: CallShape) -> CallShape:
         """At level ``invariant`` each sample runs on its own, so graphs for one sample serve every batch."""
@@ -290,22 +296,27 @@ class _Session:
             ),
         )
 
-    def attached(self) -> Outcome:
-        """What a load without a shape found."""
+    def attached(self, wanted: Sequence[str] | None) -> Outcome:
+        """What a load without a shape found. Where there is no graph at all yet, the pipeline's default call is frozen,
+        if it can be made up.
+        """
         with self.clock.step("lookup"):
             for state in self.states.values():
                 state.table.read_shelf()
+        is_bare = not any(state.table.slots for state in self.states.values())
+        if is_bare and self.states and wanted is None and self.settings.unfrozen_policy == "compile":
+            try:
+                return self.ensure(resolve_shape(self.pipe, self.cache._per_sample(CallShape())))
+            except BadCallError as error:
+                logger.info("calls of %s are frozen as they come: %s", type(self.pipe).__name__, error)
         parts = {name: _attached_part(state) for name, state in self.states.items()} | self._obstructed()
         graphs = [Digest(slot.kept.key) for state in self.states.values() for slot in state.graphs]
         if not graphs:
             tiers = self.cache._tiers
             tiers.open_tier(tiers.own_tier)  # raises what makes it unusable
         if not graphs and self.settings.mode == "require":
-            if self.store.unsigned is not None:
-                raise self.store.unsigned
             key = self.cache.key(self.pipe, parts=tuple(self.states))
-            miss = self.store.search(key.digest).miss(key)
-            raise MissError(self._message(key, miss, CallShape()), key.digest.hex, miss.reason)
+            raise self._missed(key, self.store.search(key.digest).miss(key), CallShape())
         reason = "" if graphs else "there are no graphs for this pipeline yet; calls are frozen as they come"
         if not graphs and self.settings.unfrozen_policy != "compile":
             reason = "there are no graphs for this pipeline yet"
@@ -331,6 +342,7 @@ class _Session:
                 build=self.cache.build,
                 known=self.architectures,
             )
+        self.store.unsigned = None
         hit, miss = self._from_plan(key)
         if hit is not None:
             return hit
@@ -402,18 +414,15 @@ class _Session:
         """Without a plan, whether all graphs are there shows only when the pipeline runs."""
         for state in self.states.values():
             state.table.read_shelf()
-        if self.store.unsigned is not None:
-            raise self.store.unsigned
-        message = self._message(key, miss, shape)
         if not any(state.graphs for state in self.states.values()):
-            raise MissError(message, key.digest.hex, miss.reason)
+            raise self._missed(key, miss, shape)
         try:
             rehearsal = rehearse(self.pipe, self.states, shape, policy="error", clock=self.clock, compare=False)
         except UnfrozenCallError as error:
-            raise MissError(f"{message} {error}", key.digest.hex, miss.reason) from error
+            raise self._missed(key, miss, shape, f" {error}") from error
         graphs = sorted({Digest(graph) for graphs in rehearsal.graphs.values() for graph in graphs})
         if any(self.store.renew(graph) for graph in graphs):  # open, and gone from every tier since
-            raise MissError(message, key.digest.hex, miss.reason)
+            raise self._missed(key, miss, shape)
         parts = {**rehearsal.parts, **self._obstructed()}
         reason = "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if part.status == "eager")
         status = "partial" if reason else "hit"
@@ -472,6 +481,10 @@ class _Session:
 
     def _obstructed(self) -> dict[str, PartOutcome]:
         return {name: PartOutcome("eager", what) for name, what in self.obstacles.items()}
+
+    def _missed(self, key: Key, miss: Miss, shape: CallShape, more: str = "") -> SignatureError | MissError:
+        """Why nothing is loaded: something lacks a signature, else :class:`MissError`."""
+        return self.store.unsigned or MissError(self._message(key, miss, shape) + more, key.digest.hex, miss.reason)
 
     def _message(self, key: Key, miss: Miss, shape: CallShape) -> str:
         from pipevault.cache.advice import freeze_command

@@ -7,6 +7,7 @@ A copy of a loaded pipeline, also by pickling, is an eager one.
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import weakref
 from collections.abc import Callable, Mapping
@@ -96,7 +97,13 @@ class FrozenPipeline:
             twin.__dict__["_modules"] = {
                 name: child if child is None else unfrozen(child) for name, child in self.__dict__["_modules"].items()
             }
-        return twin.__reduce_ex__(protocol)
+        make, arguments, *rest = twin.__reduce_ex__(protocol)
+        # A pickler insists that what ``copyreg.__newobj__`` makes is of the class of what it was given.
+        return (_new if make is copyreg.__newobj__ else make, arguments, *rest)  # type: ignore[attr-defined]
+
+
+def _new(cls: Any, *arguments: Any) -> Any:
+    return cls.__new__(cls, *arguments)
 
 
 def attach_state(pipe: Any, state: LoadedState) -> None:
