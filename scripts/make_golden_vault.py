@@ -12,7 +12,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 from pipevault.digest import digest_bytes
+from pipevault.graphs.frozen import GraphDocument
+from pipevault.graphs.program import Results
+from pipevault.graphs.signature import describe_call
 from pipevault.key import Key
 from pipevault.store.bundle import export_bundle
 from pipevault.store.manifest import ArtifactRef, Manifest
@@ -27,7 +32,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "tests" / "store" / f"golden_v
 
 def graph(vault: Vault, folder: Path, width: int) -> Manifest:
     """A graph of the unet, published: an artifact and no needs."""
-    arguments = ["dict", '["x"]', [["tensor", "float32", [2, width], "cpu"]]]
+    signature = describe_call((), {"x": torch.zeros(2, width), "scale": 0.5}).signature
     package = f"unet at width {width}".encode()
     digest = digest_bytes(package)
     (folder / digest.hex).write_bytes(package)
@@ -35,13 +40,25 @@ def graph(vault: Vault, folder: Path, width: int) -> Manifest:
         {
             "architecture": {"class": "golden.UNet", "digest": digest_bytes(b"architecture").hex},
             "dtype": "float32",
-            "signature": {"arguments": arguments, "autocast": None},
-            "constants": None,
+            "signature": signature.to_json(),
         }
     )
-    parts = {"unet": {"package": digest.hex, "constants": None}}
-    info = {"compile_s": 62.5, "signature_text": f"2x{width}"}
-    ref = ArtifactRef(digest, len(package), "unet.pt2")
+    document = GraphDocument(
+        signature=signature,
+        build=digest_bytes(b"build").hex,
+        package=digest.hex,
+        constants=None,
+        inputs=((0, ()), (1, (width, 1))),
+        results=Results((("tensor",), ("leaf", 0)), "[1, {}]"),
+        ties=(("first.weight", "second.weight"),),
+        layout=digest_bytes(b"layout").hex,
+        origins=(("freqs", ("rope", "freqs"), digest_bytes(b"freqs").hex),),
+        machine={"AOTI_MACHINE": "golden"},
+        checks={"calls": 2, "distance": 1e-6, "tolerance": 1e-3},
+    )
+    parts = {"golden.UNet": {"status": "frozen", "reason": "", "graphs": [document.to_json()]}}
+    info = {"compile_s": 62.5, "signature_text": str(signature)}
+    ref = ArtifactRef(digest, len(package), "graph.pt2")
     return vault.publish(Manifest(key, parts, (ref,), info, CREATED_AT), {digest: folder / digest.hex})
 
 
@@ -56,8 +73,8 @@ def plan(vault: Vault, graphs: list[Manifest]) -> Manifest:
         }
     )
     keys = tuple(manifest.key.digest for manifest in graphs)
-    parts = {"unet": [key.hex for key in keys]}
-    return vault.publish(Manifest(key, parts, (), {"compile_s": 62.5}, CREATED_AT, keys), {})
+    part = {"status": "frozen", "reason": "", "graphs": [key.hex for key in keys], "left_eager": False}
+    return vault.publish(Manifest(key, {"unet": part}, (), {"compile_s": 62.5}, CREATED_AT, keys), {})
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import pytest
 from bundles import everything_below
 from store_entries import whole
 
+from pipevault.cache.search import check_parts
 from pipevault.digest import Digest
 from pipevault.errors import BundleError, NewerBundleError, OldVaultError, VaultError
 from pipevault.settings import Settings, Tier
@@ -70,7 +71,9 @@ def test_its_entries_are_whole(golden: Path) -> None:
     assert {found[key].key.kind for key in graphs} == {"graph"}
     assert found[plan].key.kind == "plan"
     assert [key.hex for key in found[plan].needs] == graphs
-    assert sorted(found[plan].parts["unet"]) == graphs
+    assert sorted(found[plan].parts["unet"]["graphs"]) == graphs
+    for manifest in found.values():
+        check_parts(vault, manifest)
     assert {len(found[key].artifacts) for key in graphs} == {1}
     assert list(vault.foreign_files()) == []
 
