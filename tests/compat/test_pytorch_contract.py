@@ -225,3 +225,14 @@ class TestFlags:
             now = code_flags()
             monkeypatch.setattr(flags, "inductor_options", config.save_config_portable)
             assert code_flags() == now
+
+
+def test_forget_vector_isa_has_inductor_probe_again() -> None:
+    from torch._inductor import cpu_vec_isa
+
+    from pipevault.compat.pytorch import forget_vector_isa
+
+    cpu_vec_isa.valid_vec_isa_list()
+    assert cpu_vec_isa.valid_vec_isa_list.cache_info().currsize == 1
+    forget_vector_isa()
+    assert cpu_vec_isa.valid_vec_isa_list.cache_info().currsize == 0

@@ -5,11 +5,16 @@ from __future__ import annotations
 import copy
 import pickle
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import diffusers.hooks
 import pytest
 import torch
+from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from graph_parts import frozen, uses_of
 from onediff.infer_compiler import DeployableModule
 from onediff.infer_compiler import compile as onediff_compile
 from torch import nn
@@ -26,11 +31,19 @@ from pipevault.errors import (
     UnfrozenCallError,
 )
 from pipevault.graphs import backend
+from pipevault.graphs.document import read_part
+from pipevault.graphs.freezing import _trains
 from pipevault.graphs.inductor import BuildOptions
-from pipevault.graphs.part import FrozenPart, part_state, unfrozen
+from pipevault.graphs.part import FrozenPart, obstacle, part_state, release, unfrozen
 from pipevault.graphs.state import PartOptions
 
 X = torch.linspace(-1, 1, 32).reshape(2, 16)
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
 
 
 def block(seed: int) -> Block:
@@ -39,24 +52,30 @@ def block(seed: int) -> Block:
 
 
 def frozen_block(folder: Path, module: nn.Module) -> nn.Module:
-    part = onediff_compile(module, backend="inductor", options=PartOptions(mode="frozen"))
+    part = onediff_compile(module, backend="inductor", options=PartOptions(policy="error"))
     part.load_graph(folder / "block")
     return part
 
 
-@torch.no_grad()
-def assert_follows(part: nn.Module, eager: nn.Module) -> None:
-    expected, actual = eager(X, scale=2.0), part(X, scale=2.0)
+def assert_follows(part: nn.Module, eager: nn.Module, *, scale: float = 2.0) -> None:
+    before = uses_of(part).get("frozen", 0)
+    expected, actual = eager(X, scale=scale), part(X, scale=scale)
     assert actual.keys() == expected.keys()
-    assert actual["scale"] == 2.0
+    assert actual["scale"] == scale
     assert actual["extra"] is None
     torch.testing.assert_close(actual["sample"], expected["sample"])
+    assert uses_of(part) == {"frozen": before + 1}
 
 
 def test_a_loaded_graph_runs_with_the_weights_of_its_own_module(block_folder: Path) -> None:
     one, other = block(1), block(2)
     assert_follows(frozen_block(block_folder, one), copy.deepcopy(one))
     assert_follows(frozen_block(block_folder, other), copy.deepcopy(other))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.5, 1e4])
+def test_a_number_that_multiplies_is_an_input_of_the_graph(block_folder: Path, scale: float) -> None:
+    assert_follows(frozen_block(block_folder, block(1)), block(1), scale=scale)
 
 
 def test_two_parts_over_one_module_do_not_disturb_each_other(block_folder: Path) -> None:
@@ -102,8 +121,7 @@ class TestWeightsThatMove:
 
     def test_weights_changed_in_place_and_loaded(self, block_folder: Path) -> None:
         part = frozen_block(block_folder, block(1))
-        with torch.no_grad():
-            part.second.weight.add_(1.0)
+        part.second.weight.add_(1.0)
         assert_follows(part, copy.deepcopy(part))
         part.load_state_dict(block(5).state_dict())
         assert_follows(part, copy.deepcopy(part))
@@ -117,11 +135,20 @@ class TestWeightsThatMove:
         assert_follows(part, copy.deepcopy(part))
 
     @pytest.mark.parametrize("change", ["double", "half"])
-    def test_another_dtype_is_an_error_that_names_the_tensor(self, block_folder: Path, change: str) -> None:
+    def test_weights_of_another_dtype_have_graphs_of_their_own(self, block_folder: Path, change: str) -> None:
         part = frozen_block(block_folder, block(1))
         part(X, scale=2.0)
         getattr(part, change)()
-        with pytest.raises(ChangedPartError, match=r"was float32\[16\].* and is float"):
+        with pytest.raises(UnfrozenCallError):
+            part(X, scale=2.0)
+        part.float()
+        assert_follows(part, copy.deepcopy(part))
+
+    def test_a_buffer_of_another_dtype_is_an_error_that_names_the_tensor(self, block_folder: Path) -> None:
+        part = frozen_block(block_folder, block(1))
+        part(X, scale=2.0)
+        part.offset = part.offset.double()
+        with pytest.raises(ChangedPartError, match=r"offset was float32\[16\].* and is float64"):
             part(X, scale=2.0)
 
     def test_another_memory_format_is_an_error(self, block_folder: Path) -> None:
@@ -147,11 +174,12 @@ class TestWeightsThatMove:
     def test_changed_sub_modules_are_looked_at(self, block_folder: Path) -> None:
         seen: list[str] = []
 
-        def verify(name: str, module: nn.Module) -> str:
-            seen.append(name)
+        def verify(shelf: object, module: nn.Module) -> str:
+            assert shelf is None
+            seen.append(type(module).__name__)
             return "it has another second layer"
 
-        part = onediff_compile(block(1), backend="inductor", options=PartOptions(mode="frozen", verify=verify))
+        part = onediff_compile(block(1), backend="inductor", options=PartOptions(policy="error", verify=verify))
         part.load_graph(block_folder / "block")
         part(X, scale=2.0)
         assert seen == []
@@ -168,8 +196,14 @@ class TestWeightsThatMove:
 
     def test_a_missing_tensor_is_an_error(self, block_folder: Path) -> None:
         part = frozen_block(block_folder, block(1))
-        part.second = nn.Identity()
+        part.second = nn.ParameterDict({"other": torch.ones(16), "names": torch.ones(16)})
         with pytest.raises(ChangedPartError, match="is gone"):
+            part(X, scale=2.0)
+
+    def test_a_missing_layer_is_an_error(self, block_folder: Path) -> None:
+        part = frozen_block(block_folder, block(1))
+        part.second = nn.Identity()
+        with pytest.raises((ChangedPartError, UnfrozenCallError)):
             part(X, scale=2.0)
 
 
@@ -187,17 +221,32 @@ def test_a_call_that_no_graph_fits_names_part_call_frozen_calls_and_what_to_do(b
     with pytest.raises(UnfrozenCallError) as caught:
         part(X[:1], scale=2.0)
     message = str(caught.value)
-    for expected in ("Block", "called: float32[1,16], scale=2.0", "frozen: float32[2,16], scale=2.0", "on_unfrozen"):
+    for expected in (
+        "Block",
+        "called: float32[1,16], scale=float",
+        "frozen: float32[2,16], scale=float",
+        "on_unfrozen",
+    ):
         assert expected in message
-    part_state(part).options = PartOptions(mode="frozen", on_unfrozen="eager")
-    assert_follows_shape = part(X[:1], scale=2.0)["sample"].shape
-    assert assert_follows_shape == (1, 16)
+    part_state(part).options = PartOptions(policy="eager")
+    torch.testing.assert_close(part(X[:1], scale=2.0), block(1)(X[:1], scale=2.0))
+    assert uses_of(part) == {"eager": 1}
 
 
-def test_gradients_are_refused(block_folder: Path) -> None:
-    part = frozen_block(block_folder, block(1))
-    with pytest.raises(CannotFreezeError, match="need gradients"):
-        part(X.clone().requires_grad_(), scale=2.0)
+class TestGradients:
+    def test_a_call_on_tensors_that_need_them_is_refused(self, block_folder: Path) -> None:
+        part = frozen_block(block_folder, block(1).requires_grad_(False))
+        with torch.enable_grad(), pytest.raises(CannotFreezeError, match="need gradients"):
+            part(X.clone().requires_grad_(), scale=2.0)
+
+    def test_a_part_whose_weights_ask_for_them_is_refused_until_they_do_not(self, block_folder: Path) -> None:
+        part = frozen_block(block_folder, block(1))
+        with torch.enable_grad():
+            with pytest.raises(CannotFreezeError, match=r"with weights that ask for gradients.*requires_grad_"):
+                part(X, scale=2.0)
+            part.requires_grad_(False)
+            assert_follows(part, copy.deepcopy(part))
+        assert_follows(part, copy.deepcopy(part))
 
 
 class TestHooks:
@@ -215,8 +264,10 @@ class TestHooks:
         with monkeypatch.context() as patch:
             patch.setattr(Block, "forward", lambda *args, **kwargs: pytest.fail("eager code ran"))
             torch.testing.assert_close(part(X, scale=2.0)["sample"], expected)
-        eager = unfrozen(part)
+        eager = release(part)
+        assert type(eager) is Block
         torch.testing.assert_close(eager(X, scale=2.0)["sample"], expected)
+        assert uses_of(part) == {"frozen": 1}
 
     def test_a_hook_added_later_runs_around_the_graph(self, block_folder: Path) -> None:
         part = frozen_block(block_folder, block(1))
@@ -225,6 +276,70 @@ class TestHooks:
         assert torch.equal(part(X, scale=2.0)["sample"], expected)
         remove_hook_from_module(part)
         assert_follows(part, copy.deepcopy(part))
+
+    def test_to_tell_the_eager_module_leaves_hooks_alone(self, block_folder: Path) -> None:
+        module = block(1)
+        add_hook_to_module(module, self.Doubler())
+        part = frozen_block(block_folder, module)
+        assert unfrozen(part) is module
+        part(X, scale=2.0)
+        assert uses_of(part) == {"frozen": 1}
+
+    def test_a_released_part_without_its_hook_is_eager(self, block_folder: Path) -> None:
+        part = frozen_block(block_folder, block(1))
+        add_hook_to_module(part, self.Doubler())
+        part(X, scale=2.0)
+        module = release(part)
+        remove_hook_from_module(module)
+        module(X, scale=2.0)
+        assert uses_of(part) == {"frozen": 1}
+
+    @pytest.mark.parametrize("is_first", [True, False])
+    def test_a_hook_of_diffusers_runs_around_the_graph(self, block_folder: Path, is_first: bool) -> None:
+        class Tripler(diffusers.hooks.ModelHook):  # type: ignore[misc]
+            def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+                return (args[0] * 3, *args[1:]), kwargs
+
+            def post_forward(self, module: nn.Module, output: Any) -> Any:
+                return {**output, "hooked": True}
+
+        module = block(1)
+        expected = copy.deepcopy(module)(X * 3, scale=2.0)["sample"]
+
+        def hook(target: nn.Module) -> None:
+            registry = diffusers.hooks.HookRegistry.check_if_exists_or_initialize(target)
+            registry.register_hook(Tripler(), "tripler")
+
+        if is_first:
+            hook(module)
+        part = frozen_block(block_folder, module)
+        if not is_first:
+            part(X, scale=2.0)
+            hook(part)
+        before = uses_of(part).get("frozen", 0)
+        for _ in range(2):
+            output = part(X, scale=2.0)
+            assert output["hooked"] is True
+            torch.testing.assert_close(output["sample"], expected)
+        assert uses_of(part) == {"frozen": before + 2}
+        torch.testing.assert_close(release(part)(X, scale=2.0)["sample"], expected)
+        assert uses_of(part) == {"frozen": before + 2}
+
+    def test_hooks_of_both_kinds_in_either_order(self, block_folder: Path) -> None:
+        class Plain(diffusers.hooks.ModelHook):  # type: ignore[misc]
+            pass
+
+        for order in ("ad", "da"):
+            module = block(1)
+            part = frozen_block(block_folder, module)
+            for kind in order:
+                if kind == "a":
+                    add_hook_to_module(part, self.Doubler())
+                else:
+                    diffusers.hooks.HookRegistry.check_if_exists_or_initialize(part).register_hook(Plain(), "plain")
+            actual = part(X, scale=2.0)["sample"]
+            torch.testing.assert_close(actual, block(1)(X * 2, scale=2.0)["sample"])
+            assert uses_of(part) == {"frozen": 1}, order
 
     def test_forward_hooks_of_torch_run(self, block_folder: Path) -> None:
         part = frozen_block(block_folder, block(1))
@@ -240,12 +355,73 @@ class TestHooks:
             onediff_compile(module, backend="inductor")
 
 
+class TestOffload:
+    """Weights that accelerate keeps elsewhere and brings for each call."""
+
+    def offloaded(self, module: nn.Module) -> nn.Module:
+        cpu_offload(module, execution_device=torch.device("cpu"))
+        return module
+
+    def test_a_module_that_is_offloaded_before_it_is_frozen(self) -> None:
+        part = frozen(self.offloaded(block(1)))
+        assert part.second.weight.is_meta
+        for scale in (2.0, 3.0):
+            torch.testing.assert_close(part(X, scale=scale), block(1)(X, scale=scale))
+        assert part_state(part).table.slots[0].refusal == ""
+        assert uses_of(part) == {"frozen": 2}
+        assert part.second.weight.is_meta
+
+    def test_a_module_that_is_offloaded_afterwards(self, block_folder: Path) -> None:
+        part = frozen_block(block_folder, block(1))
+        assert_follows(part, block(1))
+        self.offloaded(part)
+        assert part.second.weight.is_meta
+        for scale in (2.0, 3.0):
+            torch.testing.assert_close(part(X, scale=scale), block(1)(X, scale=scale))
+        assert uses_of(part) == {"frozen": 3}
+
+
+class TestObstacles:
+    def test_torch_compile_is_named(self) -> None:
+        module = block(1)
+        module.compile()
+        assert "torch.compile was applied" in obstacle(module)
+        with pytest.raises(CannotFreezeError, match=r"torch\.compile was applied"):
+            onediff_compile(module, backend="inductor")
+        assert "torch.compile was applied" in obstacle(torch.compile(block(1)))  # type: ignore[arg-type]
+
+    def test_a_plain_a_hooked_and_a_frozen_module_have_none(self) -> None:
+        module = block(1)
+        assert obstacle(module) == ""
+        add_hook_to_module(module, TestHooks.Doubler())
+        assert obstacle(module) == ""
+        assert obstacle(onediff_compile(module, backend="inductor")) == ""
+
+    def test_a_forward_patched_later_is_an_error(self, block_folder: Path) -> None:
+        part = frozen_block(block_folder, block(1))
+        part.forward = lambda x, scale: x
+        with pytest.raises(ChangedPartError, match="forward was replaced on the instance"):
+            part(X, scale=2.0)
+        del part.forward
+        assert_follows(part, block(1))
+
+
 def test_a_copy_and_a_pickle_are_eager(block_folder: Path) -> None:
     part = frozen_block(block_folder, block(1))
     for again in (copy.deepcopy(part), pickle.loads(pickle.dumps(part))):
         assert type(again) is Block
         assert not isinstance(again, FrozenPart)
         assert_follows(part, again)
+
+
+def test_a_copy_and_a_pickle_of_a_hooked_part_are_eager(block_folder: Path) -> None:
+    part = frozen_block(block_folder, block(1))
+    add_hook_to_module(part, ModelHook())
+    part(X, scale=2.0)
+    for again in (copy.deepcopy(part), pickle.loads(pickle.dumps(part))):
+        assert type(again) is Block
+        torch.testing.assert_close(again(X, scale=2.0), block(1)(X, scale=2.0))
+    assert uses_of(part) == {"frozen": 1}
 
 
 class TestFiles:
@@ -266,12 +442,26 @@ class TestFiles:
             frozen_block(folder, block(1))
 
     @pytest.mark.parametrize(
-        "data", [b"", b"{", b"[]", b'{"pipevault_part": 1}', b'{"pipevault_part": 99, "graphs": []}']
+        "data",
+        [b"", b"{", b"[]", b'{"pipevault_part": 2}', b'{"pipevault_part": 2, "graphs": [{}]}'],
     )
     def test_a_broken_document_is_an_error(self, tmp_path: Path, data: bytes) -> None:
         (tmp_path / "block").write_bytes(data)
         with pytest.raises(CorruptEntryError, match="block"):
             frozen_block(tmp_path, block(1))
+
+    @pytest.mark.parametrize("version", [1, 99])
+    def test_a_document_of_another_version_is_an_error(self, tmp_path: Path, version: int) -> None:
+        (tmp_path / "block").write_text(f'{{"pipevault_part": {version}, "graphs": []}}')
+        with pytest.raises(CorruptEntryError, match=f"has part format {version}, this pipevault reads 2"):
+            frozen_block(tmp_path, block(1))
+
+    def test_what_is_saved_again_is_the_same(self, block_folder: Path, tmp_path: Path) -> None:
+        frozen_block(block_folder, block(1)).save_graph(tmp_path / "block")
+        assert (tmp_path / "block").read_bytes() == (block_folder / "block").read_bytes()
+        (document,) = read_part(tmp_path / "block")
+        assert str(document.signature) == "float32[2,16], scale=float"
+        assert_follows(frozen_block(tmp_path, block(2)), block(2))
 
     def test_saving_without_graphs_is_an_error(self, tmp_path: Path) -> None:
         part = onediff_compile(block(1), backend="inductor")
@@ -303,8 +493,6 @@ class TestRefusals:
 
 def test_what_training_mode_does_not_change_is_let_through() -> None:
     from peft import LoraConfig, get_peft_model
-
-    from pipevault.graphs.state import _trains
 
     assert not _trains(nn.Linear(2, 2).train())
     assert not _trains(nn.Dropout(0.0).train())

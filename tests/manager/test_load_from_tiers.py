@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 import pipevault
 from pipelines import FAST_BUILD, PlainPipeline, draw
+from pipevault.digest import Digest
 from pipevault.errors import (
     MissError,
     NotAVaultError,
@@ -29,6 +31,7 @@ from pipevault.graphs.part import FrozenPart
 from pipevault.manager.leases import HeldLeases
 from pipevault.settings import Tier
 from pipevault.store.leases import leased_keys
+from pipevault.store.manifest import Manifest
 from pipevault.store.signing_keys import read_private_key, write_key_pair
 from pipevault.store.stats import summary
 from pipevault.store.tiers import Found
@@ -42,7 +45,7 @@ def _no_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("something was compiled")
 
-    monkeypatch.setattr("pipevault.graphs.state.build_graph", refuse)
+    monkeypatch.setattr("pipevault.graphs.freezing.build_graph", refuse)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
@@ -53,7 +56,7 @@ def own(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shared(plain_vault: Path, tmp_path: Path) -> Path:
-    """Holds the entry."""
+    """Holds a plan and its graph."""
     return shutil.copytree(plain_vault, tmp_path / "shared")
 
 
@@ -66,15 +69,26 @@ def load(root: Path, *tiers: Path | Tier, **options: Any) -> tuple[PlainPipeline
     return pipe, pipevault.outcome(pipe)
 
 
-def only_key(root: Path) -> Any:
-    (manifest,) = Vault.open(root).manifests()
-    return manifest.key.digest
+def entry(root: Path, kind: str) -> Manifest:
+    manifests = list(Vault.open(root).manifests())
+    (found,) = [one for one in manifests if isinstance(one, Manifest) and one.key.kind == kind]
+    return found
+
+
+def key_of(root: Path, kind: str) -> Digest:
+    return entry(root, kind).key.digest
+
+
+def all_keys(root: Path) -> set[Digest]:
+    return {key_of(root, "plan"), key_of(root, "graph")}
 
 
 def artifact_of(root: Path) -> Path:
-    vault = Vault.open(root)
-    (manifest,) = vault.manifests()
-    return vault.layout.artifact_file(manifest.artifacts[0].digest)
+    return Vault.open(root).layout.artifact_file(entry(root, "graph").artifacts[0].digest)
+
+
+def manifest_of(root: Path, kind: str) -> Path:
+    return Vault.open(root).layout.manifest_file(key_of(root, kind))
 
 
 def damage(path: Path) -> None:
@@ -97,7 +111,26 @@ class TestHits:
         Vault.open(tmp_path / "second")
         _, outcome = load(own, tmp_path / "second", shared)
         assert (outcome.status, outcome.tier) == ("hit", str(shared))
-        assert only_key(own) == only_key(shared)
+        assert all_keys(own) == all_keys(shared)
+
+    def test_a_graph_may_be_farther_than_its_plan(self, own: Path, shared: Path) -> None:
+        load(own, shared)
+        graph = key_of(own, "graph")
+        vault = Vault.open(own)
+        vault.remove(vault.plan_removal([graph]))
+        assert cache(own, shared).explain(PlainPipeline()).tier == str(shared)
+        _, outcome = load(own, shared)
+        assert (outcome.status, outcome.tier, outcome.problems) == ("hit", str(shared), ())
+        assert key_of(own, "graph") == graph
+
+    @pytest.mark.parametrize("mode", ["compile", "require"])
+    def test_without_a_shape_the_shelves_of_all_tiers_are_attached(self, own: Path, shared: Path, mode: str) -> None:
+        pipe = cache(own, shared, mode=mode).load(PlainPipeline())
+        outcome = pipevault.outcome(pipe)
+        assert (outcome.status, outcome.tier, outcome.problems) == ("hit", str(shared), ())
+        assert list(Vault.open(own).manifests()) == [], "nothing is opened before it is used"
+        torch.testing.assert_close(draw(pipe), draw(PlainPipeline()))
+        assert key_of(own, "graph") == key_of(shared, "graph")
 
     def test_not_copied(self, own: Path, shared: Path) -> None:
         _, outcome = load(own, Tier(shared, copy=False))
@@ -111,7 +144,7 @@ class TestHits:
 
     def test_a_worker_without_a_vault_of_its_own_gets_one_for_the_copy(self, shared: Path, tmp_path: Path) -> None:
         load(tmp_path / "worker", shared)
-        assert only_key(tmp_path / "worker") == only_key(shared)
+        assert all_keys(tmp_path / "worker") == all_keys(shared)
 
     def test_the_outcome_as_json(self, own: Path, shared: Path, tmp_path: Path) -> None:
         _, outcome = load(own, tmp_path / "absent", shared)
@@ -165,6 +198,7 @@ class TestFaults:
         os.mkfifo(slow / "vault.json")
         _, outcome = load(own, slow, shared, tier_timeout_s=0.2)
         assert (outcome.status, outcome.tier) == ("hit", str(shared))
+        assert len(outcome.problems) == 1
         assert "did not answer" in outcome.problems[0]
         _, again = load(tmp_path / "none", slow, shared, tier_timeout_s=3600)
         assert "is left out" in again.problems[0]
@@ -184,12 +218,12 @@ class TestFaults:
         let_go.set()
 
     @pytest.mark.parametrize("mode", ["compile", "require"])
-    @pytest.mark.parametrize("what", ["artifact", "manifest"])
+    @pytest.mark.parametrize("what", ["artifact", "graph", "plan"])
     def test_damage_in_the_nearest_tier_falls_through_and_is_healed(
         self, own: Path, plain_vault: Path, shared: Path, mode: str, what: str
     ) -> None:
         near = shutil.copytree(plain_vault, own, dirs_exist_ok=True)
-        damage(artifact_of(near) if what == "artifact" else Vault.open(near).layout.manifest_file(only_key(near)))
+        damage(artifact_of(near) if what == "artifact" else manifest_of(near, what))
         _, outcome = load(near, shared, mode=mode)
         assert (outcome.status, outcome.tier) == ("hit", str(shared))
         assert "damaged" in outcome.problems[0]
@@ -233,7 +267,7 @@ class TestFaults:
         assert torch.equal(draw(pipe), expected)
         reader.load(pipe, batch_size=1)
         assert pipevault.outcome(pipe).tier == str(shared)
-        assert only_key(own) == only_key(shared), "what stands there now is no vault"
+        assert all_keys(own) == all_keys(shared), "what stands there now is no vault"
         shutil.rmtree(own)
         shutil.rmtree(shared)
         with pytest.raises(MissError, match="no vault"):
@@ -261,7 +295,7 @@ class TestMisses:
     def test_all_tiers_are_named_and_the_nearest_entry_may_be_in_any(self, own: Path, shared: Path) -> None:
         with pytest.raises(MissError, match=rf"The tiers {own}, {shared} hold[\s\S]*call\.height") as caught:
             cache(own, shared).load(PlainPipeline(), height=16)
-        assert only_key(shared).short in str(caught.value)
+        assert key_of(shared, "plan").short in str(caught.value)
 
     def test_no_tier_has_entries(self, own: Path, tmp_path: Path) -> None:
         Vault.open(tmp_path / "second")
@@ -277,7 +311,7 @@ class TestMisses:
         assert len(explanation.problems) == 1
         assert list(Vault.open(own).manifests()) == []
         missed = reader.explain(PlainPipeline(), height=16)
-        assert (missed.status, missed.tier, missed.nearest) == ("miss", "", only_key(shared))
+        assert (missed.status, missed.tier, missed.nearest) == ("miss", "", key_of(shared, "plan"))
         assert len(missed.problems) == 1
 
 
@@ -287,10 +321,10 @@ class TestSignatures:
         (tmp_path / "keys").mkdir(mode=0o700)
         return write_key_pair(tmp_path / "keys" / "key").text
 
-    def sign(self, root: Path, tmp_path: Path) -> None:
+    def sign(self, root: Path, tmp_path: Path, *kinds: str) -> None:
         vault = Vault.open(root)
-        (manifest,) = vault.manifests()
-        vault.sign(manifest, read_private_key(tmp_path / "keys" / "key"))
+        for kind in kinds:
+            vault.sign(entry(root, kind), read_private_key(tmp_path / "keys" / "key"))
 
     @pytest.mark.parametrize("mode", ["compile", "require"])
     def test_without_a_signature_no_artifact_is_opened(
@@ -299,6 +333,23 @@ class TestSignatures:
         monkeypatch.setattr(Vault, "owned_path", lambda vault, ref: pytest.fail("an artifact was opened"))
         with pytest.raises(SignatureError, match="no signature"):
             load(shared, mode=mode, signature="require", trusted_keys=[public_key])
+
+    @pytest.mark.parametrize("mode", ["compile", "require"])
+    @pytest.mark.parametrize("shape", [{}, {"batch_size": 1}])
+    def test_a_signed_plan_does_not_vouch_for_its_graphs(
+        self,
+        shared: Path,
+        public_key: str,
+        tmp_path: Path,
+        mode: str,
+        shape: dict[str, int],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        self.sign(shared, tmp_path, "plan")
+        monkeypatch.setattr(Vault, "owned_path", lambda vault, ref: pytest.fail("an artifact was opened"))
+        with pytest.raises(SignatureError):
+            cache(shared, mode=mode, signature="require", trusted_keys=[public_key]).load(PlainPipeline(), **shape)
+        assert leased_keys(Vault.open(shared).layout) == set()
 
     def test_a_tier_without_a_signature_is_an_error_where_nothing_else_may_be_used(
         self, own: Path, shared: Path, public_key: str
@@ -310,7 +361,7 @@ class TestSignatures:
     def test_signed_entries_load_and_are_copied_with_what_signs_them(
         self, own: Path, shared: Path, public_key: str, tmp_path: Path
     ) -> None:
-        self.sign(shared, tmp_path)
+        self.sign(shared, tmp_path, "plan", "graph")
         settings = {"signature": "require", "trusted_keys": [public_key]}
         assert load(own, shared, **settings)[1].tier == str(shared)
         assert load(own, **settings)[1].tier == str(own)
@@ -330,15 +381,40 @@ class TestHooks:
         layout = Vault.open(shared).layout
         reader = cache(shared)
         pipe = reader.load(PlainPipeline(), batch_size=1)
-        assert leased_keys(layout) == {only_key(shared)}
+        assert leased_keys(layout) == all_keys(shared)
         reader.load(pipe, batch_size=1)
-        assert len(list(layout.leases_dir.iterdir())) == 1
-        other = reader.load(PlainPipeline(), batch_size=1)
+        reader.load(pipe)
         assert len(list(layout.leases_dir.iterdir())) == 2
+        other = reader.load(PlainPipeline(), batch_size=1)
+        assert len(list(layout.leases_dir.iterdir())) == 4
         cache(shared, mode="off").load(pipe, batch_size=1)
-        assert len(list(layout.leases_dir.iterdir())) == 1
+        assert len(list(layout.leases_dir.iterdir())) == 2
         del other
         gc.collect()
+        assert leased_keys(layout) == set()
+
+    def test_without_a_shape_a_graph_is_held_from_its_first_use(self, shared: Path) -> None:
+        layout = Vault.open(shared).layout
+        pipe = cache(shared).load(PlainPipeline())
+        assert leased_keys(layout) == set()
+        draw(pipe)
+        assert leased_keys(layout) == {key_of(shared, "graph")}
+        assert layout.use_file(key_of(shared, "graph")).exists()
+        pipevault.unload(pipe)
+        assert leased_keys(layout) == set()
+
+    def test_pipelines_that_share_a_part_hold_its_graphs_each(self, shared: Path) -> None:
+        layout = Vault.open(shared).layout
+        first, second = PlainPipeline(), PlainPipeline()
+        second.transformer = first.transformer
+        reader = cache(shared)
+        reader.load(first, batch_size=1)
+        second.transformer = first.transformer
+        reader.load(second, batch_size=1)
+        assert len(list(layout.leases_dir.iterdir())) == 4
+        pipevault.unload(first)
+        assert leased_keys(layout) == all_keys(shared)
+        pipevault.unload(second)
         assert leased_keys(layout) == set()
 
     def test_a_load_that_fails_keeps_nothing(self, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,11 +430,11 @@ class TestHooks:
         held = HeldLeases(vars(pipe)["_pipevault"].leases._leases)
         for copied in (copy.deepcopy(held), pickle.loads(pickle.dumps(held))):
             copied.release()
-        assert leased_keys(Vault.open(shared).layout) == {only_key(shared)}
+        assert leased_keys(Vault.open(shared).layout) == all_keys(shared)
 
     def test_the_use_is_recorded(self, own: Path, shared: Path) -> None:
         load(own, shared)
-        assert Vault.open(own).layout.use_file(only_key(own)).exists()
+        assert all(Vault.open(own).layout.use_file(key).exists() for key in all_keys(own))
 
     def test_events_are_counted_in_the_vault_of_dir(self, own: Path, shared: Path) -> None:
         load(own, shared)
@@ -366,9 +442,37 @@ class TestHooks:
         with pytest.raises(MissError):
             cache(own).load(PlainPipeline(), height=16)
         counts = summary(Vault.open(own).layout)
-        assert (counts.total.hits, dict(counts.total.misses)) == (2, {"call": 1})
-        assert counts.entries[only_key(own)].saved_s > 0
+        assert (counts.total.hits, dict(counts.total.misses)) == (4, {"call": 1}), "a plan and a graph, twice"
+        assert counts.entries[key_of(own, "graph")].saved_s > 0
         assert summary(Vault.open(shared).layout).total.hits == 0
+
+    def test_a_hit_without_a_plan_counts_no_miss(self, shared: Path) -> None:
+        vault = Vault.open(shared)
+        vault.remove(vault.plan_removal([key_of(shared, "plan")]))
+        _, outcome = load(shared)
+        assert (outcome.status, outcome.tier) == ("hit", str(shared))
+        counts = summary(vault.layout).total
+        assert (counts.hits, dict(counts.misses)) == (1, {})
+        _, outcome = load(shared, mode="compile")
+        assert (outcome.status, outcome.tier) == ("hit", str(shared))
+        assert key_of(shared, "plan"), "it was not published again"
+        counts = summary(vault.layout).total
+        assert (counts.hits, dict(counts.misses), counts.compiled) == (2, {}, 0)
+
+    def test_a_plan_that_needs_what_is_gone_is_replaced(self, shared: Path, plain_vault: Path) -> None:
+        """No hit lasts on a plan whose graphs the call does not use any more."""
+        vault = Vault.open(shared)
+        plan = entry(shared, "plan")
+        vault.remove(vault.plan_removal([plan.key.digest]))
+        gone = Digest("0" * 48 + plan.needs[0].hex[48:])
+        parts = {"transformer": {**plan.parts["transformer"], "graphs": [gone.hex]}}
+        vault.publish(replace(plan, parts=parts, needs=(gone,)), {})
+        assert load(shared)[1].status == "hit", "the graph of the call is there"
+        _, outcome = load(shared, mode="compile")
+        assert outcome.status == "hit"
+        assert gone.short in outcome.reason
+        assert entry(shared, "plan").needs == plan.needs
+        assert load(shared)[1].problems == ()
 
     def test_max_size_is_kept_after_a_copy(self, own: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[Path] = []
@@ -380,7 +484,7 @@ class TestHooks:
         monkeypatch.setattr("pipevault.store.tiers._limit_size", limit)
         load(own, shared, max_size="1GB")
         load(own, max_size="1GB")
-        assert asked == [own]
+        assert asked == [own, own], "once for the plan and once for the graph"
 
     def test_a_size_that_cannot_be_kept_is_told(self, own: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(found: Found, max_size: int | None) -> tuple[str, ...]:

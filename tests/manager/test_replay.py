@@ -29,10 +29,12 @@ from pipevault.errors import (
     DifferentKeyError,
     NoRecordError,
     OtherMachineError,
+    PipevaultError,
     RecordDigestError,
     SettingsError,
     UnknownRecordKeyError,
 )
+from pipevault.graphs.part import FrozenPart
 from pipevault.manager import replay as replay_module
 
 
@@ -177,9 +179,33 @@ def test_other_versions_are_told_even_where_the_bits_are_equal(saved: Path, pipe
     assert str(result.divergences[0]) == f"version: pipevault '0.0.1' then, '{pipevault.__version__}' here"
 
 
-def test_a_vault_without_the_entry(saved: Path, pipe: Any, plain_vault: Path) -> None:
-    with pytest.raises(UnknownRecordKeyError, match="does not hold the entry"):
+def test_a_vault_without_the_graphs(saved: Path, pipe: Any, plain_vault: Path) -> None:
+    with pytest.raises(UnknownRecordKeyError, match="does not hold the graph") as caught:
         pipevault.replay(saved, pipe, dir=plain_vault)
+    assert caught.value.key in pipevault.read_record(saved).graphs["text_encoder"]
+    assert not any(isinstance(part, FrozenPart) for part in pipe.components.values())
+
+
+def test_a_record_of_an_older_pipevault_names_no_graph(saved: Path, pipe: Any, frozen_vault: Path) -> None:
+    record = replace(pipevault.read_record(saved), graphs={})
+    with pytest.raises(UnknownRecordKeyError, match="names no graph"):
+        pipevault.replay(record, pipe, dir=frozen_vault)
+
+
+def test_a_graph_that_was_frozen_again_is_told_even_where_the_bits_are_equal(
+    saved: Path, pipe: Any, frozen_vault: Path
+) -> None:
+    record = pipevault.read_record(saved)
+    (key,) = record.graphs["unet"]
+    result = pipevault.replay(changed(record, graphs={"unet": {key: "0" * 64}}), pipe, dir=frozen_vault)
+    assert result.equal
+    assert str(result.divergences[0]) == f"entry: {key[:12]} of unet was frozen again since the record was made"
+
+
+def test_a_part_of_another_identity(saved: Path, pipe: Any, frozen_vault: Path) -> None:
+    pipe.unet.conv_out.padding_mode = "circular"
+    with pytest.raises(DifferentKeyError, match=r"unet has another identity .* settings: architecture\."):
+        pipevault.replay(saved, pipe, dir=frozen_vault)
 
 
 def test_another_setting_of_the_pipeline(saved: Path, pipe: Any, frozen_vault: Path) -> None:
@@ -245,12 +271,57 @@ class TestHostileRecords:
         with pytest.raises(BadCallError):
             pipevault.replay(changed(pipevault.read_record(saved), call=call), pipe, dir=frozen_vault)
 
-    @pytest.mark.parametrize("shapes", [[], [{"nosuch": 1, "call": None}]])
-    def test_shapes_that_are_none(self, saved: Path, pipe: Any, frozen_vault: Path, shapes: Any) -> None:
+    @pytest.mark.parametrize("shapes", [[], [{"nosuch": 1, "call": None}], 5, [{"call": "<function>"}]])
+    def test_shapes_are_nothing_that_a_replay_needs(
+        self, saved: Path, pipe: Any, frozen_vault: Path, shapes: Any
+    ) -> None:
         record = pipevault.read_record(saved)
         load = {**record.pipeline["load"], "shapes": shapes}
-        with pytest.raises(BadRecordError, match="shape"):
-            pipevault.replay(changed(record, pipeline={"load": load}), pipe, dir=frozen_vault)
+        assert pipevault.replay(changed(record, pipeline={"load": load}), pipe, dir=frozen_vault).equal
+
+    @pytest.mark.parametrize(
+        "load",
+        [
+            {"parts": 5},
+            {"parts": [5]},
+            {"parts": ["nosuch"]},
+            {"build_config": 5},
+            {"weights": 5},
+            {"backend": "nosuch"},
+        ],
+    )
+    def test_loads_that_cannot_be_done_again(self, saved: Path, pipe: Any, frozen_vault: Path, load: Any) -> None:
+        record = pipevault.read_record(saved)
+        hostile = changed(record, pipeline={"load": {**record.pipeline["load"], **load}})
+        with pytest.raises(PipevaultError):
+            pipevault.replay(hostile, pipe, dir=frozen_vault)
+
+    def test_a_load_that_tells_nothing(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
+        hostile = changed(pipevault.read_record(saved), pipeline={"load": {}})
+        with pytest.raises(BadRecordError, match="backend"):
+            pipevault.replay(hostile, pipe, dir=frozen_vault)
+
+    def test_a_graph_without_a_key(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
+        hostile = changed(pipevault.read_record(saved), graphs={"unet": {"../../etc": "0" * 64}})
+        with pytest.raises(BadRecordError, match="no key"):
+            pipevault.replay(hostile, pipe, dir=frozen_vault)
+
+    @pytest.mark.parametrize("part", ["nosuch", "__class__", "scheduler", ""])
+    def test_graphs_of_parts_that_there_are_not(self, saved: Path, pipe: Any, frozen_vault: Path, part: str) -> None:
+        record = pipevault.read_record(saved)
+        with pytest.raises(PipevaultError):
+            pipevault.replay(changed(record, graphs={part: record.graphs["unet"]}), pipe, dir=frozen_vault)
+
+    def test_an_entry_that_is_no_graph(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
+        record = pipevault.read_record(saved)
+        assert record.key is not None
+        with pytest.raises(DifferentKeyError):
+            pipevault.replay(changed(record, graphs={"unet": {record.key: "0" * 64}}), pipe, dir=frozen_vault)
+
+    def test_a_key_that_is_no_plan(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
+        record = pipevault.read_record(saved)
+        (graph,) = record.graphs["unet"]
+        assert pipevault.replay(replace(record, key=graph), pipe, dir=frozen_vault).equal
 
     def test_generators_that_are_not_described(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
         record = changed(pipevault.read_record(saved), seeds={"source": "generator"})

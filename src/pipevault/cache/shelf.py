@@ -21,10 +21,12 @@ import torch
 
 from pipevault.cache.identity import graph_key
 from pipevault.cache.search import Search
+from pipevault.compat.pytorch import forget_vector_isa
 from pipevault.digest import Digest
 from pipevault.errors import (
     CompilerMissingError,
     CorruptEntryError,
+    InterruptedBuildError,
     LockTimeoutError,
     SignatureError,
     VaultError,
@@ -245,7 +247,16 @@ class VaultShelf:
                 lock.__exit__(None, None, None)
 
     def keep(self, frozen: Frozen, seconds: float) -> Kept:
+        """Publish a graph. Raises :class:`InterruptedBuildError` for one that was compiled for another machine: where
+        the compiler fails while Inductor probes the CPU, it takes the CPU for one without vector instructions.
+        """
         document = frozen.document
+        if mismatch := check_package_machine(document.machine, self.device):
+            forget_vector_isa()
+            raise InterruptedBuildError(
+                f"{self.part} was compiled for another machine: {mismatch}. The C++ compiler must have failed for a "
+                "moment. Try again; nothing was stored."
+            )
         files = {Digest(document.package): frozen.package}
         artifacts = [ArtifactRef(Digest(document.package), frozen.package.stat().st_size, "graph.pt2")]
         if document.constants and frozen.constants:

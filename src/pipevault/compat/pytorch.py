@@ -126,6 +126,20 @@ def set_inductor_deterministic(value: bool) -> None:
     config.deterministic = value
 
 
+def forget_vector_isa() -> None:
+    """Have Inductor probe the CPU's vector instructions again: it remembers a probe whose compiler was killed."""
+    from torch._inductor import cpu_vec_isa
+
+    classes = [cpu_vec_isa.VecISA]
+    while classes:
+        cls = classes.pop()
+        classes.extend(cls.__subclasses__())
+        for value in vars(cls).values():
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()
+    cpu_vec_isa.valid_vec_isa_list.cache_clear()
+
+
 # --- the machine as torch sees it
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipevault.compat.pytorch import forget_vector_isa
 from pipevault.digest import Digest, digest_json
 from pipevault.errors import CannotFreezeError, CompilerMissingError, InterruptedBuildError, SettingsError
 from pipevault.graphs.observe import iter_tensors
@@ -263,6 +264,7 @@ def _inductor_caches_in(folder: Path) -> Iterator[None]:
 def _build_error(step: str, error: Exception) -> CannotFreezeError:
     """The error for a failure of ``step``: one of the moment, such as a full disk, says so and is not remembered."""
     if what := passing_reason(error):
+        forget_vector_isa()
         return InterruptedBuildError(
             f"{step} was interrupted: {what}. Free memory or disk space and try again; nothing was stored."
         )

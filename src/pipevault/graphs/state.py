@@ -311,11 +311,13 @@ class PartState:
             if is_final:
                 self._failed[signature] = why
             return self._run_eager(args, kwargs, why, signature)
+        refused = self.unstored.get(signature)
+        unusable = f"\n  a graph that fits cannot be used: {refused}" if refused else ""
         frozen = tuple(str(slot.kept.signature) for slot in self.graphs)
         listing = "".join(f"\n  frozen: {known}" for known in frozen[:8])
         more = f"\n  and {len(frozen) - 8} more" if len(frozen) > 8 else ""
         raise UnfrozenCallError(
-            f"{self.name} was called with a signature that no frozen graph has.\n  called: {signature}{listing}{more}\n"
+            f"{self.name} was called with a signature that no frozen graph has.\n  called: {signature}{unusable}{listing}{more}\n"
             f"{self.options.freeze_hint}, or set on_unfrozen='eager' to run such calls uncompiled.",
             self.name,
             str(signature),

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pipevault.cache.call import parameters, takes_any_name
-from pipevault.cache.keys import execution_device
+from pipevault.cache.keys import execution_device, pipeline_factors
 from pipevault.cache.outcome import Progress
 from pipevault.determinism.describe import describe, pixels_sha256
 from pipevault.determinism.embed import read_record
@@ -113,7 +113,7 @@ def replay(
     cache = _cache(record, dir, progress, allow_other_machine=allow_other_machine)
     if not allow_other_machine:
         found += _divergent_graphs(record, pipe, cache, found)
-    cache.load(pipe, parts=record.pipeline["load"]["parts"])
+    cache.load(pipe, parts=_load_field(record, "parts", list, type(None)))
     try:
         output = getattr(pipe, _method(record, pipe))(**arguments, **_seeding(record))
     except UnfrozenCallError as error:
@@ -213,17 +213,26 @@ def _check_weights(record: RunRecord, pipe: Any) -> None:
 
 
 def _cache(record: RunRecord, dir: str | Path | None, progress: Progress | None, *, allow_other_machine: bool) -> Any:
-    load = record.pipeline["load"]
     mode = "compile" if allow_other_machine else "require"
     return PipelineCache(
         dir,
         mode=mode,
-        backend=load["backend"],
-        weights=load["weights"],
+        backend=_load_field(record, "backend", str),
+        weights=_load_field(record, "weights", str),
         level=record.level["asked"],
-        build_config=load["build_config"],
+        build_config=_load_field(record, "build_config", dict),
         progress=progress,
     )
+
+
+def _load_field(record: RunRecord, name: str, *types: type) -> Any:
+    load = record.pipeline["load"]
+    value = load.get(name, ...) if isinstance(load, Mapping) else ...
+    if not isinstance(value, types) or (isinstance(value, list) and not all(isinstance(one, str) for one in value)):
+        raise BadRecordError(
+            f"The record does not tell with which {name} its pipeline was loaded.", f"pipeline.load.{name}"
+        )
+    return value
 
 
 def _divergent_versions(record: RunRecord) -> Iterator[Divergence]:
@@ -242,10 +251,11 @@ def _divergent_graphs(
             "--allow-other-machine.",
             record.key or "",
         )
+    _check_settings(record, pipe, cache)
     for part, graphs in record.graphs.items():
         here = cache.part_key(pipe, part)
         for key, package in graphs.items():
-            recorded = cache.find_entry(Digest(key))
+            recorded = cache.find_entry(_digest(key, f"graphs.{part}"))
             if recorded is None:
                 raise UnknownRecordKeyError(
                     f"The vault {cache.settings.dir} does not hold the graph {key[:12]} of {part} that the record "
@@ -264,6 +274,28 @@ def _divergent_graphs(
                 )
             if package not in {ref.digest.hex for ref in recorded.artifacts}:
                 yield Divergence("entry", f"{key[:12]} of {part} was frozen again since the record was made")
+
+
+def _digest(key: str, field: str) -> Digest:
+    try:
+        return Digest(key)
+    except ValueError as error:
+        raise BadRecordError(f"The record names a graph by what is no key: {error}", field) from error
+
+
+def _check_settings(record: RunRecord, pipe: Any, cache: PipelineCache) -> None:
+    """Another scheduler or setting draws other pictures with the same graphs. The plan of the record tells of them."""
+    plan = cache.find_entry(Digest(record.key)) if record.key else None
+    if plan is None or plan.key.kind != "plan":
+        return
+    names = sorted(plan.key.factors["architecture"])
+    here = pipeline_factors(pipe, graph_parts.find_parts(pipe, names))
+    if differences := leaf_differences(here, plan.key.factors["pipeline"], "pipeline"):
+        raise DifferentKeyError(
+            f"The pipeline is set up otherwise than the recorded one; settings: {_listed(differences)}. Set what the "
+            "record names, or measure the distance with --allow-other-machine.",
+            tuple(map(str, differences)),
+        )
 
 
 def _seeding(record: RunRecord) -> dict[str, Any]:

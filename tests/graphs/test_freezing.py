@@ -1,0 +1,373 @@
+"""What a graph takes, gives back and leaves behind, on compiled parts; each is compared with its eager twin."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from graph_parts import frozen, graphs_of, refusals_of, uses_of
+from torch import nn
+
+from pipevault.graphs import freezing
+from pipevault.graphs.check import Comparison
+from pipevault.graphs.part import part_state, unfrozen
+
+X = torch.linspace(-1, 1, 32).reshape(2, 16)
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    torch.testing.assert_close(actual, expected)
+
+
+class Numbers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix = nn.Linear(16, 16)
+
+    def forward(
+        self, x: torch.Tensor, scale: float = 1.0, step: int = 0, size: int = 2, strong: float = 0.0, flag: bool = False
+    ) -> dict[str, Any]:
+        y = self.mix(x) * scale + torch.cos(torch.ones(1) * step)
+        if strong > 0.5:
+            y = y * 3
+        y = y.reshape(size, -1)
+        return {"y": -y if flag else y, "scale": scale, "size": size}
+
+
+@pytest.fixture(scope="module")
+def numbers_part() -> Any:
+    part = frozen(Numbers())
+    with torch.no_grad():
+        part(X, scale=2.0, step=5, size=2, strong=0.0)
+    return part
+
+
+class TestNumbers:
+    def check(self, numbers_part: Any, graphs: int, **numbers: Any) -> None:
+        before = uses_of(numbers_part)["frozen"]
+        actual, expected = numbers_part(X, **numbers), unfrozen(numbers_part)(X, **numbers)
+        assert_same(actual["y"], expected["y"])
+        assert (actual["scale"], actual["size"]) == (expected["scale"], expected["size"])
+        assert type(actual["scale"]) is type(expected["scale"])
+        assert uses_of(numbers_part) == {"frozen": before + 1}
+        assert graphs_of(numbers_part) == graphs
+
+    def test_only_what_steers_is_fixed(self, numbers_part: Any) -> None:
+        (slot,) = part_state(numbers_part).graphs
+        assert str(slot.kept.signature) == "float32[2,16], scale=float, size=2, step=int, strong=0.0"
+
+    @pytest.mark.parametrize(("scale", "step"), [(0.5, 5), (-3.25, 981), (0.0, 0), (1e-8, -1)])
+    def test_other_values_of_what_enters_arithmetic_run_in_the_one_graph(
+        self, numbers_part: Any, scale: float, step: int
+    ) -> None:
+        self.check(numbers_part, 1, scale=scale, step=step, size=2, strong=0.0)
+
+    def test_another_value_of_what_steers_has_a_graph_of_its_own(self, numbers_part: Any) -> None:
+        self.check(numbers_part, 2, scale=0.5, step=7, size=4, strong=1.0)
+        self.check(numbers_part, 2, scale=1.5, step=8, size=4, strong=1.0)
+        self.check(numbers_part, 2, scale=2.0, step=5, size=2, strong=0.0)
+
+    def test_other_values_are_compared_before_a_graph_is_kept(self, numbers_part: Any) -> None:
+        (first, *_) = part_state(numbers_part).graphs
+        document = first.kept.document
+        assert document is not None
+        assert document.checks["calls"] == 2
+        assert document.checks["distance"] <= document.checks["tolerance"]
+
+
+class Decoder(nn.Module):
+    """As Wan's: the features that the next chunk needs lie in a list that the caller gives, with an index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+
+    def forward(self, x: torch.Tensor, feat_cache: list[Any], feat_idx: list[int]) -> torch.Tensor:
+        for layer in self.layers:
+            index = feat_idx[0]
+            kept = x.clone()
+            if feat_cache[index] is not None:
+                x = x + 0.5 * feat_cache[index]
+            feat_cache[index] = kept
+            feat_idx[0] += 1
+            x = torch.tanh(layer(x))
+        return x
+
+
+def test_state_in_the_arguments_is_carried_from_call_to_call() -> None:
+    part = frozen(Decoder())
+    eager = copy.deepcopy(unfrozen(part))
+    chunks = [X * (n + 1) for n in range(4)]
+    for video in range(2):
+        ours: list[Any] = [None, None]
+        theirs: list[Any] = [None, None]
+        given = ours
+        for chunk in chunks:
+            our_index, their_index = [0], [0]
+            assert_same(part(chunk + video, ours, our_index), eager(chunk + video, theirs, their_index))
+            assert our_index == their_index == [2]
+            assert ours is given
+            assert_same(ours, theirs)
+    assert uses_of(part) == {"frozen": 8}
+    assert graphs_of(part) == 2  # the first chunk and the others
+
+
+class Causal(nn.Module):
+    """A convolution that keeps the last frames of its input on itself, as CogVideoX and EasyAnimate have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(16, 16)
+        self.is_init = True
+        self.cache_front_feat: deque[torch.Tensor] = deque()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.is_init:
+            self.cache_front_feat.clear()
+            front = torch.zeros_like(x)
+            self.is_init = False
+        else:
+            front = self.cache_front_feat.popleft()
+        self.cache_front_feat.append(x.clone())
+        return torch.tanh(self.mix(x + front))
+
+
+class CausalDecoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = Causal(), Causal()
+
+    def start(self) -> None:
+        for layer in (self.first, self.second):
+            layer.is_init = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x))
+
+
+def test_state_on_modules_is_carried_from_call_to_call_and_started_anew() -> None:
+    part = frozen(CausalDecoder())
+    eager = copy.deepcopy(unfrozen(part))
+    for video in range(2):
+        part.start()
+        eager.start()
+        for n in range(3):
+            assert_same(part(X * (n + 1) + video), eager(X * (n + 1) + video))
+            assert type(part.second.cache_front_feat) is deque
+            assert_same(list(part.second.cache_front_feat), list(eager.second.cache_front_feat))
+            assert part.first.is_init is False
+    assert uses_of(part) == {"frozen": 6}
+    assert graphs_of(part) <= 3
+
+
+class Rope(nn.Module):
+    """Tables that are filled at the first call: one whatever it is given, one for each length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: torch.Tensor | None = None
+        self.tables: dict[Any, torch.Tensor] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.table is None:
+            self.table = torch.linspace(0, 1, 16)
+        key = tuple(x.shape)
+        if key not in self.tables:
+            self.tables[key] = torch.arange(float(x.shape[0]))[:, None]
+        return torch.sin(x + self.table) * self.tables[key]
+
+
+@pytest.fixture(scope="module")
+def rope_part() -> Any:
+    part = frozen(Rope())
+    with torch.no_grad():
+        part(X)
+    return part
+
+
+class TestCaches:
+    def test_a_cache_is_no_state_and_later_calls_run(self, rope_part: Any) -> None:
+        for n in range(3):
+            assert_same(rope_part(X * n), Rope()(X * n))
+        (slot,) = part_state(rope_part).graphs
+        assert slot.kept.signature.state == ()
+        assert uses_of(rope_part).keys() == {"frozen"}
+
+    def test_another_shape_and_then_the_first_one_again(self, rope_part: Any) -> None:
+        assert_same(rope_part(X[:1]), Rope()(X[:1]))
+        assert_same(rope_part(X), Rope()(X))
+        assert graphs_of(rope_part) == 2
+        assert uses_of(rope_part).keys() == {"frozen"}
+
+
+class First(nn.Module):
+    """Remembers its first input, which a look at one call alone takes for a cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.first is None:
+            self.first = x * 2
+        return x + self.first
+
+
+def test_what_is_filled_from_the_first_input_is_state() -> None:
+    part, eager = frozen(First()), First()
+    for n in range(3):
+        assert_same(part(X + n), eager(X + n))
+        assert_same(part.first, eager.first)
+    part.first = eager.first = None
+    assert_same(part(X * 7), eager(X * 7))
+    assert uses_of(part) == {"frozen": 4}
+
+
+class Absent(nn.Module):
+    """Keeps its last input in an attribute that is not there before."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x + self.last if hasattr(self, "last") else x - 1
+        self.last = x * 2
+        return y
+
+
+def test_state_in_an_attribute_that_is_not_there_at_first() -> None:
+    part, eager = frozen(Absent()), Absent()
+    for n in range(3):
+        assert_same(part(X + n), eager(X + n))
+        assert_same(part.last, eager.last)
+
+
+class Single(nn.Module):
+    """A cache of one place, filled anew for each length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.table is None or self.table.shape[0] != x.shape[0]:
+            self.table = torch.linspace(0, 1, x.shape[0])[:, None]
+        return x * 2 + self.table
+
+
+def test_a_cache_of_one_place_serves_shapes_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = frozen(Single())
+    for rows in (2, 1):
+        assert_same(part(X[:rows]), Single()(X[:rows]))
+    assert graphs_of(part) == 2
+    monkeypatch.setattr(type(part_state(part)), "freeze", lambda *args: pytest.fail("frozen again"))
+    for rows in (2, 1, 2, 1):
+        assert_same(part(X[:rows]), Single()(X[:rows]))
+    assert uses_of(part) == {"frozen": 6}
+
+
+class Tabled(nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.table = torch.full((16,), value)
+        self.nested = {"a": [torch.full((16,), value)]}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.table + self.nested["a"][0]
+
+
+@pytest.fixture(scope="module")
+def tabled_part() -> Any:
+    part = frozen(Tabled(2.0))
+    with torch.no_grad():
+        part(X)
+    return part
+
+
+class TestConstants:
+    def test_a_table_replaced_between_calls_is_noticed(self, tabled_part: Any) -> None:
+        tabled_part.table = torch.full((16,), 5.0)
+        assert_same(tabled_part(X), X * 5.0 + 2.0)
+        tabled_part.table = torch.full((16,), 2.0)
+        assert_same(tabled_part(X), X * 2.0 + 2.0)
+        assert graphs_of(tabled_part) == 2
+
+    def test_a_table_changed_in_place_is_noticed(self, tabled_part: Any) -> None:
+        tabled_part.nested["a"][0].add_(1)
+        try:
+            assert_same(tabled_part(X), X * 2.0 + 3.0)
+        finally:
+            tabled_part.nested["a"][0].sub_(1)
+        assert_same(tabled_part(X), X * 2.0 + 2.0)
+        assert uses_of(tabled_part).keys() == {"frozen"}
+
+    def test_another_module_with_another_table_does_not_use_the_graph(self, tabled_part: Any) -> None:
+        (slot, *_) = part_state(tabled_part).graphs
+        same, other = frozen(Tabled(2.0), policy="eager"), frozen(Tabled(7.0), policy="eager")
+        for module in (same, other):
+            part_state(module).table.add(slot.kept)
+        assert_same(same(X), X * 2.0 + 2.0)
+        assert uses_of(same) == {"frozen": 1}
+        assert_same(other(X), X * 7.0 + 7.0)
+        assert uses_of(other) == {"eager": 1}
+
+
+class Norm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix = nn.Conv2d(4, 8, 1)
+        self.norm = nn.GroupNorm(2, 8, eps=1e-12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.mix(x))
+
+
+def test_an_input_of_zeros_is_frozen_where_the_graph_is_right_on_other_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    part = frozen(Norm())
+    failures: list[str] = []
+    real = freezing.compare_trees
+
+    def compare(eager: Any, ours: Any, **options: Any) -> Any:
+        result = real(eager, ours, **options)
+        if not failures:  # rounding of a constant input, which normalisation makes as large as anything
+            failures.append("own")
+            return Comparison(1.0, 1e-3, "distance 1 from eager code is over 0.001")
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(freezing, "compare_trees", compare)
+        part(torch.zeros(1, 4, 4, 4))
+    assert failures == ["own"]
+    assert graphs_of(part) == 1
+    other = torch.randn(1, 4, 4, 4)
+    assert_same(part(other), unfrozen(part)(other))
+    assert uses_of(part) == {"frozen": 2}
+
+
+def test_a_graph_that_differs_from_eager_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = frozen(Tabled(2.0))
+    real = freezing.compare_trees
+    calls: list[int] = []
+
+    def compare(eager: Any, ours: Any, **options: Any) -> Any:
+        calls.append(1)
+        return real(eager, {**ours, "output": ours["output"] + (1.0 if len(calls) == 2 else 0.0)}, **options)
+
+    monkeypatch.setattr(freezing, "compare_trees", compare)
+    assert_same(part(X), X * 2.0 + 2.0)
+    assert uses_of(part) == {"eager": 1}
+    (reason,) = refusals_of(part)
+    assert "differs from eager code on other values" in reason
