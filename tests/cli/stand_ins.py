@@ -7,9 +7,9 @@ from typing import Any
 
 from PIL import Image
 
+from pipevault.cache.outcome import Explanation, Outcome, PartOutcome, Step
 from pipevault.digest import Digest
 from pipevault.key import Difference, Key
-from pipevault.cache.outcome import Explanation, Outcome, PartOutcome, Step
 
 KEY = Key({"machine": {"threads": 2}})
 NEAREST = Digest("a" * 64)

@@ -15,10 +15,10 @@ from PIL import Image
 from stand_ins import KEY, NEAREST, FakeCache, FlatPipeline, fake_outcome
 
 import pipevault
+from pipevault.cache.outcome import PartOutcome
 from pipevault.cli import demo, explain
 from pipevault.demo import DIGIT_WORDS
 from pipevault.errors import MissError, SettingsError
-from pipevault.cache.outcome import PartOutcome
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ from command_runner import Run
 from stand_ins import KEY, PARTS, FakeCache, FlatPipeline, fake_outcome
 
 import pipevault
+from pipevault.cache.outcome import Outcome
 from pipevault.cli import prewarm
 from pipevault.errors import BadCallError, CompilerMissingError
-from pipevault.cache.outcome import Outcome
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ from datetime import datetime, timezone
 import pytest
 from rich.console import Console
 
+from pipevault.cache.outcome import Step
 from pipevault.cli import render
 from pipevault.cli.progress import DETAIL_LENGTH, StepProgress, step_label
-from pipevault.cache.outcome import Step
 
 NOW = datetime(2025, 2, 1, 12, tzinfo=timezone.utc)
 

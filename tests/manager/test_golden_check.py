@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import pipevault
-from golden_runs import MACHINE, OTHER_KEY, WEIGHTS, a_golden, a_run, brighter, picture
+from golden_runs import KEY, MACHINE, MANIFEST, OTHER_KEY, WEIGHTS, a_golden, a_run, brighter, picture
 from pipevault.errors import (
     ChangedWeightsError,
     DifferentOutputError,
@@ -134,9 +134,12 @@ class TestSameKey:
         assert "The call is not the one that was recorded" in str(error)
         assert "call.seed: 7 in the golden, 8 here" in str(error)
 
-    def test_an_entry_that_was_frozen_anew_is_named(self, goldens: Path, out: Path) -> None:
-        error = failure(written(goldens), a_run(brighter(picture(), 1), manifest="e" * 64), out)
-        assert "frozen anew" in str(error)
+    def test_graphs_that_were_frozen_again_are_named(self, goldens: Path, out: Path) -> None:
+        golden = written(goldens, a_run(graphs={"unet": {KEY: MANIFEST}}))
+        again = a_run(brighter(picture(), 1), graphs={"unet": {KEY: "e" * 64}})
+        assert "other graphs ran, or they were frozen again" in str(failure(golden, again, out))
+        same = a_run(brighter(picture(), 1), graphs={"unet": {KEY: MANIFEST}}, manifest="e" * 64)
+        assert "frozen again" not in str(failure(golden, same, out)), "a plan computes nothing"
 
     def test_without_scikit_image_a_failure_is_a_failure(
         self, goldens: Path, out: Path, monkeypatch: pytest.MonkeyPatch

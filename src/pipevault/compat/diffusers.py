@@ -40,6 +40,7 @@ def placement_hooks_only(registry: Any) -> bool:
     return set(getattr(registry, "hooks", {"unknown": None})) <= PLACEMENT_HOOKS
 
 
-def hook_references(registry: Any) -> list[Any]:
-    """The ``HookFunctionReference`` objects of a ``HookRegistry``, innermost first; each has a ``forward``."""
-    return list(getattr(registry, "_fn_refs", ()))
+def inner_forwards(registry: Any) -> list[tuple[Any, str]]:
+    """Where the hooks of a ``HookRegistry`` keep the forward that they call: objects, and the name of the attribute."""
+    references = getattr(registry, "_fn_refs", ())
+    return [(ref, "forward" if ref.original_forward is None else "original_forward") for ref in references]

@@ -33,7 +33,7 @@ from pipevault.graphs.frozen import (
     read_constants,
 )
 from pipevault.graphs.inductor import BuildOptions, build_digest, build_graph
-from pipevault.graphs.observe import Attributes, Observed, held, observe, read_state, same_values
+from pipevault.graphs.observe import Attributes, Observed, RandomState, held, observe, read_state, same_values
 from pipevault.graphs.program import (
     Program,
     Results,
@@ -63,10 +63,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Observation:
-    """What an eager call showed: everything that decides the address of its graph."""
+    """What an eager call showed: everything that decides the address of its graph. ``caches`` are the attributes that
+    the part fills whatever it is given.
+    """
 
     call: DescribedCall
     program: Program
+    caches: frozenset[str] = frozenset()
 
     @property
     def signature(self) -> Signature:
@@ -90,7 +93,16 @@ def observe_call(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any
     """
     if opaque := describe_call(args, kwargs).opaque:
         raise CannotFreezeError(opaque, subject.name)
-    before = Attributes(subject.module)
+    before, random_state = Attributes(subject.module), RandomState()
+    try:
+        return _observed(subject, args, kwargs, before)
+    except BaseException:  # whatever it was goes on; the call itself must find everything as it was
+        before.restore_all()
+        random_state.restore()
+        raise
+
+
+def _observed(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any], before: Attributes) -> Observation:
     overrides: dict[str, Any] = {}
     seen = observe(subject.module, subject.eager, args, kwargs)
     if _returns_cache(seen.output) and _accepts(subject.module, "use_cache"):
@@ -100,12 +112,12 @@ def observe_call(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any
         seen = observe(subject.module, subject.eager, args, {**kwargs, **overrides})
     eager = partial(subject.eager, **overrides) if overrides else subject.eager
     paths = set(subject.known_state)
+    written: set[str] = set()
     if seen.state:
+        written = set(seen.state)
         seen.state = {path: held(value) for path, value in seen.state.items()}  # restoring refills containers
         paths |= _state_of(subject, eager, before, seen, args, kwargs)
-        final = {path: seen.state[path] for path in paths & seen.state.keys()}
-        before.restore(tuple(paths))
-        refuse_counters(subject, final)
+        refuse_counters(subject, {path: seen.state[path] for path in paths & written})
     state = read_state(subject.module, sorted(paths))
     call = describe_call(args, kwargs, state)
     if call.opaque:
@@ -113,7 +125,8 @@ def observe_call(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any
     program = Program(call.signature, tuple(seen.after), overrides or None)
     free = free_numbers(program, subject.module, subject.eager, call, subject.device)
     fixed = [index for index in call.numbers if index not in free]
-    return Observation(call, replace(program, signature=call.signature.fix(fixed, call.leaves)))
+    program = replace(program, signature=call.signature.fix(fixed, call.leaves))
+    return Observation(call, program, frozenset(written - paths))
 
 
 def _state_of(
@@ -124,12 +137,12 @@ def _state_of(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> set[str]:
-    """The written attributes whose value depends on what the part was given, or on how often it was called.
+    """The written attributes whose value depends on what the part was given, or on how often it was called; they are
+    restored.
 
-    The others are caches: equal after other inputs, and after one more call.
+    The others are caches: equal after other inputs and after one more call, and filled, they change no output.
     """
     paths = tuple(seen.state)
-    first = seen.state
     described = describe_call(args, kwargs)
     varied_args, varied_kwargs = rebuild(described.signature.arguments, iter(varied_leaves_but_numbers(described)))
     before.restore(paths)
@@ -137,12 +150,22 @@ def _state_of(
         observe(subject.module, eager, varied_args, varied_kwargs)
         second = {path: held(value) for path, value in read_state(subject.module, paths).items()}
         observe(subject.module, eager, args, kwargs)
+        third = {path: held(value) for path, value in read_state(subject.module, paths).items()}
+        first = seen.state
+        state = {p for p in paths if not (same_values(first[p], second[p]) and same_values(first[p], third[p]))}
+        if len(state) < len(paths):
+            before.restore(tuple(state))
+            again = observe(subject.module, eager, args, kwargs)
+            same = compare_trees(seen.output, again.output, tolerance=1e-4, same_non_finite=True).passed
+            now = read_state(subject.module, tuple(state))
+            if not same or not all(same_values(first[path], now[path]) for path in state):
+                state = set(paths)  # a flag that the first call flips is no cache, though it has one value ever after
     except CannotFreezeError:
         raise
     except Exception:  # the part refuses the other values: nothing shows that what it wrote is a mere cache
-        return set(paths)
-    third = read_state(subject.module, paths)
-    return {p for p in paths if not (same_values(first[p], second[p]) and same_values(first[p], third[p]))}
+        state = set(paths)
+    before.restore(tuple(state))
+    return state
 
 
 def refuse_counters(subject: Subject, final: Mapping[str, Any]) -> None:
@@ -203,7 +226,7 @@ def freeze_call(
         results=results,
         ties=built.ties,
         layout=BAKED if options.weights == "baked" else layout_digest(view, built.package, lifted),
-        origins=_origin_digests(subject.module, built.origins),
+        origins=_origin_digests(subject.module, built.origins, observation.caches),
         machine=package_metadata(built.package),
         checks={},
     )
@@ -290,12 +313,15 @@ def _compare(
 
 
 def _origin_digests(
-    module: nn.Module, origins: Mapping[str, tuple[str | int, ...]]
+    module: nn.Module, origins: Mapping[str, tuple[str | int, ...]], caches: frozenset[str]
 ) -> tuple[tuple[str, tuple[str | int, ...], str], ...]:
+    """Digests of the constants that are attributes. What the part fills itself need not be compared: whatever is there
+    now, the eager part would replace it by what the graph has.
+    """
     found = []
     for name, steps in origins.items():
         tensor = live_constant(module, steps)
-        if tensor is not None:
+        if tensor is not None and f"{steps[0]}:{steps[1]}" not in caches:
             found.append((name, steps, constant_sha256(tensor)))
     return tuple(found)
 

@@ -21,7 +21,7 @@ from pipevault.digest import digest_bytes, digest_json
 from pipevault.errors import ChangedPartError
 from pipevault.graphs.observe import follow
 from pipevault.graphs.program import Results, number_tensor
-from pipevault.graphs.signature import Leaf, Signature
+from pipevault.graphs.signature import ABSENT, Leaf, Signature
 
 Offloaded = Callable[[str, torch.Tensor, torch.device], "torch.Tensor | None"]
 
@@ -194,7 +194,7 @@ class FrozenGraph:
         inputs = [self._input(leaves, index, stride) for index, stride in self.document.inputs]
         tensors = iter(self._runner.boxed_run(inputs))
         made = [
-            next(tensors) if kind[0] == "tensor" else leaves[kind[1]] if kind[0] == "leaf" else kind[1]
+            next(tensors) if kind[0] == "tensor" else leaves[kind[1]] if kind[0] == "leaf" else _constant(kind)
             for kind in self.document.results.leaves
         ]
         result: dict[str, Any] = pytree.tree_unflatten(made, self._result_tree)
@@ -258,6 +258,10 @@ class FrozenGraph:
             f"{self.part} was changed after its graphs were frozen: {what}. Undo the change, or load the pipeline "
             "again in mode 'compile' to freeze the new state."
         )
+
+
+def _constant(kind: Sequence[Any]) -> Any:
+    return ABSENT if kind[0] == "absent" else kind[1]
 
 
 def layout_digest(module: nn.Module, package: Path, lifted: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ is written again with equal numbers is state all the same.
 
 from __future__ import annotations
 
+import functools
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from pipevault.errors import CannotFreezeError
+from pipevault.graphs.signature import ABSENT
 
 _CONTAINERS = (list, dict, deque, OrderedDict, defaultdict, set)
 _SEQUENCES = (tuple, *_CONTAINERS)
@@ -35,7 +37,7 @@ Path = str
 @dataclass
 class Observed:
     """One eager call. ``after`` has the final value of each argument that is a container and was written to, by
-    position or name; ``state`` that of each attribute that was written, by path.
+    position or name; ``state`` that of each attribute that was written, by path, :data:`ABSENT` where it was removed.
     """
 
     output: Any
@@ -54,51 +56,93 @@ def observe(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> Observed:
-    """Run ``eager(*args, **kwargs)`` on copies. Raises :class:`CannotFreezeError` for what no graph can do."""
+    """Run ``eager(*args, **kwargs)`` on copies. Raises :class:`CannotFreezeError` for what no graph can do.
+
+    Where it raises, the modules and the random streams are what they were.
+    """
     held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
     arguments = {**dict(enumerate(held_args)), **held_kwargs}
     tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
     versions = [_version(tensor) for tensor in tensors]
-    before = {name: _contents(value, 0) for name, value in arguments.items()}
+    before = {name: _contents(value, 0, ()) for name, value in arguments.items()}
     attributes = Attributes(module)
-    random_state = _random_state()
-    with torch.no_grad():
-        output = eager(*held_args, **held_kwargs)
-    if not all(torch.equal(a, b) for a, b in zip(random_state, _random_state(), strict=True)):
-        raise CannotFreezeError("it draws random numbers")
-    if [_version(tensor) for tensor in tensors] != versions:
-        raise CannotFreezeError("it changes a tensor among its arguments in place")
-    after = {name: value for name, value in arguments.items() if not _is_same(before[name], value)}
-    return Observed(output, after, attributes.written())
+    random_state = RandomState()
+    try:
+        with torch.no_grad():
+            output = eager(*held_args, **held_kwargs)
+        if random_state.was_drawn_from():
+            raise CannotFreezeError("it draws random numbers")
+        if [_version(tensor) for tensor in tensors] != versions:
+            raise CannotFreezeError("it changes a tensor among its arguments in place")
+        after = {name: value for name, value in arguments.items() if not _is_same(before[name], value)}
+        return Observed(output, after, attributes.written())
+    except BaseException:  # whatever it was goes on; the call that follows must find everything as it was
+        attributes.restore_all()
+        random_state.restore()
+        raise
+
+
+class RandomState:
+    """torch's random streams at one moment."""
+
+    def __init__(self) -> None:
+        self._states = self._read()
+
+    def was_drawn_from(self) -> bool:
+        return not all(torch.equal(a, b) for a, b in zip(self._states, self._read(), strict=True))
+
+    def restore(self) -> None:
+        torch.set_rng_state(self._states[0])
+        for index, state in enumerate(self._states[1:]):
+            torch.cuda.set_rng_state(state, index)
+
+    @staticmethod
+    def _read() -> list[torch.Tensor]:
+        states = [torch.get_rng_state()]
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            states.extend(torch.cuda.get_rng_state(index) for index in range(torch.cuda.device_count()))
+        return states
 
 
 class Attributes:
-    """The plain attributes of a module tree at one moment, with which later ones are compared and restored."""
+    """The plain attributes and buffers of a module tree at one moment, with which later ones are compared and to which
+    they are restored.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._before = {path: (owner, name, value, _contents(value, 0)) for path, owner, name, value in _walk(module)}
+        self._before = {
+            path: (owner, name, value, _contents(value, 0, ())) for path, owner, name, value in _walk(module)
+        }
         self._tensors = [(name, tensor, _version(tensor)) for name, tensor in _registered(module)]
+        self._buffers = [(own, dict(own)) for child in module.modules() if (own := child._buffers)]
+        small = [*(t for _, own in self._buffers for t in own.values() if t is not None), *self._held_tensors()]
+        self._values = [(tensor, tensor.detach().clone(), _version(tensor)) for tensor in small if not tensor.is_meta]
+
+    def _held_tensors(self) -> Iterator[torch.Tensor]:
+        for _, _, _, contents in self._before.values():
+            yield from contents.tensors()
 
     def written(self) -> dict[Path, Any]:
         """Attributes that were set, or whose containers were changed, since. :class:`CannotFreezeError` for a write
-        that no graph can do: to a weight, to a tensor in place, inside an object.
+        that no graph can do: to a weight, or to a tensor in place.
         """
         for (name, tensor, version), (_, now) in zip(self._tensors, _registered(self._module), strict=False):
+            if tensor.is_meta or now.is_meta:  # an offloading hook moves it about
+                continue
             if now is not tensor or _version(now) != version:
                 raise CannotFreezeError(f"it changes its tensor {name}")
-        written = {}
+        for path, (_, _, _, contents) in self._before.items():
+            if contents.changed_in_place():
+                raise CannotFreezeError(f"it changes {path.lstrip(':')} in place")
+        written: dict[Path, Any] = {}
         seen = set()
         for path, _, _, value in _walk(self._module):
             seen.add(path)
             known = self._before.get(path)
-            if known is None or known[2] is not value or not _is_same(known[3], value):
+            if known is None or not _is_same(known[3], value):
                 written[path] = value
-        written.update({path: None for path in self._before.keys() - seen})
-        for path, value in written.items():
-            known = self._before.get(path)
-            if known is not None and known[2] is value and isinstance(value, torch.Tensor):
-                raise CannotFreezeError(f"it changes {path} in place")
+        written.update(dict.fromkeys(self._before.keys() - seen, ABSENT))
         return written
 
     def restore(self, paths: Sequence[Path]) -> None:
@@ -108,9 +152,20 @@ class Attributes:
             known = self._before.get(path)
             if known is None:
                 owner.pop(name, None)
-                continue
-            _, _, value, contents = known
-            owner[name] = _refilled(value, contents)
+            else:
+                owner[name] = _refilled(known[3])
+
+    def restore_all(self) -> None:
+        """Set every attribute back, and the values of buffers and of tensors in attributes too."""
+        now = {path for path, *_ in _walk(self._module)}
+        self.restore(tuple(now | self._before.keys()))
+        for own, before in self._buffers:
+            own.clear()
+            own.update(before)
+        for tensor, value, version in self._values:
+            if _version(tensor) != version:
+                with torch.no_grad():
+                    tensor.copy_(value)
 
 
 def find_owner(module: nn.Module, path: Path) -> tuple[dict[str, Any], str]:
@@ -120,18 +175,21 @@ def find_owner(module: nn.Module, path: Path) -> tuple[dict[str, Any], str]:
 
 
 def read_state(module: nn.Module, paths: Sequence[Path]) -> dict[Path, Any]:
-    """Return the attributes at ``paths``; one that is absent counts as ``None``."""
+    """Return the attributes at ``paths``, :data:`ABSENT` for one that is not there."""
     found = {}
     for path in paths:
         owner, name = find_owner(module, path)
-        found[path] = owner.get(name)
+        found[path] = owner.get(name, ABSENT)
     return found
 
 
 def write_state(module: nn.Module, path: Path, value: Any) -> None:
     """Set an attribute; a container that is there already is filled instead, as the eager code would have done."""
     owner, name = find_owner(module, path)
-    owner[name] = write_back(owner.get(name), value)
+    if value is ABSENT:
+        owner.pop(name, None)
+    else:
+        owner[name] = write_back(owner.get(name), value)
 
 
 def write_back(target: Any, value: Any) -> Any:
@@ -149,26 +207,32 @@ def write_back(target: Any, value: Any) -> Any:
         target.clear()
         target.update(content)
         return target
+    if isinstance(target, tuple) and len(target) == len(value):
+        items = [write_back(old, new) for old, new in zip(target, value, strict=True)]
+        return target if all(a is b for a, b in zip(items, target, strict=True)) else _like(value, items)
     return value
 
 
-def same_values(one: Any, other: Any) -> bool:
+def same_values(one: Any, other: Any, _above: tuple[int, ...] = ()) -> bool:
     """Return whether two values of attributes are equal, tensors by their numbers."""
+    if one is other or id(one) in _above:
+        return True
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         same_kind = one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
-        return same_kind and (one is other or bool(torch.equal(one, other)))
-    if type(one) is not type(other):
+        return same_kind and bool(torch.equal(one, other))
+    if type(one) is not type(other) or isinstance(one, nn.Module):
         return False
+    above = (*_above, id(one))
     if isinstance(one, dict):
-        return list(one) == list(other) and all(same_values(one[name], other[name]) for name in one)
+        return list(one) == list(other) and all(same_values(one[name], other[name], above) for name in one)
     if isinstance(one, (list, tuple, deque)):
-        return len(one) == len(other) and all(same_values(a, b) for a, b in zip(one, other, strict=True))
-    if hasattr(one, "__dict__") and not isinstance(one, (type, types.FunctionType)):
-        return one is other or same_values(vars(one), vars(other))
+        return len(one) == len(other) and all(same_values(a, b, above) for a, b in zip(one, other, strict=True))
+    if _is_object(one):
+        return same_values(vars(one), vars(other), above)
     try:
         return bool(one == other)
     except (RuntimeError, ValueError, TypeError):  # arrays have no single truth value
-        return one is other
+        return False
 
 
 def iter_tensors(module: nn.Module) -> Iterator[tuple[list[str | int], torch.Tensor]]:
@@ -218,19 +282,47 @@ def _registered(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What a container, an object or a tensor held: references, so that no identity can be used again."""
+    """What a value held: references, so that no identity can be used again. ``is_open``: its items are known, and it is
+    compared by them; else by identity.
+    """
 
     value: Any
+    is_open: bool = False
     items: tuple[tuple[Any, _Contents], ...] = ()
     version: int = 0
 
+    def tensors(self) -> Iterator[torch.Tensor]:
+        if isinstance(self.value, torch.Tensor):
+            yield self.value
+        for _, item in self.items:
+            yield from item.tensors()
 
-def _contents(value: Any, depth: int) -> _Contents:
+    def changed_in_place(self) -> bool:
+        if isinstance(self.value, torch.Tensor):
+            return self.version != _version(self.value)
+        return any(item.changed_in_place() for _, item in self.items)
+
+
+def _contents(value: Any, depth: int, above: tuple[int, ...]) -> _Contents:
     if isinstance(value, torch.Tensor):
         return _Contents(value, version=_version(value))
-    if depth >= _MAX_DEPTH or isinstance(value, (nn.Module, type)):
+    if depth >= _MAX_DEPTH or id(value) in above or not (_is_container(value) or _is_object(value)):
         return _Contents(value)
-    return _Contents(value, tuple((key, _contents(item, depth + 1)) for key, item in _items(value)))
+    inside = (*above, id(value))
+    items = tuple((key, _contents(item, depth + 1, inside)) for key, item in _items(value))
+    return _Contents(value, True, items)
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, _SEQUENCES)
+
+
+def _is_object(value: Any) -> bool:
+    """Whether a value is an object that may hold what a call leaves: no module, class or function, no library's own."""
+    if isinstance(value, (nn.Module, type, types.FunctionType, types.MethodType, torch.Tensor, functools.partial)):
+        return False
+    home = type(value).__module__
+    return hasattr(value, "__dict__") and home != "builtins" and not home.startswith(("torch.", "numpy"))
 
 
 def _items(value: Any) -> list[tuple[Any, Any]]:
@@ -238,12 +330,7 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
         return list(value.items())
     if isinstance(value, set):
         return [(item, item) for item in sorted(value, key=id)]
-    if isinstance(value, _SEQUENCES):
-        return list(enumerate(value))
-    module = type(value).__module__
-    if hasattr(value, "__dict__") and not module.startswith(("builtins", "torch.", "numpy")):
-        return list(vars(value).items())
-    return []
+    return list(enumerate(value)) if isinstance(value, _SEQUENCES) else list(vars(value).items())
 
 
 def _is_same(before: _Contents, value: Any) -> bool:
@@ -253,7 +340,7 @@ def _is_same(before: _Contents, value: Any) -> bool:
         return isinstance(value, plain) and type(before.value) is type(value) and before.value == value
     if isinstance(value, torch.Tensor):
         return before.version == _version(value)
-    if not before.items and not isinstance(value, _CONTAINERS):
+    if not before.is_open:
         return True
     items = _items(value)
     if len(items) != len(before.items):
@@ -263,9 +350,12 @@ def _is_same(before: _Contents, value: Any) -> bool:
     )
 
 
-def _refilled(value: Any, contents: _Contents) -> Any:
-    """The very container that it was, with what it held then."""
-    content = [(key, _refilled(item.value, item)) for key, item in contents.items]
+def _refilled(contents: _Contents) -> Any:
+    """The very container or object that it was, with what it held then."""
+    value = contents.value
+    if not contents.is_open:
+        return value
+    content = [(key, _refilled(item)) for key, item in contents.items]
     if isinstance(value, dict):
         value.clear()
         value.update(content)
@@ -275,35 +365,43 @@ def _refilled(value: Any, contents: _Contents) -> Any:
     elif isinstance(value, set):
         value.clear()
         value.update(item for _, item in content)
-    elif content and not isinstance(value, tuple):
+    elif not isinstance(value, tuple):
         vars(value).clear()
         vars(value).update(content)
     return value
 
 
-def held(value: Any) -> Any:
+def held(value: Any, _memo: dict[int, Any] | None = None) -> Any:
     """Return ``value`` as it is now, however its containers and objects change later."""
+    memo = {} if _memo is None else _memo
+    if id(value) in memo:
+        return memo[id(value)]
     if isinstance(value, dict):
-        items = {name: held(item) for name, item in value.items()}
-        return OrderedDict(items) if type(value) is OrderedDict else items
+        twin: Any = defaultdict(value.default_factory) if isinstance(value, defaultdict) else type(value)()
+        memo[id(value)] = twin
+        twin.update({name: held(item, memo) for name, item in value.items()})
+        return twin
     if isinstance(value, deque):
-        return deque((held(item) for item in value), value.maxlen)
-    if type(value) in (list, tuple, set):
-        return type(value)(held(item) for item in value)
-    if _items(value):
-        twin = object.__new__(type(value))
-        twin.__dict__.update({name: held(item) for name, item in vars(value).items()})
+        return deque((held(item, memo) for item in value), value.maxlen)
+    if type(value) in (list, set) or isinstance(value, tuple):
+        return _like(value, [held(item, memo) for item in value])
+    if _is_object(value):
+        try:
+            twin = memo[id(value)] = object.__new__(type(value))
+        except TypeError:  # an object that only its own class can make: its changes are not told apart
+            return value
+        twin.__dict__.update({name: held(item, memo) for name, item in vars(value).items()})
         return twin
     return value
+
+
+def _like(value: Any, items: list[Any]) -> Any:
+    """A sequence of the type of ``value``."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*items)
+    return type(value)(items) if type(value) in (list, set, tuple) else value
 
 
 def _version(tensor: torch.Tensor) -> int:
     """Inference tensors count no versions; a change to them in place shows when the graph is compared."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-def _random_state() -> list[torch.Tensor]:
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states.extend(torch.cuda.get_rng_state(index) for index in range(torch.cuda.device_count()))
-    return states

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from onediff.infer_compiler import DeployableModule
 from torch import nn
 
-from pipevault.compat.diffusers import hook_references
+from pipevault.compat.diffusers import inner_forwards
 from pipevault.errors import CannotFreezeError, ChangedPartError
 from pipevault.graphs.state import PartOptions, PartState
 
@@ -172,11 +172,8 @@ def _inner_forwards(module: nn.Module) -> Iterator[tuple[Callable[[], Any], Call
     own = module.__dict__
     if "_old_forward" in own:
         yield lambda: own["_old_forward"], lambda forward: own.__setitem__("_old_forward", forward)
-    for reference in hook_references(own.get("_diffusers_hook")):
-        yield (
-            lambda reference=reference: reference.forward,  # type: ignore[misc]
-            lambda forward, reference=reference: setattr(reference, "forward", forward),  # type: ignore[misc]
-        )
+    for reference, name in inner_forwards(own.get("_diffusers_hook")):
+        yield partial(getattr, reference, name), partial(setattr, reference, name)
 
 
 def part_state(module: nn.Module) -> PartState:

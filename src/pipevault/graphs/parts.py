@@ -55,7 +55,7 @@ def register_adapter(
     """
     if not isinstance(cls, type):
         raise SettingsError(f"register_adapter takes a class, not {cls!r}.")
-    known = tuple(name for name in methods if callable(getattr(cls, name, None)))
+    known = tuple(name for name in methods if _has_method(cls, name))
     if not known:
         raise SettingsError(f"{cls.__name__} has none of the methods {', '.join(methods)}. Name one that generates.")
     if tuple(methods) != METHODS and len(known) != len(methods):
@@ -73,7 +73,12 @@ def generating_methods(cls: type) -> tuple[str, ...]:
     """Names of the methods of a pipeline class that generate."""
     adapter = next((_ADAPTERS[base] for base in cls.__mro__ if base in _ADAPTERS), None)
     names = adapter.methods if adapter else METHODS
-    return tuple(name for name in names if callable(getattr(cls, name, None)))
+    return tuple(name for name in names if _has_method(cls, name))
+
+
+def _has_method(cls: type, name: str) -> bool:
+    """Whether instances have the method; every class can be called itself, which does not count."""
+    return any(name in vars(base) for base in cls.__mro__ if base is not object) and callable(getattr(cls, name))
 
 
 def pipeline_modules(pipe: Any) -> dict[str, nn.Module]:
@@ -121,7 +126,9 @@ def find_parts(pipe: Any, wanted: Sequence[str] | None = None) -> dict[str, nn.M
         raise SettingsError(
             f"{type(pipe).__name__} has no part {', '.join(unknown)}. Its parts: {', '.join(parts) or 'none'}."
         )
-    return {name: module for name, module in {**parts, **extra}.items() if name in wanted}
+    chosen = {name: module for name, module in {**parts, **extra}.items() if name in wanted}
+    first = {id(unfrozen(module)): name for name, module in reversed(chosen.items())}
+    return {name: module for name, module in chosen.items() if first[id(unfrozen(module))] == name}
 
 
 def _named(pipe: Any, names: Sequence[str], who: str) -> dict[str, nn.Module]:
@@ -207,6 +214,8 @@ def replace_part(pipe: Any, old: nn.Module, new: nn.Module) -> None:
             owner[int(key)] = new
         elif isinstance(owner, dict):
             owner[key] = new
+        elif isinstance(value := _step(owner, str(key)), tuple):
+            setattr(owner, str(key), tuple(new if item is old else item for item in value))
         else:
             setattr(owner, str(key), new)
 
@@ -220,6 +229,8 @@ def _places(owner: Any, wanted: nn.Module, depth: int, seen: set[int]) -> Iterat
             yield owner, name
         elif isinstance(value, list):
             yield from ((value, index) for index, item in enumerate(value) if item is wanted)
+        elif isinstance(value, tuple) and any(item is wanted for item in value):
+            yield owner, name
         elif isinstance(value, dict):
             yield from ((value, key) for key, item in value.items() if item is wanted)
         if isinstance(value, nn.Module) and value is not wanted:

@@ -19,10 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipevault.errors import CannotFreezeError
 from pipevault.graphs.check import compare_trees
 from pipevault.graphs.observe import find_owner, read_state
-from pipevault.graphs.signature import DescribedCall, Leaf, Signature, rebuild
+from pipevault.graphs.signature import ABSENT, DescribedCall, Leaf, Signature, rebuild
 
 # What a number is compared at beside its captured value: far enough to show in the output.
-_SECOND_VALUES: Mapping[type, Callable[[Any], Any]] = {float: lambda value: value * 0.5 + 0.25, int: lambda v: v + 1}
+_SECOND_VALUES: Mapping[type, Callable[[Any], Any]] = {
+    float: lambda value: 0.75 if value == 0.5 else value * 0.5 + 0.25,
+    int: lambda value: value + 1,
+}
 
 
 @dataclass(frozen=True)
@@ -49,20 +52,21 @@ class Program:
 
 @contextmanager
 def _state_set(module: nn.Module, state: Mapping[str, Any]) -> Iterator[None]:
-    absent = object()
-    before = []
+    before = [(*find_owner(module, path), value) for path, value in read_state(module, tuple(state)).items()]
     try:
         for path, value in state.items():
-            owner, name = find_owner(module, path)
-            before.append((owner, name, owner.get(name, absent)))
-            owner[name] = value
+            _put(*find_owner(module, path), value)
         yield
     finally:
         for owner, name, value in before:
-            if value is absent:
-                owner.pop(name, None)
-            else:
-                owner[name] = value
+            _put(owner, name, value)
+
+
+def _put(owner: dict[str, Any], name: str, value: Any) -> None:
+    if value is ABSENT:
+        owner.pop(name, None)
+    else:
+        owner[name] = value
 
 
 def copied_leaves(leaves: Sequence[Leaf]) -> list[Leaf]:
@@ -160,9 +164,9 @@ class _NoLookAtValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class Results:
     """How the result tree of a program is put together.
 
-    ``leaves`` has an item for each leaf of the tree: ``["tensor"]``, the next tensor that the graph returns; ``["leaf",
-    n]``, the n-th leaf of the call itself; ``["value", value]``, a constant. ``tree`` is the tree as
-    ``torch.utils._pytree.treespec_dumps`` writes it.
+    ``leaves`` has an item for each leaf of the tree: ``["tensor"]``, the next tensor that the graph returns;
+    ``["leaf", n]``, the n-th leaf of the call itself; ``["value", value]``, a constant; ``["absent"]``, an attribute
+    that is not there. ``tree`` is the tree as ``torch.utils._pytree.treespec_dumps`` writes it.
     """
 
     leaves: tuple[tuple[Any, ...], ...]
@@ -181,6 +185,8 @@ class Results:
                 described.append(("leaf", own[id(leaf)]) if id(leaf) in own else ("tensor",))
             elif leaf is None or isinstance(leaf, (bool, int, float, str)):
                 described.append(("value", leaf))
+            elif leaf is ABSENT:
+                described.append(("absent",))
             else:
                 raise CannotFreezeError(f"it returns a {type(leaf).__module__}.{type(leaf).__qualname__}")
         try:

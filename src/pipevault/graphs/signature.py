@@ -24,8 +24,21 @@ from pipevault.digest import Digest, canonical_json, digest_bytes
 Shape: TypeAlias = "tuple[Any, ...]"
 Leaf: TypeAlias = "torch.Tensor | int | float"
 
+
+class _Absent:
+    """See :data:`ABSENT`."""
+
+    def __repr__(self) -> str:
+        return "absent"
+
+
+ABSENT = _Absent()
+"""The value of an attribute that is not there."""
+
 _REAL_DTYPES = frozenset({"int32", "int64", "float32", "float64"})
 _LARGEST_CAST_DIM = 1
+LEAF_KINDS = frozenset({"value", "number", "opaque", "absent"})
+"""Kinds of shapes, beside ``tensor``, that have no children."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +160,8 @@ def rebuild(shape: Shape, leaves: Iterator[Any]) -> Any:
         return next(leaves)
     if kind == "value":
         return _value(shape[1], shape[2])
+    if kind == "absent":
+        return ABSENT
     node, context = _NODES[kind, shape[1]]
     return node.unflatten_fn([rebuild(child, leaves) for child in shape[2]], context)
 
@@ -171,6 +186,8 @@ class _Description:
             number = float(value) if isinstance(value, float) else int(value)
             self.leaves.append(number)
             return ("number", type(number).__name__, None)
+        if value is ABSENT:
+            return ("absent", "", None)
         if value is None or isinstance(value, (bool, str)):
             return ("value", type(value).__name__, value)
         if isinstance(value, (torch.dtype, torch.device)):
@@ -185,7 +202,7 @@ class _Description:
             if not isinstance(context, type):
                 return self._opaque(value, path)
             names = json.dumps(f"{context.__module__}.{context.__qualname__}")
-        kind = _node_type(value).__name__
+        kind = _node_name(_node_type(value))
         _NODES.setdefault((kind, names), (node, context))
         labels = context if isinstance(context, list) and len(context) == len(children) else range(len(children))
         described = tuple(
@@ -209,9 +226,15 @@ def _node_type(value: Any) -> Any:
     return namedtuple if cls not in pytree.SUPPORTED_NODES and pytree.is_namedtuple(value) else cls
 
 
+def _node_name(node_type: Any) -> str:
+    """Two classes may share a name; those of Python itself are told by it alone."""
+    home, name = str(node_type.__module__), str(node_type.__qualname__)
+    return name if home in ("builtins", "collections") else f"{home}.{name}"
+
+
 def _autocast(leaves: Sequence[Leaf]) -> str | None:
     device_type = next((leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)), "cpu")
-    if not torch.is_autocast_enabled(device_type):
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
         return None
     return str(torch.get_autocast_dtype(device_type))[6:]
 
@@ -226,7 +249,7 @@ def _loose(shape: Shape) -> Shape:
     if shape[0] == "tensor":
         open_dtype = shape[1] in _REAL_DTYPES and len(shape[2]) <= _LARGEST_CAST_DIM
         return ("tensor", "real" if open_dtype else shape[1], *shape[2:])
-    if shape[0] in ("value", "number", "opaque"):
+    if shape[0] in LEAF_KINDS:
         return shape
     return (shape[0], shape[1], tuple(_loose(child) for child in shape[2]))
 
@@ -246,4 +269,6 @@ def _readable(shape: Shape, counter: Iterator[int], values: Mapping[int, str]) -
         return repr(content) if detail == "str" else str(content)
     if kind == "opaque":
         return str(detail)
-    return f"{kind}({', '.join(_readable(child, counter, values) for child in content)})"
+    if kind == "absent":
+        return "absent"
+    return f"{kind.rpartition('.')[2]}({', '.join(_readable(child, counter, values) for child in content)})"

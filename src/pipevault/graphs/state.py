@@ -22,7 +22,7 @@ from torch import nn
 
 from pipevault.compat.accelerate import offloaded_weight
 from pipevault.compat.pytorch import without_modes
-from pipevault.digest import digest_file
+from pipevault.digest import digest_file, digest_json
 from pipevault.errors import (
     CannotFreezeError,
     ChangedPartError,
@@ -317,7 +317,8 @@ class PartState:
         listing = "".join(f"\n  frozen: {known}" for known in frozen[:8])
         more = f"\n  and {len(frozen) - 8} more" if len(frozen) > 8 else ""
         raise UnfrozenCallError(
-            f"{self.name} was called with a signature that no frozen graph has.\n  called: {signature}{unusable}{listing}{more}\n"
+            f"{self.name} was called with a signature that no frozen graph has.\n  called: {signature}{unusable}"
+            f"{listing}{more}\n"
             f"{self.options.freeze_hint}, or set on_unfrozen='eager' to run such calls uncompiled.",
             self.name,
             str(signature),
@@ -326,7 +327,9 @@ class PartState:
 
     def _freeze(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Freeze the call, and run the graph for this very call: its bits are those of every later one."""
-        signature = describe_call(args, kwargs).signature
+        call = describe_call(args, kwargs)
+        self._refuse_gradients(call)
+        signature = call.signature
         try:
             with FREEZING, without_modes():
                 slot = self.freeze(args, kwargs)
@@ -483,7 +486,8 @@ class PartState:
 
 def _in_memory(frozen: Frozen) -> Kept:
     signature = frozen.document.signature
-    return Kept(signature, signature.digest.hex, frozen.document, lambda: (frozen.package, frozen.constants))
+    key = digest_json({"signature": signature.to_json(), "origins": frozen.document.origins}).hex
+    return Kept(signature, key, frozen.document, lambda: (frozen.package, frozen.constants))
 
 
 def _files_beside(path: Path, document: GraphDocument) -> Files:

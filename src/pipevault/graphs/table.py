@@ -17,7 +17,7 @@ from pipevault.errors import VaultError, WrongMachineError
 from pipevault.graphs.freezing import Frozen
 from pipevault.graphs.frozen import FrozenGraph, GraphDocument, constant_sha256, live_constant
 from pipevault.graphs.observe import read_state
-from pipevault.graphs.signature import DescribedCall, Leaf, Shape, Signature, describe_call
+from pipevault.graphs.signature import LEAF_KINDS, DescribedCall, Leaf, Shape, Signature, describe_call
 
 logger = logging.getLogger("pipevault")
 
@@ -205,7 +205,7 @@ def _dtypes(signature: Signature) -> Iterator[str]:
 def _dtypes_in(shape: Shape) -> Iterator[str]:
     if shape[0] == "tensor":
         yield shape[1]
-    elif shape[0] not in ("number", "value", "opaque"):
+    elif shape[0] not in LEAF_KINDS:
         for child in shape[2]:
             yield from _dtypes_in(child)
 

@@ -419,7 +419,8 @@ class _Session:
         try:
             rehearsal = rehearse(self.pipe, self.states, shape, policy="error", clock=self.clock, compare=False)
         except UnfrozenCallError as error:
-            raise self._missed(key, miss, shape, f" {error}") from error
+            more = "" if miss.reason in str(error) else f" {error}"
+            raise self._missed(key, miss, shape, more) from error
         graphs = sorted({Digest(graph) for graphs in rehearsal.graphs.values() for graph in graphs})
         if any(self.store.renew(graph) for graph in graphs):  # open, and gone from every tier since
             raise self._missed(key, miss, shape)
