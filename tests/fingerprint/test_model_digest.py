@@ -436,11 +436,13 @@ def test_a_very_deep_container_ends() -> None:
     assert digest(net) == digest(net)
 
 
-def test_values_of_a_tensor_that_an_object_holds_count() -> None:
+def test_a_tensor_that_an_object_holds_does_not_count_as_models_fill_such_caches() -> None:
     net: Any = Net()
-    net.helper = types.SimpleNamespace(constant=torch.ones(2))
+    net.helper = types.SimpleNamespace(constant=None, scale=1)
     before = digest(net)
-    net.helper.constant = torch.zeros(2)
+    net.helper.constant = torch.zeros(2)  # a graph that has it as a constant compares it
+    assert digest(net) == before
+    net.helper.scale = 2
     assert digest(net) != before
 
 

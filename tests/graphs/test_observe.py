@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque, namedtuple
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -348,6 +349,14 @@ def test_tensors_of_attributes_are_found_again_by_their_steps() -> None:
         assert follow(module, steps) is tensor
     assert follow(module, ("", "nested", "a", 7)) is None
     assert follow(module, ("gone", "table")) is None
+
+
+def test_tensors_in_objects_and_under_keys_of_any_kind_are_found() -> None:
+    module = Doing(lambda self, x: x, rope=SimpleNamespace(tables={(4, 4): torch.ones(2)}, owner=None))
+    module.rope.owner = module.rope
+    ((steps, tensor),) = iter_tensors(module)
+    assert steps == ["", "rope", "tables", "(4, 4)"]
+    assert follow(module, steps) is tensor
 
 
 class TestRefusedCalls:

@@ -348,7 +348,7 @@ class _Walk:
         self._objects[id(value)] = text
         self._kept_alive.append(value)
         if values and depth < _MAX_DEPTH:
-            lines = self._attribute_lines(values, type(value), depth + 1)
+            lines = self._attribute_lines(values, type(value), depth + 1, skip=self._is_cache)
             text = f"{text}({', '.join(sorted(lines))})" if lines else text
             self._objects[id(value)] = text
         return text

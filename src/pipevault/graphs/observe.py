@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from pipevault.compat import accelerate, diffusers
 from pipevault.errors import CannotFreezeError
 from pipevault.graphs.signature import ABSENT
 
@@ -28,7 +29,8 @@ _CONTAINERS = (list, dict, deque, OrderedDict, defaultdict, set)
 _SEQUENCES = (tuple, *_CONTAINERS)
 _MAX_DEPTH = 6
 # Registered tensors are compared by themselves, hooks are the guard's business, and no forward sets its module's mode.
-_UNWATCHED = frozenset(nn.Module().__dict__)
+# Hooks that offload hold the weights themselves.
+_UNWATCHED = frozenset(nn.Module().__dict__) | {accelerate.HOOK_ATTRIBUTE, diffusers.REGISTRY_ATTRIBUTE}
 
 Path = str
 """``<module path>:<attribute>``, as in ``up_blocks.0.conv:cache``."""
@@ -237,34 +239,42 @@ def same_values(one: Any, other: Any, _above: tuple[int, ...] = ()) -> bool:
 
 def iter_tensors(module: nn.Module) -> Iterator[tuple[list[str | int], torch.Tensor]]:
     """Yield every tensor that an attribute of the tree holds and no module has registered, with the steps to it:
-    the module's path, the attribute, and then indices and keys.
+    the module's path, the attribute, and then indices, keys and attributes of objects.
     """
     for path, _, _, value in _walk(module):
         where, _, name = path.rpartition(":")
-        yield from _tensors_in(value, [where, name], 0)
+        yield from _tensors_in(value, [where, name], ())
 
 
 def follow(module: nn.Module, steps: Sequence[str | int]) -> Any:
     """Return what lies at the end of ``steps``, as :func:`iter_tensors` gives them; ``None`` if nothing does."""
     try:
-        value: Any = module.get_submodule(str(steps[0])).__dict__[str(steps[1])]
-        for step in steps[2:]:
-            value = value[step]
+        value: Any = module.get_submodule(str(steps[0])).__dict__
+        for step in steps[1:]:
+            value = dict(_named_items(value))[step]
     except (AttributeError, LookupError, TypeError):
         return None
     return value
 
 
-def _tensors_in(value: Any, steps: list[str | int], depth: int) -> Iterator[tuple[list[str | int], torch.Tensor]]:
+def _named_items(value: Any) -> Iterator[tuple[str | int, Any]]:
+    """What a container or an object holds, each by a step that JSON can hold."""
+    if isinstance(value, dict):
+        yield from ((key if isinstance(key, (str, int)) else repr(key), item) for key, item in value.items())
+    elif isinstance(value, (list, tuple, deque)):
+        yield from enumerate(value)
+    elif _is_object(value):
+        yield from vars(value).items()
+
+
+def _tensors_in(
+    value: Any, steps: list[str | int], above: tuple[int, ...]
+) -> Iterator[tuple[list[str | int], torch.Tensor]]:
     if isinstance(value, torch.Tensor):
         yield steps, value
-    elif depth < _MAX_DEPTH and isinstance(value, dict):
-        for name, item in value.items():
-            if isinstance(name, (str, int)):
-                yield from _tensors_in(item, [*steps, name], depth + 1)
-    elif depth < _MAX_DEPTH and isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _tensors_in(item, [*steps, index], depth + 1)
+    elif len(above) < _MAX_DEPTH and id(value) not in above:
+        for step, item in _named_items(value):
+            yield from _tensors_in(item, [*steps, step], (*above, id(value)))
 
 
 def _walk(module: nn.Module) -> Iterator[tuple[Path, dict[str, Any], str, Any]]:
