@@ -1,7 +1,8 @@
 """Run the contract of tests/families on every family and write the table: families by parts frozen, or why not.
 
 scripts/breadth.py                       all families; tests/families/RESULTS.md and scripts/results/breadth.json
-scripts/breadth.py sdxl wan --dir DIR    some families, vaults kept in DIR
+scripts/breadth.py sdxl wan --dir DIR    some families, vaults and reports kept in DIR
+scripts/breadth.py --reports DIR         the table from reports that were kept
 """
 
 from __future__ import annotations
@@ -80,12 +81,36 @@ def summary(reports: list[dict[str, Any]]) -> str:
     )
 
 
+def kept_reports(folders: list[Path], names: list[str]) -> list[dict[str, Any]]:
+    """The reports of ``names`` that earlier runs kept, in the order of the families; a later folder wins."""
+    found = {path.stem: json.loads(path.read_text()) for folder in folders for path in sorted(folder.glob("*.json"))}
+    return [found[name] for name in names if name in found]
+
+
+def write(reports: list[dict[str, Any]], target: Path) -> None:
+    """Write the table, and the reports as JSON."""
+    import diffusers
+    import torch
+    import transformers
+
+    versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}, transformers {transformers.__version__}"
+    target.write_text(
+        f"# Families\n\nTiny pipelines with random weights, {versions}, one CPU thread; written by "
+        f"`scripts/breadth.py`. Variations under `by graph` were served by the graphs of the first call; those under "
+        f"`by eager` have another signature and ran eagerly, as on_unfrozen asked.\n\n{summary(reports)}\n\n"
+        f"{table(reports)}\n"
+    )
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(reports, indent=1, sort_keys=True) + "\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="families; default: all")
     parser.add_argument("--dir", type=Path, help="where vaults are kept; default: a temporary folder")
     parser.add_argument("--compile", nargs="*", default=(), help="variations to freeze instead of running them eagerly")
     parser.add_argument("--table", type=Path, help=f"default: {TABLE.relative_to(ROOT)} if all families run")
+    parser.add_argument("--reports", type=Path, nargs="+", help="folders of kept reports; nothing is run")
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT / "tests"))
     from families.build import FAMILIES  # type: ignore[import-not-found]
@@ -93,6 +118,11 @@ def main() -> int:
     if unknown := [name for name in arguments.names if name not in FAMILIES]:
         parser.error(f"unknown families: {', '.join(unknown)}. Known: {', '.join(FAMILIES)}")
     names = arguments.names or list(FAMILIES)
+    if arguments.reports:
+        reports = kept_reports(arguments.reports, names)
+        write(reports, arguments.table or TABLE)
+        print(f"{table(reports)}\n\n{summary(reports)}")
+        return int(any(report["failures"] for report in reports))
     with tempfile.TemporaryDirectory() as temporary:
         reports = []
         for name in names:
@@ -106,20 +136,7 @@ def main() -> int:
     print(f"\n{table(reports)}\n\n{summary(reports)}")
     target = arguments.table or (None if arguments.names else TABLE)
     if target is not None:
-        import diffusers
-        import torch
-        import transformers
-
-        versions = (
-            f"torch {torch.__version__}, diffusers {diffusers.__version__}, transformers {transformers.__version__}"
-        )
-        text = (
-            f"# Families\n\nTiny pipelines with random weights, {versions}, one CPU thread; written by "
-            f"`scripts/breadth.py`.\n\n{summary(reports)}\n\n{table(reports)}\n"
-        )
-        target.write_text(text)
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(reports, indent=1, sort_keys=True) + "\n")
+        write(reports, target)
     return int(any(report["failures"] for report in reports))
 
 

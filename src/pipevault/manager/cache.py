@@ -364,7 +364,7 @@ class _Session:
         self.store.require_writable(what)
         if self.cache._progress is None:
             logger.warning("freezing %s: %s", what, miss.reason)
-        with FREEZING, ExitStack() as stack:
+        with ExitStack() as stack:
             try:
                 lock = self.cache.vault.lock(
                     key.digest, timeout_s=self.settings.lock_timeout_s, on_wait=self.store.wait
@@ -374,6 +374,7 @@ class _Session:
                 if self.settings.on_lock_timeout != "compile":
                     raise
                 logger.warning("%s Freezing it here too, as on_lock_timeout is 'compile'.", error)
+            stack.enter_context(FREEZING)  # after the wait for another process, so that other threads go on freezing
             hit, _ = self._from_plan(key)
             return hit if hit is not None else self._rehearse_and_publish(key, miss, shape)
 

@@ -16,22 +16,17 @@ class HeldLeases:
     A copy, by ``copy.deepcopy`` or by pickling, holds none: copies of a loaded pipeline are eager.
     """
 
-    def __init__(self, leases: list[Lease] | None = None, *, also: HeldLeases | None = None) -> None:
-        """``leases`` may grow: graphs are opened when they are first used. ``also``: those of an earlier load."""
+    def __init__(self, leases: list[Lease] | None = None) -> None:
+        """``leases`` may grow: graphs are opened when they are first used."""
         self._leases = leases if leases is not None else []
-        self._also = also
         self._finalizer = weakref.finalize(self, _release, self._leases)
 
     def refresh(self) -> None:
         for lease in tuple(self._leases):
             lease.refresh()
-        if self._also is not None:
-            self._also.refresh()
 
     def release(self) -> None:
         self._finalizer()
-        if self._also is not None:
-            self._also.release()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HeldLeases:
         return HeldLeases()
