@@ -332,7 +332,8 @@ class PartState:
         signature = call.signature
         try:
             with FREEZING, without_modes():
-                slot = self.freeze(args, kwargs)
+                there = self._find(args, kwargs)  # another thread may have frozen the call meanwhile
+                slot = self.freeze(args, kwargs) if there is None else there[0]
         except (TrainingModeError, CompilerMissingError):
             raise
         except (InterruptedBuildError, NotFiniteError) as error:
@@ -361,7 +362,10 @@ class PartState:
         refuse_training(self.name, self.module)
         report = self.options.report
         signature = describe_call(args, kwargs).signature
-        logger.info("freezing %s for %s", self.name, signature)
+        # A load has told that it freezes; a call that takes minutes must tell of itself.
+        logger.log(
+            logging.INFO if GENERATING.rehearsing else logging.WARNING, "freezing %s for %s", self.name, signature
+        )
         started_s = time.perf_counter()
         try:
             report(self.name, "capture", None, str(signature))
