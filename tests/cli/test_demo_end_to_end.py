@@ -98,6 +98,9 @@ def test_ls_show_and_doctor_understand_a_real_entry(demo_vault: DemoVault, tmp_p
     assert "32x32, batch 10, guidance" in listed.stdout
     assert "unet" in listed.stdout
     shown = pipevault("show", demo_vault.report["key"][:10], "--dir", root)
-    assert "unet/0.pt2" in shown.stdout
     assert "frozen, 1 graph" in shown.stdout
+    plan = json.loads(pipevault("show", demo_vault.report["key"], "--dir", root, "--json").stdout)
+    graph = pipevault("show", plan["needs"][0], "--dir", root)
+    assert "graph.pt2" in graph.stdout
+    assert plan["kind"] == "plan"
     assert pipevault("doctor", "--dir", root).returncode == 0

@@ -42,6 +42,7 @@ def fields(**changes: Any) -> dict[str, Any]:
         "key": SHA256,
         "manifest": SHA256[::-1],
         "outcome": "hit",
+        "graphs": {"unet": {SHA256: SHA256}},
         "weights": {"unet": SHA256},
         "versions": {"pipevault": "0.1.0", "torch": "2.13.0", "onediff": None},
         "machine": {"cpu": {"isa": "avx2"}},
