@@ -43,6 +43,7 @@ class Report:
     load_s: float = 0.0
     hit_s: float = 0.0
     largest: float = 0.0
+    sensitivity: float = 0.0
     variations: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
@@ -85,16 +86,23 @@ def cache(root: Path, family: Family, **settings: Any) -> pipevault.PipelineCach
 def check_family(family: Family, root: Path, *, compile_variations: tuple[str, ...] = ()) -> Report:
     """Run the whole contract. ``compile_variations`` are frozen on the spot; the others may run eagerly."""
     report = Report(family.name)
-    tolerance = TOLERANCE[family.dtype]
 
     def expect(condition: bool, what: str) -> None:
         if not condition:
             report.failures.append(what)
 
+    shaken = family.make()
+    with torch.no_grad():
+        for module in shaken.components.values():
+            for parameter in module.parameters() if isinstance(module, torch.nn.Module) else ():
+                parameter.mul_(1 + 1e-6)
     reference = family.make()
     keys = cache(root, family)
     before = keys.key(reference, call=dict(family.call))
     eager = draw(reference, family.call)
+    # Random weights may blow up rounding: what a millionth in the weights moves, another order of sums moves too.
+    report.sensitivity = distance(draw(shaken, family.call), eager)
+    tolerance = max(TOLERANCE[family.dtype], 3 * report.sensitivity)
     after = keys.key(reference, call=dict(family.call))
     expect(before == after, f"an eager call changes the key: {'; '.join(map(str, before.differences(after)))}")
     pipe = family.make()

@@ -83,6 +83,18 @@ def varied_leaves(leaves: Sequence[Leaf]) -> list[Leaf]:
     return [_varied(leaf, generator) if isinstance(leaf, torch.Tensor) else second_value(leaf) for leaf in leaves]
 
 
+def shaken_leaves(leaves: Sequence[Leaf]) -> list[Leaf]:
+    """Return ``leaves`` with their floating-point tensors changed in the last bits."""
+    return [
+        leaf.detach() * (1 + 2 * torch.finfo(leaf.dtype).eps)
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+        else leaf.detach().clone()
+        if isinstance(leaf, torch.Tensor)
+        else leaf
+        for leaf in leaves
+    ]
+
+
 def second_value(number: int | float) -> int | float:
     value: int | float = _SECOND_VALUES[type(number)](number)
     return value
