@@ -54,18 +54,22 @@ def run_family(name: str, folder: Path, compiled: tuple[str, ...]) -> dict[str, 
 def table(reports: list[dict[str, Any]]) -> str:
     """The reports as Markdown."""
     lines = [
-        "| family | denoiser | frozen | eager, and why | load s | hit s | distance | by graph | by eager | broken |",
-        "| --- | --- | --- | --- | ---: | ---: | ---: | --- | --- | --- |",
+        "| family | denoiser | frozen | eager, and why | load s | hit s | distance | by graph | by eager | none | broken |",
+        "| --- | --- | --- | --- | ---: | ---: | ---: | --- | --- | --- | --- |",
     ]
     for report in reports:
         parts = report["parts"]
         frozen = ", ".join(name for name, status in parts.items() if status == "frozen")
         eager = "; ".join(f"{name}: {why.splitlines()[0][:120]}" for name, why in report.get("eager_parts", {}).items())
         variations = report.get("variations", {})
-        by = {kind: ", ".join(n for n, k in variations.items() if k == kind) for kind in ("graph", "eager")}
+        by = {
+            kind: ", ".join(n for n, k in variations.items() if k == kind)
+            for kind in ("graph", "eager", "unrepeatable")
+        }
         lines.append(
             f"| {report['name']} | {report.get('denoiser', '')} | {frozen} | {eager} | {report.get('load_s', '')} "
             f"| {report.get('hit_s', '')} | {report.get('largest', float('nan')):.1e} | {by['graph']} | {by['eager']} "
+            f"| {by['unrepeatable']} "
             f"| {'; '.join(report['failures'])} |"
         )
     return "\n".join(lines)
@@ -97,7 +101,8 @@ def write(reports: list[dict[str, Any]], target: Path) -> None:
     target.write_text(
         f"# Families\n\nTiny pipelines with random weights, {versions}, one CPU thread; written by "
         f"`scripts/breadth.py`. Variations under `by graph` were served by the graphs of the first call; those under "
-        f"`by eager` have another signature and ran eagerly, as on_unfrozen asked.\n\n{summary(reports)}\n\n"
+        f"`by eager` have another signature and ran eagerly, as on_unfrozen asked; under `none` the eager "
+        f"pipeline itself gives other pixels each time.\n\n{summary(reports)}\n\n"
         f"{table(reports)}\n"
     )
     RESULTS.parent.mkdir(exist_ok=True)
