@@ -29,9 +29,10 @@ REHEARSAL_SEED = 0
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a rehearsal showed. ``parts``: what became of each part. ``graphs``: the keys of the graphs that each used.
-    ``eager``: parts that must stay eager, because the whole output changes when they are frozen. ``check``: the whole
-    output against eager.
+    """The result of a rehearsal.
+
+    ``parts``: what became of each part. ``graphs``: the keys of the graphs that each used. ``eager``: parts that must
+    stay eager, because the whole output changes when they are frozen. ``check``: the whole output against eager.
     """
 
     parts: Mapping[str, PartOutcome]
@@ -81,7 +82,7 @@ def rehearse(
 
 
 def part_outcome(state: PartState, eager: str = "") -> PartOutcome:
-    """What became of a part since its state began to list."""
+    """Return what became of a part since its state began to list."""
     graphs = [slot for slot in state.touched.values() if slot.kept.document is not None]
     refused = [slot.refusal for slot in state.touched.values() if slot.refusal]
     reasons = "; ".join(dict.fromkeys([*([eager] if eager else []), *refused, *state.unstored.values()]))

@@ -57,7 +57,7 @@ logger = logging.getLogger("pipevault")
 
 @dataclass
 class Store:
-    """What the shelves of one load share: the tiers, the settings, and what is told of while they are used.
+    """The things that the shelves of one load share: the tiers, the settings, and what is told of while they are used.
 
     ``origins`` has for each key the folder of the tier where it was found.
     """
@@ -313,7 +313,7 @@ class VaultShelf:
         return kept
 
     def _kept(self, manifest: Manifest) -> Kept | None:
-        """What a manifest of this shelf says; ``None`` if it is another part's (its folder shares 64 bits only)."""
+        """Read a manifest of this shelf; ``None`` if it is another part's (its folder shares 64 bits only)."""
         key = manifest.key
         if key.shelf != self._shelf:
             return None

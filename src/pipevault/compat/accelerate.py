@@ -22,7 +22,7 @@ _COMPUTING_HOOKS = frozenset({"LayerwiseCastingHook"})  # casts weights for each
 
 
 def is_hooked(values: Mapping[str, Any]) -> bool:
-    """Whether the module with the attributes ``values`` has a hook of accelerate."""
+    """Return whether the module with the attributes ``values`` has a hook of accelerate."""
     return HOOK_ATTRIBUTE in values
 
 
@@ -36,7 +36,7 @@ def forward_of(values: Mapping[str, Any]) -> Any:
 
 
 def is_hooked_forward(forward: object) -> bool:
-    """Whether ``forward`` is the function that ``add_hook_to_module`` puts in place of a module's own."""
+    """Return whether ``forward`` is the function that ``add_hook_to_module`` puts in place of a module's own."""
     function = forward.func if isinstance(forward, functools.partial) else None
     return (
         isinstance(function, types.FunctionType)
