@@ -141,6 +141,15 @@ class TestCallsWithoutAGraph:
         assert not isinstance(caught.value, BadCallError)
 
 
+def test_a_module_inside_a_part_is_frozen_when_it_is_asked_for(tmp_path: Path) -> None:
+    pipe = cache(tmp_path / "vault", "compile").load(PlainPipeline(), parts=["transformer.mix"], batch_size=1)
+    assert pipevault.outcome(pipe).parts["transformer.mix"].status == "frozen"
+    torch.testing.assert_close(draw(pipe), draw(PlainPipeline()))
+    state = loaded_state(pipe)
+    assert state is not None
+    assert state.states(pipe)["transformer.mix"].uses["eager"] == 0
+
+
 @pytest.mark.usefixtures("no_compiling")
 class TestLoadsThatAdd:
     def test_a_call_that_any_pipeline_froze_is_a_hit_without_a_plan(self, grown_vault: Path) -> None:

@@ -49,7 +49,7 @@ def rehearse(
     Raises :class:`BadCallError` if the pipeline refuses the call, what freezing a call raises, and
     :class:`NothingFrozenError` if no part could be frozen.
     """
-    run, alternative = _runners(pipe, shape)
+    run, alternative = _runners(pipe, states, shape)
     check = None
     eager: dict[str, str] = {}
     with ExitStack() as stack:
@@ -170,15 +170,17 @@ def _first_accepted(run: Callable[[], Any], alternative: Callable[[], Any] | Non
         return alternative, alternative()
 
 
-def _runners(pipe: Any, shape: CallShape) -> tuple[Callable[[], Any], Callable[[], Any] | None]:
+def _runners(
+    pipe: Any, states: Mapping[str, PartState], shape: CallShape
+) -> tuple[Callable[[], Any], Callable[[], Any] | None]:
     """A function that runs the pipeline at ``shape``; another one to try where the pipeline may want an image."""
     own_call = graph_parts.adapter_of(pipe) is None and not callable(shape.call)
     if own_call and has_optional_images(pipe, shape):
-        return _runner(pipe, shape, images=False), _runner(pipe, shape)
-    return _runner(pipe, shape), None
+        return _runner(pipe, states, shape, images=False), _runner(pipe, states, shape)
+    return _runner(pipe, states, shape), None
 
 
-def _runner(pipe: Any, shape: CallShape, *, images: bool = True) -> Callable[[], Any]:
+def _runner(pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, images: bool = True) -> Callable[[], Any]:
     """A function that runs the pipeline at ``shape``, with the same randomness each time and none left behind."""
     adapter = graph_parts.adapter_of(pipe)
     given = shape.call
@@ -197,7 +199,6 @@ def _runner(pipe: Any, shape: CallShape, *, images: bool = True) -> Callable[[],
         function = lambda: pipe(**arguments)  # noqa: E731
 
     def run() -> Any:
-        states = graph_parts.frozen_parts(pipe)
         with ExitStack() as stack:
             stack.enter_context(generating(states, rehearsing=True))
             stack.enter_context(untouched(pipe))

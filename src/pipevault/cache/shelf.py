@@ -294,7 +294,7 @@ class VaultShelf:
         name = str(self.factors["architecture"]["class"])
         details = {
             **info,
-            "signature_text": str(Signature.from_json(_plain(key.factors["signature"]))),
+            "signature_text": str(Signature.from_json(key.factors["signature"])),
             "machine": machine_record(),
             "toolchain": toolchain_record(graph_format=GRAPH_FORMAT),
         }
@@ -318,10 +318,10 @@ class VaultShelf:
         if key.shelf != self._shelf:
             return None
         [part] = manifest.parts.values()
-        signature = Signature.from_json(_plain(key.factors["signature"]))
+        signature = Signature.from_json(key.factors["signature"])
         if part["status"] != "frozen":
             return Kept(signature, key.digest.hex, refusal=part["reason"])
-        document = GraphDocument.from_json(_plain(part["graphs"][0]))
+        document = GraphDocument.from_json(part["graphs"][0])
         return Kept(signature, key.digest.hex, document, lambda: self._files(key.digest, document))
 
     def _files(self, key: Digest, document: GraphDocument) -> Files:
@@ -358,7 +358,3 @@ class VaultShelf:
         package = Path(shutil.copy2(frozen.package, folder))
         constants = Path(shutil.copy2(frozen.constants, folder)) if frozen.constants else None
         return Kept(frozen.document.signature, key.digest.hex, frozen.document, lambda: (package, constants))
-
-
-def _plain(document: Any) -> Any:
-    return document
