@@ -148,6 +148,7 @@ def test_a_module_inside_a_part_is_frozen_when_it_is_asked_for(tmp_path: Path) -
     state = loaded_state(pipe)
     assert state is not None
     assert state.states(pipe)["transformer.mix"].uses["eager"] == 0
+    assert pipevault.record_of(draw(pipe)).graphs.keys() == {"transformer.mix"}
 
 
 @pytest.mark.usefixtures("no_compiling")

@@ -10,7 +10,7 @@ REGISTRY_CACHE_ATTRIBUTE = "_child_registries_cache"
 """A list that a registry fills when a model is called within ``cache_context``."""
 
 CALL_COUNTERS = frozenset({"_conv_num", "_conv_idx", "_enc_conv_num", "_enc_conv_idx"})
-"""What autoencoders for videos count of their own convolutions each time they are called."""
+"""Names under which autoencoders for videos count their own convolutions each time they are called."""
 
 _HOOKS_MODULE = "diffusers.hooks.hooks"
 _DISPATCH_MODULE = "diffusers.models.attention_dispatch"
@@ -26,7 +26,7 @@ def attention_backend() -> str:
 
 
 def is_empty_registry(value: Any) -> bool:
-    """Whether ``value`` is a hook registry without hooks: the first call within ``cache_context`` leaves one behind."""
+    """Return whether ``value`` is a hook registry without hooks: a first call within ``cache_context`` leaves one."""
     hooks: Any = sys.modules.get(_HOOKS_MODULE)
     return hooks is not None and type(value) is hooks.HookRegistry and not value.hooks
 

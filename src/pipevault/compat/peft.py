@@ -9,7 +9,7 @@ _TUNERS_MODULE = "peft.tuners.tuners_utils"
 
 
 def is_adapter_layer(module: object) -> bool:
-    """Whether ``module`` is a peft layer around a base layer."""
+    """Return whether ``module`` is a peft layer around a base layer."""
     peft: Any = sys.modules.get(_TUNERS_MODULE)
     return peft is not None and isinstance(module, peft.BaseTunerLayer)
 

@@ -55,7 +55,7 @@ def package_metadata(path: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class VectorSettings:
-    """What Inductor's configuration says about vector code; ``simd_bits`` is ``None`` unless somebody chose."""
+    """Inductor's settings about vector code; ``simd_bits`` is ``None`` unless somebody chose."""
 
     switched_off: bool
     simd_bits: int | None
@@ -174,7 +174,7 @@ def onednn_version() -> str | None:
 
 
 def has_tunable_op() -> bool:
-    """Whether this build can time GEMM kernels while the program runs: ``torch.cuda.tunable`` raises elsewhere."""
+    """Return whether this build can time GEMM kernels as the program runs: ``torch.cuda.tunable`` raises elsewhere."""
     import torch
 
     return hasattr(torch._C, "_cuda_tunableop_is_enabled")

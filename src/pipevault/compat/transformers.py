@@ -14,7 +14,7 @@ _CAPTURE_MODULE = "transformers.utils.output_capturing"
 
 
 def is_output_capturing_hook(hook: object) -> bool:
-    """Whether ``hook`` notes outputs for ``output_hidden_states`` and the like, and changes none of them.
+    """Return whether ``hook`` notes outputs for ``output_hidden_states`` and the like, and changes none of them.
 
     The first call that asks for such outputs installs them, so they say how a model was used and not what it computes.
     """

@@ -44,13 +44,13 @@ def installed_torch_version() -> str | None:
 
 
 def is_too_old(version: str) -> bool:
-    """Whether ``version`` of torch lacks what the package needs."""
+    """Return whether ``version`` of torch lacks what the package needs."""
     found = re.match(r"(\d+)\.(\d+)", version)
     return found is not None and (int(found[1]), int(found[2])) < OLDEST_TORCH
 
 
 def is_tried(version: str) -> bool:
-    """Whether ``version`` of torch, its build left aside, is one of :data:`TRIED_TORCH`; no pre-release is."""
+    """Return whether ``version`` of torch, its build left aside, is one of :data:`TRIED_TORCH`; no pre-release is."""
     release = version.partition("+")[0]
     if not re.fullmatch(r"\d+(\.\d+)*", release):
         return False

@@ -26,6 +26,7 @@ from pipevault.fingerprint.machine import machine_factors
 from pipevault.fingerprint.toolchain import package_version, toolchain_factors
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import GRAPH_FORMAT
+from pipevault.manager.pipeline import loaded_state
 from pipevault.manager.recorded_weights import RecordedWeights
 from pipevault.opening import DEMO_MODEL
 
@@ -150,7 +151,8 @@ def observed(pipe: Any, *, audit: bool) -> Iterator[Seen]:
             seen.steps.append({"step": calls[name], "part": name, "sha256": digest_array(first)})
             calls[name] += 1
 
-    states = graph_parts.frozen_parts(pipe)
+    loaded = loaded_state(pipe)
+    states = graph_parts.frozen_parts(pipe) if loaded is None else loaded.states(pipe)
     for state in states.values():
         state.observer = observe
         state.ran = {}
