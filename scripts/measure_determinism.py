@@ -75,8 +75,8 @@ def costs(vault: Path, rounds: int, levels: list[str], batch_size: int) -> dict[
     """Medians in milliseconds, and each level's ratio to off; levels take turns, so that all see the same load."""
     import torch
 
-    from pipevault.manager.guard import Guard
-    from pipevault.manager.run_record import Recorder
+    from pipevault.runtime.guard import Guard
+    from pipevault.runtime.run_record import Recorder
 
     seconds: dict[str, list[float]] = {level: [] for level in ("off", *levels)}
     records: list[float] = []

@@ -1,4 +1,4 @@
-"""Imports run one way: cli -> manager -> cache -> { fingerprint, store, graphs, … } -> compat -> { key, settings } …"""
+"""Imports run one way: cli, manager, runtime, cache, { fingerprint, store, graphs, … }, compat, { key, settings } …"""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ LAYERS = (
     frozenset({"cli", "pytest_plugin"}),
     frozenset({"__init__"}),  # hands out the manager's names
     frozenset({"manager"}),
+    frozenset({"runtime"}),
     frozenset({"cache"}),
     frozenset({"fingerprint", "store", "graphs", "determinism", "opening", "report"}),
     frozenset({"compat"}),
@@ -49,7 +50,19 @@ WITHOUT_TORCH = frozenset(
 )
 HEAVY = frozenset({"torch", "diffusers", "transformers", "onediff", "onediffx", "numpy"})
 MAY_IMPORT_HEAVY = frozenset(
-    {"fingerprint", "graphs", "determinism", "cache", "manager", "opening", "report", "cli", "compat", "demo"}
+    {
+        "fingerprint",
+        "graphs",
+        "determinism",
+        "cache",
+        "manager",
+        "runtime",
+        "opening",
+        "report",
+        "cli",
+        "compat",
+        "demo",
+    }
 )
 
 

@@ -11,7 +11,7 @@ import torch
 import pipevault
 from pipelines import FAST_BUILD
 from pipevault.graphs.parts import _ADAPTERS
-from pipevault.manager.pipeline import loaded_state
+from pipevault.runtime.pipeline import loaded_state
 
 PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
 

@@ -28,7 +28,7 @@ from pipevault.errors import (
     VaultFullError,
 )
 from pipevault.graphs.part import FrozenPart
-from pipevault.manager.leases import HeldLeases
+from pipevault.runtime.leases import HeldLeases
 from pipevault.settings import Tier
 from pipevault.store.leases import leased_keys
 from pipevault.store.manifest import Manifest

@@ -28,7 +28,7 @@ from pipevault.errors import (
     UnfrozenCallError,
 )
 from pipevault.graphs.part import FrozenPart, part_state
-from pipevault.manager.pipeline import FrozenPipeline, loaded_state
+from pipevault.runtime.pipeline import FrozenPipeline, loaded_state
 from pipevault.store.vault import Vault
 
 

@@ -43,8 +43,8 @@ from pipevault.graphs.inductor import BuildOptions
 from pipevault.graphs.part import FrozenPart, obstacle, part_state
 from pipevault.graphs.state import FREEZING, PartOptions, PartState
 from pipevault.key import Key
-from pipevault.manager.leases import HeldLeases
-from pipevault.manager.pipeline import LoadedState, attach_state, loaded_state, release_class, unload
+from pipevault.runtime.leases import HeldLeases
+from pipevault.runtime.pipeline import LoadedState, attach_state, loaded_state, release_class, unload
 from pipevault.settings import Settings, Tier
 from pipevault.store.manifest import Manifest
 from pipevault.store.tiers import Found, Tiers

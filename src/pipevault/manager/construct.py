@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pipevault.cache.outcome import Progress
 from pipevault.manager.cache import PipelineCache
-from pipevault.manager.recorded_weights import note_origins
+from pipevault.runtime.recorded_weights import note_origins
 from pipevault.settings import Tier
 
 Pipeline = TypeVar("Pipeline")

@@ -32,9 +32,9 @@ from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.manager.cache import PipelineCache
 from pipevault.manager.fresh_process import GenerationJob, GenerationResult
-from pipevault.manager.generation import record_of, sample_count
-from pipevault.manager.pipeline import outcome
 from pipevault.opening import open_pipeline
+from pipevault.runtime.generation import record_of, sample_count
+from pipevault.runtime.pipeline import outcome
 
 Draw: TypeAlias = Callable[[Mapping[str, Any]], "tuple[Any, str | None]"]
 """From the arguments of a call to its output and the SHA-256 of the noise."""

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipevault.determinism.embed import VIDEO_SUFFIXES, write_image, write_sidecar, write_video
 from pipevault.errors import SettingsError
-from pipevault.manager.generation import record_of
+from pipevault.runtime.generation import record_of
 
 
 def save(output: Any, path: str | Path, *, fps: float = 8.0) -> list[Path]:

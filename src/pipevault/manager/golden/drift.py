@@ -24,14 +24,14 @@ from pipevault.cache.outcome import Outcome
 from pipevault.determinism.levels import parse_level
 from pipevault.determinism.metrics import Distance
 from pipevault.errors import PipevaultError, SettingsError
-from pipevault.manager.generation import generate, record_of
 from pipevault.manager.golden.check import distance_of
 from pipevault.manager.golden.draw import Drawn, samples_of, seen_latents
 from pipevault.manager.golden.files import Tolerance
 from pipevault.manager.golden.suite import Limits, Suite
 from pipevault.manager.golden.suite_file import read_suite
-from pipevault.manager.run_record import Recorder
 from pipevault.opening import open_pipeline
+from pipevault.runtime.generation import generate, record_of
+from pipevault.runtime.run_record import Recorder
 from pipevault.settings import Settings
 from pipevault.store.liveness import scratch_prefix
 

@@ -14,7 +14,6 @@ from pipevault.errors import PipevaultError, SettingsError
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.graphs import parts as graph_parts
 from pipevault.manager.cache import PipelineCache
-from pipevault.manager.generation import record_of
 from pipevault.manager.golden.check import Passed, Rules, check_drawn, find_golden
 from pipevault.manager.golden.draw import Drawn, samples_of, seen_latents
 from pipevault.manager.golden.drift import measure_tolerances
@@ -29,6 +28,7 @@ from pipevault.manager.golden.files import (
 from pipevault.manager.golden.machine import machine_type
 from pipevault.manager.golden.suite import Case, Suite
 from pipevault.opening import open_pipeline
+from pipevault.runtime.generation import record_of
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,12 @@ from pipevault.errors import BadCallError, BadSeedError, SettingsError
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.fingerprint.toolchain import package_version
 from pipevault.graphs import parts as graph_parts
-from pipevault.manager.generation import record_of
-from pipevault.manager.pipeline import outcome
 from pipevault.manager.request import Request, load_arguments
-from pipevault.manager.run_record import versions
 from pipevault.manager.sweep.result import SweepResult
 from pipevault.manager.sweep.scoring import Cell, Scoring, as_table
+from pipevault.runtime.generation import record_of
+from pipevault.runtime.pipeline import outcome
+from pipevault.runtime.run_record import versions
 
 MAX_SEEDS = 256
 """Pairs of seeds grow with the square: 256 seeds are 32640 comparisons for each prompt."""

@@ -21,7 +21,7 @@ from pipevault.determinism.record import RunRecord
 from pipevault.determinism.seeds import changed_layers, effective_seed, isolated_rng, rng_digests
 from pipevault.determinism.streams import check_generators, generators, sample_seed
 from pipevault.errors import BadCallError, SettingsError
-from pipevault.manager.run_record import Recorder, Seeds, observed, results
+from pipevault.runtime.run_record import Recorder, Seeds, observed, results
 
 RECORD_ATTRIBUTE = "_pipevault_record"
 _REPEATS = ("num_images_per_prompt", "num_videos_per_prompt")

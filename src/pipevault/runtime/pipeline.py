@@ -1,6 +1,6 @@
 """A loaded pipeline: the same object, of a class made from its own class and :class:`FrozenPipeline`.
 
-The class looks at the pipeline before each generation (see :mod:`pipevault.manager.guard`) and gives its components
+The class looks at the pipeline before each generation (see :mod:`pipevault.runtime.guard`) and gives its components
 to others as the eager modules that they share their state with, because diffusers' ``from_pipe`` accepts no others.
 A copy of a loaded pipeline, also by pickling, is an eager one.
 """
@@ -23,12 +23,12 @@ from pipevault.errors import SettingsError
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.part import FrozenPart, part_state, unfrozen
 from pipevault.graphs.state import PartState
-from pipevault.manager.guard import Guard
-from pipevault.manager.leases import HeldLeases
-from pipevault.manager.recorded_weights import ORIGINS, RecordedWeights
+from pipevault.runtime.guard import Guard
+from pipevault.runtime.leases import HeldLeases
+from pipevault.runtime.recorded_weights import ORIGINS, RecordedWeights
 
 if TYPE_CHECKING:
-    from pipevault.manager.run_record import Recorder
+    from pipevault.runtime.run_record import Recorder
 
 STATE = "_pipevault"
 
@@ -55,7 +55,7 @@ class LoadedState:
 
     def get_recorder(self, pipe: Any) -> Recorder:
         if self.recorder is None:
-            from pipevault.manager.run_record import Recorder
+            from pipevault.runtime.run_record import Recorder
 
             origins = getattr(pipe, "__dict__", {}).get(ORIGINS)
             self.recorder = Recorder(self.outcome, self.load, RecordedWeights(origins))
@@ -216,7 +216,7 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
         state = loaded_state(pipe)
         if state is None or state.generating:
             return method(pipe, *args, **kwargs)
-        from pipevault.manager.generation import generate
+        from pipevault.runtime.generation import generate
 
         state.check(pipe)
         state.leases.refresh()

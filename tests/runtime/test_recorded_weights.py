@@ -17,7 +17,7 @@ from pipevault.fingerprint.origin import weights_origin
 from pipevault.fingerprint.weights import weights_digest
 from pipevault.graphs.parts import find_parts
 from pipevault.manager import recorded_weights
-from pipevault.manager.recorded_weights import ORIGINS, RecordedWeights, memory_file, note_origins
+from pipevault.runtime.recorded_weights import ORIGINS, RecordedWeights, memory_file, note_origins
 
 
 @pytest.fixture

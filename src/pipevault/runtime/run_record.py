@@ -26,9 +26,9 @@ from pipevault.fingerprint.machine import machine_factors
 from pipevault.fingerprint.toolchain import package_version, toolchain_factors
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import GRAPH_FORMAT
-from pipevault.manager.pipeline import loaded_state
-from pipevault.manager.recorded_weights import RecordedWeights
 from pipevault.opening import DEMO_MODEL
+from pipevault.runtime.pipeline import loaded_state
+from pipevault.runtime.recorded_weights import RecordedWeights
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""A loaded pipeline at work: its guard, its generations, and the records of them."""
