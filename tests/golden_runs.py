@@ -40,7 +40,7 @@ def a_record(pictures: list[Image.Image], **changes: Any) -> RunRecord:
     fields: dict[str, Any] = {
         "pipeline": {"class": "Painter", "model": None, "revision": None, "scheduler": None},
         "call": {"prompt": ["a cat"] * len(pictures), "num_inference_steps": 2},
-        "seeds": {"root": 7, "samples": list(range(len(pictures))), "source": "argument"},
+        "seeds": {"root": 7, "samples": list(range(len(pictures))), "source": "argument", "streams": {}},
         "level": {"asked": "repeatable", "achieved": "repeatable", "flags": {}, "notes": []},
         "results": {"noise": KEY, "latents": KEY, "pixels": [pixels_sha256(one) for one in pictures]},
         "outcome": "hit",

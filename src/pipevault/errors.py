@@ -104,6 +104,18 @@ class LockTimeoutError(PipevaultError, TimeoutError):
         self.waited_s = waited_s
 
 
+class TurnTimeoutError(PipevaultError, TimeoutError):
+    """Other threads used the pipeline, or switches that exclude those of this call, for longer than it would wait."""
+
+    def __init__(self, message: str, waited_s: float) -> None:
+        super().__init__(message)
+        self.waited_s = waited_s
+
+
+class DeadlockError(PipevaultError, RuntimeError):
+    """Two threads hold what the other one waits for: call pipelines inside one another in one order everywhere."""
+
+
 class MissError(PipevaultError, LookupError):
     """Mode ``require``: the vault holds no usable entry. ``reason`` says why; freeze it first."""
 

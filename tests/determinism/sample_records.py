@@ -37,7 +37,7 @@ def fields(**changes: Any) -> dict[str, Any]:
             "guidance_scale": 3.0,
             "image": {"kind": "image", "sha256": SHA256, "size": [32, 32], "mode": "RGB"},
         },
-        "seeds": {"root": 7, "samples": list(SEEDS), "source": "argument"},
+        "seeds": {"root": 7, "samples": list(SEEDS), "source": "argument", "streams": {}},
         "level": {"asked": "repeatable+audit", "achieved": "repeatable", "flags": {"threads": 2}, "notes": ["a note"]},
         "key": SHA256,
         "manifest": SHA256[::-1],
@@ -52,6 +52,7 @@ def fields(**changes: Any) -> dict[str, Any]:
             "pixels": [pixels_sha256(picture(index)) for index in range(3)],
             "steps": [{"step": 0, "part": "unet", "sha256": SHA256}],
         },
+        "seconds": {"waiting": 0.0, "drawing": 1.5},
         **changes,
     }
 

@@ -45,7 +45,7 @@ class TestInfotext:
 
     def test_several_images_for_each_prompt(self, tmp_path: Path) -> None:
         call = {"prompt": ["a", "b"], "negative_prompt": ["c", "d"], "num_images_per_prompt": 2}
-        seeds = {"root": 7, "samples": [10, 11, 12, 13], "source": "argument"}
+        seeds = {"root": 7, "samples": [10, 11, 12, 13], "source": "argument", "streams": {}}
         record = sample_record(call=call, seeds=seeds)
         paths = [write_image(picture(), tmp_path / f"{index}.png", record, index=index) for index in range(4)]
         texts = [parsed(infotext(path)) for path in paths]
@@ -53,18 +53,18 @@ class TestInfotext:
         assert found == [("a", "c", "10"), ("a", "c", "11"), ("b", "d", "12"), ("b", "d", "13")]
 
     def test_a_batch_from_one_generator_tells_which_image_it_is(self, tmp_path: Path) -> None:
-        record = sample_record(seeds={"root": None, "samples": [99], "source": "generator"})
+        record = sample_record(seeds={"root": None, "samples": [99], "source": "generator", "streams": {}})
         text = parsed(infotext(write_image(picture(), tmp_path / "out.png", record, index=2)))
         assert (text["Seed"], text["Batch size"], text["Batch pos"]) == ("99", "3", "2")
 
     def test_a_random_seed_is_never_minus_one(self, tmp_path: Path) -> None:
         record = sample_record(
-            call={"seed": -1}, seeds={"root": 5, "samples": [], "source": "random"}, results=one_result()
+            call={"seed": -1}, seeds={"root": 5, "samples": [], "source": "random", "streams": {}}, results=one_result()
         )
         assert parsed(infotext(write_image(picture(), tmp_path / "out.png", record, index=0)))["Seed"] == "5"
 
     def test_a_sample_whose_seed_is_not_known_gets_none(self, tmp_path: Path) -> None:
-        record = sample_record(seeds={"root": 5, "samples": [1, 2], "source": "generator"})
+        record = sample_record(seeds={"root": 5, "samples": [1, 2], "source": "generator", "streams": {}})
         assert "Seed" not in parsed(infotext(write_image(picture(), tmp_path / "out.png", record, index=2)))
 
     def test_size_is_that_of_the_image(self, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ STRICT_FLAGS = {
 def _program(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A program that left torch as it was started; what a test changes is undone."""
     monkeypatch.delenv(CUBLAS_VARIABLE, raising=False)
+    monkeypatch.setattr(BACKENDS.cuda, "is_built", lambda: True)  # its workspace is no switch elsewhere
     states = {name: flag.state() for name, flag in FLAGS.items()}
     yield
     monkeypatch.undo()

@@ -74,7 +74,7 @@ class TestRoundTrip:
         assert record.call["prompt"] == ["a seven", "an eight", "a nine"]
 
     def test_seeds_of_64_bits_stay_exact(self) -> None:
-        record = sample_record(seeds={"root": 2**64 - 1, "samples": [2**63 + 1], "source": "random"})
+        record = sample_record(seeds={"root": 2**64 - 1, "samples": [2**63 + 1], "source": "random", "streams": {}})
         assert RunRecord.from_json(record.to_json()).seeds["samples"] == [2**63 + 1]
 
     def test_time_of_creation_is_the_present_in_utc(self) -> None:
@@ -233,7 +233,7 @@ class TestBadFields:
 
     def test_wrong_when_it_is_made(self) -> None:
         with pytest.raises(BadRecordError) as caught:
-            sample_record(seeds={"root": 7, "samples": [-1], "source": "argument"})
+            sample_record(seeds={"root": 7, "samples": [-1], "source": "argument", "streams": {}})
         assert caught.value.field == "seeds.samples[0]"
 
     @pytest.mark.parametrize(

@@ -66,7 +66,9 @@ class TestVideo:
         assert len(files) == 1
 
     def test_the_digests_of_frames_are_not_taken_for_samples(self, tmp_path: Path) -> None:
-        record = sample_record(call={"prompt": "a seven"}, seeds={"root": 7, "samples": [7], "source": "argument"})
+        record = sample_record(
+            call={"prompt": "a seven"}, seeds={"root": 7, "samples": [7], "source": "argument", "streams": {}}
+        )
         path = write_video(FRAMES, tmp_path / "out.mp4", record, fps=8)
         with av.open(str(path)) as container:
             assert "Batch" not in container.metadata["description"]

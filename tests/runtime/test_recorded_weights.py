@@ -16,7 +16,7 @@ from pipelines import PlainPipeline
 from pipevault.fingerprint.origin import weights_origin
 from pipevault.fingerprint.weights import weights_digest
 from pipevault.graphs.parts import find_parts
-from pipevault.manager import recorded_weights
+from pipevault.runtime import recorded_weights
 from pipevault.runtime.recorded_weights import ORIGINS, RecordedWeights, memory_file, note_origins
 
 

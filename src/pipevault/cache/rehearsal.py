@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipevault.cache.call import CallShape, has_optional_images, warm_up_arguments
+from pipevault.cache.call import CallShape, has_optional_images, parameters, warm_up_arguments
 from pipevault.cache.outcome import Clock, PartOutcome
+from pipevault.determinism.layers import BESIDE, STREAMS, capture, moved
 from pipevault.determinism.seeds import isolated_rng
+from pipevault.determinism.turns import TURNS
 from pipevault.errors import BadCallError, NothingFrozenError, PipevaultError
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.check import Comparison, compare_trees, pipeline_tolerance
@@ -184,6 +186,7 @@ def _runner(pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, ima
     """A function that runs the pipeline at ``shape``, with the same randomness each time and none left behind."""
     adapter = graph_parts.adapter_of(pipe)
     given = shape.call
+    streams = _Streams()
     arguments: dict[str, Any] = {}
     if given is None and adapter is not None and adapter.call is not None:
         given = adapter.call(pipe, {n: v for n, v in shape.to_json().items() if n != "call" and v is not None})
@@ -196,13 +199,17 @@ def _runner(pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, ima
         function = lambda: method(pipe, **arguments)  # noqa: E731
     else:
         arguments = warm_up_arguments(pipe, replace(shape, call=given), images=images)
-        function = lambda: pipe(**arguments)  # noqa: E731
+        own = parameters(pipe)["generator"].default is None if "generator" in parameters(pipe) else False
+        if own and arguments.get("generator") is None:
+            function = lambda: pipe(**arguments, generator=_generator())  # noqa: E731
+        else:
+            function = lambda: pipe(**arguments)  # noqa: E731
 
     def run() -> Any:
         with ExitStack() as stack:
             stack.enter_context(generating(states, rehearsing=True))
             stack.enter_context(untouched(pipe))
-            stack.enter_context(isolated_rng(REHEARSAL_SEED))
+            stack.enter_context(streams.ready())
             stack.enter_context(_rewound(arguments.get("generator")))
             stack.enter_context(torch.no_grad())
             _quieten(pipe)
@@ -217,6 +224,33 @@ def _runner(pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, ima
                 ) from error
 
     return run
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(REHEARSAL_SEED)
+
+
+class _Streams:
+    """The program's own random streams for the runs of one rehearsal.
+
+    The first run has them alone, seeded. If nothing was drawn from them, later runs, which compile for minutes, let
+    other threads generate meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._draws = True
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        if not self._draws:
+            wanted: dict[Hashable, Hashable] = {} if TURNS.holds(STREAMS) else {STREAMS: BESIDE}
+            with TURNS.take(wanted, what="a rehearsal"):
+                yield
+            return
+        with isolated_rng(REHEARSAL_SEED):
+            before = capture()
+            yield
+            self._draws = bool(moved(before, capture()))
 
 
 @contextmanager

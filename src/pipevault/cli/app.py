@@ -31,6 +31,7 @@ EXIT_CODES: tuple[tuple[type[errors.PipevaultError], int, str], ...] = (
     (errors.VaultFullError, 7, "no space was left while publishing"),
     (errors.OldVaultError, 35, "an earlier pipevault wrote the vault, in a format that is no longer read"),
     (errors.VaultError, 8, "the vault folder cannot be used"),
+    (errors.TurnTimeoutError, 36, "other threads used a pipeline or torch's switches for too long"),
     (errors.LockTimeoutError, 9, "another process held a key's lock for too long"),
     (errors.WrongMachineError, 10, "an artifact was built for another machine"),
     (errors.NoRecordError, 11, "the file holds no run record"),

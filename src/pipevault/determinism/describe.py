@@ -28,8 +28,9 @@ def describe(value: Any) -> Any:
     Plain values stand as they are, sequences as lists, mappings with their keys as text. Images, arrays, tensors,
     generators, bytes, floats that are not finite, callables and all other objects become mappings with ``kind``:
     ``image`` (sha256, size, mode), ``array`` and ``tensor`` (sha256, shape, dtype), ``generator`` (seed, device,
-    fresh), ``bytes``, ``float``, ``callable``, ``object``. Describe a generator before the call draws from it:
-    ``fresh`` tells whether nothing had been drawn, that is, whether the seed alone gives the same numbers again.
+    fresh, state), ``bytes``, ``float``, ``callable``, ``object``. Describe a generator before the call draws from it:
+    ``fresh`` tells whether nothing had been drawn, that is, whether the seed alone gives the same numbers again; else
+    ``state`` has what does.
     """
     match value:
         case Enum():
@@ -113,8 +114,14 @@ def _describe_object(value: Any) -> Any:
 def _describe_generator(generator: Any) -> dict[str, Any]:
     seed = generator.initial_seed()
     untouched = type(generator)(device=generator.device).manual_seed(seed)
-    fresh = bytes(generator.get_state().numpy()) == bytes(untouched.get_state().numpy())
-    return {"kind": "generator", "seed": seed, "device": str(generator.device), "fresh": fresh}
+    state = generator.get_state()
+    fresh = bytes(state.numpy()) == bytes(untouched.get_state().numpy())
+    described = {"kind": "generator", "seed": seed, "device": str(generator.device), "fresh": fresh}
+    if fresh:
+        return described
+    from pipevault.determinism.layers import pack
+
+    return {**described, "state": pack(state)}
 
 
 def _bytes_of_tensor(tensor: Any) -> Any:

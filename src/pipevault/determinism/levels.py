@@ -12,20 +12,25 @@ strict     + ``torch.use_deterministic_algorithms``, Inductor's deterministic mo
 invariant  as strict; :attr:`Achieved.per_sample` tells who generates to run each sample on its own
 ========== ================================================================================================
 
-The switches are the process's own, so threads that are at different levels at the same time disturb one another.
+The switches are the process's own. Threads whose levels need the same switches hold them together, and the last one out
+puts back what the program had; a thread that needs others waits for its turn. A block inside another one adds to it,
+also in a thread that was given the context of the outer block (``asyncio.to_thread`` does).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from pipevault.determinism.switches import CUBLAS_VARIABLE, FLAGS, IEEE, PRECISION_OPERATIONS, Flag
+from pipevault.determinism.turns import DEFAULT_TIMEOUT_S, TURNS
+from pipevault.digest import canonical_json
 from pipevault.errors import SettingsError
 from pipevault.settings import LEVELS, PROFILES, split_level
 
@@ -76,6 +81,18 @@ class Achieved:
     notes: tuple[str, ...] = ()
     per_sample: bool = False
     audit: bool = False
+    wanted: Mapping[str, tuple[Any, str]] = field(default_factory=dict, repr=False, compare=False)
+    """The value of each switch that was asked for, and the level that needs it."""
+
+    def check_again(self) -> Achieved:
+        """Return what the level comes to by now, where something set a switch after it."""
+        changed = {name: FLAGS[name].read() for name in self.wanted if FLAGS[name].read() != self.flags[name]}
+        reached, notes = self.level, list(self.notes)
+        for name, value in changed.items():
+            if self.flags[name] == self.wanted[name][0]:
+                reached = min(reached, _LEVEL_BELOW[self.wanted[name][1]], key=LEVELS.index)
+            notes.append(f"{name} was set to {value!r} while the level was held, by something else in this process.")
+        return replace(self, level=reached, notes=tuple(notes)) if changed else self
 
 
 def parse_level(text: str | Level) -> Level:
@@ -99,27 +116,135 @@ def resolve_level(argument: str | Level | None, *, default: str | Level) -> Leve
     return parse_level(argument) if argument is not None else current_level() or parse_level(default)
 
 
+SWITCHES = "switches"
+"""The resource of :data:`~pipevault.determinism.turns.TURNS` that threads with equal :func:`needs` hold together."""
+
+
+class _Group:
+    """Blocks that need the same switches, and the switches as they were before the first of them."""
+
+    def __init__(self, needs: Hashable) -> None:
+        self.needs = needs
+        self.members: list[int] = []  # their threads
+        self.states: dict[str, Any] = {}
+        self.values: dict[str, Any] = {}
+
+
+class _Groups:
+    """Sets the switches for the first block of a group, and puts them back after the last one.
+
+    A second group stands on the first only inside one thread: turns keep others out.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._stack: list[_Group] = []
+        TURNS.on_fork(self._put_back_in_child)
+
+    def read(self, name: str) -> Any:
+        """The program's own value of a switch."""
+        with self._lock:
+            first = next((group for group in self._stack if name in group.values), None)
+            return FLAGS[name].read() if first is None else first.values[name]
+
+    @contextmanager
+    def joined(self, needs: Hashable, wanted: Mapping[str, tuple[Any, str]]) -> Iterator[None]:
+        own = {name: flag.state() for name, flag in FLAGS.items() if flag.per_thread} if wanted else {}
+        with self._lock:
+            group = self._stack[-1] if self._stack and self._stack[-1].needs == needs else None
+            if group is None:
+                group = _Group(needs)
+                self._stack.append(group)
+            group.members.append(threading.get_ident())
+            if wanted and not group.states:
+                shared = {name: flag for name, flag in FLAGS.items() if not flag.per_thread}
+                group.values = {name: flag.read() for name, flag in shared.items()}
+                group.states = {name: flag.state() for name, flag in shared.items()}
+        try:
+            yield
+        finally:
+            with ExitStack() as stack:
+                for name, state in own.items():
+                    stack.callback(_put_back, FLAGS[name], state)
+                stack.callback(self._leave, group)
+
+    def _leave(self, group: _Group) -> None:
+        with self._lock:
+            group.members.remove(threading.get_ident())
+            if group.members:
+                return
+            place = self._stack.index(group)
+            del self._stack[place]
+            if place < len(self._stack):  # left before a block inside it: that one puts back what this one found
+                self._stack[place].states, self._stack[place].values = group.states, group.values
+                return
+            self._put_back(group)
+
+    def _put_back(self, group: _Group) -> None:
+        with ExitStack() as stack:
+            for name in reversed(group.states):  # an ExitStack runs backwards: put back in the table's order
+                stack.callback(_put_back, FLAGS[name], group.states[name])
+
+    def _put_back_in_child(self) -> None:
+        """A forked child has the switches of its program, not those of blocks that go on in its parent's threads."""
+        self._lock = threading.RLock()
+        if self._stack and not TURNS.holds(SWITCHES):
+            groups, self._stack = self._stack, []
+            self._put_back(groups[0])
+        for group in self._stack:
+            group.members = [thread for thread in group.members if thread == threading.get_ident()]
+
+
+_GROUPS = _Groups()
+
+_AROUND: ContextVar[Mapping[str, tuple[Any, str]] | None] = ContextVar("pipevault_switches", default=None)
+"""What the levels around the caller want."""
+
+
 @contextmanager
-def level(name: str | Level, *, pins: Mapping[str, Any] | None = None) -> Iterator[Achieved]:
+def level(
+    name: str | Level, *, pins: Mapping[str, Any] | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+) -> Iterator[Achieved]:
     """Set the switches of a level inside, yield what was achieved, and put everything back on exit.
 
     ``pins``: values of switches to hold at ``repeatable`` and above where the level itself has none, such as
     ``{"threads": 4}`` or the :attr:`Achieved.flags` under which a graph was frozen. Raises
-    :class:`UnknownLevelError` for an unknown level and :class:`SettingsError` for an unknown pin.
+    :class:`UnknownLevelError` for an unknown level, :class:`SettingsError` for an unknown pin, and
+    :class:`TurnTimeoutError` after ``timeout_s`` where other threads hold switches that exclude these.
     """
     asked = parse_level(name)
     wanted = _wanted(asked, pins or {})
-    token = _CURRENT.set(asked)
-    try:
-        with ExitStack() as put_back:
-            if wanted:
-                for flag in reversed(
-                    tuple(FLAGS.values())
-                ):  # an ExitStack runs backwards: put back in the table's order
-                    put_back.callback(_put_back, flag, flag.state())
-            yield _achieve(asked, wanted)
-    finally:
-        _CURRENT.reset(token)
+    total = {**(_AROUND.get() or {}), **wanted}
+    with _turn(asked, total, timeout_s):
+        token, around = _CURRENT.set(asked), _AROUND.set(total)
+        try:
+            with _GROUPS.joined(_needs(total), total):
+                yield _achieve(asked, wanted)
+        finally:
+            _AROUND.reset(around)
+            _CURRENT.reset(token)
+
+
+def needs(asked: Level) -> Hashable:
+    """Return what a generation at this level wants of :data:`SWITCHES`: equal for those that may run side by side."""
+    return _needs({**(_AROUND.get() or {}), **_wanted(asked, {})})
+
+
+@contextmanager
+def _turn(asked: Level, total: Mapping[str, tuple[Any, str]], timeout_s: float) -> Iterator[None]:
+    """Hold the switches as ``total`` needs them; the program may set some while this thread waits."""
+    while True:
+        before = _needs(total)
+        with TURNS.take({SWITCHES: before}, what=f"level {asked}", timeout_s=timeout_s):
+            if _needs(total) == before:
+                yield
+                return
+
+
+def _needs(total: Mapping[str, tuple[Any, str]]) -> Hashable:
+    """The switches that the program has not set like this itself."""
+    shared = {name: value for name, (value, _) in total.items() if not FLAGS[name].per_thread}
+    return canonical_json({name: value for name, value in shared.items() if _GROUPS.read(name) != value})
 
 
 def _wanted(asked: Level, pins: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
@@ -128,12 +253,12 @@ def _wanted(asked: Level, pins: Mapping[str, Any]) -> dict[str, tuple[Any, str]]
         raise SettingsError(f"There is no switch {', '.join(sorted(unknown))}. Switches: {', '.join(FLAGS)}.")
     if not asked.includes("repeatable"):
         return {}
-    workspace = pins.get("cublas_workspace") or FLAGS["cublas_workspace"].read()
-    values = {
-        **pins,
-        **_REPEATABLE,
-        "cublas_workspace": workspace if workspace in _DETERMINISTIC_WORKSPACES else CUBLAS_WORKSPACE,
-    }
+    values = {**pins, **_REPEATABLE}
+    backends: Any = torch.backends
+    if backends.cuda.is_built():
+        workspace = pins.get("cublas_workspace") or _GROUPS.read("cublas_workspace")
+        fits = workspace in _DETERMINISTIC_WORKSPACES
+        values["cublas_workspace"] = workspace if fits else CUBLAS_WORKSPACE
     wanted = {name: (value, "repeatable") for name, value in values.items()}
     if asked.includes("strict"):
         wanted |= {name: (value, "strict") for name, value in _STRICT.items()}
@@ -158,7 +283,9 @@ def _achieve(asked: Level, wanted: Mapping[str, tuple[Any, str]]) -> Achieved:
         if flags[name] != value:
             achieved = min(achieved, _LEVEL_BELOW[needed_by], key=LEVELS.index)
             notes.append(f"{name} is {flags[name]!r} where {value!r} was to be set{reasons.get(name, '')}.")
-    return Achieved(achieved, flags, tuple(notes), per_sample=asked.name == "invariant", audit=asked.audit)
+    return Achieved(
+        achieved, flags, tuple(notes), per_sample=asked.name == "invariant", audit=asked.audit, wanted=wanted
+    )
 
 
 def _cuda_has_started() -> bool:

@@ -5,13 +5,13 @@ A JSON document (``record_schema.json``), in short::
     {"pipevault_record": 1, "created_at": "2026-01-31T12:00:00+00:00",
      "pipeline": {"class": "StableDiffusionPipeline", "model": "org/name", "revision": null, "scheduler": "…"},
      "call": {"prompt": "a seven", "num_inference_steps": 12, ...},
-     "seeds": {"root": 7, "samples": [4312, 977], "source": "argument"},
+     "seeds": {"root": 7, "samples": [4312, 977], "source": "argument", "streams": {}},
      "level": {"asked": "repeatable", "achieved": "repeatable", "flags": {...}, "notes": []},
      "key": "<key>", "manifest": "<sha256>", "graphs": {"unet": {"<key>": "<sha256>"}}, "outcome": "hit",
       "weights": {"unet": "<sha256>"},
      "versions": {"torch": "2.13.0"}, "machine": {...},
      "results": {"noise": "<sha256>", "latents": "<sha256>", "pixels": ["<sha256>", "<sha256>"]},
-     "sample": 1, "digest": "<sha256>"}
+     "seconds": {"waiting": 0.0, "drawing": 1.2}, "sample": 1, "digest": "<sha256>"}
 
 ``digest`` covers all the rest in canonical JSON, so an edited record is noticed. It is no signature: whoever edits a
 record can compute it again.
@@ -62,6 +62,7 @@ class RunRecord:
     weights: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str | None] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
     created_at: str = field(default_factory=_now)
     sample: int | None = None
 

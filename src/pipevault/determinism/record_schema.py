@@ -19,6 +19,7 @@ _TYPES: Mapping[str, Callable[[Any], bool]] = {
     "array": lambda value: isinstance(value, list),
     "string": lambda value: isinstance(value, str),
     "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
     "null": lambda value: value is None,
 }
 
@@ -89,7 +90,7 @@ def _complaint(value: Any, keyword: str, rule: Any) -> str | None:
         case "minLength":
             return None if not isinstance(value, str) or len(value) >= rule else "is empty"
         case "minimum":
-            return None if not isinstance(value, int) or value >= rule else f"is below {rule}"
+            return None if not isinstance(value, (int, float)) or value >= rule else f"is below {rule}"
         case "$ref" | "anyOf" | "properties" | "required" | "additionalProperties" | "items":
             return None
         case _ if keyword in _ANNOTATIONS:

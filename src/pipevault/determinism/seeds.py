@@ -7,18 +7,17 @@ larger ones that agree modulo 2**32 do not.
 
 from __future__ import annotations
 
-import hashlib
 import random
 import secrets
-from array import array
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipevault.digest import digest_bytes
+from pipevault.determinism.layers import gpu_modules, kept
+from pipevault.determinism.turns import DEFAULT_TIMEOUT_S
 from pipevault.errors import BadSeedError
 
 MAX_SEED = 2**64 - 1
@@ -62,14 +61,14 @@ def seed_everything(seed: int | None) -> int:
     return root
 
 
-def _seed_layers(seed: int) -> None:
-    """What :func:`seed_everything` does, without ``torch.manual_seed``: for every kind of GPU that has not started,
+def seed_layers(seed: int) -> None:
+    """Seed as :func:`seed_everything` does, without ``torch.manual_seed``: for every kind of GPU that has not started,
     built or not, that formats a stack trace, which takes longer than all the rest.
     """
     random.seed(seed)
     np.random.seed(seed % _NUMPY_SEEDS)
     torch.default_generator.manual_seed(seed)
-    for module, _ in _gpu_modules():
+    for module, _ in gpu_modules():
         module.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
@@ -88,80 +87,14 @@ def seed_worker(worker_id: int) -> None:
 
 
 @contextmanager
-def isolated_rng(seed: int | None) -> Iterator[int]:
+def isolated_rng(seed: int | None, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[int]:
     """Seed every layer inside, yield the effective seed, and restore each layer's state on exit.
 
-    A GPU that starts inside had no state to restore: it gets the seed that torch was given before.
+    The layers are the process's own: no generation of another thread draws from them meanwhile, and this one waits for
+    those that do. :class:`~pipevault.errors.TurnTimeoutError` after ``timeout_s``. A GPU that starts inside had no
+    state to restore: it gets the seed that torch was given before.
     """
     root = effective_seed(seed)
-    with ExitStack() as states:
-        states.callback(random.setstate, random.getstate())
-        states.callback(np.random.set_state, np.random.get_state(legacy=False))
-        states.callback(torch.set_rng_state, torch.get_rng_state())
-        for module, started in _gpu_modules():
-            if started:
-                states.callback(module.set_rng_state_all, module.get_rng_state_all())
-            else:
-                states.callback(module.manual_seed_all, torch.initial_seed())
-        if torch.backends.mps.is_available():
-            states.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
-        _seed_layers(root)
+    with kept(timeout_s=timeout_s):
+        seed_layers(root)
         yield root
-
-
-def rng_digests() -> dict[str, str]:
-    """SHA-256 of each layer's state: ``python``, ``numpy``, ``torch``, ``cuda:0``, …
-
-    Taken before and after a call they tell who draws from a global generator (see :func:`changed_layers`). A GPU is
-    in it once it has started.
-    """
-    digests = {
-        "python": _python_digest(*random.getstate()),
-        "numpy": _numpy_digest(np.random.get_state(legacy=False)),
-        "torch": _digest(torch.get_rng_state().numpy()),
-    }
-    for module, started in _gpu_modules():
-        if started:
-            kind = module.__name__.rpartition(".")[2]
-            for index, state in enumerate(module.get_rng_state_all()):
-                digests[f"{kind}:{index}"] = _digest(state.numpy())
-    if torch.backends.mps.is_available():
-        digests["mps"] = _digest(torch.mps.get_rng_state().numpy())
-    return digests
-
-
-def changed_layers(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, ...]:
-    """The layers whose digests differ; one that only ``after`` has (a GPU that started between) does not count."""
-    return tuple(name for name, digest in after.items() if before.get(name, digest) != digest)
-
-
-def _gpu_modules() -> list[tuple[Any, bool]]:
-    """torch's modules for the GPUs it was built for, and whether each has started."""
-    backends: Any = torch.backends
-    built: list[Any] = [torch.cuda] if backends.cuda.is_built() else []
-    if torch.xpu._is_compiled():
-        built.append(torch.xpu)
-    return [(module, module.is_initialized()) for module in built]
-
-
-def _digest(data: Any) -> str:
-    return digest_bytes(data).hex
-
-
-def _python_digest(version: int, state: tuple[int, ...], next_gauss: float | None) -> str:
-    return _digest(array("Q", state).tobytes() + f"{version} {next_gauss!r}".encode())
-
-
-def _numpy_digest(state: Mapping[str, Any]) -> str:
-    hasher = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, Mapping):
-            for name in sorted(value):
-                hasher.update(name.encode())
-                add(value[name])
-        else:
-            hasher.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
-
-    add(state)
-    return hasher.hexdigest()

@@ -19,13 +19,14 @@ CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 @dataclass(frozen=True)
 class Flag:
     """One switch. ``read`` gives plain JSON; what ``snapshot`` gives is for ``write`` alone, so that it is put back
-    exactly. A switch without ``write`` can only be observed.
+    exactly. A switch without ``write`` can only be observed. One that is ``per_thread`` has a value in each context.
     """
 
     name: str
     read: Callable[[], Any]
     write: Callable[[Any], None] | None = None
     snapshot: Callable[[], Any] | None = None
+    per_thread: bool = False
 
     def state(self) -> Any:
         return self.read() if self.snapshot is None else self.snapshot()
@@ -155,7 +156,7 @@ FLAGS: Mapping[str, Flag] = {
     flag.name: flag
     for flag in (
         Flag("deterministic_algorithms", _read_deterministic_algorithms, _write_deterministic_algorithms),
-        Flag("inductor_deterministic", inductor_deterministic, set_inductor_deterministic),
+        Flag("inductor_deterministic", inductor_deterministic, set_inductor_deterministic, per_thread=True),
         _attribute("cudnn_benchmark", "cudnn", "benchmark"),
         _attribute("cudnn_deterministic", "cudnn", "deterministic"),
         _attribute("mkldnn_deterministic", "mkldnn", "deterministic"),

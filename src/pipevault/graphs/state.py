@@ -12,6 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from contextvars import Context
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -81,13 +82,15 @@ class PartOptions:
     ``context`` names the settings that ``shelf`` follows: graphs of another context are not used. ``shelf`` gives the
     shelf for a part as its weights are now; without it graphs live as long as the process. ``guard`` looks at a part
     that is called outside of a loaded pipeline's generation and raises :class:`ChangedPartError` if it was changed.
-    ``verify`` looks at a part whose sub-modules changed and says what its graphs cannot follow, or nothing.
+    ``settings`` has Inductor's options as they were when the part was loaded: torch keeps them for each context, and
+    another thread has others. ``verify`` looks at a part whose sub-modules changed and says what its graphs cannot follow, or nothing.
     ``background`` has a call frozen in another process; it returns why the call runs eagerly until then, and whether
     that will stay so. ``report`` is told of every step of a freeze.
     """
 
     policy: str = "compile"
     context: str = ""
+    settings: Context | None = None
     build: BuildOptions = field(default_factory=BuildOptions)
     shelf: Callable[[str, nn.Module, torch.device], Shelf] | None = None
     guard: Callable[[str], None] | None = None
@@ -333,7 +336,7 @@ class PartState:
         try:
             with FREEZING, without_modes():
                 there = self._find(args, kwargs)  # another thread may have frozen the call meanwhile
-                slot = self.freeze(args, kwargs) if there is None else there[0]
+                slot = self._with_settings(self.freeze, args, kwargs) if there is None else there[0]
         except (TrainingModeError, CompilerMissingError):
             raise
         except (InterruptedBuildError, NotFiniteError) as error:
@@ -350,6 +353,10 @@ class PartState:
                 self.name,
             )
         return self._run(found[0], found[1], args, kwargs)
+
+    def _with_settings(self, freeze: Callable[..., Slot], *arguments: Any) -> Slot:
+        settings = self.options.settings
+        return freeze(*arguments) if settings is None else settings.copy().run(freeze, *arguments)
 
     def freeze(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Slot:
         """Make a graph for the call, or note why there can be none; the slot in the table."""

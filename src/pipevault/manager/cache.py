@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,8 +26,9 @@ from pipevault.cache.rehearsal import rehearse
 from pipevault.cache.search import Miss, open_vault
 from pipevault.cache.shelf import Store, VaultShelf
 from pipevault.compat.versions import warn_untried
+from pipevault.determinism.levels import SWITCHES, needs, parse_level
 from pipevault.determinism.levels import level as at_level
-from pipevault.determinism.levels import parse_level
+from pipevault.determinism.turns import TURNS
 from pipevault.digest import Digest
 from pipevault.errors import (
     BadCallError,
@@ -45,6 +47,7 @@ from pipevault.graphs.state import FREEZING, PartOptions, PartState
 from pipevault.key import Key
 from pipevault.runtime.leases import HeldLeases
 from pipevault.runtime.pipeline import LoadedState, attach_state, loaded_state, release_class, unload
+from pipevault.runtime.turn import resources
 from pipevault.settings import Settings, Tier
 from pipevault.store.manifest import Manifest
 from pipevault.store.tiers import Found, Tiers
@@ -72,6 +75,7 @@ class PipelineCache:
         on_unfrozen: str | None = None,
         lock_timeout_s: float | None = None,
         on_lock_timeout: str | None = None,
+        turn_timeout_s: float | None = None,
         level: str | None = None,
         tiers: Sequence[str | Path | Tier | Mapping[str, Any]] | None = None,
         tier_timeout_s: float | None = None,
@@ -90,6 +94,7 @@ class PipelineCache:
             on_unfrozen=on_unfrozen,
             lock_timeout_s=lock_timeout_s,
             on_lock_timeout=on_lock_timeout,
+            turn_timeout_s=turn_timeout_s,
             level=level,
             tiers=tiers,
             tier_timeout_s=tier_timeout_s,
@@ -149,6 +154,12 @@ class PipelineCache:
         and its subclasses, :class:`~pipevault.errors.BadCallError`, :class:`~pipevault.errors.VaultError`.
         """
         asked = call_shapes(height, width, num_frames, batch_size, guidance, call, shapes)
+        wanted = {**resources(pipe), SWITCHES: needs(parse_level(self.settings.level))}
+        with TURNS.take(wanted, what=f"loading {type(pipe).__name__}", timeout_s=self.settings.turn_timeout_s):
+            return self._load(pipe, asked, parts)
+
+    def _load(self, pipe: Pipeline, asked: Sequence[CallShape], parts: Sequence[str] | None) -> Pipeline:
+        """:meth:`load`, in the turn of the pipeline."""
         if self.settings.mode == "off":
             unload(pipe)
             attach_state(pipe, LoadedState(Outcome("off", reason="mode is off"), weakref.ref(pipe)))
@@ -255,10 +266,14 @@ class _Session:
     def _options(self) -> PartOptions:
         settings, store, build, clock = self.settings, self.store, self.cache.build, self.clock
         level = settings.level
+        inductor_settings = copy_context()
+
+        def factors_at_level(module: nn.Module, device: torch.device) -> dict[str, Any]:
+            with at_level(level):
+                return part_factors(module, device, backend=settings.backend, build=build)
 
         def shelf(name: str, module: nn.Module, device: torch.device) -> VaultShelf:
-            with at_level(level):
-                factors = part_factors(module, device, backend=settings.backend, build=build)
+            factors = inductor_settings.copy().run(factors_at_level, module, device)
             return VaultShelf(store, name, factors, device)
 
         def report(part: str, action: str, seconds: float | None, detail: str) -> None:
@@ -284,6 +299,7 @@ class _Session:
         return PartOptions(
             policy=settings.unfrozen_policy,
             context=repr((tiers, level, build.to_json(), settings.backend)),
+            settings=inductor_settings,
             build=build,
             shelf=shelf,
             guard=guard_part,
@@ -524,6 +540,7 @@ class _Session:
             load=described,
             leases=self.leases,
             default_size=(previous.default_size if previous else None) or default,
+            turn_timeout_s=self.settings.turn_timeout_s,
         )
         attach_state(self.pipe, state)
         self.loaded.append(weakref.ref(state))

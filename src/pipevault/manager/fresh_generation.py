@@ -23,9 +23,6 @@ from pipevault.cache.call import parameters
 from pipevault.cache.keys import execution_device
 from pipevault.cache.outcome import Outcome
 from pipevault.determinism.describe import digest_array
-from pipevault.determinism.noise import host_noise
-from pipevault.determinism.seeds import isolated_rng
-from pipevault.determinism.streams import generators
 from pipevault.errors import BadCallError
 from pipevault.fingerprint.toolchain import toolchain_factors
 from pipevault.graphs import parts as graph_parts
@@ -33,6 +30,7 @@ from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.manager.cache import PipelineCache
 from pipevault.manager.fresh_process import GenerationJob, GenerationResult
 from pipevault.opening import open_pipeline
+from pipevault.runtime.drawing import Sources, draw, needs_host_noise
 from pipevault.runtime.generation import record_of, sample_count
 from pipevault.runtime.pipeline import outcome
 
@@ -111,13 +109,11 @@ def _draw_frozen(pipe: Any, seed: int, arguments: Mapping[str, Any]) -> tuple[An
 
 
 def _draw_plain(pipe: Any, seed: int, arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
-    given = dict(arguments)
-    if "generator" in parameters(pipe):
-        drawn = generators(seed, sample_count(arguments))
-        given["generator"] = drawn if len(drawn) > 1 else drawn[0]
-    with isolated_rng(seed), host_noise(collect=True, global_draws=True) as log:
-        output = pipe(**given)
-    return output, log.sha256 if log.draws else None
+    count = sample_count(arguments)
+    sources = Sources.of_call(arguments, seed=seed, is_seeded=True, count=count, accepted=parameters(pipe))
+    on_host = needs_host_noise(pipe)
+    drawn = draw(lambda given: pipe(**given), arguments, sources, count, is_alone=True, on_host=on_host)
+    return drawn.output, drawn.noise
 
 
 def _outside_modes(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,30 +1,51 @@
-"""One generation of a loaded pipeline: seeded, at its level, isolated from the program's own randomness, recorded.
-
-Without a generator and without ``seed=`` the root seed is drawn from torch's global generator, so that a program that
-calls ``torch.manual_seed`` stays repeatable; the seed in use is in the record either way.
-"""
+"""One generation of a loaded pipeline: in its turn, at its level, with the noise that it was given, recorded."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any
+import logging
+import time
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from pipevault.cache.keys import execution_device
+from pipevault.cache.rehearsal import generating
 from pipevault.determinism.describe import describe
-from pipevault.determinism.levels import Achieved, Level, level
-from pipevault.determinism.noise import NoiseLog, host_noise
+from pipevault.determinism.layers import BESIDE, STREAMS, put
+from pipevault.determinism.levels import SWITCHES, Level, level, needs, parse_level
 from pipevault.determinism.record import RunRecord
-from pipevault.determinism.seeds import changed_layers, effective_seed, isolated_rng, rng_digests
-from pipevault.determinism.streams import check_generators, generators, sample_seed
+from pipevault.determinism.turns import ALONE, TURNS
 from pipevault.errors import BadCallError, SettingsError
-from pipevault.runtime.run_record import Recorder, Seeds, observed, results
+from pipevault.graphs import parts as graph_parts
+from pipevault.runtime.drawing import Drawn, Sources, draw, needs_host_noise
+from pipevault.runtime.run_record import observed, results
+from pipevault.runtime.turn import resources, running
+
+if TYPE_CHECKING:
+    from pipevault.runtime.pipeline import LoadedState
+
+logger = logging.getLogger("pipevault")
 
 RECORD_ATTRIBUTE = "_pipevault_record"
 _REPEATS = ("num_images_per_prompt", "num_videos_per_prompt")
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call: its arguments, what they look like in a record, and where its noise comes from."""
+
+    method: Callable[..., Any]
+    arguments: Mapping[str, Any]
+    described: Mapping[str, Any]
+    sources: Sources
+    count: int
+    kind: Hashable
+    """Equal for calls that draw from the same streams, as far as can be told before they are made."""
 
 
 def generate(
@@ -32,58 +53,134 @@ def generate(
     method: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    *,
-    asked: Level,
-    recorder: Recorder,
-    default_size: Mapping[str, int] | None = None,
+    find: Callable[[], LoadedState | None],
 ) -> Any:
     """``method(pipe, *args, **kwargs)`` with a :class:`RunRecord` attached to its output.
 
-    ``seed=`` is taken beside the method's own arguments unless it has one of that name. Raises what the method
-    raises, and :class:`BadCallError` for ``seed=`` beside ``generator=``.
+    ``seed=`` is taken beside the method's own arguments unless it has one of that name. ``find`` gives what is loaded
+    for the pipeline, which may be another thing after a wait; the call runs plainly where nothing is. Raises what the
+    method raises, :class:`BadCallError` for ``seed=`` beside ``generator=``, and
+    :class:`~pipevault.errors.TurnTimeoutError`.
     """
+    waited_s, first = 0.0, None
+    while (state := find()) is not None:
+        call = _read_call(pipe, method, args, kwargs, state.default_size)
+        asked = parse_level(state.level)
+        is_alone = _draws_from_streams(state, call)
+        wanted = _wanted(pipe, asked, is_alone=is_alone)
+        what = f"{type(pipe).__name__} at level {asked}"
+        with ExitStack() as stack:
+            waited_s += stack.enter_context(TURNS.take(wanted, what=what, timeout_s=state.turn_timeout_s))
+            if find() is not state:  # loaded again or unloaded while this thread waited
+                continue
+            stack.enter_context(running(pipe))
+            state.check(pipe)
+            state.leases.refresh()
+            stack.enter_context(generating(state.states(pipe)))
+            started_s = time.perf_counter()
+            recorder = state.get_recorder(pipe)
+            with level(asked) as achieved, observed(pipe, audit=asked.audit) as seen:
+                drawn = _draw(pipe, call, is_alone=is_alone, per_sample=achieved.per_sample)
+                achieved = achieved.check_again()
+            state.draws[call.kind] = bool(drawn.layers)
+            if drawn.layers and not is_alone and call.sources.seed is not None:
+                _tell_of_drawing(pipe, drawn)
+                first = drawn
+                continue
+            if first is not None and drawn.layers:  # so it was this call, and not the program, that moved them
+                put({name: first.before[name] for name in first.layers})
+            record = recorder.record(
+                pipe,
+                method=method.__name__,
+                call=call.described,
+                drawn=drawn,
+                asked=asked,
+                achieved=achieved,
+                results=results(drawn, seen, asked),
+                graphs=seen.graphs,
+                seconds={"waiting": waited_s, "drawing": time.perf_counter() - started_s},
+            )
+            return _attach(drawn.output, record)
+    return method(pipe, *args, **kwargs)
+
+
+def _read_call(
+    pipe: Any,
+    method: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    default_size: Mapping[str, int],
+) -> _Call:
     accepted = inspect.signature(method).parameters
-    seed_given = "seed" in kwargs and "seed" not in accepted
+    is_seeded = "seed" in kwargs and "seed" not in accepted
     if "level" in kwargs and "level" not in accepted:
         raise BadCallError(
             "A call takes no level=, for a level may have graphs of its own. Give it where the pipeline is loaded: "
             "PipelineCache(level=...) or from_pretrained(level=...)."
         )
-    seed = kwargs.pop("seed") if seed_given else None
-    arguments = _named(method, pipe, args, kwargs)
+    own = {name: value for name, value in kwargs.items() if not (is_seeded and name == "seed")}
+    arguments = _named(method, pipe, args, own)
     if default_size and all(arguments.get(name) is None for name in ("height", "width", "num_frames")):
         arguments |= {name: size for name, size in default_size.items() if name in accepted}
-    if seed_given and arguments.get("generator") is not None:
-        raise BadCallError("A call takes seed= or generator=, not both.")
     count = sample_count(arguments)
-    unseeded = not asked.includes("seeded") and not seed_given
-    if unseeded and arguments.get("generator") is None:
-        seeds = Seeds(None, (), "global")  # nothing may be drawn: the program's own numbers must stay what they were
-    else:
-        seeds = _seeds(arguments.get("generator"), seed, seed_given, count)
+    seed = kwargs["seed"] if is_seeded else None
+    sources = Sources.of_call(arguments, seed=seed, is_seeded=is_seeded, count=count, accepted=accepted)
+    if any(generator.device.type != "cpu" for generator in sources.generators):
+        sources.check_device(execution_device(pipe, graph_parts.pipeline_modules(pipe)))
     described = {name: describe(value) for name, value in arguments.items()}
-    no_layers: tuple[str, ...] = ()
-    with level(asked) as achieved, observed(pipe, audit=asked.audit) as seen:
-        if unseeded:
-            output, log, leaked = method(pipe, **arguments), NoiseLog(), no_layers
-        else:
-            if seeds.source != "generator" and "generator" in accepted:
-                assert seeds.root is not None
-                drawn = generators(seeds.root, count)
-                arguments["generator"] = drawn if count > 1 else drawn[0]
-            output, log, leaked = _run(pipe, method, arguments, seeds, count, achieved)
-    record = recorder.record(
-        pipe,
-        method=method.__name__,
-        call=described,
-        seeds=seeds,
-        asked=asked,
-        achieved=achieved,
-        results=results(output, log, seen, asked),
-        leaked=leaked,
-        graphs=seen.graphs,
+    scheduler = getattr(pipe, "scheduler", None)
+    given = tuple((name, _kind(name, value)) for name, value in sorted(arguments.items()) if value is not None)
+    settings = str(dict(getattr(scheduler, "config", {})))
+    kind = (method.__name__, sources.source, type(scheduler).__qualname__, settings, given)
+    return _Call(method, arguments, described, sources, count, kind)
+
+
+def _draws_from_streams(state: LoadedState, call: _Call) -> bool:
+    """Whether the call draws from the program's own streams, or may, for all that is known of such calls."""
+    if call.sources.source == "global" or not call.sources.takes_generator:
+        return True
+    return state.draws.get(call.kind, True)
+
+
+def _wanted(pipe: Any, asked: Level, *, is_alone: bool) -> dict[Hashable, Hashable]:
+    """What a generation holds. One inside another one is part of it as to the program's streams."""
+    wanted = {**resources(pipe), SWITCHES: needs(asked)}
+    if TURNS.holds(STREAMS):
+        return {**wanted, f"nested {STREAMS}": ALONE} if is_alone else wanted
+    return {**wanted, STREAMS: ALONE if is_alone else BESIDE}
+
+
+def _draw(pipe: Any, call: _Call, *, is_alone: bool, per_sample: bool) -> Drawn:
+    def run(arguments: Mapping[str, Any]) -> Any:
+        if per_sample and call.count > 1:
+            return _merged([call.method(pipe, **one) for one in _split(arguments, call.count)])
+        return call.method(pipe, **arguments)
+
+    sources = call.sources.drawn_root() if per_sample else call.sources
+    on_host = sources.seed is not None and needs_host_noise(pipe)
+    return draw(run, call.arguments, sources, call.count, is_alone=is_alone, on_host=on_host)
+
+
+def _tell_of_drawing(pipe: Any, drawn: Drawn) -> None:
+    logger.warning(
+        "%s may have drawn from the program's own random stream (%s) while other threads could, which no such call did "
+        "before: it is drawn again alone",
+        type(pipe).__name__,
+        ", ".join(drawn.layers),
     )
-    return _attach(output, record)
+
+
+def _kind(name: str, value: Any) -> Hashable:
+    """What may decide whether a call draws: not the text of a prompt, nor how large a number is."""
+    if isinstance(value, (bool, type(None))):
+        return value
+    if isinstance(value, (int, float)):
+        return value < 0, value == 0, value == 1, value > 1
+    if isinstance(value, str):
+        return "" if "prompt" in name else value
+    if isinstance(value, (list, tuple)):
+        return type(value).__name__, _kind(name, value[0]) if value else None
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def sample_count(arguments: Mapping[str, Any]) -> int:
@@ -118,34 +215,6 @@ def _named(method: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs:
         elif parameter.kind is parameter.VAR_POSITIONAL and bound.get(name):
             raise BadCallError(f"{name} cannot be recorded: pass the arguments by name.")
     return bound
-
-
-def _seeds(generator: Any, seed: Any, seed_given: bool, count: int) -> Seeds:
-    if generator is not None:
-        given = list(generator) if isinstance(generator, (list, tuple)) else [generator]
-        if isinstance(generator, (list, tuple)):
-            check_generators(given, count)
-        seeds = tuple(int(one.initial_seed()) for one in given)
-        return Seeds(seeds[0], seeds, "generator")
-    if seed_given:
-        root = effective_seed(seed)
-        source = "argument" if seed == root else "random"
-    else:
-        root, source = int(torch.randint(2**63 - 1, ()).item()), "global"
-    return Seeds(root, tuple(sample_seed(root, index) for index in range(count)), source)
-
-
-def _run(
-    pipe: Any, method: Callable[..., Any], arguments: dict[str, Any], seeds: Seeds, count: int, achieved: Achieved
-) -> tuple[Any, NoiseLog, tuple[str, ...]]:
-    with isolated_rng(seeds.root), host_noise(collect=True, global_draws=True) as log:
-        before = rng_digests()
-        if achieved.per_sample and count > 1:
-            outputs = [method(pipe, **one) for one in _split(arguments, count)]
-            output = _merged(outputs)
-        else:
-            output = method(pipe, **arguments)
-        return output, log, changed_layers(before, rng_digests())
 
 
 def _split(arguments: Mapping[str, Any], count: int) -> list[dict[str, Any]]:

@@ -10,15 +10,14 @@ from __future__ import annotations
 import copyreg
 import functools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from pipevault.cache.outcome import Outcome, PartOutcome
-from pipevault.cache.rehearsal import generating
-from pipevault.determinism.levels import parse_level
+from pipevault.determinism.turns import DEFAULT_TIMEOUT_S
 from pipevault.errors import SettingsError
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.part import FrozenPart, part_state, unfrozen
@@ -26,6 +25,7 @@ from pipevault.graphs.state import PartState
 from pipevault.runtime.guard import Guard
 from pipevault.runtime.leases import HeldLeases
 from pipevault.runtime.recorded_weights import ORIGINS, RecordedWeights
+from pipevault.runtime.turn import is_running, turn
 
 if TYPE_CHECKING:
     from pipevault.runtime.run_record import Recorder
@@ -37,8 +37,9 @@ STATE = "_pipevault"
 class LoadedState:
     """What pipevault knows of a pipeline. ``digests`` are those of the parts' architecture when they were loaded.
 
-    ``generating`` keeps a ``generate`` that calls the pipeline itself from being recorded twice. ``leases`` keep the
-    entries in the vault. ``default_size`` is that of calls that give none.
+    ``leases`` keep the entries in the vault. ``default_size`` is that of calls that give none. ``turn_timeout_s``: how
+    long a call waits for those of other threads. ``draws`` tells by kind of call whether it draws from the program's
+    own random streams.
     """
 
     outcome: Outcome
@@ -49,9 +50,10 @@ class LoadedState:
     load: Mapping[str, Any] = field(default_factory=dict)
     recorder: Recorder | None = None
     guard: Guard | None = None
-    generating: bool = False
     leases: HeldLeases = field(default_factory=HeldLeases)
     default_size: Mapping[str, int] = field(default_factory=dict)
+    turn_timeout_s: float = DEFAULT_TIMEOUT_S
+    draws: dict[Hashable, bool] = field(default_factory=dict)
 
     def get_recorder(self, pipe: Any) -> Recorder:
         if self.recorder is None:
@@ -151,15 +153,16 @@ def unload(pipe: Any) -> Any:
     A part that another loaded pipeline shares stays frozen in that one's places. A pipeline that was not loaded stays
     as it is.
     """
-    state = loaded_state(pipe)
-    if state is None:
-        return pipe
-    for name, part in state.states(pipe).items():
-        part.holders.discard(state)
-        if not part.holders:
-            graph_parts.detach(pipe, [name])
-    release_class(pipe)
-    state.leases.release()
+    with turn(pipe, f"unloading {type(pipe).__name__}"):
+        state = loaded_state(pipe)
+        if state is None:
+            return pipe
+        for name, part in state.states(pipe).items():
+            part.holders.discard(state)
+            if not part.holders:
+                graph_parts.detach(pipe, [name])
+        release_class(pipe)
+        state.leases.release()
     return pipe
 
 
@@ -213,27 +216,11 @@ def freeze_pipeline_class(original: Any) -> type[Any]:
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def guarded(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-        state = loaded_state(pipe)
-        if state is None or state.generating:
+        if loaded_state(pipe) is None or is_running(pipe):
             return method(pipe, *args, **kwargs)
         from pipevault.runtime.generation import generate
 
-        state.check(pipe)
-        state.leases.refresh()
-        state.generating = True
-        try:
-            with generating(state.states(pipe)):
-                return generate(
-                    pipe,
-                    method,
-                    args,
-                    kwargs,
-                    asked=parse_level(state.level),
-                    recorder=state.get_recorder(pipe),
-                    default_size=state.default_size,
-                )
-        finally:
-            state.generating = False
+        return generate(pipe, method, args, kwargs, lambda: loaded_state(pipe))
 
     return guarded
 

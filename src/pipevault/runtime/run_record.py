@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,6 @@ from pipevault.cache.outcome import Outcome
 from pipevault.demo import MODEL_DIR
 from pipevault.determinism.describe import digest_array, pixels_sha256
 from pipevault.determinism.levels import Achieved, Level
-from pipevault.determinism.noise import NoiseLog
 from pipevault.determinism.record import RunRecord
 from pipevault.digest import digest_bytes
 from pipevault.fingerprint.machine import machine_factors
@@ -27,23 +26,9 @@ from pipevault.fingerprint.toolchain import package_version, toolchain_factors
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.opening import DEMO_MODEL
+from pipevault.runtime.drawing import Drawn
 from pipevault.runtime.pipeline import loaded_state
 from pipevault.runtime.recorded_weights import RecordedWeights
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """``samples`` has a seed for each sample; ``source`` is ``argument``, ``random``, ``generator`` or ``global``.
-
-    Without a root, nothing was seeded: the level was ``off``.
-    """
-
-    root: int | None
-    samples: tuple[int, ...]
-    source: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {"root": self.root, "samples": list(self.samples), "source": self.source}
 
 
 @dataclass(frozen=True)
@@ -60,21 +45,20 @@ class Recorder:
         *,
         method: str,
         call: Mapping[str, Any],
-        seeds: Seeds,
+        drawn: Drawn,
         asked: Level,
         achieved: Achieved,
         results: Mapping[str, Any],
-        leaked: Sequence[str],
         graphs: Mapping[str, Mapping[str, str]],
+        seconds: Mapping[str, float],
     ) -> RunRecord:
-        """``leaked`` names the layers of randomness that the pipeline drew from beside its generators."""
+        """Return the record of a generation; ``seconds`` are those of waiting for its turn and of drawing."""
         modules = graph_parts.find_parts(pipe)
         scheduler = getattr(pipe, "scheduler", None)
         notes = [*achieved.notes]
-        if leaked:
-            notes.append(
-                f"The pipeline drew from a global generator ({', '.join(leaked)}); it was seeded with the root seed."
-            )
+        if drawn.layers and drawn.seeds.source != "global":
+            what = "was seeded with the root seed" if not drawn.seeds.streams else "went on from where it stood"
+            notes.append(f"The pipeline drew from a global generator ({', '.join(drawn.layers)}), which {what}.")
         return RunRecord(
             pipeline={
                 "class": type(pipe).__name__,
@@ -85,7 +69,7 @@ class Recorder:
                 "load": self.load,
             },
             call=call,
-            seeds=seeds.to_json(),
+            seeds=drawn.seeds.to_json(),
             level={
                 "asked": str(asked),
                 "achieved": achieved.level,
@@ -100,6 +84,7 @@ class Recorder:
             weights=self.weights.digests(modules),
             versions=versions(),
             machine=machine_factors(execution_device(pipe, modules)),
+            seconds={name: round(value, 6) for name, value in seconds.items()},
         )
 
 
@@ -165,11 +150,11 @@ def observed(pipe: Any, *, audit: bool) -> Iterator[Seen]:
                 seen.graphs[name] = dict(sorted(state.ran.items()))
 
 
-def results(output: Any, log: NoiseLog, seen: Seen, asked: Level) -> dict[str, Any]:
+def results(drawn: Drawn, seen: Seen, asked: Level) -> dict[str, Any]:
     results: dict[str, Any] = {
-        "noise": log.sha256 if log.draws else None,
+        "noise": drawn.noise,
         "latents": seen.latents,
-        "pixels": _pixels(output),
+        "pixels": _pixels(drawn.output),
     }
     if asked.audit:
         results["steps"] = seen.steps

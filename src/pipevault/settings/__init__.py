@@ -59,7 +59,7 @@ class Settings:
     calls) or ``error``; see :attr:`unfrozen_policy` for the default. ``level``: how much is done for the same bits, one
     of :data:`LEVELS` or :data:`PROFILES`, with ``+audit`` to hash the latents of each step. ``lock_timeout_s``: how
     long to wait for another process that compiles the same key. ``on_lock_timeout``: what happens then, ``error`` or
-    ``compile`` (of its own).
+    ``compile`` (of its own). ``turn_timeout_s``: how long a call waits for its turn among those of other threads.
 
     ``tiers``: the vaults that are searched, in order; ``dir`` is searched first unless it is one of them, and is where
     new entries are published. ``tier_timeout_s``: how long a tier other than ``dir`` may take to answer.
@@ -77,6 +77,7 @@ class Settings:
     level: str = "repeatable"
     lock_timeout_s: float = 3600.0
     on_lock_timeout: str = "error"
+    turn_timeout_s: float = 3600.0
     tiers: tuple[Tier, ...] = ()
     tier_timeout_s: float = 5.0
     max_size: int | None = None
@@ -102,7 +103,7 @@ class Settings:
         one_of("signature", self.signature, SIGNATURE_POLICIES)
         for tier in self.tiers:
             one_of(f"signature of the tier {tier.dir}", tier.signature or "off", SIGNATURE_POLICIES)
-        for name in ("lock_timeout_s", "tier_timeout_s"):
+        for name in ("lock_timeout_s", "turn_timeout_s", "tier_timeout_s"):
             if not getattr(self, name) >= 0:
                 raise SettingsError(f"{name} must be 0 or more seconds, not {getattr(self, name)!r}.")
         if self.max_size is not None and self.max_size < 0:

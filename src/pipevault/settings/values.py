@@ -128,6 +128,7 @@ def _keys(name: str, value: Any, base: Path) -> tuple[str, ...]:
 _CONVERTERS: Mapping[str, Callable[[str, Any, Path], Any]] = {
     "dir": _folder,
     "lock_timeout_s": _seconds,
+    "turn_timeout_s": _seconds,
     "tier_timeout_s": _seconds,
     "max_size": lambda name, value, base: parse_size(name, value),
     "tiers": _tiers,

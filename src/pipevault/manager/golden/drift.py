@@ -14,14 +14,15 @@ import os
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipevault.cache.outcome import Outcome
-from pipevault.determinism.levels import parse_level
 from pipevault.determinism.metrics import Distance
 from pipevault.errors import PipevaultError, SettingsError
 from pipevault.manager.golden.check import distance_of
@@ -31,7 +32,7 @@ from pipevault.manager.golden.suite import Limits, Suite
 from pipevault.manager.golden.suite_file import read_suite
 from pipevault.opening import open_pipeline
 from pipevault.runtime.generation import generate, record_of
-from pipevault.runtime.run_record import Recorder
+from pipevault.runtime.pipeline import LoadedState
 from pipevault.settings import Settings
 from pipevault.store.liveness import scratch_prefix
 
@@ -118,13 +119,18 @@ def _write(path: Path, drawn: Drawn) -> None:
 
 
 def _draw_eagerly(suite: Suite, names: tuple[str, ...], folder: Path) -> None:
-    level = parse_level(Settings.resolve(level=suite.level).level)
+    level = Settings.resolve(level=suite.level).level
     for case in suite.selected(names):
         pipe = open_pipeline(suite.model, dtype=suite.dtype, device=suite.device, pipeline_class=suite.pipeline_class)
         arguments = {**case.request.call_arguments(pipe), "seed": case.request.seed}
+        state = LoadedState(Outcome("off"), weakref.ref(pipe), level=level)
         with seen_latents(pipe) as latents:
-            output = generate(pipe, type(pipe).__call__, (), arguments, asked=level, recorder=Recorder(Outcome("off")))
+            output = generate(pipe, type(pipe).__call__, (), arguments, partial(_given, state))
         _write(folder / f"{case.name}.npz", Drawn(record_of(output), samples_of(output), tuple(latents)))
+
+
+def _given(state: LoadedState) -> LoadedState:
+    return state
 
 
 def main(arguments: list[str]) -> int:
