@@ -83,7 +83,8 @@ class PartOptions:
     shelf for a part as its weights are now; without it graphs live as long as the process. ``guard`` looks at a part
     that is called outside of a loaded pipeline's generation and raises :class:`ChangedPartError` if it was changed.
     ``settings`` has Inductor's options as they were when the part was loaded: torch keeps them for each context, and
-    another thread has others. ``verify`` looks at a part whose sub-modules changed and says what its graphs cannot follow, or nothing.
+    another thread has others. ``verify`` looks at a part whose sub-modules changed and says what its graphs cannot
+    follow, or nothing.
     ``background`` has a call frozen in another process; it returns why the call runs eagerly until then, and whether
     that will stay so. ``report`` is told of every step of a freeze.
     """

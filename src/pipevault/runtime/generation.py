@@ -180,7 +180,7 @@ def _kind(name: str, value: Any) -> Hashable:
         return "" if "prompt" in name else value
     if isinstance(value, (list, tuple)):
         return type(value).__name__, _kind(name, value[0]) if value else None
-    return getattr(value, "__qualname__", type(value).__qualname__)
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
 def sample_count(arguments: Mapping[str, Any]) -> int:
