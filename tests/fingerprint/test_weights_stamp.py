@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipevault.fingerprint.weights_stamp import weights_stamp
+from pipevault.fingerprint.weights_stamp import WeightsWatch, weights_stamp
 
 
 @pytest.fixture
@@ -18,10 +18,11 @@ def module() -> nn.Module:
 
 
 def test_inference_moves_nothing(module: nn.Module) -> None:
-    before = weights_stamp(module)
+    before, watch = weights_stamp(module), WeightsWatch(module)
     with torch.no_grad():
         module(torch.randn(2, 8))
     assert weights_stamp(module) == before
+    assert not watch.has_moved()
 
 
 def _replace(module: nn.Module) -> None:
@@ -36,27 +37,33 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "new parameter": _replace,
     "buffer": lambda m: m[1].running_mean.add_(1),  # type: ignore[index]
     "dtype": lambda m: m.half(),
+    "another module": lambda m: setattr(m, "0", nn.Linear(8, 8)),
+    "one more module": lambda m: m.append(nn.Linear(8, 8)),  # type: ignore[attr-defined]
+    "one more buffer": lambda m: m.register_buffer("extra", torch.zeros(4)),
     "removed": lambda m: setattr(m[0], "bias", None),  # type: ignore[index]
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_every_write_moves_it(module: nn.Module, change: str) -> None:
-    before = weights_stamp(module)
+    before, watch = weights_stamp(module), WeightsWatch(module)
     with torch.no_grad():
         CHANGES[change](module)
     assert weights_stamp(module) != before
+    assert watch.has_moved()
 
 
 def test_weights_without_bytes_to_look_at() -> None:
     with torch.device("meta"):
         meta = nn.Linear(2, 2)
     assert weights_stamp(meta) == weights_stamp(meta)
+    assert not WeightsWatch(meta).has_moved()
     with torch.inference_mode():
         made_in_inference_mode = nn.Linear(4, 4)
-        before = weights_stamp(made_in_inference_mode)
+        before, watch = weights_stamp(made_in_inference_mode), WeightsWatch(made_in_inference_mode)
         made_in_inference_mode.weight.mul_(2)
     assert weights_stamp(made_in_inference_mode) != before
+    assert watch.has_moved()
     gaps = nn.Linear(2, 2)
     gaps.weight = nn.Parameter(torch.randn(4, 4)[::2, ::2])
     assert weights_stamp(gaps) == weights_stamp(gaps)

@@ -89,7 +89,7 @@ def pipeline_modules(pipe: Any) -> dict[str, nn.Module]:
 def members(pipe: Any) -> Iterator[tuple[str, Any]]:
     """Yield name and value of what an object holds: attributes, slots, and sub-modules of one that is a module."""
     own = getattr(pipe, "__dict__", {})
-    registered = list(pipe.components) if isinstance(getattr(type(pipe), "components", None), property) else []
+    registered = _registered(pipe, own) if isinstance(getattr(type(pipe), "components", None), property) else ()
     modules = own.get("_modules", {}) if isinstance(pipe, nn.Module) else {}
     slots = [
         name
@@ -102,6 +102,21 @@ def members(pipe: Any) -> Iterator[tuple[str, Any]]:
         if name not in seen:
             seen.add(name)
             yield name, modules.get(name, getattr(pipe, name, None))
+
+
+def _registered(pipe: Any, own: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of a pipeline's components in their order, which diffusers takes a quarter of a millisecond to find."""
+    key = (type(pipe), tuple(own))
+    names = _REGISTERED.get(key)
+    if names is None:
+        if len(_REGISTERED) >= _MAX_REGISTERED:
+            _REGISTERED.clear()
+        names = _REGISTERED[key] = tuple(pipe.components)
+    return names
+
+
+_REGISTERED: dict[tuple[Any, ...], tuple[str, ...]] = {}
+_MAX_REGISTERED = 256
 
 
 def find_parts(pipe: Any, wanted: Sequence[str] | None = None) -> dict[str, nn.Module]:

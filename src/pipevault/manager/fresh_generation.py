@@ -111,7 +111,7 @@ def _draw_frozen(pipe: Any, seed: int, arguments: Mapping[str, Any]) -> tuple[An
 def _draw_plain(pipe: Any, seed: int, arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
     count = sample_count(arguments)
     sources = Sources.of_call(arguments, seed=seed, is_seeded=True, count=count, accepted=parameters(pipe))
-    on_host = needs_host_noise(pipe)
+    on_host = needs_host_noise(graph_parts.find_parts(pipe).values())
     drawn = draw(lambda given: pipe(**given), arguments, sources, count, is_alone=True, on_host=on_host)
     return drawn.output, drawn.noise
 

@@ -20,12 +20,13 @@ generations of other pipelines run beside it. Should one draw all the same, it i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from pipevault.determinism.layers import capture, capture_torch, describe_state, fresh_seed, moved, set_aside
 from pipevault.determinism.noise import host_noise
@@ -33,7 +34,6 @@ from pipevault.determinism.seeds import effective_seed, seed_layers
 from pipevault.determinism.streams import check_device, check_generators, generators, sample_seed
 from pipevault.digest import canonical_json
 from pipevault.errors import BadCallError
-from pipevault.graphs import parts as graph_parts
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,11 @@ class Sources:
         return Sources(self.source, root, self.generators, self.takes_generator)
 
 
-def needs_host_noise(pipe: Any) -> bool:
+def needs_host_noise(modules: Iterable[nn.Module]) -> bool:
     """Return whether torch's numbers for the seeds of samples depend on where and in which dtype they are drawn."""
     if torch.get_default_dtype() not in (torch.float32, torch.float64):
         return True
-    for module in graph_parts.pipeline_modules(pipe).values():
+    for module in modules:
         weight = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), None)
         if weight is not None and (weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64)):
             return True

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from pipevault.cache.keys import execution_device
 from pipevault.cache.rehearsal import generating
@@ -78,9 +79,9 @@ def generate(
             state.leases.refresh()
             stack.enter_context(generating(state.states(pipe)))
             started_s = time.perf_counter()
-            recorder = state.get_recorder(pipe)
+            recorder, modules = state.get_recorder(pipe), graph_parts.find_parts(pipe)
             with level(asked) as achieved, observed(pipe, audit=asked.audit) as seen:
-                drawn = _draw(pipe, call, is_alone=is_alone, per_sample=achieved.per_sample)
+                drawn = _draw(pipe, call, modules, is_alone=is_alone, per_sample=achieved.per_sample)
                 achieved = achieved.check_again()
             state.draws[call.kind] = bool(drawn.layers)
             if drawn.layers and not is_alone and call.sources.seed is not None:
@@ -91,6 +92,7 @@ def generate(
                 put({name: first.before[name] for name in first.layers})
             record = recorder.record(
                 pipe,
+                modules,
                 method=method.__name__,
                 call=call.described,
                 drawn=drawn,
@@ -150,14 +152,14 @@ def _wanted(pipe: Any, asked: Level, *, is_alone: bool) -> dict[Hashable, Hashab
     return {**wanted, STREAMS: ALONE if is_alone else BESIDE}
 
 
-def _draw(pipe: Any, call: _Call, *, is_alone: bool, per_sample: bool) -> Drawn:
+def _draw(pipe: Any, call: _Call, modules: Mapping[str, nn.Module], *, is_alone: bool, per_sample: bool) -> Drawn:
     def run(arguments: Mapping[str, Any]) -> Any:
         if per_sample and call.count > 1:
             return _merged([call.method(pipe, **one) for one in _split(arguments, call.count)])
         return call.method(pipe, **arguments)
 
     sources = call.sources.drawn_root() if per_sample else call.sources
-    on_host = sources.seed is not None and needs_host_noise(pipe)
+    on_host = sources.seed is not None and needs_host_noise(modules.values())
     return draw(run, call.arguments, sources, call.count, is_alone=is_alone, on_host=on_host)
 
 

@@ -162,8 +162,12 @@ def _containers(attributes: Mapping[str, Any]) -> Iterator[Any]:
 
 def _unchanged(attributes: Attributes) -> bool:
     try:
-        return all(
-            own == before and all(value == copy for value, copy in containers) for own, before, containers in attributes
-        )
+        for own, before, containers in attributes:
+            if own != before:
+                return False
+            for value, copy in containers:
+                if value != copy:
+                    return False
+        return True
     except (RuntimeError, ValueError):
         return False  # tensors or arrays that are other objects have no single truth value

@@ -17,7 +17,7 @@ from pipevault.digest import canonical_json
 from pipevault.errors import CannotFreezeError, VaultError
 from pipevault.fingerprint.origin import weights_origin
 from pipevault.fingerprint.weights import weights_digest
-from pipevault.fingerprint.weights_stamp import Stamp, weights_stamp
+from pipevault.fingerprint.weights_stamp import Stamp, WeightsWatch, weights_stamp
 from pipevault.graphs import parts as graph_parts
 from pipevault.settings import default_dir
 from pipevault.store.atomic import make_folder, write_file
@@ -34,7 +34,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class RecordedWeights:
     def __init__(self, origins: Mapping[str, tuple[str, Stamp]] | None = None) -> None:
         self._origins = dict(origins or {})
-        self._known: dict[str, tuple[Stamp, str]] = {}
+        self._known: dict[str, tuple[WeightsWatch, str]] = {}
 
     def digests(self, modules: Mapping[str, nn.Module]) -> dict[str, str]:
         """Hex SHA-256 of each of ``modules``, as :func:`~pipevault.fingerprint.weights.weights_digest` computes it; one
@@ -42,11 +42,11 @@ class RecordedWeights:
         """
         found: dict[str, str] = {}
         for name, module in modules.items():
-            stamp = weights_stamp(module)
             known = self._known.get(name)
-            if known is None or known[0] != stamp:
+            if known is None or not known[0].watches(module) or known[0].has_moved():
                 try:
-                    known = (stamp, self._digest(name, module, stamp))
+                    watch = WeightsWatch(module)
+                    known = (watch, self._digest(name, module))
                 except CannotFreezeError as error:
                     logger.debug("the weights of %s are not recorded: %s", name, error)
                     continue
@@ -54,9 +54,9 @@ class RecordedWeights:
             found[name] = known[1]
         return found
 
-    def _digest(self, name: str, module: Any, stamp: Stamp) -> str:
+    def _digest(self, name: str, module: Any) -> str:
         origin, opened = self._origins.get(name, (None, None))
-        if origin is None or opened != stamp:
+        if origin is None or opened != weights_stamp(module):
             return weights_digest(module)
         file = memory_file(origin, name)
         digest = _remembered(file)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from pipevault.cache.keys import execution_device
@@ -42,6 +43,7 @@ class Recorder:
     def record(
         self,
         pipe: Any,
+        modules: Mapping[str, nn.Module],
         *,
         method: str,
         call: Mapping[str, Any],
@@ -53,7 +55,6 @@ class Recorder:
         seconds: Mapping[str, float],
     ) -> RunRecord:
         """Return the record of a generation; ``seconds`` are those of waiting for its turn and of drawing."""
-        modules = graph_parts.find_parts(pipe)
         scheduler = getattr(pipe, "scheduler", None)
         notes = [*achieved.notes]
         if drawn.layers and drawn.seeds.source != "global":
