@@ -195,6 +195,10 @@ class NewerRecordError(RecordError):
     """A later pipevault wrote this record: upgrade pipevault."""
 
 
+class OldRecordError(RecordError):
+    """An earlier pipevault wrote this record, in a form that is no longer read: draw the output again."""
+
+
 class RecordDigestError(RecordError):
     """The record was changed after it was written: use the file as it was saved."""
 

@@ -179,8 +179,8 @@ class TestChangedRecords:
             read_record(png_path)
 
     def test_newer(self, png_path: Path) -> None:
-        replace_record(png_path, lambda data: data.replace(b'"pipevault_record":1', b'"pipevault_record":2'))
-        with pytest.raises(NewerRecordError, match=r"out\.png is of version 2"):
+        replace_record(png_path, lambda data: data.replace(b'"pipevault_record":2', b'"pipevault_record":3'))
+        with pytest.raises(NewerRecordError, match=r"out\.png is of version 3"):
             read_record(png_path)
 
     @pytest.mark.parametrize("suffix", [".jpg", ".webp"])

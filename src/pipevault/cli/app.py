@@ -36,6 +36,7 @@ EXIT_CODES: tuple[tuple[type[errors.PipevaultError], int, str], ...] = (
     (errors.WrongMachineError, 10, "an artifact was built for another machine"),
     (errors.NoRecordError, 11, "the file holds no run record"),
     (errors.NewerRecordError, 12, "a later pipevault wrote the run record"),
+    (errors.OldRecordError, 37, "an earlier pipevault wrote the run record, in a form that is no longer read"),
     (errors.RecordDigestError, 13, "the run record was changed after it was written"),
     (errors.BadRecordError, 14, "a field of the run record is missing or wrong"),
     (errors.RecordTooLargeError, 15, "the run record does not fit into a file of this format"),

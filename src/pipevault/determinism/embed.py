@@ -76,6 +76,14 @@ def write_video(frames: Sequence[Any], path: Path | str, record: RunRecord, *, f
     return path
 
 
+def write_data(path: Path | str, data: bytes) -> Path:
+    """Write a file of any other kind, whole or not at all; the path that was written. :class:`CannotSaveError`."""
+    path = Path(path)
+    with _replacing(path) as temporary:
+        temporary.write_bytes(data)
+    return path
+
+
 def sidecar_path(path: Path | str) -> Path:
     """``out.png`` -> ``out.png.json``."""
     path = Path(path)

@@ -34,8 +34,8 @@ from pipevault.fingerprint.machine import machine_factors
 from pipevault.graphs import parts as graph_parts
 from pipevault.key import Difference, leaf_differences
 from pipevault.manager.cache import PipelineCache
-from pipevault.runtime.generation import record_of
 from pipevault.runtime.recorded_weights import RecordedWeights
+from pipevault.runtime.records import record_of
 from pipevault.runtime.run_record import versions
 
 LOSSLESS_SUFFIXES = (".png",)

@@ -7,10 +7,9 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -19,11 +18,12 @@ from pipevault.cache.rehearsal import generating
 from pipevault.determinism.describe import describe
 from pipevault.determinism.layers import BESIDE, STREAMS, put
 from pipevault.determinism.levels import SWITCHES, Level, level, needs, parse_level
-from pipevault.determinism.record import RunRecord
+from pipevault.determinism.outputs import join
 from pipevault.determinism.turns import ALONE, TURNS
-from pipevault.errors import BadCallError, SettingsError
+from pipevault.errors import BadCallError
 from pipevault.graphs import parts as graph_parts
 from pipevault.runtime.drawing import Drawn, Sources, draw, needs_host_noise
+from pipevault.runtime.records import attach_record
 from pipevault.runtime.run_record import observed, results
 from pipevault.runtime.turn import resources, running
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pipevault")
 
-RECORD_ATTRIBUTE = "_pipevault_record"
 _REPEATS = ("num_images_per_prompt", "num_videos_per_prompt")
 
 
@@ -56,7 +55,7 @@ def generate(
     kwargs: dict[str, Any],
     find: Callable[[], LoadedState | None],
 ) -> Any:
-    """``method(pipe, *args, **kwargs)`` with a :class:`RunRecord` attached to its output.
+    """``method(pipe, *args, **kwargs)`` with a run record attached to its output.
 
     ``seed=`` is taken beside the method's own arguments unless it has one of that name. ``find`` gives what is loaded
     for the pipeline, which may be another thing after a wait; the call runs plainly where nothing is. Raises what the
@@ -102,7 +101,7 @@ def generate(
                 graphs=seen.graphs,
                 seconds={"waiting": waited_s, "drawing": time.perf_counter() - started_s},
             )
-            return _attach(drawn.output, record)
+            return attach_record(drawn.output, record, call.arguments)
     return method(pipe, *args, **kwargs)
 
 
@@ -155,7 +154,7 @@ def _wanted(pipe: Any, asked: Level, *, is_alone: bool) -> dict[Hashable, Hashab
 def _draw(pipe: Any, call: _Call, modules: Mapping[str, nn.Module], *, is_alone: bool, per_sample: bool) -> Drawn:
     def run(arguments: Mapping[str, Any]) -> Any:
         if per_sample and call.count > 1:
-            return _merged([call.method(pipe, **one) for one in _split(arguments, call.count)])
+            return join([call.method(pipe, **one) for one in _split(arguments, call.count)])
         return call.method(pipe, **arguments)
 
     sources = call.sources.drawn_root() if per_sample else call.sources
@@ -196,17 +195,6 @@ def sample_count(arguments: Mapping[str, Any]) -> int:
     return int(arguments.get("batch_size") or 1) * repeats
 
 
-def record_of(output: Any) -> RunRecord:
-    """The record of the generation that returned ``output``. :class:`SettingsError` if it has none."""
-    record = getattr(output, RECORD_ATTRIBUTE, None)
-    if not isinstance(record, RunRecord):
-        raise SettingsError(
-            f"This {type(output).__name__} has no run record: it must come from a pipeline that pipevault loaded, "
-            "called with return_dict=True."
-        )
-    return record
-
-
 def _named(method: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     signature = inspect.signature(method)
     bound = dict(signature.bind(pipe, *args, **kwargs).arguments)
@@ -238,36 +226,3 @@ def _split(arguments: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
                 call[name] = value[index // repeats : index // repeats + 1]
         calls.append(call)
     return calls
-
-
-def _merged(outputs: list[Any]) -> Any:
-    first = outputs[0]
-    if is_dataclass(first):  # diffusers' outputs are mappings too, without the fields that are None
-        merged = {f.name: _joined([getattr(output, f.name) for output in outputs]) for f in fields(first)}
-        make: Any = type(first)
-        return make(**merged)
-    if isinstance(first, Mapping):
-        merged = {name: _joined([output[name] for output in outputs]) for name in first}
-        return type(first)(**merged)
-    if isinstance(first, tuple):
-        return tuple(_joined([output[i] for output in outputs]) for i in range(len(first)))
-    return _joined(outputs)
-
-
-def _joined(values: list[Any]) -> Any:
-    first = values[0]
-    if isinstance(first, torch.Tensor):
-        return torch.cat(values)
-    if isinstance(first, np.ndarray):
-        return np.concatenate(values)
-    if isinstance(first, (list, tuple)):
-        return [item for value in values for item in value]
-    return first
-
-
-def _attach(output: Any, record: RunRecord) -> Any:
-    try:
-        object.__setattr__(output, RECORD_ATTRIBUTE, record)
-    except AttributeError:
-        return output  # a tuple or an array holds no attributes: record_of says so
-    return output

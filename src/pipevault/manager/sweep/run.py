@@ -30,8 +30,8 @@ from pipevault.graphs import parts as graph_parts
 from pipevault.manager.request import Request, load_arguments
 from pipevault.manager.sweep.result import SweepResult
 from pipevault.manager.sweep.scoring import Cell, Scoring, as_table
-from pipevault.runtime.generation import record_of
 from pipevault.runtime.pipeline import outcome
+from pipevault.runtime.records import record_of
 from pipevault.runtime.run_record import versions
 
 MAX_SEEDS = 256
