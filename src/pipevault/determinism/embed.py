@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipevault.determinism import image_files, video_files
+from pipevault.determinism.image_files import RECORD_LIMIT_BYTES
 from pipevault.determinism.infotext import asked_samples, parameters_text
 from pipevault.determinism.record import RunRecord
 from pipevault.errors import (
@@ -145,9 +146,15 @@ def _parse_embedded(text: str, path: Path) -> RunRecord:
 
 def _read_json(path: Path) -> RunRecord:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(RECORD_LIMIT_BYTES + 1)
     except OSError as error:
         raise NoRecordError(f"{path} cannot be read: {error.strerror}. Mend its permissions.", str(path)) from error
+    if len(data) > RECORD_LIMIT_BYTES:
+        raise NoRecordError(
+            f"{path} is no run record: it has more than {RECORD_LIMIT_BYTES} bytes. Give an output or its record.",
+            str(path),
+        )
     return RunRecord.from_json(data, source=str(path))
 
 

@@ -30,7 +30,8 @@ _PNG_KEYWORD = "pipevault"
 _IMAGE_DESCRIPTION, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x8769, 0x9286
 _COMPRESSED_PREFIX = "pipevault+zlib:"
 _JPEG_EXIF_LIMIT_BYTES = 65533  # a segment's length has 16 bits and counts its own two bytes
-_RECORD_LIMIT_BYTES = 1 << 26  # of what a crafted file may expand to
+RECORD_LIMIT_BYTES = 1 << 26
+"""The most that a record may have, and what is read or inflated of one."""
 
 
 def encode(image: Image.Image, suffix: str, record: RunRecord, text: str) -> bytes:
@@ -117,8 +118,8 @@ def _png_text(file: BinaryIO) -> str | None:
         if kind != b"iTXt":
             file.seek(size_bytes + 4, os.SEEK_CUR)
             continue
-        data = file.read(size_bytes)
-        file.seek(4, os.SEEK_CUR)
+        data = file.read(min(size_bytes, RECORD_LIMIT_BYTES))
+        file.seek(size_bytes - len(data) + 4, os.SEEK_CUR)
         if data.startswith(keyword):
             return _international_text(data.removeprefix(keyword))
     return None
@@ -137,7 +138,7 @@ def _international_text(data: bytes) -> str:
 
 
 def _inflated(data: bytes) -> bytes:
-    return zlib.decompressobj().decompress(data, _RECORD_LIMIT_BYTES)
+    return zlib.decompressobj().decompress(data, RECORD_LIMIT_BYTES)
 
 
 def _ascii_json(record: RunRecord) -> str:

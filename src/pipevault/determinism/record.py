@@ -133,8 +133,8 @@ def _check_version(document: Any, source: str) -> None:
         _fail(RECORD_MARK, f"is {version!r}, which is no version", source)
     if version < RECORD_VERSION:
         raise OldRecordError(
-            f"The run record{_of(source)} is of version {version}, which noted noise in another way; this pipevault reads "
-            f"version {RECORD_VERSION}. Draw the output again, or read it with the pipevault that wrote it.",
+            f"The run record{_of(source)} is of version {version}, which noted noise in another way; this pipevault "
+            f"reads version {RECORD_VERSION}. Draw the output again, or read it with the pipevault that wrote it.",
             source,
         )
     if version > RECORD_VERSION:
