@@ -24,6 +24,7 @@ from pipevault.cache.keys import execution_device
 from pipevault.cache.outcome import Outcome
 from pipevault.determinism.describe import digest_array
 from pipevault.determinism.noise import host_noise
+from pipevault.determinism.samples import samples_of
 from pipevault.determinism.seeds import isolated_rng
 from pipevault.determinism.streams import generators
 from pipevault.errors import BadCallError
@@ -33,7 +34,7 @@ from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.manager.cache import PipelineCache
 from pipevault.manager.fresh_process import GenerationJob, GenerationResult
 from pipevault.opening import open_pipeline
-from pipevault.runtime.generation import record_of, sample_count
+from pipevault.runtime.generation import record_of
 from pipevault.runtime.pipeline import outcome
 
 Draw: TypeAlias = Callable[[Mapping[str, Any]], "tuple[Any, str | None]"]
@@ -112,8 +113,9 @@ def _draw_frozen(pipe: Any, seed: int, arguments: Mapping[str, Any]) -> tuple[An
 
 def _draw_plain(pipe: Any, seed: int, arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
     given = dict(arguments)
-    if "generator" in parameters(pipe):
-        drawn = generators(seed, sample_count(arguments))
+    accepted = parameters(pipe)
+    if "generator" in accepted:
+        drawn = generators(seed, samples_of(arguments, accepted, pipeline=type(pipe)).count)
         given["generator"] = drawn if len(drawn) > 1 else drawn[0]
     with isolated_rng(seed), host_noise(collect=True, global_draws=True) as log:
         output = pipe(**given)

@@ -18,13 +18,13 @@ from pipevault.determinism.describe import describe
 from pipevault.determinism.levels import Achieved, Level, level
 from pipevault.determinism.noise import NoiseLog, host_noise
 from pipevault.determinism.record import RunRecord
+from pipevault.determinism.samples import Samples, count_nets, samples_of, split
 from pipevault.determinism.seeds import changed_layers, effective_seed, isolated_rng, rng_digests
 from pipevault.determinism.streams import check_generators, generators, sample_seed
 from pipevault.errors import BadCallError, SettingsError
 from pipevault.runtime.run_record import Recorder, Seeds, observed, results
 
 RECORD_ATTRIBUTE = "_pipevault_record"
-_REPEATS = ("num_images_per_prompt", "num_videos_per_prompt")
 
 
 def generate(
@@ -55,7 +55,8 @@ def generate(
         arguments |= {name: size for name, size in default_size.items() if name in accepted}
     if seed_given and arguments.get("generator") is not None:
         raise BadCallError("A call takes seed= or generator=, not both.")
-    count = sample_count(arguments)
+    samples = samples_of(arguments, accepted, pipeline=type(pipe))
+    count = samples.count
     unseeded = not asked.includes("seeded") and not seed_given
     if unseeded and arguments.get("generator") is None:
         seeds = Seeds(None, (), "global")  # nothing may be drawn: the program's own numbers must stay what they were
@@ -71,7 +72,7 @@ def generate(
                 assert seeds.root is not None
                 drawn = generators(seeds.root, count)
                 arguments["generator"] = drawn if count > 1 else drawn[0]
-            output, log, leaked = _run(pipe, method, arguments, seeds, count, achieved)
+            output, log, leaked = _run(pipe, method, arguments, seeds, samples, achieved)
     record = recorder.record(
         pipe,
         method=method.__name__,
@@ -84,17 +85,6 @@ def generate(
         graphs=seen.graphs,
     )
     return _attach(output, record)
-
-
-def sample_count(arguments: Mapping[str, Any]) -> int:
-    """How many samples a call draws."""
-    prompt, embeds = arguments.get("prompt"), arguments.get("prompt_embeds")
-    repeats = next((arguments[name] for name in _REPEATS if arguments.get(name)), 1)
-    if isinstance(prompt, (list, tuple)):
-        return len(prompt) * repeats
-    if isinstance(embeds, torch.Tensor):
-        return int(embeds.shape[0]) * repeats
-    return int(arguments.get("batch_size") or 1) * repeats
 
 
 def record_of(output: Any) -> RunRecord:
@@ -136,37 +126,17 @@ def _seeds(generator: Any, seed: Any, seed_given: bool, count: int) -> Seeds:
 
 
 def _run(
-    pipe: Any, method: Callable[..., Any], arguments: dict[str, Any], seeds: Seeds, count: int, achieved: Achieved
+    pipe: Any, method: Callable[..., Any], arguments: dict[str, Any], seeds: Seeds, samples: Samples, achieved: Achieved
 ) -> tuple[Any, NoiseLog, tuple[str, ...]]:
     with isolated_rng(seeds.root), host_noise(collect=True, global_draws=True) as log:
         before = rng_digests()
-        if achieved.per_sample and count > 1:
-            outputs = [method(pipe, **one) for one in _split(arguments, count)]
+        if achieved.per_sample and samples.count > 1:
+            calls = split(arguments, samples, pipeline=type(pipe), nets=count_nets(pipe))
+            outputs = [method(pipe, **one) for one in calls]
             output = _merged(outputs)
         else:
             output = method(pipe, **arguments)
         return output, log, changed_layers(before, rng_digests())
-
-
-def _split(arguments: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """The arguments of each sample's own call."""
-    repeats = next((arguments[name] for name in _REPEATS if arguments.get(name)), 1)
-    calls: list[dict[str, Any]] = []
-    for index in range(count):
-        call = dict(arguments)
-        for name, value in arguments.items():
-            if name in _REPEATS:
-                call[name] = 1
-            elif isinstance(value, (list, tuple)) and len(value) == count:
-                call[name] = value[index] if name == "generator" else [value[index]]
-            elif isinstance(value, (list, tuple)) and len(value) * repeats == count:
-                call[name] = [value[index // repeats]]
-            elif isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == count:
-                call[name] = value[index : index + 1]
-            elif isinstance(value, torch.Tensor) and value.ndim and value.shape[0] * repeats == count:
-                call[name] = value[index // repeats : index // repeats + 1]
-        calls.append(call)
-    return calls
 
 
 def _merged(outputs: list[Any]) -> Any:
