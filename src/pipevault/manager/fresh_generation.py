@@ -25,6 +25,7 @@ from pipevault.cache.keys import execution_device
 from pipevault.cache.outcome import Outcome
 from pipevault.determinism.describe import digest_array
 from pipevault.determinism.outputs import samples
+from pipevault.determinism.samples import samples_of
 from pipevault.errors import BadCallError
 from pipevault.fingerprint.toolchain import toolchain_factors
 from pipevault.graphs import parts as graph_parts
@@ -33,7 +34,6 @@ from pipevault.manager.cache import PipelineCache
 from pipevault.manager.fresh_process import GenerationJob, GenerationResult
 from pipevault.opening import open_pipeline
 from pipevault.runtime.drawing import Sources, draw, needs_host_noise
-from pipevault.runtime.generation import sample_count
 from pipevault.runtime.pipeline import outcome
 from pipevault.runtime.records import record_of
 
@@ -112,8 +112,9 @@ def _draw_frozen(pipe: Any, seed: int, arguments: Mapping[str, Any]) -> tuple[An
 
 
 def _draw_plain(pipe: Any, seed: int, arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
-    count = sample_count(arguments)
-    sources = Sources.of_call(arguments, seed=seed, is_seeded=True, count=count, accepted=parameters(pipe))
+    accepted = parameters(pipe)
+    count = samples_of(arguments, accepted, pipeline=type(pipe)).count
+    sources = Sources.of_call(arguments, seed=seed, is_seeded=True, count=count, accepted=accepted)
     on_host = needs_host_noise(graph_parts.find_parts(pipe).values())
     drawn = draw(lambda given: pipe(**given), arguments, sources, count, is_alone=True, on_host=on_host)
     return drawn.output, drawn.noise

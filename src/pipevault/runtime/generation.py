@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from pipevault.cache.keys import execution_device
@@ -19,6 +18,7 @@ from pipevault.determinism.describe import describe
 from pipevault.determinism.layers import BESIDE, STREAMS, put
 from pipevault.determinism.levels import SWITCHES, Level, level, needs, parse_level
 from pipevault.determinism.outputs import join
+from pipevault.determinism.samples import Samples, count_nets, samples_of, split
 from pipevault.determinism.turns import ALONE, TURNS
 from pipevault.errors import BadCallError
 from pipevault.graphs import parts as graph_parts
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pipevault")
 
-_REPEATS = ("num_images_per_prompt", "num_videos_per_prompt")
-
 
 @dataclass(frozen=True)
 class _Call:
@@ -43,7 +41,7 @@ class _Call:
     arguments: Mapping[str, Any]
     described: Mapping[str, Any]
     sources: Sources
-    count: int
+    samples: Samples
     kind: Hashable
     """Equal for calls that draw from the same streams, as far as can be told before they are made."""
 
@@ -123,7 +121,8 @@ def _read_call(
     arguments = _named(method, pipe, args, own)
     if default_size and all(arguments.get(name) is None for name in ("height", "width", "num_frames")):
         arguments |= {name: size for name, size in default_size.items() if name in accepted}
-    count = sample_count(arguments)
+    samples = samples_of(arguments, accepted, pipeline=type(pipe))
+    count = samples.count
     seed = kwargs["seed"] if is_seeded else None
     sources = Sources.of_call(arguments, seed=seed, is_seeded=is_seeded, count=count, accepted=accepted)
     if any(generator.device.type != "cpu" for generator in sources.generators):
@@ -133,7 +132,7 @@ def _read_call(
     given = tuple((name, _kind(name, value)) for name, value in sorted(arguments.items()) if value is not None)
     settings = str(dict(getattr(scheduler, "config", {})))
     kind = (method.__name__, sources.source, type(scheduler).__qualname__, settings, given)
-    return _Call(method, arguments, described, sources, count, kind)
+    return _Call(method, arguments, described, sources, samples, kind)
 
 
 def _draws_from_streams(state: LoadedState, call: _Call) -> bool:
@@ -153,13 +152,14 @@ def _wanted(pipe: Any, asked: Level, *, is_alone: bool) -> dict[Hashable, Hashab
 
 def _draw(pipe: Any, call: _Call, modules: Mapping[str, nn.Module], *, is_alone: bool, per_sample: bool) -> Drawn:
     def run(arguments: Mapping[str, Any]) -> Any:
-        if per_sample and call.count > 1:
-            return join([call.method(pipe, **one) for one in _split(arguments, call.count)])
+        if per_sample and call.samples.count > 1:
+            calls = split(arguments, call.samples, pipeline=type(pipe), nets=count_nets(pipe))
+            return join([call.method(pipe, **one) for one in calls])
         return call.method(pipe, **arguments)
 
     sources = call.sources.drawn_root() if per_sample else call.sources
     on_host = sources.seed is not None and needs_host_noise(modules.values())
-    return draw(run, call.arguments, sources, call.count, is_alone=is_alone, on_host=on_host)
+    return draw(run, call.arguments, sources, call.samples.count, is_alone=is_alone, on_host=on_host)
 
 
 def _tell_of_drawing(pipe: Any, drawn: Drawn) -> None:
@@ -184,17 +184,6 @@ def _kind(name: str, value: Any) -> Hashable:
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
-def sample_count(arguments: Mapping[str, Any]) -> int:
-    """How many samples a call draws."""
-    prompt, embeds = arguments.get("prompt"), arguments.get("prompt_embeds")
-    repeats = next((arguments[name] for name in _REPEATS if arguments.get(name)), 1)
-    if isinstance(prompt, (list, tuple)):
-        return len(prompt) * repeats
-    if isinstance(embeds, torch.Tensor):
-        return int(embeds.shape[0]) * repeats
-    return int(arguments.get("batch_size") or 1) * repeats
-
-
 def _named(method: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     signature = inspect.signature(method)
     bound = dict(signature.bind(pipe, *args, **kwargs).arguments)
@@ -205,24 +194,3 @@ def _named(method: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs:
         elif parameter.kind is parameter.VAR_POSITIONAL and bound.get(name):
             raise BadCallError(f"{name} cannot be recorded: pass the arguments by name.")
     return bound
-
-
-def _split(arguments: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """The arguments of each sample's own call."""
-    repeats = next((arguments[name] for name in _REPEATS if arguments.get(name)), 1)
-    calls: list[dict[str, Any]] = []
-    for index in range(count):
-        call = dict(arguments)
-        for name, value in arguments.items():
-            if name in _REPEATS:
-                call[name] = 1
-            elif isinstance(value, (list, tuple)) and len(value) == count:
-                call[name] = value[index] if name == "generator" else [value[index]]
-            elif isinstance(value, (list, tuple)) and len(value) * repeats == count:
-                call[name] = [value[index // repeats]]
-            elif isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == count:
-                call[name] = value[index : index + 1]
-            elif isinstance(value, torch.Tensor) and value.ndim and value.shape[0] * repeats == count:
-                call[name] = value[index // repeats : index // repeats + 1]
-        calls.append(call)
-    return calls
