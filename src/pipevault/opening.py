@@ -29,8 +29,8 @@ def open_pipeline(
 
     ``dtype``: one of :data:`DTYPES`, ``None`` for float32. ``device``: ``None`` for the GPU if there is one,
     else the CPU, and for the demo always the CPU. ``pipeline_class``: a class of diffusers where the
-    model's own is not wanted. ``local_only``: nothing is fetched from the hub. Code that a model brings along is never
-    run. Raises :class:`SettingsError` for each of them that cannot be used.
+    model's own is not wanted. ``local_only``: nothing is fetched from the hub, and weights must be safetensors. Code
+    that a model brings along is never run. Raises :class:`SettingsError` for each of them that cannot be used.
     """
     torch_dtype = _torch_dtype(dtype)
     torch_device = _torch_device("cpu" if device is None and model == DEMO_MODEL else device)
@@ -38,7 +38,8 @@ def open_pipeline(
     loader = _pipeline_class(pipeline_class)
     location = _location(model)
     try:
-        pipe = loader.from_pretrained(location, dtype=torch_dtype, local_files_only=local_only)
+        options = {"local_files_only": True, "use_safetensors": True} if local_only else {}
+        pipe = loader.from_pretrained(location, dtype=torch_dtype, **options)
     except Exception as error:  # whatever a folder's files provoke in diffusers, transformers, safetensors or the hub
         why = _why_not_opened(model, location, error, local_only=local_only)
         raise SettingsError(

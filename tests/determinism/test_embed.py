@@ -275,7 +275,7 @@ class TestNoRecord:
     def test_a_chunk_that_expands_without_end(self, png_path: Path) -> None:
         bomb = zlib.compress(b" " * (1 << 27))
         replace_record(png_path, lambda _: b"pipevault\0\x01\0\0\0" + bomb)
-        with pytest.raises(RecordDigestError):
+        with pytest.raises(BadRecordError, match="longer than 32 MiB"):
             read_record(png_path)
 
 

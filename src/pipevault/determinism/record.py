@@ -34,6 +34,9 @@ from pipevault.errors import BadRecordError, NewerRecordError, NoRecordError, Ol
 __all__ = ["RECORD_MARK", "RECORD_VERSION", "RunRecord", "describe", "digest_array", "pixels_sha256", "schema"]
 
 RECORD_VERSION = 2
+RECORD_LIMIT_BYTES = 1 << 25
+"""What is longer is not read: parsed JSON may take forty times its size in memory."""
+
 RECORD_MARK = "pipevault_record"
 """The field that makes a JSON document a run record; its value is the version."""
 
@@ -99,6 +102,12 @@ class RunRecord:
         :class:`NoRecordError` (no JSON, or another document), :class:`NewerRecordError`, :class:`OldRecordError`,
         :class:`RecordDigestError`, :class:`BadRecordError`, looked for in this order.
         """
+        if len(text) > RECORD_LIMIT_BYTES:
+            raise BadRecordError(
+                f"The run record{_of(source)} is longer than {RECORD_LIMIT_BYTES >> 20} MiB, which no record may be.",
+                "",
+                source,
+            )
         try:
             document = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:

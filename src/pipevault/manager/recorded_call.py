@@ -12,6 +12,7 @@ from pipevault.cache.call import parameters, takes_any_name
 from pipevault.determinism.describe import describe
 from pipevault.determinism.layers import parse_state, unpack
 from pipevault.determinism.record import RunRecord
+from pipevault.determinism.samples import recorded_samples
 from pipevault.errors import BadCallError, BadRecordError
 from pipevault.graphs import parts as graph_parts
 
@@ -61,9 +62,8 @@ def check_limits(record: RunRecord) -> None:
             raise _beyond(f"call.{name}", value, f"a number from 0 to {limit}")
     if (count := len(record.seeds["samples"])) > SAMPLES_LIMIT:
         raise _beyond("seeds.samples", f"{count} seeds", f"at most {SAMPLES_LIMIT}")
-    prompt, repeats = record.call.get("prompt"), record.call.get("num_images_per_prompt") or 1
-    if isinstance(prompt, list) and len(prompt) * repeats > SAMPLES_LIMIT:
-        raise _beyond("call.prompt", f"{len(prompt)} prompts, each {repeats} times", f"at most {SAMPLES_LIMIT} samples")
+    if (drawn := recorded_samples(record.call, pipeline=record.pipeline["class"]).count) > SAMPLES_LIMIT:
+        raise _beyond("call", f"about {drawn} samples", f"at most {SAMPLES_LIMIT}")
 
 
 def _walk(value: Any, field: str, depth: int) -> Iterator[tuple[str, Any, int]]:

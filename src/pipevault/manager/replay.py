@@ -13,6 +13,7 @@ from PIL import Image
 from pipevault.cache.keys import execution_device, pipeline_factors
 from pipevault.cache.outcome import Progress
 from pipevault.cache.rehearsal import policies
+from pipevault.determinism import image_files
 from pipevault.determinism.describe import pixels_sha256
 from pipevault.determinism.embed import read_record
 from pipevault.determinism.layers import kept, put
@@ -26,7 +27,6 @@ from pipevault.errors import (
     ChangedWeightsError,
     DifferentKeyError,
     MissError,
-    NoRecordError,
     OtherMachineError,
     PipevaultError,
     SettingsError,
@@ -379,19 +379,7 @@ def _picture(source: Any) -> Image.Image | None:
     """The picture of a file that keeps every bit."""
     if isinstance(source, RunRecord) or Path(source).suffix.lower() not in LOSSLESS_SUFFIXES:
         return None
-    try:
-        with Image.open(source) as image:
-            image.load()
-            return image
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ) as error:  # all that Pillow raises for a file
-        raise NoRecordError(
-            f"{source} holds a record, and its picture cannot be read: {error}. Give its sidecar (.json).", str(source)
-        ) from error
+    return image_files.picture(Path(source))
 
 
 def _divergent_file(record: RunRecord, picture: Image.Image) -> Divergence | None:
