@@ -3,8 +3,9 @@
 what records, guard and level cost.
 
 ``--quick`` takes less than a minute and compiles nothing: threads and records only. The whole takes some twenty minutes
-on two cores, a quarter of it compiling. Prints a Markdown table, or JSON with ``--json``. The exit code is 1 if a promise was
-broken: a wrong byte, a missing record, an error, a stream or a switch that was left otherwise. Times decide nothing.
+on two cores, a quarter of it compiling. Prints a Markdown table, or JSON with ``--json``. The exit code is 1 if a
+promise was broken: a wrong byte, a missing record, an error, a stream or a switch that was left otherwise. Times decide
+nothing.
 """
 
 from __future__ import annotations

@@ -357,6 +357,14 @@ class TestHostileRecords:
         assert caught.value.field.startswith("call")
         assert len(str(caught.value)) < 200
 
+    @pytest.mark.parametrize(
+        "value", ["http://127.0.0.1:9/a.png", "/etc/passwd", "a.png", ["x", "file:///etc/passwd"], {"a": "../b"}]
+    )
+    def test_texts_that_a_pipeline_would_open(self, saved: Path, pipe: Any, frozen_vault: Path, value: Any) -> None:
+        record = changed(pipevault.read_record(saved), call={"ip_adapter_image": value})
+        with pytest.raises(BadRecordError, match="may be a file or an address"):
+            pipevault.replay(record, pipe, dir=frozen_vault)
+
     def test_nested_ever_deeper(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
         value: Any = "a"
         for _ in range(50):

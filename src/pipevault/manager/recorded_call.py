@@ -40,6 +40,8 @@ _ITEMS_LIMIT = 10_000
 _TEXT_LIMIT = 100_000
 _NUMBER_LIMIT = 2**64
 _SHOWN = 40
+_WORD = re.compile(r"[A-Za-z0-9_ +-]{0,64}")
+"""What an option looks like, such as ``latent``: no name of a file with a suffix, no path, no address."""
 
 
 def check_limits(record: RunRecord) -> None:
@@ -110,6 +112,12 @@ def recorded_arguments(record: RunRecord, pipe: Any, inputs: dict[str, Any]) -> 
             if describe(given) != value:
                 raise BadCallError(f"{name} is not what was recorded: {describe(given)}, and the record has {value}.")
             arguments[name] = given
+        elif may_name_a_file(name, value):
+            raise BadRecordError(
+                f"Field 'call.{name}' of the run record is {str(value)[:_SHOWN]!r}, which may be a file or an address "
+                f"that a pipeline would open. Give it as an input if you trust it: {name}=….",
+                f"call.{name}",
+            )
         elif _is_whole(value):
             arguments[name] = value
         else:
@@ -119,6 +127,15 @@ def recorded_arguments(record: RunRecord, pipe: Any, inputs: dict[str, Any]) -> 
             f"The recorded call has no {', '.join(inputs)}. It has {', '.join(record.call) or 'nothing'}."
         )
     return arguments
+
+
+def may_name_a_file(name: str, value: Any) -> bool:
+    """Return whether a text is given where no prompt is: pipelines open paths and fetch addresses of images."""
+    if isinstance(value, Mapping):
+        return any(may_name_a_file(name, item) for item in value.values())
+    if isinstance(value, list):
+        return any(may_name_a_file(name, item) for item in value)
+    return isinstance(value, str) and "prompt" not in name and _WORD.fullmatch(value) is None
 
 
 def _is_whole(value: Any) -> bool:
