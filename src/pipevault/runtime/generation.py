@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pipevault")
 
+_LONGEST_OPTION = 32  # characters of a text that chooses something, and is none that is drawn
+_MAX_KINDS = 4096
+
 
 @dataclass(frozen=True)
 class _Call:
@@ -80,6 +83,8 @@ def generate(
             with level(asked) as achieved, observed(pipe, audit=asked.audit) as seen:
                 drawn = _draw(pipe, call, modules, is_alone=is_alone, per_sample=achieved.per_sample)
                 achieved = achieved.check_again()
+            if len(state.draws) >= _MAX_KINDS:
+                state.draws.clear()
             state.draws[call.kind] = bool(drawn.layers)
             if drawn.layers and not is_alone and call.sources.seed is not None:
                 _tell_of_drawing(pipe, drawn)
@@ -178,7 +183,7 @@ def _kind(name: str, value: Any) -> Hashable:
     if isinstance(value, (int, float)):
         return value < 0, value == 0, value == 1, value > 1
     if isinstance(value, str):
-        return "" if "prompt" in name else value
+        return "" if "prompt" in name or len(value) > _LONGEST_OPTION else value
     if isinstance(value, (list, tuple)):
         return type(value).__name__, _kind(name, value[0]) if value else None
     return str(getattr(value, "__qualname__", type(value).__qualname__))
