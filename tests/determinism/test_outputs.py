@@ -124,6 +124,20 @@ def test_an_output_that_holds_itself_ends() -> None:
     assert len(digests(output)["pixels"]) == 1
 
 
+def test_a_sound_is_one_sample() -> None:
+    sound = np.zeros(48_000, np.float32)
+    assert digests(sound)["pixels"] == [digest_array(sound)]
+    assert len(digests({"audios": np.stack([sound, sound])})["pixels"]) == 2
+    assert len(digests(torch.zeros(5_000, 2))["pixels"]) == 1
+
+
+def test_an_output_that_nobody_can_walk_through_is_told_of() -> None:
+    deep: list[Any] = [picture(0)]
+    for _ in range(10_000):
+        deep = [deep]
+    assert "RecursionError" in digests(deep)["undigested"]["output"]
+
+
 class Broken:
     __slots__ = ()
 

@@ -21,6 +21,8 @@ from pipevault.errors import SettingsError
 if TYPE_CHECKING:
     import numpy as np
 
+MOST_SLICES = 4096
+
 _PLAIN = (str, bool, int, float)
 
 
@@ -63,12 +65,21 @@ def _named_items(value: Any) -> list[tuple[str, Any]] | None:
 
 
 def samples(output: Any) -> Iterator[tuple[str, Any]]:
-    """Yield each image and each slice of an array along its first axis, with the place of the whole."""
+    """Yield each image and each slice of an array along its first axis, with the place of the whole.
+
+    An array of one dimension, or with over :data:`MOST_SLICES` slices, is a sound or a table: one sample.
+    """
     for place, value in leaves(output):
-        if is_array(value):
-            yield from ((place, one) for one in (value if value.ndim else [value.reshape(1)]))
-        elif is_media(value):
-            yield place, value
+        if is_media(value):
+            yield from ((place, one) for one in _slices(value))
+
+
+def _slices(value: Any) -> Any:
+    if not is_array(value):
+        return [value]
+    if value.ndim == 0:
+        return [value.reshape(1)]
+    return [value] if value.ndim == 1 or value.shape[0] > MOST_SLICES else value
 
 
 def is_media(value: Any) -> bool:
@@ -101,10 +112,10 @@ def digests(output: Any) -> dict[str, Any]:
     pixels: list[str] = []
     values: dict[str, Any] = {}
     undigested: dict[str, str] = {}
-    for place, value in leaves(output):
+    for place, value in _leaves_that_can_be_reached(output, undigested):
         try:
             if is_array(value):
-                pixels += [digest_array(one) for one in (value if value.ndim else [value.reshape(1)])]
+                pixels += [digest_array(one) for one in _slices(value)]
             elif is_media(value):
                 pixels.append(pixels_sha256(value))
             else:
@@ -116,6 +127,13 @@ def digests(output: Any) -> dict[str, Any]:
         "values": digest_json(values).hex if values else None,
         "undigested": undigested,
     }
+
+
+def _leaves_that_can_be_reached(output: Any, undigested: dict[str, str]) -> Iterator[tuple[str, Any]]:
+    try:
+        yield from leaves(output)
+    except Exception as error:  # lists deeper than Python goes, and whatever an attribute raises
+        undigested["output"] = f"{type(error).__name__}: {error}"[:200]
 
 
 def _plain(value: Any) -> Any:

@@ -54,7 +54,7 @@ def attach_record(output: Any, record: RunRecord, arguments: Mapping[str, Any]) 
 
     What was handed in and comes out again belongs to no one generation.
     """
-    given = {id(value) for _, value in leaves(dict(arguments))}
+    given = {id(value) for value in _media(dict(arguments))}
     for value in _media(output):
         if id(value) not in given:
             _OF_LEAVES.remember(value, record)
@@ -82,4 +82,13 @@ def record_of(output: Any) -> RunRecord:
 
 
 def _media(output: Any) -> Iterator[Any]:
-    return (value for _, value in leaves(output) if is_media(value))
+    found = leaves(output)
+    while True:
+        try:
+            value = next(found)[1]
+        except StopIteration:
+            return
+        except Exception:  # lists deeper than Python goes: the record says so, and the output is still returned
+            return
+        if is_media(value):
+            yield value
