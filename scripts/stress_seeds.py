@@ -29,14 +29,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from served import ENVIRONMENT, environment, prewarm, server
+
+os.environ.update(ENVIRONMENT)  # before torch reads it
 
 import httpx
 import psutil
 import torch
-
-from served import environment, prewarm, server
 
 ROOT = Path(__file__).parents[1]
 STEPS = 6
