@@ -198,7 +198,7 @@ class _Groups:
 _GROUPS = _Groups()
 
 _AROUND: ContextVar[Mapping[str, tuple[Any, str]] | None] = ContextVar("pipevault_switches", default=None)
-"""What the levels around the caller want."""
+"""The switches that the levels around the caller want."""
 
 
 @contextmanager

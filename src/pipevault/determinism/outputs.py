@@ -1,4 +1,4 @@
-"""What a pipeline returned, whatever it is: its pictures, arrays and plain values, by their place in it.
+"""Outputs of any pipeline: their pictures, arrays and plain values, by their place in them.
 
 diffusers' outputs, dictionaries, tuples, lists of any depth, dataclasses and plain objects are walked through; PIL
 images of any mode, NumPy arrays, tensors, text and numbers are what is found. torch is never imported here: an object

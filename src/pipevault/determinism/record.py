@@ -35,7 +35,7 @@ __all__ = ["RECORD_MARK", "RECORD_VERSION", "RunRecord", "describe", "digest_arr
 
 RECORD_VERSION = 2
 RECORD_LIMIT_BYTES = 1 << 25
-"""What is longer is not read: parsed JSON may take forty times its size in memory."""
+"""A longer one is not read: parsed JSON may take forty times its size in memory."""
 
 RECORD_MARK = "pipevault_record"
 """The field that makes a JSON document a run record; its value is the version."""

@@ -28,7 +28,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Form:
-    """What one entry is: ``item`` its dimensions, ``leaf`` those of a value without a shape, such as a PIL image.
+    """The form of one entry: ``item`` its dimensions, ``leaf`` those of a value without a shape, such as a PIL image.
 
     A value of no more dimensions is a single entry. Without ``item`` every list, array and tensor is a row of entries.
     """
@@ -69,7 +69,7 @@ COUNTED = (
     *("prompt", "task_prompt", "prompt_embeds", "prompt_embeds_qwen", "pooled_prompt_embeds"),
     *("connector_video_embeds", "messages", "input_ids", "class_labels"),
 )
-"""What a call is about, in the order in which pipelines look for it: the first that is a row of entries counts."""
+"""The arguments that a call is about, in the order in which pipelines look for it: the first that is a row of entries counts."""
 
 COUNTED_OF_CLASS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(MARIGOLD, ("image",)),

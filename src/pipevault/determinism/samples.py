@@ -44,7 +44,7 @@ class Samples:
     prompts: int
     repeats: int
     tiled: bool = False
-    """Whether all prompts are drawn once before any is drawn again."""
+    """True where all prompts are drawn once before any is drawn again."""
     defaults: tuple[str, ...] = ()
     """Names of counts above 1 that the pipeline's signature gives and the call does not."""
 
