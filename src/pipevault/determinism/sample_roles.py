@@ -69,7 +69,7 @@ COUNTED = (
     *("prompt", "task_prompt", "prompt_embeds", "prompt_embeds_qwen", "pooled_prompt_embeds"),
     *("connector_video_embeds", "messages", "input_ids", "class_labels"),
 )
-"""The arguments that a call is about, in the order in which pipelines look for it: the first that is a row of entries counts."""
+"""The arguments that a call is about, in the order of diffusers: the first that is a row of entries counts."""
 
 COUNTED_OF_CLASS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(MARIGOLD, ("image",)),
