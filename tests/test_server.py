@@ -129,7 +129,7 @@ def test_an_empty_vault_is_told_and_a_server_that_is_told_to_stop_finishes(model
 
 
 def test_time_outs_a_full_queue_and_a_stop_in_between(model: Path, vault: Path) -> None:
-    options = ("--threads", "1", "--max-queue", "1", "--timeout-s", "1", "--max-steps", "5000")
+    options = ("--threads", "1", "--max-queue", "1", "--timeout-s", "0.2", "--max-steps", "5000")
     with server(str(model), vault, *options) as (address, process):
         long: dict[str, Any] = {"prompt": "a", "num_inference_steps": 900, "seed": 1}
         with ThreadPoolExecutor(6) as pool:
