@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sample_records import picture
 
 from pipevault.determinism.describe import describe, digest_array, pixels_sha256
@@ -72,6 +73,14 @@ class TestDescribe:
         image = picture(size=(8, 4))
         expected = hashlib.sha256(np.asarray(image).tobytes()).hexdigest()
         assert describe([image]) == [{"kind": "image", "sha256": expected, "size": [8, 4], "mode": "RGB"}]
+
+    def test_an_image_with_another_palette(self) -> None:
+        one = Image.new("P", (2, 2), 1)
+        other = one.copy()
+        one.putpalette([0, 0, 0, 1, 1, 1])
+        other.putpalette([0, 0, 0, 9, 9, 9])
+        assert describe(one) == {"kind": "image", "sha256": pixels_sha256(one), "size": [2, 2], "mode": "P"}
+        assert describe(one) != describe(other)
 
     def test_array(self) -> None:
         array = np.arange(6, dtype=np.float32).reshape(2, 3)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _MODES_OF_BYTES = frozenset({"L", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
 _PALETTE_MODES = frozenset({"P", "PA"})
+_MODES_OF_16_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 
 
 def describe(value: Any) -> Any:
@@ -60,20 +61,16 @@ def describe(value: Any) -> Any:
 def pixels_sha256(image: Image.Image | np.ndarray[Any, Any]) -> str:
     """SHA-256 of the raw uint8 bytes, row by row, channels last.
 
-    An image and its array have the same one. For an image whose channels are not one byte each, or whose bytes are
-    indices of a palette, mode, size and palette are hashed before its bytes. ``TypeError`` for an array of another
+    An image and its array have the same one. For an image whose channels are not one byte each, mode and size are
+    hashed before its values (little-endian, 16 bits in any order of bytes as ``I;16``); where the bytes are indices of
+    a palette, also the colours that they stand for, transparency included. ``TypeError`` for an array of another
     dtype.
     """
     picture: Any = image
     if is_instance(image, "PIL.Image", "Image"):
-        hasher = hashlib.sha256()
-        if picture.mode not in _MODES_OF_BYTES:
-            hasher.update(f"{picture.mode} {picture.width}x{picture.height}\n".encode())
-            if picture.mode in _PALETTE_MODES:
-                palette = bytes(picture.getpalette("RGBA") or ())
-                hasher.update(palette + repr(picture.info.get("transparency")).encode())
-        hasher.update(picture.tobytes())
-        return hasher.hexdigest()
+        if picture.mode in _MODES_OF_BYTES:
+            return hashlib.sha256(picture.tobytes()).hexdigest()
+        return _sha256_with_mode(picture)
     if str(getattr(image, "dtype", None)) != "uint8" or not is_instance(image, "numpy", "ndarray"):
         raise TypeError(
             f"Pixels are an image or a uint8 array, not {type(image).__name__} of "
@@ -96,16 +93,15 @@ def _describe_object(value: Any) -> Any:
     if is_instance(value, "numpy", "generic"):
         return describe(value.item())
     if is_instance(value, "PIL.Image", "Image"):
-        sha256 = hashlib.sha256(value.tobytes()).hexdigest()
-        return {"kind": "image", "sha256": sha256, "size": list(value.size), "mode": value.mode}
-    if is_instance(value, "numpy", "ndarray") and not value.dtype.hasobject:
+        return {"kind": "image", "sha256": pixels_sha256(value), "size": list(value.size), "mode": value.mode}
+    if is_instance(value, "numpy", "ndarray") and has_bytes(value):
         return {
             "kind": "array",
             "sha256": digest_array(value),
             "shape": list(value.shape),
             "dtype": value.dtype.newbyteorder("=").name,
         }
-    if is_instance(value, "torch", "Tensor") and _has_bytes(value):
+    if is_instance(value, "torch", "Tensor") and has_bytes(value):
         dtype = str(value.dtype).removeprefix("torch.")
         return {"kind": "tensor", "sha256": digest_array(value), "shape": list(value.shape), "dtype": dtype}
     if is_instance(value, "torch", "Generator"):
@@ -132,9 +128,21 @@ def _describe_generator(generator: Any) -> dict[str, Any]:
     return {**described, "state": pack(state)}
 
 
+def _sha256_with_mode(picture: Any) -> str:
+    mode = "I;16" if picture.mode in _MODES_OF_16_BITS else picture.mode
+    hasher = hashlib.sha256(f"{mode} {picture.width}x{picture.height}\n".encode("ascii"))
+    if mode in _PALETTE_MODES:
+        hasher.update(picture.convert("RGBA").tobytes())  # not the palette: a file need not keep what is unused of it
+        hasher.update(picture.tobytes())
+    else:
+        import numpy as np
+
+        hasher.update(_bytes_of_array(np.asarray(picture)))
+    return hasher.hexdigest()
+
+
 def _bytes_of_tensor(tensor: Any) -> Any:
-    if not _has_bytes(tensor):
-        raise TypeError(f"A tensor of layout {tensor.layout} on {tensor.device} has no bytes to take a digest of.")
+    check_bytes(tensor)
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     # As bytes, because NumPy has no bfloat16; flat, because a tensor without dimensions cannot be viewed as bytes.
     return plain.reshape(-1).view(sys.modules["torch"].uint8).numpy()
@@ -143,14 +151,26 @@ def _bytes_of_tensor(tensor: Any) -> Any:
 def _bytes_of_array(array: np.ndarray[Any, Any]) -> Any:
     import numpy as np
 
-    if array.dtype.hasobject:
-        raise TypeError("An array of Python objects has no bytes to take a digest of.")
+    check_bytes(array)
     little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8)
 
 
-def _has_bytes(tensor: Any) -> bool:
-    return not tensor.is_meta and not tensor.is_quantized and str(tensor.layout) == "torch.strided"
+def check_bytes(array: Any) -> None:
+    """Raise ``TypeError`` for a NumPy array or tensor that :func:`digest_array` refuses."""
+    if has_bytes(array):
+        return
+    if is_instance(array, "torch", "Tensor"):
+        kind = f"A quantized tensor ({array.dtype})" if array.is_quantized else f"A tensor of layout {array.layout}"
+        raise TypeError(f"{kind} on {array.device} has no bytes to take a digest of.")
+    raise TypeError("An array of Python objects has no bytes to take a digest of.")
+
+
+def has_bytes(array: Any) -> bool:
+    """Return whether a NumPy array or tensor has bytes: no Python objects, not meta, not sparse, not quantized."""
+    if is_instance(array, "torch", "Tensor"):
+        return not array.is_meta and not array.is_quantized and str(array.layout) == "torch.strided"
+    return not array.dtype.hasobject
 
 
 def is_instance(value: Any, module: str, name: str) -> bool:
