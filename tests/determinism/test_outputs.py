@@ -1,9 +1,12 @@
-"""Every picture, array and value that a pipeline can return is found, digested, and joined with others of its batch."""
+"""Every picture, array and value that a pipeline can return is found and digested."""
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +14,11 @@ import pytest
 import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
+from sample_records import fields
 
 from pipevault.determinism.describe import digest_array, pixels_sha256
-from pipevault.determinism.outputs import digests, join, leaves
-from pipevault.errors import SettingsError
+from pipevault.determinism.outputs import as_array, digests, leaves, samples
+from pipevault.determinism.record import RunRecord
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F")
 
@@ -131,58 +135,180 @@ def test_a_sound_is_one_sample() -> None:
     assert len(digests(torch.zeros(5_000, 2))["pixels"]) == 1
 
 
-def test_an_output_that_nobody_can_walk_through_is_told_of() -> None:
-    deep: list[Any] = [picture(0)]
-    for _ in range(10_000):
-        deep = [deep]
-    assert "RecursionError" in digests(deep)["undigested"]["output"]
-
-
-class Broken:
+class Empty:
     __slots__ = ()
 
 
-@pytest.mark.parametrize(
-    "value",
-    [np.array([object()]), torch.zeros(2, device="meta"), torch.eye(2).to_sparse(), Broken(), print, 3 + 4j],
-    ids=["objects", "meta", "sparse", "slots", "function", "complex"],
-)
-def test_what_has_no_digest_is_told_of_and_raises_nothing(value: Any) -> None:
-    found = digests({"images": [picture(0)], "odd": value})
+class Secretive:
+    def __init__(self) -> None:
+        self._images = [picture(0)]
+
+
+class BrokenMapping(dict[str, Any]):
+    def items(self) -> Any:
+        raise RuntimeError("not now")
+
+
+def closed_file(path: Path) -> Image.Image:
+    picture(0).save(path)
+    image = Image.open(path)
+    image.close()
+    return image
+
+
+NO_DIGEST = {
+    "objects": (lambda: np.array([picture(0), "text"], dtype=object), "An array of Python objects has no bytes"),
+    "meta": (lambda: torch.zeros(2, device="meta"), r"on meta has no bytes"),
+    "sparse": (lambda: torch.eye(2).to_sparse(), r"A tensor of layout torch.sparse_coo on cpu has no bytes"),
+    "slots": (Empty, "test_outputs.Empty has no digest"),
+    "private": (Secretive, "test_outputs.Secretive has no digest"),
+    "function": (lambda: print, "builtin_function_or_method has no digest"),
+    "module": (lambda: torch.nn.Linear(1, 1), "Linear has no digest"),
+    "complex": (lambda: 3 + 4j, "builtins.complex has no digest"),
+    "set": (lambda: {object()}, "builtins.set has no digest"),
+    "half a letter": (lambda: "\ud800", "surrogates"),
+    "more digits than Python writes": (lambda: 10**5000, "digits"),
+    "mapping that raises": (BrokenMapping, "not now"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_DIGEST)
+def test_what_has_no_digest_is_told_of_and_raises_nothing(kind: str) -> None:
+    make, reason = NO_DIGEST[kind]
+    found = digests({"images": [picture(0)], "odd": make()})
     assert found["pixels"] == [pixels_sha256(picture(0))]
     assert list(found["undigested"]) == ["odd"]
-    assert found["undigested"]["odd"]
+    assert re.search(reason, found["undigested"]["odd"])
+    assert RunRecord(**{**fields(), "results": {**fields()["results"], **found}})
 
 
-def test_outputs_of_single_samples_become_one_of_a_batch() -> None:
-    rows = [np.full((1, 2), float(index)) for index in range(3)]
-    joined = join([Pictures(row, [False]) for row in rows])
-    assert isinstance(joined, Pictures)
-    assert joined.images[:, 0].tolist() == [0.0, 1.0, 2.0]
-    assert joined.nsfw_content_detected == [False] * 3
-    assert join([Pictures([picture(i)]) for i in range(2)]).nsfw_content_detected is None
-    assert join([(torch.ones(1, 2), None)] * 2)[0].shape == (2, 2)
-    assert join([[[1]], [[2]]]) == [[1], [2]]
-    assert join([{"a": torch.ones(1)}, {"a": torch.zeros(1)}])["a"].tolist() == [1.0, 0.0]
-    pair = join([Pair([i], [i + 10]) for i in range(2)])
-    assert isinstance(pair, Pair)
-    assert pair == ([0, 1], [10, 11])
-    frozen = join([Frozen(torch.full((1,), float(i)), "same") for i in range(2)])
-    assert (frozen.images.tolist(), frozen.note, frozen.made) == ([0.0, 1.0], "same", 3)
-    plain = join([Plain([picture(i)]) for i in range(2)])
-    assert type(plain) is Plain
-    assert len(plain.frames) == 2
+def test_an_image_whose_file_was_closed_is_told_of(tmp_path: Path) -> None:
+    assert list(digests([closed_file(tmp_path / "a.png")])["undigested"]) == ["[0]"]
+
+
+def test_any_name_can_stand_in_a_record() -> None:
+    meta = torch.zeros(1, device="meta")
+    found = digests({"\ud800": "text", "a\udfff": meta, "": meta, 1.5: meta, (1, object()): meta, Colour.RED: meta})
+    assert list(found["undigested"]) == ["['a\\udfff']", "['']", "[1.5]", "['tuple 4']", "RED"]
+    assert found["values"]
+    assert RunRecord(**{**fields(), "results": {**fields()["results"], **found}})
+
+
+def test_lists_deeper_than_python_can_call() -> None:
+    output: Any = [picture(0)]
+    for _ in range(5000):
+        output = [output]
+    assert len(digests(output)["pixels"]) == 1
+
+
+class Frames(list[Any]):
+    """A list with attributes of its own."""
+
+
+class Slotted:
+    __slots__ = ("images",)
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+
+class Colour(Enum):
+    RED = 1
+    BLUE = 2
 
 
 @pytest.mark.parametrize(
-    ("outputs", "place"),
+    ("one", "other"),
     [
-        ([Frozen(torch.zeros(1), "a"), Frozen(torch.zeros(1), "b")], "note"),
-        ([{"n": 1}, {"n": "1"}], "n"),
-        ([torch.tensor(1.0), torch.tensor(2.0)], "the output"),
-        ([(1,), (1, 2)], "the output"),
+        (Frames([picture(0)]), Frames([picture(1)])),
+        (Slotted([picture(0)]), Slotted([picture(1)])),
+        ({"colour": Colour.RED}, {"colour": Colour.BLUE}),
+        ({"path": Path("a")}, {"path": Path("b")}),
+        ({1: "a", "1": "b"}, {1: "b", "1": "a"}),
+        ({"a": {"b": "x"}, "a.b": "y"}, {"a": {"b": "y"}, "a.b": "x"}),
+        ({"n": float("nan")}, {"n": "nan"}),
+        ({"n": 1}, {"n": True}),
+        ({"n": b"a"}, {"n": bytearray(b"b")}),
+        ([[1], 2], [1, [2]]),
     ],
+    ids=repr,
 )
-def test_what_cannot_be_one_output_is_an_error_that_names_it(outputs: list[Any], place: str) -> None:
-    with pytest.raises(SettingsError, match=f"one output: {place} differs"):
-        join(outputs)
+def test_values_and_the_containers_that_they_are_in(one: Any, other: Any) -> None:
+    assert digests(one) != digests(other)
+    assert not digests(one)["undigested"]
+
+
+def test_an_attribute_that_is_no_field_counts() -> None:
+    one, other = Pictures([picture(0)]), Pictures([picture(0)])
+    other.depth = [picture(1)]
+    assert len(digests(other)["pixels"]) == len(digests(one)["pixels"]) + 1
+    named = Pictures({"images": [picture(0)]})
+    assert len(digests(named)["pixels"]) == 1, "diffusers gives such an output its items twice"
+
+
+@pytest.mark.parametrize("transparency", [None, 1, b"\x00\x80"])
+def test_a_palette_image_has_its_digest_after_a_png_too(tmp_path: Path, transparency: Any) -> None:
+    image = picture(1, "P")
+    image.putpalette([9, 9, 9, 1, 2, 3, *[7] * 90])  # more colours than are used
+    plain = pixels_sha256(image)
+    if transparency is not None:
+        image.info["transparency"] = transparency
+        assert pixels_sha256(image) != plain
+    image.save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as read:
+        assert read.mode == "P"
+        assert pixels_sha256(read) == pixels_sha256(image)
+
+
+def test_indices_that_stand_for_the_same_colours_are_not_those_of_another_image() -> None:
+    grey, palette = Image.new("L", (4, 2), 1), picture(1, "P")
+    assert pixels_sha256(grey) != pixels_sha256(palette)
+
+
+def test_the_order_of_bytes_is_no_difference() -> None:
+    values = np.arange(8, dtype=np.uint16).reshape(2, 4) * 999
+    little = Image.frombytes("I;16", (4, 2), values.astype("<u2").tobytes())
+    big = Image.frombytes("I;16B", (4, 2), values.astype(">u2").tobytes())
+    assert pixels_sha256(little) == pixels_sha256(big)
+
+
+def test_samples_know_their_digest_and_their_place_in_the_batch() -> None:
+    output = {
+        "odd": torch.zeros(2, device="meta"),
+        "rgb": [picture(0), picture(1)],
+        "depth": np.zeros((2, 3, 3)),
+        "frames": [[picture(2)], [picture(3), picture(4)]],
+    }
+    found = digests(output)
+    placed = [
+        (str(one.place), one.position.index, one.position.number, one.position.count)
+        for one in samples(output, found["undigested"])
+        if one.place.field != "odd"
+    ]
+    assert placed == [
+        ("rgb[0]", 0, 0, 2),
+        ("rgb[1]", 1, 1, 2),
+        ("depth", 2, 0, 2),
+        ("depth", 3, 1, 2),
+        ("frames[0][0]", 4, 0, 2),
+        ("frames[1][0]", 5, 1, 2),
+        ("frames[1][1]", 6, 1, 2),
+    ]
+    assert [one.position.index for one in samples(output, found["undigested"])][:2] == [None, 0]
+    frames = samples(output)[-1]
+    assert pixels_sha256(frames.value) == found["pixels"][6]
+
+
+def test_the_items_of_what_a_pipeline_returned_as_a_tuple_are_fields() -> None:
+    output = ([picture(0), picture(1)], [False, False])
+    assert [(one.place.field, one.position.number) for one in samples(output)] == [("0", 0), ("0", 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.complex64, torch.int64, torch.bool])
+def test_tensors_as_numpy_has_them(dtype: torch.dtype) -> None:
+    tensor = torch.tensor([0.0, 1.0]).to(dtype)
+    assert as_array(tensor.requires_grad_(dtype.is_floating_point)).tolist() == tensor.tolist()
+
+
+def test_a_palette_as_an_array_is_its_colours() -> None:
+    assert as_array(picture(1, "P"))[0, 0].tolist() == [255, 255, 255, 255]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "determinism"))
-from sample_records import sample_record
+from sample_records import fields, sample_record
 
+from pipevault.determinism.outputs import digests
 from pipevault.errors import SettingsError
 from pipevault.runtime import records
-from pipevault.runtime.records import attach_record, record_of
+from pipevault.runtime.records import attach_record, origin_of, record_of
 
 
 def image() -> Image.Image:
@@ -30,6 +33,11 @@ class Slotted:
 
     def __init__(self, images: Any) -> None:
         self.images = images
+
+
+@dataclass(frozen=True)
+class Frozen:
+    images: list[Any]
 
 
 class Own:
@@ -81,12 +89,86 @@ def test_an_output_that_nothing_can_be_remembered_for_has_none(output: Any) -> N
         record_of(output)
 
 
-def test_records_go_with_their_outputs() -> None:
+def test_what_was_put_together_from_two_generations_has_no_one_record() -> None:
+    first = attach_record([image()], sample_record(), {})
+    second = attach_record([image()], sample_record(), {})
+    with pytest.raises(SettingsError, match="put together from what 2 generations returned"):
+        record_of([first[0], second[0]])
+    assert record_of(first) is not record_of(second)
+
+
+def test_an_object_with_slots_and_one_that_is_frozen_are_found() -> None:
+    for output in (Slotted([image()]), Frozen([image()])):
+        record = sample_record()
+        attach_record(output, record, {})
+        assert record_of(output) is record
+
+
+def test_a_copy_has_no_record_and_is_told_apart() -> None:
+    output = attach_record([image()], sample_record(), {})
+    with pytest.raises(SettingsError, match=r"Image has no run record.* not a copy"):
+        record_of(output[0].copy())
+    with pytest.raises(SettingsError, match="no image, array or tensor in this one to tell it from any other str"):
+        record_of("text")
+
+
+def test_a_pipeline_that_returns_itself_is_left_alone() -> None:
+    class Pipeline:
+        def __call__(self) -> Any:
+            return self
+
+    pipe = Pipeline()
+    assert attach_record(pipe(), sample_record(), {}) is pipe
+    assert vars(pipe) == {}
+
+
+def test_a_leaf_knows_which_digests_are_its_own() -> None:
+    meta = torch.zeros(2, device="meta")
+    output = {"odd": meta, "rgb": [image(), image()], "depth": np.zeros((2, 3))}
+    found = {**fields()["results"], **digests(output)}
+    attach_record(output, sample_record(results=found), {})
+    assert [origin.positions[0].index for leaf in output["rgb"] if (origin := origin_of(leaf))] == [0, 1]
+    depth = origin_of(output["depth"])
+    assert depth is not None
+    assert [(one.index, one.number, one.count) for one in depth.positions] == [(2, 0, 2), (3, 1, 2)]
+    odd = origin_of(meta)
+    assert odd is not None
+    assert odd.positions[0].index is None
+
+
+def test_an_identity_that_is_given_to_another_object_has_no_record() -> None:
+    one, other = image(), image()
+    attach_record(one, sample_record(), {})
+    records._OF_LEAVES._origins[id(other)] = records._OF_LEAVES._origins[id(one)]  # as if the callback came late
+    with pytest.raises(SettingsError):
+        record_of(other)
+
+
+def test_nothing_is_kept_alive() -> None:
     gc.collect()
     before, record = len(records._OF_LEAVES), sample_record()
+
+    def draw(_: int) -> None:
+        output = attach_record([np.zeros(1), image(), (torch.zeros(1),)], record, {"image": image()})
+        assert record_of(output) is record
+
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: attach_record([np.zeros(1), image()], record, {}), range(2_000)))
+        list(pool.map(draw, range(10_000)))
     gc.collect()
     assert len(records._OF_LEAVES) == before
+    leaf = np.zeros(1)
+    attach_record([leaf], record, {})
+    reference = weakref.ref(leaf)
+    del leaf
+    assert reference() is None
     with pytest.raises(SettingsError):
         record_of([np.zeros(1)])
+
+
+def test_an_output_lives_no_longer_for_its_record() -> None:
+    record = sample_record()
+    output = attach_record(Own(), record, {})
+    references = weakref.ref(output), weakref.ref(record)
+    del output, record
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]

@@ -8,9 +8,12 @@ file                the record, as JSON         text that other tools read
 ``.webp``           EXIF ImageDescription       EXIF UserComment
 ``.mp4``            metadata ``comment``        metadata ``description``
 ``*.json``          the file itself             none
+``.wav``, ``.npy``, the sidecar                 none
+``.npz``
 ==================  ==========================  ==========================
 
-PNG and WebP keep every pixel; JPEG and MP4 are lossy. Every file appears whole or not at all.
+PNG and WebP keep every pixel, NPY and NPZ every value; JPEG, MP4 and WAV are lossy. Every file appears whole or not at
+all.
 """
 
 from __future__ import annotations
@@ -18,12 +21,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipevault.determinism import image_files, video_files
+from pipevault.determinism import array_files, audio_files, image_files, video_files
 from pipevault.determinism.infotext import asked_samples, parameters_text
 from pipevault.determinism.record import RECORD_LIMIT_BYTES, RunRecord
 from pipevault.errors import (
@@ -35,50 +38,90 @@ from pipevault.errors import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
 IMAGE_SUFFIXES = image_files.SUFFIXES
 VIDEO_SUFFIXES = video_files.SUFFIXES
+AUDIO_SUFFIXES = audio_files.SUFFIXES
+ARRAY_SUFFIXES = array_files.SUFFIXES
 
 
-def write_image(image: Image.Image, path: Path | str, record: RunRecord, *, index: int) -> Path:
-    """Write ``image``, sample ``index`` of its batch, with ``record`` inside; the path that was written.
+def write_image(
+    image: Image.Image,
+    path: Path | str,
+    record: RunRecord,
+    *,
+    index: int | None,
+    batch: tuple[int, int] | None = None,
+) -> Path:
+    """Write ``image``, whose digest is number ``index`` of the record's, with it inside; the path that was written.
 
-    The format follows the suffix. :class:`UnknownFormatError`, :class:`SettingsError` (an index that the batch does
-    not have, a mode or size that the format cannot hold), :class:`RecordTooLargeError` (JPEG),
-    :class:`CannotSaveError`.
+    ``batch`` tells which sample of how many it shows, where that is not the index: frames, or a depth map beside its
+    picture. The format follows the suffix.
+
+    :class:`UnknownFormatError`, :class:`SettingsError` (an index that the batch does not have, a mode or size that the
+    format cannot hold), :class:`RecordTooLargeError` (JPEG), :class:`CannotSaveError`.
     """
     path = Path(path)
     _check_suffix(path, "an image", IMAGE_SUFFIXES)
-    count = max(asked_samples(record), len(record.results["pixels"]))
-    text = parameters_text(record, index=index, count=count, size=image.size)
-    data = image_files.encode(image, path.suffix, record.of_sample(index), text)
-    with _replacing(path) as temporary:
-        temporary.write_bytes(data)
-    return path
+    number, count = batch or (index or 0, len(record.results["pixels"]))
+    text = parameters_text(record, index=number, count=max(asked_samples(record), count), size=image.size)
+    return _write_data(path, image_files.encode(image, path.suffix, record.of_sample(index), text))
 
 
-def write_video(frames: Sequence[Any], path: Path | str, record: RunRecord, *, fps: float, index: int = 0) -> Path:
-    """Write ``frames``, sample ``index`` of its batch, as H.264 with ``record`` inside; the path that was written.
+def write_video(
+    frames: Sequence[Any],
+    path: Path | str,
+    record: RunRecord,
+    *,
+    fps: float,
+    index: int | None = 0,
+    batch: tuple[int, int] | None = None,
+) -> Path:
+    """Write ``frames`` as H.264 with ``record`` inside; the path that was written.
 
-    A frame is an image or a uint8 array (height, width, 3), all of one size. :class:`UnknownFormatError`,
-    :class:`SettingsError` (no frames, other types, unequal sizes, ``fps``, ``index``), :class:`MissingExtraError`
-    without PyAV, :class:`CannotSaveError`.
+    The digest of the first frame is number ``index`` of the record's. ``batch`` tells which sample of how many the
+    video is, where that is not the index. A frame is an image or a uint8 array (height, width, 3), all of one size.
+
+    :class:`UnknownFormatError`, :class:`SettingsError` (no frames, other types, unequal sizes, ``fps``, ``index``),
+    :class:`MissingExtraError` without PyAV, :class:`CannotSaveError`.
     """
     path = Path(path)
     _check_suffix(path, "a video", VIDEO_SUFFIXES)
     arrays = video_files.frame_arrays(frames)
     height, width = arrays[0].shape[:2]
     # The digests of pixels are those of frames here, so they do not tell how many samples there are.
-    text = parameters_text(record, index=index, count=asked_samples(record), size=(width, height))
+    number, count = batch or (index or 0, 1)
+    text = parameters_text(record, index=number, count=max(asked_samples(record), count), size=(width, height))
     with _replacing(path) as temporary:
         video_files.encode(arrays, temporary, record.of_sample(index), text, fps=fps)
     return path
 
 
-def write_data(path: Path | str, data: bytes) -> Path:
-    """Write a file of any other kind, whole or not at all; the path that was written. :class:`CannotSaveError`."""
+def write_audio(clip: np.ndarray[Any, Any], path: Path | str, *, sampling_rate: Any) -> Path:
+    """Write ``clip``, (channels, samples) or (samples,), with 16 bits for a sample; the path that was written.
+
+    :class:`UnknownFormatError`, :class:`SettingsError` (other numbers or shapes, the sampling rate),
+    :class:`CannotSaveError`.
+    """
     path = Path(path)
+    _check_suffix(path, "audio", AUDIO_SUFFIXES)
+    return _write_data(path, audio_files.encode(clip, sampling_rate))
+
+
+def write_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], path: Path | str) -> Path:
+    """Write ``arrays`` by their names, or a single one as ``.npy``; the path that was written.
+
+    :class:`UnknownFormatError`, :class:`SettingsError` (several arrays in a ``.npy``, Python objects),
+    :class:`CannotSaveError`.
+    """
+    path = Path(path)
+    _check_suffix(path, "an array", ARRAY_SUFFIXES)
+    return _write_data(path, array_files.encode(arrays, path.suffix))
+
+
+def _write_data(path: Path, data: bytes) -> Path:
     with _replacing(path) as temporary:
         temporary.write_bytes(data)
     return path
@@ -97,9 +140,7 @@ def write_sidecar(path: Path | str, record: RunRecord) -> Path:
     """
     sidecar = sidecar_path(path)
     text = json.dumps(record.to_document(), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
-    with _replacing(sidecar) as temporary:
-        temporary.write_bytes(text.encode("utf-8"))
-    return sidecar
+    return _write_data(sidecar, text.encode("utf-8"))
 
 
 def read_record(path: Path | str) -> RunRecord:
@@ -116,7 +157,7 @@ def read_record(path: Path | str) -> RunRecord:
         return _read_json(path)
     sidecar = sidecar_path(path)
     try:
-        text = video_files.record_text(path) if _has_suffix(path, VIDEO_SUFFIXES) else image_files.record_text(path)
+        text = _embedded_text(path)
     except MissingExtraError:
         if not _is_file(sidecar):
             raise
@@ -130,6 +171,12 @@ def read_record(path: Path | str) -> RunRecord:
         "program saved it again and dropped the record. Give the file as it was saved, or its sidecar (.json).",
         str(path),
     )
+
+
+def _embedded_text(path: Path) -> str | None:
+    if _has_suffix(path, (*AUDIO_SUFFIXES, *ARRAY_SUFFIXES)):
+        return None
+    return video_files.record_text(path) if _has_suffix(path, VIDEO_SUFFIXES) else image_files.record_text(path)
 
 
 def _parse_embedded(text: str, path: Path) -> RunRecord:

@@ -37,8 +37,19 @@ _FORMATS = ("PNG", "JPEG", "WEBP")
 _CHUNK_HEAD_BYTES = 1024  # of an iTXt chunk before its text: keyword, language, translated keyword
 
 
+_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"})
+_WEBP_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
+"""Pillow converts any other one without a word, and what that loses is lost."""
+
+
 def encode(image: Image.Image, suffix: str, record: RunRecord, text: str) -> bytes:
     """``image`` as a file of the format that ``suffix`` names. :class:`SettingsError`, :class:`RecordTooLargeError`."""
+    modes = {".png": _PNG_MODES, ".webp": _WEBP_MODES}.get(suffix.lower())
+    if modes is not None and image.mode not in modes:
+        raise SettingsError(
+            f"An image of mode {image.mode} cannot be written as {suffix}, which would change its values. "
+            f"{_instead(image.mode, suffix)}"
+        )
     match suffix.lower():
         case ".png":
             return _png(image, record, text)
@@ -127,9 +138,16 @@ def _saved(image: Image.Image, image_format: str, **options: Any) -> bytes:
     except (OSError, ValueError, KeyError) as error:  # Pillow raises any of these for a mode or size that does not fit
         raise SettingsError(
             f"An image of mode {image.mode} and {image.width}x{image.height} pixels cannot be written as "
-            f"{image_format}: {error}. Convert it, or save as PNG."
+            f"{image_format}: {error}. {_instead(image.mode, f'.{image_format.lower()}')}"
         ) from error
     return buffer.getvalue()
+
+
+def _instead(mode: str, suffix: str) -> str:
+    """What to do with an image that a format cannot hold."""
+    if mode in _PNG_MODES and suffix.lower() != ".png":
+        return "Save it as PNG, which keeps every bit, or convert it: image.convert('RGB')."
+    return "Save it as NPY or NPZ, which keep every value, or convert it: image.convert('RGB')."
 
 
 def _png_text(file: BinaryIO) -> str | None:

@@ -35,7 +35,7 @@ def parameters_text(record: RunRecord, *, index: int, count: int, size: tuple[in
         "Steps": _number(call, "num_inference_steps"),
         "Sampler": record.pipeline.get("scheduler"),
         "CFG scale": _number(call, "guidance_scale"),
-        "Seed": _seed(record, index),
+        "Seed": _seed(record, index, count),
         "Size": f"{size[0]}x{size[1]}",
         "Model": _model(record.pipeline["model"]),
         **_place_in_batch(record, index, count),
@@ -50,11 +50,11 @@ def asked_samples(record: RunRecord) -> int:
     return max(len(record.seeds["samples"]), recorded_samples(record.call, pipeline=record.pipeline["class"]).count)
 
 
-def _seed(record: RunRecord, index: int) -> int | None:
-    """``None`` if the record does not tell."""
+def _seed(record: RunRecord, index: int, count: int) -> int | None:
+    """``None`` if the record does not tell: frames of several videos in one list, for example."""
     samples: list[int] = record.seeds["samples"]
     if len(samples) > 1:
-        return samples[index] if index < len(samples) else None
+        return samples[index] if len(samples) == count else None
     root: int | None = record.seeds["root"]
     return samples[0] if samples else root
 

@@ -24,6 +24,12 @@ def frame_arrays(frames: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
     """``frames`` as uint8 arrays (height, width, 3) of one shape; :class:`SettingsError` if they cannot be."""
     import numpy as np
 
+    for index, frame in enumerate(frames):
+        if hasattr(frame, "convert") and frame.mode.startswith(("I", "F")):
+            raise SettingsError(
+                f"Frame {index} is an image of mode {frame.mode}, of which a video would lose bits. Save it as .png or "
+                ".npz; of an output with several fields, give one: save(output.frames, ...)."
+            )
     arrays = [np.asarray(frame.convert("RGB") if hasattr(frame, "convert") else frame) for frame in frames]
     if not arrays:
         raise SettingsError("A video needs at least one frame.")

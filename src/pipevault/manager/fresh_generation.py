@@ -7,7 +7,6 @@ that an eager or a torch.compile run has of pipevault, and inside the parts, whi
 from __future__ import annotations
 
 import functools
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -24,7 +23,7 @@ from pipevault.cache.call import parameters
 from pipevault.cache.keys import execution_device
 from pipevault.cache.outcome import Outcome
 from pipevault.determinism.describe import digest_array
-from pipevault.determinism.outputs import samples
+from pipevault.determinism.outputs import as_array, samples
 from pipevault.determinism.samples import samples_of
 from pipevault.errors import BadCallError
 from pipevault.fingerprint.toolchain import toolchain_factors
@@ -157,12 +156,10 @@ class _LastLatents:
 
 def _samples(output: Any) -> Iterator[np.ndarray[Any, Any]]:
     """The pictures, frames or arrays of an output: those of its first field that has any."""
-    first = ""
-    for place, one in samples(output):
-        field = re.split(r"[.\[]", place)[0]
-        if first in ("", field):
-            first = field
-            yield one.detach().float().cpu().numpy() if isinstance(one, torch.Tensor) else np.asarray(one)
+    found = samples(output)
+    for one in found:
+        if one.place.field == found[0].place.field:
+            yield as_array(one.value.float() if isinstance(one.value, torch.Tensor) else one.value)
 
 
 def _write(sample: np.ndarray[Any, Any], path: Path) -> Path:

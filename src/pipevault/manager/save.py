@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import re
-import wave
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,51 +13,95 @@ import numpy as np
 from PIL import Image
 
 from pipevault.determinism.embed import (
+    ARRAY_SUFFIXES,
+    AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
-    write_data,
+    write_arrays,
+    write_audio,
     write_image,
     write_sidecar,
     write_video,
 )
-from pipevault.determinism.outputs import as_array, is_array, leaves, samples
+from pipevault.determinism.outputs import Place, Position, Sample, as_array, is_array, kind_of, leaves, samples
 from pipevault.determinism.record import RunRecord
 from pipevault.errors import SettingsError, UnknownFormatError
-from pipevault.runtime.records import record_of
+from pipevault.runtime.records import origin_of, record_of
 
-AUDIO_SUFFIXES = (".wav",)
-ARRAY_SUFFIXES = (".npy", ".npz")
 _SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *AUDIO_SUFFIXES, *ARRAY_SUFFIXES)
-_LARGEST_SAMPLE = 2**15 - 1
+_AUDIO_NAMES = ("audio", "sound", "speech", "wave", "music")
+_RATE_NAMES = ("sampling_rate", "sample_rate")
+_LISTED = 4
 
 Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class _Item:
+    """What one file holds: an image, the frames of a video, a clip. ``position`` is that of its first sample."""
+
+    place: Place
+    value: Any
+    position: Position
+
+    @property
+    def index(self) -> int | None:
+        return self.position.index
+
+    @property
+    def batch(self) -> tuple[int, int]:
+        return self.position.number, self.position.count
 
 
 def save(output: Any, path: str | Path, *, fps: float = 8.0, sampling_rate: int | None = None) -> list[Path]:
     """Write ``output`` to ``path``, with the record in each file or beside it as ``PATH.json``; what was written.
 
-    The suffix decides: PNG, JPEG or WebP for PIL images (a 16-bit depth map needs PNG), MP4 for videos (frames as PIL
-    images, or a float array of (samples, frames, height, width, channels)), WAV for audio of ``sampling_rate`` Hz
-    (16 bits; rounded), NPY for a single array or tensor, NPZ for all that there is by its place. One goes to ``path``
-    itself, several to ``name-0.png``, ``name-1.png``, …; where an output has several fields of them, to
-    ``name-rgb-0.png``, ``name-depth-0.png``.
+    The suffix decides:
+
+    ==================  ==============================================================================================
+    ``.png``, ``.jpg``  PIL images; only PNG holds a depth map of 16 bits, and it keeps every bit
+    ``.webp``
+    ``.mp4``            lists of frames as PIL images; arrays of (frames, height, width, 3), one or several of them,
+                        with floats from 0 to 1 (rounded as diffusers does) or bytes; ``fps`` frames per second
+    ``.wav``            audio: (samples,) or (channels, samples) in a list, (clips, samples) or (clips, channels,
+                        samples) as one array, with floats from -1 to 1 (rounded to 16 bits) or 16-bit integers;
+                        ``sampling_rate`` in Hz, unless the output has one
+    ``.npy``            a single array, tensor or image
+    ``.npz``            every array, tensor and image by its place in the output
+    ==================  ==============================================================================================
+
+    One goes to ``path`` itself, several to ``name-0.png``, ``name-1.png``, …; where an output has several fields of
+    them, to ``name-rgb-0.png``, ``name-depth-0.png``. ``output`` may also be a part of what was returned, such as
+    ``output.images[1]``. The digests of a record are of what was returned: a saved PNG can be checked against them, and
+    a lossy file, or a video of floats, cannot.
 
     Raises :class:`SettingsError` for an output that holds nothing of the kind, :class:`UnknownFormatError`, and the
     errors of :mod:`pipevault.determinism.embed`.
     """
     record, path = record_of(output), Path(path)
     suffix = path.suffix.lower()
+    found = _placed(output, record)
     if suffix in IMAGE_SUFFIXES:
-        return _save_images(output, path, record)
+
+        def write(one: _Item, to: Path) -> Path:
+            return write_image(one.value, to, record, index=one.index, batch=one.batch)
+
+        return _save_each(_images(output, found), path, record, write)
     if suffix in VIDEO_SUFFIXES:
-        return _save_each(_videos(output), path, record, lambda video, to: write_video(video, to, record, fps=fps))
+
+        def write(one: _Item, to: Path) -> Path:
+            return write_video(one.value, to, record, fps=fps, index=one.index, batch=one.batch)
+
+        return _save_each(_videos(output, found), path, record, write)
     if suffix in AUDIO_SUFFIXES:
-        rate = sampling_rate or getattr(output, "sampling_rate", None)
-        if not isinstance(rate, int) or rate < 1:
-            raise SettingsError("A WAV file needs the sampling rate of the audio: save(..., sampling_rate=44100).")
-        return _save_each(_audio(output), path, record, lambda one, to: write_data(to, _wav(one, rate)))
+        rate = _sampling_rate(output) if sampling_rate is None else sampling_rate
+
+        def write(one: _Item, to: Path) -> Path:
+            return write_audio(one.value, to, sampling_rate=rate)
+
+        return _save_each(_clips(output, found), path, record, write)
     if suffix in ARRAY_SUFFIXES:
-        return [write_data(path, _arrays_file(output, suffix)), write_sidecar(path, record)]
+        return _save_arrays(output, found, path, record)
     named = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
     raise UnknownFormatError(
         f"{path} has {named}; an output can be saved as {', '.join(_SUFFIXES)}.", path.suffix, _SUFFIXES
@@ -66,116 +110,163 @@ def save(output: Any, path: str | Path, *, fps: float = 8.0, sampling_rate: int 
 
 def images_of(output: Any) -> list[Image.Image]:
     """Return the images of ``output``, frames of videos one after the other. :class:`SettingsError` if it has none."""
-    return [image for _, _, image in _images(output)]
+    return [item.value for item in _images(output, samples(output))]
 
 
-def _images(output: Any) -> list[tuple[str, int, Image.Image]]:
-    """Place, index among the digests of the record, and image."""
-    found = [(place, i, one) for i, (place, one) in enumerate(samples(output)) if isinstance(one, Image.Image)]
-    if not found:
+def _placed(output: Any, record: RunRecord) -> list[Sample]:
+    """The samples of ``output``, with the positions that they have in what was returned: it may be a part of that."""
+    placed: list[Sample] = []
+    seen: Counter[int] = Counter()
+    for sample in samples(output, record.results["undigested"]):
+        origin = origin_of(sample.leaf)
+        if origin is not None and origin.record is record:
+            own = origin.positions[min(seen[id(sample.leaf)], len(origin.positions) - 1)]
+            sample = replace(sample, position=own)
+        seen[id(sample.leaf)] += 1
+        placed.append(sample)
+    return placed
+
+
+def _images(output: Any, found: Sequence[Sample]) -> list[_Item]:
+    images = [_Item(one.place, one.leaf, one.position) for one in found if one.is_image]
+    if not images:
         raise SettingsError(
-            f"This output holds no PIL images to save{_holds(output)}: call the pipeline with output_type='pil', or "
+            f"This output holds no PIL images to save{_holds(output)}. Call the pipeline with output_type='pil', or "
             "save it as .npz."
         )
-    return found
+    return images
 
 
-def _save_images(output: Any, path: Path, record: RunRecord) -> list[Path]:
-    images = _images(output)
-    written: list[Path] = []
-    for name, (_, index, image) in zip(_names([place for place, _, _ in images]), images, strict=True):
-        target = path.with_stem(f"{path.stem}{name}")
-        written += [
-            write_image(image, target, record, index=index),
-            write_sidecar(target, record.of_sample(index)),
+def _videos(output: Any, found: Sequence[Sample]) -> list[_Item]:
+    videos: dict[tuple[str, tuple[int, ...]], list[Sample]] = {}
+    for one in found:
+        if one.is_image and one.place.numbers:
+            videos.setdefault((one.place.field, one.place.numbers[:-1]), []).append(one)
+    if videos:
+        return [_video_of_images(Place("", *key), frames) for key, frames in videos.items()]
+    arrays = [item for of_leaf in _by_leaf(found) for item in _videos_of_array(of_leaf)]
+    if not arrays:
+        raise SettingsError(
+            f"This output holds no video to save{_holds(output)}. Call the pipeline with output_type='pil' or 'np', or "
+            "save it as .npz."
+        )
+    return arrays
+
+
+def _video_of_images(place: Place, frames: Sequence[Sample]) -> _Item:
+    first = frames[0].position
+    # In a list that is not one of several, a frame's number is no sample's.
+    position = first if place.numbers else Position(first.index, 0, 1)
+    return _Item(place, [one.leaf for one in frames], position)
+
+
+def _videos_of_array(of_leaf: Sequence[Sample]) -> list[_Item]:
+    first = of_leaf[0]
+    if first.is_image or first.leaf.ndim not in (4, 5) or first.leaf.shape[-1] != 3:
+        return []
+    array = _array(first)
+    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+        return []
+    if array.ndim == 5:
+        return [
+            _Item(one.place.numbered(one.part or 0), _frames(one.place, array[one.part or 0]), one.position)
+            for one in of_leaf
         ]
-    return written
+    position = first.position if first.place.numbers else Position(first.position.index, 0, 1)
+    return [_Item(first.place, _frames(first.place, array), position)]
+
+
+def _frames(place: Place, array: Array) -> list[Array]:
+    if array.dtype == np.uint8:
+        return list(array)
+    if not np.isfinite(array).all():
+        raise SettingsError(f"{place} has values that are not finite. Save it as .npz, which keeps them.")
+    return list(np.round(np.clip(array, 0.0, 1.0) * 255.0).astype(np.uint8))
+
+
+def _clips(output: Any, found: Sequence[Sample]) -> list[_Item]:
+    arrays = [of_leaf for of_leaf in _by_leaf(found) if is_array(of_leaf[0].leaf) and 1 <= of_leaf[0].leaf.ndim <= 3]
+    named = [own for own in arrays if any(name in own[0].place.field.lower() for name in _AUDIO_NAMES)]
+    arrays = named or arrays
+    if not arrays:
+        raise SettingsError(f"This output holds no audio to save{_holds(output)}. Save it as .npz.")
+    if len(fields := dict.fromkeys(own[0].place.field for own in arrays)) > 1:
+        raise SettingsError(
+            f"This output has several fields that may be audio: {', '.join(fields)}. Give the one that is: "
+            f"save(output.{next(iter(fields))}, ...)."
+        )
+    return [item for own in arrays for item in _clips_of_array(own)]
+
+
+def _clips_of_array(of_leaf: Sequence[Sample]) -> list[_Item]:
+    first, array = of_leaf[0], _array(of_leaf[0])
+    if array.ndim == 1 or (array.ndim == 2 and first.place.numbers):
+        return [_Item(first.place, array, first.position)]
+    if array.ndim == 2 and len(array) > array.shape[1]:
+        raise SettingsError(
+            f"{first.place} is {list(array.shape)}, which would be {len(array)} clips of {array.shape[1]} samples. "
+            "Save its transpose in a list, or save it as .npy."
+        )
+    return [_Item(first.place.numbered(one.part or 0), array[one.part or 0], one.position) for one in of_leaf]
+
+
+def _sampling_rate(output: Any) -> Any:
+    rates = [value for path, value in leaves(output) if path.rpartition(".")[2] in _RATE_NAMES]
+    if not rates:
+        raise SettingsError("A WAV file needs the sampling rate of the audio: save(..., sampling_rate=44100).")
+    return rates[0]
+
+
+def _save_arrays(output: Any, found: Sequence[Sample], path: Path, record: RunRecord) -> list[Path]:
+    arrays = {str(own[0].place): _array(own[0]) for own in _by_leaf(found)}
+    if not arrays:
+        raise SettingsError(f"This output holds no arrays, tensors or images to save{_holds(output)}.")
+    index = found[0].position.index if len(found) == 1 else None
+    return [write_arrays(arrays, path), write_sidecar(path, record.of_sample(index))]
 
 
 def _save_each(
-    items: list[tuple[str, Any]], path: Path, record: RunRecord, write: Callable[[Any, Path], Path]
+    items: Sequence[_Item], path: Path, record: RunRecord, write: Callable[[_Item, Path], Path]
 ) -> list[Path]:
     written: list[Path] = []
-    for name, (_, item) in zip(_names([place for place, _ in items]), items, strict=True):
+    for name, item in zip(_names([item.place for item in items]), items, strict=True):
         target = path.with_stem(f"{path.stem}{name}")
-        written += [write(item, target), write_sidecar(target, record)]
+        written += [write(item, target), write_sidecar(target, record.of_sample(item.index))]
     return written
 
 
-def _names(places: list[str]) -> list[str]:
+def _names(places: Sequence[Place]) -> list[str]:
     """What is put behind the stem of each file: nothing for a single one, the field only where there are several."""
     if len(places) == 1:
         return [""]
-    fields = {re.split(r"[.\[]", place)[0] for place in places}
-    short = places if len(fields) > 1 else [place.removeprefix(next(iter(fields))) for place in places]
-    return ["-" + re.sub(r"[^\w]+", "-", place).strip("-") for place in short]
+    if len({place.field for place in places}) > 1:
+        parts = [[place.field, *map(str, place.numbers)] for place in places]
+    else:
+        depth = min(len(place.numbers) for place in places)
+        told = [at for at in range(depth) if len({place.numbers[at] for place in places}) > 1]
+        parts = [[str(place.numbers[at]) for at in told] + list(map(str, place.numbers[depth:])) for place in places]
+    names = ["-" + re.sub(r"\W+", "-", "-".join(one)).strip("-") for one in parts]
+    if len({name.casefold() for name in names}) < len(names):  # or a file would take the place of another one
+        return [f"{name}-{index}" for index, name in enumerate(names)]
+    return names
 
 
-def _videos(output: Any) -> list[tuple[str, list[Any]]]:
-    videos: dict[str, list[Any]] = {}
-    for place, _, image in _images(output) if _has_images(output) else ():
-        videos.setdefault(place.rpartition("[")[0], []).append(image)
-    if videos:
-        return list(videos.items())
-    for place, value in leaves(output):
-        if isinstance(value, np.ndarray) and value.ndim in (4, 5) and np.issubdtype(value.dtype, np.floating):
-            batch = value if value.ndim == 5 else value[None]
-            frames = np.round(np.clip(batch, 0.0, 1.0) * 255.0).astype(np.uint8)
-            found = [(f"{place}[{index}]", list(video)) for index, video in enumerate(frames)]
-            return [(place, found[0][1])] if len(found) == 1 else found
-    raise SettingsError(
-        f"This output holds no video to save{_holds(output)}: call the pipeline with output_type='pil' or 'np'."
-    )
+def _by_leaf(found: Sequence[Sample]) -> list[list[Sample]]:
+    of_leaves: dict[str, list[Sample]] = {}
+    for one in found:
+        of_leaves.setdefault(one.place.path, []).append(one)
+    return list(of_leaves.values())
 
 
-def _has_images(output: Any) -> bool:
-    return any(isinstance(value, Image.Image) for _, value in leaves(output))
-
-
-def _audio(output: Any) -> list[tuple[str, Array]]:
-    """Each clip as (channels, samples) or (samples,)."""
-    for place, value in leaves(output):
-        if is_array(value) and value.ndim in (1, 2, 3):
-            array = as_array(value)
-            clips = [array] if array.ndim == 1 else list(array)
-            return [(place, clips[0])] if len(clips) == 1 else [(f"{place}[{i}]", one) for i, one in enumerate(clips)]
-    raise SettingsError(f"This output holds no audio to save{_holds(output)}.")
-
-
-def _wav(clip: Array, rate: int) -> bytes:
-    channels = clip[None] if clip.ndim == 1 else clip
-    whole = np.clip(channels, -1.0, 1.0) if np.issubdtype(channels.dtype, np.floating) else None
-    data = channels.astype("<i2") if whole is None else np.round(whole * _LARGEST_SAMPLE).astype("<i2")
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(len(data))
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(data.T.tobytes())
-    return buffer.getvalue()
-
-
-def _arrays_file(output: Any, suffix: str) -> bytes:
-    arrays = dict(_arrays(output))
-    buffer = io.BytesIO()
-    if not arrays:
-        raise SettingsError(f"This output holds no arrays, tensors or images to save{_holds(output)}.")
-    if suffix == ".npz":
-        np.savez(buffer, allow_pickle=False, **arrays)
-        return buffer.getvalue()
-    if len(arrays) > 1:
-        raise SettingsError(f"A .npy file holds one array, and this output has {', '.join(arrays)}: save it as .npz.")
-    np.save(buffer, next(iter(arrays.values())), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _arrays(output: Any) -> Iterator[tuple[str, Array]]:
-    for place, value in leaves(output):
-        if is_array(value) or isinstance(value, Image.Image):
-            yield place or "output", as_array(value)
+def _array(sample: Sample) -> Array:
+    """The whole leaf of a sample."""
+    try:
+        return as_array(sample.leaf)
+    except TypeError as error:
+        raise SettingsError(f"{sample.place} cannot be saved: {error}") from error
 
 
 def _holds(output: Any) -> str:
-    kinds = dict.fromkeys(f"{place or 'output'}: {type(value).__name__}" for place, value in leaves(output))
-    listed = list(kinds)[:4]
-    return f" (it has {', '.join(listed)}{', …' if len(kinds) > 4 else ''})" if listed else " (it is empty)"
+    kinds = [f"{path or 'output'}: {kind_of(value)}" for path, value in leaves(output)]
+    listed = ", ".join(kinds[:_LISTED]) + (", …" if len(kinds) > _LISTED else "")
+    return f" (it has {listed})" if listed else " (it is empty)"

@@ -15,9 +15,9 @@ from torch import nn
 from pipevault.cache.keys import execution_device
 from pipevault.cache.rehearsal import generating
 from pipevault.determinism.describe import describe
+from pipevault.determinism.joined_outputs import join
 from pipevault.determinism.layers import BESIDE, STREAMS, put
 from pipevault.determinism.levels import SWITCHES, Level, level, needs, parse_level
-from pipevault.determinism.outputs import join
 from pipevault.determinism.samples import Samples, count_nets, samples_of, split
 from pipevault.determinism.turns import ALONE, TURNS
 from pipevault.errors import BadCallError

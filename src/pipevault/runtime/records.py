@@ -1,64 +1,74 @@
 """The record of an output, for as long as the output lives, without a change to what the pipeline returned.
 
 An object that takes attributes carries its record. For others, such as a bare list of frames or the tuple of
-``return_dict=False``, the images, arrays and tensors in it are remembered.
+``return_dict=False``, the images, arrays and tensors in it are remembered, and which of the record's digests are
+theirs. So a picture that was taken out of an output has its record, too.
 """
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-from pipevault.determinism.outputs import is_media, leaves
+from pipevault.determinism.outputs import Position, is_media, placed_leaves, samples
 from pipevault.determinism.record import RunRecord
 from pipevault.errors import SettingsError
 
 RECORD_ATTRIBUTE = "_pipevault_record"
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The generation that an image, array or tensor came from; ``positions`` has one for each of its samples."""
+
+    record: RunRecord
+    positions: tuple[Position, ...]
+
+
 class _ByIdentity:
-    """Records by the identity of an object, which is forgotten with it."""
+    """Origins by the identity of an object, which are forgotten with it.
+
+    No lock: an identity is given to no other object before the callbacks of the old one have returned.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a collection inside the lock may call _forget
-        self._records: dict[int, tuple[weakref.ref[Any], RunRecord]] = {}
+        self._origins: dict[int, tuple[weakref.ref[Any], Origin]] = {}
 
-    def remember(self, thing: Any, record: RunRecord) -> None:
+    def remember(self, thing: Any, origin: Origin) -> None:
         key = id(thing)
-        reference = weakref.ref(thing, lambda gone: self._forget(key, gone))
-        with self._lock:
-            self._records[key] = (reference, record)
+        self._origins[key] = weakref.ref(thing, lambda gone: self._forget(key, gone)), origin
 
-    def find(self, thing: Any) -> RunRecord | None:
-        with self._lock:
-            reference, record = self._records.get(id(thing), (None, None))
-        return record if reference is not None and reference() is thing else None
+    def find(self, thing: Any) -> Origin | None:
+        reference, origin = self._origins.get(id(thing), (None, None))
+        return origin if reference is not None and reference() is thing else None
 
     def _forget(self, key: int, gone: weakref.ref[Any]) -> None:
-        with self._lock:
-            if key in self._records and self._records[key][0] is gone:
-                del self._records[key]
+        if self._origins.get(key, (None, None))[0] is gone:
+            self._origins.pop(key, None)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._origins)
 
 
 _OF_LEAVES = _ByIdentity()
 
 
-def attach_record(output: Any, record: RunRecord, arguments: Mapping[str, Any]) -> Any:
-    """Remember ``record`` for ``output``, which is returned; ``arguments`` are those of the call.
+def attach_record(output: Any, record: RunRecord, inputs: Any) -> Any:
+    """Remember ``record`` for ``output``, which is returned; ``inputs`` are the arguments of the call.
 
     What was handed in and comes out again belongs to no one generation.
     """
-    given = {id(value) for value in _media(dict(arguments))}
-    for value in _media(output):
-        if id(value) not in given:
-            _OF_LEAVES.remember(value, record)
-    if not is_media(output):
+    given = {id(leaf) for leaf in _media(inputs)}
+    positions: dict[int, tuple[Any, list[Position]]] = {}
+    for sample in samples(output, record.results["undigested"]):
+        positions.setdefault(id(sample.leaf), (sample.leaf, []))[1].append(sample.position)
+    for leaf, own in positions.values():
+        if id(leaf) not in given:
+            with suppress(TypeError):  # a subclass without weak references
+                _OF_LEAVES.remember(leaf, Origin(record, tuple(own)))
+    if not is_media(output) and not callable(output):  # a pipeline may return itself, which is not an output
         with suppress(AttributeError, TypeError):  # a list, a tuple, a slotted object: found by what is in it
             object.__setattr__(output, RECORD_ATTRIBUTE, record)
     return output
@@ -67,28 +77,32 @@ def attach_record(output: Any, record: RunRecord, arguments: Mapping[str, Any]) 
 def record_of(output: Any) -> RunRecord:
     """Return the record of the generation that returned ``output``, or an image, array or tensor in it.
 
-    :class:`SettingsError` if it has none.
+    :class:`SettingsError` if it has none, or if it was put together from what several generations returned.
     """
     own = getattr(output, "__dict__", {}).get(RECORD_ATTRIBUTE)
     if isinstance(own, RunRecord):
         return own
-    for value in _media(output):
-        if (found := _OF_LEAVES.find(value)) is not None:
-            return found
+    media = _media(output)
+    found = {id(origin.record): origin.record for leaf in media if (origin := origin_of(leaf)) is not None}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    kind = type(output).__name__
+    if found:
+        raise SettingsError(
+            f"This {kind} was put together from what {len(found)} generations returned, each of which has a record of "
+            "its own. Give what one call returned."
+        )
+    reason = "" if media else f", and there is no image, array or tensor in this one to tell it from any other {kind}"
     raise SettingsError(
-        f"This {type(output).__name__} has no run record: give what a pipeline that pipevault loaded returned, with "
-        "the images, arrays or tensors in it."
+        f"This {kind} has no run record: the call of a pipeline that pipevault loaded remembers what it returned"
+        f"{reason}. Give what the pipeline returned, not a copy."
     )
 
 
-def _media(output: Any) -> Iterator[Any]:
-    found = leaves(output)
-    while True:
-        try:
-            value = next(found)[1]
-        except StopIteration:
-            return
-        except Exception:  # lists deeper than Python goes: the record says so, and the output is still returned
-            return
-        if is_media(value):
-            yield value
+def origin_of(leaf: Any) -> Origin | None:
+    """Return what generation an image, array or tensor came from, if one returned this very object."""
+    return _OF_LEAVES.find(leaf)
+
+
+def _media(output: Any) -> list[Any]:
+    return [leaf for _, leaf in placed_leaves(output) if is_media(leaf)]

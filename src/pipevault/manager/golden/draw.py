@@ -35,7 +35,7 @@ class Drawn:
 
 def samples_of(output: Any) -> tuple[Sample, ...]:
     """Pictures and arrays of a pipeline's output, or of a list of them. :class:`SettingsError` if there are none."""
-    found = tuple(one if isinstance(one, Image.Image) else as_array(one) for _, one in samples(output))
+    found = tuple(one.leaf if one.is_image else as_array(one.value) for one in samples(output))
     if not found:
         raise SettingsError(
             f"This {type(output).__name__} holds no pictures, arrays or tensors to compare. Give what the pipeline "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipevault.cache.keys import execution_device
 from pipevault.cache.outcome import Progress, Step
 from pipevault.determinism.describe import describe, pixels_sha256
 from pipevault.determinism.model_scores import TextScorer
+from pipevault.determinism.outputs import samples
 from pipevault.determinism.sample_roles import REPEATS
 from pipevault.determinism.seeds import check_seed
 from pipevault.determinism.streams import generators
@@ -80,11 +81,11 @@ def run_sweep(
     notes: dict[str, None] = {}
     started_s = time.perf_counter()
     for cells, output in _draw(pipe, rows, columns, request, batch_size, report):
-        samples = _samples(output, batch_size)[: len(cells)]
+        drawn = _pictures(output, batch_size)[: len(cells)]
         facts = facts or _facts(pipe, output)
         notes |= dict.fromkeys(_notes(output))
-        digests.update((cell, _frames_sha256(frames)) for cell, frames in zip(cells, samples, strict=True))
-        scoring.add(cells, [frames[len(frames) // 2] for frames in samples])
+        digests.update((cell, _frames_sha256(frames)) for cell, frames in zip(cells, drawn, strict=True))
+        scoring.add(cells, [frames[len(frames) // 2] for frames in drawn])
     report(Step("", "draw", time.perf_counter() - started_s))
     scoring_s = time.perf_counter()
     report(Step("", "comparing the seeds' pictures"))
@@ -184,21 +185,21 @@ def _call_arguments(pipe: Any, prompts: tuple[str, ...], request: Request, batch
     return {**arguments, "batch_size": batch_size}
 
 
-def _samples(output: Any, count: int) -> list[tuple[Image.Image, ...]]:
+def _pictures(output: Any, count: int) -> list[tuple[Image.Image, ...]]:
     """The frames of each sample of a call; one for an image."""
-    values = list(output.values()) if isinstance(output, Mapping) else list(getattr(output, "__dict__", {}).values())
-    for value in [*values, *(output if isinstance(output, tuple) else ())]:
-        if not isinstance(value, (list, tuple)) or not value:
-            continue
-        samples = [tuple(item) if isinstance(item, (list, tuple)) else (item,) for item in value]
-        if all(frames and all(isinstance(frame, Image.Image) for frame in frames) for frames in samples):
-            if len(samples) != count:
-                raise BadCallError(f"The pipeline returned {len(samples)} pictures for a batch of {count}.")
-            return samples
-    raise SettingsError(
-        f"This {type(output).__name__} holds no PIL images to score: sweep a pipeline that returns pictures "
-        "(output_type='pil')."
-    )
+    pictures = [one for one in samples(output) if one.is_image]
+    if not pictures:
+        raise SettingsError(
+            f"This {type(output).__name__} holds no PIL images to score: sweep a pipeline that returns pictures "
+            "(output_type='pil')."
+        )
+    frames: dict[int, list[Image.Image]] = {}
+    for one in pictures:
+        if one.place.field == pictures[0].place.field:
+            frames.setdefault(one.position.number, []).append(one.leaf)
+    if len(frames) != count:
+        raise BadCallError(f"The pipeline returned {len(frames)} pictures for a batch of {count}.")
+    return [tuple(own) for own in frames.values()]
 
 
 def _facts(pipe: Any, output: Any) -> dict[str, Any]:
