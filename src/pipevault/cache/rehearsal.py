@@ -9,16 +9,19 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from pipevault.cache.call import CallShape, has_optional_images, parameters, warm_up_arguments
 from pipevault.cache.outcome import Clock, PartOutcome
+from pipevault.determinism.describe import digest_array, has_bytes
 from pipevault.determinism.layers import BESIDE, STREAMS, capture, moved
+from pipevault.determinism.outputs import as_array, is_image, is_media, leaves, plain_value
 from pipevault.determinism.seeds import isolated_rng
 from pipevault.determinism.turns import TURNS
 from pipevault.errors import BadCallError, NothingFrozenError, PipevaultError
@@ -119,21 +122,38 @@ def _checked(
 
 
 def _compare(eager_output: Any, output: Any, tolerance: float) -> Comparison:
-    return compare_trees(plain(eager_output), plain(output), tolerance=tolerance, same_non_finite=True)
+    return compare_trees(_comparable(eager_output), _comparable(output), tolerance=tolerance, same_non_finite=True)
 
 
-def plain(output: Any) -> Any:
-    """Return an output with objects and data classes as dictionaries of what they hold."""
-    if isinstance(output, Mapping):
-        return {str(name): plain(value) for name, value in output.items()}
-    if isinstance(output, (list, tuple)):
-        return [plain(item) for item in output]
-    is_leaf = isinstance(output, (torch.Tensor, str, bytes, int, float, bool, type(None))) or hasattr(
-        output, "__array__"
-    )
-    if is_leaf or hasattr(output, "__array_interface__") or not hasattr(output, "__dict__"):
-        return output
-    return {name: plain(value) for name, value in vars(output).items() if not name.startswith("_")}
+def _comparable(output: Any) -> list[tuple[str, Any]]:
+    """What of an output graphs have to give again, by its path; an object that tells nothing of itself is left out."""
+    found: list[tuple[str, Any]] = []
+    for path, leaf in leaves(output):
+        if not is_media(leaf):
+            with suppress(TypeError):
+                found.append((path, _as_value(leaf)))
+        elif is_image(leaf) or has_bytes(leaf):
+            found.append((path, _as_tensor(leaf)))
+    return found
+
+
+def _as_tensor(leaf: Any) -> torch.Tensor | str:
+    """Pixels and sound of 8 or 16 bits as floats, because a graph may round to a neighbour of an eager value."""
+    if isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
+        return leaf
+    array = as_array(leaf)
+    if array.dtype in (np.uint8, np.uint16, np.int16):
+        return torch.from_numpy(array.astype(np.float32) / np.iinfo(array.dtype).max)
+    if is_image(leaf) and array.dtype == np.int32:
+        return torch.from_numpy(array.astype(np.float32))
+    if array.dtype.kind not in "biufc":
+        return digest_array(array)
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+
+
+def _as_value(leaf: Any) -> Any:
+    value = plain_value(leaf)
+    return torch.tensor(value, dtype=torch.float32) if isinstance(value, float) else value
 
 
 @contextmanager

@@ -133,13 +133,12 @@ NOT_FINITE = "eager code returns values that are not finite"
 def _leaves(tree: Any) -> Iterator[Any]:
     for leaf in pytree.tree_leaves(tree):
         if hasattr(leaf, "__array_interface__") or hasattr(leaf, "__array__"):
-            yield leaf if isinstance(leaf, torch.Tensor) else _pixels(leaf)
+            yield leaf if isinstance(leaf, torch.Tensor) else _tensor(leaf)
         else:
             yield leaf
 
 
-def _pixels(value: Any) -> torch.Tensor:
+def _tensor(value: Any) -> torch.Tensor:
     import numpy as np
 
-    array = np.asarray(value)
-    return torch.from_numpy(array.astype(np.float32) / 255.0 if array.dtype == np.uint8 else array.copy())
+    return torch.from_numpy(np.array(value))
