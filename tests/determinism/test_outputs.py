@@ -205,6 +205,12 @@ class Frames(list[Any]):
     """A list with attributes of its own."""
 
 
+def named_frames(frames: list[Any]) -> Frames:
+    made = Frames(frames)
+    made.fps = 8  # type: ignore[attr-defined]
+    return made
+
+
 class Slotted:
     __slots__ = ("images",)
 
@@ -221,6 +227,7 @@ class Colour(Enum):
     ("one", "other"),
     [
         (Frames([picture(0)]), Frames([picture(1)])),
+        (named_frames([picture(0)]), named_frames([picture(1)])),
         (Slotted([picture(0)]), Slotted([picture(1)])),
         ({"colour": Colour.RED}, {"colour": Colour.BLUE}),
         ({"path": Path("a")}, {"path": Path("b")}),

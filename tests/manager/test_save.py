@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import wave
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,11 @@ def test_frames_have_the_seed_of_their_video(tmp_path: Path) -> None:
     text = parsed(infotext(tmp_path / "a-1-0.png"))
     assert (text["Prompt"], text["Seed"]) == ("prompt 1", str(SEEDS[1]))
     assert pipevault.read_record(tmp_path / "a-1-0.png").sample == 2
+
+
+def test_frames_that_belong_to_nobody_knows_which_sample_have_no_seed(tmp_path: Path) -> None:
+    pipevault.save(recorded([image(value) for value in range(6)], prompts=3), tmp_path / "a.png")
+    assert "Seed" not in parsed(infotext(tmp_path / "a-1.png"))
 
 
 def test_the_frames_of_one_video_are_counted(tmp_path: Path) -> None:
@@ -298,6 +304,8 @@ def test_an_npz_holds_arrays_of_any_name_and_is_the_same_file_again(tmp_path: Pa
         }
     pipevault.save(output, tmp_path / "b.npz")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.npz") as archive:
+        assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])

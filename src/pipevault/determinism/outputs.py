@@ -216,8 +216,8 @@ def named_items(value: Any) -> dict[Any, Any] | None:
         named = {one.name: getattr(value, one.name, None) for one in fields(value)}
         others = {**(value if isinstance(value, Mapping) else {}), **_attributes(value)}
         # A diffusers output that is given one dictionary has its items too.
-        told = {*named, *(name for item in named.values() if isinstance(item, Mapping) for name in item)}
-        return {**named, **{name: item for name, item in others.items() if name not in told}}
+        inside = {name for item in named.values() if isinstance(item, Mapping) for name in item}
+        return {**named, **{name: item for name, item in others.items() if name not in inside}}
     if isinstance(value, Mapping):
         return dict(value.items())
     if isinstance(value, tuple) and hasattr(value, "_fields"):
