@@ -549,6 +549,15 @@ class TestCommand:
         assert self.run(saved, saved, "--model", "here", "--save", new).exit_code == 2
 
 
+def test_the_picture_that_is_measured_is_the_one_of_the_record() -> None:
+    images = [Image.new("RGB", (2, 2), (value, 0, 0)) for value in (1, 2)]
+    output = {"latents": torch.zeros(3, 4), "images": images}
+    assert replay_module._new_picture(output, {}, 4) is images[1]
+    assert replay_module._new_picture(output, {}, 3) is images[0]
+    assert replay_module._new_picture(output, {}, 0) is None
+    assert replay_module._new_picture(output, {}, 9) is None
+
+
 class TestLoadedPipelines:
     """One that is loaded already is used as it is, and left as it was."""
 

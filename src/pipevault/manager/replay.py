@@ -19,6 +19,7 @@ from pipevault.determinism.embed import read_record
 from pipevault.determinism.layers import kept, put
 from pipevault.determinism.levels import parse_level
 from pipevault.determinism.metrics import Distance, distance
+from pipevault.determinism.outputs import samples
 from pipevault.determinism.record import RunRecord
 from pipevault.digest import Digest, digest_json
 from pipevault.errors import (
@@ -154,7 +155,8 @@ def replay(
         found.insert(0, damage)
     measured = None
     if allow_other_machine and picture is not None:
-        measured = distance(picture, _new_picture(output, record.sample or 0).convert(picture.mode))
+        drawn = _new_picture(output, again.results["undigested"], record.sample or 0)
+        measured = None if drawn is None else distance(picture, drawn.convert(picture.mode))
     return Replay(record, again, tuple(found), output, measured)
 
 
@@ -392,10 +394,10 @@ def _divergent_file(record: RunRecord, picture: Image.Image) -> Divergence | Non
     return None
 
 
-def _new_picture(output: Any, index: int) -> Image.Image:
-    from pipevault.manager.save import images_of
-
-    return images_of(output)[index]
+def _new_picture(output: Any, undigested: Mapping[str, str], index: int) -> Image.Image | None:
+    """The picture whose digest has this ``index`` in the record; an array there is none."""
+    drawn = next((one.value for one in samples(output, undigested) if one.position.index == index), None)
+    return drawn if isinstance(drawn, Image.Image) else None
 
 
 def _listed(differences: tuple[Difference, ...]) -> str:
