@@ -30,10 +30,9 @@ class Served:
     log: Path
 
     def workers(self) -> list[int]:
-        """Return the process ids of the workers that live; of a server with one worker its own."""
+        """Return the process ids of the workers that live, of a server with several."""
         children = psutil.Process(self.process.pid).children()
-        found = [child.pid for child in children if "spawn_main" in " ".join(_command(child))]
-        return found or [self.process.pid]
+        return [child.pid for child in children if "spawn_main" in " ".join(_command(child))]
 
     def stop(self) -> int:
         """Send SIGTERM, wait for the end, and return the exit code."""
