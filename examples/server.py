@@ -36,6 +36,7 @@ from typing import Annotated, Any, TypeAlias
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -214,6 +215,7 @@ class Service:
         self.options = options
         self.metrics = Metrics()
         self.stopping = False
+        self.missing: MissError | None = None
         self._admitted = 0
         self._pool = ThreadPoolExecutor(options.threads, "draw")
         self._draw: Draw | None = None
@@ -221,11 +223,20 @@ class Service:
 
     async def load(self) -> None:
         open_it = open_plain if self.options.plain else open_vaulted
-        self._draw = await asyncio.get_running_loop().run_in_executor(self._pool, open_it, self.options)
+        try:
+            self._draw = await asyncio.get_running_loop().run_in_executor(self._pool, open_it, self.options)
+        except MissError as error:  # it lives, and says what it lacks: one that ended would end the other workers too
+            self.missing = error
+
+    def health(self) -> dict[str, Any]:
+        reason = "stopping" if self.stopping else "" if self.missing is None else str(self.missing)
+        return {"ready": not reason, "reason": reason}
 
     async def generate(self, wanted: Wanted) -> Drawn:
         """Draw in a thread of the pool. Raises :class:`RefusedError` and what a generation raises."""
-        assert self._draw is not None
+        if self._draw is None:
+            assert self.missing is not None
+            raise self.missing
         self._check_limits(wanted)
         if self.stopping:
             raise StoppingError("This server is stopping. Send the request to another one.")
@@ -332,7 +343,8 @@ def create_app() -> FastAPI:
 
     @app.get("/healthz")
     async def healthz() -> Response:
-        return Response(status_code=503 if service.stopping else 200)
+        health = service.health()
+        return JSONResponse(health, 200 if health["ready"] else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -23,7 +23,7 @@ STOP_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Served:
-    """A server that was ready when it was handed out. ``log``: the file that holds all that it printed."""
+    """A server that answered when it was handed out. ``log``: the file that holds all that it printed."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -48,9 +48,10 @@ def served(
     environment: Mapping[str, str] | None = None,
     script: Path = SERVER,
 ) -> Iterator[Served]:
-    """Start a server on a free port, and yield it once all its workers are ready; stop it at the end."""
+    """Start a server on a free port, and yield it once all its workers answer; stop it at the end."""
     command = [sys.executable, str(script), *map(str, arguments), "--port", "0", "--workers", str(workers)]
-    variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **os.environ, **(environment or {})}
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PIPEVAULT_")}
+    variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **outside, **(environment or {})}
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables)
     try:
@@ -75,7 +76,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, workers: int)
             raise RuntimeError(f"The server ended with exit code {process.returncode}:\n{text}")
         address = re.search(r"running on (http://\S+)", text)
         if address and text.count("Application startup complete") >= workers:
-            httpx.get(f"{address[1]}/healthz").raise_for_status()
+            httpx.get(f"{address[1]}/healthz", timeout=STOP_TIMEOUT_S)
             return address[1]
         time.sleep(0.1)
     raise RuntimeError(f"The server was not ready after {START_TIMEOUT_S:.0f} s:\n{log.read_text('utf-8', 'replace')}")

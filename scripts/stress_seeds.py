@@ -60,7 +60,7 @@ def measure_threads(folder: Path, amounts: Amounts, seed: int) -> list[Figure]:
 
 
 def measure_all_costs(folder: Path, amounts: Amounts) -> list[Figure]:
-    levels = ("seeded", "repeatable", "strict") if amounts.frozen else ("repeatable",)
+    levels = ("seeded", "strict", "repeatable") if amounts.frozen else ("repeatable",)
     figures = measure_costs(folder / "vault", amounts.rounds, frozen=amounts.frozen, levels=levels)
     if amounts.frozen:
         ten = measure_costs(folder / "vault", amounts.rounds, frozen=True, levels=("repeatable",), batch_size=10)

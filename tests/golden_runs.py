@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipevault.determinism.describe import digest_array, pixels_sha256
+from pipevault.determinism.describe import digest_array
+from pipevault.determinism.outputs import digests
 from pipevault.determinism.record import RunRecord
 from pipevault.manager.golden.draw import Drawn
 from pipevault.manager.golden.files import Golden, Tolerance, case_folder
@@ -42,7 +43,7 @@ def a_record(pictures: list[Image.Image], **changes: Any) -> RunRecord:
         "call": {"prompt": ["a cat"] * len(pictures), "num_inference_steps": 2},
         "seeds": {"root": 7, "samples": list(range(len(pictures))), "source": "argument", "streams": {}},
         "level": {"asked": "repeatable", "achieved": "repeatable", "flags": {}, "notes": []},
-        "results": {"noise": KEY, "latents": KEY, "pixels": [pixels_sha256(one) for one in pictures]},
+        "results": {"noise": KEY, "latents": KEY, **digests(pictures)},
         "outcome": "hit",
         "key": KEY,
         "manifest": MANIFEST,
@@ -58,7 +59,7 @@ def a_run(*pictures: Image.Image, latents: float = 0.0, factors: dict[str, Any] 
     """By default one picture; ``latents`` is added to all of them."""
     drawn = list(pictures or [picture()])
     array = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 4, 4, 4) + np.float32(latents)
-    results = {"noise": KEY, "latents": digest_array(array), "pixels": [pixels_sha256(one) for one in drawn]}
+    results = {"noise": KEY, "latents": digest_array(array), **digests(drawn)}
     return Drawn(a_record(drawn, **{"results": results, **changes}), tuple(drawn), (array,), factors)
 
 

@@ -225,6 +225,13 @@ def test_what_waits_too_long_is_refused(eager_server: Served) -> None:
     assert "not ready after 2 s" in slow.result().json()["message"]
 
 
+def test_an_empty_vault_is_told(model: Path, tmp_path: Path) -> None:
+    with served(model, "--dir", tmp_path / "vault", log=tmp_path / "log") as server:
+        health, answer = httpx.get(f"{server.url}/healthz", timeout=WAIT_S), ask(server)
+    assert (health.status_code, answer.status_code, answer.json()["error"]) == (503, 503, "MissError")
+    assert health.json() == {"ready": False, "reason": answer.json()["message"]}
+
+
 def test_sigterm_lets_what_runs_end_and_refuses_what_is_new(model: Path, tmp_path: Path) -> None:
     """With plain diffusers, so that what it draws is looked at too."""
     with served(model, "--plain", log=tmp_path / "log", script=SERVE) as server, ThreadPoolExecutor(2) as pool:

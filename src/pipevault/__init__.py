@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pipevault.manager.replay import Replay as Replay
     from pipevault.manager.replay import replay as replay
     from pipevault.manager.save import save as save
-    from pipevault.runtime.generation import record_of as record_of
+    from pipevault.runtime.records import record_of as record_of
     from pipevault.settings import Settings as Settings
 
 __version__ = "0.1.0"
@@ -44,7 +44,7 @@ _HOMES = {
     "register_adapter": "pipevault.graphs.parts",
     "Settings": "pipevault.settings",
     "RunRecord": "pipevault.determinism.record",
-    "record_of": "pipevault.runtime.generation",
+    "record_of": "pipevault.runtime.records",
     "read_record": "pipevault.determinism.embed",
     "save": "pipevault.manager.save",
     **dict.fromkeys(("Replay", "replay"), "pipevault.manager.replay"),

@@ -179,6 +179,17 @@ class BadCallError(PipevaultError, ValueError):
     """The call that should be frozen is not one that the pipeline accepts (size, inputs)."""
 
 
+class UnplacedArgumentError(BadCallError):
+    """An argument cannot be divided among the samples of a batch: draw each sample in a call of its own.
+
+    ``argument`` is its name.
+    """
+
+    def __init__(self, message: str, argument: str) -> None:
+        super().__init__(message)
+        self.argument = argument
+
+
 class RecordError(PipevaultError, ValueError):
     """A run record cannot be used. ``source`` is the file it was read from; empty if it came from no file."""
 
@@ -193,6 +204,10 @@ class NoRecordError(RecordError, LookupError):
 
 class NewerRecordError(RecordError):
     """A later pipevault wrote this record: upgrade pipevault."""
+
+
+class OldRecordError(RecordError):
+    """An earlier pipevault wrote this record, in a form that is no longer read: draw the output again."""
 
 
 class RecordDigestError(RecordError):

@@ -18,13 +18,19 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 def open_pipeline(
-    model: str, *, dtype: str | None = None, device: str | None = None, pipeline_class: str | None = None
+    model: str,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    pipeline_class: str | None = None,
+    local_only: bool = False,
 ) -> Any:
     """The diffusers pipeline of a folder or a repository id, or the one that ships (``demo``), on ``device``.
 
     ``dtype``: one of :data:`DTYPES`, ``None`` for float32. ``device``: ``None`` for the GPU if there is one,
     else the CPU, and for the demo always the CPU. ``pipeline_class``: a class of diffusers where the
-    model's own is not wanted. Raises :class:`SettingsError` for each of them that cannot be used.
+    model's own is not wanted. ``local_only``: nothing is fetched from the hub, and weights must be safetensors. Code
+    that a model brings along is never run. Raises :class:`SettingsError` for each of them that cannot be used.
     """
     torch_dtype = _torch_dtype(dtype)
     torch_device = _torch_device("cpu" if device is None and model == DEMO_MODEL else device)
@@ -32,11 +38,12 @@ def open_pipeline(
     loader = _pipeline_class(pipeline_class)
     location = _location(model)
     try:
-        pipe = loader.from_pretrained(location, dtype=torch_dtype)
+        options = {"local_files_only": True, "use_safetensors": True} if local_only else {}
+        pipe = loader.from_pretrained(location, dtype=torch_dtype, **options)
     except Exception as error:  # whatever a folder's files provoke in diffusers, transformers, safetensors or the hub
+        why = _why_not_opened(model, location, error, local_only=local_only)
         raise SettingsError(
-            f"{_why_not_opened(model, location, error)} Give a folder with a model_index.json, a repository id, or "
-            f"the word {DEMO_MODEL}."
+            f"{why} Give a folder with a model_index.json, a repository id, or the word {DEMO_MODEL}."
         ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(torch_device)
@@ -63,7 +70,7 @@ def _location(model: str) -> str:
     return str(MODEL_DIR)
 
 
-def _why_not_opened(model: str, location: str, error: Exception) -> str:
+def _why_not_opened(model: str, location: str, error: Exception, *, local_only: bool) -> str:
     """One sentence. The text of diffusers names a stack trace that nobody is shown, so the cause is told instead."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
@@ -76,6 +83,8 @@ def _why_not_opened(model: str, location: str, error: Exception) -> str:
         return f"There is no folder {model}."
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return f"There is no folder {model}, and the hub has no such repository, or shows it only after a log-in."
+    if local_only:
+        return f"{model} is not in the local cache of the hub, and nothing is fetched for a record."
     if constants.is_offline_mode():
         return f"There is no folder {model}, and the hub cannot be asked (HF_HUB_OFFLINE=1)."
     return f"There is no folder {model}, and the hub did not give a pipeline: {_first_sentence(causes[-1])}"
@@ -134,7 +143,10 @@ def _pipeline_class(name: str | None) -> Any:
 
     if name is None:
         return diffusers.DiffusionPipeline
-    found = getattr(diffusers, name, None)
+    try:
+        found = getattr(diffusers, name, None)
+    except (ImportError, RuntimeError) as error:  # of a class whose own dependencies are missing
+        raise SettingsError(f"The pipeline class {name!r} cannot be imported: {_first_sentence(error)}") from error
     if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
         raise SettingsError(f"diffusers {diffusers.__version__} has no pipeline class {name!r}.")
     return found

@@ -80,7 +80,7 @@ class GoldenFixture:
         """
         __tracebackhide__ = True
         from pipevault.manager.golden import fixture as golden_fixture
-        from pipevault.runtime.generation import record_of
+        from pipevault.runtime.records import record_of
 
         if name in self._used:
             raise SettingsError(f"This test used the golden {name!r} already. Give each output a name of its own.")

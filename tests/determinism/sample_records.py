@@ -50,6 +50,8 @@ def fields(**changes: Any) -> dict[str, Any]:
             "noise": SHA256,
             "latents": SHA256,
             "pixels": [pixels_sha256(picture(index)) for index in range(3)],
+            "values": None,
+            "undigested": {},
             "steps": [{"step": 0, "part": "unet", "sha256": SHA256}],
         },
         "seconds": {"waiting": 0.0, "drawing": 1.5},

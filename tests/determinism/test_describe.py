@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from sample_records import picture
 
 from pipevault.determinism.describe import describe, digest_array, pixels_sha256
@@ -120,7 +119,7 @@ class TestDigests:
         assert pixels_sha256(array[:, ::-1]) != pixels_sha256(array)
         assert digest_array(array.astype(np.float32)[::2]) == digest_array(array.astype(np.float32)[::2].copy())
 
-    @pytest.mark.parametrize("make", [lambda: Image.new("F", (2, 2)), lambda: np.zeros((2, 2)), lambda: [[1, 2]]])
+    @pytest.mark.parametrize("make", [lambda: np.zeros((2, 2)), lambda: [[1, 2]]])
     def test_pixels_that_are_no_bytes(self, make: Callable[[], Any]) -> None:
         with pytest.raises(TypeError):
             pixels_sha256(make())

@@ -20,7 +20,7 @@ from sample_records import SHA256, fields, picture, sample_record, with_call
 from pipevault.determinism.record import RunRecord, describe, schema
 from pipevault.determinism.record_schema import first_offence
 from pipevault.digest import digest_json
-from pipevault.errors import BadRecordError, NewerRecordError, NoRecordError, RecordDigestError
+from pipevault.errors import BadRecordError, NewerRecordError, NoRecordError, OldRecordError, RecordDigestError
 
 
 def sealed(document: dict[str, Any]) -> dict[str, Any]:
@@ -127,12 +127,16 @@ class TestDigest:
 
 class TestVersion:
     def test_newer(self) -> None:
-        with pytest.raises(NewerRecordError, match=r"version 2; .* up to 1\. Upgrade"):
-            RunRecord.from_document(sealed({"pipevault_record": 2, "anything": "else"}))
+        with pytest.raises(NewerRecordError, match=r"version 3; .* reads version 2\. Upgrade"):
+            RunRecord.from_document(sealed({"pipevault_record": 3, "anything": "else"}))
+
+    def test_older(self) -> None:
+        with pytest.raises(OldRecordError, match=r"version 1, .* reads version 2\. Draw the output again"):
+            RunRecord.from_document(sealed({"pipevault_record": 1, "anything": "else"}))
 
     def test_newer_is_told_even_if_the_digest_does_not_fit(self) -> None:
         with pytest.raises(NewerRecordError):
-            RunRecord.from_document({"pipevault_record": 2})
+            RunRecord.from_document({"pipevault_record": 3})
 
     @pytest.mark.parametrize("version", ["1", True, None, 0, -1, 1.0])
     def test_no_version(self, version: Any) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,38 @@ def distance(array: np.ndarray, eager: np.ndarray) -> float:
     return float(np.nanmax(np.abs(array.astype(np.float64) - eager.astype(np.float64)))) / scale
 
 
-def cache(root: Path, family: Family, **settings: Any) -> pipevault.PipelineCache:
-    # Half precision draws other noise on purpose at the other levels, so eager diffusers is no reference there.
-    level = "repeatable" if family.dtype == "float32" else "off"
-    return pipevault.PipelineCache(root, build_config=FAST_BUILD, level=level, **settings)
+def cache(root: Path, **settings: Any) -> pipevault.PipelineCache:
+    return pipevault.PipelineCache(root, build_config=FAST_BUILD, **settings)
+
+
+def _check_threads(report: Report, family: Family, pipe: Any) -> None:
+    """(g) Two threads call the pipeline, each with seeds of its own, and the program's streams stay where they were."""
+
+    def one(seed: int) -> np.ndarray:
+        with torch.no_grad():
+            return arrays(pipe(**family.call, seed=seed))
+
+    alone = {seed: one(seed) for seed in (1, 2)}
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(2) as pool:
+        seeds = [1, 2, 2, 1]
+        for seed, found in zip(seeds, pool.map(one, seeds), strict=True):
+            if not np.array_equal(found, alone[seed]):
+                report.failures.append(f"(g) seed {seed} has other bits in a thread")
+    if not torch.equal(before, torch.get_rng_state()):
+        report.failures.append("(g) torch's stream was left in another state")
+
+
+def _check_streams(report: Report, family: Family, pipe: Any, reference: Any) -> None:
+    """(h) Without a generator it draws from torch's own stream, and leaves it where eager diffusers does."""
+    states = []
+    for one in (reference, pipe):
+        torch.manual_seed(SEED)
+        with torch.no_grad():
+            one(**family.call)
+        states.append(torch.get_rng_state())
+    if not torch.equal(*states):
+        report.failures.append("(h) torch's stream is left in another place than by eager diffusers")
 
 
 def check_family(family: Family, root: Path, *, compile_variations: tuple[str, ...] = ()) -> Report:
@@ -97,7 +126,7 @@ def check_family(family: Family, root: Path, *, compile_variations: tuple[str, .
             for parameter in module.parameters() if isinstance(module, torch.nn.Module) else ():
                 parameter.mul_(1 + 1e-6)
     reference = family.make()
-    keys = cache(root, family)
+    keys = cache(root)
     before = keys.key(reference, call=dict(family.call))
     eager = draw(reference, family.call)
     # Random weights may blow up rounding: what a millionth in the weights moves, another order of sums moves too.
@@ -107,7 +136,7 @@ def check_family(family: Family, root: Path, *, compile_variations: tuple[str, .
     expect(before == after, f"an eager call changes the key: {'; '.join(map(str, before.differences(after)))}")
     pipe = family.make()
     started_s = time.perf_counter()
-    cache(root, family).load(pipe, call=dict(family.call))
+    cache(root).load(pipe, call=dict(family.call))
     report.load_s = round(time.perf_counter() - started_s, 1)
     state = loaded_state(pipe)
     assert state is not None
@@ -127,6 +156,9 @@ def check_family(family: Family, root: Path, *, compile_variations: tuple[str, .
         "(b) a part that is called frozen ran no graph",
     )
 
+    _check_threads(report, family, pipe)
+    _check_streams(report, family, pipe, reference)
+
     other = _other_process(family, root)
     report.hit_s = other.get("ready_s", 0.0)
     expect(other.get("sha256") == sha256(first), f"(c) another process: {other.get('error') or 'other bits'}")
@@ -139,14 +171,14 @@ def check_family(family: Family, root: Path, *, compile_variations: tuple[str, .
         _variation(report, family, root, pipe, reference, "scheduler", {}, compile_variations, tolerance)
 
     fresh = family.make()
-    cache(root, family).load(fresh)
+    cache(root).load(fresh)
     draw(fresh, family.call)
     pipevault.unload(fresh)
     expect(np.array_equal(draw(fresh, family.call), eager), "(e) eager after unload has other bits")
 
     failed = family.make()
     try:
-        cache(root.with_name(f"{root.name}-failing"), family, progress=_fail).load(failed, call=dict(family.call))
+        cache(root.with_name(f"{root.name}-failing"), progress=_fail).load(failed, call=dict(family.call))
         report.failures.append("(f) the load that was made to fail did not fail")
     except InterruptionError:
         expect(np.array_equal(draw(failed, family.call), eager), "(f) eager after a failed load has other bits")
@@ -175,7 +207,7 @@ def _variation(
 ) -> None:
     """(d) Right pixels, by a graph or by the policy, twice with the same bits."""
     on_unfrozen = "compile" if name in compile_variations else "eager"
-    cache(root, family, on_unfrozen=on_unfrozen).load(pipe)
+    cache(root, on_unfrozen=on_unfrozen).load(pipe)
     state = loaded_state(pipe)
     assert state is not None
     states = state.states(pipe)
@@ -216,7 +248,7 @@ def main(name: str, root: Path) -> None:
     pipe = family.make()
     started_s = time.perf_counter()
     try:
-        cache(root, family, mode="require").load(pipe, call=dict(family.call))
+        cache(root, mode="require").load(pipe, call=dict(family.call))
         ready_s = time.perf_counter() - started_s
         print(json.dumps({"sha256": sha256(draw(pipe, family.call)), "ready_s": round(ready_s, 3)}))
     except pipevault.errors.PipevaultError as error:

@@ -129,7 +129,7 @@ class TestSameKey:
         assert "the noise is equal, the latents are other" in str(error)
 
     def test_another_seed_is_named(self, goldens: Path, out: Path) -> None:
-        seeds = {"root": 8, "samples": [0], "source": "argument"}
+        seeds = {"root": 8, "samples": [0], "source": "argument", "streams": {}}
         error = failure(written(goldens), a_run(brighter(picture(), 1), seeds=seeds), out)
         assert "The call is not the one that was recorded" in str(error)
         assert "call.seed: 7 in the golden, 8 here" in str(error)

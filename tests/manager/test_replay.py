@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 import pipevault
-from pipelines import FAST_BUILD, stable_diffusion
+from pipelines import FAST_BUILD, PlainPipeline, stable_diffusion
 from pipevault.cli import replay as replay_command
 from pipevault.cli.app import app
 from pipevault.determinism import image_files
 from pipevault.determinism.describe import describe
 from pipevault.determinism.embed import write_image
+from pipevault.determinism.layers import pack
 from pipevault.determinism.record import RunRecord
 from pipevault.errors import (
     BadCallError,
@@ -36,6 +38,7 @@ from pipevault.errors import (
 )
 from pipevault.graphs.part import FrozenPart
 from pipevault.manager import replay as replay_module
+from pipevault.runtime.pipeline import loaded_state
 
 
 def make_pipeline(tmp_path: Path) -> Any:
@@ -95,20 +98,33 @@ def test_generators_of_the_caller_are_made_again(draw: Callable[..., Any], pipe:
     assert pipevault.replay(record, pipe, dir=frozen_vault).equal
 
 
-def test_a_generator_that_was_drawn_from_cannot_be_made_again(
-    draw: Callable[..., Any], pipe: Any, frozen_vault: Path
+def used_generator() -> torch.Generator:
+    generator = torch.Generator().manual_seed(3)
+    torch.randn(1, generator=generator)
+    return generator
+
+
+@pytest.mark.parametrize("level", ["off", "repeatable"])
+@pytest.mark.parametrize(
+    "given",
+    [lambda: used_generator(), lambda: [used_generator()], lambda: None],
+    ids=["one that was drawn from", "a list", "the program's stream"],
+)
+def test_noise_of_the_caller_comes_out_again(
+    draw: Callable[..., Any], pipe: Any, frozen_vault: Path, given: Callable[[], Any], level: str
 ) -> None:
-    used = torch.Generator().manual_seed(3)
-    torch.randn(1, generator=used)
-    with pytest.raises(BadCallError, match="drawn from before"):
-        pipevault.replay(pipevault.record_of(draw(generator=used)), pipe, dir=frozen_vault)
-
-
-def test_what_was_not_seeded_cannot_be_replayed(draw: Callable[..., Any], pipe: Any, frozen_vault: Path) -> None:
-    record = pipevault.record_of(draw(level="off", generator=None))
-    assert record.seeds == {"root": None, "samples": [], "source": "global"}
-    with pytest.raises(BadCallError, match="not seeded"):
-        pipevault.replay(record, pipe, dir=frozen_vault)
+    torch.manual_seed(5)
+    torch.rand(3)
+    before = torch.get_rng_state()
+    record = pipevault.record_of(draw(level=level, generator=given()))
+    torch.manual_seed(77)
+    after = torch.get_rng_state()
+    result = pipevault.replay(record, pipe, dir=frozen_vault)
+    assert result.equal, result.divergences
+    assert result.again.seeds == record.seeds
+    assert torch.equal(after, torch.get_rng_state())
+    assert bool(record.seeds["streams"]) == (given() is None)
+    assert not torch.equal(before, after)
 
 
 @pytest.mark.parametrize(
@@ -253,25 +269,23 @@ class TestInputs:
 class TestHostileRecords:
     """Whoever edits a record can compute its digest again."""
 
-    @pytest.mark.parametrize("method", ["save_pretrained", "nosuch", "__class__", 5])
+    @pytest.mark.parametrize("method", ["save_pretrained", "nosuch", "__class__"])
     def test_only_what_generates_is_called(
-        self, saved: Path, pipe: Any, frozen_vault: Path, tmp_path: Path, method: Any
+        self, saved: Path, pipe: Any, frozen_vault: Path, tmp_path: Path, method: str
     ) -> None:
         record = replace(pipevault.read_record(saved), call={"save_directory": str(tmp_path / "written")})
         with pytest.raises(BadRecordError, match="generates nothing"):
             pipevault.replay(changed(record, pipeline={"method": method}), pipe, dir=frozen_vault)
         assert not (tmp_path / "written").exists()
 
-    @pytest.mark.parametrize(
-        "call", [{"num_inference_steps": "abc"}, {"guidance_scale": {"a": 1}}, {"prompt": 5}, {"nosucharg": 1}]
-    )
+    @pytest.mark.parametrize("call", [{"guidance_scale": {"a": 1}}, {"prompt": 5}, {"nosucharg": 1}])
     def test_arguments_that_no_pipeline_takes(
         self, saved: Path, pipe: Any, frozen_vault: Path, call: dict[str, Any]
     ) -> None:
         with pytest.raises(BadCallError):
             pipevault.replay(changed(pipevault.read_record(saved), call=call), pipe, dir=frozen_vault)
 
-    @pytest.mark.parametrize("shapes", [[], [{"nosuch": 1, "call": None}], 5, [{"call": "<function>"}]])
+    @pytest.mark.parametrize("shapes", [[], [{"nosuch": 1, "call": None}], [{"call": "<function>"}]])
     def test_shapes_are_nothing_that_a_replay_needs(
         self, saved: Path, pipe: Any, frozen_vault: Path, shapes: Any
     ) -> None:
@@ -282,11 +296,7 @@ class TestHostileRecords:
     @pytest.mark.parametrize(
         "load",
         [
-            {"parts": 5},
-            {"parts": [5]},
             {"parts": ["nosuch"]},
-            {"build_config": 5},
-            {"weights": 5},
             {"backend": "nosuch"},
         ],
     )
@@ -295,6 +305,113 @@ class TestHostileRecords:
         hostile = changed(record, pipeline={"load": {**record.pipeline["load"], **load}})
         with pytest.raises(PipevaultError):
             pipevault.replay(hostile, pipe, dir=frozen_vault)
+
+    @pytest.mark.parametrize(
+        "load",
+        [
+            {"build_config": {"cpp.cxx": "/bin/sh"}},
+            {"build_config": {}},
+            {"build": "cpp.cxx=/bin/sh"},
+            {"parts": 5},
+            {"parts": [5]},
+            {"shapes": 5},
+            {"weights": 5},
+            {"dtype": ["float32"]},
+            {"dtype": {"unet": "float32; rm"}},
+            {"device": 5},
+            {"device": "cpu; rm"},
+        ],
+    )
+    def test_loads_that_are_no_field_of_a_record(self, saved: Path, load: Any) -> None:
+        record = pipevault.read_record(saved)
+        with pytest.raises(BadRecordError, match=r"pipeline\.load\."):
+            changed(record, pipeline={"load": {**record.pipeline["load"], **load}})
+
+    def test_build_options_that_the_vault_does_not_have(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
+        record = pipevault.read_record(saved)
+        load = {**record.pipeline["load"], "build": "0" * 64}
+        with pytest.raises(DifferentKeyError, match="backend"):
+            pipevault.replay(changed(record, pipeline={"load": load}), pipe, dir=frozen_vault)
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            {"num_images_per_prompt": 50_000_000},
+            {"num_images_per_prompt": -1},
+            {"num_inference_steps": 10**9},
+            {"num_inference_steps": True},
+            {"num_inference_steps": "abc"},
+            {"height": 1e9},
+            {"width": 2**70},
+            {"guidance_scale": 1e300},
+            {"prompt": "a" * 1_000_000},
+            {"prompt": ["a"] * 100_000},
+            {"prompt": ["a"] * 600, "num_images_per_prompt": 2},
+        ],
+        ids=lambda call: f"{next(iter(call))}",
+    )
+    def test_calls_that_nobody_makes(self, saved: Path, pipe: Any, frozen_vault: Path, call: dict[str, Any]) -> None:
+        record = changed(pipevault.read_record(saved), call=call)
+        with pytest.raises(BadRecordError, match="a replay takes") as caught:
+            pipevault.replay(record, pipe, dir=frozen_vault)
+        assert caught.value.field.startswith("call")
+        assert len(str(caught.value)) < 200
+
+    @pytest.mark.parametrize(
+        "value", ["http://127.0.0.1:9/a.png", "/etc/passwd", "a.png", ["x", "file:///etc/passwd"], {"a": "../b"}]
+    )
+    def test_texts_that_a_pipeline_would_open(self, saved: Path, pipe: Any, frozen_vault: Path, value: Any) -> None:
+        record = changed(pipevault.read_record(saved), call={"ip_adapter_image": value})
+        with pytest.raises(BadRecordError, match="may be a file or an address"):
+            pipevault.replay(record, pipe, dir=frozen_vault)
+
+    def test_nested_ever_deeper(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
+        value: Any = "a"
+        for _ in range(50):
+            value = [value]
+        with pytest.raises(BadRecordError, match="deep"):
+            pipevault.replay(changed(pipevault.read_record(saved), call={"prompt": value}), pipe, dir=frozen_vault)
+
+    @pytest.mark.parametrize(
+        "streams",
+        [
+            {"torch": {"kind": "state", "state": "AAAA"}},
+            {"torch": {"kind": "state"}},
+            {"torch": {"kind": "seed", "seed": -1}},
+            {"torch": {"kind": "state", "state": pack(torch.zeros(5056, dtype=torch.uint8))}},
+            {"python": {"kind": "mt19937", "key": "", "position": 1, "gauss": None}},
+            {"numpy": {"kind": "PCG64"}},
+            {"cuda:0": {"kind": "state", "state": pack(torch.zeros(16, dtype=torch.uint8))}},
+            {"os:system": {"kind": "state", "state": pack(torch.zeros(16, dtype=torch.uint8))}},
+        ],
+        ids=str,
+    )
+    def test_streams_that_are_none(self, saved: Path, pipe: Any, frozen_vault: Path, streams: Any) -> None:
+        hostile = changed(pipevault.read_record(saved), seeds={"source": "global", "root": None, "streams": streams})
+        before = torch.get_rng_state()
+        with pytest.raises(BadRecordError):
+            pipevault.replay(hostile, pipe, dir=frozen_vault)
+        assert torch.equal(before, torch.get_rng_state())
+
+    @pytest.mark.parametrize(
+        "generator",
+        [
+            {"seed": -1},
+            {"seed": "1"},
+            {"device": 5},
+            {"device": "nosuch"},
+            {"fresh": False},
+            {"fresh": False, "state": "A"},
+        ],
+        ids=str,
+    )
+    def test_generators_that_cannot_be_made(
+        self, saved: Path, pipe: Any, frozen_vault: Path, generator: dict[str, Any]
+    ) -> None:
+        described = {"kind": "generator", "seed": 1, "device": "cpu", "fresh": True, **generator}
+        record = changed(pipevault.read_record(saved), seeds={"source": "generator"}, call={"generator": described})
+        with pytest.raises(BadRecordError):
+            pipevault.replay(record, pipe, dir=frozen_vault)
 
     def test_a_load_that_tells_nothing(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
         hostile = changed(pipevault.read_record(saved), pipeline={"load": {}})
@@ -352,7 +469,12 @@ class TestCommand:
         opened: list[str] = []
 
         def open_pipeline(model: str, **options: Any) -> Any:
-            assert options == {"dtype": "float32", "device": "cpu", "pipeline_class": "StableDiffusionPipeline"}
+            assert options == {
+                "dtype": "float32",
+                "device": "cpu",
+                "pipeline_class": "StableDiffusionPipeline",
+                "local_only": False,
+            }
             opened.append(model)
             assert len(opened) == 1, "one pipeline serves all files"
             return make_pipeline(tmp_path)
@@ -372,22 +494,48 @@ class TestCommand:
         other = saved.with_name("other.json")
         other.write_text(changed(pipevault.read_record(saved), results={"noise": "0" * 64}).to_json())
         result = self.run(saved, other, "--model", "here", "--dir", frozen_vault)
-        assert result.exit_code == 22
+        assert result.exit_code == 1
         assert "noise" in result.stdout
 
-    def test_files_that_cannot_be_replayed(self, saved: Path, frozen_vault: Path, plain_vault: Path) -> None:
+    def test_files_that_cannot_be_replayed(self, saved: Path, frozen_vault: Path) -> None:
         bare = saved.with_name("bare.png")
         Image.new("RGB", (2, 2)).save(bare)
-        assert self.run(bare, "--model", "here", "--dir", frozen_vault).exit_code == 11
+        assert self.run(bare, "--model", "here", "--dir", frozen_vault).exit_code == 1
         edited = saved.with_name("edited.json")
         edited.write_text(saved.with_name("cat.png.json").read_text().replace("a cat", "a dog"))
-        assert self.run(edited, "--model", "here", "--dir", frozen_vault).exit_code == 13
-        assert self.run(saved, "--model", "here", "--dir", plain_vault).exit_code == 19
+        result = self.run(bare, edited, saved, bare, "--model", "here", "--dir", frozen_vault, "--json")
+        assert result.exit_code == 3
+        errors = [file.get("error") for file in json.loads(result.stdout)["files"]]
+        assert errors == ["NoRecordError", "RecordDigestError", None, "NoRecordError"]
 
-    def test_without_a_model_the_recorded_one_is_opened(self, saved: Path, frozen_vault: Path) -> None:
+    def test_without_a_model_nothing_that_only_the_record_names_is_opened(
+        self, saved: Path, frozen_vault: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         result = self.run(saved, "--dir", frozen_vault)
-        assert result.exit_code == 2
+        assert result.exit_code == 1
         assert "Give it: --model" in " ".join(result.stdout.split())
+        record = pipevault.read_record(saved)
+        (saved.parent / "org" / "name").mkdir(parents=True)
+        monkeypatch.chdir(saved.parent)
+        for model in ("/etc", "./here", "../x/y", "org/name", "~/model", "org/name/more"):
+            saved.with_name("named.json").write_text(changed(record, pipeline={"model": model}).to_json())
+            result = self.run(saved.with_name("named.json"), "--dir", frozen_vault)
+            assert "what a stranger names is not opened" in " ".join(result.stdout.split()), model
+
+    def test_a_repository_that_the_record_names_is_looked_for_in_the_local_cache_alone(
+        self, saved: Path, frozen_vault: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[Any] = []
+
+        def open_pipeline(model: str, **options: Any) -> Any:
+            asked.append((model, options["local_only"]))
+            raise SettingsError("It is not there.")
+
+        monkeypatch.setattr(replay_command, "open_pipeline", open_pipeline)
+        file = saved.with_name("named.json")
+        file.write_text(changed(pipevault.read_record(saved), pipeline={"model": "org/name"}).to_json())
+        assert self.run(file, "--dir", frozen_vault).exit_code == 1
+        assert asked == [("org/name", True)]
 
     @pytest.mark.parametrize("text", ["image", "=a.png", "image=", "image=absent.png"])
     def test_inputs_that_cannot_be_used(self, saved: Path, text: str) -> None:
@@ -399,6 +547,33 @@ class TestCommand:
         with Image.open(saved) as one, Image.open(new) as other:
             assert one.tobytes() == other.tobytes()
         assert self.run(saved, saved, "--model", "here", "--save", new).exit_code == 2
+
+
+class TestLoadedPipelines:
+    """One that is loaded already is used as it is, and left as it was."""
+
+    def test_one_that_was_loaded_with_a_function_as_its_call(self, plain_vault: Path, tmp_path: Path) -> None:
+        shutil.copytree(plain_vault, tmp_path / "vault")
+        cache = pipevault.PipelineCache(tmp_path / "vault", build_config=FAST_BUILD)
+        pipe = cache.load(PlainPipeline(), call=lambda pipe: pipe("", generator=None))
+        record = pipevault.record_of(pipe("a", seed=3))
+        before = pipevault.outcome(pipe), loaded_state(pipe)
+        result = pipevault.replay(record, pipe)
+        assert result.equal
+        assert result.divergences == ()
+        assert (pipevault.outcome(pipe), loaded_state(pipe)) == before
+        with pytest.raises(UnknownRecordKeyError, match="Nothing is compiled for a replay unless"):
+            pipevault.replay(changed(record, call={"height": 16, "width": 16}), pipe)
+        state = loaded_state(pipe)
+        assert state is not None
+        assert {part.options.policy for part in state.states(pipe).values()} == {"compile"}
+
+    def test_one_of_another_level(self, draw: Callable[..., Any], frozen_vault: Path, tmp_path: Path) -> None:
+        record = pipevault.record_of(draw(level="off"))
+        cache = pipevault.PipelineCache(frozen_vault, mode="require", build_config=FAST_BUILD)
+        pipe = cache.load(make_pipeline(tmp_path), batch_size=1)
+        with pytest.raises(SettingsError, match="is of level off, and the pipeline was loaded at repeatable"):
+            pipevault.replay(record, pipe)
 
 
 def test_the_errors_of_records_are_their_own(saved: Path, pipe: Any, frozen_vault: Path) -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipelines import PlainPipeline, stable_diffusion
 from pipevault.errors import BadCallError
 from pipevault.manager.request import Request, load_arguments
+
+EMBEDS = [torch.zeros(4, 16)] * 2
 
 
 def test_what_is_not_given_is_left_to_the_pipeline() -> None:
@@ -42,6 +45,8 @@ def test_an_argument_that_the_pipeline_does_not_take(request_: Request, tmp_path
         ({"prompt": "a", "guidance_scale": 1.0}, {"batch_size": 1, "guidance": False}),
         ({"prompt": "a", "guidance_scale": [1.0, 3.0]}, {"batch_size": 1, "guidance": True}),
         ({"batch_size": 3, "num_inference_steps": 9}, {"batch_size": 3}),
+        ({"class_labels": [3, 7]}, {"batch_size": 2}),
+        ({"prompt_embeds": EMBEDS}, {"batch_size": 2, "call": {"prompt_embeds": EMBEDS}}),
         ({"prompt": "a", "clip_skip": 1, "eta": 0.5}, {"batch_size": 1, "call": {"clip_skip": 1}}),
         ({"prompt": "a", "num_images_per_prompt": 2}, {"batch_size": 1, "call": {"num_images_per_prompt": 2}}),
         ({"prompt": "a", "output_type": "latent"}, {"batch_size": 1, "call": {"output_type": "latent"}}),
@@ -50,6 +55,12 @@ def test_an_argument_that_the_pipeline_does_not_take(request_: Request, tmp_path
 )
 def test_the_load_that_freezes_a_call(arguments: dict[str, Any], loaded: dict[str, Any]) -> None:
     assert load_arguments(arguments) == loaded
+
+
+def test_the_load_of_a_pipeline_that_counts_its_images() -> None:
+    images = [object(), object()]
+    assert load_arguments({"image": images}, pipeline="StableVideoDiffusionPipeline")["batch_size"] == 2
+    assert load_arguments({"image": images})["batch_size"] == 1
 
 
 def test_there_and_back_through_json() -> None:

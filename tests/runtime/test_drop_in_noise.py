@@ -11,7 +11,7 @@ import torch
 from loaded import load
 
 import pipevault
-from pipelines import stable_diffusion
+from pipelines import PlainPipeline, stable_diffusion
 from pipevault.determinism.layers import capture, moved
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -76,6 +76,29 @@ def test_noise_and_streams_are_those_of_plain_diffusers(
     assert found[0].dtype is dtype
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
     assert pipevault.record_of(outputs[0]).results["noise"] is not None
+
+
+class Odd(PlainPipeline):
+    """Draws a number of values that torch draws in another way in half precision."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.transformer.to(dtype)
+        self._dtype = dtype
+
+    def __call__(self, prompt: str = "", generator: Any = None) -> torch.Tensor:  # type: ignore[override]
+        return torch.randn(1, 5, 5, generator=generator, dtype=self._dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_noise_of_a_seed_is_drawn_on_the_host_and_cast(tmp_path: Path, dtype: torch.dtype) -> None:
+    pipe = load(Odd(dtype), tmp_path)
+    expected = pipevault.noise((1, 5, 5), 7).to(dtype)
+    assert torch.equal(pipe(seed=7), expected)
+    assert torch.equal(pipe(seed=7), expected), "beside others too"
+    plain = Odd(dtype)(generator=generator(7))
+    assert torch.equal(pipe(generator=generator(7)), plain)
+    assert dtype is torch.float32 or not torch.equal(plain, pipevault.noise((1, 5, 5), 7).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipevault.determinism.sample_roles import NEGATIVE_PROMPTS, PROMPTS, REPEATS
+from pipevault.determinism.samples import given_prompts, repeats_of
 from pipevault.digest import digest_json
 from pipevault.errors import BadCallError
 from pipevault.fingerprint.classes import class_identity, function_identity, qualified_name
@@ -32,9 +34,6 @@ Call: TypeAlias = "Mapping[str, Any] | Callable[[Any], Any] | None"
 WARM_UP_PROMPT = "a"
 WARM_UP_STEPS = 3
 
-PROMPTS = ("prompt", "prompt_2", "prompt_3", "prompt_4")
-NEGATIVE_PROMPTS = tuple(f"negative_{name}" for name in PROMPTS)
-REPEATS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 IMAGES = ("image", "mask_image", "control_image")
 SIZES = ("height", "width", "num_frames")
 
@@ -108,7 +107,7 @@ def resolve_shape(pipe: Any, shape: CallShape) -> CallShape:
         height=height,
         width=width,
         num_frames=shape.num_frames or arguments.get("num_frames") or _default(pipe, "num_frames"),
-        batch_size=_batch_size(shape, arguments),
+        batch_size=_batch_size(pipe, shape, arguments),
         guidance=_guidance(pipe, shape, arguments),
         call=shape.call,
     )
@@ -123,7 +122,7 @@ def shape_factors(shape: CallShape) -> dict[str, Any]:
         "num_frames": shape.num_frames,
         "batch_size": shape.batch_size,
         "prompts": _prompt_count(shape),  # text encoders see prompts, and not how often each is drawn
-        "images_per_prompt": _repeats(arguments),
+        "images_per_prompt": repeats_of(arguments),
         "guidance": shape.guidance,
         "output": "latent" if arguments.get("output_type") == "latent" else "decoded",
     }
@@ -280,9 +279,9 @@ def _repeated(value: Any, count: int) -> Any:
     return [value] * count if count > 1 else value
 
 
-def _batch_size(shape: CallShape, arguments: Mapping[str, Any]) -> int:
-    repeats = _repeats(arguments)
-    prompts = _given_prompts(arguments)
+def _batch_size(pipe: Any, shape: CallShape, arguments: Mapping[str, Any]) -> int:
+    repeats = repeats_of(arguments)
+    prompts = given_prompts(arguments, pipeline=type(pipe))
     if prompts is None:
         return shape.batch_size * repeats
     if shape.batch_size not in (1, prompts, prompts * repeats):
@@ -295,30 +294,7 @@ def _batch_size(shape: CallShape, arguments: Mapping[str, Any]) -> int:
 def _prompt_count(shape: CallShape) -> int:
     """Prompts of a resolved shape."""
     arguments = shape.call if isinstance(shape.call, Mapping) else {}
-    return max(1, shape.batch_size // _repeats(arguments))
-
-
-def _given_prompts(arguments: Mapping[str, Any]) -> int | None:
-    embeds, prompt = arguments.get("prompt_embeds"), arguments.get("prompt")
-    if shape := getattr(embeds, "shape", None):
-        return int(shape[0])
-    if isinstance(embeds, (list, tuple)):
-        return len(embeds)
-    labels = arguments.get("class_labels")
-    if prompt is None and labels is not None and not isinstance(labels, int):
-        return len(labels)
-    return len(prompt) if isinstance(prompt, (list, tuple)) else None
-
-
-def _repeats(arguments: Mapping[str, Any]) -> int:
-    """How often each prompt is drawn."""
-    total = 1
-    for name in REPEATS:
-        value = 1 if arguments.get(name) is None else arguments[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise BadCallError(f"{name} must be a whole number above 0, not {value!r}.")
-        total *= value
-    return total
+    return max(1, shape.batch_size // repeats_of(arguments))
 
 
 def _guidance(pipe: Any, shape: CallShape, arguments: Mapping[str, Any]) -> bool | None:

@@ -57,9 +57,9 @@ def rehearse(
     with ExitStack() as stack:
         eager_output = None
         if compare:
-            with clock.step("capture"), _policies(states, "off"):
+            with clock.step("capture"), policies(states, "off"):
                 run, eager_output = _first_accepted(run, alternative)
-        stack.enter_context(_policies(states, policy))
+        stack.enter_context(policies(states, policy))
         for state in states.values():
             state.start_listing()
         if compare:
@@ -104,11 +104,11 @@ def _checked(
     frozen = [name for name, state in states.items() if state.touched]
     for name in frozen:
         others = {other: states[other] for other in frozen if other != name}
-        with _policies(others, "off"):
+        with policies(others, "off"):
             alone = _compare(eager_output, run(), tolerance)
         if not alone.passed:
             eager[name] = f"the pipeline's output changes when it is frozen: {alone.failure}"
-    with _policies({name: states[name] for name in eager}, "off"):
+    with policies({name: states[name] for name in eager}, "off"):
         comparison = _compare(eager_output, run(), tolerance)
     if not comparison.passed:
         raise NothingFrozenError(
@@ -137,7 +137,8 @@ def plain(output: Any) -> Any:
 
 
 @contextmanager
-def _policies(states: Mapping[str, PartState], policy: str) -> Iterator[None]:
+def policies(states: Mapping[str, PartState], policy: str) -> Iterator[None]:
+    """Have the parts do with calls that have no graph what ``policy`` says, inside."""
     before = {name: state.options for name, state in states.items()}
     for state in states.values():
         state.options = replace(state.options, policy=policy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 from pipevault import errors
+from pipevault.cli import render
 from pipevault.settings import DEBUG_VARIABLE
 
 EXIT_CODES: tuple[tuple[type[errors.PipevaultError], int, str], ...] = (
@@ -36,6 +38,7 @@ EXIT_CODES: tuple[tuple[type[errors.PipevaultError], int, str], ...] = (
     (errors.WrongMachineError, 10, "an artifact was built for another machine"),
     (errors.NoRecordError, 11, "the file holds no run record"),
     (errors.NewerRecordError, 12, "a later pipevault wrote the run record"),
+    (errors.OldRecordError, 37, "an earlier pipevault wrote the run record, in a form that is no longer read"),
     (errors.RecordDigestError, 13, "the run record was changed after it was written"),
     (errors.BadRecordError, 14, "a field of the run record is missing or wrong"),
     (errors.RecordTooLargeError, 15, "the run record does not fit into a file of this format"),
@@ -93,8 +96,8 @@ def report(error: errors.PipevaultError) -> int:
     if os.environ.get(DEBUG_VARIABLE) == "1":
         import traceback
 
-        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-    click.echo(f"pipevault: {' '.join(str(error).split())}", err=True)
+        render.say("".join(traceback.format_exception(error)), err=True, nl=False)
+    render.say(f"pipevault: {' '.join(str(error).split())}", err=True)
     return exit_code(error)
 
 
@@ -143,7 +146,7 @@ def _unforeseen(error: Exception) -> errors.PipevaultError:
 
 
 def _interrupted() -> int:
-    click.echo("pipevault: interrupted", err=True)
+    render.say("pipevault: interrupted", err=True)
     return INTERRUPTED
 
 
@@ -151,7 +154,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
     if wanted:
         from pipevault import __version__
 
-        click.echo(f"pipevault {__version__}")
+        render.say(f"pipevault {__version__}")
         ctx.exit()
 
 
@@ -170,6 +173,21 @@ def app() -> None:
     """Freeze the compiled graphs of a diffusion pipeline once, load the same graphs everywhere."""
 
 
+class _PlainLines(logging.Formatter):
+    """Messages without what a terminal would obey: they tell of manifests and records that anybody may have written."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return render.printable(super().format(record))
+
+
+def _show_log() -> None:
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(_PlainLines("%(message)s"))
+    logging.getLogger("pipevault").addHandler(handler)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; leaves with ``SystemExit``."""
+    _show_log()
     app.main(args=None if arguments is None else list(arguments), prog_name="pipevault")

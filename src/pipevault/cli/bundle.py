@@ -60,7 +60,7 @@ def export(keys: tuple[str, ...], every: bool, output: Path, overwrite: bool, di
         )
         return
     for key in report.keys:
-        click.echo(f"Exported {key.hex}")
+        render.say(f"Exported {key.hex}")
     artifacts = render.count_text(report.artifacts, "artifact", "artifacts")
     signatures = render.count_text(report.signatures, "signature", "signatures")
     entries = render.count_text(len(report.keys), "entry", "entries")
@@ -98,7 +98,7 @@ def import_(bundle: Path, dir: Path | None, as_json: bool) -> None:
         render.print_json(document)
         return
     for key in keys:
-        click.echo(f"Imported {key.hex}" if key in imported else f"Kept {key.hex}, which was there already")
+        render.say(f"Imported {key.hex}" if key in imported else f"Kept {key.hex}, which was there already")
     there = len(keys) - len(imported)
     kept = f"; {render.count_text(there, 'entry was', 'entries were')} there already" if there else ""
     render.note(f"Imported {render.count_text(len(imported), 'entry', 'entries')} into {vault.root}{kept}.")

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from pipevault.cli.render import printable
+
 
 @contextmanager
 def byte_bar(label: str, stream: TextIO | None = None) -> Iterator[Callable[[int, int], None]]:
@@ -20,5 +22,5 @@ def byte_bar(label: str, stream: TextIO | None = None) -> Iterator[Callable[[int
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(file=stream), transient=True) as bar:
-        task = bar.add_task(label, total=None)
+        task = bar.add_task(printable(label), total=None)
         yield lambda done_bytes, total_bytes: bar.update(task, completed=done_bytes, total=total_bytes)

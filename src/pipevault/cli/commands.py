@@ -134,7 +134,7 @@ def where(dir: Path | None, as_json: bool) -> None:
     if as_json:
         render.print_json({**settings.to_json(), "config_file": str(config_file())})
         return
-    click.echo(settings.dir)
+    render.say(str(settings.dir))
 
 
 def _note_broken(broken: Sequence[BrokenManifest]) -> None:

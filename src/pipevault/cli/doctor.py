@@ -72,9 +72,9 @@ def doctor(dir: Path | None, as_json: bool) -> None:
         render.print_json({"ok": healthy, "checks": [asdict(check) for check in checks]})
     else:
         for check in checks:
-            click.echo(f"{'ok  ' if check.ok else 'MEND'} {check.name}: {check.detail}")
+            render.say(f"{'ok  ' if check.ok else 'MEND'} {check.name}: {check.detail}")
             if check.remedy:
-                click.echo(f"     -> {check.remedy}")
+                render.say(f"     -> {check.remedy}")
     if not healthy:
         click.get_current_context().exit(1)
 

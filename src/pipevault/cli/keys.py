@@ -68,7 +68,7 @@ def keygen(output: Path, comment: str, as_json: bool) -> None:
             }
         )
         return
-    click.echo(public.text)
+    render.say(public.text)
     render.note(f"Key {public.id}: {output} signs, keep it secret; {public_file} is what others put into trusted_keys.")
 
 
@@ -164,7 +164,7 @@ def _report(vault: Vault, results: Sequence[SignResult], private: PrivateKey, *,
         )
     else:
         for result in results:
-            click.echo(f"{result.key} {result.state}")
+            render.say(f"{result.key} {result.state}")
             if result.error:
                 render.note(f"{result.key.short}: {' '.join(str(result.error).split())}")
         signed = sum(result.error is None for result in results)

@@ -33,7 +33,7 @@ def pin(key: str, name: str, move: bool, dir: Path | None, as_json: bool) -> Non
     if as_json:
         render.print_json({"name": name, "key": found.hex, "moved_from": before.hex if before else None})
         return
-    click.echo(f"Pinned {found.hex} as {name}{f', moved from {before.short}' if before else ''}")
+    render.say(f"Pinned {found.hex} as {name}{f', moved from {before.short}' if before else ''}")
 
 
 @click.command("unpin", short_help="Remove a pin.")
@@ -51,7 +51,7 @@ def unpin(name: str, dir: Path | None, as_json: bool) -> None:
     if as_json:
         render.print_json({"name": name, "key": key.hex if key else None})
         return
-    click.echo(f"Unpinned {name}{f', which was {key.hex}' if key else ', which could not be read'}")
+    render.say(f"Unpinned {name}{f', which was {key.hex}' if key else ', which could not be read'}")
 
 
 @click.command("pins", short_help="List the pins.")

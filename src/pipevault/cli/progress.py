@@ -11,6 +11,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
+from pipevault.cli.render import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -84,7 +86,7 @@ class StepProgress:
             if counted is None:
                 return
             step = counted
-        label = f"{self.subject} {step_label(step)}".lstrip()
+        label = printable(f"{self.subject} {step_label(step)}".lstrip())
         if self._live is not None:
             self._show_live(self._live, step, label)
             return

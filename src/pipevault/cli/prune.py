@@ -109,7 +109,7 @@ def _tell(plan: PrunePlan, report: PruneReport | None) -> None:
     verb = "Would remove" if report is None else "Removed"
     reasons = {going.key: going.reason for going in plan.entries}
     if lines := [f"{verb} {key.hex} ({reasons[key]})" for key in (reasons if report is None else report.entries)]:
-        click.echo("\n".join(lines))
+        render.say("\n".join(lines))
     for entry in _staying(plan, report):
         render.note(f"{entry.key.short} stays: {entry.reason}")
     for problem in done.problems:

@@ -134,7 +134,7 @@ def _report(
         return
     verb = "Would remove" if dry_run else "Removed"
     for key in done.keys or done.artifacts:
-        click.echo(f"{verb} {key.hex}")
+        render.say(f"{verb} {key.hex}")
     kept = [
         f"; {render.count_text(len(digests), 'artifact stays', 'artifacts stay')}, {reason}"
         for digests, reason in ((done.shared, "which other entries name"), (too_young, "younger than an hour"))

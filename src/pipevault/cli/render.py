@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -23,13 +24,41 @@ _LONGEST_AGE_S = 30 * 86_400
 _LONGEST_RICH_TABLE = 200
 
 
+_ESCAPES = re.compile(
+    "\x1b\\[[0-?]*[ -/]*[@-~]"  # colours and cursor movements
+    "|[\x1b\x9d][\\]P^_X][^\x07\x1b\x9c]*(?:\x07|\x1b\\\\|\x9c)?"  # window titles, links, clipboards
+    "|\x9b[0-?]*[ -/]*[@-~]"
+    "|\x1b[ -/]*[0-~]?"
+)
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
+_HIDDEN_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
+
+
+def printable(text: str) -> str:
+    """Return ``text`` without what a terminal would obey: escape sequences, control characters, changes of direction.
+
+    Names, reasons and prompts come from manifests, events, bundles and records, which anybody may have written. Line
+    feeds and tabs stay; what is no character becomes a replacement mark.
+    """
+    plain = text.encode("utf-8", "replace").decode("utf-8").replace("\r\n", "\n")
+    return _CONTROLS.sub("", _ESCAPES.sub("", plain))
+
+
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print text for people; every command prints through this, a table of this module, or :func:`print_json`."""
+    click.echo(printable(text), err=err, nl=nl)
+
+
 def print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    """Print a document for programs; characters that a terminal would obey are escaped."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    text = "".join(f"\\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else c for c in text)
+    click.echo(_HIDDEN_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def note(text: str) -> None:
-    """A line for people on standard error, which leaves standard output to the result."""
-    click.echo(text, err=True)
+    """Print a line for people on standard error, which leaves standard output to the result."""
+    say(text, err=True)
 
 
 def show(*tables: Table) -> None:
@@ -53,6 +82,7 @@ def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: S
     """A table; one of over :data:`_LONGEST_RICH_TABLE` rows as plain lines that are not wrapped: Rich takes a
     millisecond for each row.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     if len(rows) <= _LONGEST_RICH_TABLE:
         show(table(columns, rows, right=right))
         return
@@ -61,7 +91,7 @@ def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: S
         f"{{:{'>' if column in right else '<'}{width}}}" for column, width in zip(columns, widths, strict=True)
     )
     rule = "─" * (sum(widths) + 3 * (len(widths) - 1))
-    click.echo("\n".join([form.format(*columns).rstrip(), rule, *(form.format(*row).rstrip() for row in rows)]))
+    say("\n".join([form.format(*columns).rstrip(), rule, *(form.format(*row).rstrip() for row in rows)]))
 
 
 def _console() -> Console:
@@ -84,7 +114,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Seque
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+        made.add_row(*(Text(printable(cell)) for cell in row))
     return made
 
 
@@ -97,7 +127,7 @@ def facts(rows: Iterable[tuple[str, str]]) -> Table:
     made.add_column()
     made.add_column(overflow="fold")
     for name, value in rows:
-        made.add_row(Text(name, style="bold"), Text(value))
+        made.add_row(Text(printable(name), style="bold"), Text(printable(value)))
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,15 @@ from pipevault.cli import render
 from pipevault.cli.options import dir_option, json_option
 from pipevault.cli.progress import StepProgress
 from pipevault.errors import PipevaultError, SettingsError
-from pipevault.opening import open_pipeline
+from pipevault.opening import DEMO_MODEL, open_pipeline
 
 if TYPE_CHECKING:
     from pipevault.determinism.record import RunRecord
     from pipevault.manager.replay import Replay
 
-DIFFERENT = 22
-"""The exit code of :class:`~pipevault.errors.DifferentOutputError`."""
+MAX_EXIT_CODE = 100
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,8 @@ class FileResult:
     error: PipevaultError | None = None
 
     @property
-    def exit_code(self) -> int:
-        from pipevault.cli.app import exit_code
-
-        if self.error is not None:
-            return exit_code(self.error)
-        return 0 if self.replay is not None and self.replay.equal else DIFFERENT
+    def is_equal(self) -> bool:
+        return self.replay is not None and self.replay.equal
 
 
 @click.command("replay", short_help="Draw saved outputs again, compare bit by bit.")
@@ -51,6 +49,7 @@ class FileResult:
     help="An image that the call was given; a record holds only its digest.",
 )
 @click.option("--allow-other-machine", is_flag=True, help="Measure the distance instead, also where bits must differ.")
+@click.option("--compile", is_flag=True, help="Compile what the vault lacks, with your own settings.")
 @click.option(
     "--save", metavar="FILE", type=click.Path(path_type=Path), help="Where the new output of a single FILE goes."
 )
@@ -61,6 +60,7 @@ def replay(
     model: str | None,
     inputs: tuple[str, ...],
     allow_other_machine: bool,
+    compile: bool,
     save: Path | None,
     dir: Path | None,
     as_json: bool,
@@ -69,7 +69,11 @@ def replay(
 
     FILE is an output that pipevault saved (PNG, JPEG, WebP, MP4), or a record (.json). Succeeds only if every result
     of every file came out again: noise, latents, pixels and, where the record has an audit, each part's outputs.
-    Else the first thing that differs is named: machine, version, weights, noise, or the step and part.
+    Else the first thing that differs is named: machine, version, weights, noise, or the step and part. The exit code
+    is the number of files that did not come out equal, at most 100; each has a line that says why.
+
+    A record is data from a stranger: nothing is compiled unless --compile is given, nothing is fetched, and a model in
+    a folder is opened only if you name it.
 
     \b
     Examples:
@@ -82,7 +86,7 @@ def replay(
         raise SettingsError(f"--save takes the output of one file, and {len(files)} are given.")
     pictures = _pictures(inputs)
     with StepProgress() as progress:
-        session = _Session(model, dir, pictures, allow_other_machine, progress)
+        session = _Session(model, dir, pictures, progress, allow_other_machine=allow_other_machine, compile=compile)
         results = [session.replay(file) for file in files]
     if save is not None and results[0].replay is not None:
         from pipevault import save as save_output
@@ -92,7 +96,7 @@ def replay(
         render.print_json({"files": [_document(result) for result in results]})
     else:
         render.show(render.table(("FILE", "RESULT", "DETAIL"), map(_row, results)))
-    click.get_current_context().exit(next((result.exit_code for result in results if result.exit_code), 0))
+    click.get_current_context().exit(min(sum(not result.is_equal for result in results), MAX_EXIT_CODE))
 
 
 class _Session:
@@ -103,13 +107,16 @@ class _Session:
         model: str | None,
         dir: Path | None,
         inputs: dict[str, Any],
-        allow_other_machine: bool,
         progress: StepProgress,
+        *,
+        allow_other_machine: bool,
+        compile: bool,
     ) -> None:
         self._model = model
         self._dir = dir
         self._inputs = inputs
         self._allow_other_machine = allow_other_machine
+        self._compile = compile
         self._progress = progress
         self._pipes: dict[tuple[Any, ...], Any] = {}
 
@@ -126,6 +133,7 @@ class _Session:
                 dir=self._dir,
                 inputs=self._inputs,
                 allow_other_machine=self._allow_other_machine,
+                compile=self._compile,
                 progress=self._progress,
             )
         except PipevaultError as error:
@@ -145,15 +153,27 @@ class _Session:
         opened = (model, next(iter(dtypes), None), device, record.pipeline["class"])
         if opened not in self._pipes:
             with self._progress.step("open"):
-                self._pipes[opened] = open_pipeline(model, dtype=opened[1], device=device, pipeline_class=opened[3])
+                self._pipes[opened] = open_pipeline(
+                    model,
+                    dtype=opened[1],
+                    device=device,
+                    pipeline_class=opened[3],
+                    local_only=self._model is None,
+                )
         return self._pipes[opened]
 
 
 def _recorded_model(record: RunRecord) -> str:
+    """The demo, or a repository that the hub's local cache has. :class:`SettingsError` for a folder."""
     model = record.pipeline["model"]
     if not model:
         raise SettingsError("The record does not name its model. Give it: --model.")
-    return str(model)
+    if model == DEMO_MODEL or (_REPOSITORY.fullmatch(model) and not Path(model).exists()):
+        return str(model)
+    raise SettingsError(
+        f"The record names the folder {model}, and what a stranger names is not opened. If it is the model, say so: "
+        f"--model {model}."
+    )
 
 
 def _pictures(inputs: Sequence[str]) -> dict[str, Any]:

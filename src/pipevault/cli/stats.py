@@ -140,7 +140,7 @@ def _write_prometheus(path: Path, found: Statistics, root: Path) -> None:
 
     text = exposition(found, root)
     if str(path) == "-":
-        click.echo(text, nl=False)
+        render.say(text, nl=False)
         return
     if path.suffix != ".prom":
         raise SettingsError(f"{path} does not end in .prom, and node_exporter reads no other files. Rename it.")

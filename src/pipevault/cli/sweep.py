@@ -229,7 +229,7 @@ def _show(result: SweepResult, moved: Drift | None, report: Path) -> None:
     columns = ("SCORE", "PROMPT", "SEED", "REMAINDER", "MEAN", "OUTLIER SEEDS")
     render.show(render.facts(facts), render.table(columns, rows, right=columns[1:5]))
     if moved is not None:
-        click.echo(f"\n{drift_summary(moved)}")
+        render.say(f"\n{drift_summary(moved)}")
         shifts = [
             (
                 score_title(name),
@@ -242,4 +242,4 @@ def _show(result: SweepResult, moved: Drift | None, report: Path) -> None:
         names = ("SCORE", "MEAN SHIFT", "STANDARD ERROR", "P")
         render.show(render.table(names, shifts, right=names[1:]))
         for title, entries in drift_lists(moved):
-            click.echo(f"{title}: {'; '.join(entries)}")
+            render.say(f"{title}: {'; '.join(entries)}")

@@ -77,16 +77,16 @@ def _finding(finding: Finding) -> dict[str, Any]:
 
 def _tell(report: VerifyReport, root: Path, fix: bool) -> None:
     for finding in report.bad:
-        click.echo(f"bad {finding.kind}: {_line(finding.reason)}")
+        render.say(f"bad {finding.kind}: {_line(finding.reason)}")
         if finding.keys:
             entries = render.count_text(len(finding.keys), "entry", "entries")
-            click.echo(f"  {entries} cannot be used: {', '.join(key.short for key in finding.keys)}")
+            render.say(f"  {entries} cannot be used: {', '.join(key.short for key in finding.keys)}")
         for path in finding.quarantined:
-            click.echo(f"  moved to {path}")
+            render.say(f"  moved to {path}")
         if fix and not finding.mended:
-            click.echo("  still there: mend it by hand")
+            render.say("  still there: mend it by hand")
     for finding in report.notable:
-        click.echo(f"{finding.kind}: {_line(finding.reason)}")
+        render.say(f"{finding.kind}: {_line(finding.reason)}")
     entries = render.count_text(report.entries, "entry", "entries")
     artifacts = render.count_text(report.artifacts, "artifact", "artifacts")
     render.note(f"{root}: {entries}, {artifacts}, {render.size_text(report.read_bytes)} read. {_verdict(report, fix)}")

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-_MODES_OF_BYTES = frozenset({"L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
+_MODES_OF_BYTES = frozenset({"L", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
+_PALETTE_MODES = frozenset({"P", "PA"})
 
 
 def describe(value: Any) -> Any:
@@ -59,14 +60,21 @@ def describe(value: Any) -> Any:
 def pixels_sha256(image: Image.Image | np.ndarray[Any, Any]) -> str:
     """SHA-256 of the raw uint8 bytes, row by row, channels last.
 
-    An image and its array have the same one. ``TypeError`` unless every channel is one unsigned byte.
+    An image and its array have the same one. For an image whose channels are not one byte each, or whose bytes are
+    indices of a palette, mode, size and palette are hashed before its bytes. ``TypeError`` for an array of another
+    dtype.
     """
     picture: Any = image
-    if _is(image, "PIL.Image", "Image"):
+    if is_instance(image, "PIL.Image", "Image"):
+        hasher = hashlib.sha256()
         if picture.mode not in _MODES_OF_BYTES:
-            raise TypeError(f"An image of mode {picture.mode!r} has no uint8 pixels. Convert it to RGB or L first.")
-        return hashlib.sha256(picture.tobytes()).hexdigest()
-    if str(getattr(image, "dtype", None)) != "uint8" or not _is(image, "numpy", "ndarray"):
+            hasher.update(f"{picture.mode} {picture.width}x{picture.height}\n".encode())
+            if picture.mode in _PALETTE_MODES:
+                palette = bytes(picture.getpalette("RGBA") or ())
+                hasher.update(palette + repr(picture.info.get("transparency")).encode())
+        hasher.update(picture.tobytes())
+        return hasher.hexdigest()
+    if str(getattr(image, "dtype", None)) != "uint8" or not is_instance(image, "numpy", "ndarray"):
         raise TypeError(
             f"Pixels are an image or a uint8 array, not {type(image).__name__} of "
             f"{getattr(image, 'dtype', 'no dtype')}. Use digest_array for other arrays."
@@ -80,29 +88,29 @@ def digest_array(array: Any) -> str:
     ``TypeError`` for an array of Python objects and for a tensor that has no bytes (meta, sparse).
     """
     return hashlib.sha256(
-        _bytes_of_tensor(array) if _is(array, "torch", "Tensor") else _bytes_of_array(array)
+        _bytes_of_tensor(array) if is_instance(array, "torch", "Tensor") else _bytes_of_array(array)
     ).hexdigest()
 
 
 def _describe_object(value: Any) -> Any:
-    if _is(value, "numpy", "generic"):
+    if is_instance(value, "numpy", "generic"):
         return describe(value.item())
-    if _is(value, "PIL.Image", "Image"):
+    if is_instance(value, "PIL.Image", "Image"):
         sha256 = hashlib.sha256(value.tobytes()).hexdigest()
         return {"kind": "image", "sha256": sha256, "size": list(value.size), "mode": value.mode}
-    if _is(value, "numpy", "ndarray") and not value.dtype.hasobject:
+    if is_instance(value, "numpy", "ndarray") and not value.dtype.hasobject:
         return {
             "kind": "array",
             "sha256": digest_array(value),
             "shape": list(value.shape),
             "dtype": value.dtype.newbyteorder("=").name,
         }
-    if _is(value, "torch", "Tensor") and _has_bytes(value):
+    if is_instance(value, "torch", "Tensor") and _has_bytes(value):
         dtype = str(value.dtype).removeprefix("torch.")
         return {"kind": "tensor", "sha256": digest_array(value), "shape": list(value.shape), "dtype": dtype}
-    if _is(value, "torch", "Generator"):
+    if is_instance(value, "torch", "Generator"):
         return _describe_generator(value)
-    if _is(value, "torch", "dtype") or _is(value, "torch", "device"):
+    if is_instance(value, "torch", "dtype") or is_instance(value, "torch", "device"):
         return str(value)
     if isinstance(value, (set, frozenset)):
         return sorted((describe(item) for item in value), key=repr)
@@ -145,8 +153,8 @@ def _has_bytes(tensor: Any) -> bool:
     return not tensor.is_meta and not tensor.is_quantized and str(tensor.layout) == "torch.strided"
 
 
-def _is(value: Any, module: str, name: str) -> bool:
-    """Whether ``value`` is an instance of a class of a module that may not have been imported."""
+def is_instance(value: Any, module: str, name: str) -> bool:
+    """Return whether ``value`` is an instance of a class of a module that may not have been imported."""
     cls = getattr(sys.modules.get(module), name, None)
     return cls is not None and isinstance(value, cls)
 

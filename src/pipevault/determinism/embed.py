@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipevault.determinism import image_files, video_files
 from pipevault.determinism.infotext import asked_samples, parameters_text
-from pipevault.determinism.record import RunRecord
+from pipevault.determinism.record import RECORD_LIMIT_BYTES, RunRecord
 from pipevault.errors import (
     CannotSaveError,
     MissingExtraError,
@@ -76,6 +76,14 @@ def write_video(frames: Sequence[Any], path: Path | str, record: RunRecord, *, f
     return path
 
 
+def write_data(path: Path | str, data: bytes) -> Path:
+    """Write a file of any other kind, whole or not at all; the path that was written. :class:`CannotSaveError`."""
+    path = Path(path)
+    with _replacing(path) as temporary:
+        temporary.write_bytes(data)
+    return path
+
+
 def sidecar_path(path: Path | str) -> Path:
     """``out.png`` -> ``out.png.json``."""
     path = Path(path)
@@ -102,7 +110,7 @@ def read_record(path: Path | str) -> RunRecord:
     error even where there is a sidecar.
     """
     path = Path(path)
-    if not path.is_file():
+    if not _is_file(path):
         raise NoRecordError(f"There is no file {path}. Give an image, a video or a record (.json).", str(path))
     if path.suffix.lower() == ".json":
         return _read_json(path)
@@ -110,16 +118,16 @@ def read_record(path: Path | str) -> RunRecord:
     try:
         text = video_files.record_text(path) if _has_suffix(path, VIDEO_SUFFIXES) else image_files.record_text(path)
     except MissingExtraError:
-        if not sidecar.is_file():
+        if not _is_file(sidecar):
             raise
         text = None
     if text is not None:
         return _parse_embedded(text, path)
-    if sidecar.is_file():
+    if _is_file(sidecar):
         return _read_json(sidecar)
     raise NoRecordError(
-        f"{path} holds no run record, and there is no {sidecar.name} beside it. Give the file as it was saved, or the "
-        "sidecar (.json) that was saved with it.",
+        f"{path} holds no run record, and there is no {sidecar.name} beside it. pipevault did not save it, or another "
+        "program saved it again and dropped the record. Give the file as it was saved, or its sidecar (.json).",
         str(path),
     )
 
@@ -137,10 +145,18 @@ def _parse_embedded(text: str, path: Path) -> RunRecord:
 
 def _read_json(path: Path) -> RunRecord:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(RECORD_LIMIT_BYTES + 1)
     except OSError as error:
         raise NoRecordError(f"{path} cannot be read: {error.strerror}. Mend its permissions.", str(path)) from error
     return RunRecord.from_json(data, source=str(path))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, or a folder that may not be searched
+        return False
 
 
 def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:

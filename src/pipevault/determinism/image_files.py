@@ -12,12 +12,14 @@ import io
 import json
 import os
 import struct
+import warnings
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pipevault.determinism.record import RECORD_MARK, RunRecord
+from pipevault.determinism.record import RECORD_LIMIT_BYTES, RECORD_MARK, RunRecord
 from pipevault.errors import NoRecordError, RecordTooLargeError, SettingsError
 
 if TYPE_CHECKING:
@@ -30,7 +32,9 @@ _PNG_KEYWORD = "pipevault"
 _IMAGE_DESCRIPTION, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x8769, 0x9286
 _COMPRESSED_PREFIX = "pipevault+zlib:"
 _JPEG_EXIF_LIMIT_BYTES = 65533  # a segment's length has 16 bits and counts its own two bytes
-_RECORD_LIMIT_BYTES = 1 << 26  # of what a crafted file may expand to
+_FORMATS = ("PNG", "JPEG", "WEBP")
+"""The only ones that are opened: others start programs (Ghostscript for EPS), or parse far more than they need to."""
+_CHUNK_HEAD_BYTES = 1024  # of an iTXt chunk before its text: keyword, language, translated keyword
 
 
 def encode(image: Image.Image, suffix: str, record: RunRecord, text: str) -> bytes:
@@ -50,20 +54,39 @@ def record_text(path: Path) -> str | None:
 
     The format is recognised by the content. :class:`NoRecordError` if the file is no image or cannot be read.
     """
-    from PIL import Image
-
-    try:
+    with _reading(path):
         with path.open("rb") as file:
             if file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE:
                 return _png_text(file)
-        with Image.open(path) as image:
+        with _opened(path) as image:
             description = image.getexif().get(_IMAGE_DESCRIPTION)
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:  # Pillow's, all
+    return _from_description(description)
+
+
+def picture(path: Path) -> Image.Image:
+    """The picture in the image ``path``. :class:`NoRecordError` if it cannot be read."""
+    with _reading(path), _opened(path) as image:
+        image.load()
+        return image
+
+
+def _opened(path: Path) -> Image.Image:
+    from PIL import Image
+
+    return Image.open(path, formats=_FORMATS)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of what it can do with
+            yield
+    except Exception as error:  # Pillow has no root for what it raises for a damaged file
         raise NoRecordError(
             f"{path} cannot be read as an image: {error}. Give the file as it was saved, or its sidecar (.json).",
             str(path),
         ) from error
-    return _from_description(description)
 
 
 def _png(image: Image.Image, record: RunRecord, text: str) -> bytes:
@@ -117,8 +140,8 @@ def _png_text(file: BinaryIO) -> str | None:
         if kind != b"iTXt":
             file.seek(size_bytes + 4, os.SEEK_CUR)
             continue
-        data = file.read(size_bytes)
-        file.seek(4, os.SEEK_CUR)
+        data = file.read(min(size_bytes, RECORD_LIMIT_BYTES + _CHUNK_HEAD_BYTES))
+        file.seek(size_bytes - len(data) + 4, os.SEEK_CUR)
         if data.startswith(keyword):
             return _international_text(data.removeprefix(keyword))
     return None
@@ -137,7 +160,7 @@ def _international_text(data: bytes) -> str:
 
 
 def _inflated(data: bytes) -> bytes:
-    return zlib.decompressobj().decompress(data, _RECORD_LIMIT_BYTES)
+    return zlib.decompressobj().decompress(data, RECORD_LIMIT_BYTES + 1)
 
 
 def _ascii_json(record: RunRecord) -> str:

@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import Any
 
 from pipevault.determinism.record import RunRecord
+from pipevault.determinism.samples import prompt_of_sample, recorded_samples
 from pipevault.errors import SettingsError
 
 _CONTROLS = dict.fromkeys(set(range(32)) - {ord("\n"), ord("\t")})
@@ -27,8 +28,8 @@ def parameters_text(record: RunRecord, *, index: int, count: int, size: tuple[in
     if not 0 <= index < count:
         raise SettingsError(f"The batch has {count} samples, counted from 0; there is none with the index {index}.")
     call = record.call
-    lines = [_prompt(call.get("prompt"), index, count)]
-    if negative := _prompt(call.get("negative_prompt"), index, count):
+    lines = [prompt_of_sample(call, "prompt", index, count, pipeline=record.pipeline["class"])]
+    if negative := prompt_of_sample(call, "negative_prompt", index, count, pipeline=record.pipeline["class"]):
         lines.append(f"Negative prompt: {negative}")
     values = {
         "Steps": _number(call, "num_inference_steps"),
@@ -45,12 +46,8 @@ def parameters_text(record: RunRecord, *, index: int, count: int, size: tuple[in
 
 
 def asked_samples(record: RunRecord) -> int:
-    """How many samples the call asked for, as far as its seeds and prompts show; at least 1."""
-    prompt = record.call.get("prompt")
-    prompts = len(prompt) if isinstance(prompt, list) else 1
-    per_prompt = record.call.get("num_images_per_prompt") or record.call.get("num_videos_per_prompt") or 1
-    drawn = prompts * per_prompt if isinstance(per_prompt, int) else prompts
-    return max(len(record.seeds["samples"]), drawn, 1)
+    """Return how many samples the call asked for, as far as its seeds and arguments show; at least 1."""
+    return max(len(record.seeds["samples"]), recorded_samples(record.call, pipeline=record.pipeline["class"]).count)
 
 
 def _seed(record: RunRecord, index: int) -> int | None:
@@ -65,13 +62,6 @@ def _seed(record: RunRecord, index: int) -> int | None:
 def _place_in_batch(record: RunRecord, index: int, count: int) -> dict[str, int]:
     shared = count > 1 and len(record.seeds["samples"]) < count
     return {"Batch size": count, "Batch pos": index} if shared else {}
-
-
-def _prompt(prompt: Any, index: int, count: int) -> str:
-    """The prompt of sample ``index``: diffusers repeats each prompt of a list for its images, one after the other."""
-    if isinstance(prompt, list) and prompt:
-        prompt = prompt[index * len(prompt) // count]
-    return prompt if isinstance(prompt, str) else ""
 
 
 def _number(call: Mapping[str, Any], name: str) -> int | float | None:

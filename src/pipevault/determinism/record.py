@@ -2,7 +2,7 @@
 
 A JSON document (``record_schema.json``), in short::
 
-    {"pipevault_record": 1, "created_at": "2026-01-31T12:00:00+00:00",
+    {"pipevault_record": 2, "created_at": "2026-01-31T12:00:00+00:00",
      "pipeline": {"class": "StableDiffusionPipeline", "model": "org/name", "revision": null, "scheduler": "…"},
      "call": {"prompt": "a seven", "num_inference_steps": 12, ...},
      "seeds": {"root": 7, "samples": [4312, 977], "source": "argument", "streams": {}},
@@ -10,7 +10,8 @@ A JSON document (``record_schema.json``), in short::
      "key": "<key>", "manifest": "<sha256>", "graphs": {"unet": {"<key>": "<sha256>"}}, "outcome": "hit",
       "weights": {"unet": "<sha256>"},
      "versions": {"torch": "2.13.0"}, "machine": {...},
-     "results": {"noise": "<sha256>", "latents": "<sha256>", "pixels": ["<sha256>", "<sha256>"]},
+     "results": {"noise": "<sha256>", "latents": "<sha256>", "pixels": ["<sha256>", "<sha256>"], "values": null,
+                 "undigested": {}},
      "seconds": {"waiting": 0.0, "drawing": 1.2}, "sample": 1, "digest": "<sha256>"}
 
 ``digest`` covers all the rest in canonical JSON, so an edited record is noticed. It is no signature: whoever edits a
@@ -28,11 +29,14 @@ from typing import Any, NoReturn
 from pipevault.determinism.describe import describe, digest_array, pixels_sha256
 from pipevault.determinism.record_schema import first_offence, schema
 from pipevault.digest import Digest, canonical_json, digest_json
-from pipevault.errors import BadRecordError, NewerRecordError, NoRecordError, RecordDigestError
+from pipevault.errors import BadRecordError, NewerRecordError, NoRecordError, OldRecordError, RecordDigestError
 
 __all__ = ["RECORD_MARK", "RECORD_VERSION", "RunRecord", "describe", "digest_array", "pixels_sha256", "schema"]
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
+RECORD_LIMIT_BYTES = 1 << 25
+"""What is longer is not read: parsed JSON may take forty times its size in memory."""
+
 RECORD_MARK = "pipevault_record"
 """The field that makes a JSON document a run record; its value is the version."""
 
@@ -95,9 +99,15 @@ class RunRecord:
     def from_json(cls, text: str | bytes, *, source: str = "") -> RunRecord:
         """Inverse of :meth:`to_json`; ``source`` names the file for messages.
 
-        :class:`NoRecordError` (no JSON, or another document), :class:`NewerRecordError`, :class:`RecordDigestError`,
-        :class:`BadRecordError`, looked for in this order.
+        :class:`NoRecordError` (no JSON, or another document), :class:`NewerRecordError`, :class:`OldRecordError`,
+        :class:`RecordDigestError`, :class:`BadRecordError`, looked for in this order.
         """
+        if len(text) > RECORD_LIMIT_BYTES:
+            raise BadRecordError(
+                f"The run record{_of(source)} is longer than {RECORD_LIMIT_BYTES >> 20} MiB, which no record may be.",
+                "",
+                source,
+            )
         try:
             document = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
@@ -130,9 +140,15 @@ def _check_version(document: Any, source: str) -> None:
     version = document[RECORD_MARK]
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         _fail(RECORD_MARK, f"is {version!r}, which is no version", source)
+    if version < RECORD_VERSION:
+        raise OldRecordError(
+            f"The run record{_of(source)} is of version {version}, which noted noise in another way; this pipevault "
+            f"reads version {RECORD_VERSION}. Draw the output again, or read it with the pipevault that wrote it.",
+            source,
+        )
     if version > RECORD_VERSION:
         raise NewerRecordError(
-            f"The run record{_of(source)} is of version {version}; this pipevault knows up to {RECORD_VERSION}. "
+            f"The run record{_of(source)} is of version {version}; this pipevault reads version {RECORD_VERSION}. "
             "Upgrade pipevault.",
             source,
         )

@@ -13,7 +13,13 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-_ANNOTATIONS = frozenset({"$schema", "$id", "$defs", "title", "description"})
+_ELSEWHERE = frozenset(
+    {
+        *("$schema", "$id", "$defs", "title", "description"),
+        *("$ref", "anyOf", "properties", "required", "additionalProperties", "items"),
+    }
+)
+"""Keywords that say nothing of the value itself."""
 _TYPES: Mapping[str, Callable[[Any], bool]] = {
     "object": lambda value: isinstance(value, dict),
     "array": lambda value: isinstance(value, list),
@@ -42,9 +48,10 @@ def _schema() -> dict[str, Any]:
 
 
 def _offences(value: Any, rules: Mapping[str, Any], field: str) -> Iterator[tuple[str, str]]:
-    if complaint := next(filter(None, (_complaint(value, name, rule) for name, rule in rules.items())), None):
-        yield field, complaint
-        return
+    for name, rule in rules.items():
+        if name not in _ELSEWHERE and (complaint := _complaint(value, name, rule)):
+            yield field, complaint
+            return
     if "$ref" in rules:
         yield from _offences(value, _schema()["$defs"][rules["$ref"].removeprefix("#/$defs/")], field)
     if "anyOf" in rules:
@@ -91,9 +98,5 @@ def _complaint(value: Any, keyword: str, rule: Any) -> str | None:
             return None if not isinstance(value, str) or len(value) >= rule else "is empty"
         case "minimum":
             return None if not isinstance(value, (int, float)) or value >= rule else f"is below {rule}"
-        case "$ref" | "anyOf" | "properties" | "required" | "additionalProperties" | "items":
-            return None
-        case _ if keyword in _ANNOTATIONS:
-            return None
         case _:
             raise NotImplementedError(f"The record's schema uses {keyword!r}, which is not understood here.")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -59,6 +59,9 @@ class Turns:
         ``what`` says for messages of other threads what holds it. Raises :class:`TurnTimeoutError` after ``timeout_s``,
         and :class:`DeadlockError` at once where the threads that stand in the way wait for this one.
         """
+        if self._has_all(wanted):
+            yield 0.0
+            return
         request = _Request(wanted, what)
         waited_s = self._wait(request, timeout_s)
         try:
@@ -67,6 +70,13 @@ class Turns:
             with self._lock:
                 self._held.remove(request)
                 self._grant()
+
+    def _has_all(self, wanted: Wanted) -> bool:
+        """Whether this thread holds all of it in this very way: then nothing changes by holding it again."""
+        own = threading.get_ident()
+        with self._lock:
+            mine = [request.wanted for request in self._held if request.thread == own]
+        return all(any(name in held and held[name] == way for held in mine) for name, way in wanted.items())
 
     def holds(self, resource: Hashable) -> bool:
         """Return whether this thread holds ``resource``."""
@@ -80,7 +90,7 @@ class Turns:
 
     def _wait(self, request: _Request, timeout_s: float) -> float:
         with self._lock:
-            if not self._obstacles(request):
+            if self._is_free(request):
                 self._held.append(request)
                 return 0.0
             self._waiting.append(request)
@@ -118,22 +128,38 @@ class Turns:
             self._grant()
 
     def _grant(self) -> None:
-        for request in tuple(self._waiting):
-            if not self._obstacles(request):
-                self._waiting.remove(request)
-                self._held.append(request)
-                request.granted.set()
+        """Grant what can be granted, in the order of asking. Every release comes here, so it is one pass."""
+        held, before = _Claims(self._held), _Claims(self._held)
+        holders = {request.thread for request in self._held}
+        waiting: list[_Request] = []
+        for request in self._waiting:
+            if (held if request.thread in holders else before).exclude(request):
+                before.add(request)
+                waiting.append(request)
+                continue
+            self._held.append(request)
+            held.add(request)
+            before.add(request)
+            holders.add(request.thread)
+            request.granted.set()
+        self._waiting = waiting
+
+    def _is_free(self, request: _Request) -> bool:
+        if any(other.thread == request.thread for other in self._held):
+            return not _Claims(self._held).exclude(request)
+        return not _Claims([*self._held, *self._waiting]).exclude(request)
 
     def _obstacles(self, request: _Request) -> list[_Request]:
         """The requests of other threads that must end before ``request`` can be granted."""
         holders = [other for other in self._held if _excludes(other, request)]
         if any(other.thread == request.thread for other in self._held):
             return holders
-        place = self._waiting.index(request) if request in self._waiting else len(self._waiting)
-        return holders + [other for other in self._waiting[:place] if _excludes(other, request)]
+        return holders + [other for other in self._waiting[: self._waiting.index(request)] if _excludes(other, request)]
 
     def _waits_for_itself(self, request: _Request) -> _Request | None:
         """The obstacle that waits, over others perhaps, for the thread of ``request``."""
+        if not any(other.thread == request.thread for other in self._held):
+            return None  # nobody can wait for a thread that holds nothing
         for first in self._obstacles(request):
             seen: set[int] = set()
             threads = [first.thread]
@@ -155,6 +181,27 @@ class Turns:
         self._waiting = []
         for action in self._on_fork:
             action()
+
+
+class _Claims:
+    """The ways in which threads have resources, or want them first."""
+
+    def __init__(self, requests: Sequence[_Request]) -> None:
+        self._ways: dict[Hashable, dict[Hashable, set[int]]] = {}
+        for request in requests:
+            self.add(request)
+
+    def add(self, request: _Request) -> None:
+        for name, way in request.wanted.items():
+            self._ways.setdefault(name, {}).setdefault(way, set()).add(request.thread)
+
+    def exclude(self, request: _Request) -> bool:
+        own = {request.thread}
+        for name, way in request.wanted.items():
+            for other, threads in self._ways.get(name, {}).items():
+                if (way is ALONE or other != way) and threads - own:
+                    return True
+        return False
 
 
 def _excludes(one: _Request, other: _Request) -> bool:

@@ -66,10 +66,11 @@ def record_text(path: Path) -> str | None:
     """
     av = _pyav()
     try:
+        # A file object and a fixed format: FFmpeg would take a name or a playlist for the address of something else.
         # What is not UTF-8 was not written here, and must not keep the rest from being read.
-        with av.open(str(path), metadata_errors="replace") as container:
+        with path.open("rb") as file, av.open(file, format="mp4", metadata_errors="replace") as container:
             text = container.metadata.get(_RECORD_FIELD)
-    except (av.FFmpegError, OSError) as error:
+    except Exception as error:  # PyAV has no root for what it raises for a damaged file
         raise NoRecordError(
             f"{path} cannot be read as a video: {error}. Give the file as it was saved, or its sidecar (.json).",
             str(path),

@@ -44,11 +44,11 @@ class WeightsWatch:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
-        self._owners = [
-            (tensors, list(tensors), list(tensors.values())) for tensors in _tensor_tables(module) if tensors
+        self._tables: list[dict[str, Any]] = [
+            table for owner in module.modules() for table in (owner._parameters, owner._buffers)
         ]
-        self._empty = [tensors for tensors in _tensor_tables(module) if not tensors]
-        self._children = [(owner._modules, list(owner._modules.values())) for owner in module.modules()]
+        self._tables += [owner._modules for owner in module.modules()]
+        self._held = [value for table in self._tables for value in table.values()]
         weights = list(_weights(module))
         self._is_plain = all(
             tensor.is_cpu and tensor.layout is _strided() and not hasattr(tensor, "__tensor_flatten__")
@@ -71,13 +71,10 @@ class WeightsWatch:
     def has_moved(self) -> bool:
         if not self._is_plain:
             return weights_stamp(self._module) != self._stamp
-        for modules, children in self._children:
-            if len(modules) != len(children) or any(map(is_not, modules.values(), children)):
-                return True
-        for tensors, names, values in self._owners:
-            if list(tensors) != names or any(map(is_not, tensors.values(), values)):
-                return True
-        if any(self._empty) or [tensor.data_ptr() for tensor in self._weights] != self._addresses:
+        held = [value for table in self._tables for value in table.values()]
+        if len(held) != len(self._held) or any(map(is_not, held, self._held)):
+            return True
+        if [tensor.data_ptr() for tensor in self._weights] != self._addresses:
             return True  # and memory that a probe points to may be gone
         if [tensor._version for tensor in self._counted] != self._versions:
             return True
@@ -88,12 +85,6 @@ def _strided() -> Any:
     import torch
 
     return torch.strided
-
-
-def _tensor_tables(module: torch.nn.Module) -> Iterator[Any]:
-    for owner in module.modules():
-        yield owner._parameters
-        yield owner._buffers
 
 
 def _probed(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from pipevault.compat.versions import warn_untried
 from pipevault.determinism.levels import SWITCHES, needs, parse_level
 from pipevault.determinism.levels import level as at_level
 from pipevault.determinism.turns import TURNS
-from pipevault.digest import Digest
+from pipevault.digest import Digest, digest_json
 from pipevault.errors import (
     BadCallError,
     LockTimeoutError,
@@ -560,7 +560,7 @@ class _Session:
             "parts": None if parts is None else list(parts),
             "backend": self.settings.backend,
             "weights": self.settings.weights,
-            "build_config": dict(self.cache.build.config),
+            "build": digest_json(dict(self.cache.build.config)).hex,
             "device": str(execution_device(self.pipe, modules)),
             "dtype": {name: module_dtype(module) for name, module in modules.items()},
         }

@@ -7,6 +7,7 @@ that an eager or a torch.compile run has of pipevault, and inside the parts, whi
 from __future__ import annotations
 
 import functools
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,8 @@ from pipevault.cache.call import parameters
 from pipevault.cache.keys import execution_device
 from pipevault.cache.outcome import Outcome
 from pipevault.determinism.describe import digest_array
+from pipevault.determinism.outputs import samples
+from pipevault.determinism.samples import samples_of
 from pipevault.errors import BadCallError
 from pipevault.fingerprint.toolchain import toolchain_factors
 from pipevault.graphs import parts as graph_parts
@@ -31,8 +34,8 @@ from pipevault.manager.cache import PipelineCache
 from pipevault.manager.fresh_process import GenerationJob, GenerationResult
 from pipevault.opening import open_pipeline
 from pipevault.runtime.drawing import Sources, draw, needs_host_noise
-from pipevault.runtime.generation import record_of, sample_count
 from pipevault.runtime.pipeline import outcome
+from pipevault.runtime.records import record_of
 
 Draw: TypeAlias = Callable[[Mapping[str, Any]], "tuple[Any, str | None]"]
 """From the arguments of a call to its output and the SHA-256 of the noise."""
@@ -109,8 +112,9 @@ def _draw_frozen(pipe: Any, seed: int, arguments: Mapping[str, Any]) -> tuple[An
 
 
 def _draw_plain(pipe: Any, seed: int, arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
-    count = sample_count(arguments)
-    sources = Sources.of_call(arguments, seed=seed, is_seeded=True, count=count, accepted=parameters(pipe))
+    accepted = parameters(pipe)
+    count = samples_of(arguments, accepted, pipeline=type(pipe)).count
+    sources = Sources.of_call(arguments, seed=seed, is_seeded=True, count=count, accepted=accepted)
     on_host = needs_host_noise(graph_parts.find_parts(pipe).values())
     drawn = draw(lambda given: pipe(**given), arguments, sources, count, is_alone=True, on_host=on_host)
     return drawn.output, drawn.noise
@@ -151,19 +155,14 @@ class _LastLatents:
         return path
 
 
-def _samples(value: Any) -> Iterator[np.ndarray[Any, Any]]:
+def _samples(output: Any) -> Iterator[np.ndarray[Any, Any]]:
     """The pictures, frames or arrays of an output: those of its first field that has any."""
-    if isinstance(value, Image.Image):
-        yield np.asarray(value)
-    elif isinstance(value, torch.Tensor):
-        yield from value.detach().float().cpu().numpy()
-    elif isinstance(value, np.ndarray):
-        yield from value
-    elif isinstance(value, Mapping):
-        yield from next((found for field in value.values() if (found := list(_samples(field)))), [])
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _samples(item)
+    first = ""
+    for place, one in samples(output):
+        field = re.split(r"[.\[]", place)[0]
+        if first in ("", field):
+            first = field
+            yield one.detach().float().cpu().numpy() if isinstance(one, torch.Tensor) else np.asarray(one)
 
 
 def _write(sample: np.ndarray[Any, Any], path: Path) -> Path:

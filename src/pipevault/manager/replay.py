@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
-from pipevault.cache.call import parameters, takes_any_name
 from pipevault.cache.keys import execution_device, pipeline_factors
 from pipevault.cache.outcome import Progress
-from pipevault.determinism.describe import describe, pixels_sha256
+from pipevault.cache.rehearsal import policies
+from pipevault.determinism import image_files
+from pipevault.determinism.describe import pixels_sha256
 from pipevault.determinism.embed import read_record
+from pipevault.determinism.layers import kept, put
+from pipevault.determinism.levels import parse_level
 from pipevault.determinism.metrics import Distance, distance
 from pipevault.determinism.record import RunRecord
-from pipevault.digest import Digest
+from pipevault.digest import Digest, digest_json
 from pipevault.errors import (
     BadCallError,
     BadRecordError,
     ChangedWeightsError,
     DifferentKeyError,
-    NoRecordError,
+    MissError,
     OtherMachineError,
     PipevaultError,
     SettingsError,
@@ -34,17 +37,29 @@ from pipevault.fingerprint.machine import machine_factors
 from pipevault.graphs import parts as graph_parts
 from pipevault.key import Difference, leaf_differences
 from pipevault.manager.cache import PipelineCache
-from pipevault.runtime.generation import record_of
+from pipevault.manager.recorded_call import (
+    check_limits,
+    recorded_arguments,
+    recorded_method,
+    recorded_noise,
+    recorded_streams,
+)
+from pipevault.runtime.pipeline import LoadedState, loaded_state
 from pipevault.runtime.recorded_weights import RecordedWeights
+from pipevault.runtime.records import record_of
 from pipevault.runtime.run_record import versions
+from pipevault.runtime.turn import turn
 
 LOSSLESS_SUFFIXES = (".png",)
+_COMPILE_HINT = "Nothing is compiled for a replay unless it is asked for: compile=True (--compile)."
 _LISTED = 3
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """``what`` is ``file``, ``seeds``, ``version``, ``entry``, ``noise``, ``step``, ``latents`` or ``pixels``."""
+    """``what`` is ``file``, ``seeds``, ``version``, ``entry``, ``noise``, ``step``, ``latents``, ``values``, ``output``
+    (the record has no digest of it) or ``pixels``.
+    """
 
     what: str
     detail: str
@@ -70,7 +85,8 @@ class Replay:
     def equal(self) -> bool:
         """Whether every recorded result came out again, bit by bit."""
         damaged = any(one.what in ("file", "seeds") for one in self.divergences)
-        return self.record.results == self.again.results and not damaged
+        is_known = not self.record.results["undigested"]
+        return self.record.results == self.again.results and is_known and not damaged
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -89,45 +105,48 @@ def replay(
     dir: str | Path | None = None,
     inputs: Mapping[str, Any] | None = None,
     allow_other_machine: bool = False,
+    compile: bool = False,
     progress: Progress | None = None,
 ) -> Replay:
-    """Load ``pipe`` as the record of ``source`` tells, generate again, compare.
+    """Generate again what the record of ``source`` tells of, with ``pipe``, and compare.
 
-    ``pipe`` is the recorded pipeline, constructed anew. ``inputs`` gives the arguments that a record holds by digest
-    only, such as images. Nothing is compiled, unless ``allow_other_machine``: then other machines, versions and
-    entries are no errors, and the distance between the pictures is measured instead.
+    ``pipe`` is the recorded pipeline, constructed anew: it is loaded from the vault, and stays loaded. One that is
+    loaded already is used as it is, and left as it was. ``inputs`` gives the arguments that a record holds by digest
+    only, such as images. With ``allow_other_machine`` other machines, versions and entries are no errors, and the
+    distance between the pictures is measured. Nothing is compiled unless ``compile``, and then with this user's own
+    settings: nothing in a record reaches a compiler.
 
     Raises the :class:`~pipevault.errors.RecordError` that fits; :class:`OtherMachineError`;
-    :class:`ChangedWeightsError`; :class:`UnknownRecordKeyError` if the vault does not hold the recorded entry;
+    :class:`ChangedWeightsError`; :class:`UnknownRecordKeyError` if the vault does not hold what the call needs;
     :class:`DifferentKeyError` if versions or settings give another key; :class:`BadCallError` for inputs that are
-    missing, or are others; :class:`SettingsError` for another pipeline.
+    missing, or are others; :class:`SettingsError` for another pipeline or level.
     """
     record = source if isinstance(source, RunRecord) else read_record(source)
+    check_limits(record)
     _check_pipeline(record, pipe)
     picture = _picture(source)
-    arguments = _arguments(record, pipe, dict(inputs or {}))
+    arguments = recorded_arguments(record, pipe, dict(inputs or {}))
+    streams, noise = recorded_streams(record), recorded_noise(record)
     if not allow_other_machine:
         _check_machine(record, pipe)
     found = list(_divergent_versions(record))
     _check_weights(record, pipe)
-    cache = _cache(record, dir, progress, allow_other_machine=allow_other_machine)
-    if not allow_other_machine:
-        found += _divergent_graphs(record, pipe, cache, found)
-    cache.load(pipe, parts=_load_field(record, "parts", list, type(None)))
-    try:
-        output = getattr(pipe, _method(record, pipe))(**arguments, **_seeding(record))
-    except UnfrozenCallError as error:
-        raise UnknownRecordKeyError(
-            f"The vault {cache.settings.dir} lacks a graph that the recorded call needs. {error}", ""
-        ) from error
-    except PipevaultError:
-        raise
-    except Exception as error:  # whatever a pipeline raises for arguments that it was never called with
-        raise BadCallError(
-            f"The recorded call cannot be made: {type(error).__name__}: {error}. The record was edited, or the "
-            "pipeline is another one."
-        ) from error
+    with ExitStack() as stack:
+        loaded = loaded_state(pipe)
+        if loaded is not None and loaded.outcome.status != "off":
+            _check_level(record, loaded)
+            stack.enter_context(turn(pipe, f"a replay of {type(pipe).__name__}"))
+            stack.enter_context(policies(loaded.states(pipe), "compile" if compile else "error"))
+        else:
+            loaded = None
+            found += _load(record, pipe, dir, progress, found, is_exact=not allow_other_machine, compile=compile)
+        if streams:
+            stack.enter_context(kept())
+            _put(streams)
+        output = _draw(record, pipe, {**arguments, **noise})
     again = record_of(output)
+    if loaded is not None and not allow_other_machine:
+        found += _other_graphs(record, again)
     if record.seeds["samples"] != again.seeds["samples"]:
         found.append(Divergence("seeds", "the seeds of the samples are not those of the record"))
     found += _divergent_results(record.results, again.results)
@@ -139,6 +158,70 @@ def replay(
     return Replay(record, again, tuple(found), output, measured)
 
 
+def _load(
+    record: RunRecord,
+    pipe: Any,
+    dir: str | Path | None,
+    progress: Progress | None,
+    found: Sequence[Divergence],
+    *,
+    is_exact: bool,
+    compile: bool,
+) -> list[Divergence]:
+    """Give ``pipe`` the graphs of the vault, and return what differs from those of the record."""
+    cache = _cache(record, dir, progress, compile=compile)
+    divergences = list(_divergent_graphs(record, pipe, cache, found)) if is_exact else []
+    try:
+        cache.load(pipe, parts=_load_field(record, "parts", list, type(None)))
+    except MissError as error:
+        raise UnknownRecordKeyError(f"{error} {_COMPILE_HINT}", "") from error
+    return divergences
+
+
+def _draw(record: RunRecord, pipe: Any, arguments: Mapping[str, Any]) -> Any:
+    try:
+        return getattr(pipe, recorded_method(record, pipe))(**arguments)
+    except UnfrozenCallError as error:
+        raise UnknownRecordKeyError(
+            f"A graph that the recorded call needs is not here. {error} {_COMPILE_HINT}", ""
+        ) from error
+    except PipevaultError:
+        raise
+    except Exception as error:  # whatever a pipeline raises for arguments that it was never called with
+        raise BadCallError(
+            f"The recorded call cannot be made: {type(error).__name__}: {error}. The record was edited, or the "
+            "pipeline is another one."
+        ) from error
+
+
+def _put(streams: Mapping[str, Any]) -> None:
+    try:
+        put(streams)
+    except (
+        RuntimeError,
+        ValueError,
+        LookupError,
+        StopIteration,
+    ) as error:  # bytes that are no state, or a GPU that is not here
+        raise BadRecordError(
+            f"The random streams of the record cannot be set here: {error}.", "seeds.streams"
+        ) from error
+
+
+def _check_level(record: RunRecord, loaded: LoadedState) -> None:
+    if parse_level(record.level["asked"]) != parse_level(loaded.level):
+        raise SettingsError(
+            f"The record is of level {record.level['asked']}, and the pipeline was loaded at {loaded.level}. Load it "
+            "at the recorded level, or construct it anew."
+        )
+
+
+def _other_graphs(record: RunRecord, again: RunRecord) -> Iterator[Divergence]:
+    for part in sorted({*record.graphs, *again.graphs}):
+        if record.graphs.get(part) != again.graphs.get(part):
+            yield Divergence("entry", f"other graphs of {part} ran than those of the record")
+
+
 def _check_pipeline(record: RunRecord, pipe: Any) -> None:
     if type(pipe).__name__ != record.pipeline["class"]:
         raise SettingsError(
@@ -147,48 +230,6 @@ def _check_pipeline(record: RunRecord, pipe: Any) -> None:
         )
     if "load" not in record.pipeline or record.outcome == "off":
         raise SettingsError("The record does not tell how its pipeline was loaded, so it cannot be replayed.")
-
-
-def _method(record: RunRecord, pipe: Any) -> str:
-    """A record comes from anywhere, so it may name only what generates."""
-    method = record.pipeline.get("method", "__call__")
-    if method not in graph_parts.generating_methods(type(pipe)) or not callable(getattr(type(pipe), method, None)):
-        raise BadRecordError(
-            f"The record names {method!r} as what was called, which generates nothing.", "pipeline.method"
-        )
-    return str(method)
-
-
-def _arguments(record: RunRecord, pipe: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    accepted = parameters(pipe)
-    is_checked = _method(record, pipe) == "__call__" and not takes_any_name(pipe, accepted)
-    if is_checked and (unknown := [name for name in record.call if name not in accepted]):
-        raise BadCallError(f"{type(pipe).__name__} takes no {', '.join(unknown)}, which the record has.")
-    arguments: dict[str, Any] = {}
-    for name, value in record.call.items():
-        if name == "generator":
-            continue
-        if name in inputs:
-            given = inputs.pop(name)
-            if describe(given) != value:
-                raise BadCallError(f"{name} is not what was recorded: {describe(given)}, and the record has {value}.")
-            arguments[name] = given
-        elif _is_whole(value):
-            arguments[name] = value
-        else:
-            raise BadCallError(f"The record holds {name} by its digest only. Give it as an input: {name}=….")
-    if inputs:
-        raise BadCallError(
-            f"The recorded call has no {', '.join(inputs)}. It has {', '.join(record.call) or 'nothing'}."
-        )
-    return arguments
-
-
-def _is_whole(value: Any) -> bool:
-    """Whether the recorded form is the value itself."""
-    if isinstance(value, Mapping):
-        return "kind" not in value and all(map(_is_whole, value.values()))
-    return all(map(_is_whole, value)) if isinstance(value, list) else True
 
 
 def _check_machine(record: RunRecord, pipe: Any) -> None:
@@ -212,17 +253,30 @@ def _check_weights(record: RunRecord, pipe: Any) -> None:
         )
 
 
-def _cache(record: RunRecord, dir: str | Path | None, progress: Progress | None, *, allow_other_machine: bool) -> Any:
-    mode = "compile" if allow_other_machine else "require"
-    return PipelineCache(
-        dir,
-        mode=mode,
-        backend=_load_field(record, "backend", str),
-        weights=_load_field(record, "weights", str),
-        level=record.level["asked"],
-        build_config=_load_field(record, "build_config", dict),
-        progress=progress,
-    )
+def _cache(record: RunRecord, dir: str | Path | None, progress: Progress | None, *, compile: bool) -> PipelineCache:
+    """This user's vault, with the build options under which it has the recorded graphs."""
+    options: dict[str, Any] = {
+        "mode": "compile" if compile else "require",
+        "backend": _load_field(record, "backend", str),
+        "weights": _load_field(record, "weights", str),
+        "level": record.level["asked"],
+        "progress": progress,
+    }
+    own = PipelineCache(dir, **options)
+    config = {} if compile else _build_config(record, own)
+    return PipelineCache(dir, **options, build_config=config) if config else own
+
+
+def _build_config(record: RunRecord, cache: PipelineCache) -> dict[str, Any]:
+    """The build options of a recorded graph as the vault tells them; the record has but their digest."""
+    wanted = _load_field(record, "build", str)
+    for part, graphs in record.graphs.items():
+        for key in graphs:
+            manifest = cache.find_entry(_digest(key, f"graphs.{part}"))
+            config = manifest.key.factors.get("backend", {}).get("config") if manifest is not None else None
+            if isinstance(config, Mapping) and digest_json(dict(config)).hex == wanted:
+                return dict(config)
+    return {}
 
 
 def _load_field(record: RunRecord, name: str, *types: type) -> Any:
@@ -298,25 +352,6 @@ def _check_settings(record: RunRecord, pipe: Any, cache: PipelineCache) -> None:
         )
 
 
-def _seeding(record: RunRecord) -> dict[str, Any]:
-    seeds = record.seeds
-    if seeds["source"] != "generator":
-        if seeds["root"] is None:
-            raise BadCallError("The recorded generation was not seeded (level off), so it cannot be done again.")
-        return {"seed": seeds["root"]}
-    described = record.call.get("generator")
-    if not described:
-        raise BadRecordError("The record tells of generators that it does not describe.", "call.generator")
-    listed = described if isinstance(described, list) else [described]
-    if not all(one["fresh"] for one in listed):
-        raise BadCallError(
-            "A generator of the recorded call had been drawn from before, so its seed alone does not give its numbers "
-            "again. Pass fresh generators, or seed=."
-        )
-    made = [torch.Generator(one["device"]).manual_seed(one["seed"]) for one in listed]
-    return {"generator": made if isinstance(described, list) else made[0]}
-
-
 def _divergent_results(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> Iterator[Divergence]:
     if expected["noise"] != actual["noise"]:
         yield Divergence("noise", "other random numbers were drawn")
@@ -329,6 +364,10 @@ def _divergent_results(expected: Mapping[str, Any], actual: Mapping[str, Any]) -
         yield Divergence("step", f"{count} calls of parts, {recorded} recorded")
     if expected["latents"] != actual["latents"]:
         yield Divergence("latents", "the decoder was given other latents")
+    if expected["values"] != actual["values"]:
+        yield Divergence("values", "the text or the numbers of the output are others")
+    if expected["undigested"]:
+        yield Divergence("output", f"the record has no digest of {', '.join(expected['undigested'])[:80]}")
     then, now = expected["pixels"], actual["pixels"]
     if then != now:
         differing = [str(i) for i, pair in enumerate(zip(then, now, strict=False)) if pair[0] != pair[1]]
@@ -340,19 +379,7 @@ def _picture(source: Any) -> Image.Image | None:
     """The picture of a file that keeps every bit."""
     if isinstance(source, RunRecord) or Path(source).suffix.lower() not in LOSSLESS_SUFFIXES:
         return None
-    try:
-        with Image.open(source) as image:
-            image.load()
-            return image
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ) as error:  # all that Pillow raises for a file
-        raise NoRecordError(
-            f"{source} holds a record, and its picture cannot be read: {error}. Give its sidecar (.json).", str(source)
-        ) from error
+    return image_files.picture(Path(source))
 
 
 def _divergent_file(record: RunRecord, picture: Image.Image) -> Divergence | None:

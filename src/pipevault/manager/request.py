@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from pipevault.cache.call import REPEATS, SHAPELESS, parameters, takes_any_name
+from pipevault.cache.call import SHAPELESS, parameters, takes_any_name
 from pipevault.demo import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS
+from pipevault.determinism.sample_roles import REPEATS
+from pipevault.determinism.samples import samples_of
 from pipevault.errors import BadCallError
 from pipevault.opening import DEMO_MODEL
 
@@ -58,7 +60,7 @@ class Request:
 
     def load_arguments(self, pipe: Any) -> dict[str, Any]:
         """Keyword arguments of :meth:`~pipevault.PipelineCache.load` that freeze this call."""
-        return load_arguments(self.call_arguments(pipe))
+        return load_arguments(self.call_arguments(pipe), pipeline=type(pipe))
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "prompts": list(self.prompts), "arguments": dict(self.arguments)}
@@ -68,13 +70,16 @@ class Request:
         return cls(**{**document, "prompts": tuple(document.get("prompts", ()))})
 
 
-def load_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of :meth:`~pipevault.PipelineCache.load` that freeze a call with these ``arguments``."""
-    prompt, scale = arguments.get("prompt"), arguments.get("guidance_scale")
+def load_arguments(arguments: Mapping[str, Any], *, pipeline: str | type = "") -> dict[str, Any]:
+    """Return keyword arguments of :meth:`~pipevault.PipelineCache.load` that freeze a call with these ``arguments``.
+
+    ``pipeline`` is the class of the pipeline or its name.
+    """
+    scale = arguments.get("guidance_scale")
     loaded: dict[str, Any] = {
         name: arguments[name] for name in ("height", "width", "num_frames") if arguments.get(name) is not None
     }
-    loaded["batch_size"] = len(prompt) if isinstance(prompt, (list, tuple)) else arguments.get("batch_size") or 1
+    loaded["batch_size"] = samples_of(arguments, pipeline=pipeline).prompts
     if scale is not None:
         loaded["guidance"] = max(scale if isinstance(scale, (list, tuple)) else [scale]) > 1.0
     shaping = {

@@ -7,11 +7,9 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from pipevault.cache.keys import execution_device
@@ -19,11 +17,13 @@ from pipevault.cache.rehearsal import generating
 from pipevault.determinism.describe import describe
 from pipevault.determinism.layers import BESIDE, STREAMS, put
 from pipevault.determinism.levels import SWITCHES, Level, level, needs, parse_level
-from pipevault.determinism.record import RunRecord
+from pipevault.determinism.outputs import join
+from pipevault.determinism.samples import Samples, count_nets, samples_of, split
 from pipevault.determinism.turns import ALONE, TURNS
-from pipevault.errors import BadCallError, SettingsError
+from pipevault.errors import BadCallError
 from pipevault.graphs import parts as graph_parts
 from pipevault.runtime.drawing import Drawn, Sources, draw, needs_host_noise
+from pipevault.runtime.records import attach_record
 from pipevault.runtime.run_record import observed, results
 from pipevault.runtime.turn import resources, running
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pipevault")
 
-RECORD_ATTRIBUTE = "_pipevault_record"
-_REPEATS = ("num_images_per_prompt", "num_videos_per_prompt")
+_LONGEST_OPTION = 32  # characters of a text that chooses something, and is none that is drawn
+_MAX_KINDS = 4096
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class _Call:
     arguments: Mapping[str, Any]
     described: Mapping[str, Any]
     sources: Sources
-    count: int
+    samples: Samples
     kind: Hashable
     """Equal for calls that draw from the same streams, as far as can be told before they are made."""
 
@@ -56,7 +56,7 @@ def generate(
     kwargs: dict[str, Any],
     find: Callable[[], LoadedState | None],
 ) -> Any:
-    """``method(pipe, *args, **kwargs)`` with a :class:`RunRecord` attached to its output.
+    """``method(pipe, *args, **kwargs)`` with a run record attached to its output.
 
     ``seed=`` is taken beside the method's own arguments unless it has one of that name. ``find`` gives what is loaded
     for the pipeline, which may be another thing after a wait; the call runs plainly where nothing is. Raises what the
@@ -83,6 +83,8 @@ def generate(
             with level(asked) as achieved, observed(pipe, audit=asked.audit) as seen:
                 drawn = _draw(pipe, call, modules, is_alone=is_alone, per_sample=achieved.per_sample)
                 achieved = achieved.check_again()
+            if len(state.draws) >= _MAX_KINDS:
+                state.draws.clear()
             state.draws[call.kind] = bool(drawn.layers)
             if drawn.layers and not is_alone and call.sources.seed is not None:
                 _tell_of_drawing(pipe, drawn)
@@ -102,7 +104,7 @@ def generate(
                 graphs=seen.graphs,
                 seconds={"waiting": waited_s, "drawing": time.perf_counter() - started_s},
             )
-            return _attach(drawn.output, record)
+            return attach_record(drawn.output, record, call.arguments)
     return method(pipe, *args, **kwargs)
 
 
@@ -124,7 +126,8 @@ def _read_call(
     arguments = _named(method, pipe, args, own)
     if default_size and all(arguments.get(name) is None for name in ("height", "width", "num_frames")):
         arguments |= {name: size for name, size in default_size.items() if name in accepted}
-    count = sample_count(arguments)
+    samples = samples_of(arguments, accepted, pipeline=type(pipe))
+    count = samples.count
     seed = kwargs["seed"] if is_seeded else None
     sources = Sources.of_call(arguments, seed=seed, is_seeded=is_seeded, count=count, accepted=accepted)
     if any(generator.device.type != "cpu" for generator in sources.generators):
@@ -134,7 +137,7 @@ def _read_call(
     given = tuple((name, _kind(name, value)) for name, value in sorted(arguments.items()) if value is not None)
     settings = str(dict(getattr(scheduler, "config", {})))
     kind = (method.__name__, sources.source, type(scheduler).__qualname__, settings, given)
-    return _Call(method, arguments, described, sources, count, kind)
+    return _Call(method, arguments, described, sources, samples, kind)
 
 
 def _draws_from_streams(state: LoadedState, call: _Call) -> bool:
@@ -154,13 +157,14 @@ def _wanted(pipe: Any, asked: Level, *, is_alone: bool) -> dict[Hashable, Hashab
 
 def _draw(pipe: Any, call: _Call, modules: Mapping[str, nn.Module], *, is_alone: bool, per_sample: bool) -> Drawn:
     def run(arguments: Mapping[str, Any]) -> Any:
-        if per_sample and call.count > 1:
-            return _merged([call.method(pipe, **one) for one in _split(arguments, call.count)])
+        if per_sample and call.samples.count > 1:
+            calls = split(arguments, call.samples, pipeline=type(pipe), nets=count_nets(pipe))
+            return join([call.method(pipe, **one) for one in calls])
         return call.method(pipe, **arguments)
 
     sources = call.sources.drawn_root() if per_sample else call.sources
     on_host = sources.seed is not None and needs_host_noise(modules.values())
-    return draw(run, call.arguments, sources, call.count, is_alone=is_alone, on_host=on_host)
+    return draw(run, call.arguments, sources, call.samples.count, is_alone=is_alone, on_host=on_host)
 
 
 def _tell_of_drawing(pipe: Any, drawn: Drawn) -> None:
@@ -179,32 +183,10 @@ def _kind(name: str, value: Any) -> Hashable:
     if isinstance(value, (int, float)):
         return value < 0, value == 0, value == 1, value > 1
     if isinstance(value, str):
-        return "" if "prompt" in name else value
+        return "" if "prompt" in name or len(value) > _LONGEST_OPTION else value
     if isinstance(value, (list, tuple)):
         return type(value).__name__, _kind(name, value[0]) if value else None
     return str(getattr(value, "__qualname__", type(value).__qualname__))
-
-
-def sample_count(arguments: Mapping[str, Any]) -> int:
-    """How many samples a call draws."""
-    prompt, embeds = arguments.get("prompt"), arguments.get("prompt_embeds")
-    repeats = next((arguments[name] for name in _REPEATS if arguments.get(name)), 1)
-    if isinstance(prompt, (list, tuple)):
-        return len(prompt) * repeats
-    if isinstance(embeds, torch.Tensor):
-        return int(embeds.shape[0]) * repeats
-    return int(arguments.get("batch_size") or 1) * repeats
-
-
-def record_of(output: Any) -> RunRecord:
-    """The record of the generation that returned ``output``. :class:`SettingsError` if it has none."""
-    record = getattr(output, RECORD_ATTRIBUTE, None)
-    if not isinstance(record, RunRecord):
-        raise SettingsError(
-            f"This {type(output).__name__} has no run record: it must come from a pipeline that pipevault loaded, "
-            "called with return_dict=True."
-        )
-    return record
 
 
 def _named(method: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -217,57 +199,3 @@ def _named(method: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs:
         elif parameter.kind is parameter.VAR_POSITIONAL and bound.get(name):
             raise BadCallError(f"{name} cannot be recorded: pass the arguments by name.")
     return bound
-
-
-def _split(arguments: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """The arguments of each sample's own call."""
-    repeats = next((arguments[name] for name in _REPEATS if arguments.get(name)), 1)
-    calls: list[dict[str, Any]] = []
-    for index in range(count):
-        call = dict(arguments)
-        for name, value in arguments.items():
-            if name in _REPEATS:
-                call[name] = 1
-            elif isinstance(value, (list, tuple)) and len(value) == count:
-                call[name] = value[index] if name == "generator" else [value[index]]
-            elif isinstance(value, (list, tuple)) and len(value) * repeats == count:
-                call[name] = [value[index // repeats]]
-            elif isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == count:
-                call[name] = value[index : index + 1]
-            elif isinstance(value, torch.Tensor) and value.ndim and value.shape[0] * repeats == count:
-                call[name] = value[index // repeats : index // repeats + 1]
-        calls.append(call)
-    return calls
-
-
-def _merged(outputs: list[Any]) -> Any:
-    first = outputs[0]
-    if is_dataclass(first):  # diffusers' outputs are mappings too, without the fields that are None
-        merged = {f.name: _joined([getattr(output, f.name) for output in outputs]) for f in fields(first)}
-        make: Any = type(first)
-        return make(**merged)
-    if isinstance(first, Mapping):
-        merged = {name: _joined([output[name] for output in outputs]) for name in first}
-        return type(first)(**merged)
-    if isinstance(first, tuple):
-        return tuple(_joined([output[i] for output in outputs]) for i in range(len(first)))
-    return _joined(outputs)
-
-
-def _joined(values: list[Any]) -> Any:
-    first = values[0]
-    if isinstance(first, torch.Tensor):
-        return torch.cat(values)
-    if isinstance(first, np.ndarray):
-        return np.concatenate(values)
-    if isinstance(first, (list, tuple)):
-        return [item for value in values for item in value]
-    return first
-
-
-def _attach(output: Any, record: RunRecord) -> Any:
-    try:
-        object.__setattr__(output, RECORD_ATTRIBUTE, record)
-    except AttributeError:
-        return output  # a tuple or an array holds no attributes: record_of says so
-    return output

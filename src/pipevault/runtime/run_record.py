@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from pipevault.cache.keys import execution_device
 from pipevault.cache.outcome import Outcome
 from pipevault.demo import MODEL_DIR
-from pipevault.determinism.describe import digest_array, pixels_sha256
+from pipevault.determinism.describe import digest_array
 from pipevault.determinism.levels import Achieved, Level
+from pipevault.determinism.outputs import digests
 from pipevault.determinism.record import RunRecord
 from pipevault.digest import digest_bytes
 from pipevault.fingerprint.machine import machine_factors
@@ -155,23 +155,8 @@ def results(drawn: Drawn, seen: Seen, asked: Level) -> dict[str, Any]:
     results: dict[str, Any] = {
         "noise": drawn.noise,
         "latents": seen.latents,
-        "pixels": _pixels(drawn.output),
+        **digests(drawn.output),
     }
     if asked.audit:
         results["steps"] = seen.steps
     return results
-
-
-def _pixels(output: Any) -> list[str]:
-    """SHA-256 of each image or array of an output, in order."""
-    values = list(output.values()) if isinstance(output, Mapping) else [output]
-    digests: list[str] = []
-    for value in values:
-        for item in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(item, Image.Image):
-                digests.append(pixels_sha256(item))
-            elif isinstance(item, np.ndarray):
-                digests.extend(digest_array(sample) for sample in item)
-            elif isinstance(item, torch.Tensor):
-                digests.extend(digest_array(sample) for sample in (item if item.ndim else item[None]))
-    return digests

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pipevault.determinism.outputs import as_array, samples
 from pipevault.determinism.record import RunRecord
 from pipevault.errors import SettingsError
 from pipevault.graphs import parts as graph_parts
@@ -34,21 +35,13 @@ class Drawn:
 
 def samples_of(output: Any) -> tuple[Sample, ...]:
     """Pictures and arrays of a pipeline's output, or of a list of them. :class:`SettingsError` if there are none."""
-    found = tuple(_samples(output.values() if isinstance(output, Mapping) else [output]))
+    found = tuple(one if isinstance(one, Image.Image) else as_array(one) for _, one in samples(output))
     if not found:
         raise SettingsError(
             f"This {type(output).__name__} holds no pictures, arrays or tensors to compare. Give what the pipeline "
             "returned, or its list of pictures."
         )
     return found
-
-
-def as_array(sample: Any) -> Array:
-    """A picture or tensor as NumPy has it; bfloat16, which NumPy lacks, as float32."""
-    if isinstance(sample, torch.Tensor):
-        plain = sample.detach().cpu()
-        return np.asarray((plain.float() if plain.dtype == torch.bfloat16 else plain).contiguous().numpy())
-    return np.asarray(sample)
 
 
 @contextmanager
@@ -69,14 +62,3 @@ def seen_latents(pipe: Any) -> Iterator[list[Array]]:
         yield seen
     finally:
         handle.remove()
-
-
-def _samples(values: Any) -> Iterator[Sample]:
-    for value in values:
-        if isinstance(value, Image.Image):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _samples(value)
-        elif isinstance(value, (np.ndarray, torch.Tensor)):
-            array = as_array(value)
-            yield from array if array.ndim else array[None]

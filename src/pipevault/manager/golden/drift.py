@@ -31,8 +31,9 @@ from pipevault.manager.golden.files import Tolerance
 from pipevault.manager.golden.suite import Limits, Suite
 from pipevault.manager.golden.suite_file import read_suite
 from pipevault.opening import open_pipeline
-from pipevault.runtime.generation import generate, record_of
+from pipevault.runtime.generation import generate
 from pipevault.runtime.pipeline import LoadedState
+from pipevault.runtime.records import record_of
 from pipevault.settings import Settings
 from pipevault.store.liveness import scratch_prefix
 

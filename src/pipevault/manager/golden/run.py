@@ -28,7 +28,7 @@ from pipevault.manager.golden.files import (
 from pipevault.manager.golden.machine import machine_type
 from pipevault.manager.golden.suite import Case, Suite
 from pipevault.opening import open_pipeline
-from pipevault.runtime.generation import record_of
+from pipevault.runtime.records import record_of
 
 
 @dataclass(frozen=True)

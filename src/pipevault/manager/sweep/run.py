@@ -16,11 +16,12 @@ from typing import Any
 
 from PIL import Image
 
-from pipevault.cache.call import REPEATS, parameters
+from pipevault.cache.call import parameters
 from pipevault.cache.keys import execution_device
 from pipevault.cache.outcome import Progress, Step
 from pipevault.determinism.describe import describe, pixels_sha256
 from pipevault.determinism.model_scores import TextScorer
+from pipevault.determinism.sample_roles import REPEATS
 from pipevault.determinism.seeds import check_seed
 from pipevault.determinism.streams import generators
 from pipevault.errors import BadCallError, BadSeedError, SettingsError
@@ -30,8 +31,8 @@ from pipevault.graphs import parts as graph_parts
 from pipevault.manager.request import Request, load_arguments
 from pipevault.manager.sweep.result import SweepResult
 from pipevault.manager.sweep.scoring import Cell, Scoring, as_table
-from pipevault.runtime.generation import record_of
 from pipevault.runtime.pipeline import outcome
+from pipevault.runtime.records import record_of
 from pipevault.runtime.run_record import versions
 
 MAX_SEEDS = 256
@@ -109,7 +110,7 @@ def run_sweep(
 def sweep_load_arguments(pipe: Any, prompts: Sequence[str], request: Request, batch_size: int) -> dict[str, Any]:
     """Keyword arguments of :meth:`~pipevault.PipelineCache.load` that freeze the one call that a sweep makes."""
     filled = tuple(prompts[:1]) * batch_size
-    return load_arguments(_call_arguments(pipe, filled, request, batch_size))
+    return load_arguments(_call_arguments(pipe, filled, request, batch_size), pipeline=type(pipe))
 
 
 def check_prompts(pipe: Any, prompts: Sequence[str]) -> tuple[str, ...]:
