@@ -418,7 +418,9 @@ def main() -> None:
             port=options.port,
             workers=options.workers,
             access_log=False,
-            timeout_worker_healthcheck=60,  # one that imports torch on a busy machine is not hung
+            # Long enough for a worker that imports torch on a busy machine; as long as this may it take until one
+            # that is killed just while it is asked is replaced.
+            timeout_worker_healthcheck=20,
         )
 
 
