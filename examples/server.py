@@ -85,12 +85,15 @@ STATUSES: tuple[tuple[type[Exception], int, int | None], ...] = (
 """Status and ``Retry-After`` of errors of a generation; the first that fits counts, and none is a 500."""
 
 
+Prompt: TypeAlias = Annotated[str, Field(max_length=10_000)]
+
+
 class Wanted(BaseModel):
     """The body of a request. What is left out is up to the pipeline; a seed that is left out is drawn."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    prompt: str | Annotated[list[str], Field(min_length=1)]
+    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1)]
     seed: int | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
     guidance_scale: float | None = None

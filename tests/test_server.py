@@ -125,6 +125,7 @@ BAD = {
     "too many pixels": ({"height": 80, "width": 80}, "InvalidRequestError", "6400 pixels in each image"),
     "too many steps": ({"steps": 101}, "InvalidRequestError", "101 steps"),
     "too many images": ({"prompt": ["a"] * 9}, "InvalidRequestError", "9 images"),
+    "a long prompt": ({"prompt": "a" * 10_001}, "InvalidRequestError", "at most 10000 characters"),
     "no prompts": ({"prompt": []}, "InvalidRequestError", "at least 1 item"),
     "another type": ({"steps": "many"}, "InvalidRequestError", "body.steps: Input should be a valid integer"),
     "an unknown field": ({"size": 3}, "InvalidRequestError", "body.size: Extra inputs are not permitted"),
