@@ -1,11 +1,14 @@
-#!/usr/bin/env python
-"""Serve a diffusion pipeline over HTTP: the same seed gives the same bytes from every worker and every thread.
+#!/usr/bin/env python3
+"""Serve a diffusers pipeline over HTTP from a vault: one seed, one picture, whichever thread or worker draws it.
 
-    python examples/server.py demo --dir /mnt/shared/vault --workers 2 --threads 4
+Run: ``python examples/server.py demo --dir /mnt/shared/vault --workers 2 --threads 4 --port 8000``, then::
 
-POST /generate takes JSON, ``{"prompt": "a handwritten seven", "seed": 7}``, and answers with a PNG that holds its run
-record; a list of prompts gives a ZIP of PNGs. GET /healthz tells whether the worker is ready, GET /metrics is for
-Prometheus. In mode ``require`` nothing is compiled: what is not frozen answers 503 with the reason. See docs/server.md.
+    curl --json '{"prompt": "a handwritten seven", "seed": 7, "steps": 12}' localhost:8000/generate -o seven.png
+    pipevault replay seven.png --dir /mnt/shared/vault
+
+``POST /generate`` answers with a PNG that holds its run record, and a list of prompts with a ZIP of them as
+``pipevault.save`` writes them; ``GET /healthz`` and ``GET /metrics`` are for those who watch it. A refusal is JSON:
+``{"error": "UnfrozenCallError", "message": "…"}``. docs/server.md has the rest.
 """
 
 from __future__ import annotations
@@ -14,258 +17,413 @@ import argparse
 import asyncio
 import io
 import json
+import logging
 import os
+import secrets
+import signal
+import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from contextvars import copy_context
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated, Any, TypeAlias
 
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OPTIONS_VARIABLE = "SERVER_OPTIONS"
-METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+import pipevault
+from pipevault.errors import LockTimeoutError, MissError, RecordError, TurnTimeoutError, UnfrozenCallError
+from pipevault.opening import open_pipeline
 
+logger = logging.getLogger("uvicorn.error")
 
-@dataclass(frozen=True)
-class Options:
-    model: str
-    dir: str | None = None
-    mode: str = "require"
-    level: str = "repeatable"
-    threads: int = 4
-    max_queue: int = 64
-    max_prompts: int = 8
-    max_pixels: int = 1024 * 1024
-    max_steps: int = 100
-    timeout_s: float = 120.0
-    plain: bool = False
-
-
-class Job(BaseModel):
-    """What a client may ask for; what it leaves out is the pipeline's default."""
-
-    model_config = {"extra": "forbid"}
-
-    prompt: Annotated[str, Field(max_length=10_000)] | list[Annotated[str, Field(max_length=10_000)]]
-    seed: int | None = Field(None, ge=0, lt=2**64)
-    num_inference_steps: int | None = Field(None, ge=1)
-    guidance_scale: float | None = Field(None, ge=0, le=100)
-    height: int | None = Field(None, ge=1)
-    width: int | None = Field(None, ge=1)
-
-    def arguments(self) -> dict[str, Any]:
-        return {name: value for name, value in self.model_dump().items() if value is not None and name != "seed"}
-
-
-class Painter:
-    """A pipeline and the threads that call it. pipevault lets them take turns."""
-
-    def __init__(self, options: Options) -> None:
-        from pipevault import PipelineCache, errors
-        from pipevault.opening import open_pipeline
-
-        self.options = options
-        self.pipe = open_pipeline(options.model)
-        self.failure = ""
-        self._plain_turn = threading.Lock()
-        try:
-            if not options.plain:
-                PipelineCache(options.dir, mode=options.mode, level=options.level).load(self.pipe)
-        except errors.MissError as error:  # the worker lives, and says what it lacks
-            self.failure = str(error)
-        self.threads = ThreadPoolExecutor(options.threads, thread_name_prefix="draw")
-        self.in_flight = 0
-
-    def draw(self, job: Job) -> tuple[list[bytes], Any]:
-        """The PNGs, and the record of the generation."""
-        import pipevault
-
-        if self.options.plain:
-            return self._draw_plainly(job), None
-        output = self.pipe(**job.arguments(), seed=job.seed)
-        with tempfile.TemporaryDirectory() as folder:
-            files = pipevault.save(output, Path(folder) / "image.png")
-            return [file.read_bytes() for file in files if file.suffix == ".png"], pipevault.record_of(output)
-
-    def _draw_plainly(self, job: Job) -> list[bytes]:
-        """The same noise from plain diffusers, whose pipelines serve one call at a time."""
-        from pipevault import generators
-        from pipevault.determinism.seeds import effective_seed
-
-        count = len(job.prompt) if isinstance(job.prompt, list) else 1
-        with self._plain_turn:
-            images = self.pipe(**job.arguments(), generator=generators(effective_seed(job.seed), count)).images
-        buffers = [io.BytesIO() for _ in images]
-        for image, buffer in zip(images, buffers, strict=True):
-            image.save(buffer, "PNG")
-        return [buffer.getvalue() for buffer in buffers]
-
-
-class Metrics:
-    """Counts of this worker, or of all workers where they share a folder."""
-
-    def __init__(self) -> None:
-        from prometheus_client import Counter, Histogram
-
-        self.requests = Counter("pipevault_requests", "Requests by HTTP status.", ["status"])
-        self.waiting = Histogram("pipevault_waiting_seconds", "Time that a call waited for those of other threads.")
-        self.drawing = Histogram("pipevault_drawing_seconds", "Time that a call drew.")
-
-    def text(self) -> bytes:
-        from prometheus_client import REGISTRY, CollectorRegistry, generate_latest, multiprocess
-
-        if METRICS_VARIABLE not in os.environ:
-            return generate_latest(REGISTRY)
-        registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
+MAX_BODY_BYTES = 1 << 20
+SECONDS_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
 class RefusedError(Exception):
-    def __init__(self, status: int, error: str, reason: str) -> None:
-        super().__init__(reason)
-        self.status, self.error, self.reason = status, error, reason
+    """A request that is not served. ``retry_after_s``: when it may be, if it is sent again as it is."""
+
+    status = 500
+    retry_after_s: int | None = None
+
+
+class InvalidRequestError(RefusedError):
+    status = 422
+
+
+class QueueFullError(RefusedError):
+    status, retry_after_s = 429, 1
+
+
+class StoppingError(RefusedError):
+    status, retry_after_s = 503, 5
+
+
+class TimedOutError(RefusedError):
+    status = 504
+
+
+STATUSES: tuple[tuple[type[Exception], int, int | None], ...] = (
+    (UnfrozenCallError, 503, None),  # both: the same request will find a graph only after a prewarm
+    (MissError, 503, None),
+    (TurnTimeoutError, 503, 1),
+    (LockTimeoutError, 503, 60),
+    (RecordError, 500, None),
+    (ValueError, 422, None),  # BadCallError, BadSeedError, …, and those of diffusers for what it does not accept
+)
+"""Status and ``Retry-After`` of errors of a generation; the first that fits counts, and none is a 500."""
+
+
+Prompt: TypeAlias = Annotated[str, Field(max_length=10_000)]
+
+
+class Wanted(BaseModel):
+    """The body of a request. What is left out is up to the pipeline; a seed that is left out is drawn."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1)]
+    seed: int | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    guidance_scale: float | None = None
+    height: Annotated[int, Field(ge=1)] | None = None
+    width: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def count(self) -> int:
+        return 1 if isinstance(self.prompt, str) else len(self.prompt)
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of the pipeline's call."""
+        named = {
+            "prompt": self.prompt,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "height": self.height,
+            "width": self.width,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Files by name, the PNGs first; and what the headers say. ``record`` is missing for plain diffusers."""
+
+    files: dict[str, bytes]
+    seed: int
+    record: pipevault.RunRecord | None = None
+
+    def response(self) -> Response:
+        """Return one picture as a PNG, several as a ZIP; ``X-Pipevault-Record`` has the digest of each one's record."""
+        pictures = [name for name in self.files if name.endswith(".png")]
+        headers = {"X-Pipevault-Seed": str(self.seed)}
+        if self.record is not None:
+            digests = [self.record.of_sample(index).digest.hex for index in range(len(pictures))]
+            headers["X-Pipevault-Record"] = ", ".join(digests)
+        if len(pictures) == 1:
+            return Response(self.files[pictures[0]], media_type="image/png", headers=headers)
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name, data in self.files.items():
+                archive.writestr(name, data)
+        return Response(packed.getvalue(), media_type="application/zip", headers=headers)
+
+
+Draw: TypeAlias = Callable[[Wanted], Drawn]
+
+
+def open_vaulted(options: argparse.Namespace) -> Draw:
+    """Return what draws with the frozen graphs of the vault. Any number of threads may call it."""
+    cache = pipevault.PipelineCache(options.dir, mode=options.mode, level=options.level)
+    shapes = [{"height": height, "width": width} for width, height in options.size]
+    pipe = cache.load(open_pipeline(options.model), shapes=shapes or None)
+    logger.info("%s is ready: %s", options.model, pipevault.outcome(pipe).status)
+
+    def draw(wanted: Wanted) -> Drawn:
+        output = pipe(seed=wanted.seed, **wanted.arguments())
+        record = pipevault.record_of(output)
+        with tempfile.TemporaryDirectory(prefix="pipevault-server-") as folder:
+            written = pipevault.save(output, Path(folder) / "image.png")
+            files = {path.name: path.read_bytes() for path in sorted(written, key=lambda path: path.suffix != ".png")}
+        return Drawn(files, record.seeds["root"], record)
+
+    return draw
+
+
+def open_plain(options: argparse.Namespace) -> Draw:
+    """Return what draws with diffusers alone, from the same generators: something to compare with."""
+    pipe, one_at_a_time = open_pipeline(options.model), threading.Lock()
+
+    def draw(wanted: Wanted) -> Drawn:
+        seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
+        generator = pipevault.generators(seed, wanted.count)
+        with one_at_a_time:  # a pipeline's scheduler has state
+            images = pipe(generator=generator, **wanted.arguments()).images
+        files: dict[str, bytes] = {}
+        for index, image in enumerate(images):
+            image.save(data := io.BytesIO(), "PNG")
+            files[f"image-{index}.png"] = data.getvalue()
+        return Drawn(files, seed)
+
+    return draw
+
+
+class Metrics:
+    """Counters of all workers: in the files of ``PROMETHEUS_MULTIPROC_DIR`` where that is set."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Histogram, multiprocess
+
+        shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+        own = CollectorRegistry()
+        self._registry = CollectorRegistry() if shared else own
+        if shared:
+            multiprocess.MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
+        name = "pipevault_server_requests"
+        self.requests = Counter(name, "Requests to /generate, by outcome: ok or an error", ["outcome"], registry=own)
+        name = "pipevault_server_generations"
+        self.generations = Counter(name, "Generations, by what the load found", ["vault"], registry=own)
+        name = "pipevault_server_seconds"
+        self.seconds = Histogram(name, "Seconds of a generation", ["phase"], registry=own, buckets=SECONDS_BUCKETS)
+
+    def count(self, record: pipevault.RunRecord | None) -> None:
+        """Count a picture that was drawn."""
+        self.requests.labels("ok").inc()
+        if record is not None:
+            self.generations.labels(record.outcome).inc()
+            for phase, seconds in record.seconds.items():
+                self.seconds.labels(phase).observe(seconds)
+
+    def text(self) -> bytes:
+        from prometheus_client import generate_latest
+
+        return generate_latest(self._registry)
+
+
+class Service:
+    """The pipeline of a worker, its threads, and the requests that wait for them."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.metrics = Metrics()
+        self.stopping = False
+        self.missing: MissError | None = None
+        self._admitted = 0
+        self._pool = ThreadPoolExecutor(options.threads, "draw")
+        self._draw: Draw | None = None
+        self._when_idle: Callable[[], None] | None = None
+
+    async def load(self) -> None:
+        open_it = open_plain if self.options.plain else open_vaulted
+        try:
+            self._draw = await asyncio.get_running_loop().run_in_executor(self._pool, open_it, self.options)
+        except MissError as error:  # it lives, and says what it lacks: one that ended would end the other workers too
+            self.missing = error
+
+    def health(self) -> dict[str, Any]:
+        reason = "stopping" if self.stopping else "" if self.missing is None else str(self.missing)
+        return {"ready": not reason, "reason": reason}
+
+    async def generate(self, wanted: Wanted) -> Drawn:
+        """Draw in a thread of the pool. Raises :class:`RefusedError` and what a generation raises."""
+        if self._draw is None:
+            assert self.missing is not None
+            raise self.missing
+        self._check_limits(wanted)
+        if self.stopping:
+            raise StoppingError("This server is stopping. Send the request to another one.")
+        if self._admitted >= self.options.threads + self.options.max_queue:
+            raise QueueFullError(
+                f"{self._admitted} requests are being drawn or wait for a thread (--max-queue). Try later."
+            )
+        loop = asyncio.get_running_loop()
+        work: Future[Drawn] = self._pool.submit(self._draw, wanted)
+        self._admitted += 1
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._release))
+        waiting = asyncio.wrap_future(work)
+        await asyncio.wait([waiting], timeout=self.options.timeout_s)
+        if not waiting.done():
+            waiting.cancel()  # if it is drawing already it goes on, and keeps its place until it is done
+            raise TimedOutError(f"The picture was not ready after {self.options.timeout_s:g} s (--timeout-s).")
+        return waiting.result()
+
+    def _check_limits(self, wanted: Wanted) -> None:
+        if (wanted.height is None) != (wanted.width is None):
+            raise InvalidRequestError("Give both height and width, or neither.")
+        for what, value, name in (
+            ("images", wanted.count, "max_batch"),
+            ("steps", wanted.steps or 0, "max_steps"),
+            ("pixels in each image", (wanted.height or 0) * (wanted.width or 0), "max_pixels"),
+        ):
+            if value > (limit := getattr(self.options, name)):
+                raise InvalidRequestError(f"{value} {what} were asked for; this server draws up to {limit}.")
+
+    def _release(self) -> None:
+        self._admitted -= 1
+        if self._admitted == 0 and self._when_idle is not None:
+            self._when_idle()
+
+    def stop(self, when_idle: Callable[[], None]) -> None:
+        """Refuse what is new, and call ``when_idle`` once all that was admitted is drawn."""
+        self.stopping, self._when_idle = True, when_idle
+        if self._admitted == 0:
+            when_idle()
+
+
+class LimitedBody:
+    """Refuses a body that is too large before it is in memory."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size_bytes = 0
+
+        async def limited() -> Message:
+            nonlocal size_bytes
+            message = await receive()
+            size_bytes += len(message.get("body", b""))
+            if size_bytes > MAX_BODY_BYTES:
+                raise HTTPException(413, f"A request has up to {MAX_BODY_BYTES} bytes.")
+            return message
+
+        await self._app(scope, limited, send)
+
+
+def refused(error: Exception) -> tuple[str, Response]:
+    """Return the name of ``error`` for the metrics, and the answer."""
+    name, message, retry_after_s = type(error).__name__, str(error), None
+    if isinstance(error, RefusedError):
+        status, retry_after_s = error.status, error.retry_after_s
+    elif isinstance(error, RequestValidationError):  # without what was sent, which need not be valid JSON
+        name, status = "InvalidRequestError", 422
+        message = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+    elif isinstance(error, HTTPException):
+        name, status, message = f"HTTP{error.status_code}", error.status_code, error.detail
+    else:
+        fitting = ((status, after_s) for kind, status, after_s in STATUSES if isinstance(error, kind))
+        status, retry_after_s = next(fitting, (500, None))
+    if status == 500:
+        logger.error("A generation failed", exc_info=error)
+        message = "The picture could not be drawn; the log of the server says why."
+    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+    body = json.dumps({"error": name, "message": message})
+    return name, Response(body, status, headers, media_type="application/json")
 
 
 def create_app() -> FastAPI:
-    """The application of one worker; its options come from the environment, since workers are processes."""
-    options = Options(**json.loads(os.environ[OPTIONS_VARIABLE]))
-    metrics = Metrics()
-    ready: list[Painter] = []
+    """Make the application of a worker, which is started with the command line of its parent."""
+    service = Service(parse_arguments(sys.argv[1:]))
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        painter = await asyncio.to_thread(Painter, options)
-        ready.append(painter)
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.load()  # nothing listens before
+        stop_on_signal(service)
         yield
-        ready.clear()
-        await asyncio.to_thread(painter.threads.shutdown)  # what runs is finished
 
     app = FastAPI(title="pipevault", lifespan=lifespan)
+    app.add_middleware(LimitedBody)
+
+    @app.post("/generate")
+    async def generate(wanted: Wanted) -> Response:
+        try:
+            drawn = await service.generate(wanted)
+        except Exception as error:  # whatever a pipeline raises is an answer, and the worker goes on
+            return refuse(error)
+        service.metrics.count(drawn.record)
+        return drawn.response()
 
     @app.get("/healthz")
     async def healthz() -> Response:
-        reason = ready[0].failure if ready else "The worker is starting or stopping."
-        return JSONResponse({"ready": not reason, "reason": reason}, 503 if reason else 200)
+        health = service.health()
+        return JSONResponse(health, 200 if health["ready"] else 503)
 
     @app.get("/metrics")
-    async def read_metrics() -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.post("/generate")
-    async def generate(job: Job) -> Response:
-        try:
-            if not ready:
-                raise RefusedError(503, "NotReady", "The worker is starting or stopping.")
-            if ready[0].failure:
-                raise RefusedError(503, "MissError", ready[0].failure)
-            check(job, options)
-            pictures, record = await answer(ready[0], job)
-        except RefusedError as refused:
-            metrics.requests.labels(str(refused.status)).inc()
-            headers = {"Retry-After": "1"} if refused.status == 503 else None
-            return JSONResponse({"error": refused.error, "reason": refused.reason}, refused.status, headers)
-        metrics.requests.labels("200").inc()
-        headers = {}
-        if record is not None:
-            metrics.waiting.observe(record.seconds["waiting"])
-            metrics.drawing.observe(record.seconds["drawing"])
-            headers = {"X-Seed": str(record.seeds["root"]), "X-Record": record.digest.hex}
-        if isinstance(job.prompt, str):
-            return Response(pictures[0], media_type="image/png", headers=headers)
-        return Response(zipped(pictures), media_type="application/zip", headers=headers)
+    def refuse(error: Exception) -> Response:
+        name, response = refused(error)
+        service.metrics.requests.labels(name).inc()
+        return response
 
+    async def refuse_early(request: Request, error: Exception) -> Response:
+        return refuse(error) if request.url.path == "/generate" else refused(error)[1]
+
+    for kind in (RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, refuse_early)
     return app
 
 
-def check(job: Job, options: Options) -> None:
-    """Limits of this server; what the pipeline itself does not take is told by the pipeline."""
-    prompts = job.prompt if isinstance(job.prompt, list) else [job.prompt]
-    if not 1 <= len(prompts) <= options.max_prompts:
-        raise RefusedError(422, "TooManyPrompts", f"{len(prompts)} prompts; give 1 to {options.max_prompts}.")
-    if (job.num_inference_steps or 1) > options.max_steps:
-        raise RefusedError(422, "TooManySteps", f"{job.num_inference_steps} steps; give {options.max_steps} at most.")
-    pixels = (job.height or 1) * (job.width or 1)
-    if pixels > options.max_pixels:
-        raise RefusedError(
-            422, "TooLarge", f"{job.width}x{job.height} pixels; give {options.max_pixels} in all at most."
-        )
+def stop_on_signal(service: Service) -> None:
+    """At the first SIGTERM or SIGINT, let what runs end before the server closes its connections."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        close: Any = signal.getsignal(number)
+
+        def stop(number: int, frame: FrameType | None, close: Any = close) -> None:
+            if service.stopping:
+                close(number, frame)
+            else:
+                loop.call_soon_threadsafe(service.stop, lambda: close(number, frame))
+
+        signal.signal(number, stop)
 
 
-async def answer(painter: Painter, job: Job) -> tuple[list[bytes], Any]:
-    """Draw in one of the threads. A generation cannot be stopped: one that took too long goes on behind the answer."""
-    from pipevault import errors
-
-    options = painter.options
-    if painter.in_flight >= options.threads + options.max_queue:
-        raise RefusedError(503, "Busy", f"{painter.in_flight} requests are being served.")
-    painter.in_flight += 1
-    run: Callable[..., Any] = copy_context().run
-    future = asyncio.get_running_loop().run_in_executor(painter.threads, run, painter.draw, job)
-    future.add_done_callback(lambda _: left(painter))
-    try:
-        return await asyncio.wait_for(asyncio.shield(future), options.timeout_s)
-    except TimeoutError as error:
-        if isinstance(error, errors.TurnTimeoutError):
-            raise RefusedError(503, type(error).__name__, str(error)) from error
-        raise RefusedError(504, "Timeout", f"The picture took longer than {options.timeout_s:g} s.") from error
-    except (errors.UnfrozenCallError, errors.MissError) as error:
-        raise RefusedError(503, type(error).__name__, str(error)) from error
-    except (errors.BadCallError, errors.SettingsError, ValueError, TypeError) as error:
-        raise RefusedError(422, type(error).__name__, str(error)) from error
-    except errors.PipevaultError as error:
-        raise RefusedError(500, type(error).__name__, str(error)) from error
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("model", metavar="MODEL", help="a folder, a repository id, or demo")
+    parser.add_argument("--dir", metavar="VAULT", help="the vault (default: PIPEVAULT_DIR, else the user's)")
+    parser.add_argument("--mode", choices=("require", "compile"), default="require", help="default: require")
+    parser.add_argument("--level", help="determinism level (default: PIPEVAULT_LEVEL, else repeatable)")
+    parser.add_argument("--size", type=size, action="append", default=[], metavar="WxH", help="to have at the start")
+    parser.add_argument("--plain", action="store_true", help="serve plain diffusers, to compare")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with a pipeline of its own")
+    parser.add_argument("--threads", type=int, default=4, help="of each worker; they take turns at its pipeline")
+    parser.add_argument("--max-queue", type=int, default=32, help="requests of a worker that wait for a thread")
+    parser.add_argument("--max-pixels", type=int, default=1024 * 1024)
+    parser.add_argument("--max-steps", type=int, default=100)
+    parser.add_argument("--max-batch", type=int, default=8)
+    parser.add_argument("--timeout-s", type=float, default=300.0, help="for a request, its waiting included")
+    return parser.parse_args(arguments)
 
 
-def left(painter: Painter) -> None:
-    painter.in_flight -= 1
-
-
-def zipped(pictures: list[bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for index, picture in enumerate(pictures):
-            archive.writestr(f"{index}.png", picture)
-    return buffer.getvalue()
+def size(text: str) -> tuple[int, int]:
+    """Return width and height of ``512x768``."""
+    width, height = text.split("x")
+    return int(width), int(height)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a folder, a repository id, or demo")
-    parser.add_argument("--dir", help="the vault (default: the one in force, see `pipevault where`)")
-    parser.add_argument("--mode", choices=("require", "compile"), default=Options.mode)
-    parser.add_argument("--level", default=Options.level)
-    parser.add_argument("--plain", action="store_true", help="plain diffusers, for comparison")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--workers", type=int, default=1, help="processes")
-    for name in ("threads", "max_queue", "max_prompts", "max_pixels", "max_steps"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Options, name))
-    parser.add_argument("--timeout-s", type=float, default=Options.timeout_s)
-    given = vars(parser.parse_args())
-    host, port, workers = given.pop("host"), given.pop("port"), given.pop("workers")
-    os.environ[OPTIONS_VARIABLE] = json.dumps(asdict(Options(**given)))
-    with tempfile.TemporaryDirectory() as folder:
-        if workers > 1:
-            os.environ[METRICS_VARIABLE] = folder
+    options = parse_arguments(sys.argv[1:])
+    here = Path(__file__)
+    with tempfile.TemporaryDirectory(prefix="pipevault-metrics-") as folder:
+        if options.workers > 1:
+            os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
         uvicorn.run(
-            f"{Path(__file__).stem}:create_app",
+            f"{here.stem}:create_app",
             factory=True,
-            app_dir=str(Path(__file__).parent),
-            host=host,
-            port=port,
-            workers=workers,
-            timeout_graceful_shutdown=60,
-            log_level="warning",
+            app_dir=str(here.parent),
+            host=options.host,
+            port=options.port,
+            workers=options.workers,
+            access_log=False,
+            # Long enough for a worker that imports torch on a busy machine; as long as this may it take until one
+            # that is killed just while it is asked is replaced.
+            timeout_worker_healthcheck=20,
         )
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Prints how the demo pipeline keeps its promise: distinct pictures over processes and workers, replays, and costs.
+"""Prints how the demo pipeline keeps its promise: distinct pictures over processes and workers, and replays.
 
 Everything is drawn with one seed at batch 1 unless it says otherwise. Takes about fifteen minutes on two cores, most of
-it compiling; ``--quick`` draws less. The exit code is 1 if a picture differed; costs decide nothing.
+it compiling; ``--quick`` draws less. The exit code is 1 if a picture differed. What it costs: ``stress_seeds.py``.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,60 +68,6 @@ def save_pictures(vault: Path, folder: Path, count: int) -> list[str]:
     return [str(save(draw(pipe, digits(1), seed=seed), folder / f"{seed}.png")[0]) for seed in range(count)]
 
 
-def costs(vault: Path, rounds: int, levels: list[str], batch_size: int) -> dict[str, float]:
-    """Medians in milliseconds, and each level's ratio to off; levels take turns, so that all see the same load."""
-    import torch
-
-    from pipevault.runtime.guard import Guard
-    from pipevault.runtime.run_record import Recorder
-
-    seconds: dict[str, list[float]] = {level: [] for level in ("off", *levels)}
-    records: list[float] = []
-    checks: list[float] = []
-    pipes = {level: open_frozen(vault, level, mode="compile", batch_size=batch_size) for level in seconds}
-    prompts = digits(batch_size)
-    for pipe in pipes.values():
-        for _ in range(2):  # the first makes the guard and hashes the weights
-            draw(pipe, prompts, generator=torch.Generator().manual_seed(SEED))
-    with timed(Recorder, "record", records), timed(Guard, "check", checks):
-        for _ in range(rounds):
-            for level, pipe in pipes.items():
-                started_s = time.perf_counter()
-                draw(pipe, prompts, generator=torch.Generator().manual_seed(SEED))
-                seconds[level].append(time.perf_counter() - started_s)
-    ratios = {
-        f"{level}/off": statistics.median(
-            with_level / off for off, with_level in zip(seconds["off"], times, strict=True)
-        )
-        for level, times in seconds.items()
-    }
-    milliseconds = {name: statistics.median(times) * 1000 for name, times in seconds.items()}
-    return {
-        **milliseconds,
-        **ratios,
-        "record": statistics.median(records) * 1000,
-        "guard": statistics.median(checks) * 1000,
-    }
-
-
-@contextmanager
-def timed(owner: type, name: str, seconds: list[float]) -> Iterator[None]:
-    method: Callable[..., Any] = getattr(owner, name)
-
-    def measured(*arguments: Any, **keywords: Any) -> Any:
-        started_s = time.perf_counter()
-        try:
-            return method(*arguments, **keywords)
-        finally:
-            seconds.append(time.perf_counter() - started_s)
-
-    setattr(owner, name, measured)
-    try:
-        yield
-    finally:
-        setattr(owner, name, method)
-
-
 # --- the processes
 
 
@@ -132,7 +75,6 @@ WORK: dict[str, Callable[..., Any]] = {
     "pictures": lambda vault, level, count, mode: pictures(Path(vault), level, count, mode),
     "batches": lambda vault: batches(Path(vault)),
     "save": lambda vault, folder, count: save_pictures(Path(vault), Path(folder), count),
-    "costs": lambda vault, rounds, levels, batch_size: costs(Path(vault), rounds, levels, batch_size),
 }
 
 
@@ -157,7 +99,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def measure(vault: Path, *, processes: int, per_process: int, workers: int, replays: int, rounds: int) -> bool:
+def measure(vault: Path, *, processes: int, per_process: int, workers: int, replays: int) -> bool:
     ok = True
     for level in LEVELS:
         compiled = run("pictures", vault, level, 1, "compile")
@@ -177,14 +119,6 @@ def measure(vault: Path, *, processes: int, per_process: int, workers: int, repl
     equal = replay_count(vault, replays)
     ok &= equal == replays
     print(f"replay: {equal} of {replays} saved PNGs equal", flush=True)
-    for batch_size, levels in ((1, ["seeded", *LEVELS]), (10, ["repeatable"])):
-        cost = run("costs", vault, rounds, levels, batch_size)
-        for level in levels:
-            print(
-                f"cost of {level} at batch {batch_size}: {cost[f'{level}/off'] - 1:+.2%} per generation "
-                f"({cost[level]:.1f} ms, off {cost['off']:.1f} ms, median of {rounds} pairs)"
-            )
-        print(f"of that a record, without hashing pixels: {cost['record']:.2f} ms; the guard: {cost['guard']:.2f} ms")
     return ok
 
 
@@ -208,9 +142,9 @@ def main() -> None:
         print(json.dumps(WORK[name](*rest)))
         return
     sizes = (
-        {"processes": 2, "per_process": 2, "workers": 2, "replays": 5, "rounds": 10}
+        {"processes": 2, "per_process": 2, "workers": 2, "replays": 5}
         if arguments.quick
-        else {"processes": 10, "per_process": 10, "workers": 4, "replays": 50, "rounds": 60}
+        else {"processes": 10, "per_process": 10, "workers": 4, "replays": 50}
     )
     with tempfile.TemporaryDirectory(prefix="pipevault-measure-") as folder:
         raise SystemExit(0 if measure(arguments.dir or Path(folder) / "vault", **sizes) else 1)

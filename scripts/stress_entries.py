@@ -25,16 +25,6 @@ SHARED = b"an artifact that every entry shares" * 200
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One row. ``kept``: whether a promise of the store was kept; ``None`` where the figure is only a measure."""
-
-    name: str
-    value: str
-    goal: str = ""
-    kept: bool | None = None
-
-
-@dataclass(frozen=True)
 class Entry:
     """A manifest, the bytes of its artifacts, and files that hold them, ready to publish."""
 

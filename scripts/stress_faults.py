@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from figures import Figure
 from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import LockTimeoutError, VaultError
 from pipevault.key import Key
@@ -22,7 +23,7 @@ from pipevault.store.prune import carry_out, plan_prune
 from pipevault.store.signature import check_signature, sign_entry
 from pipevault.store.signing_keys import PrivateKey, PublicKey
 from pipevault.store.vault import Vault
-from stress_entries import Entry, Figure, end_of, in_child, killed_at, small_entry, state_of
+from stress_entries import Entry, end_of, in_child, killed_at, small_entry, state_of
 
 ENTRIES = 8
 FIRST_STEPS = 200

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+from figures import Figure
 from pipevault.digest import Digest
 from pipevault.errors import NotAVaultError, VaultError, VaultFullError, VaultNotWritableError
 from pipevault.store.leftovers import sweep
 from pipevault.store.prune import carry_out, plan_prune
 from pipevault.store.stats import compact, count, summary
 from pipevault.store.vault import Vault
-from stress_entries import Entry, Figure, end_of, in_child, load, small_entry, state_of
+from stress_entries import Entry, end_of, in_child, load, small_entry, state_of
 
 _NEW_MOUNTS = 0x00020000
 _NO_MOUNTS = 99

@@ -24,11 +24,12 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+from figures import Figure, markdown
 from pipevault.digest import Digest
 from pipevault.store.prune import plan_prune
 from pipevault.store.stats import compact, count, summary, write_out
 from pipevault.store.vault import Vault
-from stress_entries import Entry, Figure, end_of, fill, in_child, load, make_entry
+from stress_entries import Entry, end_of, fill, in_child, load, make_entry
 from stress_faults import measure_damages, measure_kills
 from stress_limits import measure_limits
 
@@ -266,14 +267,6 @@ def measure_all(folder: Path, amounts: Amounts, *, seed: int, only: Sequence[str
             figures += stage(place)
             print(f"{name}: {time.perf_counter() - started_s:.1f} s", file=sys.stderr)
     return figures
-
-
-def markdown(figures: Sequence[Figure]) -> str:
-    rows = [
-        f"| {figure.name} | {figure.value}{' **broken**' if figure.kept is False else ''} | {figure.goal} |"
-        for figure in figures
-    ]
-    return "\n".join(["| what | figure | goal |", "| --- | --- | --- |", *rows])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,5 +8,5 @@ cd "$root"
 bin="$root/.venv/bin"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-"$bin/mypy" --strict src scripts
+"$bin/mypy" --strict src scripts examples
 exec env OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 "$bin/python" -m pytest -q "$@"

@@ -17,7 +17,7 @@ from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.vault import Vault
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-MODULES = ("stress_entries", "stress_faults", "stress_limits", "stress_vault")
+MODULES = ("figures", "stress_entries", "stress_faults", "stress_limits", "stress_vault")
 
 
 @pytest.fixture
