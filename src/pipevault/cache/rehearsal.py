@@ -126,7 +126,7 @@ def _compare(eager_output: Any, output: Any, tolerance: float) -> Comparison:
 
 
 def _comparable(output: Any) -> list[tuple[str, Any]]:
-    """What of an output graphs have to give again, by its path; an object that tells nothing of itself is left out."""
+    """The parts of an output that graphs have to give again, by path, without objects that tell nothing."""
     found: list[tuple[str, Any]] = []
     for path, leaf in leaves(output):
         if not is_media(leaf):

@@ -144,7 +144,7 @@ def _saved(image: Image.Image, image_format: str, **options: Any) -> bytes:
 
 
 def _instead(mode: str, suffix: str) -> str:
-    """What to do with an image that a format cannot hold."""
+    """The advice for an image that a format cannot hold."""
     if mode in _PNG_MODES and suffix.lower() != ".png":
         return "Save it as PNG, which keeps every bit, or convert it: image.convert('RGB')."
     return "Save it as NPY or NPZ, which keep every value, or convert it: image.convert('RGB')."

@@ -4,7 +4,7 @@
 level      switches that :func:`level` sets inside
 ========== ================================================================================================
 off        none
-seeded     none; who generates seeds every layer and draws noise on the host (see ``seeds``, ``noise``)
+seeded     none: ``seed=`` means the same at every level
 repeatable nothing is tuned while the program runs (``cudnn.benchmark`` and TunableOp's tuning off), cuBLAS has a fixed
            workspace; precision, attention backend and threads stay as the program chose and are put in ``flags``
 strict     + ``torch.use_deterministic_algorithms``, Inductor's deterministic mode, deterministic cuDNN and oneDNN,

@@ -244,7 +244,7 @@ def key_text(name: Any, index: int) -> Hashable:
 
 
 def _items(value: Any, place: Place) -> list[tuple[Place, Any]] | None:
-    """What a container holds, or ``None`` for what is none, and for one that cannot be looked into."""
+    """The items of a container, or ``None`` for what is none, and for one that cannot be looked into."""
     if is_media(value) or isinstance(value, _PLAIN):
         return None
     try:

@@ -181,7 +181,7 @@ def _counts(
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether it is an integer of Python or NumPy, and no bool."""
+    """Return whether it is an integer of Python or NumPy, and no bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
@@ -292,7 +292,7 @@ def _entries(value: Any, form: Form) -> int | None:
 
 
 def _is_batch(entry: Any, form: Form) -> bool:
-    """Whether an entry of a list is a batch, which pipelines concatenate with the others."""
+    """True where an entry of a list is a batch, which pipelines concatenate with the others."""
     if form.item is None:
         shape = _shape(entry)  # embeddings of one prompt have two dimensions at most
         return shape is not None and len(shape) > 2

@@ -35,7 +35,7 @@ def check_seed(seed: Any) -> int:
 
 
 def is_integer(value: Any) -> bool:
-    """Whether it is an integer of Python or NumPy, and no bool."""
+    """Return whether it is an integer of Python or NumPy, and no bool."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 

@@ -72,7 +72,7 @@ class Turns:
                 self._grant()
 
     def _has_all(self, wanted: Wanted) -> bool:
-        """Whether this thread holds all of it in this very way: then nothing changes by holding it again."""
+        """Return True if this thread holds all of it in this very way: then nothing changes by holding it again."""
         own = threading.get_ident()
         with self._lock:
             mine = [request.wanted for request in self._held if request.thread == own]
@@ -216,4 +216,4 @@ def _named(request: _Request) -> str:
 
 
 TURNS = Turns()
-"""Those of this process."""
+"""The turns of this process."""

@@ -38,8 +38,9 @@ def weights_stamp(module: torch.nn.Module) -> Stamp:
 
 
 class WeightsWatch:
-    """Tells whether the weights of a module moved since it was made, as :func:`weights_stamp` would, in a tenth of the
-    time: it knows where to look.
+    """A watch over the weights of a module: whether they moved since it was made.
+
+    It sees what :func:`weights_stamp` sees, in a tenth of the time, because it knows where to look.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
