@@ -1,0 +1,174 @@
+"""Files that are held open with verified bytes: what was verified is what is used.
+
+A path that is hashed and then opened again may lead to another file by then. So a file is opened once; its kind, owner,
+mode and digest are read from that descriptor, and whoever needs a path is given that of the descriptor. Where somebody
+else could write to the file meanwhile, its bytes are copied to memory while they are hashed, and sealed there
+(memfd_create(2)); where that cannot be had, to a file of this user's own without a name.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from pipevault.digest import Digest
+from pipevault.errors import CorruptEntryError, UnsafeVaultError
+
+_CHUNK_BYTES = 1 << 20
+_DESCRIPTORS = (Path("/proc/self/fd"), Path("/dev/fd"))
+_MFD_EXEC = 0x0010
+"""Linux 6.3: the copy may be mapped as code whatever ``vm.memfd_noexec`` has as the default."""
+
+Question = Callable[[int, os.stat_result], bool]
+
+
+class OpenedFile:
+    """A file held open, or a copy of its bytes. ``origin`` is where it was found, for messages."""
+
+    def __init__(self, file: io.FileIO, origin: Path, *, is_copy: bool = False) -> None:
+        self._file = file
+        self.origin = origin
+        self._is_copy = is_copy
+
+    @property
+    def path(self) -> Path:
+        """A path to the very file that is held, valid while it is. Where the system has none, that of the original; a
+        copy, which others could have changed there, is an :class:`~pipevault.errors.UnsafeVaultError`.
+        """
+        for folder in _DESCRIPTORS:
+            if (path := folder / str(self._file.fileno())).exists():
+                return path
+        if self._is_copy:
+            raise UnsafeVaultError(
+                f"{self.origin} can be written by others, and this system has no /proc, through which a copy of it "
+                "could be used. Mount /proc, or take the right to write it from others.",
+                self.origin,
+            )
+        return self.origin
+
+    def in_memory(self) -> OpenedFile:
+        """Copy the bytes to sealed memory: for a file system from which no code may be mapped."""
+        copy = _memory_file(self.origin.name)
+        try:
+            self._file.seek(0)
+            while chunk := self._file.read(_CHUNK_BYTES):
+                copy.write(chunk)
+            _seal(copy)
+        except BaseException:  # whatever it was goes on
+            copy.close()
+            raise
+        return OpenedFile(copy, self.origin, is_copy=True)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> OpenedFile:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+
+def open_verified(
+    path: Path,
+    digest: Digest,
+    size_bytes: int | None = None,
+    *,
+    what: str,
+    is_changeable: Question = lambda descriptor, status: False,
+) -> OpenedFile:
+    """Open ``path`` and verify its bytes; ``what`` names it in errors.
+
+    ``is_changeable`` is asked, with the descriptor and its status, whether somebody else could write to the file while
+    it is in use, and may raise what it has against the file. :class:`~pipevault.errors.CorruptEntryError`: the file is
+    missing, cannot be read, is no regular file, or has other bytes than ``digest`` and ``size_bytes`` say.
+    """
+    try:
+        # A named pipe would block without O_NONBLOCK, and a terminal become this process's own without O_NOCTTY.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+        file = io.FileIO(os.open(path, flags | getattr(os, "O_CLOEXEC", 0)))
+    except FileNotFoundError as error:
+        raise CorruptEntryError(f"{what} is missing: {path}.", path) from error
+    except OSError as error:
+        raise CorruptEntryError(f"{what} cannot be read: {path}: {error.strerror}.", path) from error
+    copy: io.FileIO | None = None
+    try:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise CorruptEntryError(f"{what} is damaged: {path} is no regular file.", path)
+        copy = _memory_file(path.name) if is_changeable(file.fileno(), status) else None
+        if size_bytes is not None and status.st_size != size_bytes:
+            raise CorruptEntryError(
+                f"{what} is damaged: {path} has {status.st_size} bytes instead of {size_bytes}.", path
+            )
+        found = _hash(file, copy, path, what, status.st_size)
+        if found != digest:
+            raise CorruptEntryError(
+                f"{what} is damaged: the bytes of {path} have digest {found.short}, not {digest.short}.", path
+            )
+        if copy is not None:
+            _seal(copy)
+    except BaseException:  # whatever it was goes on; nothing stays open
+        file.close()
+        if copy is not None:
+            copy.close()
+        raise
+    if copy is None:
+        return OpenedFile(file, path)
+    file.close()
+    return OpenedFile(copy, path, is_copy=True)
+
+
+def _hash(file: io.FileIO, copy: io.FileIO | None, path: Path, what: str, size_bytes: int) -> Digest:
+    """The digest of at most one byte more than ``size_bytes``: a file that grows must not fill the memory."""
+    hasher, left_bytes = hashlib.sha256(), size_bytes + 1
+    while left_bytes:
+        try:
+            chunk = file.read(min(_CHUNK_BYTES, left_bytes))
+        except OSError as error:
+            raise CorruptEntryError(f"{what} cannot be read: {path}: {error.strerror}.", path) from error
+        if not chunk:
+            break
+        left_bytes -= len(chunk)
+        hasher.update(chunk)
+        if copy is not None:
+            copy.write(chunk)
+    return Digest(hasher.hexdigest())
+
+
+def _memory_file(name: str) -> io.FileIO:
+    if hasattr(os, "memfd_create"):
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        for more in (_MFD_EXEC, 0):
+            try:
+                return io.FileIO(os.memfd_create(name, flags | more), "r+b")
+            except OSError as error:
+                if error.errno == errno.ENOSYS:
+                    break
+                if error.errno != errno.EINVAL or not more:  # EINVAL: a kernel that does not know the flag
+                    raise
+    descriptor, path = tempfile.mkstemp(prefix="pipevault-copy-")
+    os.unlink(path)
+    return io.FileIO(descriptor, "r+b")
+
+
+def _seal(file: io.FileIO) -> None:
+    """Take everybody's right to change the bytes, this process's too."""
+    import fcntl
+
+    if hasattr(fcntl, "F_ADD_SEALS"):
+        try:
+            fcntl.fcntl(
+                file.fileno(),
+                fcntl.F_ADD_SEALS,
+                fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL,
+            )
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # no memory file, but one without a name: nobody else can open it
+                raise
