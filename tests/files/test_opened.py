@@ -79,7 +79,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "socket"))
         for name in ("pipe", "folder", "socket"):
-            with pytest.raises(CorruptEntryError, match="no regular file|cannot be read"):
+            with pytest.raises(CorruptEntryError, match=r"no regular file|cannot be read"):
                 opened(tmp_path / name)
     with pytest.raises(CorruptEntryError, match="missing"):
         opened(tmp_path / "absent")
