@@ -33,9 +33,9 @@ FOLDER = Path(__file__).resolve().parent.parent / "tests" / "store" / f"golden_v
 def graph(vault: Vault, folder: Path, width: int) -> Manifest:
     """A graph of the unet, published: an artifact and no needs."""
     signature = describe_call((), {"x": torch.zeros(2, width), "scale": 0.5}).signature
-    package = f"unet at width {width}".encode()
-    digest = digest_bytes(package)
-    (folder / digest.hex).write_bytes(package)
+    library = f"unet at width {width}".encode()
+    digest = digest_bytes(library)
+    (folder / digest.hex).write_bytes(library)
     key = Key(
         {
             "architecture": {"class": "golden.UNet", "digest": digest_bytes(b"architecture").hex},
@@ -46,8 +46,9 @@ def graph(vault: Vault, folder: Path, width: int) -> Manifest:
     document = GraphDocument(
         signature=signature,
         build=digest_bytes(b"build").hex,
-        package=digest.hex,
+        library=digest.hex,
         constants=None,
+        beside={},
         inputs=((0, ()), (1, (width, 1))),
         results=Results((("tensor",), ("leaf", 0)), "[1, {}]"),
         ties=(("first.weight", "second.weight"),),
@@ -58,7 +59,7 @@ def graph(vault: Vault, folder: Path, width: int) -> Manifest:
     )
     parts = {"golden.UNet": {"status": "frozen", "reason": "", "graphs": [document.to_json()]}}
     info = {"compile_s": 62.5, "signature_text": str(signature)}
-    ref = ArtifactRef(digest, len(package), "graph.pt2")
+    ref = ArtifactRef(digest, len(library), "graph.so")
     return vault.publish(Manifest(key, parts, (ref,), info, CREATED_AT), {digest: folder / digest.hex})
 
 

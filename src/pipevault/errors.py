@@ -82,6 +82,10 @@ class SlowTierError(VaultError, TimeoutError):
     """A tier did not answer in time, so it is left out for a while: check its mount, or raise ``tier_timeout_s``."""
 
 
+class UnloadableGraphError(VaultError):
+    """The system refuses to map the code of a graph: see where its file system and the temporary folder are mounted."""
+
+
 class CorruptEntryError(VaultError, ValueError):
     """An artifact or a manifest is not what was published: freeze the entry again."""
 

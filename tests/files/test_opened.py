@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from pathlib import Path
 
 import pytest
 
 from pipevault.digest import digest_bytes
 from pipevault.errors import CorruptEntryError
+from pipevault.files import opened as opened_module
 from pipevault.files.file_systems import is_local
 from pipevault.files.opened import OpenedFile, open_verified
 
@@ -55,10 +57,27 @@ def test_nobody_can_change_the_copy(file: Path) -> None:
         held.path.open("r+b", buffering=0).write(b"other")
 
 
-def test_a_copy_in_memory_has_the_same_bytes(file: Path) -> None:
-    with opened(file) as held, held.in_memory() as copy:
+def test_a_copy_has_the_same_bytes(file: Path) -> None:
+    with opened(file) as held, held.copied() as copy:
         assert os.readlink(copy.path) != str(file)
         assert copy.path.read_bytes() == BYTES
+
+
+def test_without_paths_of_descriptors_a_copy_lies_in_a_private_folder(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opened_module, "_DESCRIPTORS", (Path("/nowhere"),))
+    with opened(file, copy=True) as held:
+        folder = held.path.parent
+        assert held.path.read_bytes() == BYTES
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert stat.S_IMODE(held.path.stat().st_mode) == 0o500
+        with held.duplicate() as again:
+            assert again.path != held.path
+            assert again.path.read_bytes() == BYTES
+    assert not folder.exists()
+    with opened(file) as held:
+        assert held.path == file
 
 
 @pytest.mark.parametrize("copy", [False, True])

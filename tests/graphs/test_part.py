@@ -431,29 +431,29 @@ class TestFiles:
         data = bytearray(artifact.read_bytes())
         data[len(data) // 2] ^= 1
         artifact.write_bytes(bytes(data))
-        with pytest.raises(CorruptEntryError, match="is not what block names"):
+        with pytest.raises(CorruptEntryError, match="is damaged"):
             frozen_block(folder, block(1))
 
     def test_a_missing_artifact_is_named(self, block_folder: Path, tmp_path: Path) -> None:
         folder = shutil.copytree(block_folder, tmp_path / "copy")
         for artifact in (folder / "artifacts").iterdir():
             artifact.unlink()
-        with pytest.raises(CorruptEntryError, match="cannot be read"):
+        with pytest.raises(CorruptEntryError, match="missing"):
             frozen_block(folder, block(1))
 
     @pytest.mark.parametrize(
         "data",
-        [b"", b"{", b"[]", b'{"pipevault_part": 2}', b'{"pipevault_part": 2, "graphs": [{}]}'],
+        [b"", b"{", b"[]", b'{"pipevault_part": 3}', b'{"pipevault_part": 3, "graphs": [{}]}'],
     )
     def test_a_broken_document_is_an_error(self, tmp_path: Path, data: bytes) -> None:
         (tmp_path / "block").write_bytes(data)
         with pytest.raises(CorruptEntryError, match="block"):
             frozen_block(tmp_path, block(1))
 
-    @pytest.mark.parametrize("version", [1, 99])
+    @pytest.mark.parametrize("version", [2, 99])
     def test_a_document_of_another_version_is_an_error(self, tmp_path: Path, version: int) -> None:
         (tmp_path / "block").write_text(f'{{"pipevault_part": {version}, "graphs": []}}')
-        with pytest.raises(CorruptEntryError, match=f"has part format {version}, this pipevault reads 2"):
+        with pytest.raises(CorruptEntryError, match=f"has part format {version}, this pipevault reads 3"):
             frozen_block(tmp_path, block(1))
 
     def test_what_is_saved_again_is_the_same(self, block_folder: Path, tmp_path: Path) -> None:

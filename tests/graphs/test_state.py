@@ -250,7 +250,7 @@ def freezing_kept(signature: Any) -> Any:
     from pipevault.graphs.program import Results
     from pipevault.graphs.table import Kept
 
-    document = GraphDocument(signature, "", "", None, (), Results((), ""), (), "", (), {}, {})
+    document = GraphDocument(signature, "", "", None, {}, (), Results((), ""), (), "", (), {}, {})
     return Kept(signature, signature.digest.hex, document)
 
 

@@ -28,7 +28,7 @@ def _no_gradients() -> Iterator[None]:
 
 
 def document(signature: Signature, **changes: Any) -> GraphDocument:
-    plain = GraphDocument(signature, "", "", None, (), Results((), ""), (), "", (), {}, {})
+    plain = GraphDocument(signature, "", "", None, {}, (), Results((), ""), (), "", (), {}, {})
     return replace(plain, **changes)
 
 

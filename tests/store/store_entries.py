@@ -10,6 +10,7 @@ from typing import Any
 from pipevault.digest import Digest, digest_bytes
 from pipevault.key import Key
 from pipevault.store.manifest import ArtifactRef, Manifest
+from pipevault.store.tiers import Found, Tiers
 from pipevault.store.vault import Vault
 
 CREATED_AT = "2025-01-31T12:00:00+00:00"
@@ -73,6 +74,16 @@ def make_graph(folder: Path, part: str, signature: str, data: bytes | None = Non
 def make_plan(folder: Path, name: str, *needed: Entry) -> Entry:
     """A plan that needs these entries and has no artifacts."""
     return make_entry(folder, name, {}, needs=[entry.key for entry in needed])
+
+
+def read_artifacts(tiers: Tiers, found: Found) -> dict[str, bytes]:
+    """The bytes of each artifact, by digest, as a load gets them."""
+    opened = tiers.open_artifacts(found)
+    try:
+        return {digest: file.path.read_bytes() for digest, file in opened.items()}
+    finally:
+        for file in opened.values():
+            file.close()
 
 
 def whole(vault: Vault, manifest: Manifest) -> bool:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from store_entries import Entry, leftovers, make_entry, whole
+from store_entries import Entry, leftovers, make_entry, read_artifacts, whole
 from test_file_systems import as_user_without_permission, with_own_tmpfs
 
+from pipevault.digest import digest_bytes
 from pipevault.errors import CorruptEntryError, VaultNotWritableError
 from pipevault.settings import Settings, Tier
 from pipevault.store.tiers import Found, Tiers
@@ -136,10 +137,9 @@ def test_an_entry_is_found_and_its_bytes_are_handed_out(kind: Kind, folder: Path
     def check(root: Path) -> None:
         tiers, found = kind.found(root, entry)
         assert (found.tier.dir, found.vault.writable) == (root, kind.writable)
-        paths = tiers.verified_paths(found)
-        assert set(paths) == {ref.digest.hex for ref in entry.manifest.artifacts}
-        for ref in entry.manifest.artifacts:
-            assert paths[ref.digest.hex].stat().st_size == ref.size_bytes
+        read = read_artifacts(tiers, found)
+        assert set(read) == {ref.digest.hex for ref in entry.manifest.artifacts}
+        assert all(digest_bytes(data).hex == digest for digest, data in read.items())
 
     kind.run(folder, fill, check)
 
@@ -160,7 +160,7 @@ def test_reading_changes_nothing(kind: Kind, folder: Path, fill: Prepare, entry:
     def check(root: Path) -> None:
         before = snapshot(root.resolve())
         tiers, found = kind.found(root, entry)
-        tiers.verified_paths(found)
+        read_artifacts(tiers, found)
         assert snapshot(root.resolve()) == before
 
     kind.run(folder, fill, check)
@@ -200,7 +200,7 @@ def test_a_damaged_artifact_is_noticed_and_set_aside_where_that_is_possible(
     def check(root: Path) -> None:
         tiers, found = kind.found(root, entry)
         with pytest.raises(CorruptEntryError, match="damaged") as caught:
-            tiers.verified_paths(found)
+            read_artifacts(tiers, found)
         assert caught.value.path == found.vault.layout.artifact_file(damaged)
         moved = tiers.quarantine(found.vault, found.tier, caught.value.path, "damaged")
         assert (moved is not None) == kind.writable

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from fault_steps import disk_full, strike_at
-from store_entries import Entry, leftovers, make_entry, make_graph, whole
+from store_entries import Entry, leftovers, make_entry, make_graph, read_artifacts, whole
 from test_file_systems import with_own_tmpfs
 
 from pipevault.errors import (
@@ -224,8 +224,8 @@ class TestCopying:
         tiers = open_tiers(local.root, shared.root)
         first, second = [item for item in tiers.candidates(entry.key) if isinstance(item, Found)]
         with pytest.raises(CorruptEntryError):
-            tiers.verified_paths(first)
-        tiers.verified_paths(tiers.copy_nearer(second))
+            read_artifacts(tiers, first)
+        read_artifacts(tiers, tiers.copy_nearer(second))
         assert whole(local, entry.manifest)
 
     def test_damaged_bytes_are_not_copied(self, local: Vault, shared: Vault, entry: Entry) -> None:
@@ -262,7 +262,7 @@ class TestCopying:
         with strike_at(0, disk_full), pytest.raises(VaultFullError):
             tiers.copy_nearer(found)
         assert local.lookup(entry.key) is None
-        assert set(tiers.verified_paths(found)) == {ref.digest.hex for ref in entry.manifest.artifacts}
+        assert set(read_artifacts(tiers, found)) == {ref.digest.hex for ref in entry.manifest.artifacts}
 
     def test_a_disk_that_is_really_full(self, shared: Vault, tmp_path: Path) -> None:
         large = make_entry(tmp_path / "source", "large", {"x": b"x" * 300_000})
@@ -274,7 +274,7 @@ class TestCopying:
             found = found_in(tiers, large)
             with pytest.raises(VaultFullError):
                 tiers.copy_nearer(found)
-            tiers.verified_paths(found)
+            read_artifacts(tiers, found)
             assert own.lookup(large.key) is None
             assert leftovers(own) == []
 
@@ -431,7 +431,7 @@ class TestSlowTiers:
         found = found_in(tiers, entry)
         let_go = threading.Event()
         monkeypatch.setattr(Vault, "owned_path", lambda vault, ref: let_go.wait())
-        for question in (tiers.copy_nearer, tiers.verified_paths):
+        for question in (tiers.copy_nearer, tiers.open_artifacts):
             with pytest.raises(SlowTierError):
                 question(found)
         let_go.set()

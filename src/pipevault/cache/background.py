@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from pipevault.errors import PipevaultError
+from pipevault.files.scratch import scratch_folder
 from pipevault.graphs.inductor import BuildOptions
 from pipevault.graphs.observe import copied
-from pipevault.graphs.scratch import scratch_folder
 from pipevault.graphs.signature import Signature, describe_call
 from pipevault.graphs.state import PartOptions, PartState
 from pipevault.settings import Settings

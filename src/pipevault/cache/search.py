@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, SignatureError, VaultError, WrongMachineError
 from pipevault.graphs.document import malformed_parts
+from pipevault.graphs.frozen import GraphDocument
 from pipevault.key import Difference, Key, nearest
 from pipevault.store.manifest import Manifest
 from pipevault.store.tiers import Found, Refused, Tiers, open_vault
@@ -135,8 +136,8 @@ def check_parts(vault: Vault, manifest: Manifest) -> None:
     if not is_graph:
         return
     listed = {ref.digest.hex for ref in manifest.artifacts}
-    graphs = [graph for part in manifest.parts.values() for graph in part["graphs"]]
-    named = {digest for graph in graphs for digest in (graph["package"], graph["constants"]) if digest}
+    graphs = [GraphDocument.from_json(graph) for part in manifest.parts.values() for graph in part["graphs"]]
+    named = {digest for graph in graphs for digest in graph.files.values()}
     if missing := named - listed:
         raise CorruptEntryError(f"{path} does not list {len(missing)} files of its graphs. Freeze it again.", path)
 

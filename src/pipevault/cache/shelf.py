@@ -8,12 +8,10 @@ frozen has the reason in its place and no artifacts; its factors include the ver
 from __future__ import annotations
 
 import logging
-import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,16 +31,18 @@ from pipevault.errors import (
     VaultNotWritableError,
     WrongMachineError,
 )
+from pipevault.files.opened import OpenedFile
+from pipevault.files.scratch import kept_scratch_folder
 from pipevault.fingerprint.machine import check_package_machine, machine_record
 from pipevault.fingerprint.toolchain import find_cxx_compiler, toolchain_record
 from pipevault.graphs.freezing import Frozen
 from pipevault.graphs.frozen import GraphDocument
 from pipevault.graphs.inductor import GRAPH_FORMAT
+from pipevault.graphs.library import GraphFiles
 from pipevault.graphs.signature import Signature
-from pipevault.graphs.table import Files, Kept
+from pipevault.graphs.table import Kept
 from pipevault.key import Key
 from pipevault.settings import Settings
-from pipevault.store.liveness import scratch_prefix
 from pipevault.store.manifest import ArtifactRef, Manifest, now_utc
 from pipevault.store.tiers import Found, Refused, Tiers
 from pipevault.store.vault import Vault
@@ -257,12 +257,11 @@ class VaultShelf:
                 f"{self.part} was compiled for another machine: {mismatch}. The C++ compiler must have failed for a "
                 "moment. Try again; nothing was stored."
             )
-        files = {Digest(document.package): frozen.package}
-        artifacts = [ArtifactRef(Digest(document.package), frozen.package.stat().st_size, "graph.pt2")]
-        if document.constants and frozen.constants:
-            files[Digest(document.constants)] = frozen.constants
-            size_bytes = frozen.constants.stat().st_size
-            artifacts.append(ArtifactRef(Digest(document.constants), size_bytes, "constants.safetensors"))
+        files = {Digest(digest): path for digest, path in frozen.paths.items()}
+        artifacts = [
+            ArtifactRef(Digest(digest), frozen.paths[digest].stat().st_size, name)
+            for name, digest in document.files.items()
+        ]
         constants = {".".join(map(str, steps)): sha256 for _, steps, sha256 in document.origins}
         key = graph_key(self.factors, document.signature, constants)
         part = {"status": "frozen", "reason": "", "graphs": [document.to_json()]}
@@ -324,14 +323,14 @@ class VaultShelf:
         document = GraphDocument.from_json(part["graphs"][0])
         return Kept(signature, key.digest.hex, document, lambda: self._files(key.digest, document))
 
-    def _files(self, key: Digest, document: GraphDocument) -> Files:
-        paths: dict[str, Path] = {}
+    def _files(self, key: Digest, document: GraphDocument) -> GraphFiles:
+        opened: dict[str, OpenedFile] = {}
 
         def check(found: Found) -> None:
-            paths.update(self.store.tiers.verified_paths(found))
             if mismatch := check_package_machine(document.machine, self.device):
-                package = found.vault.layout.artifact_file(Digest(document.package))
-                raise WrongMachineError(f"{package}, a graph of {self.part}, is for another machine: {mismatch}.")
+                library = found.vault.layout.artifact_file(Digest(document.library))
+                raise WrongMachineError(f"{library}, a graph of {self.part}, is for another machine: {mismatch}.")
+            opened.update(self.store.tiers.open_artifacts(found))
 
         search = self.store.search(key)
         found = self.store.open_found(search, check)
@@ -348,13 +347,10 @@ class VaultShelf:
             compile_s = found.manifest.info.get("compile_s")
             if isinstance(compile_s, (int, float)):
                 self.store.count("saved", key, seconds=compile_s)
-        return paths[document.package], paths[document.constants] if document.constants else None
+        return document.open_files(lambda name, digest: opened[digest])
 
     def _in_memory(self, key: Key, frozen: Frozen) -> Kept:
-        folder = Path(tempfile.mkdtemp(prefix=scratch_prefix(f"unstored{secrets.token_hex(4)}")))
-        import atexit
-
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        package = Path(shutil.copy2(frozen.package, folder))
-        constants = Path(shutil.copy2(frozen.constants, folder)) if frozen.constants else None
-        return Kept(frozen.document.signature, key.digest.hex, frozen.document, lambda: (package, constants))
+        folder = kept_scratch_folder()
+        paths = {digest: Path(shutil.copy2(path, folder)) for digest, path in frozen.paths.items()}
+        kept = replace(frozen, paths=paths)
+        return Kept(frozen.document.signature, key.digest.hex, frozen.document, kept.open)

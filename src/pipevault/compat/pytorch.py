@@ -1,4 +1,4 @@
-"""Touch points with torch: AOTInductor packages, Inductor's configuration, what the CPU and its libraries say."""
+"""Touch points with torch: AOTInductor libraries, Inductor's configuration, what the CPU and its libraries say."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 _INDUCTOR_CONFIG = "torch._inductor.config"
-_MODEL = "model"
-_ONE_RUNNER = 1
+_ONE_THREAD = 1
 MODULE_INTERNALS = (
     "_parameters",
     "_buffers",
@@ -28,26 +30,37 @@ MODULE_INTERNALS = (
 """Attributes of every ``nn.Module`` that the fingerprint reads; a contract test keeps the list true."""
 
 
-# --- AOTInductor packages
+# --- AOTInductor libraries
 
 
-def package_loader(path: Path, device_index: int) -> Any:
-    """Open the AOTInductor package at ``path`` for one thread; ``device_index`` is -1 for the CPU.
+class GraphRunner:
+    """A graph that AOTInductor compiled to a shared library, opened for one thread.
 
-    torch's own ``aoti_load_package`` imports the compiler, which takes longer than the whole load.
+    torch's own ``aoti_load_package`` imports the compiler, which takes longer than the whole load, and unpacks an
+    archive to the temporary folder. Tensors go by their names in the module (``constants``).
     """
-    import torch
 
-    loader: Any = torch._C._aoti.AOTIModelPackageLoader
-    return loader(str(path), _MODEL, False, _ONE_RUNNER, device_index)
+    def __init__(self, library: Path, device: torch.device) -> None:
+        """Open ``library``, which the process has mapped; kernels of a GPU in files of their own lie beside it."""
+        import torch
 
+        runners: Any = torch._C._aoti
+        if device.type == "cpu":
+            self._runner = runners.AOTIModelContainerRunnerCpu(str(library), _ONE_THREAD)
+        else:
+            runner = getattr(runners, f"AOTIModelContainerRunner{device.type.capitalize()}")
+            self._runner = runner(str(library), _ONE_THREAD, str(device), str(library.parent))
+        self._names: dict[str, str] = self._runner.get_constant_names_to_original_fqns()
+        self.constants = tuple(dict.fromkeys(self._names.values()))
 
-def package_metadata(path: Path) -> dict[str, str]:
-    """Read what the AOTInductor package at ``path`` says it was built for, without loading its code."""
-    import torch
+    def bind(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Point the graph at a tensor for each of :attr:`constants`. It keeps raw pointers, the caller the tensors."""
+        inside = {name: tensors[original] for name, original in self._names.items()}
+        self._runner.update_constant_buffer(inside, False, True, True)
 
-    loader: Any = torch._C._aoti.AOTIModelPackageLoader
-    return dict(loader.load_metadata_from_package(str(path), _MODEL))
+    def run(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        outputs: list[torch.Tensor] = self._runner.run(inputs)
+        return outputs
 
 
 # --- Inductor's configuration

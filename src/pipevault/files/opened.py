@@ -3,7 +3,8 @@
 A path that is hashed and then opened again may lead to another file by then. So a file is opened once; its kind, owner,
 mode and digest are read from that descriptor, and whoever needs a path is given that of the descriptor. Where somebody
 else could write to the file meanwhile, its bytes are copied to memory while they are hashed, and sealed there
-(memfd_create(2)); where that cannot be had, to a file of this user's own without a name.
+(memfd_create(2)); where that cannot be had, to a private folder. A process that gave up its user without another
+``exec`` may not look into its own ``/proc/self/fd``.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import errno
 import hashlib
 import io
 import os
+import shutil
 import stat
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from pipevault.digest import Digest
-from pipevault.errors import CorruptEntryError, UnsafeVaultError
+from pipevault.errors import CorruptEntryError
+from pipevault.files.scratch import kept_scratch_folder
 
 _CHUNK_BYTES = 1 << 20
 _DESCRIPTORS = (Path("/proc/self/fd"), Path("/dev/fd"))
@@ -31,30 +33,30 @@ Question = Callable[[int, os.stat_result], bool]
 class OpenedFile:
     """A file held open, or a copy of its bytes. ``origin`` is where it was found, for messages."""
 
-    def __init__(self, file: io.FileIO, origin: Path, *, is_copy: bool = False) -> None:
+    def __init__(self, file: io.FileIO, origin: Path, *, private: Path | None = None) -> None:
+        """Take over ``file``; ``private`` is the path of a copy in a folder that no other user can open."""
         self._file = file
         self.origin = origin
-        self._is_copy = is_copy
+        self._private = private
 
     @property
     def path(self) -> Path:
-        """A path to the very file that is held, valid while it is. Where the system has none, that of the original; a
-        copy, which others could have changed there, is an :class:`~pipevault.errors.UnsafeVaultError`.
+        """A path to the very file that is held, valid while it is. Where a process has no paths of its descriptors,
+        that where it was found, of a file that only this user and root can change.
         """
-        for folder in _DESCRIPTORS:
-            if (path := folder / str(self._file.fileno())).exists():
-                return path
-        if self._is_copy:
-            raise UnsafeVaultError(
-                f"{self.origin} can be written by others, and this system has no /proc, through which a copy of it "
-                "could be used. Mount /proc, or take the right to write it from others.",
-                self.origin,
-            )
-        return self.origin
+        if self._private is not None:
+            return self._private
+        return _descriptor_path(self._file) or self.origin
 
-    def in_memory(self) -> OpenedFile:
-        """Copy the bytes to sealed memory: for a file system from which no code may be mapped."""
-        copy = _memory_file(self.origin.name)
+    def duplicate(self) -> OpenedFile:
+        """The same file, held by a descriptor of its own."""
+        if self._private is not None:
+            return self.copied()
+        return OpenedFile(io.FileIO(os.dup(self._file.fileno())), self.origin)
+
+    def copied(self) -> OpenedFile:
+        """Copy the bytes: for a file system from which no code may be mapped. Raises ``OSError``."""
+        copy, path = _new_copy(self.origin.name)
         try:
             self._file.seek(0)
             while chunk := self._file.read(_CHUNK_BYTES):
@@ -63,10 +65,12 @@ class OpenedFile:
         except BaseException:  # whatever it was goes on
             copy.close()
             raise
-        return OpenedFile(copy, self.origin, is_copy=True)
+        return OpenedFile(copy, self.origin, private=path)
 
     def close(self) -> None:
         self._file.close()
+        if self._private is not None:
+            shutil.rmtree(self._private.parent, ignore_errors=True)
 
     def __enter__(self) -> OpenedFile:
         return self
@@ -97,12 +101,13 @@ def open_verified(
         raise CorruptEntryError(f"{what} is missing: {path}.", path) from error
     except OSError as error:
         raise CorruptEntryError(f"{what} cannot be read: {path}: {error.strerror}.", path) from error
-    copy: io.FileIO | None = None
+    copy, private = None, None
     try:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise CorruptEntryError(f"{what} is damaged: {path} is no regular file.", path)
-        copy = _memory_file(path.name) if is_changeable(file.fileno(), status) else None
+        if is_changeable(file.fileno(), status):
+            copy, private = _new_copy(path.name)
         if size_bytes is not None and status.st_size != size_bytes:
             raise CorruptEntryError(
                 f"{what} is damaged: {path} has {status.st_size} bytes instead of {size_bytes}.", path
@@ -122,7 +127,7 @@ def open_verified(
     if copy is None:
         return OpenedFile(file, path)
     file.close()
-    return OpenedFile(copy, path, is_copy=True)
+    return OpenedFile(copy, path, private=private)
 
 
 def _hash(file: io.FileIO, copy: io.FileIO | None, path: Path, what: str, size_bytes: int) -> Digest:
@@ -142,20 +147,36 @@ def _hash(file: io.FileIO, copy: io.FileIO | None, path: Path, what: str, size_b
     return Digest(hasher.hexdigest())
 
 
-def _memory_file(name: str) -> io.FileIO:
-    if hasattr(os, "memfd_create"):
-        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-        for more in (_MFD_EXEC, 0):
-            try:
-                return io.FileIO(os.memfd_create(name, flags | more), "r+b")
-            except OSError as error:
-                if error.errno == errno.ENOSYS:
-                    break
-                if error.errno != errno.EINVAL or not more:  # EINVAL: a kernel that does not know the flag
-                    raise
-    descriptor, path = tempfile.mkstemp(prefix="pipevault-copy-")
-    os.unlink(path)
-    return io.FileIO(descriptor, "r+b")
+def _new_copy(name: str) -> tuple[io.FileIO, Path | None]:
+    """An empty file for a copy, and its path if it is none of memory."""
+    file = _memory_file(name)
+    if file is not None and _descriptor_path(file) is not None:
+        return file, None
+    if file is not None:
+        file.close()
+    path = kept_scratch_folder() / name
+    return io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o500), "r+b"), path
+
+
+def _memory_file(name: str) -> io.FileIO | None:
+    if not hasattr(os, "memfd_create"):
+        return None
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    for more in (_MFD_EXEC, 0):
+        try:
+            return io.FileIO(os.memfd_create(name, flags | more), "r+b")
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES):
+                raise
+    return None
+
+
+def _descriptor_path(file: io.FileIO) -> Path | None:
+    for folder in _DESCRIPTORS:
+        path = folder / str(file.fileno())
+        if os.access(path, os.R_OK):
+            return path
+    return None
 
 
 def _seal(file: io.FileIO) -> None:

@@ -7,6 +7,7 @@ import enum
 import functools
 import hashlib
 import types
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -37,7 +38,8 @@ class CodeDigest:
         self._hasher = hashlib.sha256()
         self._places: dict[int, int] = {}
         self._kept_alive: list[Any] = []
-        self._values = ValueText(code=self._code_text, live=live)
+        code = weakref.WeakMethod(self._code_text)  # a cycle would keep the weights that were looked at
+        self._values = ValueText(code=lambda value: code()(value), live=live)  # type: ignore[misc]
 
     @property
     def is_used(self) -> bool:

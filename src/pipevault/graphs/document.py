@@ -2,12 +2,13 @@
 
     cached_pipe/
       unet                      this document
-      artifacts/<sha256>        packages and lifted constants
+      artifacts/<sha256>        libraries and lifted constants
 
 ::
 
-    {"pipevault_part": 2,
-     "graphs": [{"signature": {...}, "build": "<sha256>", "package": "<sha256>", "constants": "<sha256>" or null,
+    {"pipevault_part": 3,
+     "graphs": [{"signature": {...}, "build": "<sha256>", "library": "<sha256>", "constants": "<sha256>" or null,
+                 "beside": {},
                  "inputs": [[0, [64, 8, 1]]], "results": [["tensor"]], "result_tree": "...", "ties": [...],
                  "layout": "<sha256>", "origins": [["freqs", ["rope", "freqs"], "<sha256>"]],
                  "machine": {"AOTI_CPU_ISA": ...}, "checks": {...}}]}
@@ -26,7 +27,7 @@ from pipevault.digest import canonical_json
 from pipevault.errors import CorruptEntryError
 from pipevault.graphs.frozen import GraphDocument
 
-PART_VERSION = 2
+PART_VERSION = 3
 ARTIFACTS = "artifacts"
 
 

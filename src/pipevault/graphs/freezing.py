@@ -17,22 +17,23 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from pipevault.compat.pytorch import package_metadata
-from pipevault.digest import digest_file
+from pipevault.digest import Digest, digest_file
 from pipevault.errors import CannotFreezeError, NotFiniteError, TrainingModeError
+from pipevault.files.opened import open_verified
 from pipevault.graphs.check import NOT_FINITE, compare_trees
 from pipevault.graphs.frozen import (
     BAKED,
     FrozenGraph,
     GraphDocument,
-    Offloaded,
+    Host,
     constant_sha256,
     iter_devices,
     layout_digest,
     live_constant,
     read_constants,
 )
-from pipevault.graphs.inductor import BuildOptions, build_digest, build_graph
+from pipevault.graphs.inductor import BuildOptions, BuiltGraph, build_digest, build_graph
+from pipevault.graphs.library import CONSTANTS_NAME, LIBRARY_NAME, GraphFiles, map_library
 from pipevault.graphs.observe import Attributes, Observed, RandomState, held, observe, read_state, same_values
 from pipevault.graphs.program import (
     Program,
@@ -48,6 +49,7 @@ from pipevault.graphs.signature import DescribedCall, Signature, describe_call, 
 from pipevault.graphs.views import tracing_view
 
 OnStep = Callable[[str, str], None]
+RunGraph = Callable[[Sequence[Any]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,17 @@ class Observation:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A graph that was compiled and checked; its files lie where it was built."""
+    """A graph that was compiled; its files lie where it was built."""
 
     document: GraphDocument
-    package: Path
-    constants: Path | None
+    paths: Mapping[str, Path]
+    """By digest."""
+
+    def open(self) -> GraphFiles:
+        """Raises :class:`~pipevault.errors.CorruptEntryError` if a file is no longer what was built."""
+        return self.document.open_files(
+            lambda name, digest: open_verified(self.paths[digest], Digest(digest), what=f"The file {name}")
+        )
 
 
 def observe_call(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Observation:
@@ -194,8 +202,7 @@ def freeze_call(
     *,
     options: BuildOptions,
     output_dir: Path,
-    verify: Callable[[nn.Module], str] = lambda module: "",
-    offloaded: Offloaded | None = None,
+    host: Host,
     on_step: OnStep = lambda action, detail: None,
 ) -> Frozen:
     """Compile the observed call and check the graph. Raises :class:`CannotFreezeError`."""
@@ -216,48 +223,45 @@ def freeze_call(
     built = build_graph(
         view, program, with_tensors(call.leaves), results, build=build, options=options, output_dir=output_dir
     )
-    lifted = tuple(read_constants(built.constants))
+    document, paths = _describe(built, program, leaves, results, build)
+    document = replace(document, origins=_origin_digests(subject.module, built.origins, observation.caches))
+    if options.weights == "bound":
+        with Frozen(document, paths).open() as files:
+            library = map_library(document.library, files)
+        lifted = tuple(read_constants(built.constants))
+        document = replace(document, layout=layout_digest(view, library, subject.device, lifted))
+    frozen = Frozen(document, paths)
+    on_step("check", str(program.signature))
+    with frozen.open() as files:
+        graph = FrozenGraph(document, files, device=subject.device, part=subject.name)
+    graph.bind(subject.module, host)
+    checks = _check(subject, partial(graph, subject.module, host=host), observation, free)
+    return Frozen(replace(document, checks=checks), paths)
+
+
+def _describe(
+    built: BuiltGraph, program: Program, leaves: Sequence[Any], results: Results, build: Digest
+) -> tuple[GraphDocument, dict[str, Path]]:
+    """The document of a fresh graph, and its files by digest. Its layout is not known before it is mapped."""
+    named = {LIBRARY_NAME: built.library, **built.beside}
+    if built.constants is not None:
+        named[CONSTANTS_NAME] = built.constants
+    digests = {name: digest_file(path).hex for name, path in named.items()}
     document = GraphDocument(
         signature=program.signature,
         build=build.hex,
-        package=digest_file(built.package).hex,
-        constants=digest_file(built.constants).hex if built.constants else None,
+        library=digests[LIBRARY_NAME],
+        constants=digests.get(CONSTANTS_NAME),
+        beside={name: digests[name] for name in built.beside},
         inputs=tuple((i, tuple(leaf.stride())) for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)),
         results=results,
         ties=built.ties,
-        layout=BAKED if options.weights == "baked" else layout_digest(view, built.package, lifted),
-        origins=_origin_digests(subject.module, built.origins, observation.caches),
-        machine=package_metadata(built.package),
+        layout=BAKED,
+        origins=(),
+        machine=built.machine,
         checks={},
     )
-    frozen = Frozen(document, built.package, built.constants)
-    on_step("check", str(program.signature))
-    graph = open_graph(frozen, subject.module, subject.device, name=subject.name, verify=verify, offloaded=offloaded)
-    checks = _check(subject, graph, observation, free)
-    return replace(frozen, document=replace(frozen.document, checks=checks))
-
-
-def open_graph(
-    frozen: Frozen,
-    module: nn.Module,
-    device: torch.device,
-    *,
-    name: str,
-    verify: Callable[[nn.Module], str],
-    offloaded: Offloaded | None = None,
-) -> FrozenGraph:
-    """Open the package and bind it to the weights of ``module``."""
-    graph = FrozenGraph(
-        frozen.document,
-        frozen.package,
-        device=device,
-        lifted=read_constants(frozen.constants),
-        part=name,
-        verify=verify,
-        offloaded=offloaded,
-    )
-    graph.bind(module)
-    return graph
+    return document, {digests[name]: path for name, path in named.items()}
 
 
 def refuse_training(name: str, module: nn.Module) -> None:
@@ -275,7 +279,7 @@ def part_device(module: nn.Module) -> torch.device:
     return next((device for device in iter_devices(module) if device.type != "meta"), torch.device("cpu"))
 
 
-def _check(subject: Subject, graph: FrozenGraph, observation: Observation, free: Sequence[int]) -> Mapping[str, Any]:
+def _check(subject: Subject, graph: RunGraph, observation: Observation, free: Sequence[int]) -> Mapping[str, Any]:
     call, program = observation.call, observation.program
     varied = [
         leaf if index in call.numbers and index not in free else other
@@ -297,7 +301,7 @@ def _check(subject: Subject, graph: FrozenGraph, observation: Observation, free:
 
 
 def _compare(
-    subject: Subject, graph: FrozenGraph, program: Program, leaves: Sequence[Any], *, may_refuse: bool = False
+    subject: Subject, graph: RunGraph, program: Program, leaves: Sequence[Any], *, may_refuse: bool = False
 ) -> Any:
     """The distance of the graph from eager code on ``leaves``; ``None`` if eager code refuses them."""
     try:
@@ -308,7 +312,7 @@ def _compare(
             return None
         raise
     with torch.no_grad():
-        actual = graph(subject.module, copied_leaves(leaves))
+        actual = graph(copied_leaves(leaves))
         comparison = compare_trees(expected, actual)
         if comparison.passed or not 0.0 < comparison.distance <= _LARGEST_EXCESS * comparison.tolerance:
             return comparison

@@ -1,13 +1,15 @@
-"""One frozen graph: an AOTInductor package, bound to the live weights of a module.
+"""One frozen graph: a library that AOTInductor made, bound to the live weights of a module.
 
-The package is opened with torch's native loader, which imports no part of the compiler. With ``user_managed``
+The library is opened with torch's native runner, which imports no part of the compiler. With ``user_managed``
 constants it keeps raw pointers into the weights, so a :class:`Binding` holds what is bound and notices before each
 call when anything has moved (``module.to()``, offload hooks, ``parameter.data = …``).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +18,33 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from pipevault.compat.pytorch import package_loader
-from pipevault.digest import digest_bytes, digest_json
+from pipevault.compat.pytorch import GraphRunner
+from pipevault.digest import Digest, digest_bytes, digest_json
 from pipevault.errors import ChangedPartError
+from pipevault.files.opened import OpenedFile
+from pipevault.graphs.library import CONSTANTS_NAME, LIBRARY_NAME, GraphFiles, map_library
 from pipevault.graphs.observe import follow
 from pipevault.graphs.program import Results, number_tensor
 from pipevault.graphs.signature import ABSENT, Leaf, Signature
 
-Offloaded = Callable[[str, torch.Tensor, torch.device], "torch.Tensor | None"]
+
+class Host:
+    """What a graph asks when its module has changed. It is asked with each call and not kept: a cycle would hold the
+    weights of a pipeline that was dropped.
+    """
+
+    def verify(self, module: nn.Module) -> str:
+        """Return what the graphs cannot follow of a module whose sub-modules changed, or nothing."""
+        return ""
+
+    def offloaded(self, name: str, tensor: torch.Tensor, device: torch.device) -> torch.Tensor | None:
+        """Return the weight of that name on ``device``, where an offloading hook keeps it elsewhere."""
+        return None
+
 
 BAKED = "baked"
 BASE_LAYER = "base_layer"
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
 _ALIGNMENT_BYTES = 16
 """Inductor generates vector loads for inputs that were aligned when it compiled."""
 
@@ -35,19 +53,20 @@ _ALIGNMENT_BYTES = 16
 class GraphDocument:
     """What the document of a graph says; see :mod:`pipevault.graphs.document` for the JSON.
 
-    ``package`` and ``constants`` are the SHA-256 of files, ``build`` is the
+    ``library``, ``constants`` and the values of ``beside`` (files by name) are the SHA-256 of files, ``build`` is the
     :func:`~pipevault.graphs.inductor.build_digest`. ``inputs`` has, for each tensor that the graph takes, the index of
     the call's leaf and the strides that the code was generated for. ``results`` tells how its tensors become the output
     of the part, the arguments that it writes to and its state. ``layout`` is the digest of names, dtypes, shapes and
     strides of the bound weights, or :data:`BAKED` if the weights are compiled in. ``origins`` has name, steps and
-    SHA-256 of each constant that is an attribute of a module. ``machine`` is the package's own metadata, to be
-    compared with this machine before the package is opened, because opening runs its native code.
+    SHA-256 of each constant that is an attribute of a module. ``machine`` is what the compiler says that the
+    library was built for, to be compared with this machine before the library is opened, because opening runs its code.
     """
 
     signature: Signature
     build: str
-    package: str
+    library: str
     constants: str | None
+    beside: Mapping[str, str]
     inputs: tuple[tuple[int, tuple[int, ...]], ...]
     results: Results
     ties: tuple[tuple[str, ...], ...]
@@ -56,12 +75,26 @@ class GraphDocument:
     machine: Mapping[str, str]
     checks: Mapping[str, Any]
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The digest of each file of the graph, by name."""
+        constants = {CONSTANTS_NAME: self.constants} if self.constants else {}
+        return {LIBRARY_NAME: self.library, **constants, **self.beside}
+
+    def open_files(self, open_file: Callable[[str, str], OpenedFile]) -> GraphFiles:
+        """Open the files by ``open_file``, which takes a name and a digest; whatever it raises, nothing stays open."""
+        with ExitStack() as stack:
+            opened = {name: stack.enter_context(open_file(name, digest)) for name, digest in self.files.items()}
+            stack.pop_all()
+        return GraphFiles(opened)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "signature": self.signature.to_json(),
             "build": self.build,
-            "package": self.package,
+            "library": self.library,
             "constants": self.constants,
+            "beside": dict(self.beside),
             "inputs": self.inputs,
             "results": self.results.leaves,
             "result_tree": self.results.tree,
@@ -75,11 +108,18 @@ class GraphDocument:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> GraphDocument:
         """Raises ``KeyError``, ``TypeError`` or ``ValueError`` for a document of another form."""
+        beside = dict(document["beside"])
+        for digest in (document["library"], document["constants"], *beside.values()):
+            if digest is not None:
+                Digest(digest)
+        if unsafe := [name for name in beside if not _PLAIN_NAME.fullmatch(name)]:
+            raise ValueError(f"{unsafe[0]!r} is no plain file name")
         return cls(
             signature=Signature.from_json(document["signature"]),
             build=document["build"],
-            package=document["package"],
+            library=document["library"],
             constants=document["constants"],
+            beside=beside,
             inputs=tuple((int(index), tuple(stride)) for index, stride in document["inputs"]),
             results=Results(tuple(tuple(leaf) for leaf in document["results"]), document["result_tree"]),
             ties=tuple(tuple(names) for names in document["ties"]),
@@ -124,36 +164,31 @@ class Binding:
 
 
 class FrozenGraph:
-    """A loaded package. Calling it gives the result tree of the program that it was made from."""
+    """A library bound to a module. Calling it gives the result tree of the program that it was made from."""
 
     def __init__(
         self,
         document: GraphDocument,
-        package: Path,
+        files: GraphFiles,
         *,
         device: torch.device,
-        lifted: Mapping[str, torch.Tensor],
         part: str,
-        verify: Callable[[nn.Module], str],
-        offloaded: Offloaded | None = None,
     ) -> None:
-        """``offloaded`` finds a weight that is not on the graph's device, by its name."""
-        index = device.index if device.index is not None else -1
-        self._runner = package_loader(package, index)
+        """Take ``files``, which may be closed afterwards."""
+        self._runner = GraphRunner(map_library(document.library, files), device)
         self.document = document
         self.part = part
         self.device = device
-        self._verify = verify
         self._result_tree = pytree.treespec_loads(document.results.tree)
+        lifted = read_constants(files.constants.path) if files.constants else {}
         self._lifted = {name: tensor.to(device) for name, tensor in lifted.items()}
-        self._constants = self._runner.get_constant_fqns()
-        self._offloaded = offloaded
+        self._constants = self._runner.constants
         self._binding: Binding | None = None
         self._layout: dict[str, str] | None = None
         self._borrowed = False
         self._held: Mapping[str, torch.Tensor] | None = None
 
-    def bind(self, module: nn.Module) -> None:
+    def bind(self, module: nn.Module, host: Host) -> None:
         """Point the graph at the live weights. Raises :class:`ChangedPartError` if they no longer fit it."""
         if self.is_baked:
             self._watch_baked(module)
@@ -167,7 +202,7 @@ class FrozenGraph:
         if self._digest(layout) != self.document.layout:
             raise ChangedPartError(self._changed(_first_change(self._layout or {}, layout)), self.part)
         _check_ties(module, self.document.ties, self)
-        self._load(binding)
+        self._load(binding, host)
         self._binding, self._layout = binding, layout
 
     def fits(self, module: nn.Module) -> bool:
@@ -185,14 +220,14 @@ class FrozenGraph:
         """Whether what was bound is still in place."""
         return self._binding is not None and self._binding.holds()
 
-    def __call__(self, module: nn.Module, leaves: Sequence[Leaf]) -> dict[str, Any]:
+    def __call__(self, module: nn.Module, leaves: Sequence[Leaf], host: Host) -> dict[str, Any]:
         """Return the result tree for the leaves of a call: ``output``, ``arguments``, ``state``."""
         if self._binding is None or not self._binding.holds() or (self.is_baked and self._binding.written_to()):
-            if self._binding is not None and self._binding.tree_changed() and (what := self._verify(module)):
+            if self._binding is not None and self._binding.tree_changed() and (what := host.verify(module)):
                 raise ChangedPartError(self._changed(what), self.part)
-            self.bind(module)
+            self.bind(module, host)
         inputs = [self._input(leaves, index, stride) for index, stride in self.document.inputs]
-        tensors = iter(self._runner.boxed_run(inputs))
+        tensors = iter(self._runner.run(inputs))
         made = [
             next(tensors) if kind[0] == "tensor" else leaves[kind[1]] if kind[0] == "leaf" else _constant(kind)
             for kind in self.document.results.leaves
@@ -210,22 +245,22 @@ class FrozenGraph:
             return _with_stride(leaf, stride)
         return leaf
 
-    def _load(self, binding: Binding) -> None:
+    def _load(self, binding: Binding, host: Host) -> None:
         """Weights that an offloading hook keeps elsewhere are borrowed: copied to the device for one call."""
         self._borrowed = False
         constants: dict[str, torch.Tensor] = dict(self._lifted)
         for name, tensor in zip(binding.names, binding.tensors, strict=True):
             if tensor.device.type != self.device.type:
                 self._borrowed = True
-            constants[name] = self._on_device(name, tensor)
+            constants[name] = self._on_device(name, tensor, host)
         if constants:
-            self._runner.load_constants(constants, False, True, True)
+            self._runner.bind(constants)
         self._held = constants
 
-    def _on_device(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def _on_device(self, name: str, tensor: torch.Tensor, host: Host) -> torch.Tensor:
         if tensor.device.type == self.device.type:
             return tensor.detach()
-        found = self._offloaded(name, tensor, self.device) if self._offloaded else None
+        found = host.offloaded(name, tensor, self.device)
         if found is None:
             raise ChangedPartError(
                 self._changed(f"{name} is on {tensor.device}, the graph runs on {self.device.type}"), self.part
@@ -264,10 +299,9 @@ def _constant(kind: Sequence[Any]) -> Any:
     return ABSENT if kind[0] == "absent" else kind[1]
 
 
-def layout_digest(module: nn.Module, package: Path, lifted: Sequence[str]) -> str:
-    """Return the ``layout`` of a fresh package: the digest over the live tensors that it reads."""
-    runner = package_loader(package, -1)
-    names = [name for name in runner.get_constant_fqns() if name not in lifted]
+def layout_digest(module: nn.Module, library: Path, device: torch.device, lifted: Sequence[str]) -> str:
+    """Return the ``layout`` of a fresh library, which is mapped: the digest over the live tensors that it reads."""
+    names = [name for name in GraphRunner(library, device).constants if name not in lifted]
     return FrozenGraph._digest(Binding(module, names).layout())
 
 

@@ -1,4 +1,4 @@
-"""Compile one call of a module into an AOTInductor package whose weights stay outside.
+"""Compile one call of a module into a shared library by AOTInductor, whose weights stay outside.
 
 ``torch.export`` traces the call, AOTInductor compiles it. Source: https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html
 """
@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import logging
 import os
 import re
 import secrets
 import shutil
+import subprocess
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,19 @@ from torch import nn
 from pipevault.compat.pytorch import forget_vector_isa
 from pipevault.digest import Digest, digest_json
 from pipevault.errors import CannotFreezeError, CompilerMissingError, InterruptedBuildError, SettingsError
+from pipevault.files.scratch import scratch_folder
+from pipevault.graphs.library import CONSTANTS_NAME, EXTERN_NAME, LIBRARY_NAME
 from pipevault.graphs.observe import iter_tensors
 from pipevault.graphs.program import Program, Results
-from pipevault.graphs.scratch import scratch_folder
 from pipevault.graphs.signature import Signature
 
 logger = logging.getLogger("pipevault")
 
-GRAPH_FORMAT = 2
-PACKAGE_NAME = "graph.pt2"
-CONSTANTS_NAME = "constants.safetensors"
+GRAPH_FORMAT = 3
+_EMBED_KERNELS = "aot_inductor.embed_kernel_binary"
+"""The kernels of a GPU become part of the library; without it they are files beside it."""
+_KERNEL_SUFFIXES = frozenset({".cubin", ".fatbin", ".hsaco", ".spv"})
+_CUSTOM_OBJECTS = "custom_objs_config.json"
 FOLDS_WEIGHTS = frozenset({"freezing", "aot_inductor.use_runtime_constant_folding"})
 
 
@@ -50,7 +55,7 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         """Raises :class:`SettingsError` for an override that the format depends on."""
-        fixed = {name for name in self.config if name.startswith("aot_inductor.package")}
+        fixed = {name for name in self.config if name.startswith("aot_inductor.package") or name == _EMBED_KERNELS}
         if self.weights == "bound":
             fixed |= FOLDS_WEIGHTS & set(self.config)
         if fixed:
@@ -67,12 +72,16 @@ class BuildOptions:
 class BuiltGraph:
     """Files of a compiled graph and what is needed to bind it.
 
-    ``ties`` are groups of names that shared one storage when the graph was made. ``origins`` has, for each constant
-    that is an attribute of a module, the steps to it (see :func:`~pipevault.graphs.observe.iter_tensors`).
+    ``beside`` are files that the library looks up in its folder, by name. ``machine`` is what the compiler says that it
+    was built for. ``ties`` are groups of names that shared one storage when the graph was made. ``origins`` has, for
+    each constant that is an attribute of a module, the steps to it (see
+    :func:`~pipevault.graphs.observe.iter_tensors`).
     """
 
-    package: Path
+    library: Path
     constants: Path | None
+    beside: Mapping[str, Path]
+    machine: Mapping[str, str]
     ties: tuple[tuple[str, ...], ...]
     origins: Mapping[str, tuple[str | int, ...]]
 
@@ -103,13 +112,14 @@ def build_graph(
     _refuse_mutation(traced)
     with _build_folder(build) as folder, _inductor_caches_in(folder):
         files, constants = _compile(traced, options)
-        package = _package(folder, files)
         output_dir.mkdir(parents=True, exist_ok=True)
-        stored = Path(shutil.move(package, output_dir / PACKAGE_NAME))
+        compiled = _collect(files, output_dir)
     known = dict(_named_tensors(module))
     lifted = {} if options.weights == "baked" else {k: v for k, v in constants.items() if k not in known}
-    return BuiltGraph(
-        package=stored,
+    if options.weights == "bound":
+        _strip(compiled.library)
+    return replace(
+        compiled,
         constants=_write_constants(lifted, output_dir / CONSTANTS_NAME) if lifted else None,
         ties=_ties(module),
         origins=_origins(module, traced),
@@ -170,12 +180,13 @@ def _compile(program: torch.export.ExportedProgram, options: BuildOptions) -> tu
     from torch._inductor.exc import InvalidCxxCompiler
 
     config: dict[str, Any] = {
-        "aot_inductor.package": True,
+        "aot_inductor.package": True,  # kernels and metadata are found by name, not by the path of this build
         "aot_inductor.package_constants_in_so": options.weights == "baked",
         # A precompiled header serves one build folder only, so making it costs more than it saves.
         "aot_inductor.precompile_headers": False,
         "always_keep_tensor_constants": True,
         "aot_inductor.metadata": {},  # else Inductor writes this machine into its default, in place
+        _EMBED_KERNELS: True,
         **options.config,
     }
     if options.weights == "bound":
@@ -200,10 +211,37 @@ def _compile(program: torch.export.ExportedProgram, options: BuildOptions) -> tu
     return [item for item in files if isinstance(item, str)], constants
 
 
-def _package(folder: Path, files: list[str]) -> Path:
-    from torch._inductor.package.package import package_aoti
+def _collect(files: Sequence[str], folder: Path) -> BuiltGraph:
+    """Move what a graph needs to run from among the files of a build to ``folder``; sources stay behind."""
+    made = [Path(file) for file in files]
+    [library] = [path for path in made if path.suffix == ".so"]
+    [metadata] = [path for path in made if path.name == f"{library.stem}_metadata.json"]
+    beside = {}
+    for path in made:
+        if path.name == f"{library.stem}.json":
+            beside[EXTERN_NAME] = path
+        elif path.suffix in _KERNEL_SUFFIXES:
+            beside[path.name] = path
+        elif path.name == _CUSTOM_OBJECTS:
+            raise CannotFreezeError("the call uses objects of TorchScript, which are no part of a library")
+    return BuiltGraph(
+        library=Path(shutil.move(library, folder / LIBRARY_NAME)),
+        constants=None,
+        beside={name: Path(shutil.move(path, folder / name)) for name, path in beside.items()},
+        machine={name: str(value) for name, value in json.loads(metadata.read_bytes()).items()},
+        ties=(),
+        origins={},
+    )
 
-    return Path(package_aoti(str(folder / PACKAGE_NAME), files))  # type: ignore[arg-type]
+
+def _strip(library: Path) -> None:
+    """Take the symbols out that only a debugger reads: they are more than half of a library.
+
+    Not where weights are compiled in: Inductor appends large ones to the end of the file, which ``strip`` cuts off.
+    """
+    strip = shutil.which("strip")  # comes with the linker that made the library
+    if strip is not None:
+        subprocess.run([strip, str(library)], check=True, capture_output=True)
 
 
 def _ties(module: nn.Module) -> tuple[tuple[str, ...], ...]:

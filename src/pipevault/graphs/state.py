@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import secrets
 import shutil
@@ -23,18 +22,19 @@ from torch import nn
 
 from pipevault.compat.accelerate import offloaded_weight
 from pipevault.compat.pytorch import without_modes
-from pipevault.digest import digest_file, digest_json
+from pipevault.digest import Digest, digest_json
 from pipevault.errors import (
     CannotFreezeError,
     ChangedPartError,
     CompilerMissingError,
-    CorruptEntryError,
     InterruptedBuildError,
     NotFiniteError,
     NothingFrozenError,
     TrainingModeError,
     UnfrozenCallError,
 )
+from pipevault.files.opened import open_verified
+from pipevault.files.scratch import kept_scratch_folder, scratch_folder
 from pipevault.graphs.check import compare_trees
 from pipevault.graphs.document import ARTIFACTS, read_part, write_part
 from pipevault.graphs.freezing import (
@@ -42,17 +42,16 @@ from pipevault.graphs.freezing import (
     Subject,
     freeze_call,
     observe_call,
-    open_graph,
     part_device,
     refuse_training,
 )
-from pipevault.graphs.frozen import FrozenGraph, GraphDocument
+from pipevault.graphs.frozen import FrozenGraph, GraphDocument, Host
 from pipevault.graphs.inductor import BuildOptions
+from pipevault.graphs.library import GraphFiles
 from pipevault.graphs.observe import Attributes, copied, write_back, write_state
 from pipevault.graphs.program import copied_leaves
-from pipevault.graphs.scratch import scratch_folder
 from pipevault.graphs.signature import DescribedCall, Signature, describe_call
-from pipevault.graphs.table import UNUSABLE, Files, Kept, Shelf, Slot, Table
+from pipevault.graphs.table import UNUSABLE, Kept, Shelf, Slot, Table
 
 logger = logging.getLogger("pipevault")
 
@@ -101,7 +100,7 @@ class PartOptions:
     freeze_hint: str = "Load the pipeline for such calls in mode 'compile'"
 
 
-class PartState:
+class PartState(Host):
     """What a frozen part knows beside the module that it shares."""
 
     def __init__(self, module: nn.Module, options: PartOptions) -> None:
@@ -118,7 +117,7 @@ class PartState:
         self.touched: dict[str, Slot] = {}
         """The slots that calls used since :meth:`start_listing`, by key."""
         self.ran: dict[str, str] = {}
-        """The graphs that calls ran since an observer cleared it: key, and digest of the package."""
+        """The graphs that calls ran since an observer cleared it: key, and digest of the library."""
         self.unstored: dict[Signature, str] = {}
         """Why calls since then run eagerly, where no shelf knows it."""
         self._tables: dict[Any, Table] = {}
@@ -191,15 +190,9 @@ class PartState:
             kept = slot.kept
             assert kept.document is not None
             assert kept.files is not None
-            package, constants = kept.files()
-            graph = open_graph(
-                Frozen(kept.document, package, constants),
-                self.module,
-                self._device,
-                name=self.name,
-                verify=self._verify,
-                offloaded=self._offloaded,
-            )
+            with kept.files() as files:
+                graph = FrozenGraph(kept.document, files, device=self._device, part=self.name)
+            graph.bind(self.module, self)
             slot.graph = graph
         return slot.graph
 
@@ -261,7 +254,7 @@ class PartState:
     def _run(self, slot: Slot, call: DescribedCall, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         graph = self.open(slot)
         with torch._C.DisableTorchFunction():
-            result = graph(self.module, call.leaves)
+            result = graph(self.module, call.leaves, self)
             for name, value in result["arguments"].items():
                 write_back(args[int(name)] if name.isdigit() else kwargs[name], value)
             for path, value in result["state"].items():
@@ -269,7 +262,7 @@ class PartState:
         slot.calls += 1
         self.uses["frozen"] += 1
         self.touched[slot.kept.key] = slot
-        self.ran[slot.kept.key] = graph.document.package
+        self.ran[slot.kept.key] = graph.document.library
         self.unstored.pop(slot.kept.signature.without_fixed, None)
         if self.observer is not None:
             self.observer(self.name, call.tensors, result["output"])
@@ -397,7 +390,7 @@ class PartState:
                             return slot
                 folder = stack.enter_context(scratch_folder("graphs", secrets.token_hex(16)))
                 if table.shelf is None:
-                    folder = _kept_scratch()
+                    folder = kept_scratch_folder()
                 compiled_s = time.perf_counter()
                 report(self.name, "compile", None, str(signature))
                 frozen = freeze_call(
@@ -405,8 +398,7 @@ class PartState:
                     observation,
                     options=self.options.build,
                     output_dir=folder,
-                    verify=self._verify,
-                    offloaded=self._offloaded,
+                    host=self,
                     on_step=lambda action, detail: report(self.name, action, None, detail),
                 )
                 seconds = time.perf_counter() - compiled_s
@@ -456,18 +448,18 @@ class PartState:
             held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
             expected = self.eager(*held_args, **held_kwargs)
             attributes.restore(tuple(attributes.written()))
-            actual = graph(self.module, copied_leaves(call.leaves))["output"]
+            actual = graph(self.module, copied_leaves(call.leaves), self)["output"]
         comparison = compare_trees(expected, actual, same_non_finite=True)
         if not comparison.passed:
             raise ChangedPartError(
                 f"{self.name} no longer computes what its graph does ({why}): {comparison.failure}", self.name
             )
 
-    def _offloaded(self, name: str, tensor: torch.Tensor, device: torch.device) -> torch.Tensor | None:
+    def offloaded(self, name: str, tensor: torch.Tensor, device: torch.device) -> torch.Tensor | None:
         path, _, leaf = name.rpartition(".")
         return offloaded_weight(self.module.get_submodule(path), leaf, tensor, device)
 
-    def _verify(self, module: nn.Module) -> str:
+    def verify(self, module: nn.Module) -> str:
         return self.options.verify(self.table.shelf, module) if self.options.verify else ""
 
     def save(self, path: Path) -> None:
@@ -481,10 +473,10 @@ class PartState:
             document = slot.kept.document
             assert document is not None
             assert slot.kept.files is not None
-            package, constants = slot.kept.files()
-            for digest, source in ((document.package, package), (document.constants, constants)):
-                if digest and source and not (artifacts / digest).exists():
-                    shutil.copyfile(source, artifacts / digest)
+            with slot.kept.files() as files:
+                for name, digest in document.files.items():
+                    if not (artifacts / digest).exists():
+                        shutil.copyfile(files[name].path, artifacts / digest)
         write_part(path, [slot.kept.document for slot in graphs if slot.kept.document])
 
     def load(self, path: Path) -> None:
@@ -499,32 +491,12 @@ class PartState:
 def _in_memory(frozen: Frozen) -> Kept:
     signature = frozen.document.signature
     key = digest_json({"signature": signature.to_json(), "origins": frozen.document.origins}).hex
-    return Kept(signature, key, frozen.document, lambda: (frozen.package, frozen.constants))
+    return Kept(signature, key, frozen.document, frozen.open)
 
 
-def _files_beside(path: Path, document: GraphDocument) -> Files:
-    find = _beside(path)
-    return find(document.package), find(document.constants) if document.constants else None
-
-
-def _beside(path: Path) -> Callable[[str], Path]:
-    def find(digest: str) -> Path:
-        artifact = path.parent / ARTIFACTS / digest
-        try:
-            actual = digest_file(artifact).hex
-        except OSError as error:
-            raise CorruptEntryError(
-                f"{artifact}, which {path.name} needs, cannot be read: {error}. Save the part again.",
-                artifact,
-            ) from error
-        if actual != digest:
-            raise CorruptEntryError(f"{artifact} is not what {path.name} names. Save the part again.", artifact)
-        return artifact
-
-    return find
-
-
-def _kept_scratch() -> Path:
-    stack = ExitStack()
-    atexit.register(stack.close)
-    return stack.enter_context(scratch_folder("graphs", secrets.token_hex(16)))
+def _files_beside(path: Path, document: GraphDocument) -> GraphFiles:
+    """The files that :meth:`PartState.save` wrote beside the document at ``path``."""
+    folder = path.parent / ARTIFACTS
+    return document.open_files(
+        lambda name, digest: open_verified(folder / digest, Digest(digest), what=f"The file {name} of {path}")
+    )

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -16,27 +15,25 @@ from torch import nn
 from pipevault.errors import VaultError, WrongMachineError
 from pipevault.graphs.freezing import Frozen
 from pipevault.graphs.frozen import FrozenGraph, GraphDocument, constant_sha256, live_constant
+from pipevault.graphs.library import GraphFiles
 from pipevault.graphs.observe import read_state
 from pipevault.graphs.signature import LEAF_KINDS, DescribedCall, Leaf, Shape, Signature, describe_call
 
 logger = logging.getLogger("pipevault")
-
-Files = tuple[Path, "Path | None"]
 
 
 @dataclass(frozen=True)
 class Kept:
     """What a shelf holds for one signature: a graph, or the reason why there can be none.
 
-    ``files`` verifies the package and the lifted constants and gives their paths; it raises a
-    :class:`~pipevault.errors.VaultError` or :class:`~pipevault.errors.WrongMachineError` for a graph that cannot be
-    used. ``key`` names the entry.
+    ``files`` opens the files of the graph and verifies them; it raises a :class:`~pipevault.errors.VaultError` or
+    :class:`~pipevault.errors.WrongMachineError` for a graph that cannot be used. ``key`` names the entry.
     """
 
     signature: Signature
     key: str
     document: GraphDocument | None = None
-    files: Callable[[], Files] | None = None
+    files: Callable[[], GraphFiles] | None = None
     refusal: str = ""
 
 

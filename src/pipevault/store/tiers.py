@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, LockTimeoutError, NotAVaultError, VaultError, VaultFullError
+from pipevault.files.opened import OpenedFile
 from pipevault.settings import Settings, Tier
 from pipevault.store.deadline import ask
 from pipevault.store.layout import SYSTEM_NAMES, Layout
@@ -130,13 +132,9 @@ class Tiers:
         asked = tier if self._is_own(found.tier) else found.tier
         return self._ask(asked, partial(self._copy, found, tier, vault), size_bytes=size_bytes)
 
-    def verified_paths(self, found: Found) -> dict[str, Path]:
-        """Where each artifact is, by digest; all were checked just now. Raises like :meth:`Vault.verified_path`."""
-        return self._ask(
-            found.tier,
-            lambda: {ref.digest.hex: found.vault.verified_path(ref) for ref in found.manifest.artifacts},
-            size_bytes=found.manifest.size_bytes,
-        )
+    def open_artifacts(self, found: Found) -> dict[str, OpenedFile]:
+        """Open each artifact, by digest; the caller closes them. Raises like :meth:`Vault.open_artifact`."""
+        return self._ask(found.tier, partial(_open_all, found), size_bytes=found.manifest.size_bytes)
 
     def hold(self, found: Found, *, is_use: bool = True) -> Lease:
         """Keep prunes away from an entry until the lease is released, and note its use unless it ``is_use`` not.
@@ -354,6 +352,14 @@ def _hold(found: Found, is_use: bool) -> Lease:
     if is_use:
         found.vault.record_use(found.key)
     return lease
+
+
+def _open_all(found: Found) -> dict[str, OpenedFile]:
+    refs = {ref.digest: ref for ref in found.manifest.artifacts}
+    with ExitStack() as stack:
+        opened = {digest.hex: stack.enter_context(found.vault.open_artifact(ref)) for digest, ref in refs.items()}
+        stack.pop_all()
+    return opened
 
 
 def _limit_size(found: Found, max_size: int | None) -> tuple[str, ...]:

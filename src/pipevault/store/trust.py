@@ -21,6 +21,7 @@ import stat
 from pathlib import Path
 
 from pipevault.errors import UnsafeVaultError
+from pipevault.files.file_systems import is_local
 
 _OVERFLOW_ID_FILE = Path("/proc/sys/kernel/overflowuid")
 
@@ -41,6 +42,16 @@ def check_ownership(path: Path, *, root: Path, allow_group_write: bool = False) 
         _check_chain(target, Path(os.path.realpath(root)), allow_group_write)
     if not stat.S_ISREG(os.lstat(target).st_mode):
         raise UnsafeVaultError(f"{path} is no regular file. Remove it: rm -r {path}", path)
+
+
+def is_changeable(descriptor: int, status: os.stat_result) -> bool:
+    """Return whether anybody but this user and root could write to an open file: by its owner, by its mode, or because
+    other machines may write to its file system.
+    """
+    if not hasattr(os, "geteuid"):
+        return False
+    is_mine = status.st_uid in (os.geteuid(), 0)
+    return not is_mine or bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)) or not is_local(descriptor)
 
 
 def check_root(root: Path, *, allow_group_write: bool = False) -> None:

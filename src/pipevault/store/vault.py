@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, UnsafeVaultError, VaultNotWritableError
+from pipevault.files.opened import OpenedFile, open_verified
 from pipevault.store.layout import Layout
 from pipevault.store.leases import Lease, take_lease
 from pipevault.store.lock import key_lock
@@ -32,7 +33,7 @@ from pipevault.store.removal import RemovalPlan, RemovalReport, plan_entries_rem
 from pipevault.store.signature import sign_entry
 from pipevault.store.signing_keys import PrivateKey
 from pipevault.store.staging import staging_folder
-from pipevault.store.trust import check_ownership, check_root
+from pipevault.store.trust import check_ownership, check_root, is_changeable
 from pipevault.store.usage import record_use
 
 __all__ = ["BrokenManifest", "RemovalPlan", "RemovalReport", "Vault"]
@@ -91,6 +92,15 @@ class Vault:
         """
         self.owned_path(ref)
         return check_artifact(self.layout, ref)
+
+    def open_artifact(self, ref: ArtifactRef) -> OpenedFile:
+        """Open ``ref``'s bytes for as long as the caller holds them: owner, permissions, size and digest are those of
+        the very file that is held, or of a copy where others could write to it meanwhile. Raises like
+        :meth:`verified_path`.
+        """
+        return open_verified(
+            self.owned_path(ref), ref.digest, ref.size_bytes, what=f"Artifact {ref.name}", is_changeable=is_changeable
+        )
 
     def owned_path(self, ref: ArtifactRef) -> Path:
         """The same without a look at the bytes: for those who check them while they copy them."""

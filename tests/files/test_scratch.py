@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipevault.graphs.scratch import scratch_folder
+from pipevault.files.scratch import scratch_folder
 
 NAME = "a" * 32
 

@@ -5,12 +5,14 @@ The system frees the lock of a process that dies, so that what it left can be to
 
 from __future__ import annotations
 
+import atexit
 import os
+import secrets
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 
@@ -38,6 +40,13 @@ def scratch_folder(purpose: str, name: str) -> Iterator[Path]:
         # While the lock is held: later, the file may be another process's lock already.
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+
+
+def kept_scratch_folder() -> Path:
+    """A folder that stays until the process ends."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(scratch_folder("graphs", secrets.token_hex(16)))
 
 
 def _make_private(folder: Path) -> None:

@@ -1,0 +1,128 @@
+"""The native code of graphs: each library is mapped once in a process, whatever number of graphs is bound to it.
+
+g++ marks some symbols as unique, and the loader then keeps every copy of a library mapped for the life of the process.
+So a library is named by its digest, opened at its first use, and held: its descriptor stays open, because the loader
+knows the library by the path of that descriptor, and code that has its weights compiled in reads them from there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipevault.errors import UnloadableGraphError
+from pipevault.files.opened import OpenedFile
+from pipevault.files.scratch import kept_scratch_folder
+
+LIBRARY_NAME = "graph.so"
+CONSTANTS_NAME = "constants.safetensors"
+EXTERN_NAME = "graph.json"
+"""What torch's runner looks up beside a library of that name: the calls of operators that have no C interface."""
+
+
+class GraphFiles:
+    """The files of one graph by name, held open with verified bytes until :meth:`close`."""
+
+    def __init__(self, files: Mapping[str, OpenedFile]) -> None:
+        self._files = dict(files)
+
+    def __getitem__(self, name: str) -> OpenedFile:
+        return self._files[name]
+
+    @property
+    def library(self) -> OpenedFile:
+        return self._files[LIBRARY_NAME]
+
+    @property
+    def constants(self) -> OpenedFile | None:
+        return self._files.get(CONSTANTS_NAME)
+
+    @property
+    def beside(self) -> dict[str, OpenedFile]:
+        """What the library's code looks up in its folder: rare (:func:`~pipevault.graphs.inductor.build_graph`)."""
+        return {name: file for name, file in self._files.items() if name not in (LIBRARY_NAME, CONSTANTS_NAME)}
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def __enter__(self) -> GraphFiles:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+
+_LOCK = threading.Lock()
+_MAPPED: dict[str, Path] = {}
+_HELD: list[object] = []
+"""What must stay open as long as the process: the files of the mapped libraries, and the loader's handles."""
+
+
+def map_library(digest: str, files: GraphFiles) -> Path:
+    """Map the library with ``digest``, unless it is; the path by which the loader knows it.
+
+    :class:`~pipevault.errors.UnloadableGraphError`: the loader refuses it, in place and as a copy.
+    """
+    with _LOCK:
+        if digest not in _MAPPED:
+            _MAPPED[digest] = _map_beside(files) if files.beside else _map(files.library)
+        return _MAPPED[digest]
+
+
+def mapped_libraries() -> tuple[Path, ...]:
+    """The paths of the libraries that this process has mapped."""
+    with _LOCK:
+        return tuple(_MAPPED.values())
+
+
+def _map(file: OpenedFile) -> Path:
+    """In place; from memory, where the file system lets no code be mapped; else from a folder of this user's own."""
+    problems = []
+    for take in (OpenedFile.duplicate, OpenedFile.copied):
+        held = None
+        try:
+            held = take(file)
+            handle = ctypes.CDLL(str(held.path))
+        except OSError as error:
+            problems.append(str(error))
+            if held is not None:
+                held.close()
+            continue
+        _HELD.extend((held, handle))
+        return held.path
+    try:
+        return _map_copy({LIBRARY_NAME: file})
+    except OSError as error:
+        problems.append(str(error))
+    raise UnloadableGraphError(
+        f"The code of {file.origin} cannot be mapped: {'; '.join(dict.fromkeys(problems))}. Where its file system is "
+        "mounted with noexec, code is mapped from memory or from the temporary folder: allow one of the three.",
+        file.origin,
+    )
+
+
+def _map_beside(files: GraphFiles) -> Path:
+    try:
+        return _map_copy({LIBRARY_NAME: files.library, **files.beside})
+    except OSError as error:
+        raise UnloadableGraphError(
+            f"The code of {files.library.origin} needs {', '.join(files.beside)} in its folder, and cannot be mapped "
+            f"from a copy in {tempfile.gettempdir()}: {error}. Set TMPDIR to a folder that code may be mapped from.",
+            files.library.origin,
+        ) from error
+
+
+def _map_copy(files: Mapping[str, OpenedFile]) -> Path:
+    """A copy of the files in a private folder that goes with the process."""
+    folder = kept_scratch_folder()
+    for name, file in files.items():
+        shutil.copyfile(file.path, folder / name)
+        os.chmod(folder / name, 0o500)
+    _HELD.append(ctypes.CDLL(str(folder / LIBRARY_NAME)))
+    return folder / LIBRARY_NAME
