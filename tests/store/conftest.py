@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,3 +21,12 @@ def vault(tmp_path: Path) -> Vault:
 @pytest.fixture
 def entry(tmp_path: Path) -> Entry:
     return make_entry(tmp_path / "source", "a", {"unet/0.pt2": b"unet" * 1000, "vae.decoder/0.pt2": b"vae" * 999})
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder below which any user may look (pytest's own is closed to others)."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)

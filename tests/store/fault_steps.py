@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import signal
 import sys
@@ -13,6 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+
+from mounts import in_child
 
 CHANGING_CALLS = (
     *("mkdir", "open", "write", "fchmod", "fsync", "replace", "rename", "link", "utime", "unlink", "rmdir"),
@@ -64,15 +65,6 @@ def kill(name: str, original: Callable[..., Any], args: tuple[Any, ...]) -> None
 
 def disk_full(name: str, original: Callable[..., Any], args: tuple[Any, ...]) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def in_child(function: Callable[[], object]) -> int:
-    """Run ``function`` in a forked process; its exit code, negative for a signal."""
-    process = multiprocessing.get_context("fork").Process(target=function)
-    process.start()
-    process.join()
-    assert process.exitcode is not None
-    return process.exitcode
 
 
 def killed_at_each_step(function: Callable[[], object]) -> Iterator[int]:

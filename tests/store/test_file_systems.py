@@ -2,49 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import shutil
 import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fault_steps import in_child
 from store_entries import Entry, leftovers, make_entry, whole
 
+from mounts import in_child, with_own_tmpfs
 from pipevault.errors import VaultFullError, VaultNotWritableError
 from pipevault.store.vault import Vault
 
-_NEW_MOUNTS, _NEW_USERS = 0x00020000, 0x10000000
-_NO_MOUNTS = 99
 NOBODY = 65534
-
-
-def with_own_tmpfs(folder: Path, size: str, function: Callable[[], None]) -> None:
-    """Run ``function`` in a process of its own in which ``folder`` is a tmpfs; skip where that is not allowed."""
-
-    def run() -> None:
-        libc, user = ctypes.CDLL(None), os.geteuid()
-        if libc.unshare(_NEW_MOUNTS | (0 if user == 0 else _NEW_USERS)) != 0:
-            os._exit(_NO_MOUNTS)
-        if user != 0:
-            Path("/proc/self/uid_map").write_text(f"0 {user} 1")
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
-        if subprocess.run(["mount", "--make-rprivate", "/"]).returncode or subprocess.run(mount).returncode:
-            os._exit(_NO_MOUNTS)
-        function()
-
-    if sys.platform != "linux":
-        pytest.skip("needs mount namespaces")
-    folder.mkdir()
-    code = in_child(run)
-    if code == _NO_MOUNTS:
-        pytest.skip("this user may not mount")
-    assert code == 0
 
 
 def refuses_every_write(vault: Vault, there: Entry, new: Entry) -> None:
@@ -125,15 +97,6 @@ def test_a_limit_on_file_size(vault: Vault, tmp_path: Path) -> None:
     assert in_child(run) == 0
     assert vault.lookup(large.key) is None
     assert leftovers(vault) == []
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder below which any user may look (pytest's own is closed to others)."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
 
 
 def as_user_without_permission(folder: Path, function: Callable[[], None]) -> None:
