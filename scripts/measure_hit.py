@@ -21,11 +21,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import sd15
+
 COMPILER_MODULES = ("torch._inductor.compile_fx", "torch._inductor.codecache")
 PROCESS_EVENTS = frozenset(
     {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.exec", "os.system"}
 )
 CHILD_TIMEOUT_S = 3600.0
+SD15 = "sd15"
+"""Stands for a pipeline of that size with random weights."""
 
 Answer = TypeVar("Answer")
 
@@ -44,30 +48,35 @@ class Measure:
         return self.limit is None or self.value <= self.limit
 
 
-def freeze(model: str, vault: Path) -> dict[str, Any]:
-    from pipevault import PipelineCache, outcome
-    from pipevault.cli.pipelines import shapes_of
+def open_model(model: str) -> Any:
     from pipevault.opening import open_pipeline
 
-    pipe = PipelineCache(vault, mode="compile").load(open_pipeline(model), shapes=shapes_of(model, []))
+    return sd15.build() if model == SD15 else open_pipeline(model)
+
+
+def shapes(model: str) -> list[Any]:
+    from pipevault.cli.pipelines import shapes_of
+
+    return [dict(sd15.CALL)] if model == SD15 else shapes_of(model, [])
+
+
+def freeze(model: str, vault: Path) -> dict[str, Any]:
+    from pipevault import PipelineCache, outcome
+
+    pipe = PipelineCache(vault, mode="compile").load(open_model(model), shapes=shapes(model))
     return {"parts": {name: part.status for name, part in outcome(pipe).parts.items()}}
 
 
 def run_eager(model: str, vault: Path) -> dict[str, Any]:
-    from pipevault.opening import open_pipeline
-
-    pipe = open_pipeline(model)
+    pipe = open_model(model)
     call_once(pipe, model)
     return {"resident_bytes": resident_bytes()}
 
 
 def run_hit(model: str, vault: Path) -> dict[str, Any]:
     """What the import and the load do: everything else, also the call, is outside the measured stretches."""
-    from pipevault.cli.pipelines import shapes_of
-    from pipevault.opening import open_pipeline
-
-    pipe = open_pipeline(model)
-    shapes = shapes_of(model, [])
+    pipe = open_model(model)
+    wanted = shapes(model)
     started_processes: list[str] = []
     watching = True
 
@@ -81,7 +90,7 @@ def run_hit(model: str, vault: Path) -> dict[str, Any]:
     from pipevault import PipelineCache, outcome
 
     imported_s = time.perf_counter()
-    pipe = PipelineCache(vault, mode="require").load(pipe, shapes=shapes)
+    pipe = PipelineCache(vault, mode="require").load(pipe, shapes=wanted)
     loaded_s = time.perf_counter()
     watching = False
     imported = [name for name in COMPILER_MODULES if name in sys.modules and name not in modules_before]
@@ -114,6 +123,8 @@ def call_once(pipe: Any, model: str) -> None:
 
     if model == DEMO_MODEL:
         draw(pipe, seed=0)
+    elif model == SD15:
+        pipe(**sd15.CALL)
     else:
         pipe("a lighthouse at dusk", num_inference_steps=2)
 
@@ -237,7 +248,7 @@ def markdown(measures: Sequence[Measure], facts: Mapping[str, str | int], *, mod
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo", help="folder, repository id, or demo (default)")
+    parser.add_argument("--model", default="demo", help=f"folder, repository id, {SD15}, or demo (default)")
     parser.add_argument("--dir", type=Path, help="vault; default: a temporary one")
     parser.add_argument("--runs", type=int, default=7, help="fresh processes for each figure")
     parser.add_argument("--json", action="store_true", help="print every run as JSON")
