@@ -105,6 +105,10 @@ def _bytecode(code: CodeType) -> list[Any]:
     return [code.co_code.hex(), list(code.co_names), constants]
 
 
+_known: tuple[dict[str, Any], dict[str, Any]] | None = None
+"""The options when they were last asked for, and what was made of them: a load asks for each part."""
+
+
 def _inductor_factors() -> dict[str, Any]:
     """A digest over what Inductor's own cache key takes, and the options whose value is not torch's default.
 
@@ -112,11 +116,16 @@ def _inductor_factors() -> dict[str, Any]:
     virtual environment lies. Inductor's digest itself pickles sets, so it changes with the hash seed of the process.
     A variable that torch reads into the default itself shows in the digest alone.
     """
+    global _known
     options = inductor_options()
     options.pop("aot_inductor.metadata", None)  # a compilation leaves the machine it was for there
+    if _known is not None and _known[0] == options:
+        return dict(_known[1])
     values = {name: _plain(value) for name, value in options.items() if not _is_place(value)}
     overrides = {name: value for name, value in values.items() if value != _plain(inductor_default(name, value=value))}
-    return {"inductor_config": digest_json(values).short, "inductor_overrides": overrides}
+    factors = {"inductor_config": digest_json(values).short, "inductor_overrides": overrides}
+    _known = options, factors
+    return dict(factors)
 
 
 def _is_place(value: Any) -> bool:

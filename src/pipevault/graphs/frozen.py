@@ -135,7 +135,7 @@ class Binding:
 
     def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
         self._children = [(m._modules, list(m._modules.values())) for m in module.modules() if m._modules]
-        self._sites = [_site(module, name) for name in names]
+        self._sites = _sites(module, names)
         self.names = tuple(names)
         self.tensors = self.live()
         self._places = [_place(tensor) for tensor in self.tensors]
@@ -325,24 +325,39 @@ def constant_sha256(tensor: torch.Tensor) -> str:
     return digest_bytes(plain.view(torch.uint8).numpy().tobytes()).hex if plain.numel() else digest_bytes(b"").hex
 
 
-def _site(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
-    """Where a tensor of a graph lives now. A LoRA layer of peft whose weights were fused counts as the layer that it
-    wraps, whichever of the two the graph was made from.
+def _sites(module: nn.Module, names: Sequence[str]) -> list[tuple[dict[str, Any], str]]:
+    """Where the tensors of a graph live now. Raises ``KeyError`` or ``AttributeError`` for one that is gone."""
+    owners: dict[str, nn.Module] = {}
+    sites = []
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        owner = owners.get(path)
+        if owner is None:
+            owner = owners[path] = _owner(module, path)
+        for tensors in (owner._parameters, owner._buffers):
+            if tensors.get(leaf) is not None:
+                sites.append((tensors, leaf))
+                break
+        else:
+            raise KeyError(name)
+    return sites
+
+
+def _owner(module: nn.Module, path: str) -> nn.Module:
+    """The module at ``path``. A LoRA layer of peft whose weights were fused counts as the layer that it wraps, whichever
+    of the two the graph was made from.
     """
-    *path, leaf = name.split(".")
     owner = module
-    for step in path:
+    for step in path.split(".") if path else ():
         if step == BASE_LAYER and step not in owner._modules:
             continue
         if step not in owner._modules and getattr(owner, "merged", False):
             owner = owner.get_submodule(BASE_LAYER)
-        owner = owner.get_submodule(step)
-    if getattr(owner, "merged", False) and BASE_LAYER in owner._modules:
+        child = owner._modules.get(step)
+        owner = owner.get_submodule(step) if child is None else child
+    if BASE_LAYER in owner._modules and getattr(owner, "merged", False):
         owner = owner.get_submodule(BASE_LAYER)
-    for tensors in (owner._parameters, owner._buffers):
-        if tensors.get(leaf) is not None:
-            return tensors, leaf
-    raise KeyError(name)
+    return owner
 
 
 def _place(tensor: torch.Tensor) -> tuple[int, tuple[int, ...], torch.dtype]:
@@ -363,7 +378,7 @@ def _first_change(before: Mapping[str, str], after: Mapping[str, str]) -> str:
 def _check_ties(module: nn.Module, ties: Sequence[Sequence[str]], graph: FrozenGraph) -> None:
     for names in ties:
         try:
-            tensors = [owner[name] for owner, name in (_site(module, name) for name in names)]
+            tensors = [owner[name] for owner, name in _sites(module, names)]
         except (AttributeError, KeyError) as error:
             raise ChangedPartError(graph._changed(f"its tensor {error} is gone"), graph.part) from error
         if len({tensor.data_ptr() for tensor in tensors if not tensor.is_meta}) > 1:

@@ -3,7 +3,7 @@
 On disk it is canonical JSON (sorted keys, no white space, UTF-8, nothing after it), shown here with line
 breaks::
 
-    {"artifacts": [{"digest": "<sha256>", "name": "unet/0.pt2", "size_bytes": 5312211}],
+    {"artifacts": [{"digest": "<sha256>", "name": "graph.so", "size_bytes": 612728}],
      "created_at": "2025-01-31T12:00:00+00:00",
      "info": {},
      "key": {"digest": "<key>", "factors": {"dtype": {"unet": "float16"}}, "key_version": 2},
@@ -50,7 +50,7 @@ def now_utc() -> str:
 @dataclass(frozen=True)
 class ArtifactRef:
     """One artifact of an entry. ``name`` is readable and unique in the entry, a relative path such as
-    ``unet/0.pt2``.
+    ``graph.so``.
     """
 
     digest: Digest
@@ -64,7 +64,7 @@ class ArtifactRef:
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= LARGEST_SIZE_BYTES:
             raise ValueError(f"Artifact {self.name!r} has size {self.size_bytes!r}: a count of bytes is needed.")
         if not isinstance(self.name, str) or not _is_plain_relative_path(self.name):
-            raise ValueError(f"Artifact name {self.name!r} is no plain relative path such as 'unet/0.pt2'.")
+            raise ValueError(f"Artifact name {self.name!r} is no plain relative path such as 'graph.so'.")
 
 
 @dataclass(frozen=True)
