@@ -154,7 +154,8 @@ class PartState(Host):
             self._tables[token] = Table(shelf)
         self._failed.clear()
         self.trial = None
-        return self._choose_table(device)
+        self._device, self._table = device, self._tables[token]
+        return self._table
 
     def eager(self, *args: Any, **kwargs: Any) -> Any:
         return type(self.module).forward(self.module, *args, **kwargs)
@@ -249,7 +250,7 @@ class PartState(Host):
         return self._table
 
     def _token(self, device: torch.device) -> tuple[Any, ...]:
-        return self.options.context, device.type, tuple(str(p.dtype) for p in self.module.parameters())
+        return self.options.context, device.type, tuple(p.dtype for p in self.module.parameters())
 
     def _run(self, slot: Slot, call: DescribedCall, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         graph = self.open(slot)
