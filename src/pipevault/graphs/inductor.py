@@ -117,7 +117,7 @@ def build_graph(
     known = dict(_named_tensors(module))
     lifted = {} if options.weights == "baked" else {k: v for k, v in constants.items() if k not in known}
     if options.weights == "bound":
-        _strip(compiled.library)
+        strip_symbols(compiled.library)
     return replace(
         compiled,
         constants=_write_constants(lifted, output_dir / CONSTANTS_NAME) if lifted else None,
@@ -234,7 +234,7 @@ def _collect(files: Sequence[str], folder: Path) -> BuiltGraph:
     )
 
 
-def _strip(library: Path) -> None:
+def strip_symbols(library: Path) -> None:
     """Take the symbols out that only a debugger reads: they are more than half of a library.
 
     Not where weights are compiled in: Inductor appends large ones to the end of the file, which ``strip`` cuts off.
