@@ -2,7 +2,8 @@
 """Load and drop the same graph again and again, and open it in place and as a package, in one run.
 
 Run: ``.venv/bin/python scripts/stress_loads.py``; ``--json``. Compiles one tiny graph. The exit code is 1 if a promise
-was broken: memory or mapped libraries that grow with the number of loads, weights that a dropped pipeline leaves behind.
+was broken: memory or mapped libraries that grow with the number of loads, weights that a dropped pipeline leaves
+behind.
 """
 
 from __future__ import annotations
