@@ -28,6 +28,10 @@ class SettingsError(PipevaultError, ValueError):
     """A setting, an argument or an environment variable has a value that cannot be used: correct it."""
 
 
+class NoHomeError(SettingsError, RuntimeError):
+    """This user has no home folder, and a folder in it is needed: set ``HOME``, or the variable that is named."""
+
+
 class UnknownBackendError(SettingsError):
     """No backend of this name is registered."""
 

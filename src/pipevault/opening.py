@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipevault.demo import MODEL_DIR
-from pipevault.errors import SettingsError
+from pipevault.errors import NoHomeError, SettingsError
+from pipevault.settings.user_folders import expand_user
 
 if TYPE_CHECKING:
     import torch
@@ -62,8 +63,8 @@ def quieten_libraries() -> None:
 def _location(model: str) -> str:
     if model != DEMO_MODEL:
         try:
-            return str(Path(model).expanduser()) if model.startswith("~") else model
-        except RuntimeError as error:  # ~ of a user who is not there
+            return str(expand_user(model)) if model.startswith("~") else model
+        except NoHomeError as error:
             raise SettingsError(f"{model} cannot be found: {error}") from error
     if not (MODEL_DIR / "model_index.json").is_file():
         raise SettingsError(f"The demo model is missing from {MODEL_DIR}: install pipevault again.")

@@ -132,7 +132,8 @@ def where(dir: Path | None, as_json: bool) -> None:
     """
     settings = Settings.resolve(dir=dir)
     if as_json:
-        render.print_json({**settings.to_json(), "config_file": str(config_file())})
+        file = config_file()
+        render.print_json({**settings.to_json(), "config_file": str(file) if file else None})
         return
     render.say(str(settings.dir))
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipevault import __version__
 from pipevault.digest import Digest, digest_bytes
-from pipevault.errors import CorruptEntryError, NewerVaultError, VaultError
+from pipevault.errors import CorruptEntryError, NewerVaultError, NoHomeError, VaultError
+from pipevault.settings.user_folders import user_folder
 
 if TYPE_CHECKING:
     from pipevault.store.manifest import Manifest
@@ -76,11 +77,9 @@ def read_rows(vault: Vault, describe: Describe) -> tuple[list[Row], list[BrokenM
 
 
 def _file(vault: Vault) -> Path | None:
-    from platformdirs import user_cache_path
-
     try:
-        folder = user_cache_path("pipevault", appauthor=False)
-    except RuntimeError:  # a user without a home
+        folder = user_folder("cache")
+    except NoHomeError:
         return None
     return folder / "listings" / f"{digest_bytes(os.fsencode(vault.root)).hex[:_DIGITS]}.json"
 

@@ -17,6 +17,7 @@ from pipevault.cli.request_options import opening_options, request_from
 from pipevault.cli.seed_ranges import parse_seeds
 from pipevault.errors import CannotSaveError, DifferentOutputError, MissingExtraError, SettingsError
 from pipevault.opening import DEMO_MODEL, open_pipeline
+from pipevault.settings.user_folders import expand_user
 
 if TYPE_CHECKING:
     from pipevault.manager.sweep.drift import Drift
@@ -134,7 +135,7 @@ def sweep(
 
 def model_label(model: str) -> str:
     """How a sweep names its model: as it was typed, a folder by its last name, so that it can be moved."""
-    folder = Path(model).expanduser()
+    folder = expand_user(model)
     return f"{folder.resolve().name}/" if model != DEMO_MODEL and folder.is_dir() else model
 
 

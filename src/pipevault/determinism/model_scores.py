@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from PIL import Image
 
 from pipevault.errors import SettingsError
+from pipevault.settings.user_folders import expand_user
 
 TextScorer: TypeAlias = "Callable[[Sequence[Image.Image], Sequence[str]], list[float]]"
 PairMetric: TypeAlias = "Callable[[Image.Image, Image.Image], float | None]"
@@ -27,7 +28,7 @@ def clip_scorer(model: str) -> TextScorer:
     import torch
     from transformers import CLIPModel, CLIPProcessor
 
-    where = str(Path(model).expanduser()) if model.startswith("~") else model
+    where = str(expand_user(model)) if model.startswith("~") else model
     try:
         network = CLIPModel.from_pretrained(where, local_files_only=True).eval()
         processor = CLIPProcessor.from_pretrained(where, local_files_only=True)

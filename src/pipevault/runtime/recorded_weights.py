@@ -14,12 +14,12 @@ from typing import Any
 from torch import nn
 
 from pipevault.digest import canonical_json
-from pipevault.errors import CannotFreezeError, VaultError
+from pipevault.errors import CannotFreezeError, NoHomeError, VaultError
 from pipevault.fingerprint.origin import weights_origin
 from pipevault.fingerprint.weights import weights_digest
 from pipevault.fingerprint.weights_stamp import Stamp, WeightsWatch, weights_stamp
 from pipevault.graphs import parts as graph_parts
-from pipevault.settings import default_dir
+from pipevault.settings.user_folders import user_folder
 from pipevault.store.atomic import make_folder, write_file
 
 logger = logging.getLogger("pipevault")
@@ -59,10 +59,11 @@ class RecordedWeights:
         if origin is None or opened != weights_stamp(module):
             return weights_digest(module)
         file = memory_file(origin, name)
-        digest = _remembered(file)
+        digest = _remembered(file) if file else None
         if digest is None:
             digest = weights_digest(module)
-            _remember(file, digest)
+            if file:
+                _remember(file, digest)
         return digest
 
 
@@ -75,9 +76,12 @@ def note_origins(pipe: Any, options: Mapping[str, Any]) -> None:
     object.__setattr__(pipe, ORIGINS, origins)
 
 
-def memory_file(origin: str, part: str) -> Path:
-    """Where the digest of a part that comes from ``origin`` is remembered."""
-    return default_dir().parent / "weights" / f"{origin}-{part}.json"
+def memory_file(origin: str, part: str) -> Path | None:
+    """Where the digest of a part that comes from ``origin`` is remembered; ``None``: this user has no home."""
+    try:
+        return user_folder("cache") / "weights" / f"{origin}-{part}.json"
+    except NoHomeError:
+        return None
 
 
 def _remembered(file: Path) -> str | None:

@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipevault.errors import SettingsError, UnknownBackendError, UnknownLevelError, UnknownModeError
+from pipevault.errors import NoHomeError, SettingsError, UnknownBackendError, UnknownLevelError, UnknownModeError
+from pipevault.settings.user_folders import expand_user, user_folder
 from pipevault.settings.values import Tier, convert, one_of
 
 __all__ = ["LEVELS", "PROFILES", "Settings", "Tier", "config_file", "default_dir", "split_level"]
@@ -133,8 +134,8 @@ class Settings:
             raise SettingsError(f"Unknown settings: {', '.join(sorted(unknown))}. Settings: {', '.join(names)}.")
         _refuse_unknown_variables(environ, names)
         file = config_file(environ)
-        in_file = _read_config_file(file, environ, names)
-        values: dict[str, Any] = {"dir": default_dir()}
+        in_file = _read_config_file(file, environ, names) if file is not None else {}
+        values: dict[str, Any] = {}
         for name in names:
             variable = ENVIRONMENT_PREFIX + name.upper()
             base = Path()
@@ -142,17 +143,19 @@ class Settings:
                 given, source = arguments[name], f"the argument {name}"
             elif environ.get(variable):
                 given, source = environ[variable], f"the environment variable {variable}"
-            elif name in in_file:
+            elif file is not None and name in in_file:
                 given, source, base = in_file[name], f"the config file {file}", file.parent
             else:
                 continue
             try:
                 value = convert(name, given, base=base)
-                cls(**{"dir": values["dir"], name: value})
+                cls(**{"dir": Path(), name: value})
             except SettingsError as error:
                 error.args = (f"{error} It was set by {source}.",)
                 raise
             values[name] = value
+        if "dir" not in values:
+            values["dir"] = default_dir()
         return cls(**values)
 
 
@@ -169,19 +172,19 @@ def split_level(text: str) -> tuple[str, bool]:
 
 
 def default_dir() -> Path:
-    from platformdirs import user_cache_path
+    """Where the vault lies if nothing says otherwise. :class:`NoHomeError`: this user has no home."""
+    return user_folder("cache") / "vault"
 
-    return user_cache_path("pipevault", appauthor=False) / "vault"
 
-
-def config_file(environ: Mapping[str, str] | None = None) -> Path:
-    """Where the config file is looked for; it need not exist."""
+def config_file(environ: Mapping[str, str] | None = None) -> Path | None:
+    """Where the config file is looked for; it need not exist. ``None``: nowhere, for this user has no home."""
     environ = os.environ if environ is None else environ
     if path := environ.get(CONFIG_VARIABLE):
-        return Path(path).expanduser()
-    from platformdirs import user_config_path
-
-    return user_config_path("pipevault", appauthor=False) / "config.toml"
+        return expand_user(path)
+    try:
+        return user_folder("config") / "config.toml"
+    except NoHomeError:
+        return None
 
 
 def _refuse_unknown_variables(environ: Mapping[str, str], names: tuple[str, ...]) -> None:

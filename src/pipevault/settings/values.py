@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipevault.errors import SettingsError
+from pipevault.errors import NoHomeError, SettingsError
+from pipevault.settings.user_folders import expand_user
 
 _UNITS: Mapping[str, int] = {
     "": 1,
@@ -65,8 +66,8 @@ def _folder(name: str, value: Any, base: Path) -> Path:
     if not isinstance(value, (str, os.PathLike)) or not str(value):
         raise SettingsError(f"{name} must name a folder, not {value!r}.")
     try:
-        return (base / Path(value).expanduser()).absolute()
-    except RuntimeError as error:  # ~ of a user who is not there
+        return (base / expand_user(value)).absolute()
+    except NoHomeError as error:
         raise SettingsError(f"{name} cannot be {str(value)!r}: {error}") from error
 
 

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from pipevault.digest import Digest, canonical_json, digest_bytes
+from pipevault.settings.user_folders import user_folder
 from pipevault.store.atomic import FOLDER_MODE
 from pipevault.store.layout import Layout
 from pipevault.store.liveness import ProcessIdentity
@@ -135,11 +136,11 @@ def write_out() -> None:
 def state_layout(layout: Layout) -> Layout:
     """Where the events of a vault go that cannot be written: ``pipevault/vaults/<16 digits>`` in the user's state
     folder. The digits are the first of the SHA-256 of the vault's path.
-    """
-    from platformdirs import user_state_path
 
+    :class:`~pipevault.errors.NoHomeError`: there is no such folder.
+    """
     name = digest_bytes(os.fsencode(layout.root)).hex[:16]
-    return Layout(user_state_path("pipevault", appauthor=False) / "vaults" / name)
+    return Layout(user_folder("state") / "vaults" / name)
 
 
 def read_events(path: Path, *, start_bytes: int = 0) -> EventFile:

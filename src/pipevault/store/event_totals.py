@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from pipevault.digest import Digest, canonical_json, digest_bytes
-from pipevault.errors import NewerVaultError
+from pipevault.errors import NewerVaultError, NoHomeError
 from pipevault.store.atomic import create_file, read_regular, vault_errors
 from pipevault.store.event_log import Event, is_amount, is_time, iter_events_files, read_events, state_layout
 from pipevault.store.layout import Layout
@@ -114,7 +114,8 @@ def read_sums(layout: Layout) -> Sums:
     :class:`~pipevault.errors.VaultError` if a folder cannot be read.
     """
     sums = _consistent_sums(layout)
-    sums.add(_consistent_sums(state_layout(layout)))
+    with suppress(NoHomeError):
+        sums.add(_consistent_sums(state_layout(layout)))
     return sums
 
 
@@ -125,8 +126,10 @@ def compact(layout: Layout) -> Compaction:
     :class:`~pipevault.errors.NewerVaultError` where a later version wrote totals.
     """
     here = _compact_folder(layout)
-    state = state_layout(layout)
-    elsewhere = _compact_folder(state) if state.events_dir.is_dir() else Compaction(0, 0)
+    elsewhere = Compaction(0, 0)
+    with suppress(NoHomeError):
+        state = state_layout(layout)
+        elsewhere = _compact_folder(state) if state.events_dir.is_dir() else elsewhere
     return Compaction(here.folded + elsewhere.folded, here.kept + elsewhere.kept)
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pipevault.digest import digest_bytes
 from pipevault.errors import KeyFileError, UnsafeVaultError
+from pipevault.settings.user_folders import expand_user
 from pipevault.store.trust import check_lone_file
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def write_key_pair(path: Path, *, comment: str = "") -> PublicKey:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    path = Path(path).expanduser()
+    path = expand_user(path)
     public_path = path.with_name(path.name + PUBLIC_SUFFIX)
     for file in (path, public_path):
         if os.path.lexists(file):
@@ -141,7 +142,7 @@ def read_private_key(path: Path) -> PrivateKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    path = Path(path).expanduser()
+    path = expand_user(path)
     data = _read(path, private=True)
     if data.lstrip().startswith(PUBLIC_KEY_PREFIX.encode()):
         raise KeyFileError(f"{path} holds a public key, which cannot sign. Give the private one, without .pub.")
@@ -178,7 +179,7 @@ def load_trusted(keys: Sequence[str]) -> tuple[PublicKey, ...]:
         if "\n" in given.strip() or given.split()[0] in (PUBLIC_KEY_PREFIX, "ssh-ed25519") or "-----BEGIN" in given:
             found[parse_public_key(given, source="One of trusted_keys")] = None
             continue
-        path = Path(given).expanduser()
+        path = expand_user(given)
         data = _read(path, private=False)
         found[parse_public_key(data.decode("utf-8", "replace"), source=str(path))] = None
     return tuple(found)

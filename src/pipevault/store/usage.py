@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipevault.digest import Digest
+from pipevault.errors import NoHomeError
 from pipevault.store.atomic import FOLDER_MODE
 from pipevault.store.event_log import state_layout
 from pipevault.store.layout import Layout
@@ -28,7 +29,7 @@ def record_use(layout: Layout, key: Digest, *, writable: bool = True) -> None:
     """
     if writable and _touch(layout.use_file(key)):
         return
-    with suppress(RuntimeError):  # a user without a home
+    with suppress(NoHomeError):
         _touch(state_layout(layout).use_file(key))
 
 
@@ -92,7 +93,7 @@ def _places(layout: Layout, key: Digest) -> Iterator[Path]:
 
 def _vaults(layout: Layout) -> Iterator[Layout]:
     yield layout
-    with suppress(RuntimeError):  # a user without a home
+    with suppress(NoHomeError):
         yield state_layout(layout)
 
 

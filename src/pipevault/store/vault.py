@@ -13,6 +13,7 @@ from pathlib import Path
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, UnsafeVaultError, VaultNotWritableError
 from pipevault.files.opened import OpenedFile, open_verified
+from pipevault.settings.user_folders import expand_user
 from pipevault.store.layout import Layout
 from pipevault.store.leases import Lease, take_lease
 from pipevault.store.lock import key_lock
@@ -59,7 +60,7 @@ class Vault:
         :class:`VaultNotWritableError`: it cannot be created. A vault that cannot be written opens with ``writable``
         false.
         """
-        layout = Layout(Path(os.path.realpath(Path(root).expanduser())))
+        layout = Layout(Path(os.path.realpath(expand_user(root))))
         ensure_vault(layout, create=create)
         return cls(layout.root, is_writable(layout), allow_group_write)
 

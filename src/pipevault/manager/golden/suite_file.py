@@ -43,6 +43,7 @@ from pipevault.manager.golden.suite import Case, Limits, Suite, is_number
 from pipevault.manager.request import Request
 from pipevault.opening import DTYPES
 from pipevault.settings import split_level
+from pipevault.settings.user_folders import expand_user
 
 SUITE_VERSION = 1
 SUITE_MARK = "pipevault_suite"
@@ -125,7 +126,7 @@ class _Reader:
 
     def _model(self, name: str) -> str:
         """A folder beside the suite is meant before one in the current folder, wherever the suite is run from."""
-        beside = self._path.parent / Path(name).expanduser()
+        beside = self._path.parent / expand_user(name)
         return str(beside) if beside.is_dir() else name
 
     def _level(self, table: Mapping[str, Any]) -> str | None:
