@@ -41,7 +41,7 @@ def test_the_vaults_folder_is_all_that_is_needed(tmp_path: Path) -> None:
 
 
 def test_without_it_the_error_names_the_variable() -> None:
-    with pytest.raises(NoHomeError, match="HOME is not set.*PIPEVAULT_DIR") as caught:
+    with pytest.raises(NoHomeError, match=r"HOME is not set.*PIPEVAULT_DIR") as caught:
         Settings.resolve(environ={})
     assert isinstance(caught.value, SettingsError)
 

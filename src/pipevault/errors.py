@@ -175,6 +175,18 @@ class InterruptedBuildError(CannotFreezeError):
     """Compiling failed for a reason of the moment (compiler killed, disk or memory full): try again."""
 
 
+class TemporaryFolderError(PipevaultError, OSError):
+    """No temporary folder can be used to compile in. ``path`` is the first that was tried: set ``TMPDIR``."""
+
+    def __init__(self, message: str, path: Path) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class TemporaryFolderFullError(TemporaryFolderError):
+    """The temporary folder is full: free space there and try again, or set ``TMPDIR``."""
+
+
 class NotFiniteError(CannotFreezeError):
     """The eager part returned NaN or infinity for this call, with which no graph can be compared."""
 

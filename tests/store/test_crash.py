@@ -23,10 +23,9 @@ from store_entries import Entry, leftovers, make_entry, make_graph, make_plan, w
 
 import pipevault.store
 from pipevault.errors import CorruptEntryError, VaultFullError
+from pipevault.files.flock import HeldLock, try_lock
 from pipevault.store import lock as lock_module
-from pipevault.store.flock import HeldLock, try_lock
 from pipevault.store.leftovers import sweep
-from pipevault.store.liveness import scratch_prefix
 from pipevault.store.lock import read_holder
 from pipevault.store.vault import Vault
 from pipevault.store.verify import verify
@@ -239,7 +238,7 @@ def leave_everything(vault: Vault, key: Entry, temporary: Path) -> None:
         (staging / "file").write_bytes(b"x")
         lock_module._leave_note(vault.layout, key.key)
         vault.layout.lock_file(key.key).touch()
-        (temporary / f"{scratch_prefix('freeze')}abcdefgh" / "inside").mkdir(parents=True, exist_ok=True)
+        (temporary / f"pipevault.freeze.{os.getpid():032x}" / "inside").mkdir(parents=True, exist_ok=True)
         os._exit(0)
 
 

@@ -1,10 +1,12 @@
-"""Leases: held while the process lives, judged by lock, then process, then age."""
+"""Leases: they count while their process lives, wherever it runs, and no longer."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,22 +16,18 @@ from pathlib import Path
 
 import pytest
 from fault_steps import killed_at_each_step
-from store_entries import leftovers
+from store_entries import Entry, leftovers
 
-from pipevault.digest import canonical_json, digest_bytes
-from pipevault.store import leases as leases_module
-from pipevault.store.leases import (
-    LEASE_LIMIT_S,
-    REFRESH_INTERVAL_S,
-    find_dead_leases,
-    find_leases,
-    leased_keys,
-    remove_dead_leases,
-)
-from pipevault.store.liveness import ProcessIdentity
+from pipevault.digest import digest_bytes
+from pipevault.files import claims
+from pipevault.files.flock import HeldLock, NotLocked, lock_open
+from pipevault.files.heartbeat import BEAT_LIMIT_S
+from pipevault.store.leases import find_leases, leased_keys
+from pipevault.store.leftovers import TIDY_ABOVE, find_leftovers, sweep
+from pipevault.store.prune import enforce_max_size
 from pipevault.store.vault import Vault
 
-KEY, OTHER = digest_bytes(b"key"), digest_bytes(b"other")
+KEY = digest_bytes(b"key")
 
 
 def hold(root: Path, pipe: Connection) -> None:
@@ -54,23 +52,18 @@ def another_process_holds(vault: Vault) -> Iterator[int]:
         process.join()
 
 
-def lie(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every lock free, as some network file systems do."""
-    monkeypatch.setattr(leases_module, "_try_lock", lambda *_, **__: True)
+def far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the file system one of the network, on which locks prove nothing."""
+    monkeypatch.setattr(claims, "is_local", lambda descriptor: False)
 
 
-def place(vault: Vault, document: object, *, age_s: float = 0.0, host: str = "elsewhere") -> Path:
-    """A lease that nobody has locked."""
-    path = vault.layout.lease_file(KEY, host=host, pid=4711, random_hex="0" * 16)
+def place(vault: Vault, *, age_s: float = 0.0, host: str = "elsewhere", number: int = 0, content: bytes = b"") -> Path:
+    """A lease that nobody has locked, of another host or container."""
+    path = vault.layout.lease_file(KEY, host=host, pid=4711, random_hex=f"{number:016x}")
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(document if isinstance(document, bytes) else canonical_json(document))
+    path.write_bytes(content)
     os.utime(path, times=(time.time() - age_s,) * 2)
     return path
-
-
-def of_another_host() -> dict[str, object]:
-    process = replace(ProcessIdentity.current(), host="elsewhere", boot_id="another").to_json()
-    return {"lease_version": 1, "process": process, "since": "2025-01-31T12:00:00+00:00"}
 
 
 class TestHolding:
@@ -99,12 +92,12 @@ class TestHolding:
             assert found.alive
             assert found.key == KEY
             assert found.holder.startswith(f"process {pid} on ")
-            assert remove_dead_leases(vault.layout) == []
+            assert sweep(vault.layout) == []
             assert leased_keys(vault.layout) == {KEY}
         assert leased_keys(vault.layout) == set()
-        [dead] = find_dead_leases(vault.layout)
+        [dead] = find_leftovers(vault.layout)
         assert dead.path.exists()
-        assert remove_dead_leases(vault.layout) == [dead]
+        assert sweep(vault.layout) == [dead]
         assert not dead.path.exists()
 
     def test_a_forked_child_does_not_end_its_parents_lease(self, vault: Vault) -> None:
@@ -121,7 +114,7 @@ class TestHolding:
         for _ in killed_at_each_step(lambda: vault.lease(KEY)):
             assert leased_keys(vault.layout) == set()
             assert list(vault.foreign_files()) == []
-        remove_dead_leases(vault.layout)
+        sweep(vault.layout)
         assert find_leases(vault.layout) == []
 
 
@@ -131,7 +124,6 @@ class TestNeverRaises:
         assert not lease.held
         assert "cannot be written" in lease.problem
         assert not vault.layout.leases_dir.exists()
-        lease.refresh()
         lease.release()
 
     def test_a_file_where_the_folder_should_be(self, vault: Vault) -> None:
@@ -147,45 +139,43 @@ class TestNeverRaises:
         assert not lease.held
 
 
-class TestLocksThatLie:
-    def test_a_live_process_counts_though_its_lock_is_granted_to_all(
-        self, vault: Vault, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        lie(monkeypatch)
-        with another_process_holds(vault):
-            assert leased_keys(vault.layout) == {KEY}
+class TestOfAnotherContainer:
+    """A file of this machine's own file system tells, whatever host, boot or pid namespace its process was of."""
+
+    @pytest.mark.parametrize("age_s", [0.0, 1e6, -1e6])
+    @pytest.mark.parametrize("content", [b"", b"no JSON", b'{"lease_version":1,"process":{"host":"x","pid":1}}'])
+    def test_that_is_not_locked_is_dead_at_once(self, vault: Vault, age_s: float, content: bytes) -> None:
+        path = place(vault, age_s=age_s, content=content)
         assert leased_keys(vault.layout) == set()
+        assert [item.path for item in sweep(vault.layout)] == [path]
 
-    @pytest.mark.parametrize("answer", [True, None])
-    def test_without_locks_the_process_decides(
-        self, vault: Vault, monkeypatch: pytest.MonkeyPatch, answer: bool | None
-    ) -> None:
-        monkeypatch.setattr(leases_module, "_try_lock", lambda *_, **__: answer)
-        lease = vault.lease(KEY)
-        assert leased_keys(vault.layout) == {KEY}
-        lease.release()
-
-
-class TestThatCannotBeTold:
-    @pytest.mark.parametrize("age_s", [0.0, LEASE_LIMIT_S - 3600, 3600 - LEASE_LIMIT_S])
-    def test_another_host_counts_within_the_limit(self, vault: Vault, age_s: float) -> None:
-        place(vault, of_another_host(), age_s=age_s)
-        assert leased_keys(vault.layout) == {KEY}
-
-    @pytest.mark.parametrize("age_s", [LEASE_LIMIT_S + 3600, -LEASE_LIMIT_S - 3600])
-    def test_and_not_beyond_it_in_either_direction(self, vault: Vault, age_s: float) -> None:
-        place(vault, of_another_host(), age_s=age_s)
-        assert leased_keys(vault.layout) == set()
-
-    @pytest.mark.parametrize("content", [b"", b"no JSON", b"[]", b'{"process":7}', b'{"process":{}}', b"[" * 100_000])
-    def test_a_damaged_lease_counts_within_the_limit(self, vault: Vault, content: bytes) -> None:
-        path = place(vault, content)
-        assert leased_keys(vault.layout) == {KEY}
-        os.utime(path, times=(0, 0))
+    def test_in_a_pid_namespace_of_its_own(self, vault: Vault) -> None:
+        code = (
+            "import sys; from pathlib import Path; from pipevault.digest import Digest\n"
+            "from pipevault.store.vault import Vault\n"
+            "lease = Vault.open(Path(sys.argv[1])).lease(Digest(sys.argv[2])); print(lease.held, flush=True)\n"
+            "sys.stdin.read()"
+        )
+        inner = [sys.executable, "-c", code, str(vault.root), KEY.hex]
+        command = ["unshare", "--pid", "--uts", "--fork", "--kill-child", *inner]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        if process.stdout.readline() != b"True\n":
+            process.communicate()
+            pytest.skip("needs the right to make a pid namespace")
+        [found] = find_leases(vault.layout)
+        assert found.alive
+        assert " 1 on " in found.holder
+        process.kill()  # --kill-child: with SIGKILL
+        process.communicate()
+        for _ in range(500):
+            if not leased_keys(vault.layout):
+                break
+            time.sleep(0.01)
         assert leased_keys(vault.layout) == set()
 
     def test_a_link_counts(self, vault: Vault, tmp_path: Path) -> None:
-        path = place(vault, b"")
+        path = place(vault)
         path.unlink()
         path.symlink_to(tmp_path)
         assert leased_keys(vault.layout) == {KEY}
@@ -196,16 +186,74 @@ class TestThatCannotBeTold:
         assert find_leases(vault.layout) == []
 
 
-class TestRefresh:
-    def test_renewed_when_it_is_due(self, vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+class TestWhereLocksProveNothing:
+    @pytest.mark.parametrize("age_s", [0.0, BEAT_LIMIT_S - 60, 60 - BEAT_LIMIT_S])
+    def test_it_counts_for_a_quarter_of_an_hour(
+        self, vault: Vault, monkeypatch: pytest.MonkeyPatch, age_s: float
+    ) -> None:
+        far(monkeypatch)
+        place(vault, age_s=age_s)
+        assert leased_keys(vault.layout) == {KEY}
+        assert sweep(vault.layout) == []
+
+    @pytest.mark.parametrize("age_s", [BEAT_LIMIT_S + 60, -BEAT_LIMIT_S - 60])
+    def test_and_no_longer_in_either_direction(
+        self, vault: Vault, monkeypatch: pytest.MonkeyPatch, age_s: float
+    ) -> None:
+        far(monkeypatch)
+        path = place(vault, age_s=age_s)
+        assert leased_keys(vault.layout) == set()
+        assert [item.path for item in sweep(vault.layout)] == [path]
+
+    def test_one_that_is_locked_lives_however_old(self, vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+        far(monkeypatch)
         lease = vault.lease(KEY)
         assert lease.path is not None
         os.utime(lease.path, times=(0, 0))
-        lease.refresh()
-        assert lease.path.stat().st_mtime == 0
-        later = time.monotonic() + REFRESH_INTERVAL_S
-        monkeypatch.setattr(time, "monotonic", lambda: later)
-        lease.refresh()
-        assert lease.path.stat().st_mtime > 0
+        assert leased_keys(vault.layout) == {KEY}
         lease.release()
-        lease.refresh()
+
+
+class TestThousandsOfStarts:
+    def test_a_start_that_is_killed_leaves_one_file_and_later_ones_remove_it(self, vault: Vault) -> None:
+        """Each start leases an entry and is killed: what it leaves is a file that nobody has locked."""
+        most = 0
+        for number in range(1_000):
+            vault.lease(KEY).release()
+            place(vault, host=f"container-{number}", number=number)
+            most = max(most, len(list(vault.layout.leases_dir.iterdir())))
+        assert most <= TIDY_ABOVE + 2
+        assert leased_keys(vault.layout) == set()
+
+    def test_live_ones_among_them_stay(self, vault: Vault) -> None:
+        leases = [vault.lease(KEY) for _ in range(TIDY_ABOVE + 1)]
+        for number in range(500):
+            place(vault, number=number)
+        for _ in range(400):
+            vault.lease(KEY).release()
+        assert all(lease.path and lease.path.exists() for lease in leases)
+        assert len(find_leases(vault.layout)) < 2 * TIDY_ABOVE
+        for lease in leases:
+            lease.release()
+
+    def test_they_hold_no_entry_above_the_largest_size(self, vault: Vault, entry: Entry) -> None:
+        vault.publish(entry.manifest, entry.files)
+        path = vault.layout.lease_file(entry.key, host="container", pid=1, random_hex="0" * 16)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        report = enforce_max_size(vault, KEY, max_size=1)
+        assert report is not None
+        assert report.entries == (entry.key,)
+        assert vault.lookup(entry.key) is None
+
+
+def test_whoever_saw_a_lease_before_it_was_locked_notices(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(descriptor: int, path: Path, **options: bool) -> HeldLock | NotLocked:
+        os.utime(path, times=(0, 0))
+        return lock_open(descriptor, path, **options)
+
+    monkeypatch.setattr(claims, "lock_open", slow)
+    lease = vault.lease(KEY)
+    assert lease.path is not None
+    assert lease.path.stat().st_mtime > 0
+    lease.release()

@@ -16,9 +16,12 @@ from store_entries import Entry, leftovers
 
 from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import LockTimeoutError
-from pipevault.store.flock import HeldLock, try_lock
-from pipevault.store.leftovers import LOCK_MIN_AGE_S, UNKNOWN_OWNER_MIN_AGE_S, Leftover, find_leftovers, sweep
-from pipevault.store.liveness import ProcessIdentity, scratch_prefix
+from pipevault.files import claims
+from pipevault.files.flock import HeldLock, try_lock
+from pipevault.files.heartbeat import BEAT_LIMIT_S
+from pipevault.files.scratch import scratch_folder
+from pipevault.store.leftovers import LOCK_MIN_AGE_S, TIDY_ABOVE, Leftover, find_leftovers, sweep, tidy
+from pipevault.store.liveness import ProcessIdentity
 from pipevault.store.vault import Vault
 
 KEY = digest_bytes(b"key")
@@ -26,7 +29,7 @@ HERE = ProcessIdentity.current()
 DEAD = replace(HERE, started=1)
 """This process's number, used before by a process that ended."""
 ELSEWHERE = replace(HERE, host="elsewhere")
-OLD_S = 10.0 + max(UNKNOWN_OWNER_MIN_AGE_S, LOCK_MIN_AGE_S)
+OLD_S = 10.0 + LOCK_MIN_AGE_S
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
@@ -38,11 +41,23 @@ def temporary(tmp_path: Path) -> Path:
     return folder
 
 
-def add_staging(vault: Vault, owner: ProcessIdentity, *, marked: bool = True) -> Path:
-    mark = owner.mark if marked else ""
-    folder = vault.layout.staging_dir(host=owner.host, pid=owner.pid, random_hex=os.urandom(8).hex(), mark=mark)
+def far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the file system one of the network, on which locks prove nothing."""
+    monkeypatch.setattr(claims, "is_local", lambda descriptor: False)
+
+
+def add_staging(vault: Vault, *, mark: str = "") -> Path:
+    """A folder that nobody has locked; ``mark``: as earlier releases made it."""
+    folder = vault.layout.staging_dir(host="elsewhere", pid=1, random_hex=os.urandom(8).hex(), mark=mark)
     folder.mkdir(parents=True)
     (folder / "artifact").write_bytes(b"x" * 100)
+    return folder
+
+
+def add_scratch(temporary: Path, purpose: str = "build") -> Path:
+    folder = temporary / f"pipevault.{purpose}.{os.urandom(16).hex()}"
+    folder.mkdir()
+    (folder / "graph.so").write_bytes(b"x" * 9)
     return folder
 
 
@@ -73,8 +88,8 @@ def test_the_systems_temporary_folder_is_the_default(
     vault: Vault, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    (temporary / f"pipevault-freeze-{DEAD.pid}-{DEAD.mark}-abc_1234").mkdir()
-    assert len(sweep(vault.layout)) == 1
+    folder = add_scratch(temporary)
+    assert folder in [item.path for item in sweep(vault.layout)]
 
 
 class TestStaging:
@@ -115,23 +130,28 @@ class TestStaging:
         assert names(sweep(vault.layout, temporary_dir=temporary)) == [folder.name]
         process.communicate()
 
-    @pytest.mark.parametrize("marked", [True, False])
-    def test_of_a_process_that_cannot_be_judged(self, vault: Vault, temporary: Path, marked: bool) -> None:
-        young, old, ahead = (add_staging(vault, ELSEWHERE, marked=marked) for _ in range(3))
-        make_older(young, UNKNOWN_OWNER_MIN_AGE_S - 60)
-        make_older(old, UNKNOWN_OWNER_MIN_AGE_S + 60)
-        make_older(ahead, -UNKNOWN_OWNER_MIN_AGE_S)
+    def test_of_another_container_goes_at_once(self, vault: Vault, temporary: Path) -> None:
+        folder = add_staging(vault)
+        assert names(sweep(vault.layout, temporary_dir=temporary)) == [folder.name]
+
+    @pytest.mark.parametrize("mark", ["", "0" * 24])
+    def test_where_locks_prove_nothing_its_age_decides(
+        self, vault: Vault, temporary: Path, monkeypatch: pytest.MonkeyPatch, mark: str
+    ) -> None:
+        far(monkeypatch)
+        young, old, ahead = (add_staging(vault, mark=mark) for _ in range(3))
+        make_older(young, BEAT_LIMIT_S - 60)
+        make_older(old, BEAT_LIMIT_S + 60)
+        make_older(ahead, 60 - BEAT_LIMIT_S)
         assert names(sweep(vault.layout, temporary_dir=temporary)) == [old.name]
         assert young.exists()
         assert ahead.exists()
 
-    def test_a_file_that_was_just_written_keeps_an_old_folder(self, vault: Vault, temporary: Path) -> None:
-        folder = add_staging(vault, ELSEWHERE)
-        make_older(folder, OLD_S)
-        os.utime(folder / "artifact")
-        make_older_only = time.time() - OLD_S
-        os.utime(folder, times=(make_older_only,) * 2)
-        assert sweep(vault.layout, temporary_dir=temporary) == []
+    def test_of_an_earlier_release_which_locked_none_its_age_decides(self, vault: Vault, temporary: Path) -> None:
+        young, old = (add_staging(vault, mark=HERE.mark) for _ in range(2))
+        make_older(old, BEAT_LIMIT_S + 60)
+        assert names(sweep(vault.layout, temporary_dir=temporary)) == [old.name]
+        assert young.exists()
 
     def test_foreign_files_and_links_stay(self, vault: Vault, temporary: Path, tmp_path: Path) -> None:
         target = tmp_path / "target"
@@ -139,11 +159,10 @@ class TestStaging:
         (target / "precious").write_bytes(b"x")
         vault.layout.tmp_dir.mkdir(exist_ok=True)
         (vault.layout.tmp_dir / "notes.txt").write_bytes(b"x")
-        link = vault.layout.staging_dir(host="h", pid=DEAD.pid, random_hex="0" * 16, mark=DEAD.mark)
-        link.symlink_to(target)
-        folder = add_staging(vault, DEAD)
+        vault.layout.staging_dir(host="h", pid=1, random_hex="0" * 16).symlink_to(target)
+        folder = add_staging(vault)
         (folder / "link").symlink_to(target)
-        assert sorted(names(sweep(vault.layout, temporary_dir=temporary))) == sorted([link.name, folder.name])
+        assert names(sweep(vault.layout, temporary_dir=temporary)) == [folder.name]
         assert (target / "precious").exists()
         assert (vault.layout.tmp_dir / "notes.txt").exists()
 
@@ -203,16 +222,20 @@ class TestLocks:
         assert list(vault.layout.locks_dir.iterdir()) == []
 
     @pytest.mark.parametrize("note", [HERE, ELSEWHERE])
-    def test_where_locks_lie_a_note_of_a_process_that_may_live_stays(
+    def test_the_note_of_whoever_has_not_the_lock_goes(
         self, vault: Vault, temporary: Path, note: ProcessIdentity
     ) -> None:
         add_lock(vault, note=note)
-        assert sweep(vault.layout, temporary_dir=temporary) == []
+        assert names(sweep(vault.layout, temporary_dir=temporary)) == [vault.layout.holder_file(KEY).name]
 
-    def test_the_old_note_of_another_host_goes(self, vault: Vault, temporary: Path) -> None:
+    def test_where_locks_prove_nothing_a_note_stays_while_it_shows_life(
+        self, vault: Vault, temporary: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        far(monkeypatch)
         add_lock(vault, note=ELSEWHERE)
-        now_s = time.time() + UNKNOWN_OWNER_MIN_AGE_S + 60
-        assert vault.layout.holder_file(KEY).name in names(sweep(vault.layout, temporary_dir=temporary, now_s=now_s))
+        assert sweep(vault.layout, temporary_dir=temporary) == []
+        make_older(vault.layout.holder_file(KEY), BEAT_LIMIT_S + 60)
+        assert names(sweep(vault.layout, temporary_dir=temporary)) == [vault.layout.holder_file(KEY).name]
 
     def test_foreign_files_stay(self, vault: Vault, temporary: Path) -> None:
         vault.layout.locks_dir.mkdir()
@@ -249,42 +272,25 @@ def all_succeed(functions: list[Callable[[], None]]) -> bool:
 
 
 class TestTemporary:
-    @pytest.mark.parametrize("purpose", ["freeze", "load", "compare", "golden"])
-    def test_folders_of_a_dead_process(self, vault: Vault, temporary: Path, purpose: str) -> None:
-        dead = temporary / f"pipevault-{purpose}-{DEAD.pid}-{DEAD.mark}-abc_1234"
-        alive = temporary / f"{scratch_prefix(purpose)}abc_1234"
-        for folder in (dead, alive):
-            folder.mkdir()
-            (folder / "graph.pt2").write_bytes(b"x" * 9)
-        [item] = sweep(vault.layout, temporary_dir=temporary, now_s=time.time() + 1e9)
-        assert (item.path, item.size_bytes) == (dead, 9)
-        assert alive.exists()
-
-    def test_folders_that_a_lock_beside_them_holds(self, vault: Vault, temporary: Path) -> None:
-        held, dead = (temporary / f"pipevault-build-{digit * 32}" for digit in "ab")
-        lone = temporary / f"pipevault-graphs-{'c' * 32}.lock"
-        for folder in (held, dead):
-            folder.mkdir()
-            folder.with_name(f"{folder.name}.lock").touch()
-        lone.touch()
-        lock = try_lock(held.with_name(f"{held.name}.lock"))
-        assert isinstance(lock, HeldLock)
-        expected = [dead.name, f"{dead.name}.lock", lone.name]
-        assert names(find_leftovers(vault.layout, temporary_dir=temporary)) == expected
-        assert names(sweep(vault.layout, temporary_dir=temporary)) == expected
-        assert sorted(path.name for path in temporary.iterdir()) == [held.name, f"{held.name}.lock"]
-        lock.release()
-        assert len(sweep(vault.layout, temporary_dir=temporary)) == 2
+    @pytest.mark.parametrize("purpose", ["build", "graphs", "unstored", "compare", "golden"])
+    def test_folders_of_a_dead_process(
+        self, vault: Vault, temporary: Path, purpose: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("tempfile.tempdir", str(temporary))
+        with scratch_folder(purpose) as alive:
+            dead = add_scratch(temporary, purpose)
+            [item] = sweep(vault.layout, temporary_dir=temporary, now_s=time.time() + 1e9)
+            assert (item.path, item.size_bytes) == (dead, 9)
+            assert alive.exists()
 
     @pytest.mark.parametrize(
         "name",
         [
-            "pipevault-vault",
-            "pipevault-freeze-my_vault",
-            "pipevault-build-my_vault",
-            f"pipevault-build-{'A' * 32}",
-            f"pipevault-freeze-1-{'0' * 24}",
-            f"prefix-pipevault-freeze-1-{'0' * 24}-abc",
+            "pipevault.vault",
+            "pipevault.build.my_vault",
+            f"pipevault.build.{'A' * 32}",
+            f"pipevault-build-{'a' * 32}",
+            f"prefix.pipevault.build.{'a' * 32}",
         ],
     )
     def test_what_this_package_does_not_make_stays(self, vault: Vault, temporary: Path, name: str) -> None:
@@ -293,13 +299,12 @@ class TestTemporary:
         assert sweep(vault.layout, temporary_dir=temporary) == []
 
     def test_other_users_folders_and_links_stay(self, vault: Vault, temporary: Path, tmp_path: Path) -> None:
-        name = f"pipevault-freeze-{DEAD.pid}-{DEAD.mark}-"
-        (temporary / f"{name}link").symlink_to(tmp_path)
-        others = temporary / f"{name}other"
-        others.mkdir()
+        (temporary / f"pipevault.build.{'a' * 32}").symlink_to(tmp_path)
+        others = add_scratch(temporary)
         if os.geteuid() == 0:
             os.chown(others, 65534, 65534)
         else:
+            (others / "graph.so").unlink()
             others.rmdir()
         assert sweep(vault.layout, temporary_dir=temporary) == []
 
@@ -307,12 +312,39 @@ class TestTemporary:
         assert sweep(vault.layout, temporary_dir=tmp_path / "absent") == []
 
 
+class TestTidying:
+    @pytest.mark.parametrize("folder", ["leases", "tmp", "locks"])
+    def test_what_killed_processes_leave_stays_bounded(self, vault: Vault, entry: Entry, folder: str) -> None:
+        layout, most = vault.layout, 0
+        for number in range(600):
+            tidy(layout)
+            if folder == "leases":
+                layout.leases_dir.mkdir(exist_ok=True)
+                layout.lease_file(KEY, host="c", pid=1, random_hex=f"{number:016x}").touch()
+            elif folder == "tmp":
+                add_staging(vault)
+            else:
+                add_lock(vault, digest_bytes(b"%d" % number), note=ELSEWHERE)
+                make_older(layout.locks_dir, OLD_S)
+            most = max(most, len(list((vault.root / folder).iterdir())))
+        assert TIDY_ABOVE <= most <= TIDY_ABOVE + 6
+
+    def test_a_few_files_are_left_alone(self, vault: Vault) -> None:
+        add_staging(vault)
+        tidy(vault.layout)
+        assert len(leftovers(vault)) == 2  # the folder and its file
+
+    def test_it_never_raises(self, vault: Vault) -> None:
+        vault.layout.leases_dir.write_text("")
+        tidy(vault.layout)
+
+
 def test_a_look_changes_nothing_and_a_sweep_does_what_it_said(vault: Vault, entry: Entry, temporary: Path) -> None:
     vault.publish(entry.manifest, entry.files)
-    add_staging(vault, DEAD)
+    add_staging(vault)
     add_lock(vault, entry.key, note=DEAD)
     vault.layout.guard_file(entry.key).unlink()
-    (temporary / f"pipevault-freeze-{DEAD.pid}-{DEAD.mark}-abc_1234").mkdir()
+    add_scratch(temporary)
 
     def everything() -> list[Path]:
         return sorted([*vault.root.rglob("*"), *temporary.rglob("*")])
@@ -329,7 +361,7 @@ def test_a_look_changes_nothing_and_a_sweep_does_what_it_said(vault: Vault, entr
 
 
 def test_what_may_not_be_removed_is_left_out(vault: Vault, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    add_staging(vault, DEAD)
+    add_staging(vault)
     monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors: None)
     assert sweep(vault.layout, temporary_dir=temporary) == []
     assert len(find_leftovers(vault.layout, temporary_dir=temporary)) == 1

@@ -17,7 +17,7 @@ import pytest
 from fault_steps import in_child
 
 from pipevault.store import liveness
-from pipevault.store.liveness import ProcessIdentity, is_process_alive, scratch_prefix
+from pipevault.store.liveness import ProcessIdentity, is_process_alive
 
 CONTEXT = multiprocessing.get_context("fork")
 NOBODY = 65534
@@ -255,7 +255,3 @@ def test_a_mark_tells_place_and_start_apart() -> None:
     assert replace(here, host="elsewhere").mark[:16] != here.mark[:16]
     assert replace(here, started=here.started + 1).mark[:16] == here.mark[:16]
     assert replace(here, started=here.started + 1).mark != here.mark
-
-
-def test_the_prefix_of_a_folder_carries_its_owner() -> None:
-    assert scratch_prefix("freeze") == f"pipevault-freeze-{os.getpid()}-{ProcessIdentity.current().mark}-"

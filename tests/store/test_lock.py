@@ -24,9 +24,9 @@ from store_entries import Entry, leftovers
 
 from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import LockTimeoutError, VaultError, VaultNotWritableError
-from pipevault.store import flock
+from pipevault.files import flock
+from pipevault.files.flock import HeldLock, try_lock
 from pipevault.store import lock as lock_module
-from pipevault.store.flock import HeldLock, try_lock
 from pipevault.store.layout import Layout
 from pipevault.store.liveness import ProcessIdentity
 from pipevault.store.lock import Holder, read_holder

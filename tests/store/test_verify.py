@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from store_entries import CREATED_AT, Entry, make_entry, make_key, whole
 
 from pipevault.digest import canonical_json, digest_bytes
-from pipevault.errors import CorruptEntryError, NewerVaultError, NotAVaultError, VaultNotWritableError
-from pipevault.store.liveness import ProcessIdentity
+from pipevault.errors import NewerVaultError, NotAVaultError, VaultNotWritableError
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.signing_keys import PrivateKey
 from pipevault.store.vault import Vault
@@ -405,57 +403,7 @@ class TestNotable:
         self.expect(vault, "foreign", path)
 
     def test_a_staging_folder_of_a_dead_process(self, vault: Vault) -> None:
-        here = ProcessIdentity.current()
-        layout = vault.layout
-        mine = layout.staging_dir(host=here.host, pid=here.pid, random_hex="0" * 16, mark=here.mark)
-        dead = layout.staging_dir(host=here.host, pid=here.pid, random_hex="1" * 16, mark=dead_mark())
-        for folder in (mine, dead):
-            folder.mkdir(parents=True)
-        self.expect(vault, "staging", dead)
-
-
-def dead_mark() -> str:
-    """The mark of a process that has ended."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if not pid:
-        os.write(writer, ProcessIdentity.current().mark.encode())
-        os._exit(0)
-    os.waitpid(pid, 0)
-    return os.read(reader, 100).decode()
-
-
-class TestLoads:
-    """What a load does that meets damage: the store's part of a reported miss, and of the heal."""
-
-    @pytest.mark.parametrize("damage", ["flipped", "truncated", "emptied", "missing", "swapped"])
-    def test_a_bad_artifact(self, vault: Vault, pair: tuple[Entry, Entry], damage: str) -> None:
-        path = artifact(vault, SHARED)
-        ARTIFACT_DAMAGES[damage](path)
-        manifest = vault.lookup(pair[0].key)
-        assert manifest is not None
-        with pytest.raises(CorruptEntryError) as caught:
-            vault.verified_path(manifest.artifacts[0])
-        assert caught.value.path == path
-        vault.quarantine(caught.value.path, str(caught.value))
-        with pytest.raises(CorruptEntryError, match="missing"):  # mode require goes on refusing it
-            vault.verified_path(manifest.artifacts[0])
-        vault.publish(pair[0].manifest, pair[0].files)
-        assert whole(vault, pair[0].manifest)
-
-    @pytest.mark.parametrize("damage", ["no JSON", "empty", "truncated", "edited", "of another key"])
-    def test_a_bad_manifest(self, vault: Vault, pair: tuple[Entry, Entry], damage: str) -> None:
-        path = vault.layout.manifest_file(pair[0].key)
-        MANIFEST_DAMAGES[damage](path)
-        with pytest.raises(CorruptEntryError) as caught:
-            vault.lookup(pair[0].key)
-        assert caught.value.path == path
-        vault.quarantine(path, str(caught.value))
-        assert vault.lookup(pair[0].key) is None
-        vault.publish(pair[0].manifest, pair[0].files)
-        assert whole(vault, pair[0].manifest)
-
-
-def test_a_copy_of_a_vault_is_as_sound(vault: Vault, pair: tuple[Entry, Entry], tmp_path: Path) -> None:
-    shutil.copytree(vault.root, tmp_path / "copy")
-    assert verify(Vault.open(tmp_path / "copy", create=False)).findings == ()
+        dead = vault.layout.staging_dir(host="container", pid=1, random_hex="0" * 16)
+        dead.mkdir(parents=True)
+        with vault.staging():
+            self.expect(vault, "staging", dead)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import secrets
 import subprocess
 import sys
 import threading
@@ -83,7 +82,7 @@ class BackgroundFreezer:
         self, state: PartState, args: Sequence[Any], kwargs: Mapping[str, Any], signature: Signature
     ) -> _Running:
         shelf = state.table.shelf
-        context = scratch_folder("background", secrets.token_hex(16))
+        context = scratch_folder("background")
         folder = context.__enter__()
         try:
             job = {

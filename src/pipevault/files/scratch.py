@@ -1,62 +1,149 @@
-"""Private folders in the system's temporary folder, each held by a lock beside it: ``<folder>.lock``.
+"""Private temporary folders to compile in: where they may lie, and how they end.
 
-The system frees the lock of a process that dies, so that what it left can be told apart and removed.
+Compilers are called through command lines that a path with a blank or a quote in it does not survive, and what they
+make is run where it lies. So a folder that is named for temporary files may be of no use here; then the next is taken.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import re
 import secrets
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+from pipevault.errors import TemporaryFolderError, TemporaryFolderFullError
+from pipevault.files.claims import Claim, abandoned, claim_folder, remove
+
+ROOM_NEEDED_BYTES = 32_000_000
+
+_VARIABLES = ("TMPDIR", "TEMP", "TMP")
+_USUAL = ("/tmp", "/var/tmp", "/usr/tmp")
+_NAME = re.compile(r"pipevault\.[a-z]+\.[0-9a-f]{32}")
+_UNSAFE = re.compile(r"[^\w./+=:@%,-]")
+_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder for temporary files. ``problem``: a clause that says why nothing can be compiled in it, else empty."""
+
+    folder: Path
+    problem: str = ""
+    is_full: bool = False
 
 
 @contextmanager
-def scratch_folder(purpose: str, name: str) -> Iterator[Path]:
-    """The empty folder ``pipevault-<purpose>-<name>``, removed at exit; ``name``: 32 hexadecimal digits.
+def scratch_folder(purpose: str, name: str = "") -> Iterator[Path]:
+    """The empty folder ``pipevault.<purpose>.<name>``, removed at exit; ``name``: 32 hexadecimal digits, else random.
 
-    ``OSError`` if another process works in it, another user owns it, or it cannot be made.
+    ``FileExistsError`` if another process works in it, or another user owns it. :class:`TemporaryFolderError`: nowhere
+    can one be made; :class:`TemporaryFolderFullError`: for want of room.
     """
-    from filelock import FileLock, Timeout
-
-    folder = Path(tempfile.gettempdir()) / f"pipevault-{purpose}-{name}"
-    lock = FileLock(f"{folder}.lock")
+    root = scratch_root()
+    for left in scratch_folders(root):
+        with abandoned(left) as is_free:
+            if is_free:
+                remove(left)
+    path = root / f"pipevault.{purpose}.{name or secrets.token_hex(16)}"
+    claim = _claim(path)
     try:
-        lock.acquire(timeout=0)
-    except Timeout as error:  # its own words name the lock alone
-        raise OSError(f"{folder} is in use") from error
-    try:
-        _make_private(folder)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        yield path
     finally:
-        # While the lock is held: later, the file may be another process's lock already.
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        claim.release()
 
 
 def kept_scratch_folder() -> Path:
-    """A folder that stays until the process ends."""
+    """A folder that stays until the process ends. Raises like :func:`scratch_folder`."""
     stack = ExitStack()
     atexit.register(stack.close)
-    return stack.enter_context(scratch_folder("graphs", secrets.token_hex(16)))
+    return stack.enter_context(scratch_folder("kept"))
 
 
-def _make_private(folder: Path) -> None:
-    """Make ``folder`` anew; what a dead process left there may be torn."""
+def scratch_root() -> Path:
+    """The first folder of :func:`scratch_places` that can be used. Raises like :func:`scratch_folder`."""
+    places = scratch_places()
+    for place in places:
+        if not place.problem:
+            return place.folder
+    cls = TemporaryFolderFullError if any(place.is_full for place in places) else TemporaryFolderError
+    problems = "; ".join(f"{place.folder} {place.problem}" for place in places)
+    raise cls(
+        f"There is no temporary folder to compile in: {problems}. Set TMPDIR to a folder that this user can write, on "
+        f"a file system that is not mounted noexec, with {ROOM_NEEDED_BYTES // 1_000_000} MB free and a name without "
+        "blanks or quotes; or load what was frozen already, which needs none.",
+        places[0].folder,
+    )
+
+
+def scratch_places() -> list[Place]:
+    """The folders that are named for temporary files, then the system's usual ones, each with what is wrong with it."""
+    with suppress(OSError):  # remembered by the library before a compilation sets TMPDIR for a while
+        tempfile.gettempdir()
+    named = [tempfile.tempdir, *(os.environ.get(variable) for variable in _VARIABLES)]
+    unique = dict.fromkeys(Path(os.path.abspath(folder)) for folder in (*named, *_USUAL) if folder)
+    return [_problem(folder) for folder in unique if os.fspath(folder) not in _USUAL or folder.exists()]
+
+
+def scratch_folders(root: Path) -> list[Path]:
+    """This user's folders in ``root`` that :func:`scratch_folder` made, sorted; of living processes too."""
     try:
-        status = folder.lstat()
-    except FileNotFoundError:
-        pass
-    else:
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-            raise OSError(f"{folder} is not this user's folder")
-        shutil.rmtree(folder)
-    folder.mkdir(mode=0o700)
+        names = sorted(os.listdir(root))
+    except OSError:
+        return []
+    return [root / name for name in names if _NAME.fullmatch(name) and _is_own_folder(root / name)]
+
+
+def _problem(folder: Path) -> Place:
+    if unsafe := _UNSAFE.search(os.fspath(folder)):
+        return Place(folder, f"has {unsafe[0]!r} in its name, which command lines of compilers do not survive")
+    if not folder.is_dir():
+        return Place(folder, "is no folder" if folder.exists() else "does not exist")
+    if os.name == "nt":
+        return Place(folder)
+    try:
+        status = os.statvfs(folder)
+    except OSError as error:
+        return Place(folder, f"cannot be looked at ({error.strerror})")
+    if status.f_flag & os.ST_RDONLY:
+        return Place(folder, "is on a read-only file system")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return Place(folder, "cannot be written by this user")
+    if status.f_flag & getattr(os, "ST_NOEXEC", 0):
+        return Place(folder, "is on a file system mounted noexec, from which no compiled code is run")
+    free_bytes = status.f_bavail * status.f_frsize
+    if status.f_blocks and free_bytes < ROOM_NEEDED_BYTES:
+        return Place(folder, f"has only {free_bytes // 1_000_000} MB free", is_full=True)
+    return Place(folder)
+
+
+def _claim(path: Path) -> Claim:
+    for _ in range(_TRIES):
+        try:
+            claim = claim_folder(path)
+        except FileExistsError as error:
+            if not _is_own_folder(path):
+                raise FileExistsError(f"{path} is not this user's folder") from error
+            with abandoned(path) as is_free:
+                if not is_free:
+                    raise FileExistsError(f"{path} is in use") from error
+                remove(path)
+            continue
+        except OSError as error:
+            raise TemporaryFolderError(f"{path} cannot be made: {error.strerror}. Set TMPDIR.", path.parent) from error
+        if claim is not None:
+            return claim
+    raise FileExistsError(f"{path} is in use")
+
+
+def _is_own_folder(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and (not hasattr(os, "getuid") or status.st_uid == os.getuid())

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import warnings
@@ -266,9 +265,9 @@ def _build_folder(build: Digest) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(scratch_folder("build", build.hex[:32]))
-        except OSError as error:
+        except FileExistsError as error:
             logger.warning("%s, so this build will not be byte-identical to others of its key", error)
-            folder = stack.enter_context(scratch_folder("build", secrets.token_hex(16)))
+            folder = stack.enter_context(scratch_folder("build"))
         yield folder
 
 
@@ -284,7 +283,11 @@ def _without_torchs_own_warnings() -> Iterator[None]:
 def _inductor_caches_in(folder: Path) -> Iterator[None]:
     from torch._inductor.utils import clear_caches
 
-    variables = {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TRITON_CACHE_DIR": str(folder / "triton")}
+    variables = {
+        "TORCHINDUCTOR_CACHE_DIR": str(folder),
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+        "TMPDIR": str(folder),
+    }
     before = {name: os.environ.get(name) for name in variables}
     clear_caches()
     os.environ.update(variables)

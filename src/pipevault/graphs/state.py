@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import shutil
 import threading
 import time
@@ -389,7 +388,7 @@ class PartState(Host):
                         is_new = slot.kept.key not in known and slot.kept.signature == signature
                         if is_new and (slot.refusal or self._is_usable(table, slot)):
                             return slot
-                folder = stack.enter_context(scratch_folder("graphs", secrets.token_hex(16)))
+                folder = stack.enter_context(scratch_folder("graphs"))
                 if table.shelf is None:
                     folder = kept_scratch_folder()
                 compiled_s = time.perf_counter()

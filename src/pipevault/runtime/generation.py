@@ -76,7 +76,6 @@ def generate(
                 continue
             stack.enter_context(running(pipe))
             state.check(pipe)
-            state.leases.refresh()
             stack.enter_context(generating(state.states(pipe)))
             started_s = time.perf_counter()
             recorder, modules = state.get_recorder(pipe), graph_parts.find_parts(pipe)

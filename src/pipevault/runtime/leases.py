@@ -21,10 +21,6 @@ class HeldLeases:
         self._leases = leases if leases is not None else []
         self._finalizer = weakref.finalize(self, _release, self._leases)
 
-    def refresh(self) -> None:
-        for lease in tuple(self._leases):
-            lease.refresh()
-
     def release(self) -> None:
         self._finalizer()
 

@@ -105,14 +105,6 @@ def is_process_alive(pid: int, mark: str) -> bool | None:
     return is_running and found_start % (1 << 32) == start
 
 
-def scratch_prefix(purpose: str) -> str:
-    """Beginning of the name of a folder of this process in the system's temporary folder.
-
-    What a dead process left can then be told apart: ``pipevault-<purpose>-<pid>-<mark>-``.
-    """
-    return f"pipevault-{purpose}-{os.getpid()}-{ProcessIdentity.current().mark}-"
-
-
 @lru_cache(maxsize=1)
 def _current(pid: int) -> ProcessIdentity:
     host = socket.gethostname()

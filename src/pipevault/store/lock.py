@@ -7,8 +7,9 @@ publishing is safe all the same. The holder leaves a note beside the lock::
      "since": "2025-01-31T12:00:00+00:00", "started": 1437466}
 
 It tells waiters whom they wait for. The system frees the lock of a dead process; where it does not (a child
-that was forked lives on, a file server that does not notice), the note of a dead process of this host lets a
-waiter replace the lock file by one of its own. A note is written, and a lock file replaced, only under a
+that was forked lives on, a file server that does not notice), a waiter replaces the lock file by one of its own:
+when the note is that of a dead process of this host or, where locks prove nothing, when it was not changed for
+15 minutes (:mod:`pipevault.files.heartbeat`). A note is written, and a lock file replaced, only under a
 second lock that is held for a moment, ``<key>.guard``: else a waiter could take the note of the last holder
 for that of a process that has the lock just now and is about to write its own.
 """
@@ -26,8 +27,10 @@ from pathlib import Path
 
 from pipevault.digest import Digest, canonical_json
 from pipevault.errors import LockTimeoutError, VaultError
+from pipevault.files.claims import locks_hold
+from pipevault.files.flock import HeldLock, NotLocked, try_lock
+from pipevault.files.heartbeat import is_silent, start_beating, stop_beating
 from pipevault.store.atomic import make_folder, publish_file, read_regular, vault_errors, write_file
-from pipevault.store.flock import HeldLock, NotLocked, try_lock
 from pipevault.store.layout import Layout
 from pipevault.store.liveness import ProcessIdentity
 from pipevault.store.manifest import now_utc
@@ -109,7 +112,8 @@ def _acquire(layout: Layout, key: Digest, timeout_s: float, tell: Callable[[str]
             return attempt if isinstance(attempt, HeldLock) else None
         holder = read_holder(layout.holder_file(key))
         alive = holder.process.is_alive() if holder else None
-        if holder is not None and alive is False and (taken := _take_over(layout, key, holder)):
+        is_left = holder is not None and (alive is False or not _shows_life(layout.holder_file(key)))
+        if holder is not None and is_left and (taken := _take_over(layout, key, holder)):
             tell(f"Took over key {key.short} from {holder.describe(time.time())}, which ended without giving it up.")
             return taken
         waited_s = time.monotonic() - start
@@ -192,15 +196,26 @@ def _leave_note(layout: Layout, key: Digest) -> None:
     try:
         with staging_folder(layout) as folder:
             write_file(layout.holder_file(key), note, staging=folder)
+        if not locks_hold(layout.holder_file(key)):
+            start_beating(layout.holder_file(key))
     except VaultError:  # a full disk: the lock is held all the same, and waiters say "another process"
         _remove_note(layout, key)  # the last holder's, by which waiters would take this process for dead
 
 
 def _remove_note(layout: Layout, key: Digest) -> None:
+    stop_beating(layout.holder_file(key))
     try:
         layout.holder_file(key).unlink(missing_ok=True)
     except OSError:  # a note that outlives its lock costs at worst that work is done twice
         return
+
+
+def _shows_life(note: Path) -> bool:
+    """Whether the holder of a lock may live: where locks hold it does, for the lock is held."""
+    try:
+        return locks_hold(note) or not is_silent(note)
+    except OSError:  # removed just now
+        return True
 
 
 def _timeout(key: Digest, holder: Holder | None, alive: bool | None, waited_s: float) -> LockTimeoutError:

@@ -17,7 +17,6 @@ from pipevault.digest import Digest
 from pipevault.errors import PinError, VaultError, VaultNotWritableError
 from pipevault.store.event_totals import compact
 from pipevault.store.layout import Layout
-from pipevault.store.leases import remove_dead_leases
 from pipevault.store.leftovers import Leftover, sweep
 from pipevault.store.prune_plan import Going, PrunePlan, Staying, plan_prune, use_reasons
 from pipevault.store.removal import (
@@ -73,7 +72,7 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
         raise VaultNotWritableError(
             f"The vault {layout.root} is read-only for this user. Prune it as its owner.", layout.root
         )
-    leftovers = [*sweep(layout), *remove_dead_leases(layout)]
+    leftovers = sweep(layout)
     quarantined = {path: size for path in plan.quarantined if (size := remove_file(path)) is not None}
     watch = _Watch(layout)
     staying: list[Staying] = []

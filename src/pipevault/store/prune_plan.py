@@ -22,7 +22,7 @@ from pipevault.digest import Digest
 from pipevault.store.aging import Ages, Times, judge
 from pipevault.store.inventory import FoundFile, FoundManifest, find_artifacts, find_files, find_manifests
 from pipevault.store.layout import Layout
-from pipevault.store.leases import describe_leases, find_dead_leases, find_leases
+from pipevault.store.leases import describe_leases, find_leases
 from pipevault.store.leftovers import Leftover, find_leftovers
 from pipevault.store.needs import needed_by, needs_in
 from pipevault.store.pins import pins
@@ -142,7 +142,7 @@ def plan_prune(
         orphans=tuple(contents.old_orphans),
         quarantined=tuple(quarantined),
         strays=tuple(contents.strays),
-        leftovers=(*find_leftovers(vault.layout), *find_dead_leases(vault.layout)),
+        leftovers=find_leftovers(vault.layout),
         staying=tuple(Staying(key, reason) for key, reason in choice.staying.items()),
         size_bytes=contents.size_bytes,
         freed_bytes=contents.size_bytes - choice.left_bytes,
@@ -159,16 +159,14 @@ def protections(layout: Layout, manifests: Mapping[Digest, FoundManifest], now_s
     reasons = {
         key: "damaged, or of a later pipevault" for key, manifest in manifests.items() if not manifest.understood
     }
-    return {**reasons, **use_reasons(layout, now_s, manifests)}
+    return {**reasons, **use_reasons(layout, manifests)}
 
 
-def use_reasons(
-    layout: Layout, now_s: float | None = None, manifests: Mapping[Digest, FoundManifest] | None = None
-) -> dict[Digest, str]:
+def use_reasons(layout: Layout, manifests: Mapping[Digest, FoundManifest] | None = None) -> dict[Digest, str]:
     """``pinned as prod`` or ``in use by process 4711 on worker-3`` for each entry that is, and ``needed by`` one of
     them for what they need. Raises as above. ``manifests``: those of the vault, if they were read already.
     """
-    leases = [lease for lease in find_leases(layout, now_s=now_s) if lease.alive]
+    leases = [lease for lease in find_leases(layout) if lease.alive]
     by_key = {lease.key: [other for other in leases if other.key == lease.key] for lease in leases}
     reasons = {key: f"in use by {describe_leases(held)}" for key, held in by_key.items()}
     names: dict[Digest, list[str]] = {}

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipevault.files.claims import claim_folder
 from pipevault.store.atomic import make_folder, vault_errors
 from pipevault.store.layout import Layout
-from pipevault.store.liveness import ProcessIdentity
 
 
 @contextmanager
 def staging_folder(layout: Layout) -> Iterator[Path]:
-    """A new folder with a unique name that tells whose it is, private to this user, removed with its content at exit.
+    """A new folder with a unique name, private to this user, held while this process lives, removed at exit.
 
     Raises like :func:`pipevault.store.atomic.make_folder`.
     """
-    owner = ProcessIdentity.current()
-    folder = layout.staging_dir(host=owner.host, pid=owner.pid, random_hex=secrets.token_hex(8), mark=owner.mark)
     make_folder(layout.tmp_dir)
-    with vault_errors(folder, "created"):
-        os.mkdir(folder, 0o700)
+    claim = None
+    while claim is None:
+        folder = layout.staging_dir(host=socket.gethostname(), pid=os.getpid(), random_hex=secrets.token_hex(8))
+        with vault_errors(folder, "created"):
+            claim = claim_folder(folder)
     try:
-        yield folder
+        yield claim.path
     finally:
         # What cannot be removed is harmless: nothing reads another process's staging folder.
-        shutil.rmtree(folder, ignore_errors=True)
+        claim.release()

@@ -16,6 +16,7 @@ from pipevault.files.opened import OpenedFile, open_verified
 from pipevault.settings.user_folders import expand_user
 from pipevault.store.layout import Layout
 from pipevault.store.leases import Lease, take_lease
+from pipevault.store.leftovers import tidy
 from pipevault.store.lock import key_lock
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.marker import ensure_vault, is_writable
@@ -155,6 +156,7 @@ class Vault:
         self, key: Digest, *, timeout_s: float, on_wait: Callable[[str], None] | None = None
     ) -> AbstractContextManager[None]:
         """The advisory lock of ``key``. See :func:`pipevault.store.lock.key_lock`."""
+        tidy(self.layout)
         return key_lock(self.layout, key, timeout_s=timeout_s, on_wait=on_wait)
 
     def quarantine(self, path: Path, reason: str) -> Path | None:
@@ -205,6 +207,8 @@ class Vault:
 
         Never raises; :attr:`~pipevault.store.leases.Lease.problem` says why there is none.
         """
+        if self.writable:
+            tidy(self.layout)
         return take_lease(self.layout, key, writable=self.writable)
 
     def pins(self) -> dict[str, Digest]:

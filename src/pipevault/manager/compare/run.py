@@ -6,7 +6,6 @@ machine: another thread count, another instruction set, another batch size.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +18,11 @@ from pipevault.cache.outcome import Clock, Progress
 from pipevault.determinism.metrics import Distance, distance
 from pipevault.determinism.seeds import effective_seed
 from pipevault.errors import NotComparableError, SettingsError
+from pipevault.files.scratch import scratch_folder
 from pipevault.fingerprint.machine import machine_record
 from pipevault.manager.compare.result import Array, Comparison, FinishedRun, PlannedRun
 from pipevault.manager.fresh_process import GenerationJob, GenerationResult, generate_in_fresh_process
 from pipevault.manager.request import Request
-from pipevault.store.liveness import scratch_prefix
 
 FIRST = "eager"
 RUNS = (
@@ -92,7 +91,7 @@ def compare(
     done: dict[str, FinishedRun] = {}
     skipped: list[tuple[str, str]] = []
     prewarm: GenerationResult | None = None
-    with tempfile.TemporaryDirectory(prefix=scratch_prefix("compare")) as scratch:
+    with scratch_folder("compare") as scratch:
         for plan in RUNS:
             if plan.group not in groups and plan.name != FIRST:
                 continue

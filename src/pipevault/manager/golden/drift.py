@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import weakref
 from collections.abc import Mapping
 from functools import partial
@@ -25,6 +24,7 @@ import numpy as np
 from pipevault.cache.outcome import Outcome
 from pipevault.determinism.metrics import Distance
 from pipevault.errors import PipevaultError, SettingsError
+from pipevault.files.scratch import scratch_folder
 from pipevault.manager.golden.check import distance_of
 from pipevault.manager.golden.draw import Drawn, samples_of, seen_latents
 from pipevault.manager.golden.files import Tolerance
@@ -35,7 +35,6 @@ from pipevault.runtime.generation import generate
 from pipevault.runtime.pipeline import LoadedState
 from pipevault.runtime.records import record_of
 from pipevault.settings import Settings
-from pipevault.store.liveness import scratch_prefix
 
 MARGIN = 2.0
 SMALLEST = Limits(pixels_max_abs=2.0, pixels_mean_abs=0.05, latents_max_abs=1e-5, latents_mean_abs=1e-6)
@@ -85,8 +84,8 @@ def tolerance_of(distances: Mapping[str, Mapping[str, Distance]]) -> Tolerance:
 def _drawn_in_fresh_process(
     suite: Suite, drawn: Mapping[str, Drawn], cause: str, environment: Mapping[str, str]
 ) -> dict[str, Drawn]:
-    with tempfile.TemporaryDirectory(prefix=scratch_prefix("golden")) as folder:
-        command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, str(suite.path), folder, *drawn]
+    with scratch_folder("golden") as folder:
+        command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, str(suite.path), str(folder), *drawn]
         finished = subprocess.run(
             command,
             env={**os.environ, **environment},

@@ -14,7 +14,10 @@ from enum import Enum
 from pathlib import Path
 
 _HELD = frozenset({errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK})
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+# EBADF, EINVAL, EISDIR: network file systems that lock no folder, or none that is open for reading.
+_NO_LOCKS = frozenset(
+    {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.EISDIR}
+)
 _LOCK_MODE = 0o644
 
 
@@ -26,12 +29,16 @@ class NotLocked(Enum):
 
 
 class HeldLock:
-    """The lock of the file that stood at ``path`` when it was taken; belongs to the process that took it."""
+    """The lock of the file or folder that stood at ``path`` when it was taken; belongs to the process that took it.
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    A child that is forked meanwhile does not share it, unless it is ``inherited``: then it is held until both ended.
+    """
+
+    def __init__(self, path: Path, descriptor: int, *, inherited: bool = False) -> None:
         self.path = path
         self._descriptor: int | None = descriptor
-        _OPEN.add(self)
+        if not inherited:
+            _OPEN.add(self)
 
     def is_current(self) -> bool:
         """Whether the locked file still stands at ``path``. False once released."""
@@ -57,9 +64,16 @@ def try_lock(path: Path) -> HeldLock | NotLocked:
 
     ``OSError`` if the file cannot be opened or locked for another reason.
     """
-    descriptor = _open(path)
+    return lock_open(_open(path), path)
+
+
+def lock_open(descriptor: int, path: Path, *, shared: bool = False, inherited: bool = False) -> HeldLock | NotLocked:
+    """The lock of what is open as ``descriptor``, which is closed with the lock, or now if there is none.
+
+    ``shared``: others may have a shared lock too. ``OSError`` if it cannot be locked for another reason.
+    """
     try:
-        _lock(descriptor)
+        _lock(descriptor, shared)
     except OSError as error:
         os.close(descriptor)
         if error.errno in _NO_LOCKS:
@@ -70,7 +84,7 @@ def try_lock(path: Path) -> HeldLock | NotLocked:
     except BaseException:  # whatever it was goes on, an interrupt too; only the descriptor must go
         os.close(descriptor)
         raise
-    return HeldLock(path, descriptor)
+    return HeldLock(path, descriptor, inherited=inherited)
 
 
 def _open(path: Path) -> int:
@@ -84,7 +98,8 @@ def _open(path: Path) -> int:
 if sys.platform == "win32":
     import msvcrt
 
-    def _lock(descriptor: int) -> None:
+    def _lock(descriptor: int, shared: bool) -> None:
+        del shared  # there are none
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
 
     def _unlock(descriptor: int) -> None:
@@ -93,8 +108,8 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def _lock(descriptor: int, shared: bool) -> None:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
     def _unlock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
