@@ -407,3 +407,39 @@ class TestNotable:
         dead.mkdir(parents=True)
         with vault.staging():
             self.expect(vault, "staging", dead)
+
+
+class TestLoads:
+    """What a load does that meets damage: the store's part of a reported miss, and of the heal."""
+
+    @pytest.mark.parametrize("damage", ["flipped", "truncated", "emptied", "missing", "swapped"])
+    def test_a_bad_artifact(self, vault: Vault, pair: tuple[Entry, Entry], damage: str) -> None:
+        path = artifact(vault, SHARED)
+        ARTIFACT_DAMAGES[damage](path)
+        manifest = vault.lookup(pair[0].key)
+        assert manifest is not None
+        with pytest.raises(CorruptEntryError) as caught:
+            vault.verified_path(manifest.artifacts[0])
+        assert caught.value.path == path
+        vault.quarantine(caught.value.path, str(caught.value))
+        with pytest.raises(CorruptEntryError, match="missing"):  # mode require goes on refusing it
+            vault.verified_path(manifest.artifacts[0])
+        vault.publish(pair[0].manifest, pair[0].files)
+        assert whole(vault, pair[0].manifest)
+
+    @pytest.mark.parametrize("damage", ["no JSON", "empty", "truncated", "edited", "of another key"])
+    def test_a_bad_manifest(self, vault: Vault, pair: tuple[Entry, Entry], damage: str) -> None:
+        path = vault.layout.manifest_file(pair[0].key)
+        MANIFEST_DAMAGES[damage](path)
+        with pytest.raises(CorruptEntryError) as caught:
+            vault.lookup(pair[0].key)
+        assert caught.value.path == path
+        vault.quarantine(path, str(caught.value))
+        assert vault.lookup(pair[0].key) is None
+        vault.publish(pair[0].manifest, pair[0].files)
+        assert whole(vault, pair[0].manifest)
+
+
+def test_a_copy_of_a_vault_is_as_sound(vault: Vault, pair: tuple[Entry, Entry], tmp_path: Path) -> None:
+    shutil.copytree(vault.root, tmp_path / "copy")
+    assert verify(Vault.open(tmp_path / "copy", create=False)).findings == ()
