@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from store_entries import CREATED_AT, Entry, make_entry, make_key, whole
 
 from pipevault.digest import canonical_json, digest_bytes
-from pipevault.errors import NewerVaultError, NotAVaultError, VaultNotWritableError
+from pipevault.errors import CorruptEntryError, NewerVaultError, NotAVaultError, VaultNotWritableError
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.signing_keys import PrivateKey
 from pipevault.store.vault import Vault
