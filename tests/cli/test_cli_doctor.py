@@ -16,8 +16,19 @@ import pytest
 from command_runner import Run
 
 from pipevault.cli import doctor
-from pipevault.cli.doctor import Check, check_compiler, check_packages, check_torch, check_vault
+from pipevault.cli.doctor import (
+    Check,
+    check_compiler,
+    check_packages,
+    check_system_root,
+    check_temporary_folder,
+    check_torch,
+    check_user_folders,
+    check_vault,
+)
 from pipevault.digest import Digest, digest_bytes
+from pipevault.errors import NoHomeError
+from pipevault.files import scratch
 from pipevault.store.vault import Vault
 
 
@@ -121,6 +132,80 @@ class TestVault:
         check = vault_checks(vault.root)["free space"]
         assert not check.ok
         assert check.detail == "5.0 MB"
+
+
+class TestFolders:
+    @pytest.fixture(autouse=True)
+    def named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """The folder that TMPDIR names; there is one more, ``usual``."""
+        (tmp_path / "usual").mkdir()
+        monkeypatch.setattr(scratch, "_USUAL", (str(tmp_path / "usual"),))
+        monkeypatch.setattr("tempfile.tempdir", None)
+        monkeypatch.setattr("tempfile.gettempdir", lambda: None)
+        for variable in ("TEMP", "TMP"):
+            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "named"))
+        return tmp_path / "named"
+
+    def test_the_one_that_is_named(self, named: Path) -> None:
+        named.mkdir()
+        check = check_temporary_folder()
+        assert (check.ok, check.remedy) == (True, "")
+        assert check.detail.startswith(f"{named}, ")
+
+    def test_another_is_used_and_why(self, named: Path) -> None:
+        check = check_temporary_folder()
+        assert check.ok
+        assert check.detail.startswith(f"{named.parent / 'usual'}, ")
+        assert check.detail.endswith(f"for {named} does not exist")
+        assert "TMPDIR" in check.remedy
+
+    @pytest.mark.parametrize("name", ["a blank", "a'quote"])
+    def test_a_name_that_compilers_do_not_survive(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv("TMPDIR", str(tmp_path / name))
+        assert f"{tmp_path / name} has {name[1]!r} in its name" in check_temporary_folder().detail
+
+    def test_none(self, named: Path) -> None:
+        (named.parent / "usual").rmdir()
+        check = check_temporary_folder()
+        assert not check.ok
+        assert f"{named} does not exist" in check.remedy
+        compiler = check_compiler()
+        assert not compiler.ok
+        assert "temporary folder" in compiler.remedy
+
+    def test_without_a_home_each_folder_has_a_line_and_the_rest_is_checked(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, vault: Vault
+    ) -> None:
+        def homeless(kind: str) -> Path:
+            raise NoHomeError(f"no {kind} folder")
+
+        for module in ("pipevault.cli.doctor", "pipevault.settings", "pipevault.store.event_log"):
+            monkeypatch.setattr(f"{module}.user_folder", homeless)
+        monkeypatch.delenv("PIPEVAULT_DIR", raising=False)
+        result = run("doctor")
+        assert result.exit_code == 1
+        for kind in ("config", "cache", "state"):
+            assert f"ok   {kind} folder: none, and nothing is kept there\n     -> no {kind} folder" in result.stdout
+        assert "MEND vault: no folder is set for it\n     -> no cache folder" in result.stdout
+        assert "ok   root file system: " in result.stdout
+        assert run("doctor", "--dir", vault.root).stdout.count("MEND") == 0
+
+    def test_a_state_folder_that_cannot_be_written(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        checks = {check.name: check for check in check_user_folders()}
+        assert "cannot be written" in checks["state folder"].detail
+        assert checks["state folder"].remedy == "Set HOME or XDG_STATE_HOME."
+        assert "cannot" not in checks["config folder"].detail
+
+    @pytest.mark.parametrize(("flags", "detail"), [(0, "writable"), (os.ST_RDONLY, "read-only")])
+    def test_the_systems_root(self, monkeypatch: pytest.MonkeyPatch, flags: int, detail: str) -> None:
+        status = os.statvfs_result((1, 1, 1, 1, 1, 1, 1, 1, flags, 255))
+        monkeypatch.setattr(os, "statvfs", lambda path: status)
+        assert check_system_root().detail == detail
 
 
 class TestTiers:

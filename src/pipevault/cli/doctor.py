@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -20,8 +19,10 @@ import click
 from pipevault.cli import render
 from pipevault.cli.options import dir_option, json_option
 from pipevault.compat.versions import OLDEST_TORCH, is_too_old, untried_text
-from pipevault.errors import PipevaultError, UnsafeVaultError, VaultError
+from pipevault.errors import NoHomeError, PipevaultError, TemporaryFolderError, UnsafeVaultError, VaultError
+from pipevault.files.scratch import scratch_folder, scratch_places, scratch_root
 from pipevault.settings import Settings
+from pipevault.settings.user_folders import user_folder
 from pipevault.store.removal import find_orphans
 from pipevault.store.trust import check_ownership, check_root
 from pipevault.store.vault import BrokenManifest, Vault
@@ -49,23 +50,23 @@ class Check:
 @dir_option
 @json_option
 def doctor(dir: Path | None, as_json: bool) -> None:
-    """Check Python, torch, the C++ compiler, the GPU and the vault; exit code 1 if something needs attention.
+    """Check Python, torch, the C++ compiler, the GPU, folders and the vault; exit code 1 if something needs attention.
 
     \b
     Examples:
       pipevault doctor
       pipevault doctor --dir /srv/vault --json
     """
-    settings = Settings.resolve(dir=dir)
     checks = [
         check_python(),
         check_torch(),
         *check_packages(),
+        check_temporary_folder(),
         check_compiler(),
         check_gpu(),
-        *check_vault(settings.dir, allow_group_write=settings.allow_group_write),
-        *check_tiers(settings),
-        check_signatures(settings),
+        check_system_root(),
+        *check_user_folders(),
+        *check_settings(dir),
     ]
     healthy = all(check.ok for check in checks)
     if as_json:
@@ -77,6 +78,56 @@ def doctor(dir: Path | None, as_json: bool) -> None:
                 render.say(f"     -> {check.remedy}")
     if not healthy:
         click.get_current_context().exit(1)
+
+
+def check_settings(dir: Path | None) -> Iterator[Check]:
+    """The vault that the settings name, its tiers and the keys that they trust."""
+    try:
+        settings = Settings.resolve(dir=dir)
+    except NoHomeError as error:
+        yield Check("vault", False, "no folder is set for it", str(error))
+        return
+    yield from check_vault(settings.dir, allow_group_write=settings.allow_group_write)
+    yield from check_tiers(settings)
+    yield check_signatures(settings)
+
+
+def check_temporary_folder() -> Check:
+    """Which folder is compiled in, and why not in one that is named for temporary files."""
+    name, places = "temporary folder", scratch_places()
+    try:
+        root = scratch_root()
+    except TemporaryFolderError as error:
+        return Check(name, False, "none can be used to compile in", str(error))
+    problems = [f"{place.folder} {place.problem}" for place in places if place.problem and place.is_named]
+    free = render.size_text(shutil.disk_usage(root).free)
+    if not problems:
+        return Check(name, True, f"{root}, {free} free")
+    return Check(name, True, f"{root}, {free} free, for {'; '.join(problems)}", "Set TMPDIR to another folder.")
+
+
+def check_system_root() -> Check:
+    is_read_only = os.name != "nt" and bool(os.statvfs("/").f_flag & os.ST_RDONLY)
+    return Check("root file system", True, "read-only" if is_read_only else "writable")
+
+
+def check_user_folders() -> Iterator[Check]:
+    """Where this user's config file, listings and notes go; each can be done without."""
+    for kind in ("config", "cache", "state"):
+        name = f"{kind} folder"
+        try:
+            folder = user_folder(kind)
+        except NoHomeError as error:
+            yield Check(name, True, "none, and nothing is kept there", str(error))
+            continue
+        place = next(place for place in (folder, *folder.parents) if place.exists())
+        if kind == "config" or os.access(place, os.W_OK | os.X_OK):
+            yield Check(name, True, str(folder))
+        else:
+            variable = f"XDG_{kind.upper()}_HOME"
+            yield Check(
+                name, True, f"{folder} cannot be written, and nothing is kept there", f"Set HOME or {variable}."
+            )
 
 
 def check_signatures(settings: Settings) -> Check:
@@ -132,10 +183,10 @@ def check_compiler() -> Check:
             f"{compiler} was not found",
             "Install g++ or name a compiler in CXX; without one, only what others froze can be loaded.",
         )
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "try.cpp"
-        source.write_text(_PROGRAM, "utf-8")
-        try:
+    try:
+        with scratch_folder("doctor") as folder:
+            source = folder / "try.cpp"
+            source.write_text(_PROGRAM, "utf-8")
             result = subprocess.run(
                 [found, "-std=c++17", "-o", str(source.with_suffix(".out")), str(source)],
                 capture_output=True,
@@ -143,8 +194,10 @@ def check_compiler() -> Check:
                 timeout=_COMPILER_TIMEOUT_S,
                 check=False,
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return Check("c++ compiler", False, f"{found} does not run ({error})", "Install g++ again.")
+    except TemporaryFolderError:
+        return Check("c++ compiler", False, f"{found} was not tried", "Mend the temporary folder first.")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check("c++ compiler", False, f"{found} does not run ({error})", "Install g++ again.")
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or ["no message"])[0]
         return Check("c++ compiler", False, f"{found} cannot compile ({reason})", "Install g++ with libstdc++.")

@@ -14,7 +14,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipevault.errors import TemporaryFolderError, TemporaryFolderFullError
@@ -36,6 +36,8 @@ class Place:
     folder: Path
     problem: str = ""
     is_full: bool = False
+    is_named: bool = False
+    """Whether a variable or the program names it."""
 
 
 @contextmanager
@@ -86,8 +88,9 @@ def scratch_places() -> list[Place]:
     with suppress(OSError):  # remembered by the library before a compilation sets TMPDIR for a while
         tempfile.gettempdir()
     named = [tempfile.tempdir, *(os.environ.get(variable) for variable in _VARIABLES)]
-    unique = dict.fromkeys(Path(os.path.abspath(folder)) for folder in (*named, *_USUAL) if folder)
-    return [_problem(folder) for folder in unique if os.fspath(folder) not in _USUAL or folder.exists()]
+    unique = dict.fromkeys(Path(os.path.abspath(folder)) for folder in named if folder)
+    usual = [folder for folder in map(Path, _USUAL) if folder.exists() and folder not in unique]
+    return [*(replace(_problem(folder), is_named=True) for folder in unique), *map(_problem, usual)]
 
 
 def scratch_folders(root: Path) -> list[Path]:
