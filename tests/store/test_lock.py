@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -26,6 +27,7 @@ from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import LockTimeoutError, VaultError, VaultNotWritableError
 from pipevault.files import flock
 from pipevault.files.flock import HeldLock, try_lock
+from pipevault.files.heartbeat import BEAT_LIMIT_S
 from pipevault.store import lock as lock_module
 from pipevault.store.layout import Layout
 from pipevault.store.liveness import ProcessIdentity
@@ -305,6 +307,39 @@ class TestTakingOver:
             ):
                 pytest.fail("two holders")
             assert read_holder(vault.layout.holder_file(KEY)) is not None
+
+    @pytest.mark.parametrize("age_s", [0.0, BEAT_LIMIT_S - 60, BEAT_LIMIT_S + 60, 1e6])
+    def test_where_locks_prove_nothing_a_quarter_of_an_hour_without_a_sign_of_life_decides(
+        self, vault: Vault, monkeypatch: pytest.MonkeyPatch, age_s: float
+    ) -> None:
+        """The holder is of another host, whose lock a file server still believes in."""
+        monkeypatch.setattr(lock_module, "locks_hold", lambda path: False)
+        monkeypatch.setattr(lock_module, "start_beating", lambda path: None)
+        with raw_holder(vault, replace(ProcessIdentity.current(), host="elsewhere")):
+            os.utime(vault.layout.holder_file(KEY), times=(time.time() - age_s,) * 2)
+            if age_s < BEAT_LIMIT_S:
+                with pytest.raises(LockTimeoutError), vault.lock(KEY, timeout_s=0):
+                    pytest.fail("two holders")
+            else:
+                with vault.lock(KEY, timeout_s=0):
+                    pass
+
+    def test_where_locks_hold_a_note_without_a_sign_of_life_is_no_reason(self, vault: Vault) -> None:
+        with raw_holder(vault, replace(ProcessIdentity.current(), host="elsewhere")):
+            os.utime(vault.layout.holder_file(KEY), times=(0, 0))
+            with pytest.raises(LockTimeoutError), vault.lock(KEY, timeout_s=0):
+                pytest.fail("two holders")
+
+    def test_the_holder_leaves_signs_of_life_where_locks_prove_nothing(
+        self, vault: Vault, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        beating: set[Path] = set()
+        monkeypatch.setattr(lock_module, "locks_hold", lambda path: False)
+        monkeypatch.setattr(lock_module, "start_beating", beating.add)
+        monkeypatch.setattr(lock_module, "stop_beating", beating.discard)
+        with vault.lock(KEY, timeout_s=0):
+            assert beating == {vault.layout.holder_file(KEY)}
+        assert beating == set()
 
     @pytest.mark.parametrize("note", [None, b"torn"])
     def test_nor_is_it_taken_without_a_note(self, vault: Vault, note: bytes | None) -> None:
