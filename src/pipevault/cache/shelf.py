@@ -7,7 +7,6 @@ frozen has the reason in its place and no artifacts; its factors include the ver
 
 from __future__ import annotations
 
-import atexit
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping

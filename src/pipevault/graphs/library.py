@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,7 +112,7 @@ def _map_beside(files: GraphFiles) -> Path:
     except OSError as error:
         raise UnloadableGraphError(
             f"The code of {files.library.origin} needs {', '.join(files.beside)} in its folder, and cannot be mapped "
-            f"from a copy in {tempfile.gettempdir()}: {error}. Set TMPDIR to a folder that code may be mapped from.",
+            f"from a copy: {error}. Set TMPDIR to a folder that code may be mapped from.",
             files.library.origin,
         ) from error
 
