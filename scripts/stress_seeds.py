@@ -74,7 +74,7 @@ def measure_records(examples: int) -> list[Figure]:
     if not FUZZ.is_file():
         return [Figure(name, f"not tried: there is no {FUZZ.name}", "an error of the project's own")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FUZZ)]
-    environment = {**os.environ, "RECORD_FUZZ_EXAMPLES": str(examples)}
+    environment = {**os.environ, "RANDOM_EXAMPLES": str(examples)}
     done = subprocess.run(command, cwd=FUZZ.parents[2], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         print(done.stdout, done.stderr, sep="\n", file=sys.stderr)

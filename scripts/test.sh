@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Lint, types and tests; options go to pytest.
+# Lint, types and tests; options go to pytest. Tests with drawn examples draw the same ones each time;
+# RANDOM_EXAMPLES=5000 in the environment draws so many others in each such test.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -7,6 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+if examples := os.environ.get("RANDOM_EXAMPLES"):
+    settings.register_profile("random", derandomize=False, deadline=None, max_examples=int(examples), print_blob=True)
+settings.load_profile("random" if examples else "repeatable")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sample_records import SHA256, fields, picture, sample_record, with_call
 
@@ -45,7 +45,6 @@ class TestRoundTrip:
         assert again == record
         assert again.call["prompt"] == prompt
 
-    @settings(max_examples=50, deadline=None)
     @given(
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -173,7 +173,6 @@ TREES = st.recursive(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
 @given(args=st.lists(TREES, max_size=3), kwargs=st.dictionaries(st.text(min_size=1, max_size=3), TREES, max_size=3))
 def test_any_call_survives_json_and_is_rebuilt(args: list[Any], kwargs: dict[str, Any]) -> None:
     call = describe_call(args, kwargs)

@@ -21,7 +21,7 @@ from pipevault.store.signing_keys import PrivateKey
 from pipevault.store.vault import Vault
 from pipevault.store.verify import verify
 
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 NAMES = ("../evil", "/tmp/evil", "vault.json", "entries/../../evil", "artifacts/aa", "pins/a.json", "")
 
 

@@ -329,6 +329,4 @@ class VaultMachine(RuleBasedStateMachine):
 
 
 TestVault = VaultMachine.TestCase
-TestVault.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TestVault.settings = settings(stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow])
