@@ -186,7 +186,7 @@ class TestBadInput:
         assert run("stats", "--dir", tmp_path / "none").exit_code == 8
 
     def test_totals_of_a_later_version(self, run: Run, counted: Vault) -> None:
-        counted.layout.totals_file(1).write_text('{"totals_version": 2}')
+        counted.layout.totals_file.write_text('{"totals_version": 3}')
         result = run("stats", "--dir", counted.root)
         assert result.exit_code == 8
         assert "Upgrade" in result.stderr

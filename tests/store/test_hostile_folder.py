@@ -67,24 +67,23 @@ def test_a_line_that_is_no_event(vault: Vault, line: str) -> None:
     [
         {"since": "x"},
         {"since": 1e15},
-        {"includes": {EVENTS: "x"}},
         {"rows": [{"key": None, "event": "hit", "reason": "", "count": "x", "numbers": {}}]},
         {"rows": [{"key": "zz", "event": "hit", "reason": "", "count": 1, "numbers": {}}]},
         {"rows": 5},
     ],
 )
 def test_totals_with_odd_values_are_left_out(vault: Vault, fields: dict[str, object]) -> None:
-    body = {"totals_version": 1, "since": 1, "includes": {}, "rows": [], **fields}
+    body = {"totals_version": 1, "since": 1, "rows": [], **fields}
     vault.layout.events_dir.mkdir(exist_ok=True)
     document = {**body, "self_digest": digest_bytes(canonical_json(body)).hex}
-    vault.layout.totals_file(3).write_text(json.dumps(document))
+    vault.layout.totals_file.write_text(json.dumps(document))
     assert "damaged" in str(summary(vault.layout))
     compact(vault.layout)
 
 
 def test_a_folder_in_place_of_totals(vault: Vault) -> None:
-    vault.layout.totals_file(7).mkdir(parents=True)
-    assert "totals.7.json" in str(summary(vault.layout))
+    vault.layout.totals_file.mkdir(parents=True)
+    assert "totals.json" in str(summary(vault.layout))
 
 
 def test_a_folder_in_place_of_a_signature_keeps_nothing_from_being_pruned(vault: Vault, entry: Entry) -> None:

@@ -41,7 +41,9 @@ def own_state_folder(tmp_path: Path) -> Iterator[None]:
 
 
 def files(layout: Layout) -> list[Path]:
-    return sorted(layout.events_dir.iterdir()) if layout.events_dir.exists() else []
+    """Without the lock."""
+    found = layout.events_dir.iterdir() if layout.events_dir.exists() else []
+    return sorted(path for path in found if path != layout.totals_lock)
 
 
 def count_in_child(layout: Layout, hits: int = 1) -> None:
@@ -137,8 +139,8 @@ class TestCounting:
         count(vault.layout, "hit", key=KEY)
         write_out()
         count_in_child(vault.layout, hits=3)
-        assert hits(vault.layout) == 8
         assert len(files(vault.layout)) == 3
+        assert hits(vault.layout) == 8
 
     def test_numbers_that_are_none_and_a_reason_that_is_no_word(self, vault: Vault) -> None:
         count(vault.layout, "compiled", seconds=float("nan"), bytes=-1)
@@ -187,12 +189,23 @@ class TestNeverRaises:
     def test_no_vault(self, tmp_path: Path) -> None:
         layout = Layout(tmp_path / "none")
         count(layout, "miss", reason="absent")
-        assert not layout.root.exists()
         assert summary(layout).total.misses == {"absent": 1}
+        assert not layout.root.exists()
+        assert len(files(state_layout(layout))) == 1
+
+    def test_the_first_miss_of_a_new_vault_is_counted_in_it(self, tmp_path: Path) -> None:
+        layout = Layout(tmp_path / "none")
+        count(layout, "miss", reason="absent")
+        Vault.open(layout.root)
+        count(layout, "published")
+        assert summary(layout).total.misses == {"absent": 1}
+        assert len(files(layout)) == 1
+        assert files(state_layout(layout)) == []
 
     def test_a_folder_of_others_stays_as_it_is(self, tmp_path: Path) -> None:
         (tmp_path / "letters").mkdir()
         count(Layout(tmp_path / "letters"), "miss", reason="absent")
+        write_out()
         assert list((tmp_path / "letters").iterdir()) == []
 
     @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EIO])
@@ -295,19 +308,17 @@ class TestFolding:
     def test_dead_processes_are_folded_into_one_file(self, vault: Vault) -> None:
         for _ in range(3):
             count_in_child(vault.layout, hits=2)
-        before = summary(vault.layout)
-        assert compact(vault.layout).folded == 3
-        assert [file.name for file in files(vault.layout)] == ["totals.1.json"]
-        assert summary(vault.layout) == before
+        assert compact(vault.layout) == 3
+        assert [file.name for file in files(vault.layout)] == ["totals.json"]
+        assert hits(vault.layout) == 6
         count_in_child(vault.layout)
         compact(vault.layout)
-        assert [file.name for file in files(vault.layout)] == ["totals.2.json"]
+        assert [file.name for file in files(vault.layout)] == ["totals.json"]
         assert hits(vault.layout) == 7
 
     def test_a_living_process_keeps_its_file(self, vault: Vault) -> None:
         count(vault.layout, "published")
-        done = compact(vault.layout)
-        assert (done.folded, done.kept) == (0, 1)
+        assert compact(vault.layout) == 0
         count(vault.layout, "published")
         assert summary(vault.layout).total.published == 2
 
@@ -317,66 +328,75 @@ class TestFolding:
         count_in_child(vault.layout)
         compact(vault.layout)
         compact(vault.layout)
-        assert [file.name for file in files(vault.layout)] == ["totals.1.json"]
+        assert [file.name for file in files(vault.layout)] == ["totals.json"]
 
-    def test_a_process_of_another_machine_is_folded_once_it_lay_idle(self, vault: Vault) -> None:
-        vault.layout.events_dir.mkdir()
-        path = vault.layout.events_file(host="elsewhere", pid=1, random_hex="0" * 16)
-        path.write_bytes(b'{"event":"hit","time":1}\n')
-        assert compact(vault.layout).folded == 0
-        os.utime(path, (1, 1))
-        assert compact(vault.layout).folded == 1
-        assert hits(vault.layout) == 1
-
-    def test_a_file_that_grows_after_it_was_folded_counts_once(
+    def test_a_file_without_locks_is_folded_once_it_lay_idle(
         self, vault: Vault, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        count_in_child(vault.layout)
+        monkeypatch.setattr(event_totals, "try_own", lambda _: None)
+        assert compact(vault.layout) == 0
+        os.utime(files(vault.layout)[0], (1, 1))
+        assert compact(vault.layout) == 1
+        assert hits(vault.layout) == 1
+
+    def test_an_ended_process_of_another_host_or_container_is_folded_at_once(self, vault: Vault) -> None:
         vault.layout.events_dir.mkdir()
         path = vault.layout.events_file(host="elsewhere", pid=1, random_hex="0" * 16)
         path.write_bytes(b'{"event":"hit","time":1}\n')
-        os.utime(path, (1, 1))
-        publish = event_totals._publish_totals
+        assert compact(vault.layout) == 1
+        assert hits(vault.layout) == 1
 
-        def then_grow(*arguments: Any) -> bool:
-            done = publish(*arguments)
-            with path.open("ab") as file:
-                file.write(b'{"event":"hit","time":1}\n')
-            return done
+    def test_a_file_that_was_folded_while_its_process_lives_is_not_written_to_again(self, vault: Vault) -> None:
+        count(vault.layout, "published")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(event_totals, "try_own", lambda _: True)
+            assert compact(vault.layout) == 1
+        count(vault.layout, "published")
+        assert summary(vault.layout).total.published == 2
 
-        monkeypatch.setattr(event_totals, "_publish_totals", then_grow)
-        assert compact(vault.layout).folded == 0
-        monkeypatch.undo()
-        assert hits(vault.layout) == 2
-        os.utime(path, (1, 1))
-        assert compact(vault.layout).folded == 1
-        assert hits(vault.layout) == 2
+    def test_many_processes_leave_few_files(self, vault: Vault) -> None:
+        for number in range(3 * event_log.FOLD_EVERY):
+            vault.layout.events_dir.mkdir(exist_ok=True)
+            event_log._forget(vault.root)
+            count(vault.layout, "published", key=KEY, bytes=number)
+            assert len(files(vault.layout)) <= event_log.FOLD_EVERY
+        assert summary(vault.layout).total.published == 3 * event_log.FOLD_EVERY
+
+    def test_a_large_file_is_left_for_a_new_one(self, vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(event_log, "LARGEST_FILE_BYTES", 100)
+        for _ in range(5):
+            count(vault.layout, "published")
+        assert len(files(vault.layout)) == 3
+        assert summary(vault.layout).total.published == 5
 
     def test_what_went_to_the_state_folder_is_folded_there(self, vault: Vault, tmp_path: Path) -> None:
         layout = Layout(tmp_path / "none")
         count_in_child(layout, hits=2)
         count_in_child(layout)
-        assert compact(layout).folded == 2
-        assert [file.name for file in files(state_layout(layout))] == ["totals.1.json"]
+        assert compact(layout) == 2
+        assert [file.name for file in files(state_layout(layout))] == ["totals.json"]
         assert hits(layout) == 3
 
     def test_killed_at_each_step(self, vault: Vault, tmp_path: Path) -> None:
-        for number in range(3):
-            count_in_child(vault.layout, hits=number + 1)
+        """Some counts may be lost; none is doubled, and what is left is what is folded later."""
+        count_in_child(vault.layout, hits=6)
         compact(vault.layout)
         count_in_child(vault.layout, hits=4)
         count_in_child(vault.layout, hits=5)
         target = Layout(tmp_path / "target")
         shutil.copytree(vault.root, target.root)
-        steps = 0
+        seen = []
         for _ in killed_at_each_step(lambda: compact(target)):
-            steps += 1
-            assert hits(target) == 15
+            seen.append(hits(target))
             compact(target)
-            assert hits(target) == 15
+            assert hits(target) == seen[-1]
             assert [file.suffix for file in files(target)] == [".json"]
             shutil.rmtree(target.root)
             shutil.copytree(vault.root, target.root)
-        assert steps > 8
+        assert set(seen) <= {6, 10, 11, 15}
+        assert (seen[0], seen[-1]) == (15, 15)
+        assert len(seen) > 8
 
     def test_the_disk_fills_up(self, vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
         count_in_child(vault.layout)
@@ -410,41 +430,15 @@ class TestFolding:
         assert hits(vault.layout) == workers * rounds
         assert [file.suffix for file in files(vault.layout)] == [".json"]
 
-    def test_of_two_that_fold_at_once_the_slower_one_gives_way(
-        self, vault: Vault, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Also where the number that the slower one takes was used and removed meanwhile."""
-        for rounds in itertools.count(1):
-            count_in_child(vault.layout)
-            publish = event_totals._publish_totals
-            raced = rounds
-
-            def late(layout: Layout, number: int, sums: Any, races: int = raced, publish: Any = publish) -> bool:
-                monkeypatch.setattr(event_totals, "_publish_totals", publish)
-                for _ in range(races):
-                    assert compact(layout).folded == 1
-                    count_in_child(layout)
-                return bool(publish(layout, number, sums))
-
-            before = hits(vault.layout)
-            monkeypatch.setattr(event_totals, "_publish_totals", late)
-            compact(vault.layout)
-            assert hits(vault.layout) == before + rounds
-            assert len([file for file in files(vault.layout) if file.suffix == ".json"]) == 1
-            compact(vault.layout)
-            assert hits(vault.layout) == before + rounds
-            if rounds == 3:
-                break
-
     @pytest.mark.parametrize("damage", [b"", b"no JSON", b"{}", b"[]", b'{"totals_version":"1"}'])
     def test_damaged_totals_are_told_of_and_replaced(self, vault: Vault, damage: bytes) -> None:
         count_in_child(vault.layout)
         compact(vault.layout)
-        vault.layout.totals_file(1).write_bytes(damage)
+        vault.layout.totals_file.write_bytes(damage)
         count_in_child(vault.layout, hits=2)
         found = summary(vault.layout)
         assert found.total.hits == 2
-        assert "totals.1.json is damaged" in found.unreadable[0]
+        assert "totals.json is damaged" in found.unreadable[0]
         compact(vault.layout)
         assert summary(vault.layout).unreadable == ()
         assert hits(vault.layout) == 2
@@ -452,22 +446,27 @@ class TestFolding:
     def test_edited_totals(self, vault: Vault) -> None:
         count_in_child(vault.layout)
         compact(vault.layout)
-        path = vault.layout.totals_file(1)
+        path = vault.layout.totals_file
         path.write_text(path.read_text().replace('"count":1', '"count":7'))
         assert "self_digest" in summary(vault.layout).unreadable[0]
 
-    def test_damaged_totals_above_good_ones(self, vault: Vault) -> None:
+    def test_a_folder_in_place_of_totals_costs_no_count(self, vault: Vault) -> None:
         count_in_child(vault.layout)
-        compact(vault.layout)
-        vault.layout.totals_file(2).write_bytes(b"")
+        vault.layout.totals_file.mkdir()
+        with pytest.raises(VaultError, match="directory"):
+            compact(vault.layout)
         assert hits(vault.layout) == 1
-        compact(vault.layout)
-        assert hits(vault.layout) == 1
-        assert [file.name for file in files(vault.layout)] == ["totals.3.json"]
+        assert "totals.json cannot be read" in summary(vault.layout).unreadable[0]
+
+    def test_totals_of_an_earlier_version_are_told_of(self, vault: Vault) -> None:
+        count_in_child(vault.layout)
+        (vault.layout.events_dir / "totals.7.json").write_text("{}")
+        assert "totals.7.json is of an earlier pipevault" in summary(vault.layout).unreadable[0]
+        assert list(vault.foreign_files()) == []
 
     def test_totals_of_a_later_version(self, vault: Vault) -> None:
         count_in_child(vault.layout)
-        vault.layout.totals_file(1).write_text('{"totals_version": 2}')
+        vault.layout.totals_file.write_text('{"totals_version": 3}')
         for function in (summary, compact):
             with pytest.raises(NewerVaultError, match="Upgrade"):
                 function(vault.layout)

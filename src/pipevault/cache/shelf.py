@@ -79,11 +79,12 @@ class Store:
             logger.warning("%s", problem)
 
     def count(self, event: str, key: Digest | None = None, **numbers: Any) -> None:
-        """Count in the vault of ``settings.dir``, if there is one."""
-        if (vault := self.tiers.own()) is not None:
-            from pipevault.store.stats import count
+        """Count in the vault of ``settings.dir``, which need not be there yet."""
+        from pipevault.store.layout import Layout
+        from pipevault.store.stats import count
 
-            count(vault.layout, event, key=key, **numbers)
+        vault = self.tiers.own()
+        count(Layout(self.settings.dir) if vault is None else vault.layout, event, key=key, **numbers)
 
     def require_writable(self, what: str) -> Vault:
         """The own vault, ready for new graphs. Raises what stands in the way of freezing ``what``."""

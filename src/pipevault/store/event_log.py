@@ -1,37 +1,38 @@
-"""Counting events: each process appends lines to a file of its own, so nothing is locked and no one waits.
+"""Counting events: at most once, with no lock and no fsync where anybody waits.
 
-One file of ``events/`` holds what one process counted, a line of canonical JSON for each event::
+``events/<process>.jsonl`` holds what one process counted, a line of canonical JSON for each event::
 
-    {"event":"compiled","key":"<key digest>","numbers":{"seconds":62.1},"time":1738324800}
-    {"event":"miss","key":"<key digest>","reason":"absent","time":1738324801}
+    {"event":"miss","key":"<key digest>","numbers":{"seconds":62.1},"reason":"absent","time":1738324801}
 
 ``key``, ``reason`` and ``numbers`` may be absent; ``time`` is in seconds since the epoch. A line is one write, so a
-process that dies leaves at most a torn last line, which readers leave out. Lines are not fsynced: a power cut may lose
-the last of them.
+process that dies leaves at most a torn last line, which counts as none. The process holds a lock (flock) on its file;
+whoever gets that lock knows that the process has ended, and may fold the file: :mod:`pipevault.store.event_totals`.
 
-The first line of a process costs the making of a file, up to half a millisecond, each later one ten microseconds. So
-what a hit counts (:data:`DEFERRED`) is kept in memory, which costs a few microseconds, and written with the next other
-event, with the next one a second later, by :func:`write_out`, or at exit: a process that is killed may lose its last
-hits. Where the vault cannot be written, the same files go to the user's state folder, see :func:`state_layout`.
+What a hit counts (:data:`DEFERRED`), and what is counted before there is a vault, is kept in memory and written with
+the next other event, with the next one a second later, by :func:`write_out`, or at exit. Where the vault cannot be
+written, the same files go to the user's state folder, see :func:`state_layout`.
 """
 
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import logging
 import os
 import re
 import stat
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipevault.digest import Digest, canonical_json, digest_bytes
+from pipevault.errors import VaultError
 from pipevault.settings.user_folders import user_folder
 from pipevault.store.atomic import FOLDER_MODE
 from pipevault.store.layout import Layout
@@ -42,6 +43,10 @@ logger = logging.getLogger("pipevault")
 OTHER_REASON = "other"
 DEFERRED = frozenset({"hit", "saved"})
 """Events of a hit, which are not written at once."""
+
+FOLD_EVERY = 64
+"""A process that finds so many files, or a multiple, folds those of ended ones before it adds its own."""
+LARGEST_FILE_BYTES = 64 << 20
 
 _LONGEST_DELAY_S = 1.0
 _MOST_PENDING = 64
@@ -64,15 +69,6 @@ class Event:
 
 
 @dataclass(frozen=True)
-class EventFile:
-    """What was read of a file: complete lines up to ``end_bytes``; ``unreadable`` counts those that are no event."""
-
-    events: tuple[Event, ...]
-    end_bytes: int
-    unreadable: int
-
-
-@dataclass(frozen=True)
 class _Log:
     """An open file of this process; its device and inode tell whether the descriptor is still that file's."""
 
@@ -81,18 +77,8 @@ class _Log:
     identity: tuple[int, int]
 
 
-@dataclass(frozen=True)
-class _Pending:
-    layout: Layout
-    event: str
-    key: Digest | None
-    reason: str
-    numbers: Mapping[str, float]
-    time_s: float
-
-
 _logs: dict[Path, _Log] = {}
-_pending: deque[_Pending] = deque()
+_pending: deque[tuple[Layout, Event]] = deque()
 _is_forked = False
 
 
@@ -105,9 +91,10 @@ def count(layout: Layout, event: str, *, key: Digest | None = None, reason: str 
     if _is_forked:
         _write_out_at_end_of_child()
     now_s = time.time()
-    _pending.append(_Pending(layout, event, key, reason, numbers, now_s))
-    with suppress(IndexError):  # another thread is writing them
-        if event in DEFERRED and len(_pending) < _MOST_PENDING and now_s - _pending[0].time_s < _LONGEST_DELAY_S:
+    _pending.append((layout, Event(event, key, reason, numbers, now_s)))
+    with suppress(IndexError, OSError):  # another thread is writing them; no look at the vault
+        is_deferred = event in DEFERRED or not layout.vault_file.exists()
+        if is_deferred and len(_pending) < _MOST_PENDING and now_s - _pending[0][1].time_s < _LONGEST_DELAY_S:
             return
     write_out()
 
@@ -119,16 +106,17 @@ def write_out() -> None:
     """
     while True:
         try:
-            pending = _pending.popleft()
+            layout, event = _pending.popleft()
         except IndexError:
             return
         try:
-            line = _line(pending)
+            line = _line(event)
             try:
-                _append(pending.layout, line)
+                if not layout.vault_file.is_file():
+                    raise FileNotFoundError(layout.vault_file)
+                _append(layout, line)
             except OSError:  # read-only, full or gone: what was counted is worth a second place, not an error
-                _forget(pending.layout.root)
-                _append_elsewhere(pending.layout, line)
+                _append(state_layout(layout), line)
         except Exception as error:  # a generation must go on, whatever is wrong with its statistics
             logger.debug("an event was not counted: %s", error)
 
@@ -143,33 +131,47 @@ def state_layout(layout: Layout) -> Layout:
     return Layout(user_folder("state") / "vaults" / name)
 
 
-def read_events(path: Path, *, start_bytes: int = 0) -> EventFile:
-    """The complete lines of an events file from ``start_bytes`` on; a torn last line is left for later.
-
-    ``OSError``: it cannot be read (``FileNotFoundError``: it was folded meanwhile), or is no regular file.
-    """
-    descriptor = os.open(path, _READ)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(f"{path} is no regular file")
-        file.seek(start_bytes)
-        data = file.read()
-    complete = data[: data.rfind(b"\n") + 1]
-    parsed = [_parsed(line) for line in complete.splitlines()]
-    events = tuple(event for event in parsed if event is not None)
-    return EventFile(events, start_bytes + len(complete), len(parsed) - len(events))
+def open_events(path: Path) -> BinaryIO:
+    """An events file; ``OSError`` if there is none, if something else stands in its place, or if it is too large."""
+    file = os.fdopen(os.open(path, _READ), "rb")
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST_FILE_BYTES:
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, f"it is no regular file of at most {LARGEST_FILE_BYTES >> 20} MiB")
 
 
-def _line(pending: _Pending) -> bytes:
-    if not _WORD.fullmatch(pending.event):
-        raise ValueError(f"{pending.event!r} is no name of an event")
-    document: dict[str, Any] = {"event": pending.event, "time": int(pending.time_s)}
-    if pending.key is not None:
-        document["key"] = pending.key.hex
-    if pending.reason:
-        document["reason"] = pending.reason if _WORD.fullmatch(pending.reason) else OTHER_REASON
-    if pending.numbers:
-        document["numbers"] = {name: number for name, number in pending.numbers.items() if is_amount(number)}
+def read_events(file: BinaryIO) -> tuple[list[Event], int]:
+    """The events, and how many complete lines are none; a torn last line is passed over. ``OSError``."""
+    data = file.read(LARGEST_FILE_BYTES)
+    parsed = [_parsed(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+    events = [event for event in parsed if event is not None]
+    return events, len(parsed) - len(events)
+
+
+def try_own(descriptor: int) -> bool | None:
+    """Lock an open events file for good. ``False``: the process that counts in it lives; ``None``: not known."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in (errno.EACCES, errno.EAGAIN) else None
+    return True
+
+
+def _line(event: Event) -> bytes:
+    if not _WORD.fullmatch(event.event):
+        raise ValueError(f"{event.event!r} is no name of an event")
+    document: dict[str, Any] = {"event": event.event, "time": int(event.time_s)}
+    if event.key is not None:
+        document["key"] = event.key.hex
+    if event.reason:
+        document["reason"] = event.reason if _WORD.fullmatch(event.reason) else OTHER_REASON
+    if event.numbers:
+        document["numbers"] = {name: number for name, number in event.numbers.items() if is_amount(number)}
     return canonical_json(document) + b"\n"
 
 
@@ -177,43 +179,33 @@ def _append(layout: Layout, line: bytes) -> None:
     log = _logs.get(layout.root)
     if log is None or not _is_ours(log):
         _forget(layout.root)
-        log = _logs[layout.root] = _open(layout, may_be_new=layout.vault_file.is_file)
-    _write(layout.root, log, line)
-
-
-def _append_elsewhere(layout: Layout, line: bytes) -> None:
-    """Later events of this process go there too: a vault that could not be written is not tried again."""
-    state = state_layout(layout)
-    os.makedirs(state.root, FOLDER_MODE, exist_ok=True)
-    log = _logs[layout.root] = _open(state, may_be_new=lambda: True)
-    _write(layout.root, log, line)
-
-
-def _write(root: Path, log: _Log, line: bytes) -> None:
+        log = _logs[layout.root] = _open(layout)
     if os.write(log.descriptor, line) != len(line):
-        _forget(root)  # the next line must not be appended to half of this one
+        _forget(layout.root)  # the next line must not be appended to half of this one
 
 
-def _open(layout: Layout, *, may_be_new: Callable[[], bool]) -> _Log:
-    """A new file; ``may_be_new`` is asked before its folder is made, for nothing may appear in a folder of others."""
+def _open(layout: Layout) -> _Log:
+    os.makedirs(layout.events_dir, FOLDER_MODE, exist_ok=True)
+    number = len(os.listdir(layout.events_dir))
+    if number and number % FOLD_EVERY == 0:
+        from pipevault.store.event_totals import fold
+
+        with suppress(VaultError):  # told of by whoever asks for the statistics
+            fold(layout)
     owner = ProcessIdentity.current()
     path = layout.events_file(host=owner.host, pid=owner.pid, random_hex=os.urandom(8).hex(), mark=owner.mark)
-    try:
-        descriptor = os.open(path, _APPEND, 0o644)
-    except FileNotFoundError:
-        if not may_be_new():
-            raise
-        with suppress(FileExistsError):
-            os.mkdir(layout.events_dir, FOLDER_MODE)
-        descriptor = os.open(path, _APPEND, 0o644)
+    descriptor = os.open(path, _APPEND, 0o644)
+    try_own(descriptor)
     status = os.fstat(descriptor)
     return _Log(descriptor, owner.pid, (status.st_dev, status.st_ino))
 
 
 def _is_ours(log: _Log) -> bool:
-    """Not after a fork, nor where the file was removed."""
+    """Not after a fork, nor where the file was removed or is large enough."""
     status = _status(log)
-    return log.pid == os.getpid() and status is not None and status.st_nlink > 0
+    if log.pid != os.getpid() or status is None:
+        return False
+    return status.st_nlink > 0 and status.st_size < LARGEST_FILE_BYTES // 2
 
 
 def _status(log: _Log) -> os.stat_result | None:

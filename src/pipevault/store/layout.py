@@ -14,7 +14,8 @@
     uses/<aa>/<key digest>              empty; its time of change is that of the last use
     signatures/<aa>/<key digest>.<public key id>.json   a signature over the manifest
     events/<host>.<pid>.<mark>.<random>.jsonl   what one process counted
-    events/totals.<number>.json         sums over such files that are gone, or go; the highest number counts
+    events/totals.json                  sums over such files that are gone
+    events/totals.lock                  locked while they are read or written
     quarantine/<time>-<random>-<name>   a bad file that was moved away; the reason beside it in
     ``….reason.txt``
 
@@ -43,7 +44,7 @@ _UNSAFE_IN_NAME = re.compile(r"[^A-Za-z0-9_-]")
 _PROCESS_NAME = re.compile(r"[A-Za-z0-9_-]+\.\d+\.[0-9a-f]{16}")
 _STAGING_NAME = re.compile(r"[A-Za-z0-9_-]+\.(\d{1,10})(?:\.([0-9a-f]{24}))?\.[0-9a-f]{16}")
 _EVENTS_NAME = re.compile(_STAGING_NAME.pattern + r"\.jsonl")
-_TOTALS_NAME = re.compile(r"totals\.([1-9]\d{0,11})\.json")
+_OLD_TOTALS_NAME = re.compile(r"totals\.[1-9]\d{0,11}\.json")
 _SIGNATURE_NAME = re.compile(r"([0-9a-f]{64})\.([0-9a-f]{16})\.json")
 PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHARD_NAME = re.compile(r"[0-9a-f]{2}")
@@ -145,9 +146,13 @@ class Layout:
         """The arguments are those of :meth:`staging_dir`."""
         return self.events_dir / f"{process_name(host, pid, f'{mark}.{random_hex}' if mark else random_hex)}.jsonl"
 
-    def totals_file(self, number: int) -> Path:
-        """``number``: from 1 up."""
-        return self.events_dir / f"totals.{number}.json"
+    @property
+    def totals_file(self) -> Path:
+        return self.events_dir / "totals.json"
+
+    @property
+    def totals_lock(self) -> Path:
+        return self.events_dir / "totals.lock"
 
     def staging_dir(self, *, host: str, pid: int, random_hex: str, mark: str = "") -> Path:
         """``random_hex``: 16 hexadecimal digits that make the name unique; ``mark``: 24 that tell the process from
@@ -225,15 +230,9 @@ class Layout:
         """Whether ``path`` holds what a process counted."""
         return path.parent == self.events_dir and _EVENTS_NAME.fullmatch(path.name) is not None
 
-    def events_owner(self, path: Path) -> tuple[int, str] | None:
-        """Pid and mark of the process that counts in ``path``, as :meth:`staging_owner` gives them."""
-        name = _EVENTS_NAME.fullmatch(path.name) if path.parent == self.events_dir else None
-        return (int(name[1]), name[2] or "") if name else None
-
-    def totals_number(self, path: Path) -> int | None:
-        """The number of the sums of events at ``path``, or ``None``."""
-        name = _TOTALS_NAME.fullmatch(path.name)
-        return int(name[1]) if name and path.parent == self.events_dir else None
+    def is_old_totals(self, path: Path) -> bool:
+        """Whether ``path`` holds sums of events as earlier versions wrote them."""
+        return path.parent == self.events_dir and _OLD_TOTALS_NAME.fullmatch(path.name) is not None
 
     def is_shard(self, path: Path) -> bool:
         """Whether ``path`` is a folder that files are spread over: of a shelf in ``entries/``, else of two digits."""
@@ -259,7 +258,8 @@ class Layout:
             or self.key_of_signature(path) is not None
             or self.pin_name(path) is not None
             or self.is_events(path)
-            or self.totals_number(path) is not None
+            or path in (self.totals_file, self.totals_lock)
+            or self.is_old_totals(path)
         )
 
 

@@ -27,11 +27,11 @@ from pipevault.digest import Digest
 from pipevault.errors import UnknownKeyError
 from pipevault.store.atomic import vault_errors
 from pipevault.store.event_log import count, write_out
-from pipevault.store.event_totals import Compaction, Row, RowKey, compact, read_sums
+from pipevault.store.event_totals import Row, RowKey, compact, read_sums
 from pipevault.store.layout import MANIFEST_SUFFIX, Layout, stands_in
 from pipevault.store.read import iter_keys
 
-__all__ = ["Compaction", "Counts", "Statistics", "compact", "count", "find_entry", "summary", "write_out"]
+__all__ = ["Counts", "Statistics", "compact", "count", "find_entry", "summary", "write_out"]
 
 NO_REASON = "unknown"
 
