@@ -193,11 +193,13 @@ def _open(layout: Layout) -> _Log:
         with suppress(VaultError):  # told of by whoever asks for the statistics
             fold(layout)
     owner = ProcessIdentity.current()
-    path = layout.events_file(host=owner.host, pid=owner.pid, random_hex=os.urandom(8).hex(), mark=owner.mark)
-    descriptor = os.open(path, _APPEND, 0o644)
-    try_own(descriptor)
-    status = os.fstat(descriptor)
-    return _Log(descriptor, owner.pid, (status.st_dev, status.st_ino))
+    while True:
+        path = layout.events_file(host=owner.host, pid=owner.pid, random_hex=os.urandom(8).hex(), mark=owner.mark)
+        descriptor = os.open(path, _APPEND, 0o644)
+        is_ours, status = try_own(descriptor), os.fstat(descriptor)
+        if is_ours is not False and status.st_nlink:
+            return _Log(descriptor, owner.pid, (status.st_dev, status.st_ino))
+        os.close(descriptor)  # another process took it for that of an ended one before it was locked
 
 
 def _is_ours(log: _Log) -> bool:
