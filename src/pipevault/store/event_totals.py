@@ -18,13 +18,14 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from pipevault.digest import Digest, canonical_json, digest_bytes
-from pipevault.errors import NewerVaultError, VaultError
+from pipevault.errors import NewerVaultError, NoHomeError, VaultError
+from pipevault.files.flock import HeldLock, NotLocked, try_lock
 from pipevault.store.atomic import publish_file, read_regular, vault_errors, write_file
 from pipevault.store.event_log import (
     Event,
@@ -36,7 +37,6 @@ from pipevault.store.event_log import (
     state_layout,
     try_own,
 )
-from pipevault.store.flock import HeldLock, NotLocked, try_lock
 from pipevault.store.layout import Layout
 from pipevault.store.staging import staging_folder
 
@@ -47,6 +47,7 @@ IDLE_MIN_AGE_S = 3600.0
 """Where the file system has no locks, a file is folded when nothing was written to it for so long."""
 
 _LONGEST_WAIT_S = 5.0
+_MOST_AT_ONCE = 256  # files are open
 
 RowKey: TypeAlias = tuple[str, str, str]
 """Key digest or nothing, event, reason."""
@@ -98,7 +99,7 @@ def compact(layout: Layout) -> int:
     :class:`~pipevault.errors.VaultError` where a folder cannot be read or written; ``NewerVaultError`` where a later
     version wrote totals.
     """
-    return fold(layout) + fold(state_layout(layout))
+    return sum(fold(place) for place in _places(layout))
 
 
 def fold(layout: Layout) -> int:
@@ -113,13 +114,19 @@ def read_sums(layout: Layout) -> Sums:
     :class:`~pipevault.errors.VaultError` if a folder cannot be read.
     """
     sums = Sums()
-    for place in (layout, state_layout(layout)):
+    for place in _places(layout):
         with _lock(place) as is_locked:
             if is_locked:
                 with suppress(VaultError):  # a full disk, or a folder that this user may not change: only read, then
                     sums.unreadable += _fold(place)[1]
             sums.add(_read(place))
     return sums
+
+
+def _places(layout: Layout) -> Iterator[Layout]:
+    yield layout
+    with suppress(NoHomeError):
+        yield state_layout(layout)
 
 
 @contextmanager
@@ -170,16 +177,20 @@ def _read(layout: Layout) -> Sums:
 
 def _fold(layout: Layout) -> tuple[int, list[str]]:
     """Files folded, and sentences about what was in them and is not counted."""
-    with vault_errors(layout.events_dir, "compacted"):
+    with vault_errors(layout.events_dir, "compacted"), ExitStack() as kept_locked:
         sums, ended = _totals(layout), []
         for path in iter_events_files(layout):
             try:
-                with open_events(path) as file:
+                with ExitStack() as opened:
+                    file = opened.enter_context(open_events(path))
                     if _is_ended(file):
                         _add_file(sums, path, file)
                         ended.append(path)
+                        kept_locked.push(opened.pop_all())  # until it is gone, lest its process begins to count in it
             except OSError:  # it stays, and whoever reads tells of it
                 continue
+            if len(ended) == _MOST_AT_ONCE:
+                break
         if not ended and not sums.unreadable:
             return 0, []
         with staging_folder(layout) as folder:
