@@ -23,7 +23,7 @@ from pipevault.store.bundle import export_bundle
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.marker import VAULT_VERSION
 from pipevault.store.signing_keys import read_private_key, write_key_pair
-from pipevault.store.stats import count, write_out
+from pipevault.store.stats import count
 from pipevault.store.vault import Vault
 
 CREATED_AT = "2026-11-22T12:00:00+00:00"
@@ -95,7 +95,6 @@ def main() -> None:
         vault.record_use(key)
         count(vault.layout, "compiled", key=key, seconds=62.5)
         count(vault.layout, "hit", key=graphs[0].key.digest)
-        write_out()
         damaged = FOLDER / "damaged"
         damaged.write_bytes(b"bad bytes")
         vault.quarantine(damaged, "It was damaged on purpose.")

@@ -27,7 +27,7 @@ from typing import Any
 from figures import Figure, markdown
 from pipevault.digest import Digest
 from pipevault.store.prune import plan_prune
-from pipevault.store.stats import compact, count, summary, write_out
+from pipevault.store.stats import compact, count, summary
 from pipevault.store.vault import Vault
 from stress_entries import Entry, end_of, fill, in_child, load, make_entry
 from stress_faults import measure_damages, measure_kills
@@ -227,7 +227,6 @@ def _at_once(
 
         def run(number: int) -> None:
             answer = work(lambda: _wait(barrier))
-            write_out()
             (Path(folder) / str(number)).write_text(json.dumps(answer))
 
         pids = [in_child(lambda number=number: run(number)) for number in range(processes)]  # type: ignore[misc]

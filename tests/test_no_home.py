@@ -14,7 +14,7 @@ from pipevault.digest import digest_bytes
 from pipevault.errors import NoHomeError, SettingsError
 from pipevault.settings import Settings, config_file
 from pipevault.settings.user_folders import expand_user, user_folder
-from pipevault.store.event_log import count, write_out
+from pipevault.store.event_log import count
 from pipevault.store.event_totals import compact, read_sums
 from pipevault.store.usage import last_use_s, record_use
 from pipevault.store.vault import Vault
@@ -73,7 +73,6 @@ def test_a_vault_works(tmp_path: Path) -> None:
     record_use(vault.layout, KEY)
     assert last_use_s(vault.layout, KEY) is not None
     count(vault.layout, "miss", reason="absent")
-    write_out()
     compact(vault.layout)
     read_sums(vault.layout)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["vault"]

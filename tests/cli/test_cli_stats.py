@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pipevault.cli.prometheus import exposition
 from pipevault.cli.stats import duration_text
 from pipevault.digest import Digest, digest_bytes
-from pipevault.store.stats import Counts, Statistics, count, summary, write_out
+from pipevault.store.stats import Counts, Statistics, count, summary
 from pipevault.store.vault import Vault
 
 GONE = digest_bytes(b"gone")
@@ -24,7 +24,6 @@ def own_state_folder(tmp_path: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
         yield
-        write_out()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from pipevault.cli.app import COMMANDS, app
 from pipevault.digest import Digest, digest_bytes
 from pipevault.key import Key
 from pipevault.store.manifest import ArtifactRef, Manifest
-from pipevault.store.stats import count, write_out
+from pipevault.store.stats import count
 from pipevault.store.vault import Vault
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "determinism"))
@@ -50,7 +50,6 @@ def root(tmp_path: Path) -> Path:
     vault = Vault.open(tmp_path / "vault")
     keys = [hostile_entry(vault, tmp_path, number) for number in range(3)]
     count(vault.layout, "miss", key=keys[0], reason=EVIL)
-    write_out()
     broken = vault.layout.manifest_file(keys[2])
     broken.write_text(json.dumps({**json.loads(broken.read_text()), "created_at": EVIL}))
     record = sample_record(

@@ -8,6 +8,7 @@ frozen has the reason in its place and no artifacts; its factors include the ver
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ from pipevault.graphs.signature import Signature
 from pipevault.graphs.table import Kept
 from pipevault.key import Key
 from pipevault.settings import Settings
+from pipevault.store.event_log import count
+from pipevault.store.layout import Layout
 from pipevault.store.manifest import ArtifactRef, Manifest, now_utc
 from pipevault.store.tiers import Found, Refused, Tiers
 from pipevault.store.vault import Vault
@@ -80,11 +83,7 @@ class Store:
 
     def count(self, event: str, key: Digest | None = None, **numbers: Any) -> None:
         """Count in the vault of ``settings.dir``, which need not be there yet."""
-        from pipevault.store.layout import Layout
-        from pipevault.store.stats import count
-
-        vault = self.tiers.own()
-        count(Layout(self.settings.dir) if vault is None else vault.layout, event, key=key, **numbers)
+        count(Layout(Path(os.path.realpath(self.settings.dir))), event, key=key, **numbers)
 
     def require_writable(self, what: str) -> Vault:
         """The own vault, ready for new graphs. Raises what stands in the way of freezing ``what``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,18 +17,6 @@ if TYPE_CHECKING:
     from pipevault.digest import Digest
     from pipevault.store.stats import Counts, Statistics
 
-_COLUMNS = (
-    "KEY",
-    "HITS",
-    "MISSES",
-    "HIT RATE",
-    "COMPILED",
-    "COMPILE TIME",
-    "SAVED",
-    "REBUILT",
-    "QUARANTINED",
-    "PUBLISHED",
-)
 _SHOWN_ENTRIES = 30
 
 
@@ -87,38 +76,19 @@ def _show(found: Statistics, root: Path) -> None:
     )
     busiest = sorted(found.entries.items(), key=lambda item: (-item[1].hits, -item[1].missed, item[0]))
     rows = [_row(key, counts) for key, counts in busiest[:_SHOWN_ENTRIES]]
-    render.show(facts, *([render.table(_COLUMNS, rows, right=_COLUMNS[1:])] if rows else []))
+    render.show(facts, *([render.table(("KEY", *_MEASURES), rows, right=tuple(_MEASURES))] if rows else []))
     if len(busiest) > _SHOWN_ENTRIES:
         render.note(f"{len(busiest) - _SHOWN_ENTRIES} more entries; --json lists all.")
 
 
 def _facts(counts: Counts) -> list[tuple[str, str]]:
     reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.misses.items()))
-    return [
-        ("hits", str(counts.hits)),
-        ("misses", f"{counts.missed} ({reasons})" if reasons else "0"),
-        ("hit rate", _rate(counts)),
-        ("compiled", f"{counts.compiled} times, {duration_text(counts.compile_s)}"),
-        ("saved by hits", duration_text(counts.saved_s)),
-        ("rebuilt", str(counts.rebuilt)),
-        ("quarantined", str(counts.quarantined)),
-        ("published", f"{counts.published}, {render.size_text(counts.published_bytes)}"),
-    ]
+    texts = {name.lower(): text(counts) for name, text in _MEASURES.items()}
+    return list({**texts, "misses": f"{counts.missed} ({reasons})" if reasons else "0"}.items())
 
 
 def _row(key: Digest, counts: Counts) -> tuple[str, ...]:
-    return (
-        key.short,
-        str(counts.hits),
-        str(counts.missed),
-        _rate(counts),
-        str(counts.compiled),
-        duration_text(counts.compile_s),
-        duration_text(counts.saved_s),
-        str(counts.rebuilt),
-        str(counts.quarantined),
-        str(counts.published),
-    )
+    return (key.short, *(text(counts) for text in _MEASURES.values()))
 
 
 def _rate(counts: Counts) -> str:
@@ -148,3 +118,16 @@ def _write_prometheus(path: Path, found: Statistics, root: Path) -> None:
         write_file(path, text.encode())
     except VaultError as error:
         raise CannotSaveError(str(error), path) from error
+
+
+_MEASURES: Mapping[str, Callable[[Counts], str]] = {
+    "HITS": lambda counts: str(counts.hits),
+    "MISSES": lambda counts: str(counts.missed),
+    "HIT RATE": _rate,
+    "COMPILED": lambda counts: str(counts.compiled),
+    "COMPILE TIME": lambda counts: duration_text(counts.compile_s),
+    "SAVED": lambda counts: duration_text(counts.saved_s),
+    "REBUILT": lambda counts: str(counts.rebuilt),
+    "QUARANTINED": lambda counts: str(counts.quarantined),
+    "PUBLISHED": lambda counts: f"{counts.published}, {render.size_text(counts.published_bytes)}",
+}

@@ -1,11 +1,7 @@
 """Sums of events, and folding the files of ended processes into them: a crash may lose counts, and doubles none.
 
-``events/totals.json``, canonical JSON shown here with line breaks::
-
-    {"rows": [{"count": 3, "event": "hit", "key": "<key digest>", "numbers": {}, "reason": ""}],
-     "self_digest": "<sha256 of this document's canonical JSON without self_digest>",
-     "since": 1738324800,
-     "totals_version": 2}
+``events/totals.json``, canonical JSON: ``{"rows": [[key, event, reason, {"times": 3, "seconds": 62.1}]], "since":
+1738324800, "totals_version": 2}``.
 
 Under the lock of ``events/totals.lock``, which readers take too: read the totals and the files that nobody counts in
 any more, write the new totals beside, remove the files, and only then rename the new totals into place.
@@ -13,27 +9,28 @@ any more, write the new totals beside, remove the files, and only then rename th
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-from pipevault.digest import Digest, canonical_json, digest_bytes
+from pipevault.digest import canonical_json
 from pipevault.errors import NewerVaultError, NoHomeError, VaultError
 from pipevault.files.flock import HeldLock, NotLocked, try_lock
 from pipevault.store.atomic import publish_file, read_regular, vault_errors, write_file
 from pipevault.store.event_log import (
-    Event,
+    LARGEST_FILE_BYTES,
     is_amount,
     is_time,
-    iter_events_files,
-    open_events,
-    read_events,
+    parse_events,
     state_layout,
     try_own,
 )
@@ -43,54 +40,36 @@ from pipevault.store.staging import staging_folder
 logger = logging.getLogger("pipevault")
 
 TOTALS_VERSION = 2
+TIMES = "times"
 IDLE_MIN_AGE_S = 3600.0
 """Where the file system has no locks, a file is folded when nothing was written to it for so long."""
 
 _LONGEST_WAIT_S = 5.0
 _MOST_AT_ONCE = 256  # files are open
+_READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 RowKey: TypeAlias = tuple[str, str, str]
 """Key digest or nothing, event, reason."""
 
 
 @dataclass
-class Row:
-    """How often one event happened to one entry for one reason, and the sums of its numbers."""
-
-    count: int = 0
-    numbers: dict[str, float] = field(default_factory=dict)
-
-    def add(self, count: int, numbers: Mapping[str, float]) -> None:
-        self.count += count
-        for name, number in numbers.items():
-            self.numbers[name] = self.numbers.get(name, 0) + number
-
-
-@dataclass
 class Sums:
-    """What was counted, ``since`` seconds after the epoch; ``unreadable``: sentences about what could not be read."""
+    """How often what happened (:data:`TIMES`) and the sums of its numbers, ``since`` seconds after the epoch.
 
-    rows: dict[RowKey, Row] = field(default_factory=dict)
+    ``unreadable``: sentences about what could not be read.
+    """
+
+    rows: dict[RowKey, Counter[str]] = field(default_factory=dict)
     since: float | None = None
     unreadable: list[str] = field(default_factory=list)
 
-    def add_event(self, event: Event) -> None:
-        row_key = (event.key.hex if event.key else "", event.event, event.reason)
-        self.add(Sums({row_key: Row(1, dict(event.numbers))}, event.time_s))
-
-    def add(self, other: Sums) -> None:
-        for row_key, row in other.rows.items():
-            self.rows.setdefault(row_key, Row()).add(row.count, row.numbers)
-        self.unreadable += other.unreadable
-        self.since = min((time_s for time_s in (self.since, other.since) if time_s is not None), default=None)
+    def add(self, row_key: RowKey, numbers: Counter[str], since: float | None) -> None:
+        self.rows.setdefault(row_key, Counter()).update(numbers)
+        self.since = min((time_s for time_s in (self.since, since) if time_s is not None), default=None)
 
     def to_bytes(self) -> bytes:
-        rows = [
-            {"count": row.count, "event": event, "key": key, "numbers": row.numbers, "reason": reason}
-            for (key, event, reason), row in sorted(self.rows.items())
-        ]
-        body = {"rows": rows, "since": self.since, "totals_version": TOTALS_VERSION}
-        return canonical_json({**body, "self_digest": digest_bytes(canonical_json(body)).hex})
+        rows = [[*row_key, dict(numbers)] for row_key, numbers in sorted(self.rows.items())]
+        return canonical_json({"rows": rows, "since": self.since, "totals_version": TOTALS_VERSION})
 
 
 def compact(layout: Layout) -> int:
@@ -105,7 +84,7 @@ def compact(layout: Layout) -> int:
 def fold(layout: Layout) -> int:
     """:func:`compact` in one folder; nothing is folded where another process does so for long, or cannot be locked."""
     with _lock(layout) as is_locked:
-        return _fold(layout)[0] if is_locked else 0
+        return _fold(layout, Sums()) if is_locked else 0
 
 
 def read_sums(layout: Layout) -> Sums:
@@ -118,8 +97,10 @@ def read_sums(layout: Layout) -> Sums:
         with _lock(place) as is_locked:
             if is_locked:
                 with suppress(VaultError):  # a full disk, or a folder that this user may not change: only read, then
-                    sums.unreadable += _fold(place)[1]
-            sums.add(_read(place))
+                    told = Sums()
+                    _fold(place, told)
+                    sums.unreadable += told.unreadable
+            _read(place, sums)
     return sums
 
 
@@ -139,7 +120,7 @@ def _lock(layout: Layout) -> Iterator[bool]:
             lock = try_lock(layout.totals_lock)
         except OSError:
             break
-        if isinstance(lock, HeldLock) or lock is NotLocked.NO_LOCKS or time.monotonic() > end_s:
+        if lock is not NotLocked.HELD_ELSEWHERE or time.monotonic() > end_s:
             break
         time.sleep(0.005)
     try:
@@ -149,59 +130,67 @@ def _lock(layout: Layout) -> Iterator[bool]:
             lock.release()
 
 
-def _read(layout: Layout) -> Sums:
-    """The totals first: without the lock, what is folded meanwhile is missed, not doubled."""
-    sums = Sums()
+def _read(layout: Layout, sums: Sums) -> None:
+    """Add everything. The totals come first: without the lock, what is folded meanwhile is missed, not doubled."""
     with vault_errors(layout.events_dir, "read"):
         try:
-            sums = _totals(layout)
+            _add_totals(layout, sums)
         except OSError as error:
-            if isinstance(error, NewerVaultError):
-                raise
             sums.unreadable.append(f"{layout.totals_file} cannot be read: {error.strerror or error}.")
-        for path in iter_events_files(layout):
+        for path in _files(layout):
             try:
-                with open_events(path) as file:
-                    _add_file(sums, path, file)
+                with _open(path) as file:
+                    _add_file(path, file, sums)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 sums.unreadable.append(f"{path} cannot be read: {error.strerror or error}.")
-        sums.unreadable += [
-            f"{path} is of an earlier pipevault, and not counted. Remove it."
-            for path in sorted(layout.events_dir.glob("totals.*.json"))
-            if layout.is_old_totals(path)
-        ]
-    return sums
 
 
-def _fold(layout: Layout) -> tuple[int, list[str]]:
-    """Files folded, and sentences about what was in them and is not counted."""
+def _fold(layout: Layout, told: Sums) -> int:
+    """The number of files folded; ``told`` gets sentences about what was in them and is not counted."""
     with vault_errors(layout.events_dir, "compacted"), ExitStack() as kept_locked:
-        sums, ended = _totals(layout), []
-        for path in iter_events_files(layout):
-            try:
-                with ExitStack() as opened:
-                    file = opened.enter_context(open_events(path))
-                    if _is_ended(file):
-                        _add_file(sums, path, file)
-                        ended.append(path)
-                        kept_locked.push(opened.pop_all())  # until it is gone, lest its process begins to count in it
-            except OSError:  # it stays, and whoever reads tells of it
-                continue
+        sums, ended = Sums(), []
+        _add_totals(layout, sums)
+        for path in _files(layout):
+            with suppress(OSError), ExitStack() as opened:  # what cannot be read stays, and whoever reads tells of it
+                file = opened.enter_context(_open(path))
+                if _is_ended(file):
+                    _add_file(path, file, sums)
+                    ended.append(path)
+                    kept_locked.push(opened.pop_all())  # until it is gone, lest its process begins to count in it
             if len(ended) == _MOST_AT_ONCE:
                 break
-        if not ended and not sums.unreadable:
-            return 0, []
-        with staging_folder(layout) as folder:
-            staged = folder / layout.totals_file.name
-            write_file(staged, sums.to_bytes())
-            for path in ended:
-                path.unlink()
-            publish_file(staged, layout.totals_file)
+        if ended or sums.unreadable:
+            with staging_folder(layout) as folder:
+                staged = folder / layout.totals_file.name
+                write_file(staged, sums.to_bytes())
+                for path in ended:
+                    path.unlink()
+                publish_file(staged, layout.totals_file)
         for problem in sums.unreadable:
             logger.warning("not counted: %s", problem)
-        return len(ended), sums.unreadable
+        told.unreadable += sums.unreadable
+        return len(ended)
+
+
+def _files(layout: Layout) -> list[Path]:
+    """The events files, sorted; none where there is no folder. ``OSError`` if it cannot be listed."""
+    try:
+        names = sorted(os.listdir(layout.events_dir))
+    except FileNotFoundError:
+        return []
+    return [path for name in names if layout.is_events(path := layout.events_dir / name)]
+
+
+def _open(path: Path) -> BinaryIO:
+    """``OSError`` if there is none, if something else stands in its place, or if it is too large."""
+    file = os.fdopen(os.open(path, _READ), "rb")
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size <= 2 * LARGEST_FILE_BYTES:
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, f"it is no regular file of at most {2 * LARGEST_FILE_BYTES >> 20} MiB")
 
 
 def _is_ended(file: BinaryIO) -> bool:
@@ -209,46 +198,36 @@ def _is_ended(file: BinaryIO) -> bool:
     return time.time() - os.fstat(file.fileno()).st_mtime > IDLE_MIN_AGE_S if is_ours is None else is_ours
 
 
-def _add_file(sums: Sums, path: Path, file: BinaryIO) -> None:
-    events, strange = read_events(file)
+def _add_file(path: Path, file: BinaryIO, sums: Sums) -> None:
+    events, strange = parse_events(file.read())
     for event in events:
-        sums.add_event(event)
+        numbers: Counter[str] = Counter({TIMES: 1})
+        numbers.update(event.numbers)
+        sums.add((event.key, event.event, event.reason), numbers, event.time_s)
     if strange:
         sums.unreadable.append(f"{path} has {strange} lines that are no events.")
 
 
-def _totals(layout: Layout) -> Sums:
+def _add_totals(layout: Layout, sums: Sums) -> None:
     """Nothing where there are none; what is damaged is noted. ``OSError`` where they cannot be read."""
     path = layout.totals_file
     try:
-        return _parsed(read_regular(path), path)
+        document = json.loads(read_regular(path))
+        version = document["totals_version"]
+        if isinstance(version, int) and version > TOTALS_VERSION:
+            raise NewerVaultError(
+                f"{path} has totals version {version}; this pipevault reads up to {TOTALS_VERSION}. Upgrade pipevault.",
+                path,
+            )
+        since, rows = document["since"], [((str(k), str(e), str(r)), numbers) for k, e, r, numbers in document["rows"]]
+        if not (since is None or is_time(since)) or not all(
+            all(map(is_amount, numbers.values())) for _, numbers in rows
+        ):
+            raise ValueError("a row or a time is none")
     except FileNotFoundError:
-        return Sums()
-    except NewerVaultError:
-        raise
+        return
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return Sums(unreadable=[f"{path} is damaged: {error}."])
-
-
-def _parsed(data: bytes, path: Path) -> Sums:
-    document = json.loads(data)
-    version = document["totals_version"]
-    if isinstance(version, int) and version > TOTALS_VERSION:
-        raise NewerVaultError(
-            f"{path} has totals version {version}; this pipevault reads up to {TOTALS_VERSION}. Upgrade pipevault.",
-            path,
-        )
-    self_digest = document.pop("self_digest")
-    if digest_bytes(canonical_json(document)).hex != self_digest:
-        raise ValueError("its content does not match its self_digest")
-    rows = {}
-    for row in document["rows"]:
-        if row["key"]:
-            Digest(row["key"])
-        if not all(map(is_amount, (row["count"], *row["numbers"].values()))):
-            raise ValueError("a row has an amount that is none")
-        rows[row["key"], str(row["event"]), str(row["reason"])] = Row(row["count"], dict(row["numbers"]))
-    since = document["since"]
-    if since is not None and not is_time(since):
-        raise ValueError(f"since is {since!r}")
-    return Sums(rows, since)
+        sums.unreadable.append(f"{path} is damaged: {error}.")
+        return
+    for row_key, numbers in rows:
+        sums.add(row_key, Counter(numbers), since)

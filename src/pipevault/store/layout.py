@@ -44,7 +44,6 @@ _UNSAFE_IN_NAME = re.compile(r"[^A-Za-z0-9_-]")
 _PROCESS_NAME = re.compile(r"[A-Za-z0-9_-]+\.\d+\.[0-9a-f]{16}")
 _STAGING_NAME = re.compile(r"[A-Za-z0-9_-]+\.(\d{1,10})(?:\.([0-9a-f]{24}))?\.[0-9a-f]{16}")
 _EVENTS_NAME = re.compile(_STAGING_NAME.pattern + r"\.jsonl")
-_OLD_TOTALS_NAME = re.compile(r"totals\.[1-9]\d{0,11}\.json")
 _SIGNATURE_NAME = re.compile(r"([0-9a-f]{64})\.([0-9a-f]{16})\.json")
 PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHARD_NAME = re.compile(r"[0-9a-f]{2}")
@@ -230,10 +229,6 @@ class Layout:
         """Whether ``path`` holds what a process counted."""
         return path.parent == self.events_dir and _EVENTS_NAME.fullmatch(path.name) is not None
 
-    def is_old_totals(self, path: Path) -> bool:
-        """Whether ``path`` holds sums of events as earlier versions wrote them."""
-        return path.parent == self.events_dir and _OLD_TOTALS_NAME.fullmatch(path.name) is not None
-
     def is_shard(self, path: Path) -> bool:
         """Whether ``path`` is a folder that files are spread over: of a shelf in ``entries/``, else of two digits."""
         if path.parent == self.entries_dir:
@@ -259,7 +254,6 @@ class Layout:
             or self.pin_name(path) is not None
             or self.is_events(path)
             or path in (self.totals_file, self.totals_lock)
-            or self.is_old_totals(path)
         )
 
 

@@ -17,6 +17,7 @@ numbers that go with them:
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -26,12 +27,12 @@ from typing import Any
 from pipevault.digest import Digest
 from pipevault.errors import UnknownKeyError
 from pipevault.store.atomic import vault_errors
-from pipevault.store.event_log import count, write_out
-from pipevault.store.event_totals import Row, RowKey, compact, read_sums
+from pipevault.store.event_log import count
+from pipevault.store.event_totals import TIMES, RowKey, compact, read_sums
 from pipevault.store.layout import MANIFEST_SUFFIX, Layout, stands_in
 from pipevault.store.read import iter_keys
 
-__all__ = ["Counts", "Statistics", "compact", "count", "find_entry", "summary", "write_out"]
+__all__ = ["Counts", "Statistics", "compact", "count", "find_entry", "summary"]
 
 NO_REASON = "unknown"
 
@@ -93,10 +94,9 @@ class Statistics:
 
 def summary(layout: Layout) -> Statistics:
     """What all processes counted, those that live included. :class:`~pipevault.errors.VaultError`."""
-    write_out()
     sums = read_sums(layout)
     keys = sorted({key for key, _, _ in sums.rows if key})
-    by_key: dict[str, dict[RowKey, Row]] = {}
+    by_key: dict[str, dict[RowKey, Counter[str]]] = {}
     for row_key, row in sums.rows.items():
         by_key.setdefault(row_key[0], {})[row_key] = row
     stored_entries, stored_bytes = _stored(layout)
@@ -132,26 +132,23 @@ def find_entry(layout: Layout, statistics: Statistics, prefix: str) -> Digest:
     raise UnknownKeyError(f"No entry of {layout.root}, there or counted, has a key that begins with {prefix}.", prefix)
 
 
-def _counts(rows: Iterable[tuple[RowKey, Row]]) -> Counts:
-    times: dict[str, int] = {}
-    misses: dict[str, int] = {}
-    sums: dict[tuple[str, str], float] = {}
-    for (_, event, reason), row in rows:
-        times[event] = times.get(event, 0) + row.count
+def _counts(rows: Iterable[tuple[RowKey, Counter[str]]]) -> Counts:
+    sums: Counter[tuple[str, str]] = Counter()
+    misses: Counter[str] = Counter()
+    for (_, event, reason), numbers in rows:
+        sums.update({(event, name): number for name, number in numbers.items()})
         if event == "miss":
-            misses[reason or NO_REASON] = misses.get(reason or NO_REASON, 0) + row.count
-        for name, number in row.numbers.items():
-            sums[event, name] = sums.get((event, name), 0) + number
+            misses[reason or NO_REASON] += numbers[TIMES]
     return Counts(
-        hits=times.get("hit", 0),
-        misses=misses,
-        compiled=times.get("compiled", 0),
-        compile_s=float(sums.get(("compiled", "seconds"), 0)),
-        saved_s=float(sums.get(("saved", "seconds"), 0)),
-        rebuilt=times.get("rebuilt", 0),
-        quarantined=times.get("quarantined", 0),
-        published=times.get("published", 0),
-        published_bytes=int(sums.get(("published", "bytes"), 0)),
+        hits=sums["hit", TIMES],
+        misses=dict(misses),
+        compiled=sums["compiled", TIMES],
+        compile_s=float(sums["compiled", "seconds"]),
+        saved_s=float(sums["saved", "seconds"]),
+        rebuilt=sums["rebuilt", TIMES],
+        quarantined=sums["quarantined", TIMES],
+        published=sums["published", TIMES],
+        published_bytes=int(sums["published", "bytes"]),
     )
 
 
