@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -258,3 +258,66 @@ def test_trusted_keys_in_the_environment_and_as_a_list() -> None:
     keys = os.pathsep.join(["a.pub", "b.pub"])
     assert Settings.resolve(environ={"PIPEVAULT_TRUSTED_KEYS": keys}).trusted_keys == ("a.pub", "b.pub")
     assert Settings.resolve(environ={}, trusted_keys=["a.pub"]).trusted_keys == ("a.pub",)
+
+
+class TestConfigFileOwner:
+    def test_a_config_file_that_others_may_write_is_not_read(self, tmp_path: Path) -> None:
+        file = tmp_path / "config.toml"
+        file.write_text('signature = "off"\n')
+        file.chmod(0o666)
+        with pytest.raises(SettingsError, match=r"is not read, for it decides which code is loaded.*chmod go-w"):
+            Settings.resolve(environ={"PIPEVAULT_CONFIG": str(file)})
+        file.chmod(0o644)
+        assert Settings.resolve(environ={"PIPEVAULT_CONFIG": str(file)}, dir=tmp_path).signature == "off"
+
+    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files away")
+    def test_nor_is_one_of_another_user(self, tmp_path: Path) -> None:
+        file = tmp_path / "config.toml"
+        file.write_text("")
+        os.chown(file, 54001, -1)
+        with pytest.raises(SettingsError, match="belongs to user 54001"):
+            Settings.resolve(environ={"PIPEVAULT_CONFIG": str(file)})
+
+
+class TestWeakerTiers:
+    TIER: ClassVar[dict[str, str]] = {"dir": "/opt/vault", "signature": "off"}
+
+    def test_a_tier_does_not_weaken_what_another_place_requires(self, tmp_path: Path) -> None:
+        file = tmp_path / "config.toml"
+        file.write_text('[[tiers]]\ndir = "/opt/vault"\nsignature = "warn"\n')
+        environ = {"PIPEVAULT_CONFIG": str(file), "PIPEVAULT_SIGNATURE": "require"}
+        with pytest.raises(SettingsError, match="set by the environment, and the config file weakens it to 'warn'"):
+            Settings.resolve(environ=environ, dir=tmp_path)
+        with pytest.raises(SettingsError, match="an argument weakens it"):
+            Settings.resolve(environ={"PIPEVAULT_SIGNATURE": "require"}, dir=tmp_path, tiers=[self.TIER])
+
+    def test_it_may_where_both_are_said_in_one_place(self, tmp_path: Path) -> None:
+        settings = Settings.resolve(environ={}, dir=tmp_path, signature="require", tiers=[self.TIER])
+        assert settings.tiers[0].signature == "off"
+        file = tmp_path / "config.toml"
+        file.write_text('signature = "require"\n[[tiers]]\ndir = "/opt/vault"\nsignature = "warn"\n')
+        assert Settings.resolve(environ={"PIPEVAULT_CONFIG": str(file)}, dir=tmp_path).tiers[0].signature == "warn"
+
+    def test_a_stricter_tier_may_come_from_anywhere(self, tmp_path: Path) -> None:
+        environ = {"PIPEVAULT_SIGNATURE": "require"}
+        tiers = [{"dir": "/opt/vault", "signature": "require"}, {"dir": "/mnt/vault"}]
+        assert Settings.resolve(environ=environ, dir=tmp_path, tiers=tiers).signature == "require"
+
+
+class TestTrusted:
+    def test_users_and_groups_by_name_or_number(self, tmp_path: Path) -> None:
+        environ = {"PIPEVAULT_TRUSTED_USERS": "1000:builder", "PIPEVAULT_TRUSTED_GROUPS": "100"}
+        settings = Settings.resolve(environ=environ, dir=tmp_path)
+        assert (settings.trusted_users, settings.trusted_groups) == (("1000", "builder"), ("100",))
+        assert Settings.resolve(environ={}, dir=tmp_path, trusted_users=[1000]).trusted_users == ("1000",)
+
+    @pytest.mark.parametrize("value", [[True], [-1], [""], 7, [1.5]])
+    def test_what_is_neither_is_an_error(self, tmp_path: Path, value: object) -> None:
+        with pytest.raises(SettingsError, match="trusted_groups must"):
+            Settings.resolve(environ={}, dir=tmp_path, trusted_groups=value)
+
+    def test_shared(self, tmp_path: Path) -> None:
+        assert Settings.resolve(environ={"PIPEVAULT_SHARED": "group"}, dir=tmp_path).is_shared
+        assert not Settings.resolve(environ={}, dir=tmp_path).is_shared
+        with pytest.raises(SettingsError, match="shared must be one of no, group, not 'all'"):
+            Settings.resolve(environ={}, dir=tmp_path, shared="all")

@@ -14,6 +14,7 @@ import pytest
 from store_entries import Entry, make_entry
 
 from pipevault.errors import CorruptEntryError, UnsafeVaultError
+from pipevault.settings.ownership import Trust
 from pipevault.store.vault import Vault
 
 CONTEXT = multiprocessing.get_context("fork")
@@ -97,7 +98,7 @@ def test_renames_by_another_process_of_this_user(tmp_path: Path, entry: Entry) -
 def test_a_member_of_the_group_that_may_write(
     open_folder: Path, entry: Entry, how: Callable[[Path, Any, Any], None]
 ) -> None:
-    vault = Vault.open(open_folder / "vault", allow_group_write=True)
+    vault = Vault.open(open_folder / "vault", trust=Trust(allow_group_write=True))
     vault.publish(entry.manifest, entry.files)
     [ref] = entry.manifest.artifacts
     for path in (open_folder, *open_folder.rglob("*")):

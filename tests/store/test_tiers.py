@@ -118,8 +118,8 @@ class TestOrder:
                 next(steps, lambda: None)()
 
         monkeypatch.setattr(Vault, "open", overtaken)
-        assert open_vault(tmp_path / "own", create=False) is None
-        assert open_vault(tmp_path / "own", create=False) is not None
+        assert open_vault(Settings(tmp_path / "own"), create=False) is None
+        assert open_vault(Settings(tmp_path / "own"), create=False) is not None
 
     def test_all_entries_tier_by_tier(self, local: Vault, shared: Vault, entry: Entry, tmp_path: Path) -> None:
         other = make_entry(tmp_path / "source", "b", {"x": b"x"})

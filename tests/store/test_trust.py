@@ -9,6 +9,7 @@ import pytest
 from store_entries import Entry
 
 from pipevault.errors import UnsafeVaultError
+from pipevault.settings.ownership import Trust
 from pipevault.store.trust import check_ownership, check_root
 from pipevault.store.vault import Vault
 
@@ -54,7 +55,7 @@ def test_the_command_in_the_message_mends_it(vault: Vault, entry: Entry, artifac
 
 
 def test_group_write_can_be_allowed_but_not_world_write(vault: Vault, entry: Entry, artifact: Path) -> None:
-    trusting = Vault.open(vault.root, allow_group_write=True)
+    trusting = Vault.open(vault.root, trust=Trust(allow_group_write=True))
     artifact.chmod(0o664)
     assert trusting.verified_path(entry.manifest.artifacts[0]) == artifact
     artifact.chmod(0o666)

@@ -17,8 +17,9 @@ import pytest
 from store_entries import Entry, make_entry
 
 from pipevault.errors import UnsafeVaultError
-from pipevault.store import trust
-from pipevault.store.trust import check_lone_file, check_ownership, check_root
+from pipevault.settings import ownership
+from pipevault.settings.ownership import Trust, check_lone_file
+from pipevault.store.trust import check_ownership, check_root
 from pipevault.store.vault import Vault
 
 NOBODY, SOMEBODY = 65534, 4242
@@ -130,7 +131,7 @@ class TestModes:
     def test_group_write_is_allowed_above_where_it_is_allowed_in_the_vault(
         self, nested: Vault, entry: Entry, above: Path
     ) -> None:
-        trusting = Vault.open(nested.root, allow_group_write=True)
+        trusting = Vault.open(nested.root, trust=Trust(allow_group_write=True))
         above.chmod(0o775)
         assert trusting.lookup(entry.key) == entry.manifest
         above.chmod(0o777)
@@ -251,8 +252,8 @@ class TestOwners:
         assert "chown root / where the container's image is built" in message
 
     def test_the_overflow_id_where_there_is_no_proc(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr(trust, "_OVERFLOW_ID_FILE", tmp_path / "none")
-        assert trust._overflow_id() == 65534
+        monkeypatch.setattr(ownership, "_OVERFLOW_ID_FILE", tmp_path / "none")
+        assert ownership._overflow_id() == 65534
 
     def test_systems_without_owners_are_not_checked(
         self, nested: Vault, entry: Entry, above: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ from store_entries import CREATED_AT, Entry, make_entry, make_key, whole
 
 from pipevault.digest import canonical_json, digest_bytes
 from pipevault.errors import CorruptEntryError, NewerVaultError, NotAVaultError, VaultNotWritableError
+from pipevault.settings.ownership import Trust
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.signing_keys import PrivateKey
 from pipevault.store.vault import Vault
@@ -233,7 +234,7 @@ def test_a_folder_that_others_may_write_is_told_once_and_moves_nothing(
 
 def test_group_write_may_be_allowed(vault: Vault, pair: tuple[Entry, Entry]) -> None:
     artifact(vault, SHARED).chmod(0o464)
-    assert verify(Vault(vault.root, True, allow_group_write=True)).bad == ()
+    assert verify(Vault(vault.root, True, Trust(allow_group_write=True))).bad == ()
 
 
 def test_a_marker_that_others_may_write(vault: Vault, pair: tuple[Entry, Entry]) -> None:

@@ -86,7 +86,7 @@ def import_(bundle: Path, dir: Path | None, as_json: bool) -> None:
 
     settings = Settings.resolve(dir=dir)
     keys = bundle_keys(bundle)  # before a vault is made for a file that is no bundle
-    vault = Vault.open(settings.dir, allow_group_write=settings.allow_group_write)
+    vault = Vault.of(settings, create=True)
     with byte_bar("importing") as progress:
         imported = set(import_bundle(vault, bundle, progress=progress))
     if as_json:

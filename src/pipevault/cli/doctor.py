@@ -87,7 +87,7 @@ def check_settings(dir: Path | None) -> Iterator[Check]:
     except NoHomeError as error:
         yield Check("vault", False, "no folder is set for it", str(error))
         return
-    yield from check_vault(settings.dir, allow_group_write=settings.allow_group_write)
+    yield from check_vault(settings)
     yield from check_tiers(settings)
     yield check_signatures(settings)
 
@@ -234,14 +234,15 @@ def check_tiers(settings: Settings) -> Iterator[Check]:
         yield Check(name, True, f"{access}, {copied}, signature {tiers.policy(tier)}")
 
 
-def check_vault(root: Path, *, allow_group_write: bool = False) -> Iterator[Check]:
+def check_vault(settings: Settings) -> Iterator[Check]:
+    root = settings.dir
     if not root.exists():
         yield _check_future_vault(root)
         yield _check_free_space(root)
         return
     try:
         empty = root.is_dir() and not any(root.iterdir())
-        vault = None if empty else Vault.open(root, create=False, allow_group_write=allow_group_write)
+        vault = None if empty else Vault.of(settings)
     except (VaultError, OSError) as error:
         yield Check("vault", False, f"{root} cannot be used", str(error))
         return
@@ -277,8 +278,8 @@ def _check_future_vault(root: Path) -> Check:
 
 def _check_permissions(vault: Vault) -> Check:
     try:
-        check_root(vault.root, allow_group_write=vault.allow_group_write)
-        check_ownership(vault.layout.vault_file, root=vault.root, allow_group_write=vault.allow_group_write)
+        check_root(vault.root, trust=vault.trust)
+        check_ownership(vault.layout.vault_file, root=vault.root, trust=vault.trust)
     except UnsafeVaultError as error:
         return Check("permissions", False, "others can write where native code is loaded from", str(error))
     if not vault.writable:

@@ -100,7 +100,7 @@ def sign(keys: tuple[str, ...], all_entries: bool, key_file: Path, dir: Path | N
 
     private = read_private_key(key_file)
     settings = Settings.resolve(dir=dir)
-    vault = Vault.open(settings.dir, create=False, allow_group_write=settings.allow_group_write)
+    vault = Vault.of(settings)
     if all_entries:
         wanted = list(iter_keys(vault.layout))
     else:

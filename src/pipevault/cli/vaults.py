@@ -18,7 +18,7 @@ def open_vault(dir: Path | None) -> Vault:
     from pipevault.store.vault import Vault
 
     settings = Settings.resolve(dir=dir)
-    return Vault.open(settings.dir, create=False, allow_group_write=settings.allow_group_write)
+    return Vault.of(settings)
 
 
 def read_entries(dir: Path | None) -> tuple[Path, list[Manifest], list[BrokenManifest]]:

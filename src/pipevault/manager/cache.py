@@ -82,7 +82,10 @@ class PipelineCache:
         max_size: int | str | None = None,
         signature: str | None = None,
         trusted_keys: Sequence[str | Path] | None = None,
+        trusted_users: Sequence[str | int] | None = None,
+        trusted_groups: Sequence[str | int] | None = None,
         allow_group_write: bool | None = None,
+        shared: str | None = None,
         build_config: Mapping[str, bool | int | float | str] | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -101,7 +104,10 @@ class PipelineCache:
             max_size=max_size,
             signature=signature,
             trusted_keys=trusted_keys,
+            trusted_users=trusted_users,
+            trusted_groups=trusted_groups,
             allow_group_write=allow_group_write,
+            shared=shared,
         )
         self.build = BuildOptions(self.settings.weights, dict(build_config or {}))
         self._progress = progress
@@ -113,15 +119,13 @@ class PipelineCache:
         """The vault of ``settings.dir``, made if need be. Raises :class:`~pipevault.errors.VaultError`."""
         if (vault := self._own_vault(self.settings.mode == "compile")) is not None:
             return vault
-        return Vault.open(self.settings.dir, create=False)
+        return Vault.of(self.settings)
 
     def _own_vault(self, create: bool) -> Vault | None:
         if self._vault is not None and not os.path.exists(self._vault.layout.vault_file):
             self._vault = None  # the folder was deleted; what is published there must be a vault again
         if self._vault is None:
-            self._vault = open_vault(
-                self.settings.dir, create=create, allow_group_write=self.settings.allow_group_write
-            )
+            self._vault = open_vault(self.settings, create=create)
         return self._vault
 
     def find_entry(self, key: Digest) -> Manifest | None:

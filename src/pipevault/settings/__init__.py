@@ -21,7 +21,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipevault.errors import NoHomeError, SettingsError, UnknownBackendError, UnknownLevelError, UnknownModeError
+from pipevault.errors import (
+    NoHomeError,
+    SettingsError,
+    UnknownBackendError,
+    UnknownLevelError,
+    UnknownModeError,
+    UnsafeVaultError,
+)
+from pipevault.settings.ownership import check_lone_file
 from pipevault.settings.user_folders import expand_user, user_folder
 from pipevault.settings.values import Tier, convert, one_of
 
@@ -33,6 +41,7 @@ BACKENDS = ("inductor",)
 UNFROZEN_POLICIES = ("compile", "eager", "background", "error")
 LOCK_TIMEOUT_POLICIES = ("error", "compile")
 SIGNATURE_POLICIES = ("off", "warn", "require")
+SHARED_MODES = ("no", "group")
 LEVELS = ("off", "seeded", "repeatable", "strict", "invariant")
 PROFILES: Mapping[str, str] = {"development": "seeded", "test": "strict", "production": "repeatable"}
 """Names for levels by what a program is for.
@@ -66,8 +75,10 @@ class Settings:
     new entries are published. ``tier_timeout_s``: how long a tier other than ``dir`` may take to answer.
     ``max_size``: bytes that the vault may hold (as text also ``20GB``, ``500MiB``); ``None`` is no limit.
     ``signature``: what is asked of an entry before its code is loaded: ``off``, ``warn`` or ``require`` a signature by
-    one of ``trusted_keys``, public keys as text or files that hold one. ``allow_group_write``: whether files that their
-    group may write are trusted.
+    one of ``trusted_keys``, public keys as text or files that hold one. ``trusted_users``, ``trusted_groups``: names or
+    numbers of users and groups whose files are trusted like this user's own. ``allow_group_write``: whether files that
+    their group may write are trusted, whatever group that is. ``shared``: ``group`` for a vault in which the members of
+    its folder's group work together, and trust one another.
     """
 
     dir: Path
@@ -84,7 +95,10 @@ class Settings:
     max_size: int | None = None
     signature: str = "off"
     trusted_keys: tuple[str, ...] = ()
+    trusted_users: tuple[str, ...] = ()
+    trusted_groups: tuple[str, ...] = ()
     allow_group_write: bool = False
+    shared: str = "no"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -102,6 +116,7 @@ class Settings:
         split_level(self.level)
         one_of("on_lock_timeout", self.on_lock_timeout, LOCK_TIMEOUT_POLICIES)
         one_of("signature", self.signature, SIGNATURE_POLICIES)
+        one_of("shared", self.shared, SHARED_MODES)
         for tier in self.tiers:
             one_of(f"signature of the tier {tier.dir}", tier.signature or "off", SIGNATURE_POLICIES)
         for name in ("lock_timeout_s", "turn_timeout_s", "tier_timeout_s"):
@@ -117,10 +132,16 @@ class Settings:
         """
         return self.on_unfrozen or ("compile" if self.mode == "compile" else "error")
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the vault is its group's."""
+        return self.shared == "group"
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, folders as text."""
         tiers = [{**asdict(tier), "dir": str(tier.dir)} for tier in self.tiers]
-        return {**asdict(self), "dir": str(self.dir), "tiers": tiers, "trusted_keys": list(self.trusted_keys)}
+        lists = {name: list(getattr(self, name)) for name in ("trusted_keys", "trusted_users", "trusted_groups")}
+        return {**asdict(self), "dir": str(self.dir), "tiers": tiers, **lists}
 
     @classmethod
     def resolve(cls, *, environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
@@ -136,15 +157,19 @@ class Settings:
         file = config_file(environ)
         in_file = _read_config_file(file, environ, names) if file is not None else {}
         values: dict[str, Any] = {}
+        kinds: dict[str, str] = {}
         for name in names:
             variable = ENVIRONMENT_PREFIX + name.upper()
             base = Path()
             if arguments.get(name) is not None:
                 given, source = arguments[name], f"the argument {name}"
+                kinds[name] = "an argument"
             elif environ.get(variable):
                 given, source = environ[variable], f"the environment variable {variable}"
+                kinds[name] = "the environment"
             elif file is not None and name in in_file:
                 given, source, base = in_file[name], f"the config file {file}", file.parent
+                kinds[name] = "the config file"
             else:
                 continue
             try:
@@ -156,7 +181,9 @@ class Settings:
             values[name] = value
         if "dir" not in values:
             values["dir"] = default_dir()
-        return cls(**values)
+        settings = cls(**values)
+        _refuse_weaker_tiers(settings, kinds)
+        return settings
 
 
 def split_level(text: str) -> tuple[str, bool]:
@@ -204,7 +231,12 @@ def _refuse_unknown_variables(environ: Mapping[str, str], names: tuple[str, ...]
 
 def _read_config_file(path: Path, environ: Mapping[str, str], names: tuple[str, ...]) -> dict[str, Any]:
     try:
+        check_lone_file(path)
         values = _parse_toml(path.read_text("utf-8"))
+    except UnsafeVaultError as error:  # an OSError too
+        raise SettingsError(
+            f"The config file {path} is not read, for it decides which code is loaded: {error}"
+        ) from error
     except FileNotFoundError:
         if environ.get(CONFIG_VARIABLE):
             raise SettingsError(
@@ -218,6 +250,16 @@ def _read_config_file(path: Path, environ: Mapping[str, str], names: tuple[str, 
             f"The config file {path} has unknown settings: {', '.join(sorted(unknown))}. Settings: {', '.join(names)}."
         )
     return values
+
+
+def _refuse_weaker_tiers(settings: Settings, kinds: Mapping[str, str]) -> None:
+    """A tier may ask for less than ``require`` only where both are said in one place, so that it is meant."""
+    weaker = [tier for tier in settings.tiers if tier.signature in ("off", "warn")]
+    if settings.signature == "require" and weaker and kinds["tiers"] != kinds["signature"]:
+        raise SettingsError(
+            f"signature is 'require', set by {kinds['signature']}, and {kinds['tiers']} weakens it to "
+            f"{weaker[0].signature!r} for the tier {weaker[0].dir}. Say both in one place, or leave the tier's out."
+        )
 
 
 def _parse_toml(text: str) -> dict[str, Any]:

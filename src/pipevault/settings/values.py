@@ -126,6 +126,14 @@ def _keys(name: str, value: Any, base: Path) -> tuple[str, ...]:
     return tuple(str(key) for key in keys)
 
 
+def _names(name: str, value: Any, base: Path) -> tuple[str, ...]:
+    names = tuple(_listed(name, value))
+    for item in names:
+        if isinstance(item, bool) or not isinstance(item, (str, int)) or not str(item) or str(item).startswith("-"):
+            raise SettingsError(f"{name} must hold names or numbers, not {item!r}.")
+    return tuple(str(item) for item in names)
+
+
 _CONVERTERS: Mapping[str, Callable[[str, Any, Path], Any]] = {
     "dir": _folder,
     "lock_timeout_s": _seconds,
@@ -134,5 +142,7 @@ _CONVERTERS: Mapping[str, Callable[[str, Any, Path], Any]] = {
     "max_size": lambda name, value, base: parse_size(name, value),
     "tiers": _tiers,
     "trusted_keys": _keys,
+    "trusted_users": _names,
+    "trusted_groups": _names,
     "allow_group_write": _truth,
 }

@@ -20,6 +20,8 @@ from pipevault.errors import PipevaultError, VaultError, VaultFullError, VaultNo
 
 FOLDER_MODE = 0o755
 """Not writable for the group, whatever the umask: ``trust.check_ownership`` would refuse such a vault."""
+SHARED_FOLDER_MODE = 0o2775
+SHARED_FILE_MODE = 0o664
 
 _COPY_SIZE_BYTES = 1 << 20
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -71,6 +73,7 @@ def publish_file(source: Path, target: Path) -> None:
     with vault_errors(target, "written"):
         # Without the fsync before the rename, a power cut can leave the new name with the old or no content.
         _fsync_file(source)
+        share_like_folder(source, target.parent)
         os.replace(source, target)
         fsync_folder(target.parent)
 
@@ -140,10 +143,25 @@ def make_folder(folder: Path) -> None:
             make_folder(folder.parent)
         try:
             os.mkdir(folder, FOLDER_MODE)
+            share_like_folder(folder, folder.parent)
         except FileExistsError:
             if not folder.is_dir():
                 raise
         fsync_folder(folder.parent)
+
+
+def share_like_folder(path: Path, folder: Path) -> None:
+    """Let the group use ``path`` as it may use ``folder``, in which it will stand: whatever the umask, in a vault that
+    a group shares (``shared="group"``) folders have :data:`SHARED_FOLDER_MODE` and files :data:`SHARED_FILE_MODE`.
+    """
+    if is_shared(folder):
+        os.chmod(path, SHARED_FOLDER_MODE if path.is_dir() else SHARED_FILE_MODE)
+
+
+def is_shared(folder: Path) -> bool:
+    """Return whether what is made in ``folder`` is its group's to change: it is set-group-ID and group-writable."""
+    mode = os.stat(folder).st_mode
+    return bool(mode & stat.S_ISGID and mode & stat.S_IWGRP)
 
 
 def _translated(error: OSError, path: Path, action: str) -> VaultError:

@@ -124,7 +124,7 @@ def _members(vault: Vault, manifests: Mapping[Digest, Manifest]) -> Iterator[Mem
             yield Member(_name(vault.owned_path(ref), vault), ref.size_bytes, ref.digest)
         for path in signature_files(layout, key):
             with vault_errors(path, "read"):
-                check_ownership(path, root=vault.root, allow_group_write=vault.allow_group_write)
+                check_ownership(path, root=vault.root, trust=vault.trust)
                 size_bytes = _within(path.stat().st_size, SIGNATURE_LIMIT_BYTES, path)
                 yield Member(_name(path, vault), size_bytes, digest_file(path))
 

@@ -29,7 +29,7 @@ from typing import Any
 from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import VaultError
 from pipevault.settings.user_folders import user_folder
-from pipevault.store.atomic import FOLDER_MODE
+from pipevault.store.atomic import FOLDER_MODE, share_like_folder
 from pipevault.store.layout import Layout
 from pipevault.store.liveness import ProcessIdentity
 
@@ -159,7 +159,9 @@ def _append(layout: Layout, line: bytes) -> None:
 
 
 def _open(layout: Layout) -> _Log:
-    os.makedirs(layout.events_dir, FOLDER_MODE, exist_ok=True)
+    if not layout.events_dir.is_dir():
+        os.makedirs(layout.events_dir, FOLDER_MODE, exist_ok=True)
+        share_like_folder(layout.events_dir, layout.root)
     number = len(os.listdir(layout.events_dir))
     if number and number % FOLD_EVERY == 0:
         from pipevault.store.event_totals import fold

@@ -15,7 +15,7 @@ from pipevault.errors import (
     VaultError,
     VaultNotWritableError,
 )
-from pipevault.store.atomic import make_folder, write_file
+from pipevault.store.atomic import SHARED_FOLDER_MODE, make_folder, vault_errors, write_file
 from pipevault.store.layout import SYSTEM_NAMES, Layout
 from pipevault.store.manifest import now_utc
 from pipevault.store.staging import staging_folder
@@ -23,9 +23,9 @@ from pipevault.store.staging import staging_folder
 VAULT_VERSION = 2
 
 
-def ensure_vault(layout: Layout, *, create: bool) -> None:
+def ensure_vault(layout: Layout, *, create: bool, shared: bool = False) -> None:
     """Check that ``layout.root`` is a vault of a known version; make it one if it is empty or absent and
-    ``create``.
+    ``create``, for its group too if it shall be ``shared``.
 
     :class:`NotAVaultError`, :class:`NewerVaultError`, :class:`OldVaultError`, :class:`VaultNotWritableError`.
     """
@@ -58,6 +58,9 @@ def ensure_vault(layout: Layout, *, create: bool) -> None:
             f"There is no vault at {root}. Give the folder of a vault, or freeze something there.", root
         )
     make_folder(root)
+    if shared:
+        with vault_errors(root, "shared"):
+            os.chmod(root, SHARED_FOLDER_MODE)
     marker = canonical_json({"pipevault_vault": VAULT_VERSION, "created_at": now_utc()})
     with staging_folder(layout) as folder:
         write_file(layout.vault_file, marker, staging=folder)

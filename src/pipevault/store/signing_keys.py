@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pipevault.digest import digest_bytes
 from pipevault.errors import KeyFileError, UnsafeVaultError
+from pipevault.settings.ownership import check_lone_file
 from pipevault.settings.user_folders import expand_user
-from pipevault.store.trust import check_lone_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

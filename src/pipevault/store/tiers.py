@@ -17,13 +17,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pipevault.digest import Digest
-from pipevault.errors import CorruptEntryError, LockTimeoutError, NotAVaultError, VaultError, VaultFullError
+from pipevault.errors import (
+    CorruptEntryError,
+    LockTimeoutError,
+    NotAVaultError,
+    UnsafeVaultError,
+    VaultError,
+    VaultFullError,
+)
 from pipevault.files.opened import OpenedFile
 from pipevault.settings import Settings, Tier
 from pipevault.store.deadline import ask
 from pipevault.store.layout import SYSTEM_NAMES, Layout
 from pipevault.store.manifest import Manifest
 from pipevault.store.marker import ensure_vault
+from pipevault.store.trust import trust_of
 from pipevault.store.vault import Vault
 
 if TYPE_CHECKING:
@@ -46,6 +54,8 @@ class Found:
     tier: Tier
     origin: Tier
     warning: str = ""
+    signed: bool = False
+    """Whether it is trusted for its signature alone: somebody else owns it, or could write to it."""
 
     @property
     def key(self) -> Digest:
@@ -202,18 +212,34 @@ class Tiers:
         if vault is None:
             return None
         opened.append(vault)
-        manifest = vault.lookup(key)
+        unowned: UnsafeVaultError | None = None
+        try:
+            vault.check_owned(vault.layout.manifest_file(key))
+        except UnsafeVaultError as error:
+            unowned = error
+        manifest = vault.lookup_unowned(key)
         if manifest is None:
+            if unowned is not None:
+                raise unowned
             if not self._is_own(tier):
                 ensure_vault(vault.layout, create=False)  # a mount that went away has no entries either
             return None
-        return Found(vault, manifest, tier, tier, self._check_signature(vault, manifest, tier))
+        if unowned is not None and not self._is_signed(vault, manifest):
+            raise unowned
+        warning = self._check_signature(vault, manifest, tier)
+        return Found(vault, manifest, tier, tier, warning, signed=unowned is not None)
 
     def _copy(self, found: Found, tier: Tier, vault: Vault) -> Found:
+        self._check_signature(found.vault, found.manifest, tier)
+        with ExitStack() as stack:
+            opened = _open_all(found)
+            for file in opened.values():
+                stack.enter_context(file)
+            return self._publish_copy(found, tier, vault, {Digest(name): file.path for name, file in opened.items()})
+
+    def _publish_copy(self, found: Found, tier: Tier, vault: Vault, files: dict[Digest, Path]) -> Found:
         from pipevault.store.signature import copy_signatures
 
-        self._check_signature(found.vault, found.manifest, tier)
-        files = {ref.digest: found.vault.owned_path(ref) for ref in found.manifest.artifacts}
         try:
             with vault.lock(found.key, timeout_s=0):
                 # First, so that nobody meets the copy without what signs it.
@@ -266,8 +292,7 @@ class Tiers:
         if self._is_own(tier):
             return self._own(False)
         if tier.dir not in self._vaults:
-            allow = self.settings.allow_group_write
-            self._vaults[tier.dir] = Vault.open(tier.dir, create=False, allow_group_write=allow)
+            self._vaults[tier.dir] = Vault.open(tier.dir, create=False, trust=trust_of(self.settings))
         return self._vaults[tier.dir]
 
     def _nearer(self, tier: Tier) -> tuple[Tier, Vault] | None:
@@ -283,9 +308,22 @@ class Tiers:
 
     def _load_trusted(self) -> None:
         if self._trusted is None and any(self.policy(tier) != "off" for tier in self.order):
-            from pipevault.store.signing_keys import load_trusted
+            self._trusted = self._read_trusted()
 
-            self._trusted = load_trusted(self.settings.trusted_keys)
+    def _read_trusted(self) -> tuple[PublicKey, ...]:
+        from pipevault.store.signing_keys import load_trusted
+
+        return load_trusted(self.settings.trusted_keys)
+
+    def _is_signed(self, vault: Vault, manifest: Manifest) -> bool:
+        """Whether a trusted key signed it, whatever the policy."""
+        if not self.settings.trusted_keys:
+            return False
+        from pipevault.store.signature import check_signature
+
+        if self._trusted is None:
+            self._trusted = self._read_trusted()
+        return check_signature(vault.layout, manifest, policy="warn", trusted=self._trusted) is None
 
     def _check_signature(self, vault: Vault, manifest: Manifest, tier: Tier) -> str:
         """The warning, if there is one; :class:`~pipevault.errors.SignatureError`."""
@@ -304,19 +342,19 @@ def search_order(settings: Settings) -> tuple[Tier, ...]:
     return (Tier(settings.dir), *settings.tiers)
 
 
-def open_vault(root: Path, *, create: bool, allow_group_write: bool = False) -> Vault | None:
-    """The vault at ``root``; ``None`` if the folder is absent or empty and none should be made. Raises like
+def open_vault(settings: Settings, *, create: bool) -> Vault | None:
+    """The vault of ``settings.dir``; ``None`` if the folder is absent or empty and none should be made. Raises like
     :meth:`Vault.open`.
     """
     try:
-        return Vault.open(root, create=create, allow_group_write=allow_group_write)
+        return Vault.of(settings, create=create)
     except NotAVaultError:
         if create:
             raise
-        if _is_unmade(root):
+        if _is_unmade(settings.dir):
             return None
         # Another process may have made it between the two looks.
-        return Vault.open(root, create=False, allow_group_write=allow_group_write)
+        return Vault.of(settings)
 
 
 def _is_unmade(root: Path) -> bool:
@@ -339,7 +377,7 @@ def _same_folder(one: Path, other: Path) -> bool:
 
 
 def _open_own(settings: Settings, create: bool) -> Vault | None:
-    return open_vault(settings.dir, create=create, allow_group_write=settings.allow_group_write)
+    return open_vault(settings, create=create)
 
 
 def _hold(found: Found, is_use: bool) -> Lease:
@@ -357,7 +395,10 @@ def _hold(found: Found, is_use: bool) -> Lease:
 def _open_all(found: Found) -> dict[str, OpenedFile]:
     refs = {ref.digest: ref for ref in found.manifest.artifacts}
     with ExitStack() as stack:
-        opened = {digest.hex: stack.enter_context(found.vault.open_artifact(ref)) for digest, ref in refs.items()}
+        opened = {
+            digest.hex: stack.enter_context(found.vault.open_artifact(ref, signed=found.signed))
+            for digest, ref in refs.items()
+        }
         stack.pop_all()
     return opened
 

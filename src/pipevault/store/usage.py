@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import NoHomeError
-from pipevault.store.atomic import FOLDER_MODE
+from pipevault.store.atomic import FOLDER_MODE, share_like_folder
 from pipevault.store.event_log import state_layout
 from pipevault.store.layout import Layout
 
@@ -82,8 +82,9 @@ def _touch(file: Path) -> bool:
 
 def _create(file: Path) -> None:
     for folder in (file.parent.parent, file.parent):
-        if not file.parent.is_dir():
+        if not folder.is_dir():
             folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+            share_like_folder(folder, folder.parent)
     file.touch(mode=0o644)
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, UnsafeVaultError, VaultNotWritableError
 from pipevault.files.opened import OpenedFile, open_verified
+from pipevault.settings import Settings
+from pipevault.settings.ownership import ONLY_THIS_USER, Trust
 from pipevault.settings.user_folders import expand_user
 from pipevault.store.layout import Layout
 from pipevault.store.leases import Lease, take_lease
@@ -35,7 +37,7 @@ from pipevault.store.removal import RemovalPlan, RemovalReport, plan_entries_rem
 from pipevault.store.signature import sign_entry
 from pipevault.store.signing_keys import PrivateKey
 from pipevault.store.staging import staging_folder
-from pipevault.store.trust import check_ownership, check_root, is_changeable
+from pipevault.store.trust import check_ownership, check_root, is_changeable, trust_of
 from pipevault.store.usage import record_use
 
 __all__ = ["BrokenManifest", "RemovalPlan", "RemovalReport", "Vault"]
@@ -49,12 +51,15 @@ class Vault:
     """Absolute, links followed."""
     writable: bool
     """Whether the folder could be written when it was opened."""
-    allow_group_write: bool = False
-    """Whether files that their group may write are trusted."""
+    trust: Trust = ONLY_THIS_USER
+    """Whose files are trusted beside this user's and root's."""
 
     @classmethod
-    def open(cls, root: Path, *, create: bool = True, allow_group_write: bool = False) -> Vault:
+    def open(cls, root: Path, *, create: bool = True, trust: Trust = ONLY_THIS_USER, shared: bool = False) -> Vault:
         """Open the vault at ``root``; with ``create``, an absent or empty folder becomes one.
+
+        ``shared``: members of the folder's group work in it together. A new vault is made so that they can, and they
+        are trusted.
 
         :class:`NotAVaultError`: ``root`` is a file, holds other files, or is absent and ``create`` is false.
         :class:`NewerVaultError`, :class:`OldVaultError`: a later or an earlier version wrote it.
@@ -62,8 +67,15 @@ class Vault:
         false.
         """
         layout = Layout(Path(os.path.realpath(expand_user(root))))
-        ensure_vault(layout, create=create)
-        return cls(layout.root, is_writable(layout), allow_group_write)
+        ensure_vault(layout, create=create, shared=shared)
+        if shared:
+            trust = replace(trust, groups=trust.groups | {layout.root.stat().st_gid})
+        return cls(layout.root, is_writable(layout), trust)
+
+    @classmethod
+    def of(cls, settings: Settings, *, create: bool = False) -> Vault:
+        """Open the vault of ``settings.dir``. Raises like :meth:`open`."""
+        return cls.open(settings.dir, create=create, trust=trust_of(settings), shared=settings.is_shared)
 
     @property
     def layout(self) -> Layout:
@@ -75,17 +87,26 @@ class Vault:
         :class:`CorruptEntryError`: unreadable, edited, or another key's. :class:`NewerVaultError`: of a
         later format. :class:`UnsafeVaultError`: others may write it, the vault or a folder above it.
         """
-        path = self.layout.manifest_file(key)
+        self.check_owned(self.layout.manifest_file(key))
+        return read_manifest(self.layout, key)
+
+    def lookup_unowned(self, key: Digest) -> Manifest | None:
+        """The same whoever owns it: for an entry that counts only if a trusted key signed it."""
+        return read_manifest(self.layout, key)
+
+    def check_owned(self, path: Path) -> None:
+        """Raise unless ``path``, if it is there, belongs to whom the settings trust, up to ``/``. Raises like
+        :meth:`lookup`.
+        """
         try:
-            check_root(self.root, allow_group_write=self.allow_group_write)
-            check_ownership(path, root=self.root, allow_group_write=self.allow_group_write)
+            check_root(self.root, trust=self.trust)
+            check_ownership(path, root=self.root, trust=self.trust)
         except FileNotFoundError:
-            return None
+            return
         except UnsafeVaultError:  # an OSError too
             raise
         except OSError as error:
             raise _unreadable(path, error) from error
-        return read_manifest(self.layout, key)
 
     def verified_path(self, ref: ArtifactRef) -> Path:
         """The path of ``ref``'s bytes; owner, permissions, size and digest were checked just now.
@@ -95,20 +116,19 @@ class Vault:
         self.owned_path(ref)
         return check_artifact(self.layout, ref)
 
-    def open_artifact(self, ref: ArtifactRef) -> OpenedFile:
+    def open_artifact(self, ref: ArtifactRef, *, signed: bool = False) -> OpenedFile:
         """Open ``ref``'s bytes for as long as the caller holds them: owner, permissions, size and digest are those of
         the very file that is held, or of a copy where others could write to it meanwhile. Raises like
-        :meth:`verified_path`.
+        :meth:`verified_path`. ``signed``: a trusted key signed the entry, so that only size and digest count.
         """
-        return open_verified(
-            self.owned_path(ref), ref.digest, ref.size_bytes, what=f"Artifact {ref.name}", is_changeable=is_changeable
-        )
+        path = self.layout.artifact_file(ref.digest) if signed else self.owned_path(ref)
+        return open_verified(path, ref.digest, ref.size_bytes, what=f"Artifact {ref.name}", is_changeable=is_changeable)
 
     def owned_path(self, ref: ArtifactRef) -> Path:
         """The same without a look at the bytes: for those who check them while they copy them."""
         path = self.layout.artifact_file(ref.digest)
         try:
-            check_ownership(path, root=self.root, allow_group_write=self.allow_group_write)
+            check_ownership(path, root=self.root, trust=self.trust)
         except FileNotFoundError as error:
             raise CorruptEntryError(f"Artifact {ref.name} is missing: {path}.", path) from error
         except UnsafeVaultError:  # an OSError too

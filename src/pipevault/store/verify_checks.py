@@ -37,8 +37,8 @@ class Fault:
 def vault_fault(vault: Vault) -> Fault | None:
     """Who owns the vault's folder, those above it and the marker, and who may write them."""
     try:
-        check_root(vault.root, allow_group_write=vault.allow_group_write)
-        check_ownership(vault.layout.vault_file, root=vault.root, allow_group_write=vault.allow_group_write)
+        check_root(vault.root, trust=vault.trust)
+        check_ownership(vault.layout.vault_file, root=vault.root, trust=vault.trust)
     except UnsafeVaultError as error:
         return Fault(error.path, str(error))
     except OSError as error:
@@ -49,7 +49,7 @@ def vault_fault(vault: Vault) -> Fault | None:
 def ownership_fault(vault: Vault, path: Path) -> Fault | None:
     """Who owns ``path`` and the folders from it up to the vault's, and who may write them. A missing file has none."""
     try:
-        check_ownership(path, root=vault.root, allow_group_write=vault.allow_group_write)
+        check_ownership(path, root=vault.root, trust=vault.trust)
     except FileNotFoundError:
         return None
     except UnsafeVaultError as error:

@@ -1,0 +1,122 @@
+"""Who may change a file or folder, and whether all of them count like this user: the rule for one place.
+
+:mod:`pipevault.store.trust` walks a vault with it, where the cases are explained.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipevault.errors import UnsafeVaultError
+
+_OVERFLOW_ID_FILE = Path("/proc/sys/kernel/overflowuid")
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Who counts like this user: ``users`` and ``groups`` by number, and with ``allow_group_write`` the group of
+    whatever its group may write. Everybody in a trusted group counts, also as the owner of a file that is the group's.
+    """
+
+    users: frozenset[int] = frozenset()
+    groups: frozenset[int] = frozenset()
+    allow_group_write: bool = False
+
+    def owner_problem(self, status: os.stat_result) -> str:
+        """Say whom a file belongs to, if that is nobody who counts."""
+        is_trusted = status.st_uid in (os.geteuid(), 0) or status.st_uid in self.users or status.st_gid in self.groups
+        return "" if is_trusted else _owner_text(status.st_uid)
+
+    def other_writers(self, status: os.stat_result) -> str:
+        """Say who may write a file beside its owner, if they do not count."""
+        if status.st_mode & stat.S_IWOTH:
+            return "others"
+        is_open = status.st_mode & stat.S_IWGRP and not self.allow_group_write and status.st_gid not in self.groups
+        return "its group" if is_open else ""
+
+
+ONLY_THIS_USER = Trust()
+
+
+def check_lone_file(path: Path) -> None:
+    """Raise :class:`UnsafeVaultError` unless only this user and root can change a regular file outside any vault, such
+    as one with a trusted key, and the folders above it. ``OSError`` if it cannot be looked at.
+    """
+    if not hasattr(os, "geteuid"):
+        return
+    resolved = Path(os.path.realpath(path))
+    status = os.stat(resolved)
+    if not stat.S_ISREG(status.st_mode):
+        raise UnsafeVaultError(f"{path} is no regular file.", path)
+    check_status(path, status, ONLY_THIS_USER)
+    for place in resolved.parents:
+        check_parent(place, resolved, os.lstat(place), ONLY_THIS_USER)
+
+
+def check_status(place: Path, status: os.stat_result, trust: Trust) -> None:
+    """Raise :class:`UnsafeVaultError` unless only those who count can change ``place``."""
+    user = os.geteuid()
+    if owner := trust.owner_problem(status):
+        raise UnsafeVaultError(
+            f"{place} belongs to {owner}, neither to this user ({user}) nor to root, so it is not trusted and no code "
+            "is loaded. If you trust it: name the owner in trusted_users, have the entries signed by a key of yours "
+            f"(trusted_keys), or chown {user} {place}",
+            place,
+        )
+    if who := trust.other_writers(status):
+        mend = "o-w" if who == "others" and trust.allow_group_write else "go-w"
+        group = f", or name the group in trusted_groups ({status.st_gid})" if who == "its group" else ""
+        raise UnsafeVaultError(
+            f"{place} can be written by {who} (mode {stat.S_IMODE(status.st_mode):04o}), so it is not trusted and no "
+            f"code is loaded. If you trust what is in it: chmod {mend} {place}{group}",
+            place,
+        )
+
+
+def check_parent(place: Path, child: Path, status: os.stat_result, trust: Trust) -> None:
+    """``place``, above ``child``. What it may do is replace what is below, not change it: hence the sticky bit."""
+    user = os.geteuid()
+    if owner := trust.owner_problem(status):
+        raise UnsafeVaultError(
+            f"{place}, above {child}, belongs to {owner}, neither to this user ({user}) nor to "
+            f"root. Its owner could put another folder in place of this one, so no code is loaded. {_advice(place)}",
+            place,
+        )
+    if status.st_mode & stat.S_ISVTX:
+        return
+    if who := trust.other_writers(status):
+        mend = "chmod o-w" if trust.allow_group_write else "chmod go-w"
+        condition = (
+            "If you trust what is there now" if who == "others" else "Set allow_group_write if you trust it, or run"
+        )
+        raise UnsafeVaultError(
+            f"{place}, above {child}, can be written by {who} (mode {stat.S_IMODE(status.st_mode):04o}), who could put "
+            f"another folder in place of this one, so no code is loaded. {condition}: {mend} {place}",
+            place,
+        )
+
+
+def _owner_text(user: int) -> str:
+    if user != _overflow_id():
+        return f"user {user}"
+    return f"user {user}, which may stand for an owner that this container or file server does not map to one here"
+
+
+def _advice(place: Path) -> str:
+    if place == place.parent:
+        return (
+            f"If you trust it: chown root {place} where the container's image is built, or map the owner to root or to "
+            "this user where the container is started."
+        )
+    return f"If you trust it: chown root {place}; else move to a folder of your own."
+
+
+def _overflow_id() -> int:
+    """What owners are shown as that have no number here, in a user namespace or on NFS: see user_namespaces(7)."""
+    try:
+        return int(_OVERFLOW_ID_FILE.read_bytes())
+    except (OSError, ValueError):  # no Linux, or no /proc: the number that all kernels ship with
+        return 65534
