@@ -17,7 +17,7 @@ import pytest
 from fault_steps import in_child
 
 from pipevault.store import liveness
-from pipevault.store.liveness import ProcessIdentity, is_process_alive
+from pipevault.store.liveness import ProcessIdentity
 
 CONTEXT = multiprocessing.get_context("fork")
 NOBODY = 65534
@@ -44,7 +44,6 @@ def test_this_process_lives() -> None:
     here = ProcessIdentity.current()
     assert (here.pid, here.is_alive()) == (os.getpid(), True)
     assert here.started is not None
-    assert is_process_alive(here.pid, here.mark) is True
 
 
 def test_a_process_that_ended_is_dead() -> None:
@@ -100,9 +99,9 @@ def test_a_number_that_no_process_can_have(pid: int) -> None:
 
 
 def test_a_group_of_processes_is_never_asked() -> None:
-    mark = ProcessIdentity.current().mark
-    assert is_process_alive(0, mark) is None
-    assert is_process_alive(-1, mark) is None
+    here = ProcessIdentity.current()
+    assert replace(here, pid=0).is_alive() is None
+    assert replace(here, pid=-1).is_alive() is None
 
 
 def test_a_forked_child_is_another_process() -> None:

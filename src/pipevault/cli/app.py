@@ -32,6 +32,7 @@ EXIT_CODES: tuple[tuple[type[errors.PipevaultError], int, str], ...] = (
     (errors.SignatureError, 34, "an entry has no signature by a trusted key where one is required"),
     (errors.VaultFullError, 7, "no space was left while publishing"),
     (errors.UnloadableGraphError, 38, "the system refuses to map the code of a graph"),
+    (errors.TemporaryFolderError, 39, "no temporary folder can be used to compile in"),
     (errors.OldVaultError, 35, "an earlier pipevault wrote the vault, in a format that is no longer read"),
     (errors.VaultError, 8, "the vault folder cannot be used"),
     (errors.TurnTimeoutError, 36, "other threads used a pipeline or torch's switches for too long"),

@@ -98,7 +98,8 @@ def check_temporary_folder() -> Check:
     try:
         root = scratch_root()
     except TemporaryFolderError as error:
-        return Check(name, False, "none can be used to compile in", str(error))
+        remedy = f"{error} Where Python finds none either, torch needs TORCHINDUCTOR_CACHE_DIR to be imported at all."
+        return Check(name, False, "none can be used to compile in", remedy)
     problems = [f"{place.folder} {place.problem}" for place in places if place.problem and place.is_named]
     free = render.size_text(shutil.disk_usage(root).free)
     if not problems:

@@ -1,12 +1,13 @@
-"""Who a process is, so that another process can tell whether it still lives.
+"""Who a process is, so that a waiter can tell that the holder of a lock is dead though a child of it keeps the lock.
 
 A process number means nothing on another host, after a reboot, in another pid namespace (a container), or once
 the number is used again. So an identity holds the host name, the kernel's boot id, the namespaces that numbers
 and start times are counted in, the number, and the start time in clock ticks since boot (``/proc/<pid>/stat``,
-field 22). The answer is ``None`` wherever it cannot be told; nothing is ever taken from such a process.
+field 22). The answer is ``None`` wherever it cannot be told; what is locked tells more, see
+:mod:`pipevault.files.claims`.
 
-Written down in full (``to_json``) or, in names of folders, as pid and ``mark``, 24 hexadecimal digits: 16 of the
-SHA-256 of the canonical JSON of ``[host, boot id, namespaces]``, then the start time modulo 2^32.
+In names of files it is a pid and a ``mark``, 24 hexadecimal digits: 16 of the SHA-256 of the canonical JSON of
+``[host, boot id, namespaces]``, then the start time modulo 2^32.
 Source: https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
 """
 
@@ -24,7 +25,6 @@ from typing import Any
 from pipevault.digest import canonical_json, digest_bytes
 
 _PROC = Path("/proc")
-_NO_START = 0
 _PLACE_LENGTH = 16
 
 
@@ -71,38 +71,35 @@ class ProcessIdentity:
     @property
     def mark(self) -> str:
         """24 hexadecimal digits that tell this process from others of the same number."""
-        place = canonical_json([self.host, self.boot_id, self.namespaces])
-        start = (self.started or _NO_START) % (1 << 32)
-        return f"{digest_bytes(place).hex[:_PLACE_LENGTH]}{start:08x}"
+        place = digest_bytes(canonical_json(self._place)).hex[:_PLACE_LENGTH]
+        return f"{place}{(self.started or 0) % (1 << 32):08x}"
 
     def is_alive(self) -> bool | None:
-        """Whether the process runs; ``None`` where that cannot be told from here."""
-        return is_process_alive(self.pid, self.mark)
+        """Whether the process runs; ``None`` where that cannot be told from here.
 
+        ``None`` for another host, boot or pid namespace, and where the kernel hides the process (``hidepid``).
+        A zombie is dead: it runs no more, and the system has freed its locks.
+        """
+        here = ProcessIdentity.current()
+        if self.pid <= 0 or self._place != here._place or not _can_look(here):
+            return None
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # another user's
+            pass
+        except OverflowError:
+            return None
+        status = _status(_PROC / str(self.pid))
+        if status is None or self.started is None:
+            return None
+        found_start, is_running = status
+        return is_running and found_start == self.started
 
-def is_process_alive(pid: int, mark: str) -> bool | None:
-    """Whether the process of this number and :attr:`ProcessIdentity.mark` runs; ``None``: it cannot be told.
-
-    ``None`` for another host, boot or pid namespace, and where the kernel hides the process (``hidepid``).
-    A zombie is dead: it runs no more, and the system has freed its locks.
-    """
-    here = ProcessIdentity.current()
-    if pid <= 0 or mark[:_PLACE_LENGTH] != here.mark[:_PLACE_LENGTH] or not _can_look(here):
-        return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        pass
-    except OverflowError:
-        return None
-    status = _status(_PROC / str(pid))
-    start = int(mark[_PLACE_LENGTH:], 16)
-    if status is None or start == _NO_START:
-        return None
-    found_start, is_running = status
-    return is_running and found_start % (1 << 32) == start
+    @property
+    def _place(self) -> list[str | None]:
+        return [self.host, self.boot_id, self.namespaces]
 
 
 @lru_cache(maxsize=1)
