@@ -24,7 +24,7 @@ LAYERS = (
     frozenset({"fingerprint", "store", "graphs", "determinism", "opening", "report"}),
     frozenset({"compat", "files"}),
     frozenset({"key", "settings"}),
-    frozenset({"digest"}),
+    frozenset({"digest", "reading"}),
     frozenset({"errors"}),
 )
 """Top to bottom. A layer imports only what stands below it; its members never import one another."""
@@ -44,6 +44,7 @@ WITHOUT_TORCH = frozenset(
         "settings",
         "key",
         "digest",
+        "reading",
         "errors",
         "__init__",
         "__main__",

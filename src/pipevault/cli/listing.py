@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipevault import __version__
 from pipevault.digest import Digest, digest_bytes
 from pipevault.errors import CorruptEntryError, NewerVaultError, NoHomeError, VaultError
+from pipevault.reading import read_file
 from pipevault.settings.user_folders import user_folder
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _file(vault: Vault) -> Path | None:
 
 def _load(file: Path) -> dict[str, list[Any]]:
     try:
-        document = json.loads(file.read_bytes())
+        document = json.loads(read_file(file))
         rows = document["rows"] if document["version"] == _FORM else {}
         return rows if isinstance(rows, dict) and all(map(_is_record, rows.values())) else {}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):

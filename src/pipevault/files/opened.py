@@ -14,13 +14,13 @@ import hashlib
 import io
 import os
 import shutil
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError
 from pipevault.files.scratch import kept_scratch_folder
+from pipevault.reading import open_regular
 
 _CHUNK_BYTES = 1 << 20
 _DESCRIPTORS = (Path("/proc/self/fd"), Path("/dev/fd"))
@@ -94,18 +94,15 @@ def open_verified(
     missing, cannot be read, is no regular file, or has other bytes than ``digest`` and ``size_bytes`` say.
     """
     try:
-        # A named pipe would block without O_NONBLOCK, and a terminal become this process's own without O_NOCTTY.
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
-        file = io.FileIO(os.open(path, flags | getattr(os, "O_CLOEXEC", 0)))
+        file = open_regular(path)
     except FileNotFoundError as error:
         raise CorruptEntryError(f"{what} is missing: {path}.", path) from error
     except OSError as error:
-        raise CorruptEntryError(f"{what} cannot be read: {path}: {error.strerror}.", path) from error
+        reason = "is damaged" if error.errno == errno.EINVAL else "cannot be read"
+        raise CorruptEntryError(f"{what} {reason}: {path}: {error.strerror}.", path) from error
     copy, private = None, None
     try:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise CorruptEntryError(f"{what} is damaged: {path} is no regular file.", path)
         if is_changeable(file.fileno(), status):
             copy, private = _new_copy(path.name)
         if size_bytes is not None and status.st_size != size_bytes:

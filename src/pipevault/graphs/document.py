@@ -26,6 +26,7 @@ from typing import Any
 from pipevault.digest import canonical_json
 from pipevault.errors import CorruptEntryError
 from pipevault.graphs.frozen import GraphDocument
+from pipevault.reading import read_file
 
 PART_VERSION = 3
 ARTIFACTS = "artifacts"
@@ -42,7 +43,7 @@ def part_bytes(graphs: Sequence[Mapping[str, Any]]) -> bytes:
 def read_part(path: Path) -> tuple[GraphDocument, ...]:
     """Raises :class:`CorruptEntryError` if ``path`` is no part document of this version."""
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_file(path))
         version = document["pipevault_part"]
         if version != PART_VERSION:
             raise CorruptEntryError(

@@ -19,6 +19,7 @@ from pipevault.fingerprint.origin import weights_origin
 from pipevault.fingerprint.weights import weights_digest
 from pipevault.fingerprint.weights_stamp import Stamp, WeightsWatch, weights_stamp
 from pipevault.graphs import parts as graph_parts
+from pipevault.reading import read_file
 from pipevault.settings.user_folders import user_folder
 from pipevault.store.atomic import make_folder, write_file
 
@@ -86,7 +87,7 @@ def memory_file(origin: str, part: str) -> Path | None:
 
 def _remembered(file: Path) -> str | None:
     try:
-        document = json.loads(file.read_bytes())
+        document = json.loads(read_file(file))
         digest = document["sha256"]
         version = document["pipevault_weights"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -29,6 +29,7 @@ from pipevault.errors import (
     UnknownModeError,
     UnsafeVaultError,
 )
+from pipevault.reading import read_file
 from pipevault.settings.ownership import check_lone_file
 from pipevault.settings.user_folders import expand_user, user_folder
 from pipevault.settings.values import Tier, convert, one_of
@@ -52,6 +53,7 @@ a graph that is compiled again gives the same bits. ``production``: the same bit
 ENVIRONMENT_PREFIX = "PIPEVAULT_"
 CONFIG_VARIABLE = "PIPEVAULT_CONFIG"
 DEBUG_VARIABLE = "PIPEVAULT_DEBUG"
+_CONFIG_LIMIT_BYTES = 1 << 20
 
 # Kubernetes puts the services of a namespace into every container's environment; one of them may be called pipevault.
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
@@ -232,7 +234,7 @@ def _refuse_unknown_variables(environ: Mapping[str, str], names: tuple[str, ...]
 def _read_config_file(path: Path, environ: Mapping[str, str], names: tuple[str, ...]) -> dict[str, Any]:
     try:
         check_lone_file(path)
-        values = _parse_toml(path.read_text("utf-8"))
+        values = _parse_toml(read_file(path, limit_bytes=_CONFIG_LIMIT_BYTES).decode("utf-8"))
     except UnsafeVaultError as error:  # an OSError too
         raise SettingsError(
             f"The config file {path} is not read, for it decides which code is loaded: {error}"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import PipevaultError, VaultError, VaultFullError, VaultNotWritableError
+from pipevault.reading import open_regular
 
 FOLDER_MODE = 0o755
 """Not writable for the group, whatever the umask: ``trust.check_ownership`` would refuse such a vault."""
@@ -103,15 +104,6 @@ def create_file(path: Path, data: bytes, *, mode: int = 0o644, staging: Path) ->
         raise FileExistsError(path)
 
 
-def read_regular(path: Path) -> bytes:
-    """The bytes of a regular file; ``OSError`` for anything else, such as a named pipe that would block for ever."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
-        return file.read()
-
-
 def copy_file(source: Path, target: Path, *, mode: int) -> tuple[Digest, int]:
     """Copy ``source`` to the new file ``target``; the digest and size in bytes of exactly what was written.
 
@@ -119,7 +111,7 @@ def copy_file(source: Path, target: Path, *, mode: int) -> tuple[Digest, int]:
     :func:`write_file`.
     """
     hasher, size_bytes = hashlib.sha256(), 0
-    with source.open("rb") as reader, vault_errors(target, "written"):
+    with open_regular(source) as reader, vault_errors(target, "written"):
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             while chunk := reader.read(_COPY_SIZE_BYTES):

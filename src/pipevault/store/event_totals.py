@@ -10,22 +10,23 @@ any more, write the new totals beside, remove the files, and only then rename th
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
-import stat
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import TypeAlias
 
 from pipevault.digest import canonical_json
 from pipevault.errors import NewerVaultError, NoHomeError, VaultError
 from pipevault.files.flock import HeldLock, NotLocked, try_lock
-from pipevault.store.atomic import publish_file, read_regular, vault_errors, write_file
+from pipevault.reading import open_regular, read_file
+from pipevault.store.atomic import publish_file, vault_errors, write_file
 from pipevault.store.event_log import (
     LARGEST_FILE_BYTES,
     is_amount,
@@ -46,7 +47,6 @@ IDLE_MIN_AGE_S = 3600.0
 
 _LONGEST_WAIT_S = 5.0
 _MOST_AT_ONCE = 256  # files are open
-_READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 RowKey: TypeAlias = tuple[str, str, str]
 """Key digest or nothing, event, reason."""
@@ -183,22 +183,21 @@ def _files(layout: Layout) -> list[Path]:
     return [path for name in names if layout.is_events(path := layout.events_dir / name)]
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> io.FileIO:
     """``OSError`` if there is none, if something else stands in its place, or if it is too large."""
-    file = os.fdopen(os.open(path, _READ), "rb")
-    status = os.fstat(file.fileno())
-    if stat.S_ISREG(status.st_mode) and status.st_size <= 2 * LARGEST_FILE_BYTES:
+    file = open_regular(path, follow_links=False)
+    if os.fstat(file.fileno()).st_size <= 2 * LARGEST_FILE_BYTES:
         return file
     file.close()
-    raise OSError(errno.EINVAL, f"it is no regular file of at most {2 * LARGEST_FILE_BYTES >> 20} MiB")
+    raise OSError(errno.EINVAL, f"it has more than {2 * LARGEST_FILE_BYTES >> 20} MiB")
 
 
-def _is_ended(file: BinaryIO) -> bool:
+def _is_ended(file: io.FileIO) -> bool:
     is_ours = try_own(file.fileno())
     return time.time() - os.fstat(file.fileno()).st_mtime > IDLE_MIN_AGE_S if is_ours is None else is_ours
 
 
-def _add_file(path: Path, file: BinaryIO, sums: Sums) -> None:
+def _add_file(path: Path, file: io.FileIO, sums: Sums) -> None:
     events, strange = parse_events(file.read())
     for event in events:
         numbers: Counter[str] = Counter({TIMES: 1})
@@ -212,7 +211,7 @@ def _add_totals(layout: Layout, sums: Sums) -> None:
     """Nothing where there are none; what is damaged is noted. ``OSError`` where they cannot be read."""
     path = layout.totals_file
     try:
-        document = json.loads(read_regular(path))
+        document = json.loads(read_file(path))
         version = document["totals_version"]
         if isinstance(version, int) and version > TOTALS_VERSION:
             raise NewerVaultError(

@@ -30,7 +30,8 @@ from pipevault.errors import LockTimeoutError, VaultError
 from pipevault.files.claims import locks_hold
 from pipevault.files.flock import HeldLock, NotLocked, try_lock
 from pipevault.files.heartbeat import is_silent, start_beating, stop_beating
-from pipevault.store.atomic import make_folder, publish_file, read_regular, vault_errors, write_file
+from pipevault.reading import read_file
+from pipevault.store.atomic import make_folder, publish_file, vault_errors, write_file
 from pipevault.store.layout import Layout
 from pipevault.store.liveness import ProcessIdentity
 from pipevault.store.manifest import now_utc
@@ -85,7 +86,7 @@ def key_lock(
 def read_holder(path: Path) -> Holder | None:
     """The note at ``path``, or ``None`` if there is none that can be read."""
     try:
-        document = json.loads(read_regular(path))
+        document = json.loads(read_file(path))
         return Holder(ProcessIdentity.from_json(document), str(document["since"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # such a note says nothing, like none
         return None

@@ -15,12 +15,14 @@ from pipevault.errors import (
     VaultError,
     VaultNotWritableError,
 )
+from pipevault.reading import read_file
 from pipevault.store.atomic import SHARED_FOLDER_MODE, make_folder, vault_errors, write_file
 from pipevault.store.layout import SYSTEM_NAMES, Layout
 from pipevault.store.manifest import now_utc
 from pipevault.store.staging import staging_folder
 
 VAULT_VERSION = 2
+_MARKER_LIMIT_BYTES = 1 << 20
 
 
 def ensure_vault(layout: Layout, *, create: bool, shared: bool = False) -> None:
@@ -85,7 +87,7 @@ def _read_marker(layout: Layout) -> bool:
     """``False`` if there is no marker."""
     path = layout.vault_file
     try:
-        data = path.read_bytes()
+        data = read_file(path, limit_bytes=_MARKER_LIMIT_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except PermissionError as error:

@@ -12,7 +12,8 @@ import os
 
 from pipevault.digest import Digest, canonical_json
 from pipevault.errors import PinError, UnknownKeyError, VaultError
-from pipevault.store.atomic import create_file, fsync_folder, make_folder, read_regular, vault_errors, write_file
+from pipevault.reading import read_file
+from pipevault.store.atomic import create_file, fsync_folder, make_folder, vault_errors, write_file
 from pipevault.store.layout import PIN_NAME, Layout
 from pipevault.store.manifest import now_utc
 from pipevault.store.staging import staging_folder
@@ -46,7 +47,7 @@ def read_pin(layout: Layout, name: str) -> Digest | None:
     path = layout.pin_file(name)
     with vault_errors(path, "read"):
         try:
-            data = read_regular(path)
+            data = read_file(path)
         except FileNotFoundError:
             return None
     try:

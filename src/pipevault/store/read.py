@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipevault.digest import Digest, digest_file
 from pipevault.errors import CorruptEntryError, NewerVaultError, UnknownKeyError, VaultError
-from pipevault.store.atomic import read_regular
+from pipevault.reading import read_file
 from pipevault.store.layout import SYSTEM_NAMES, Layout
 from pipevault.store.manifest import ArtifactRef, Manifest
 
@@ -34,7 +34,7 @@ def read_manifest(layout: Layout, key: Digest) -> Manifest | None:
     """
     path = layout.manifest_file(key)
     try:
-        data = read_regular(path)
+        data = read_file(path)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -25,6 +25,7 @@ from pipevault.manager.golden.files import (
     picture_file,
     sample_sha256,
 )
+from pipevault.reading import read_file
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "case": (str,),
@@ -52,7 +53,7 @@ def read_golden(path: Path) -> Golden:
 
 def _document(file: Path) -> dict[str, Any]:
     try:
-        document = json.loads(file.read_bytes())
+        document = json.loads(read_file(file))
     except FileNotFoundError:
         raise NoGoldenError(f"There is no golden {file.parent}. Record it first.") from None
     except OSError as error:

@@ -42,6 +42,7 @@ from pipevault.errors import BadSuiteError, SettingsError
 from pipevault.manager.golden.suite import Case, Limits, Suite, is_number
 from pipevault.manager.request import Request
 from pipevault.opening import DTYPES
+from pipevault.reading import read_file
 from pipevault.settings import split_level
 from pipevault.settings.user_folders import expand_user
 
@@ -78,7 +79,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BadSuiteError(f"There is no file {path}. Give the TOML file of a suite.", "")
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(read_file(path).decode("utf-8"))
     except (OSError, ValueError) as error:  # what is no UTF-8 and what is no TOML are both ValueErrors
         raise BadSuiteError(f"The suite {path} cannot be read: {error}. Correct it.", "") from error
 

@@ -30,6 +30,7 @@ from pipevault.determinism.seeds import MAX_SEED
 from pipevault.determinism.variance import SeedEffects, VarianceShares, seed_effects, variance_shares
 from pipevault.digest import canonical_json
 from pipevault.errors import SettingsError
+from pipevault.reading import read_file
 
 SWEEP_MARK = "pipevault_sweep"
 """The field that makes a JSON document a sweep; its value is the version."""
@@ -126,7 +127,7 @@ class SweepResult:
 def read_sweep(path: Path) -> SweepResult:
     """The sweep in a file; :class:`SettingsError` if it cannot be read or is none."""
     try:
-        text = path.read_bytes()
+        text = read_file(path)
     except OSError as error:
         raise SettingsError(f"The sweep {path} cannot be read: {error.strerror or error}.") from error
     return SweepResult.from_json(text, source=str(path))

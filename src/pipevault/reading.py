@@ -1,0 +1,46 @@
+"""Reading files that anybody may have put there: only regular ones, and only so much of them.
+
+A named pipe would block for ever, a device give bytes without end, and a large file fill the memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from pathlib import Path
+
+DOCUMENT_LIMIT_BYTES = 64 << 20
+"""What a document may have at the most; real ones have a thousandth of it."""
+
+# O_NONBLOCK: a named pipe is opened at once; O_NOCTTY: a terminal does not become this process's own.
+_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
+
+
+def open_regular(path: Path, *, follow_links: bool = True) -> io.FileIO:
+    """Open a regular file, unbuffered. ``OSError`` for anything else, at once."""
+    file = io.FileIO(os.open(path, _FLAGS | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0))))
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def read_file(path: Path, *, limit_bytes: int = DOCUMENT_LIMIT_BYTES, follow_links: bool = True) -> bytes:
+    """The bytes of a regular file. ``OSError`` for anything else, and for a file of more than ``limit_bytes``."""
+    with open_regular(path, follow_links=follow_links) as file:
+        if os.fstat(file.fileno()).st_size <= limit_bytes:
+            data = _read(file, limit_bytes + 1)
+            if len(data) <= limit_bytes:
+                return data
+    raise OSError(errno.EINVAL, f"it has more than {limit_bytes} bytes", str(path))
+
+
+def _read(file: io.FileIO, most_bytes: int) -> bytes:
+    """A file that grows meanwhile ends with the limit too."""
+    chunks = []
+    while most_bytes and (chunk := file.read(most_bytes)):
+        chunks.append(chunk)
+        most_bytes -= len(chunk)
+    return b"".join(chunks)
