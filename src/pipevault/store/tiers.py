@@ -210,15 +210,13 @@ class Tiers:
         return Found(vault, manifest, tier, tier, self._check_signature(vault, manifest, tier))
 
     def _copy(self, found: Found, tier: Tier, vault: Vault) -> Found:
-        from pipevault.store.signature import copy_signatures
+        from pipevault.store.copying import copy_entry
 
         self._check_signature(found.vault, found.manifest, tier)
         files = {ref.digest: found.vault.owned_path(ref) for ref in found.manifest.artifacts}
         try:
             with vault.lock(found.key, timeout_s=0):
-                # First, so that nobody meets the copy without what signs it.
-                copy_signatures(found.vault.layout, vault.layout, found.key)
-                manifest = vault.publish(found.manifest, files)
+                manifest = copy_entry(found.vault.layout, vault, found.manifest, files)
         except LockTimeoutError:
             return found
         except CorruptEntryError as error:
