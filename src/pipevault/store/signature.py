@@ -20,7 +20,7 @@ import base64
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,10 +138,16 @@ def copy_signatures(source: Layout, target: Layout, key: Digest) -> Iterator[Pat
             write_file(copied, data, staging=folder)
 
 
-def signature_states(layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey]) -> tuple[SignatureState, ...]:
-    """Every signature of the entry, sorted by public key id, and what it is worth where ``trusted`` are trusted."""
-    ids = [path.name.split(".")[1] for path in signature_files(layout, manifest.key.digest)]
-    states = (_state(layout, manifest, key_id, trusted) for key_id in ids)
+def signature_states(
+    layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey], key_ids: Iterable[str] | None = None
+) -> tuple[SignatureState, ...]:
+    """Every signature of the entry, or those by some public keys, and what it is worth where ``trusted`` are trusted.
+
+    Sorted by public key id, or as ``key_ids`` are, with which no folder is listed.
+    """
+    if key_ids is None:
+        key_ids = [path.name.split(".")[1] for path in signature_files(layout, manifest.key.digest)]
+    states = (_state(layout, manifest, key_id, trusted) for key_id in key_ids)
     return tuple(state for state in states if state is not None)
 
 
