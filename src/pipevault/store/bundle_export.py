@@ -27,10 +27,9 @@ from pipevault.store.bundle_zip import (
     MARKER_NAME,
     MEMBER_LIMIT,
     SIGNATURE_LIMIT_BYTES,
-    Progress,
-    ignore_progress,
     new_member,
 )
+from pipevault.store.byte_progress import Progress, ignore_progress
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.signature import signature_files
 from pipevault.store.trust import check_ownership

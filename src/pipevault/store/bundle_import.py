@@ -14,7 +14,8 @@ from pathlib import Path
 from pipevault.digest import Digest
 from pipevault.errors import BundleError, CorruptEntryError, NewerBundleError, NewerVaultError, VaultFullError
 from pipevault.store.atomic import vault_errors
-from pipevault.store.bundle_zip import BundleFile, Member, Progress, ignore_progress, open_bundle
+from pipevault.store.bundle_zip import BundleFile, Member, open_bundle
+from pipevault.store.byte_progress import Progress, ignore_progress
 from pipevault.store.copying import copy_entry
 from pipevault.store.layout import Layout
 from pipevault.store.manifest import ArtifactRef, Manifest

@@ -24,11 +24,9 @@ from typing import IO
 
 from pipevault.digest import Digest, canonical_json
 from pipevault.errors import BundleError, NewerBundleError
+from pipevault.store.byte_progress import Progress
 from pipevault.store.layout import Layout
 from pipevault.store.marker import VAULT_VERSION
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes done so far and the bytes in all."""
 
 MARKER = canonical_json({"pipevault_vault": VAULT_VERSION})
 """A bundle's ``vault.json``, which tells no time, unlike that of a vault in a folder."""
@@ -58,11 +56,6 @@ class Member:
     artifact: Digest | None
     signed_key: Digest | None
     """The key of the entry that it signs."""
-
-
-def ignore_progress(done_bytes: int, total_bytes: int) -> None:
-    """Tells nobody."""
-    del done_bytes, total_bytes
 
 
 @contextmanager

@@ -11,12 +11,13 @@ is moved.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import VaultNotWritableError
+from pipevault.store.byte_progress import Progress, ignore_progress
 from pipevault.store.layout import Layout
 from pipevault.store.marker import ensure_vault
 from pipevault.store.read import iter_keys
@@ -42,9 +43,6 @@ from pipevault.store.verify_findings import (
     signature_places,
     staging,
 )
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes read so far and the bytes in all."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +71,6 @@ class VerifyReport:
     def broken_keys(self) -> tuple[Digest, ...]:
         """The entries that could not be used when they were looked at, sorted."""
         return tuple(sorted({key for finding in self.bad for key in finding.keys}))
-
-
-def ignore_progress(done_bytes: int, total_bytes: int) -> None:
-    """Tells nobody."""
-    del done_bytes, total_bytes
 
 
 def verify(
