@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipevault.digest import Digest
@@ -25,6 +26,18 @@ from pipevault.store.signature import copy_signatures
 from pipevault.store.vault import Vault
 
 _LATER_FORMAT = "a later format"
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What a manifest names: sizes in bytes by artifact, and the entries that it needs."""
+
+    artifacts: Mapping[Digest, int]
+    needs: tuple[Digest, ...]
+
+    @classmethod
+    def by(cls, manifest: Manifest) -> _Named:
+        return cls(manifest.artifact_sizes, manifest.needs)
 
 
 def bundle_keys(path: Path) -> tuple[Digest, ...]:
@@ -46,19 +59,19 @@ def import_bundle(vault: Vault, path: Path, *, progress: Progress = ignore_progr
     :class:`VaultNotWritableError`: each entry is whole or absent; the import can be repeated.
     """
     with open_bundle(path) as bundle, vault.staging() as folder, vault_errors(folder, "read or written"):
-        lacking = {member for member in bundle.members if member.artifact is None or not _holds(vault, member)}
+        lacking = {member for member in bundle.members if not _holds(vault, member)}
         _check_space(folder, sum(member.size_bytes for member in lacking))
         bundle.extract(folder, lambda member: member in lacking, progress)
         staged = Layout(folder)
-        manifests = {key: _manifest(bundle, staged, key) for key in bundle.keys}
-        _check_complete(bundle, manifests)
-        standing = {key: _standing(vault, key) for key in manifests}
-        missing = {key: manifest for key, manifest in manifests.items() if standing[key] is None}
-        _check_space(folder, max((manifest.size_bytes for manifest in missing.values()), default=0))
-        uses = Counter(digest for manifest in missing.values() for digest in manifest.artifact_sizes)
+        entries = {key: _Named.by(_manifest(bundle, staged, key)) for key in bundle.keys}
+        _check_complete(bundle, entries)
+        standing = {key: _standing(vault, key) for key in entries}
+        missing = {key: entry for key, entry in entries.items() if standing[key] is None}
+        _check_space(folder, max((sum(entry.artifacts.values()) for entry in missing.values()), default=0))
+        uses = Counter(digest for entry in missing.values() for digest in entry.artifacts)
         imported = []
-        for key in needed_first({key: manifest.needs for key, manifest in manifests.items()}):
-            manifest = manifests[key]
+        for key in needed_first({key: entry.needs for key, entry in entries.items()}):
+            manifest = _manifest(bundle, staged, key)
             if standing[key] == manifest.manifest_digest.hex:
                 list(copy_signatures(staged, vault.layout, key))
             if key not in missing:
@@ -75,8 +88,9 @@ def import_bundle(vault: Vault, path: Path, *, progress: Progress = ignore_progr
 
 
 def _holds(vault: Vault, member: Member) -> bool:
-    """Whether the vault has the bytes of this artifact."""
-    assert member.artifact is not None
+    """Whether the member is an artifact whose bytes the vault has."""
+    if member.artifact is None:
+        return False
     try:
         vault.verified_path(ArtifactRef(member.artifact, member.size_bytes, member.name))
     except CorruptEntryError:
@@ -102,19 +116,19 @@ def _told(error: Exception, bundle: BundleFile, staged: Layout) -> str:
     return str(error).replace(str(staged.root), str(bundle.path))
 
 
-def _check_complete(bundle: BundleFile, manifests: Mapping[Digest, Manifest]) -> None:
+def _check_complete(bundle: BundleFile, entries: Mapping[Digest, _Named]) -> None:
     """Nothing is missing, and nothing is there that no entry needs."""
     held = {member.artifact: member.size_bytes for member in bundle.members if member.artifact is not None}
-    for key, manifest in manifests.items():
-        if lacking := [needed for needed in manifest.needs if needed not in manifests]:
+    for key, entry in entries.items():
+        if lacking := [needed for needed in entry.needs if needed not in entries]:
             raise bundle.bad(f"it lacks entry {lacking[0].short}, which entry {key.short} needs")
-        for digest, size_bytes in manifest.artifact_sizes.items():
+        for digest, size_bytes in entry.artifacts.items():
             if held.get(digest) != size_bytes:
                 raise bundle.bad(f"it lacks artifact {digest.short} of entry {key.short}, or has another size")
-    if extra := held.keys() - {digest for manifest in manifests.values() for digest in manifest.artifact_sizes}:
+    if extra := held.keys() - {digest for entry in entries.values() for digest in entry.artifacts}:
         raise bundle.bad(f"none of its entries names the artifact {min(extra).short}")
     for member in bundle.members:
-        if member.signed_key is not None and member.signed_key not in manifests:
+        if member.signed_key is not None and member.signed_key not in entries:
             raise bundle.bad(f"{member.name} signs no entry of it")
 
 
