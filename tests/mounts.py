@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from pipevault.store import marker
 
 _NEW_MOUNTS, _NEW_USERS = 0x00020000, 0x10000000
 _NO_MOUNTS = 99
@@ -46,3 +52,23 @@ def with_own_tmpfs(folder: Path, size: str, function: Callable[[], None]) -> Non
     if code == _NO_MOUNTS:
         pytest.skip("this user may not mount")
     assert code == 0
+
+
+@contextmanager
+def silent(folder: Path) -> Iterator[None]:
+    """Make a folder whose marker blocks whoever reads it, as on a dead mount."""
+    folder.mkdir(exist_ok=True)
+    let_go, read_file = threading.Event(), marker.read_file
+
+    def blocked(path: Path, **options: Any) -> bytes:
+        if path.parent == folder:
+            let_go.wait()
+            raise OSError(errno.EHOSTDOWN, os.strerror(errno.EHOSTDOWN))
+        return read_file(path, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(marker, "read_file", blocked)
+        try:
+            yield
+        finally:
+            let_go.set()

@@ -164,13 +164,8 @@ class TestImport:
         assert list(Vault.open(tmp_path / "new").manifests()) == []
 
     def test_a_newer_bundle(self, run: Run, bundle: Path, tmp_path: Path) -> None:
-        import zlib
-
-        from pipevault.store.bundle_zip import Stored, end_of_file, local_header
-
-        index = b'{"pipevault_bundle":3}'
-        stored = Stored("pipevault_bundle.json", len(index), zlib.crc32(index))
-        bundle.write_bytes(local_header(stored) + index + end_of_file([stored]))
+        data = bundle.read_bytes()
+        bundle.write_bytes(data.replace(b'{"pipevault_vault":2}', b'{"pipevault_vault":3}'))
         result = run("import", bundle, "--dir", tmp_path / "new")
         assert result.exit_code == 33
         assert "Upgrade pipevault" in result.stderr

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from command_runner import Run
 
+from mounts import silent
 from pipevault.cli import doctor
 from pipevault.cli.doctor import (
     Check,
@@ -223,11 +224,10 @@ class TestTiers:
     def test_one_that_does_not_answer(
         self, run: Run, vault: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        (tmp_path / "silent").mkdir()
-        os.mkfifo(tmp_path / "silent" / "vault.json")
         monkeypatch.setenv("PIPEVAULT_TIERS", str(tmp_path / "silent"))
         monkeypatch.setenv("PIPEVAULT_TIER_TIMEOUT_S", "0.2")
-        assert "did not answer within 0.2 s" in run("doctor", "--dir", vault.root).stdout
+        with silent(tmp_path / "silent"):
+            assert "did not answer within 0.2 s" in run("doctor", "--dir", vault.root).stdout
 
     def test_without_tiers_there_is_no_line(self, run: Run, vault: Vault) -> None:
         assert not re.search(r"^(ok  |MEND) tier", run("doctor", "--dir", vault.root).stdout, re.MULTILINE)

@@ -37,7 +37,9 @@ def test_damage_is_told_with_the_entries_and_what_to_do(
     result = run("verify", "--dir", vault.root)
     assert result.exit_code == 6
     first, second = result.stdout.splitlines()
-    assert first.startswith(f"bad artifact: {damaged} is damaged")
+    assert first.startswith(
+        f"bad artifact: Artifact {damaged.name[:12]} is damaged: the bytes of {damaged} have digest"
+    )
     assert second.startswith("  2 entries cannot be used: ")
     assert small_key.short in second
     assert large_key.short in second

@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Sequence
+import io
+import warnings
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from pipevault.digest import canonical_json, digest_bytes
-from pipevault.store.bundle_index import INDEX_NAME
-from pipevault.store.bundle_zip import Stored, end_of_file, local_header
+from pipevault.store.bundle_zip import MARKER, MARKER_NAME, new_member
 from pipevault.store.vault import Vault
 
 Files = Sequence[tuple[str, bytes]]
 
 
-def index_document(files: Files) -> dict[str, Any]:
-    """The body of the index that describes ``files`` truly, in their order, whatever they are."""
-    members = [{"digest": digest_bytes(data).hex, "name": name, "size_bytes": len(data)} for name, data in files]
-    return {"members": members, "pipevault_bundle": 2}
-
-
-def sealed(document: dict[str, Any]) -> bytes:
-    body = {name: value for name, value in document.items() if name != "self_digest"}
-    return canonical_json({**body, "self_digest": digest_bytes(canonical_json(body)).hex})
-
-
-def bundle_bytes(index: bytes, files: Iterable[tuple[str, bytes]]) -> bytes:
-    """A container of ``index`` and ``files``, its own records true."""
-    stored, parts = [], []
-    for name, data in [(INDEX_NAME, index), *files]:
-        stored.append(Stored(name, len(data), zlib.crc32(data)))
-        parts.append(local_header(stored[-1]) + data)
-    return b"".join(parts) + end_of_file(stored)
-
-
-def honest_bundle(files: Files) -> bytes:
-    """The index describes ``files`` as they are; only their names and contents may be wrong."""
-    return bundle_bytes(sealed(index_document(files)), files)
+def bundle_bytes(files: Files, *, marker: bytes = MARKER, marker_name: str = MARKER_NAME) -> bytes:
+    """The container of ``files`` in their order, its own records true; only names and contents may be wrong."""
+    file = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "w") as bundle:
+        warnings.simplefilter("ignore")  # a name that stands there twice
+        for name, data in [(marker_name, marker), *files]:
+            with new_member(bundle, name, len(data)) as member:
+                member.write(data)
+    return file.getvalue()
 
 
 def files_of(vault: Vault) -> list[tuple[str, bytes]]:

@@ -374,10 +374,10 @@ class TestLists:
     def test_copies(self, vault: Vault, published: Manifest, signed: Path, tmp_path: Path) -> None:
         other = Vault.open(tmp_path / "other")
         vault.layout.signature_file(published.key.digest, "0" * 16).mkdir()
-        copy_signatures(vault.layout, other.layout, published.key.digest)
+        list(copy_signatures(vault.layout, other.layout, published.key.digest))
         assert asked(other, published, OURS.public) == ""
         [copied] = signature_files(other.layout, published.key.digest)
         assert (copied.read_bytes(), stat.S_IMODE(copied.stat().st_mode)) == (signed.read_bytes(), 0o644)
         copied.write_text("kept")
-        copy_signatures(vault.layout, other.layout, published.key.digest)
+        list(copy_signatures(vault.layout, other.layout, published.key.digest))
         assert copied.read_text() == "kept"

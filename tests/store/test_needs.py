@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from bundles import files_of, honest_bundle
+from bundles import bundle_bytes, files_of
 from hypothesis import given
 from hypothesis import strategies as st
 from store_entries import Entry, make_entry, make_graph, make_graph_key, make_plan, whole
@@ -308,7 +308,7 @@ class TestBundles:
 
     def test_one_that_lacks_a_graph_is_refused(self, vault: Vault, shop: Shop, tmp_path: Path) -> None:
         vault.remove(vault.plan_removal([shop.shared.key]))
-        (tmp_path / "b.zip").write_bytes(honest_bundle(files_of(vault)))
+        (tmp_path / "b.zip").write_bytes(bundle_bytes(files_of(vault)))
         other = Vault.open(tmp_path / "other")
         with pytest.raises(BundleError, match=f"it lacks entry {shop.shared.key.short}, which entry"):
             import_bundle(other, tmp_path / "b.zip")

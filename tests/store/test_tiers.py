@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from fault_steps import disk_full, strike_at
 from store_entries import Entry, leftovers, make_entry, make_graph, read_artifacts, whole
-from test_file_systems import with_own_tmpfs
 
+from mounts import silent, with_own_tmpfs
 from pipevault.errors import (
     CorruptEntryError,
     KeyFileError,
@@ -28,7 +28,7 @@ from pipevault.errors import (
     VaultNotWritableError,
 )
 from pipevault.settings import Settings, Tier
-from pipevault.store import deadline
+from pipevault.store import deadline, marker
 from pipevault.store.deadline import RETRY_AFTER_S, ask, left_out_s
 from pipevault.store.signing_keys import read_private_key, write_key_pair
 from pipevault.store.tiers import Found, Refused, Tiers, open_vault, search_order
@@ -52,14 +52,8 @@ def shared(tmp_path: Path, entry: Entry) -> Vault:
 
 @pytest.fixture
 def silent_vault(tmp_path: Path) -> Iterator[Path]:
-    """A folder whose marker blocks whoever opens it, as a dead mount does."""
-    folder = tmp_path / "silent"
-    folder.mkdir()
-    os.mkfifo(folder / "vault.json")
-    yield folder
-    descriptor = os.open(folder / "vault.json", os.O_RDWR | os.O_NONBLOCK)  # lets the blocked thread go
-    os.write(descriptor, b"{}")
-    os.close(descriptor)
+    with silent(tmp_path / "silent"):
+        yield tmp_path / "silent"
 
 
 def open_tiers(local: Path, *others: Path | Tier, **options: Any) -> Tiers:
@@ -325,14 +319,14 @@ class TestBrokenTiers:
     def test_a_tier_that_may_not_be_read(
         self, local: Vault, shared: Vault, entry: Entry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        real = Path.read_bytes
+        real = marker.read_file
 
-        def denied(path: Path) -> bytes:
+        def denied(path: Path, **options: Any) -> bytes:
             if path == shared.layout.vault_file:
                 raise PermissionError(13, "Permission denied")
-            return real(path)
+            return real(path, **options)
 
-        monkeypatch.setattr(Path, "read_bytes", denied)
+        monkeypatch.setattr(marker, "read_file", denied)
         tiers = open_tiers(local.root, shared.root)
         assert tiers.lookup(entry.key) is None
         [refused] = tiers.candidates(entry.key)

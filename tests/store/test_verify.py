@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,13 +68,13 @@ def test_a_shared_artifact_is_read_once(
     vault: Vault, pair: tuple[Entry, Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Path] = []
-    real = Path.open
+    real = os.open
 
-    def counting(path: Path, *args: object, **options: object) -> object:
-        opened.append(path)
-        return real(path, *args, **options)  # type: ignore[call-overload]
+    def counting(path: Path, *args: int, **options: int) -> int:
+        opened.append(Path(path))
+        return real(path, *args, **options)
 
-    monkeypatch.setattr(Path, "open", counting)
+    monkeypatch.setattr(os, "open", counting)
     verify(vault)
     read = [path for path in opened if path.is_relative_to(vault.layout.artifacts_dir)]
     assert sorted(read) == sorted([artifact(vault, SHARED), artifact(vault, OWN)])
@@ -307,16 +308,75 @@ def test_an_entry_that_is_removed_meanwhile_is_no_finding(
 ) -> None:
     from pipevault.store import verify as module
 
-    real = module.artifact_fault
+    real = module.artifact_findings
 
     def late(*arguments: object) -> object:
         present = [entry.key for entry in pair if vault.layout.manifest_file(entry.key).exists()]
         vault.remove(vault.plan_removal(present))
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "artifact_fault", late)
+    monkeypatch.setattr(module, "artifact_findings", late)
     report = verify(vault, fix=True)
     assert report.bad == ()
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def make_socket(path: Path) -> None:
+    before = Path.cwd()
+    os.chdir(path.parent)  # the path of a socket is short
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path.name)
+    finally:
+        os.chdir(before)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, make_socket, make_folder])
+@pytest.mark.parametrize("place", ["manifest", "artifact", "signature", "pin"])
+@pytest.mark.parametrize("policy", ["off", "require"])
+def test_no_file_in_the_place_of_one_is_a_finding_and_not_waited_for(
+    vault: Vault, pair: tuple[Entry, Entry], make: Callable[[Path], None], place: str, policy: str
+) -> None:
+    vault.pin(pair[0].key, "prod")
+    vault.sign(pair[1].manifest, OURS)
+    path = {
+        "manifest": vault.layout.manifest_file(pair[0].key),
+        "artifact": artifact(vault, OWN),
+        "signature": vault.layout.signature_file(pair[0].key, OURS.public.id),
+        "pin": vault.layout.pin_file("prod"),
+    }[place]
+    path.unlink()
+    make(path)
+    bad = verify(vault, trusted=[OURS.public], policy=policy).bad
+    assert [finding.kind for finding in bad if finding.path == path] == [place]
+
+
+def test_fifos_beside_the_entries_are_not_waited_for(vault: Vault, pair: tuple[Entry, Entry]) -> None:
+    layout, key = vault.layout, pair[0].key
+    places = [
+        *(layout.lock_file(key), layout.holder_file(key), layout.guard_file(key), layout.use_file(key)),
+        layout.lease_file(key, host="h", pid=1, random_hex="0" * 16),
+        layout.events_dir / ("h.1." + "0" * 24 + "." + "0" * 16 + ".jsonl"),
+        layout.quarantine_file(time="20260101T000000Z", random_hex="0" * 8, name="x"),
+        layout.tmp_dir / "any",
+    ]
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(place)
+    assert verify(vault, fix=True).bad == ()
+
+
+@pytest.mark.parametrize("size_bytes", [len(OWN) - 1, len(OWN) + 1])
+def test_one_manifest_alone_that_lies_about_a_size(vault: Vault, pair: tuple[Entry, Entry], size_bytes: int) -> None:
+    lying = Manifest(make_key("a"), {}, (ArtifactRef(digest_bytes(OWN), size_bytes, "x"),), {}, CREATED_AT)
+    vault.layout.manifest_file(pair[0].key).write_bytes(lying.to_bytes())
+    report = verify(vault, fix=True)
+    assert report.sound
+    assert report.broken_keys == (pair[0].key,)
+    assert vault.lookup(pair[0].key) is None
 
 
 class TestSignatures:

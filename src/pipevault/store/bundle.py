@@ -1,11 +1,8 @@
 """Bundles: entries with everything they need in one file, to carry them to another vault.
 
-A bundle is a zip file whose members are stored as they are, not deflated: what a compressor writes depends on its
-version, and equal entries must make equal files on every machine; a reader that unpacks nothing cannot be made to
-unpack a bomb. Compress the file as a whole where it is sent.
-
-:mod:`~pipevault.store.bundle_zip` is the container, :mod:`~pipevault.store.bundle_index` its first member,
-:mod:`~pipevault.store.bundle_file` writes and reads the file.
+A bundle is a vault inside a zip file: ``vault.json``, then the artifacts, manifests and signatures under the names that
+they have in a vault, sorted. Nothing is compressed: what a compressor writes depends on its version, and equal entries
+make equal files; compress the file as a whole where it is sent. :mod:`~pipevault.store.bundle_zip` is the file.
 """
 
 from __future__ import annotations

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
+from typing import IO, TypeAlias
 
-from pipevault.digest import Digest, digest_bytes, digest_file
+from pipevault.digest import Digest
 from pipevault.errors import (
     BundleError,
     CannotSaveError,
@@ -19,19 +20,26 @@ from pipevault.errors import (
     UnknownKeyError,
     VaultError,
 )
+from pipevault.reading import read_file
 from pipevault.store.atomic import publish_file, vault_errors
-from pipevault.store.bundle_file import Progress, ignore_progress, write_bundle
-from pipevault.store.bundle_index import (
-    INDEX_LIMIT_BYTES,
+from pipevault.store.bundle_zip import (
     MANIFEST_LIMIT_BYTES,
+    MARKER,
+    MARKER_NAME,
+    MEMBER_LIMIT,
     SIGNATURE_LIMIT_BYTES,
-    BundleIndex,
-    Member,
+    new_member,
 )
-from pipevault.store.manifest import Manifest
+from pipevault.store.byte_progress import Progress, ignore_progress
+from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.signature import signature_files
 from pipevault.store.trust import check_ownership
 from pipevault.store.vault import Vault
+
+_CHUNK_SIZE_BYTES = 1 << 20
+
+_Source: TypeAlias = ArtifactRef | Manifest | Path
+"""An artifact, a manifest, or the path of a signature."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +73,13 @@ def export_bundle(
         raise UnknownKeyError(f"No entry of {vault.root} was chosen, so there is nothing to export.", "")
     _check_output(vault, path, overwrite)
     manifests = _with_needed(vault, wanted)
-    index = _index(_members(vault, manifests), vault.root)
+    sources = _sources(vault, manifests)
     with _new_file(path, overwrite) as temporary, temporary.open("xb") as file:
-        size_bytes = write_bundle(file, index, vault.root, progress)
-    return ExportReport(
-        keys=tuple(sorted(manifests)),
-        artifacts=sum(member.artifact is not None for member in index.members),
-        signatures=sum(member.signed_key is not None for member in index.members),
-        size_bytes=size_bytes,
-    )
+        _write(file, vault, sources, progress)
+        size_bytes = file.tell()
+    artifacts = sum(isinstance(source, ArtifactRef) for source in sources.values())
+    signatures = len(sources) - artifacts - len(manifests)
+    return ExportReport(tuple(sorted(manifests)), artifacts, signatures, size_bytes)
 
 
 def _check_output(vault: Vault, path: Path, overwrite: bool) -> None:
@@ -113,44 +119,66 @@ def _with_needed(vault: Vault, keys: Iterable[Digest]) -> dict[Digest, Manifest]
     return found
 
 
-def _members(vault: Vault, manifests: Mapping[Digest, Manifest]) -> Iterator[Member]:
-    """Each file that the entries need; the bytes of artifacts are looked at when they are copied."""
-    layout = vault.layout
+def _sources(vault: Vault, manifests: Mapping[Digest, Manifest]) -> dict[str, _Source]:
+    """What the entries need, by the name of each member, sorted; the bytes are looked at when they are copied."""
+    layout, found = vault.layout, dict[str, _Source]()
     for key, manifest in manifests.items():
-        data = manifest.to_bytes()
-        path = layout.manifest_file(key)
-        yield Member(_name(path, vault), _within(len(data), MANIFEST_LIMIT_BYTES, path), digest_bytes(data))
+        found[_name(layout.manifest_file(key), vault)] = manifest
+        found |= {_name(path, vault): path for path in signature_files(layout, key)}
         for ref in manifest.artifacts:
-            yield Member(_name(vault.owned_path(ref), vault), ref.size_bytes, ref.digest)
-        for path in signature_files(layout, key):
-            with vault_errors(path, "read"):
-                check_ownership(path, root=vault.root, trust=vault.trust)
-                size_bytes = _within(path.stat().st_size, SIGNATURE_LIMIT_BYTES, path)
-                yield Member(_name(path, vault), size_bytes, digest_file(path))
+            path = layout.artifact_file(ref.digest)
+            other = found.setdefault(_name(path, vault), ref)
+            if isinstance(other, ArtifactRef) and other.size_bytes != ref.size_bytes:
+                raise CorruptEntryError(
+                    f"Two of the entries disagree about the size of {path}. Run `pipevault verify`.", path
+                )
+    if len(found) > MEMBER_LIMIT:
+        raise BundleError(f"{len(found)} files are too many for one bundle. Export fewer entries.", vault.root)
+    return dict(sorted(found.items()))
+
+
+def _write(file: IO[bytes], vault: Vault, sources: Mapping[str, _Source], progress: Progress) -> None:
+    total_bytes = sum(source.size_bytes for source in sources.values() if isinstance(source, ArtifactRef))
+    done_bytes = 0
+    progress(0, total_bytes)
+    with zipfile.ZipFile(file, "w") as bundle:
+        with new_member(bundle, MARKER_NAME, len(MARKER)) as member:
+            member.write(MARKER)
+        for name, source in sources.items():
+            if not isinstance(source, ArtifactRef):
+                data = _document(vault, source)
+                with new_member(bundle, name, len(data)) as member:
+                    member.write(data)
+                continue
+            with vault.open_artifact(source) as opened, new_member(bundle, name, source.size_bytes) as member:
+                for chunk in _chunks(opened.path):
+                    member.write(chunk)
+                    done_bytes += len(chunk)
+                    progress(done_bytes, total_bytes)
+
+
+def _document(vault: Vault, source: Manifest | Path) -> bytes:
+    """The bytes of a manifest or of the signature at a path."""
+    if isinstance(source, Manifest):
+        data, path, limit_bytes = source.to_bytes(), vault.layout.manifest_file(source.key.digest), MANIFEST_LIMIT_BYTES
+    else:
+        path, limit_bytes = source, SIGNATURE_LIMIT_BYTES
+        with vault_errors(path, "read"):
+            check_ownership(path, root=vault.root, trust=vault.trust)
+            data = read_file(path)
+    if len(data) > limit_bytes:
+        raise BundleError(f"{path} has {len(data)} bytes, more than a bundle takes ({limit_bytes}).", path)
+    return data
+
+
+def _chunks(source: Path) -> Iterator[bytes]:
+    with vault_errors(source, "read"), source.open("rb") as reader:
+        while chunk := reader.read(_CHUNK_SIZE_BYTES):
+            yield chunk
 
 
 def _name(path: Path, vault: Vault) -> str:
     return path.relative_to(vault.root).as_posix()
-
-
-def _within(size_bytes: int, limit_bytes: int, path: Path) -> int:
-    if size_bytes > limit_bytes:
-        raise BundleError(f"{path} has {size_bytes} bytes, more than a bundle takes ({limit_bytes}).", path)
-    return size_bytes
-
-
-def _index(members: Iterable[Member], root: Path) -> BundleIndex:
-    different = sorted(set(members), key=lambda member: member.name)
-    for member, following in pairwise(different):
-        if member.name == following.name:
-            path = root / member.name
-            raise CorruptEntryError(
-                f"Two of the entries disagree about the size of {path}. Run `pipevault verify`.", path
-            )
-    index = BundleIndex(tuple(different))
-    if len(index.to_bytes()) > INDEX_LIMIT_BYTES:
-        raise BundleError(f"{len(index.members)} files are too many for one bundle. Export fewer entries.", root)
-    return index
 
 
 @contextmanager

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipevault.digest import Digest, digest_file
+from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, NewerVaultError, UnknownKeyError, VaultError
+from pipevault.files.opened import open_verified
 from pipevault.reading import read_file
 from pipevault.store.layout import SYSTEM_NAMES, Layout
 from pipevault.store.manifest import ArtifactRef, Manifest
@@ -53,27 +53,7 @@ def check_artifact(layout: Layout, ref: ArtifactRef) -> Path:
     :class:`CorruptEntryError`.
     """
     path = layout.artifact_file(ref.digest)
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise CorruptEntryError(f"Artifact {ref.name} is damaged: {path} is no regular file.", path)
-        if status.st_size != ref.size_bytes:
-            raise CorruptEntryError(
-                f"Artifact {ref.name} is damaged: {path} has {status.st_size} bytes instead of {ref.size_bytes}.",
-                path,
-            )
-        found = digest_file(path)
-    except FileNotFoundError as error:
-        raise CorruptEntryError(f"Artifact {ref.name} is missing: {path}.", path) from error
-    except CorruptEntryError:
-        raise
-    except OSError as error:
-        raise CorruptEntryError(f"Artifact {ref.name} cannot be read: {path}: {error.strerror}.", path) from error
-    if found != ref.digest:
-        raise CorruptEntryError(
-            f"Artifact {ref.name} is damaged: the bytes of {path} have digest {found.short}, not {ref.digest.short}.",
-            path,
-        )
+    open_verified(path, ref.digest, ref.size_bytes, what=f"Artifact {ref.name}").close()
     return path
 
 

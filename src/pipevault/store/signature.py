@@ -20,7 +20,7 @@ import base64
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,8 +117,9 @@ def signature_files(layout: Layout, key: Digest) -> tuple[Path, ...]:
     return tuple(folder / name for name in names if layout.key_of_signature(folder / name) == key)
 
 
-def copy_signatures(source: Layout, target: Layout, key: Digest) -> None:
-    """Give ``target``'s entry the signatures that ``source``'s has; call it before the manifest is published there.
+def copy_signatures(source: Layout, target: Layout, key: Digest) -> Iterator[Path]:
+    """Give ``target``'s entry the signatures that ``source``'s has, each path right before it is written; call it
+    before the manifest is published there.
 
     A signature that ``target`` has already stays. They need no check: one that does not fit is as good as none.
     Raises like :func:`pipevault.store.atomic.write_file`.
@@ -131,15 +132,22 @@ def copy_signatures(source: Layout, target: Layout, key: Digest) -> None:
             data = _read(path)
         except (FileNotFoundError, ValueError):
             continue
+        yield copied
         make_folder(copied.parent)
         with staging_folder(target) as folder:
             write_file(copied, data, staging=folder)
 
 
-def signature_states(layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey]) -> tuple[SignatureState, ...]:
-    """Every signature of the entry, sorted by public key id, and what it is worth where ``trusted`` are trusted."""
-    ids = [path.name.split(".")[1] for path in signature_files(layout, manifest.key.digest)]
-    states = (_state(layout, manifest, key_id, trusted) for key_id in ids)
+def signature_states(
+    layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey], key_ids: Iterable[str] | None = None
+) -> tuple[SignatureState, ...]:
+    """Every signature of the entry, or those by some public keys, and what it is worth where ``trusted`` are trusted.
+
+    Sorted by public key id, or as ``key_ids`` are, with which no folder is listed.
+    """
+    if key_ids is None:
+        key_ids = [path.name.split(".")[1] for path in signature_files(layout, manifest.key.digest)]
+    states = (_state(layout, manifest, key_id, trusted) for key_id in key_ids)
     return tuple(state for state in states if state is not None)
 
 

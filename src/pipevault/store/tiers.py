@@ -238,13 +238,11 @@ class Tiers:
             return self._publish_copy(found, tier, vault, {Digest(name): file.path for name, file in opened.items()})
 
     def _publish_copy(self, found: Found, tier: Tier, vault: Vault, files: dict[Digest, Path]) -> Found:
-        from pipevault.store.signature import copy_signatures
+        from pipevault.store.copying import copy_entry
 
         try:
             with vault.lock(found.key, timeout_s=0):
-                # First, so that nobody meets the copy without what signs it.
-                copy_signatures(found.vault.layout, vault.layout, found.key)
-                manifest = vault.publish(found.manifest, files)
+                manifest = copy_entry(found.vault.layout, vault, found.manifest, files)
         except LockTimeoutError:
             return found
         except CorruptEntryError as error:

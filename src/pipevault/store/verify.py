@@ -11,39 +11,38 @@ is moved.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import VaultNotWritableError
-from pipevault.store.manifest import Manifest
+from pipevault.store.byte_progress import Progress, ignore_progress
+from pipevault.store.layout import Layout
 from pipevault.store.marker import ensure_vault
 from pipevault.store.read import iter_keys
 from pipevault.store.signing_keys import PublicKey
 from pipevault.store.vault import Vault
 from pipevault.store.verify_checks import (
-    artifact_fault,
-    artifact_places,
+    Use,
+    artifact_findings,
     check_manifest,
     file_size_bytes,
-    names_artifact,
-    vault_fault,
+    signature_findings,
+    size_findings,
+    unsigned_findings,
+    vault_findings,
 )
 from pipevault.store.verify_findings import (
     Finding,
+    artifact_places,
     foreign,
+    lost_signature,
     orphans,
-    owner_findings,
     pin_findings,
-    signature_findings,
+    signature_places,
     staging,
-    unsigned,
 )
-from pipevault.store.verify_mend import mend
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes read so far and the bytes in all."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,6 @@ class VerifyReport:
         return tuple(sorted({key for finding in self.bad for key in finding.keys}))
 
 
-def ignore_progress(done_bytes: int, total_bytes: int) -> None:
-    """Tells nobody."""
-    del done_bytes, total_bytes
-
-
 def verify(
     vault: Vault,
     *,
@@ -102,94 +96,100 @@ def verify(
     layout = vault.layout
     ensure_vault(layout, create=False)
     # The artifacts first: one whose manifest is published meanwhile must count as named.
-    artifacts = set(artifact_places(layout))
+    uses: dict[Digest, tuple[Use, ...]] = dict.fromkeys(artifact_places(layout), ())
     keys = list(iter_keys(layout))
-    manifests, findings = _manifests(vault, keys)
-    uses = _uses(manifests)
-    reader = _Reader(vault, artifacts | uses.keys(), progress)
-    for digest in reader.digests:
-        findings += reader.check(digest, uses.get(digest, {}))
-    if (fault := vault_fault(vault)) is not None:
-        findings.append(Finding("folder", fault.path, fault.reason, bad=True, keys=tuple(keys)))
-    findings += orphans(layout, sorted(artifacts - uses.keys()))
+    signatures = signature_places(layout)
+    findings, later = list[Finding](), list[Finding]()
+    # One manifest is held at a time: a vault may have more than fit in memory.
+    for key in keys:
+        manifest, found = check_manifest(vault, key)
+        findings += found
+        if manifest is None:
+            continue
+        for digest, size_bytes in manifest.artifact_sizes.items():
+            uses[digest] = (*uses.get(digest, ()), (key, size_bytes))
+        later += signature_findings(layout, manifest, signatures.get(key, ()), trusted)
+        if policy == "require":
+            later += unsigned_findings(layout, manifest, trusted)
+    artifacts, read_bytes, total_bytes = 0, 0, sum(_size_bytes(layout, digest) for digest in uses)
+    progress(0, total_bytes)
+    for digest in sorted(uses):
+        is_there, size_bytes = os.path.lexists(layout.artifact_file(digest)), _size_bytes(layout, digest)
+        findings += _of_artifact(vault, digest, uses[digest])
+        artifacts += is_there
+        read_bytes += size_bytes
+        progress(read_bytes, max(total_bytes, read_bytes))
+    findings += vault_findings(vault, keys)
+    findings += orphans(layout, (digest for digest in sorted(uses) if not uses[digest]))
     findings += pin_findings(layout)
-    findings += signature_findings(layout, manifests, trusted)
-    if policy == "require":
-        findings += unsigned(layout, manifests, trusted)
+    for key, key_ids in signatures.items():
+        for key_id in key_ids:
+            findings += lost_signature(layout, key, key_id)
+    findings += later
     findings += foreign(layout)
     findings += staging(layout)
     findings = _merged(findings)
     if fix:
-        findings = [mend(vault, finding, trusted) if finding.movable else finding for finding in findings]
-    return VerifyReport(len(keys), reader.artifacts, reader.read_bytes, tuple(findings))
+        findings = [_mended(vault, finding, trusted) if finding.movable else finding for finding in findings]
+    return VerifyReport(len(keys), artifacts, read_bytes, tuple(findings))
 
 
-def _manifests(vault: Vault, keys: Iterable[Digest]) -> tuple[dict[Digest, Manifest], list[Finding]]:
-    """Every manifest whose bytes are sound, sorted by key, and what is wrong with the others or with an owner."""
-    manifests: dict[Digest, Manifest] = {}
-    findings = []
-    for key in keys:
-        path = vault.layout.manifest_file(key)
-        found = check_manifest(vault, key)
-        if isinstance(found, Manifest):
-            manifests[key] = found
-        elif found is not None and found.newer:
-            findings.append(Finding("newer", path, found.reason, bad=True, keys=(key,)))
-        elif found is not None:
-            findings.append(Finding("manifest", path, found.reason, bad=True, keys=(key,), movable=True))
-            continue
-        findings += owner_findings(vault, "manifest", path, (key,))
-    return manifests, findings
+def _size_bytes(layout: Layout, digest: Digest) -> int:
+    return file_size_bytes(layout.artifact_file(digest)) or 0
 
 
-def _uses(manifests: Mapping[Digest, Manifest]) -> dict[Digest, dict[Digest, int]]:
-    """For each artifact that is named, the keys of its entries and the size in bytes that each says."""
-    uses: dict[Digest, dict[Digest, int]] = {}
-    for key, manifest in manifests.items():
-        for digest, size_bytes in manifest.artifact_sizes.items():
-            uses.setdefault(digest, {})[key] = size_bytes
-    return uses
-
-
-class _Reader:
-    """Reads each artifact once and counts the bytes."""
-
-    def __init__(self, vault: Vault, digests: Iterable[Digest], progress: Progress) -> None:
-        self.digests = sorted(digests)
-        self.artifacts = 0
-        self.read_bytes = 0
-        self._vault = vault
-        self._progress = progress
-        sizes_bytes = (file_size_bytes(vault.layout.artifact_file(digest)) for digest in self.digests)
-        self._total_bytes = sum(size_bytes or 0 for size_bytes in sizes_bytes)
-        progress(0, self._total_bytes)
-
-    def check(self, digest: Digest, use: Mapping[Digest, int]) -> Iterator[Finding]:
-        """What is wrong with the artifact; ``use``: the keys of the entries that name it, and the sizes they say."""
-        layout = self._vault.layout
-        path = layout.artifact_file(digest)
-        fault = artifact_fault(layout, digest, set(use.values()), self._count)
-        size_bytes = file_size_bytes(path)
-        keys = tuple(sorted(use))
-        if os.path.lexists(path):
-            self.artifacts += 1
-        else:  # it may have been removed with its entries since they were read
-            keys = tuple(key for key in keys if names_artifact(self._vault, key, digest))
-            if not keys:
-                return
-        if fault is not None:
-            yield Finding("artifact", path, fault.reason, bad=True, keys=keys, movable=True)
+def _of_artifact(vault: Vault, digest: Digest, uses: Sequence[Use]) -> Iterator[Finding]:
+    found = list(artifact_findings(vault, digest, uses))
+    if found and not os.path.lexists(vault.layout.artifact_file(digest)):
+        # It may have been removed with its entries since they were read.
+        if not (uses := _still_used(vault, digest, (key for key, _ in uses))):
             return
-        for key in keys:
-            if use[key] != size_bytes:
-                manifest = layout.manifest_file(key)
-                reason = f"{manifest} says that artifact {digest.short} has {use[key]} bytes; it has {size_bytes}."
-                yield Finding("manifest", manifest, reason, bad=True, keys=(key,), movable=True)
-        yield from owner_findings(self._vault, "artifact", path, keys)
+        found = list(artifact_findings(vault, digest, uses))
+    yield from found
 
-    def _count(self, size_bytes: int) -> None:
-        self.read_bytes += size_bytes
-        self._progress(self.read_bytes, max(self._total_bytes, self.read_bytes))
+
+def _still_used(vault: Vault, digest: Digest, keys: Iterable[Digest]) -> list[Use]:
+    """Those of ``keys`` whose entries, as they are now, name the artifact, and the sizes that they say."""
+    manifests = {key: check_manifest(vault, key)[0] for key in keys}
+    return [
+        (key, manifest.artifact_sizes[digest])
+        for key, manifest in manifests.items()
+        if manifest is not None and digest in manifest.artifact_sizes
+    ]
+
+
+def _mended(vault: Vault, finding: Finding, trusted: Sequence[PublicKey]) -> Finding:
+    """Move what is bad, unless it was mended meanwhile; manifests go before the artifact that they name."""
+    now = next((now for now in _look_again(vault, finding, trusted) if now.movable and now.path == finding.path), None)
+    if now is None:
+        return replace(finding, mended=True)
+    going = [finding.path]
+    if finding.kind == "artifact":
+        used = _still_used(vault, Digest(finding.path.name), finding.keys)
+        going = [*(vault.layout.manifest_file(key) for key, _ in used), finding.path]
+    moved = [vault.quarantine(path, now.reason) for path in going]
+    return replace(
+        finding,
+        quarantined=tuple(path for path in moved if path is not None),
+        mended=not any(os.path.lexists(path) for path in going),
+    )
+
+
+def _look_again(vault: Vault, finding: Finding, trusted: Sequence[PublicKey]) -> Iterator[Finding]:
+    layout = vault.layout
+    if (digest := layout.digest_of_artifact(finding.path)) is not None:
+        uses = _still_used(vault, digest, finding.keys)
+        if uses or not finding.keys or os.path.lexists(finding.path):
+            yield from artifact_findings(vault, digest, uses)
+    elif (key := layout.key_of_manifest(finding.path)) is not None:
+        manifest, found = check_manifest(vault, key)
+        yield from found
+        for digest, size_bytes in manifest.artifact_sizes.items() if manifest else ():
+            yield from size_findings(layout, digest, [(key, size_bytes)])
+    elif (key := layout.key_of_signature(finding.path)) is not None:
+        manifest, _ = check_manifest(vault, key)
+        if manifest is not None:
+            yield from signature_findings(layout, manifest, [finding.path.name.split(".")[1]], trusted)
 
 
 def _merged(findings: Iterable[Finding]) -> list[Finding]:

@@ -1,25 +1,22 @@
-"""What is wrong in a vault, as findings. See :mod:`pipevault.store.verify`."""
+"""Findings, and those about what lies beside the entries. See :mod:`pipevault.store.verify`."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from sys import intern
 
 from pipevault.digest import Digest
-from pipevault.errors import PinError, SignatureError
+from pipevault.errors import PinError, VaultError
+from pipevault.store.atomic import vault_errors
 from pipevault.store.layout import Layout
 from pipevault.store.leftovers import find_leftovers
-from pipevault.store.manifest import Manifest
 from pipevault.store.pins import pin_names, read_pin
 from pipevault.store.read import iter_foreign
 from pipevault.store.removal import ORPHAN_MIN_AGE_S
-from pipevault.store.signature import check_signature
-from pipevault.store.signing_keys import PublicKey
-from pipevault.store.vault import Vault
-from pipevault.store.verify_checks import ownership_fault, signature_faults, signature_places
 
 
 @dataclass(frozen=True)
@@ -43,14 +40,6 @@ class Finding:
     mended: bool = False
 
 
-def owner_findings(vault: Vault, kind: str, path: Path, keys: tuple[Digest, ...]) -> Iterator[Finding]:
-    fault = ownership_fault(vault, path)
-    if fault is not None and fault.path == path:
-        yield Finding(kind, path, fault.reason, bad=True, keys=keys, movable=True)
-    elif fault is not None:
-        yield Finding("folder", fault.path, fault.reason, bad=True, keys=keys)
-
-
 def orphans(layout: Layout, digests: Iterable[Digest]) -> Iterator[Finding]:
     for path in map(layout.artifact_file, digests):
         try:
@@ -69,7 +58,7 @@ def pin_findings(layout: Layout) -> Iterator[Finding]:
         path = layout.pin_file(name)
         try:
             key = read_pin(layout, name)
-        except PinError as error:
+        except (PinError, VaultError) as error:
             # Not moved: a pin that is gone keeps nothing, and nobody but its maker knows what it was for.
             yield Finding("pin", path, str(error), bad=True)
             continue
@@ -80,20 +69,11 @@ def pin_findings(layout: Layout) -> Iterator[Finding]:
             yield Finding("pin", path, reason, bad=False)
 
 
-def signature_findings(
-    layout: Layout, manifests: Mapping[Digest, Manifest], trusted: Sequence[PublicKey]
-) -> Iterator[Finding]:
-    signed = set()
-    for path, key in signature_places(layout):
-        signed.add(key)
-        if key not in manifests and not os.path.lexists(layout.manifest_file(key)):
-            yield Finding("signature", path, f"{path} is for an entry that is gone.", bad=False)
-    for key in sorted(signed & manifests.keys()):
-        for fault in signature_faults(layout, manifests[key], trusted):
-            if fault.newer:
-                yield Finding("newer", fault.path, fault.reason, bad=True)
-            else:
-                yield Finding("signature", fault.path, fault.reason, bad=True, movable=True)
+def lost_signature(layout: Layout, key: Digest, key_id: str) -> Iterator[Finding]:
+    """The signature by a public key, if its entry is gone."""
+    if not os.path.lexists(layout.manifest_file(key)):
+        path = layout.signature_file(key, key_id)
+        yield Finding("signature", path, f"{path} is for an entry that is gone.", bad=False)
 
 
 def foreign(layout: Layout) -> Iterator[Finding]:
@@ -107,10 +87,22 @@ def staging(layout: Layout) -> Iterator[Finding]:
             yield Finding("staging", item.path, f"{item.path}: {item.reason}. Remove it: pipevault prune", bad=False)
 
 
-def unsigned(layout: Layout, manifests: Mapping[Digest, Manifest], trusted: Sequence[PublicKey]) -> Iterator[Finding]:
-    """The entries that no load accepts where signatures are required."""
-    for key, manifest in manifests.items():
-        try:
-            check_signature(layout, manifest, policy="require", trusted=trusted)
-        except SignatureError as error:
-            yield Finding("signature", layout.manifest_file(key), str(error), bad=True, keys=(key,))
+def artifact_places(layout: Layout) -> Iterator[Digest]:
+    """The digest of whatever stands at an artifact's place, sorted."""
+    return (digest for path in _in_shards(layout, layout.artifacts_dir) if (digest := layout.digest_of_artifact(path)))
+
+
+def signature_places(layout: Layout) -> dict[Digest, list[str]]:
+    """For each key, sorted, the ids of the public keys of whatever stands at a signature's place."""
+    found: dict[Digest, list[str]] = {}
+    for path in _in_shards(layout, layout.signatures_dir):
+        if (key := layout.key_of_signature(path)) is not None:
+            found.setdefault(key, []).append(intern(path.name.split(".")[1]))
+    return found
+
+
+def _in_shards(layout: Layout, folder: Path) -> Iterator[Path]:
+    with vault_errors(folder, "listed"):
+        for shard in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if layout.is_shard(shard) and shard.is_dir() and not shard.is_symlink():
+                yield from sorted(shard.iterdir())
