@@ -70,6 +70,11 @@ class TestPrune:
         result = run("prune", "--dir", vault.root, env=environment)
         assert result.stdout == f"Removed {old_key.hex} (least recently used)\n"
 
+    def test_none_is_no_limit_whatever_the_setting_says(self, run: Run, vault: Vault, old_key: Digest) -> None:
+        result = run("prune", "--max-size", "none", "--dir", vault.root, env={"PIPEVAULT_MAX_SIZE": "1kB"})
+        assert (result.exit_code, result.stdout) == (0, "")
+        assert vault.lookup(old_key) is not None
+
     def test_what_cannot_be_reached_is_said(self, run: Run, vault: Vault, old_key: Digest, large_key: Digest) -> None:
         for key, name in ((old_key, "prod"), (large_key, "test")):
             assert run("pin", key.short, "--name", name, "--dir", vault.root).exit_code == 0

@@ -14,7 +14,7 @@ from pipevault.cli.options import dir_option, json_option
 from pipevault.cli.vaults import open_vault
 from pipevault.errors import SettingsError
 from pipevault.settings import Settings
-from pipevault.settings.values import parse_size
+from pipevault.settings.values import parse_limit
 
 if TYPE_CHECKING:
     from pipevault.store.prune import PrunePlan, PruneReport, Staying
@@ -25,7 +25,9 @@ _AGE_UNITS_S = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.
 
 @click.command("prune", short_help="Remove what is old, unused or too much.")
 @click.option(
-    "--max-size", metavar="SIZE", help="Least recently used first, down to SIZE: 20GB, 500MiB. Default: the setting."
+    "--max-size",
+    metavar="SIZE",
+    help="Least recently used first, down to SIZE: 20GB, 500MiB, none. Default: the setting.",
 )
 @click.option("--older-than", metavar="AGE", help="What was not used for AGE: 30d, 12h, 90min, 2w.")
 @click.option("--unused", is_flag=True, help="What was published over an hour ago and never used.")
@@ -38,7 +40,8 @@ def prune(
     """Remove entries that are old, unused or more than the vault may hold, and what dead processes left.
 
     Without an option the setting max_size decides, if there is one. Pinned entries, entries that a live process has
-    loaded, and the graphs that such plans need stay. Artifacts that no entry names go when they are older than an hour.
+    loaded, and the graphs that such plans need stay. Artifacts that no entry names go when they are older than an hour,
+    and quarantined files after 30 days or when they are more than 1 GB.
 
     \b
     Examples:
@@ -48,9 +51,9 @@ def prune(
     """
     from pipevault.store.prune import carry_out, plan_prune
 
-    limit = _size(max_size)
+    limit = parse_limit("--max-size", max_size)
     age_s = _age_s(older_than)
-    if limit is None and age_s is None and not unused:
+    if max_size is None and age_s is None and not unused:
         limit = Settings.resolve(dir=dir).max_size
     vault = open_vault(dir)
     plan = plan_prune(vault, max_size=limit, older_than_s=age_s, unused=unused)
@@ -59,13 +62,6 @@ def prune(
         render.print_json(_document(plan, report))
     else:
         _tell(plan, report)
-
-
-def _size(text: str | None) -> int | None:
-    size = None if text is None else parse_size("--max-size", text)
-    if size is not None and size < 0:
-        raise SettingsError(f"--max-size must be 0 or more bytes, not {text!r}.")
-    return size
 
 
 def _age_s(text: str | None) -> float | None:
