@@ -105,11 +105,13 @@ def plan_prune(
     unused: bool = False,
     now_s: float | None = None,
     keep: Collection[Digest] = (),
+    chosen: Mapping[Digest, str] | None = None,
 ) -> PrunePlan:
     """Plan to remove entries not used for ``older_than_s`` seconds; with ``unused`` those that were published over an
     hour ago and never used; then the least recently used until the vault has ``max_size`` bytes; orphans in any case.
 
     ``now_s``: seconds since the epoch; default: now. ``keep``: entries that stay, and what they need.
+    ``chosen``: entries that go besides, and why.
     :class:`VaultError`: the vault cannot be read. :class:`PinError`: a pin cannot be read, so that no entry is safe to
     remove.
     """
@@ -126,6 +128,9 @@ def plan_prune(
         **kept,
     }
     choice = _Choice(contents, protected)
+    for key in contents.ages.order:
+        if chosen and key in chosen:
+            choice.drop(key, chosen[key])
     for key, reason in _by_age(contents, older_than_s, unused, now_s):
         choice.drop(key, reason)
     quarantined = stale_quarantined(contents.quarantine, now_s)
