@@ -84,7 +84,7 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
             staying.append(Staying(going.key, reason))
         elif (size_bytes := remove_manifest(layout, going.key)) is not None:
             removed[going.key] = size_bytes
-    artifacts, artifact_bytes = remove_artifacts(layout, (*plan.artifacts, *plan.orphans), after=removed)
+    artifacts, artifact_bytes, _ = remove_artifacts(layout, (*plan.artifacts, *plan.orphans), after=removed)
     remove_empty_shelves(layout)
     problems = list(plan.problems)
     belongings_bytes = 0
