@@ -21,6 +21,7 @@ from pipevault.store.vault import Vault
 
 CREATED_AT = "2025-01-31T12:00:00+00:00"
 CHANGING_CALLS = ("mkdir", "open", "write", "fchmod", "fsync", "replace", "rename", "link", "unlink", "rmdir", "utime")
+PLANS_OF_A_MODEL = 10
 SHARED = b"an artifact that every entry shares" * 200
 
 
@@ -126,8 +127,8 @@ def killed_at(step: int) -> Iterator[None]:
 
 
 def fill(vault: Vault, count: int) -> list[Digest]:
-    """``count`` entries as publishing writes them, but without fsync, which takes minutes for thousands."""
-    parts = {"unet": {"status": "frozen", "reason": "", "graphs": [{"layout": "x" * 64, "build": "y" * 64}] * 4}}
+    """``count`` entries with manifests of 9 kB, as publishing writes them, but without fsync, which takes minutes."""
+    parts = {"unet": {"status": "frozen", "reason": "", "graphs": [{"layout": "x" * 64, "build": "y" * 64}] * 50}}
     keys = []
     for number in range(count):
         content = f"artifact {number}".encode()
@@ -135,6 +136,7 @@ def fill(vault: Vault, count: int) -> list[Digest]:
         factors = {
             "pipeline": {"class": "diffusers.StableDiffusionPipeline", "number": number},
             "call": {"height": 512, "width": 512, "batch_size": 1, "guidance": True},
+            "architecture": {"unet": {"parameters": number // PLANS_OF_A_MODEL}},
             "dtype": {"unet": "float32", "vae.decoder": "float32"},
         }
         manifest = Manifest(Key(factors), parts, (ref,), {"check": {"distance": 0.0}}, CREATED_AT)

@@ -188,6 +188,12 @@ class TestSizes:
         assert Settings.resolve(environ={}, max_size=text).max_size == size_bytes
         assert Settings.resolve(environ={"PIPEVAULT_MAX_SIZE": text}).max_size == size_bytes
 
+    def test_a_vault_has_a_limit_unless_none_is_asked_for(self) -> None:
+        assert Settings.resolve(environ={}).max_size == Settings(Path()).max_size == 50_000_000_000
+        assert Settings.resolve(environ={}, max_size="none").max_size is None
+        assert Settings.resolve(environ={"PIPEVAULT_MAX_SIZE": "None"}).max_size is None
+        assert Settings(Path(), max_size=None).max_size is None
+
     @pytest.mark.parametrize("value", ["", "much", "5 bytes", "GB", "1e9", True, 1.5, "-1", -1])
     def test_no_size(self, value: Any) -> None:
         with pytest.raises(SettingsError, match="max_size must be"):

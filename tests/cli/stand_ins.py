@@ -28,7 +28,7 @@ class FlatPipeline:
 class FakeCache:
     """Records how it was used; ``report`` is what :func:`outcome` then tells of any pipeline."""
 
-    report = Outcome("miss", KEY.digest, "the vault has no entries", PARTS, {"compile unet": 1.5}, stored=True)
+    report = Outcome("miss", KEY.digest, "no entry for this model yet", PARTS, {"compile unet": 1.5}, stored=True)
     explanation = Explanation(KEY, "miss", "no entry has this key", NEAREST, (Difference("machine.threads", 2, 1),))
     used: dict[str, Any]
 

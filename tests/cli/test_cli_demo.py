@@ -49,7 +49,7 @@ class TestDemo:
 
     def test_text(self, run: Run, tmp_path: Path) -> None:
         result = run("demo", "--out", tmp_path / "a.png")
-        assert "miss (the vault has no entries)" in result.stdout
+        assert "miss (no entry for this model yet)" in result.stdout
         assert flat_pixels_sha256(0) in result.stdout
         assert KEY.digest.hex in result.stdout
         assert "it keeps state" in result.stdout

@@ -376,6 +376,8 @@ class TestRmOrphans:
 class TestWhere:
     def test_folder_alone_on_stdout(self, run: Run, tmp_path: Path) -> None:
         assert run("where", "--dir", tmp_path / "v").stdout == f"{tmp_path / 'v'}\n"
+        assert "max_size: 50.0 GB" in run("where", "--dir", tmp_path / "v").stderr
+        assert "max_size: no limit" in run("where", env={"PIPEVAULT_MAX_SIZE": "none"}).stderr
 
     def test_json_shows_every_setting(self, run: Run, tmp_path: Path) -> None:
         config = tmp_path / "config.toml"

@@ -10,6 +10,9 @@ import pytest
 from command_runner import Run
 
 from pipevault.digest import Digest
+from pipevault.fingerprint.toolchain import package_version
+from pipevault.key import Key
+from pipevault.store.manifest import Manifest
 from pipevault.store.prune import vault_size_bytes
 from pipevault.store.vault import Vault
 
@@ -69,6 +72,54 @@ class TestPrune:
         assert json.loads(asked.stdout)["max_size"] is None
         result = run("prune", "--dir", vault.root, env=environment)
         assert result.stdout == f"Removed {old_key.hex} (least recently used)\n"
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [("--dtype", "bfloat16"), ("--machine", "CUDA"), ("--model", "OtherPipeline"), ("--toolchain", "old")],
+    )
+    def test_what_fits_goes(self, run: Run, vault: Vault, small_key: Digest, option: str, value: str) -> None:
+        factors = {
+            "pipeline": {"class": "diffusers.OtherPipeline"},
+            "dtype": {"unet": "bfloat16"},
+            "machine": {"type": "cuda"},
+            "toolchain": {"torch": "1.0.0", "graph_format": "0"},
+        }
+        other = Manifest(Key(factors), {}, (), {}, "2025-01-31T12:00:00+00:00")
+        current = Key({"toolchain": {"torch": package_version("torch"), "graph_format": "0"}})
+        for manifest in (other, Manifest(current, {}, (), {}, "2025-01-31T12:00:00+00:00")):
+            vault.publish(manifest, {})
+        result = run("prune", option, value, "--dir", vault.root)
+        what = f"{option.removeprefix('--')} {value}"
+        assert result.stdout == f"Removed {other.key.digest.hex} ({what})\n"
+        assert vault.lookup(small_key) is not None
+        assert vault.lookup(current.digest) is not None
+
+    def test_all_that_is_asked_must_fit(self, run: Run, vault: Vault, small_key: Digest) -> None:
+        asked = ("prune", "--dtype", "float32", "--toolchain", "old", "--dir", vault.root)
+        assert run(*asked).stdout == ""
+        assert vault.lookup(small_key) is not None
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--dtype", "float64"), "No entry has the dtype 'float64'. They have float32."),
+            (("--machine", "tpu"), "They have cpu."),
+            (("--model", "Flux"), "diffusers.StableDiffusionPipeline"),
+            (("--toolchain", "new"), "'old'"),
+            (("--dtype", "float32", "--unused"), "--dtype goes without"),
+        ],
+    )
+    def test_what_nothing_fits_is_an_error(
+        self, run: Run, vault: Vault, options: tuple[str, ...], message: str
+    ) -> None:
+        result = run("prune", *options, "--dir", vault.root)
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+    def test_none_is_no_limit_whatever_the_setting_says(self, run: Run, vault: Vault, old_key: Digest) -> None:
+        result = run("prune", "--max-size", "none", "--dir", vault.root, env={"PIPEVAULT_MAX_SIZE": "1kB"})
+        assert (result.exit_code, result.stdout) == (0, "")
+        assert vault.lookup(old_key) is not None
 
     def test_what_cannot_be_reached_is_said(self, run: Run, vault: Vault, old_key: Digest, large_key: Digest) -> None:
         for key, name in ((old_key, "prod"), (large_key, "test")):

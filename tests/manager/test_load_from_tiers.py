@@ -298,7 +298,7 @@ class TestMisses:
 
     def test_no_tier_has_entries(self, own: Path, tmp_path: Path) -> None:
         Vault.open(tmp_path / "second")
-        with pytest.raises(MissError, match="no tier has entries"):
+        with pytest.raises(MissError, match="no tier has an entry for this model yet"):
             load(own, tmp_path / "second")
 
     def test_explain_tells_the_tier_and_changes_nothing(self, own: Path, shared: Path, tmp_path: Path) -> None:

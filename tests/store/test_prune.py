@@ -16,7 +16,7 @@ from store_entries import Entry, make_entry, whole
 from pipevault.digest import Digest, digest_bytes
 from pipevault.errors import PinError, VaultNotWritableError
 from pipevault.store.inventory import find_manifests
-from pipevault.store.layout import Layout
+from pipevault.store.layout import QUARANTINE_TIME, Layout
 from pipevault.store.prune import carry_out, enforce_max_size, plan_prune, vault_size_bytes
 from pipevault.store.removal import ORPHAN_MIN_AGE_S
 from pipevault.store.usage import last_use_s
@@ -323,6 +323,30 @@ class TestLeftBehind:
         report = carry_out(vault, plan)
         assert report.freed_bytes >= 9000
         assert report.left_bytes == vault_size_bytes(vault.layout)
+        assert standing(vault, three) == [True] * 3
+
+    @pytest.mark.parametrize("enforce", [True, False])
+    def test_quarantine_is_bounded_by_age_and_by_size(
+        self, vault: Vault, three: list[Entry], monkeypatch: pytest.MonkeyPatch, enforce: bool
+    ) -> None:
+        monkeypatch.setattr("pipevault.store.prune_plan.QUARANTINE_MAX_BYTES", 250)
+        now_s = time.time()
+        folder = vault.layout.quarantine_dir
+        folder.mkdir(exist_ok=True)
+        files = []
+        for number, days in enumerate((31, 3, 2, 1)):
+            told = time.strftime(QUARANTINE_TIME, time.gmtime(now_s - days * DAY))
+            files.append(vault.layout.quarantine_file(time=told, random_hex=f"{number:08x}", name="x"))
+            files[-1].write_bytes(b"q" * 100)
+            os.utime(files[-1], times=(1, 1))  # moving a file to quarantine keeps its old time
+        if enforce:
+            enforce_max_size(vault, three[0].key, max_size=10**9)
+        else:
+            plan = plan_prune(vault, now_s=now_s)
+            assert plan.quarantined == tuple(files[:2])
+            assert plan.freed_bytes == 200
+            assert carry_out(vault, plan).left_bytes == vault_size_bytes(vault.layout)
+        assert sorted(folder.iterdir()) == sorted(files[2:])
         assert standing(vault, three) == [True] * 3
 
     def test_signatures_count_and_go_with_their_entry(self, vault: Vault, three: list[Entry]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, SignatureError, VaultError, WrongMachineError
@@ -18,6 +19,8 @@ from pipevault.store.vault import Vault
 __all__ = ["Miss", "Search", "check_parts", "explain_miss", "open_vault"]
 
 _LISTED_DIFFERENCES = 4
+_COMPARED_PLANS = 64
+"""So many of a pipeline's plans, the newest, are read to say why there is none."""
 
 logger = logging.getLogger("pipevault")
 
@@ -156,16 +159,61 @@ def _malformed_plan(manifest: Manifest) -> str:
 
 
 def explain_miss(tiers: Tiers, key: Key) -> Miss:
-    """Raises nothing for a tier that cannot be read: the search has told of it."""
-    closest = nearest(key, [entry.key for entry in tiers.manifests() if entry.key.kind == key.kind])
+    """Compare ``key`` with the newest plans of the same pipeline, or of one with weights of another dtype.
+
+    At most :data:`_COMPARED_PLANS` entries of a tier are read on the pipeline's shelf, and as many beside it.
+
+    Raises nothing for a tier that cannot be read: the search has told of it.
+    """
+    plans = [entry.key for entry in tiers.newest(_COMPARED_PLANS, key.shelf) if entry.key.kind == key.kind]
+    if not plans:  # weights of another dtype are another architecture, whose plans lie elsewhere
+        plans = [entry.key for entry in tiers.newest(_COMPARED_PLANS) if _model(entry.key) == _model(key)]
+    closest = nearest(key, plans)
     if closest is None:
         if len(tiers.order) > 1:
-            return Miss("no tier has entries")
-        root = tiers.settings.dir
-        return Miss("the vault has no entries" if tiers.own() else f"there is no vault at {root}")
+            return Miss("no tier has an entry for this model yet")
+        return Miss("no entry for this model yet" if tiers.own() else f"there is no vault at {tiers.settings.dir}")
     other, differences = closest
-    listed = "; ".join(str(difference) for difference in differences[:_LISTED_DIFFERENCES])
-    more = len(differences) - _LISTED_DIFFERENCES
-    reason = f"no plan has this key; the nearest, {other.digest.short}, differs in {listed}"
-    word = differences[0].factor.partition(".")[0] if differences else "absent"
-    return Miss(f"{reason}; and {more} more" if more > 0 else reason, other.digest, differences, word)
+    cast = tuple(f"architecture.{d.factor.removeprefix('dtype.')}." for d in differences if d.factor[:6] == "dtype.")
+    differences = tuple(difference for difference in differences if not difference.factor.startswith(cast))
+    # A new toolchain comes first: what else differs may follow from it.
+    ordered = tuple(sorted(differences, key=lambda difference: not difference.factor.startswith("toolchain.")))
+    upgrades = [_upgrade(difference, plans) for difference in ordered if difference.factor.startswith("toolchain.")]
+    rest = ordered[len(upgrades) :]
+    clauses = [_clause(difference) for difference in rest[:_LISTED_DIFFERENCES]]
+    if more := len(rest) - len(clauses):
+        clauses.append(f"and {more} more")
+    nearest_plan = f"no plan has this key; the nearest, {other.digest.short}, differs"
+    also = " also" if upgrades else ""
+    reason = f"{nearest_plan}{also} in {'; '.join(clauses)}" if clauses else f"the nearest plan is {other.digest.short}"
+    word = ordered[0].factor.partition(".")[0] if ordered else "absent"
+    return Miss("; ".join([*upgrades, reason]), other.digest, ordered, word)
+
+
+def _model(key: Key) -> object:
+    """What plans of one model share whatever the dtype of its weights."""
+    pipeline, parts = key.factors.get("pipeline"), key.factors.get("architecture")
+    if key.kind != "plan" or not isinstance(pipeline, Mapping) or not isinstance(parts, Mapping):
+        return key.digest
+    sizes = {name: part.get("parameters") if isinstance(part, Mapping) else part for name, part in parts.items()}
+    return pipeline.get("class"), sizes
+
+
+def _upgrade(difference: Difference, plans: Sequence[Key]) -> str:
+    """``torch 2.13.0 → 2.15.0; 15 entries are of the old one``."""
+    name = difference.factor.removeprefix("toolchain.")
+    old = sum(_toolchain(plan).get(name) == difference.theirs for plan in plans)
+    number = "1 entry is" if old == 1 else f"{old} entries are"
+    return f"{name} {difference.theirs} → {difference.ours}; {number} of the old one"
+
+
+def _toolchain(plan: Key) -> Mapping[str, Any]:
+    toolchain = plan.factors.get("toolchain")
+    return toolchain if isinstance(toolchain, Mapping) else {}
+
+
+def _clause(difference: Difference) -> str:
+    group, _, part = difference.factor.partition(".")
+    if group != "dtype":
+        return str(difference)
+    return f"dtype of {part or 'the pipeline'}: {difference.theirs} in the vault, {difference.ours} here"

@@ -123,7 +123,7 @@ def show(key: str, dir: Path | None, as_json: bool) -> None:
 @dir_option
 @json_option
 def where(dir: Path | None, as_json: bool) -> None:
-    """Print the vault's folder; with --json all settings in force.
+    """Print the vault's folder, and to standard error how much it may hold; with --json all settings in force.
 
     \b
     Examples:
@@ -136,6 +136,8 @@ def where(dir: Path | None, as_json: bool) -> None:
         render.print_json({**settings.to_json(), "config_file": str(file) if file else None})
         return
     render.say(str(settings.dir))
+    limit = "no limit" if settings.max_size is None else render.size_text(settings.max_size)
+    render.note(f"max_size: {limit}")
 
 
 def _note_broken(broken: Sequence[BrokenManifest]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,12 @@ from pipevault.cli.options import dir_option, json_option
 from pipevault.cli.vaults import open_vault
 from pipevault.errors import SettingsError
 from pipevault.settings import Settings
-from pipevault.settings.values import parse_size
+from pipevault.settings.values import parse_limit
 
 if TYPE_CHECKING:
+    from pipevault.digest import Digest
     from pipevault.store.prune import PrunePlan, PruneReport, Staying
+    from pipevault.store.vault import Vault
 
 _AGE = re.compile(r"(-?\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 _AGE_UNITS_S = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
@@ -25,35 +27,59 @@ _AGE_UNITS_S = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.
 
 @click.command("prune", short_help="Remove what is old, unused or too much.")
 @click.option(
-    "--max-size", metavar="SIZE", help="Least recently used first, down to SIZE: 20GB, 500MiB. Default: the setting."
+    "--max-size",
+    metavar="SIZE",
+    help="Least recently used first, down to SIZE: 20GB, 500MiB, none. Default: the setting.",
 )
 @click.option("--older-than", metavar="AGE", help="What was not used for AGE: 30d, 12h, 90min, 2w.")
 @click.option("--unused", is_flag=True, help="What was published over an hour ago and never used.")
+@click.option(
+    "--toolchain", type=click.Choice(["old"]), help="What another torch, or another of its packages, compiled."
+)
+@click.option("--model", metavar="CLASS", help="What is of a pipeline or part of CLASS: StableDiffusionPipeline.")
+@click.option("--machine", metavar="NAME", help="What is for machines of NAME: cpu, cuda, x86_64.")
+@click.option("--dtype", metavar="NAME", help="What is for weights of dtype NAME: float32, bfloat16.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @dir_option
 @json_option
 def prune(
-    max_size: str | None, older_than: str | None, unused: bool, dry_run: bool, dir: Path | None, as_json: bool
+    max_size: str | None,
+    older_than: str | None,
+    unused: bool,
+    toolchain: str | None,
+    model: str | None,
+    machine: str | None,
+    dtype: str | None,
+    dry_run: bool,
+    dir: Path | None,
+    as_json: bool,
 ) -> None:
     """Remove entries that are old, unused or more than the vault may hold, and what dead processes left.
 
-    Without an option the setting max_size decides, if there is one. Pinned entries, entries that a live process has
-    loaded, and the graphs that such plans need stay. Artifacts that no entry names go when they are older than an hour.
+    What is given of --toolchain, --model, --machine and --dtype must all fit an entry for it to go; a value that no
+    entry has is an error. Without an option the setting max_size decides, if there is one. Pinned entries, entries
+    that a live process has loaded, and the graphs that such plans need stay. Artifacts that no entry names go when
+    they are older than an hour, and quarantined files after 30 days or when they are more than 1 GB.
 
     \b
     Examples:
       pipevault prune --dry-run
       pipevault prune --max-size 20GB
       pipevault prune --older-than 30d --unused --json
+      pipevault prune --toolchain old --dtype float16 --dry-run
     """
     from pipevault.store.prune import carry_out, plan_prune
 
-    limit = _size(max_size)
+    limit = parse_limit("--max-size", max_size)
     age_s = _age_s(older_than)
-    if limit is None and age_s is None and not unused:
+    asked = {"toolchain": toolchain, "model": model, "machine": machine, "dtype": dtype}
+    wanted = {name: value for name, value in asked.items() if value is not None}
+    if wanted and (max_size is not None or age_s is not None or unused):
+        raise SettingsError(f"--{next(iter(wanted))} goes without --max-size, --older-than and --unused: prune twice.")
+    if max_size is None and age_s is None and not unused and not wanted:
         limit = Settings.resolve(dir=dir).max_size
     vault = open_vault(dir)
-    plan = plan_prune(vault, max_size=limit, older_than_s=age_s, unused=unused)
+    plan = plan_prune(vault, max_size=limit, older_than_s=age_s, unused=unused, chosen=_chosen(vault, wanted))
     report = None if dry_run else carry_out(vault, plan)
     if as_json:
         render.print_json(_document(plan, report))
@@ -61,11 +87,20 @@ def prune(
         _tell(plan, report)
 
 
-def _size(text: str | None) -> int | None:
-    size = None if text is None else parse_size("--max-size", text)
-    if size is not None and size < 0:
-        raise SettingsError(f"--max-size must be 0 or more bytes, not {text!r}.")
-    return size
+def _chosen(vault: Vault, wanted: Mapping[str, str]) -> dict[Digest, str]:
+    from pipevault.fingerprint.toolchain import package_version
+    from pipevault.store.manifest import Manifest
+    from pipevault.store.matching import matching
+
+    def is_old(entry: Manifest) -> bool:
+        """``graph_format`` is pipevault's own, and no package."""
+        packages = entry.key.factors.get("toolchain")
+        versions = packages.items() if isinstance(packages, Mapping) else ()
+        return any(name != "graph_format" and version != package_version(name) for name, version in versions)
+
+    if not wanted:
+        return {}
+    return matching((entry for entry in vault.manifests() if isinstance(entry, Manifest)), wanted, is_old)
 
 
 def _age_s(text: str | None) -> float | None:

@@ -60,6 +60,10 @@ _CONFIG_LIMIT_BYTES = 1 << 20
 _SERVICE_VARIABLE = re.compile(r"PIPEVAULT_(\w+_)?(SERVICE_(HOST|PORT)|PORT_\d+_(TCP|UDP|SCTP))(_\w+)?|PIPEVAULT_PORT")
 
 
+DEFAULT_MAX_SIZE = 50_000_000_000
+"""Bytes that a vault may hold if nothing says otherwise."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a :class:`pipevault.PipelineCache` works with.
@@ -75,7 +79,8 @@ class Settings:
 
     ``tiers``: the vaults that are searched, in order; ``dir`` is searched first unless it is one of them, and is where
     new entries are published. ``tier_timeout_s``: how long a tier other than ``dir`` may take to answer.
-    ``max_size``: bytes that the vault may hold (as text also ``20GB``, ``500MiB``); ``None`` is no limit.
+    ``max_size``: bytes that the vault may hold (as text also ``20GB``, ``500MiB``); no limit is ``None`` here, and the
+    text ``none`` wherever it is resolved from.
     ``signature``: what is asked of an entry before its code is loaded: ``off``, ``warn`` or ``require`` a signature by
     one of ``trusted_keys``, public keys as text or files that hold one. ``trusted_users``, ``trusted_groups``: names or
     numbers of users and groups whose files are trusted like this user's own. ``allow_group_write``: whether files that
@@ -94,7 +99,7 @@ class Settings:
     turn_timeout_s: float = 3600.0
     tiers: tuple[Tier, ...] = ()
     tier_timeout_s: float = 5.0
-    max_size: int | None = None
+    max_size: int | None = DEFAULT_MAX_SIZE
     signature: str = "off"
     trusted_keys: tuple[str, ...] = ()
     trusted_users: tuple[str, ...] = ()

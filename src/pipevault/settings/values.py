@@ -20,6 +20,7 @@ _UNITS: Mapping[str, int] = {
 }
 _SIZE = re.compile(r"(-?\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 _LONGEST_SIZE = 32
+NO_LIMIT = "none"
 _TRUTHS: Mapping[str, bool] = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -55,6 +56,16 @@ def parse_size(name: str, value: Any) -> int:
     return (
         int(float(match[1]) * _UNITS[match[2].lower()]) if "." in match[1] else int(match[1]) * _UNITS[match[2].lower()]
     )
+
+
+def parse_limit(name: str, value: Any) -> int | None:
+    """Like :func:`parse_size`; ``None`` or the text ``none`` is no limit. :class:`SettingsError`: it is negative."""
+    if value is None or (isinstance(value, str) and value.strip().lower() == NO_LIMIT):
+        return None
+    size_bytes = parse_size(name, value)
+    if size_bytes < 0:
+        raise SettingsError(f"{name} must be 0 or more bytes, or none, not {value!r}.")
+    return size_bytes
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -139,7 +150,7 @@ _CONVERTERS: Mapping[str, Callable[[str, Any, Path], Any]] = {
     "lock_timeout_s": _seconds,
     "turn_timeout_s": _seconds,
     "tier_timeout_s": _seconds,
-    "max_size": lambda name, value, base: parse_size(name, value),
+    "max_size": lambda name, value, base: parse_limit(name, value),
     "tiers": _tiers,
     "trusted_keys": _keys,
     "trusted_users": _names,

@@ -7,6 +7,7 @@ published, so only its lists of artifacts and needed entries are parsed; any oth
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import os
 import re
@@ -129,6 +130,31 @@ def manifest_keys(layout: Layout) -> list[Digest]:
     with vault_errors(layout.entries_dir, "listed"):
         names = sorted(name for name, _ in _sharded(layout.entries_dir, SHELF_DIGITS))
     return [key for name in names if (key := _digest_of(name, MANIFEST_SUFFIX)) is not None]
+
+
+def newest_keys(layout: Layout, count: int, shelf: Digest | None = None) -> list[Digest]:
+    """The keys of the ``count`` manifests that were published last, newest first, on ``shelf`` or, without one, on the
+    ``count`` shelves that changed last; no file is opened.
+    """
+    entries = layout.entries_dir
+    with vault_errors(entries, "listed"):
+        shelves = [(0, layout.shelf_dir(shelf).name)] if shelf else heapq.nlargest(count, _times(entries))
+        files = [file for _, name in shelves for file in _times(entries / name) if stands_in(file[1], name)]
+    keys = (_digest_of(name, MANIFEST_SUFFIX) for _, name in heapq.nlargest(count, files))
+    return [key for key in keys if key is not None]
+
+
+def _times(folder: Path) -> list[tuple[int, str]]:
+    """When each thing in ``folder`` changed, in nanoseconds, and its name; an absent folder has none."""
+    times = []
+    try:
+        with os.scandir(folder) as found:
+            for entry in found:
+                with suppress(FileNotFoundError):
+                    times.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return times
 
 
 def manifest_stamps(layout: Layout) -> dict[Digest, str]:

@@ -36,6 +36,7 @@ MANIFEST_SUFFIX = ".json"
 LOCK_SUFFIX = ".lock"
 HOLDER_SUFFIX = ".holder.json"
 GUARD_SUFFIX = ".guard"
+QUARANTINE_TIME = "%Y%m%dT%H%M%SZ"
 REASON_SUFFIX = ".reason.txt"
 SYSTEM_NAMES = frozenset({"lost+found"})
 """What a fresh file system holds of its own."""
@@ -160,8 +161,8 @@ class Layout:
         return self.tmp_dir / process_name(host, pid, f"{mark}.{random_hex}" if mark else random_hex)
 
     def quarantine_file(self, *, time: str, random_hex: str, name: str) -> Path:
-        """``time`` as ``YYYYMMDDTHHMMSSZ``; ``random_hex``: 8 hexadecimal digits; ``name``: the old file
-        name.
+        """``time`` as ``YYYYMMDDTHHMMSSZ`` (:data:`QUARANTINE_TIME`); ``random_hex``: 8 hexadecimal digits; ``name``:
+        the old file name.
         """
         return self.quarantine_dir / f"{time}-{random_hex}-{name}"
 

@@ -8,6 +8,7 @@ removes.
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING
 from pipevault.digest import Digest
 from pipevault.errors import PinError, VaultError, VaultNotWritableError
 from pipevault.store.event_totals import compact
+from pipevault.store.inventory import find_files
 from pipevault.store.layout import Layout
 from pipevault.store.leftovers import Leftover, sweep
-from pipevault.store.prune_plan import Going, PrunePlan, Staying, plan_prune, use_reasons
+from pipevault.store.prune_plan import Going, PrunePlan, Staying, plan_prune, stale_quarantined, use_reasons
 from pipevault.store.removal import (
     remove_artifacts,
     remove_belongings,
@@ -82,7 +84,7 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
             staying.append(Staying(going.key, reason))
         elif (size_bytes := remove_manifest(layout, going.key)) is not None:
             removed[going.key] = size_bytes
-    artifacts, artifact_bytes = remove_artifacts(layout, (*plan.artifacts, *plan.orphans), after=removed)
+    artifacts, artifact_bytes, _ = remove_artifacts(layout, (*plan.artifacts, *plan.orphans), after=removed)
     remove_empty_shelves(layout)
     problems = list(plan.problems)
     belongings_bytes = 0
@@ -114,16 +116,20 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
 def enforce_max_size(vault: Vault, key: Digest, *, max_size: int | None) -> PruneReport | None:
     """After ``key`` was published: remove the least recently used others if the vault is above ``max_size`` bytes.
 
-    ``None`` if it is not, which takes one look at each file's size. Never raises: what went wrong stands in
-    ``problems``, and so does why the limit is not reached.
+    ``None`` if it is not, which takes one look at each file's size; what quarantine may not hold is removed first.
+    Never raises: what went wrong stands in ``problems``, and so does why the limit is not reached.
     """
-    if max_size is None or not vault.writable or vault_size_bytes(vault.layout) <= max_size:
+    if max_size is None or not vault.writable:
         return None
     try:
+        for path in stale_quarantined(find_files(vault.layout.quarantine_dir), time.time()):
+            remove_file(path)
+        if vault_size_bytes(vault.layout) <= max_size:
+            return None
         plan = plan_prune(vault, max_size=max_size, keep=(key,))
         report = carry_out(vault, plan)
     except (VaultError, PinError) as error:
-        return PruneReport(problems=(f"The vault is above its max_size of {max_size} bytes: {error}",))
+        return PruneReport(problems=(f"The vault could not be kept within its max_size of {max_size} bytes: {error}",))
     if report.left_bytes <= max_size:
         return report
     reasons = "; ".join((*plan.because, *(f"{entry.key.short} stays ({entry.reason})" for entry in report.staying)))

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 from pipevault.digest import Digest
 from pipevault.store.aging import Ages, Times, judge
 from pipevault.store.inventory import FoundFile, FoundManifest, find_artifacts, find_files, find_manifests
-from pipevault.store.layout import Layout
+from pipevault.store.layout import QUARANTINE_TIME, Layout
 from pipevault.store.leases import describe_leases, find_leases
 from pipevault.store.leftovers import Leftover, find_leftovers
 from pipevault.store.needs import needed_by, needs_in
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 UNUSED_MIN_AGE_S = 3600.0
 """An entry that no use is known of is unused only if it was published longer ago than this."""
 _DAY_S = 86_400
+QUARANTINE_MAX_AGE_S = 30.0 * _DAY_S
+QUARANTINE_MAX_BYTES = 1_000_000_000
+"""What was set aside earlier, or is more than this, goes with every pruning, oldest first."""
 _NAMED_REASONS = 3
 
 
@@ -101,11 +105,13 @@ def plan_prune(
     unused: bool = False,
     now_s: float | None = None,
     keep: Collection[Digest] = (),
+    chosen: Mapping[Digest, str] | None = None,
 ) -> PrunePlan:
     """Plan to remove entries not used for ``older_than_s`` seconds; with ``unused`` those that were published over an
     hour ago and never used; then the least recently used until the vault has ``max_size`` bytes; orphans in any case.
 
     ``now_s``: seconds since the epoch; default: now. ``keep``: entries that stay, and what they need.
+    ``chosen``: entries that go besides, and why.
     :class:`VaultError`: the vault cannot be read. :class:`PinError`: a pin cannot be read, so that no entry is safe to
     remove.
     """
@@ -122,10 +128,14 @@ def plan_prune(
         **kept,
     }
     choice = _Choice(contents, protected)
+    for key in contents.ages.order:
+        if chosen and key in chosen:
+            choice.drop(key, chosen[key])
     for key, reason in _by_age(contents, older_than_s, unused, now_s):
         choice.drop(key, reason)
-    quarantined = []
-    for path in contents.oldest_quarantined:
+    quarantined = stale_quarantined(contents.quarantine, now_s)
+    choice.left_bytes -= sum(contents.quarantine[path].size_bytes for path in quarantined)
+    for path in _oldest_first(contents.quarantine)[len(quarantined) :]:
         if max_size is not None and choice.left_bytes > max_size:
             quarantined.append(path)
             choice.left_bytes -= contents.quarantine[path].size_bytes
@@ -152,6 +162,31 @@ def plan_prune(
         ahead=contents.ages.ahead,
         now_s=now_s,
     )
+
+
+def stale_quarantined(files: Mapping[Path, FoundFile], now_s: float) -> list[Path]:
+    """The quarantined ``files`` that are older or more than quarantine may hold, oldest first."""
+    left_bytes = sum(file.size_bytes for file in files.values())
+    stale = []
+    for path in _oldest_first(files):
+        if now_s - _quarantined_s(path, files[path]) < QUARANTINE_MAX_AGE_S and left_bytes <= QUARANTINE_MAX_BYTES:
+            break
+        stale.append(path)
+        left_bytes -= files[path].size_bytes
+    return stale
+
+
+def _oldest_first(files: Mapping[Path, FoundFile]) -> list[Path]:
+    return sorted(files, key=lambda path: (_quarantined_s(path, files[path]), path))
+
+
+def _quarantined_s(path: Path, file: FoundFile) -> float:
+    """When a file was set aside, as its name tells: moving it left its time of change as it was."""
+    try:
+        told = datetime.strptime(path.name.partition("-")[0], QUARANTINE_TIME)
+    except ValueError:
+        return file.modified_s
+    return told.replace(tzinfo=timezone.utc).timestamp()
 
 
 def protections(layout: Layout, manifests: Mapping[Digest, FoundManifest], now_s: float) -> dict[Digest, str]:
@@ -235,10 +270,6 @@ class _Contents:
             + sum(file.size_bytes for file in self.quarantine.values())
             + sum(self.signature_bytes.values())
         )
-
-    @property
-    def oldest_quarantined(self) -> list[Path]:
-        return sorted(self.quarantine, key=lambda path: (self.quarantine[path].modified_s, path))
 
     @cached_property
     def orphans(self) -> dict[Digest, FoundFile]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, VaultError
 from pipevault.store.atomic import copy_file, make_folder, publish_file, vault_errors, write_file
-from pipevault.store.layout import Layout
+from pipevault.store.layout import QUARANTINE_TIME, Layout
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.read import check_artifact, read_manifest
 from pipevault.store.staging import staging_folder
@@ -62,7 +62,7 @@ def quarantine_file(layout: Layout, path: Path, reason: str) -> Path | None:
     """
     if path == layout.root or not path.is_relative_to(layout.root):
         raise ValueError(f"{path} is no file of the vault {layout.root}.")
-    time = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    time = datetime.now(timezone.utc).strftime(QUARANTINE_TIME)
     target = layout.quarantine_file(time=time, random_hex=secrets.token_hex(4), name=path.name)
     try:
         make_folder(layout.quarantine_dir)

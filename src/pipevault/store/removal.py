@@ -160,12 +160,12 @@ def remove_entries(layout: Layout, plan: RemovalPlan) -> RemovalReport:
         if size_bytes is not None:
             removed_keys.append(key)
             freed_bytes += size_bytes
-    removed_artifacts, freed = remove_artifacts(layout, plan.artifacts, after=removed_keys)
+    removed_artifacts, freed, named = remove_artifacts(layout, plan.artifacts, after=removed_keys)
     remove_empty_shelves(layout, removed_keys)
     return RemovalReport(
         keys=tuple(removed_keys),
         artifacts=tuple(removed_artifacts),
-        shared=tuple(sorted({*plan.shared, *plan.artifacts} & named_by(find_manifests(layout).values()))),
+        shared=tuple(sorted({*plan.shared, *plan.artifacts} & named)),
         freed_bytes=freed_bytes + freed + sum(remove_belongings(layout, key) for key in removed_keys),
     )
 
@@ -177,8 +177,8 @@ def remove_manifest(layout: Layout, key: Digest) -> int | None:
 
 def remove_artifacts(
     layout: Layout, digests: Iterable[Digest], *, after: Iterable[Digest] = ()
-) -> tuple[list[Digest], int]:
-    """Remove those of ``digests`` that no manifest names now; which they were, and their bytes.
+) -> tuple[list[Digest], int, set[Digest]]:
+    """Remove those of ``digests`` that no manifest names now; which they were, their bytes, and what manifests name.
 
     One whose time of change moves meanwhile stays: a publisher that is about to name it has touched it.
     ``after``: the keys whose manifests were removed before; that is durable before the first artifact goes.
@@ -196,7 +196,7 @@ def remove_artifacts(
         if size_bytes is not None:
             removed.append(digest)
             freed_bytes += size_bytes
-    return removed, freed_bytes
+    return removed, freed_bytes, named
 
 
 def remove_belongings(layout: Layout, key: Digest) -> int:

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from pipevault.digest import Digest
 from pipevault.errors import (
     CorruptEntryError,
     LockTimeoutError,
+    NewerVaultError,
     NotAVaultError,
     UnsafeVaultError,
     VaultError,
@@ -28,9 +29,11 @@ from pipevault.errors import (
 from pipevault.files.opened import OpenedFile
 from pipevault.settings import Settings, Tier
 from pipevault.store.deadline import ask
+from pipevault.store.inventory import newest_keys
 from pipevault.store.layout import SYSTEM_NAMES, Layout
 from pipevault.store.manifest import Manifest
 from pipevault.store.marker import ensure_vault
+from pipevault.store.read import read_manifest
 from pipevault.store.trust import trust_of
 from pipevault.store.vault import Vault
 
@@ -186,6 +189,16 @@ class Tiers:
             except VaultError:  # the search for an entry has told of it
                 continue
 
+    def newest(self, count: int, shelf: Digest | None = None) -> Iterator[Manifest]:
+        """The up to ``count`` readable entries of each tier that were published last, or were on ``shelf``, tier by
+        tier.
+        """
+        for tier in self.order:
+            try:
+                yield from self._ask(tier, partial(self._newest, tier, count, shelf))
+            except VaultError:  # the search for an entry has told of it
+                continue
+
     def policy(self, tier: Tier) -> str:
         """The signature policy in force there."""
         return tier.signature or self.settings.signature
@@ -259,6 +272,19 @@ class Tiers:
         if not keys and not self._is_own(tier):
             ensure_vault(vault.layout, create=False)  # a mount that went away has no shelves either
         return keys
+
+    def _newest(self, tier: Tier, count: int, shelf: Digest | None) -> list[Manifest]:
+        until_s = math.inf if self._is_own(tier) else time.monotonic() + self.settings.tier_timeout_s / 2
+        vault = self._open(tier)
+        found: list[Manifest] = []
+        if vault is None:
+            return found
+        for key in newest_keys(vault.layout, count, shelf):
+            with suppress(CorruptEntryError, NewerVaultError):  # whoever lists the vault is told of it
+                found += [manifest] if (manifest := read_manifest(vault.layout, key)) else []
+            if time.monotonic() > until_s:
+                break
+        return found
 
     def _readable(self, tier: Tier, shelf: Digest | None) -> list[Manifest]:
         until_s = math.inf if self._is_own(tier) else time.monotonic() + self.settings.tier_timeout_s / 2
