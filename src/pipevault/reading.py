@@ -20,10 +20,11 @@ _FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NO
 
 def open_regular(path: Path, *, follow_links: bool = True) -> io.FileIO:
     """Open a regular file, unbuffered. ``OSError`` for anything else, at once."""
-    file = io.FileIO(os.open(path, _FLAGS | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0))))
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return file
-    file.close()
+    descriptor = os.open(path, _FLAGS | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0)))
+    # Before FileIO, which leaves the descriptor of a folder open and does not name the folder.
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return io.FileIO(descriptor)
+    os.close(descriptor)
     raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 

@@ -30,11 +30,12 @@ from pipevault.cli.doctor import (
 from pipevault.digest import Digest, digest_bytes
 from pipevault.errors import NoHomeError
 from pipevault.files import scratch
+from pipevault.settings import Settings
 from pipevault.store.vault import Vault
 
 
 def vault_checks(root: Path) -> dict[str, Check]:
-    return {check.name: check for check in check_vault(root)}
+    return {check.name: check for check in check_vault(Settings(root))}
 
 
 class TestCommand:

@@ -7,11 +7,15 @@ A pin that cannot be read may mean any entry, so nothing is removed until it is 
 
 from __future__ import annotations
 
-import json
 import os
+from pathlib import Path
+from typing import Annotated
 
-from pipevault.digest import Digest, canonical_json
+import msgspec
+
+from pipevault.digest import Digest
 from pipevault.errors import PinError, UnknownKeyError, VaultError
+from pipevault.files.documents import Format
 from pipevault.reading import read_file
 from pipevault.store.atomic import create_file, fsync_folder, make_folder, vault_errors, write_file
 from pipevault.store.layout import PIN_NAME, Layout
@@ -19,6 +23,27 @@ from pipevault.store.manifest import now_utc
 from pipevault.store.staging import staging_folder
 
 PIN_VERSION = 1
+
+
+class _Pin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    created_at: str
+    key: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    pin_version: int
+
+
+def _damaged(problem: str, path: Path) -> PinError:
+    return PinError(
+        f"The pin {problem} What it holds is not known and nothing is removed. Remove it and pin the entry again: "
+        f"pipevault unpin {path.stem}",
+        path.stem,
+    )
+
+
+def _newer(problem: str, path: Path) -> PinError:
+    return PinError(f"The pin {problem} Upgrade pipevault.", path.stem)
+
+
+_FORMAT = Format(_Pin, "pin_version", PIN_VERSION, damaged=_damaged, newer=_newer, older=_damaged)
 
 
 def pins(layout: Layout) -> dict[str, Digest]:
@@ -50,24 +75,7 @@ def read_pin(layout: Layout, name: str) -> Digest | None:
             data = read_file(path)
         except FileNotFoundError:
             return None
-    try:
-        document = json.loads(data)
-        version = document["pin_version"]
-        if isinstance(version, int) and version > PIN_VERSION:
-            raise PinError(
-                f"The pin {name} is of version {version}; this pipevault reads up to {PIN_VERSION}. Upgrade it.", name
-            )
-        if canonical_json(document) != data or document.keys() != {"created_at", "key", "pin_version"}:
-            raise ValueError("it is not what was written")
-        return Digest(document["key"])
-    except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
-        if isinstance(error, PinError):
-            raise
-        raise PinError(
-            f"The pin {path} is damaged, so what it holds is not known and nothing is removed. Remove it and pin the "
-            f"entry again: pipevault unpin {name}",
-            name,
-        ) from error
+    return Digest(_FORMAT.parse(data, path).key)
 
 
 def pin(layout: Layout, key: Digest, name: str, *, move: bool = False) -> Digest | None:
@@ -78,7 +86,7 @@ def pin(layout: Layout, key: Digest, name: str, *, move: bool = False) -> Digest
     """
     _check_name(name)
     _require_entry(layout, key)
-    data = canonical_json({"created_at": now_utc(), "key": key.hex, "pin_version": PIN_VERSION})
+    data = _FORMAT.write(_Pin(now_utc(), key.hex, PIN_VERSION))
     path = layout.pin_file(name)
     make_folder(layout.pins_dir)
     held = None if move else read_pin(layout, name)
