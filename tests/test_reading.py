@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,9 +30,9 @@ PLACES: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.fixture
-def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)  # a socket's path has at most 107 bytes
-    yield Path("file")
+    return Path("file")
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -40,7 +40,7 @@ def test_only_regular_files_are_read(path: Path, place: str) -> None:
     PLACES[place](path)
     before = len(os.listdir("/dev/fd"))
     for read in (read_file, open_regular):
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError, match=str(path)) as caught:
             read(path)
         assert caught.value.filename == str(path)
     assert len(os.listdir("/dev/fd")) == before

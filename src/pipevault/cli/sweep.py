@@ -17,6 +17,7 @@ from pipevault.cli.request_options import opening_options, request_from
 from pipevault.cli.seed_ranges import parse_seeds
 from pipevault.errors import CannotSaveError, DifferentOutputError, MissingExtraError, SettingsError
 from pipevault.opening import DEMO_MODEL, open_pipeline
+from pipevault.reading import read_file
 from pipevault.settings.user_folders import expand_user
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
 
 def _read_prompts(file: Path) -> tuple[str, ...]:
     try:
-        lines = file.read_text("utf-8-sig").splitlines()
+        lines = read_file(file).decode("utf-8-sig").splitlines()
     except OSError as error:
         raise SettingsError(f"--prompts-file {file} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
