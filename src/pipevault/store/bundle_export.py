@@ -20,7 +20,7 @@ from pipevault.errors import (
     UnknownKeyError,
     VaultError,
 )
-from pipevault.reading import read_file
+from pipevault.reading import open_regular, read_file
 from pipevault.store.atomic import publish_file, vault_errors
 from pipevault.store.bundle_zip import (
     MANIFEST_LIMIT_BYTES,
@@ -172,7 +172,7 @@ def _document(vault: Vault, source: Manifest | Path) -> bytes:
 
 
 def _chunks(source: Path) -> Iterator[bytes]:
-    with vault_errors(source, "read"), source.open("rb") as reader:
+    with vault_errors(source, "read"), open_regular(source) as reader:
         while chunk := reader.read(_CHUNK_SIZE_BYTES):
             yield chunk
 
