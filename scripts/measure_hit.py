@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 import sd15
 
 COMPILER_MODULES = ("torch._inductor.compile_fx", "torch._inductor.codecache")

@@ -33,7 +33,20 @@ from pipevault.store.verify import verify
 SHARED = b"shared" * 500
 HARMLESS = frozenset(
     {
-        *("access", "fstat", "listdir", "lstat", "path", "read", "readlink", "scandir", "stat", "stat_result", "walk"),
+        *(
+            "access",
+            "devnull",
+            "fstat",
+            "listdir",
+            "lstat",
+            "path",
+            "read",
+            "readlink",
+            "scandir",
+            "stat",
+            "stat_result",
+            "walk",
+        ),
         *("close", "environ", "fsencode", "fspath", "geteuid", "getpid", "getuid", "kill", "name", "sep", "urandom"),
         *("register_at_fork", "fdopen", "makedirs"),
     }

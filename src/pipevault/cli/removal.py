@@ -16,7 +16,8 @@ from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, NewerVaultError, SettingsError
 
 if TYPE_CHECKING:
-    from pipevault.store.vault import RemovalPlan, RemovalReport, Vault
+    from pipevault.store.removal import RemovalPlan, RemovalReport
+    from pipevault.store.vault import Vault
 
 
 @click.command("rm", short_help="Remove entries, or artifacts that no entry names.")

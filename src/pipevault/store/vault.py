@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, UnsafeVaultError, VaultNotWritableError
@@ -22,7 +23,6 @@ from pipevault.store.leftovers import tidy
 from pipevault.store.lock import key_lock
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.marker import ensure_vault, is_writable
-from pipevault.store.pins import pin, pins, unpin
 from pipevault.store.publish import publish_entry, quarantine_file
 from pipevault.store.read import (
     BrokenManifest,
@@ -33,14 +33,16 @@ from pipevault.store.read import (
     read_manifest,
     shelf_keys,
 )
-from pipevault.store.removal import RemovalPlan, RemovalReport, plan_entries_removal, remove_entries
 from pipevault.store.signature import sign_entry
 from pipevault.store.signing_keys import PrivateKey
 from pipevault.store.staging import staging_folder
 from pipevault.store.trust import check_ownership, check_root, is_changeable, trust_of
 from pipevault.store.usage import record_use
 
-__all__ = ["BrokenManifest", "RemovalPlan", "RemovalReport", "Vault"]
+if TYPE_CHECKING:  # what a load does not need is imported where it is used
+    from pipevault.store.removal import RemovalPlan, RemovalReport
+
+__all__ = ["BrokenManifest", "Vault"]
 
 
 @dataclass(frozen=True)
@@ -211,11 +213,15 @@ class Vault:
 
         ``with_needed``: also the entries that these need and no other does, such as the graphs of a plan.
         """
+        from pipevault.store.removal import plan_entries_removal
+
         return plan_entries_removal(self.layout, keys, with_needed=with_needed)
 
     def remove(self, plan: RemovalPlan) -> RemovalReport:
         """Remove what was planned, manifests first. :class:`VaultNotWritableError`."""
         self._require_writable()
+        from pipevault.store.removal import remove_entries
+
         return remove_entries(self.layout, plan)
 
     def record_use(self, key: Digest) -> None:
@@ -233,16 +239,22 @@ class Vault:
 
     def pins(self) -> dict[str, Digest]:
         """The key of each pin. See :func:`pipevault.store.pins.pins`."""
+        from pipevault.store.pins import pins
+
         return pins(self.layout)
 
     def pin(self, key: Digest, name: str, *, move: bool = False) -> Digest | None:
         """Keep the entry whatever is pruned. See :func:`pipevault.store.pins.pin`."""
         self._require_writable()
+        from pipevault.store.pins import pin
+
         return pin(self.layout, key, name, move=move)
 
     def unpin(self, name: str) -> Digest | None:
         """See :func:`pipevault.store.pins.unpin`."""
         self._require_writable()
+        from pipevault.store.pins import unpin
+
         return unpin(self.layout, name)
 
     def foreign_files(self) -> Iterator[Path]:
