@@ -10,7 +10,7 @@ from command_runner import Run
 
 from pipevault.cli import listing, render
 from pipevault.digest import Digest
-from pipevault.store import read
+from pipevault.store import inventory
 from pipevault.store.vault import Vault
 
 
@@ -20,13 +20,13 @@ def reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Digest]:
     monkeypatch.setattr(listing, "REMEMBERED_FROM", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     keys: list[Digest] = []
-    parse = read.read_manifest
+    parse = inventory.read_published
 
     def counting(layout: object, key: Digest) -> object:
         keys.append(key)
         return parse(layout, key)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(read, "read_manifest", counting)
+    monkeypatch.setattr(inventory, "read_published", counting)
     return keys
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fault_steps import killed_at_each_step
@@ -286,14 +287,14 @@ class TestCarryOut:
         from pipevault.store import removal
 
         plan = plan_prune(vault, max_size=0, now_s=NOW)
-        find = removal.find_manifests
+        find = removal.mentioned
 
-        def touch_and_find(layout: Layout) -> object:
+        def touch_and_find(layout: Layout, digests: Any) -> object:
             os.utime(vault.layout.artifact_file(digest_bytes(SHARED)))
-            return find(layout)
+            return find(layout, digests)
 
         os.utime(vault.layout.artifact_file(digest_bytes(SHARED)), times=(NOW, NOW))
-        monkeypatch.setattr(removal, "find_manifests", touch_and_find)
+        monkeypatch.setattr(removal, "mentioned", touch_and_find)
         report = carry_out(vault, plan)
         assert digest_bytes(SHARED) not in report.artifacts
         assert len(report.artifacts) == 3

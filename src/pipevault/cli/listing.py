@@ -50,8 +50,8 @@ class Row:
 
 def read_rows(vault: Vault, describe: Describe) -> tuple[list[Row], list[BrokenManifest]]:
     """The entries, sorted by key, and those that cannot be used. :class:`VaultError`."""
-    from pipevault.store.inventory import manifest_stamps
-    from pipevault.store.read import BrokenManifest, read_manifest
+    from pipevault.store.inventory import manifest_stamps, read_published
+    from pipevault.store.read import BrokenManifest
 
     stamps = manifest_stamps(vault.layout)
     file = _file(vault) if len(stamps) >= REMEMBERED_FROM else None
@@ -62,7 +62,7 @@ def read_rows(vault: Vault, describe: Describe) -> tuple[list[Row], list[BrokenM
         record = known.get(key.hex)
         if record is None or record[0] != stamp:
             try:
-                manifest = read_manifest(vault.layout, key)
+                manifest = read_published(vault.layout, key)
             except (CorruptEntryError, NewerVaultError) as error:
                 broken.append(BrokenManifest(vault.layout.manifest_file(key), str(error), key))
                 continue

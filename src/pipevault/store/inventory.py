@@ -12,7 +12,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
@@ -24,8 +24,10 @@ from pipevault.key import SHELF_DIGITS
 from pipevault.store.atomic import vault_errors
 from pipevault.store.layout import MANIFEST_SUFFIX, Layout, stands_in
 from pipevault.store.manifest import MANIFEST_VERSION, Manifest
+from pipevault.store.read import read_manifest
 
 _ARTIFACT_DIGITS = 2
+_MOST_SEARCHED = 16
 _DIGEST_IN_TEXT = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _LIST_START = b'{"artifacts":'
 _SELF_DIGEST = re.compile(rb',"self_digest":"([0-9a-f]{64})"}')
@@ -119,6 +121,40 @@ def find_files(folder: Path) -> dict[Path, FoundFile]:
                 if stat.S_ISREG(status.st_mode):
                     found[path] = FoundFile(status.st_size, status.st_mtime)
     return dict(sorted(found.items()))
+
+
+def mentioned(layout: Layout, digests: Collection[Digest], *, without: Collection[Digest] = ()) -> set[Digest]:
+    """Those of ``digests`` that a manifest names, whatever it means by it, other than those of the keys ``without``.
+
+    Few are searched for in the bytes, which is much faster than to understand them. Raises like :func:`find_manifests`.
+    """
+    if len(digests) > _MOST_SEARCHED:
+        manifests = find_manifests(layout)
+        return named_by(found for key, found in manifests.items() if key not in without).intersection(digests)
+    wanted = {digest: digest.hex.encode() for digest in digests}
+    left_out = {f"{key}{MANIFEST_SUFFIX}" for key in without}
+    found: set[Digest] = set()
+    with vault_errors(layout.entries_dir, "read"):
+        for name, entry in _sharded(layout.entries_dir, SHELF_DIGITS) if wanted else ():
+            if name in left_out or _digest_of(name, MANIFEST_SUFFIX) is None:
+                continue
+            with suppress(FileNotFoundError):
+                data, _ = _read(entry.path)
+                found |= {digest for digest, text in wanted.items() if text in data}
+    return found
+
+
+def read_published(layout: Layout, key: Digest) -> Manifest | None:
+    """The manifest of ``key`` for showing it, quickly: only that it is as it was published is looked at. Else, and for
+    any that is not, what :func:`pipevault.store.read.read_manifest` gives and raises.
+    """
+    try:
+        data, _ = _read(_manifest_path(os.fspath(layout.entries_dir), key.hex))
+        if _named_quickly(data, key) is not None:
+            return Manifest.published(json.loads(data))
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    return read_manifest(layout, key)
 
 
 def named_by(manifests: Iterable[FoundManifest]) -> set[Digest]:

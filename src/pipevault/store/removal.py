@@ -16,7 +16,7 @@ from pathlib import Path
 from pipevault.digest import Digest
 from pipevault.errors import EntryInUseError, UnknownKeyError
 from pipevault.store.atomic import fsync_folder, vault_errors
-from pipevault.store.inventory import find_artifacts, find_manifests, named_by
+from pipevault.store.inventory import find_artifacts, find_manifests, mentioned, named_by, read_found
 from pipevault.store.layout import Layout
 from pipevault.store.leases import describe_leases, find_leases
 from pipevault.store.needs import needed_by, needs_in, only_needed_by
@@ -67,13 +67,15 @@ def plan_entries_removal(layout: Layout, keys: Sequence[Digest], *, with_needed:
 
     ``with_needed``: also the entries that these need and no other does, such as the graphs of a plan.
     """
-    wanted, manifests = set(keys), find_manifests(layout)
-    if missing := sorted(wanted - manifests.keys()):
+    found = {key: read_found(layout, key) for key in keys}
+    if missing := sorted(key for key, manifest in found.items() if manifest is None):
         raise UnknownKeyError(f"No entry of {layout.root} has the key {missing[0].short}.", missing[0].hex)
     if with_needed:
-        wanted |= only_needed_by(wanted, manifests)
-    named = named_by(manifests[key] for key in wanted)
-    shared = named & named_by(manifest for key, manifest in manifests.items() if key not in wanted)
+        manifests = find_manifests(layout)
+        found |= {key: manifests[key] for key in only_needed_by(found.keys(), manifests)}
+    wanted = found.keys()
+    named = named_by(manifest for manifest in found.values() if manifest is not None)
+    shared = mentioned(layout, named, without=wanted)
     going = sorted(named - shared)
     files = [layout.artifact_file(item) for item in going]
     files += [file for key in sorted(wanted) for file in (layout.manifest_file(key), *signature_files(layout, key))]
@@ -160,12 +162,12 @@ def remove_entries(layout: Layout, plan: RemovalPlan) -> RemovalReport:
         if size_bytes is not None:
             removed_keys.append(key)
             freed_bytes += size_bytes
-    removed_artifacts, freed, named = remove_artifacts(layout, plan.artifacts, after=removed_keys)
+    removed_artifacts, freed, kept = remove_artifacts(layout, plan.artifacts, after=removed_keys)
     remove_empty_shelves(layout, removed_keys)
     return RemovalReport(
         keys=tuple(removed_keys),
         artifacts=tuple(removed_artifacts),
-        shared=tuple(sorted({*plan.shared, *plan.artifacts} & named)),
+        shared=tuple(sorted({*plan.shared, *kept})),
         freed_bytes=freed_bytes + freed + sum(remove_belongings(layout, key) for key in removed_keys),
     )
 
@@ -178,7 +180,7 @@ def remove_manifest(layout: Layout, key: Digest) -> int | None:
 def remove_artifacts(
     layout: Layout, digests: Iterable[Digest], *, after: Iterable[Digest] = ()
 ) -> tuple[list[Digest], int, set[Digest]]:
-    """Remove those of ``digests`` that no manifest names now; which they were, their bytes, and what manifests name.
+    """Remove those of ``digests`` that no manifest names now; which they were, their bytes, and those that are named.
 
     One whose time of change moves meanwhile stays: a publisher that is about to name it has touched it.
     ``after``: the keys whose manifests were removed before; that is durable before the first artifact goes.
@@ -188,7 +190,7 @@ def remove_artifacts(
         with vault_errors(folder, "written"), suppress(FileNotFoundError):
             fsync_folder(folder)
     stamps = {digest: _modified_ns(layout.artifact_file(digest)) for digest in digests}
-    named = named_by(find_manifests(layout).values())
+    named = mentioned(layout, stamps)
     removed, freed_bytes = [], 0
     for digest, modified_ns in stamps.items():
         path = layout.artifact_file(digest)
