@@ -119,7 +119,7 @@ class TestOrder:
         other = make_entry(tmp_path / "source", "b", {"x": b"x"})
         local.publish(other.manifest, other.files)
         tiers = open_tiers(local.root, tmp_path / "nothing", shared.root)
-        assert list(tiers.manifests()) == [other.manifest, entry.manifest]
+        assert list(tiers.newest(10)) == [other.manifest, entry.manifest]
 
 
 class TestShelf:
@@ -139,8 +139,9 @@ class TestShelf:
         tiers = open_tiers(local.root, shared.root, last.root)
         shelf = graphs[0].manifest.key.shelf
         assert tiers.shelf(shelf) == ((graphs[2].key, graphs[1].key, graphs[0].key), ())
-        manifests = [graphs[2], graphs[1], graphs[2], *graphs]
-        assert list(tiers.manifests(shelf)) == [graph.manifest for graph in manifests]
+        found = [manifest.key.digest for manifest in tiers.newest(10, shelf)]
+        by_tier = [found[:1], sorted(found[1:3]), sorted(found[3:])]
+        assert by_tier == [[graph.key for graph in graphs[start:]] for start in (2, 1, 0)]
 
     def test_what_is_broken_or_slow_is_told_of_and_passed_over(
         self, local: Vault, shared: Vault, silent_vault: Path, graphs: list[Entry], tmp_path: Path
@@ -155,7 +156,7 @@ class TestShelf:
         assert [problem.partition(":")[0] for problem in problems] == [
             f"tier {folder}" for folder in (silent_vault, tmp_path / "file", gone)
         ]
-        assert list(tiers.manifests(shelf)) == [graphs[0].manifest]
+        assert list(tiers.newest(10, shelf)) == [graphs[0].manifest]
 
     def test_a_tier_that_went_away_is_no_empty_shelf(self, local: Vault, shared: Vault, graphs: list[Entry]) -> None:
         tiers = open_tiers(local.root, shared.root)

@@ -179,16 +179,6 @@ class Tiers:
                 problems.append(problem_text(Refused(tier, error)))
         return tuple(keys), tuple(problems)
 
-    def manifests(self, shelf: Digest | None = None) -> Iterator[Manifest]:
-        """Every entry that can be read, or those on one ``shelf``, tier by tier; of a tier other than the own, only
-        what can be read in half of ``tier_timeout_s``.
-        """
-        for tier in self.order:
-            try:
-                yield from self._ask(tier, partial(self._readable, tier, shelf))
-            except VaultError:  # the search for an entry has told of it
-                continue
-
     def newest(self, count: int, shelf: Digest | None = None) -> Iterator[Manifest]:
         """The up to ``count`` readable entries of each tier that were published last, or were on ``shelf``, tier by
         tier.
@@ -282,17 +272,6 @@ class Tiers:
         for key in newest_keys(vault.layout, count, shelf):
             with suppress(CorruptEntryError, NewerVaultError):  # whoever lists the vault is told of it
                 found += [manifest] if (manifest := read_manifest(vault.layout, key)) else []
-            if time.monotonic() > until_s:
-                break
-        return found
-
-    def _readable(self, tier: Tier, shelf: Digest | None) -> list[Manifest]:
-        until_s = math.inf if self._is_own(tier) else time.monotonic() + self.settings.tier_timeout_s / 2
-        found: list[Manifest] = []
-        vault = self._open(tier)
-        for entry in vault.manifests(shelf) if vault else ():
-            if isinstance(entry, Manifest):
-                found.append(entry)
             if time.monotonic() > until_s:
                 break
         return found
