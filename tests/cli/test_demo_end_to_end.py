@@ -101,6 +101,6 @@ def test_ls_show_and_doctor_understand_a_real_entry(demo_vault: DemoVault, tmp_p
     assert "frozen, 1 graph" in shown.stdout
     plan = json.loads(pipevault("show", demo_vault.report["key"], "--dir", root, "--json").stdout)
     graph = pipevault("show", plan["needs"][0], "--dir", root)
-    assert "graph.pt2" in graph.stdout
+    assert "graph.so" in graph.stdout
     assert plan["kind"] == "plan"
     assert pipevault("doctor", "--dir", root).returncode == 0
