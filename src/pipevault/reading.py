@@ -11,7 +11,7 @@ import os
 import stat
 from pathlib import Path
 
-DOCUMENT_LIMIT_BYTES = 64 << 20
+DOCUMENT_LIMIT_BYTES = 16 << 20
 """What a document may have at the most; real ones have a thousandth of it."""
 
 # O_NONBLOCK: a named pipe is opened at once; O_NOCTTY: a terminal does not become this process's own.
@@ -30,7 +30,12 @@ def open_regular(path: Path, *, follow_links: bool = True) -> io.FileIO:
 
 def read_file(path: Path, *, limit_bytes: int = DOCUMENT_LIMIT_BYTES, follow_links: bool = True) -> bytes:
     """The bytes of a regular file. ``OSError`` for anything else, and for a file of more than ``limit_bytes``."""
-    with open_regular(path, follow_links=follow_links) as file:
+    return read_open(open_regular(path, follow_links=follow_links), path, limit_bytes=limit_bytes)
+
+
+def read_open(file: io.FileIO, path: Path, *, limit_bytes: int = DOCUMENT_LIMIT_BYTES) -> bytes:
+    """The bytes of an open regular file, which is closed. ``OSError`` if it has more than ``limit_bytes``."""
+    with file:
         if os.fstat(file.fileno()).st_size <= limit_bytes:
             data = _read(file, limit_bytes + 1)
             if len(data) <= limit_bytes:

@@ -206,12 +206,12 @@ class TestFaults:
 
     def test_a_tier_that_hangs_while_it_is_read(self, own: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         let_go = threading.Event()
-        real = Vault.lookup_unowned
+        real = Vault.read_entry
 
         def hang(vault: Vault, key: Any) -> Any:
             return let_go.wait() if vault.root == shared else real(vault, key)
 
-        monkeypatch.setattr(Vault, "lookup_unowned", hang)
+        monkeypatch.setattr(Vault, "read_entry", hang)
         with pytest.raises(MissError, match="did not answer"):
             load(own, shared, tier_timeout_s=0.2)
         let_go.set()

@@ -48,7 +48,7 @@ HARMLESS = frozenset(
             "walk",
         ),
         *("close", "environ", "fsencode", "fspath", "geteuid", "getpid", "getuid", "kill", "name", "sep", "urandom"),
-        *("register_at_fork", "fdopen", "makedirs"),
+        *("register_at_fork", "fdopen", "makedirs", "getegid", "getgroups"),
     }
 )
 """What the store uses of ``os`` that changes no file itself: ``fdopen`` writes what ``open`` opened, ``makedirs`` calls

@@ -257,14 +257,14 @@ class TestCarryOut:
         from pipevault.store import prune
 
         plan = plan_prune(vault, max_size=0, now_s=NOW)
-        remove = prune.remove_manifest
+        remove = prune.take_aside
         held = []
 
         def remove_and_lease(*arguments: object) -> int | None:
             held.append(vault.lease(three[1].key))
             return remove(*arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(prune, "remove_manifest", remove_and_lease)
+        monkeypatch.setattr(prune, "take_aside", remove_and_lease)
         report = carry_out(vault, plan)
         assert keys(report.staying) == [three[1].key]
         assert standing(vault, [three[1]]) == [True]

@@ -116,7 +116,7 @@ def test_manifests_go_before_artifacts(
 
     monkeypatch.setattr(Path, "unlink", recording_unlink)
     vault.remove(vault.plan_removal([entry.key for entry in pair]))
-    assert removed[:4] == ["entries", "entries", "artifacts", "artifacts"]
+    assert removed[:4] == ["tmp", "tmp", "artifacts", "artifacts"], "manifests are taken aside first"
     assert set(removed[4:]) == {"uses"}
 
 

@@ -452,7 +452,7 @@ class TestFolding:
     def test_a_folder_in_place_of_totals_costs_no_count(self, vault: Vault) -> None:
         count_in_child(vault.layout)
         vault.layout.totals_file.mkdir()
-        with pytest.raises(VaultError, match="directory"):
+        with pytest.raises(VaultError, match="regular file"):
             compact(vault.layout)
         assert hits(vault.layout) == 1
         assert "totals.json cannot be read" in summary(vault.layout).unreadable[0]

@@ -503,7 +503,7 @@ class TestSignatures:
     ) -> None:
         tier = Tier(shared.root, signature="off")
         tiers = open_tiers(local.root, tier, signature="require", trusted_keys=(public_key,))
-        with pytest.raises(SignatureError):
+        with pytest.raises(VaultError, match="takes signed entries only"):
             tiers.copy_nearer(found_in(tiers, entry))
         assert local.lookup(entry.key) is None
 

@@ -18,7 +18,7 @@ from store_entries import Entry, make_entry
 
 from pipevault.errors import UnsafeVaultError
 from pipevault.settings import ownership
-from pipevault.settings.ownership import Trust, check_lone_file
+from pipevault.settings.ownership import Trust, open_owned
 from pipevault.store.trust import check_ownership, check_root
 from pipevault.store.vault import Vault
 
@@ -209,24 +209,24 @@ class TestCost:
 class TestLoneFiles:
     def test_a_file_and_all_above_are_this_users(self, tmp_path: Path) -> None:
         (tmp_path / "key").write_text("x")
-        check_lone_file(tmp_path / "key")
+        open_owned(tmp_path / "key")
 
     def test_a_file_that_its_group_may_write(self, tmp_path: Path) -> None:
         (tmp_path / "key").write_text("x")
         (tmp_path / "key").chmod(0o664)
         with pytest.raises(UnsafeVaultError, match="its group"):
-            check_lone_file(tmp_path / "key")
+            open_owned(tmp_path / "key")
 
     def test_a_file_in_a_folder_that_others_may_write(self, above: Path) -> None:
         above.mkdir()
         above.chmod(0o777)
         (above / "key").write_text("x")
         with pytest.raises(UnsafeVaultError, match="above"):
-            check_lone_file(above / "key")
+            open_owned(above / "key")
 
     def test_a_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(UnsafeVaultError, match="no regular file"):
-            check_lone_file(tmp_path)
+        with pytest.raises(OSError, match="no regular file"):
+            open_owned(tmp_path)
 
 
 class TestOwners:
@@ -261,7 +261,7 @@ class TestOwners:
         above.chmod(0o777)
         monkeypatch.delattr(os, "geteuid")
         assert nested.lookup(entry.key) == entry.manifest
-        check_lone_file(nested.layout.vault_file)
+        open_owned(nested.layout.vault_file)
 
 
 @needs_root

@@ -180,6 +180,17 @@ class TestSigned:
         as_user(WORKER, copy)
 
 
+def test_a_signed_entry_with_a_foreign_artifact(place: Path, entry: Entry, private: PrivateKey) -> None:
+    settings = Settings(place / "vault", trusted_keys=(private.public.text,), signature="require")
+    as_user(WORKER, lambda: build(Settings(place / "vault"), entry))
+    vault = Vault.of(replace(settings, trusted_users=(str(WORKER),)))
+    vault.sign(entry.manifest, private)
+    [ref] = entry.manifest.artifacts
+    os.chown(vault.layout.artifact_file(ref.digest), STRANGER, STRANGER)
+    as_user(WORKER, lambda: load(settings, entry))
+    as_user(WORKER, refused(Settings(place / "vault"), entry, UnsafeVaultError, "belongs"))
+
+
 class TestSharedByAGroup:
     @pytest.mark.parametrize("umask", [0o077, 0o002, 0o022])
     def test_members_build_load_hold_and_prune(self, place: Path, entry: Entry, open_folder: Path, umask: int) -> None:
@@ -220,12 +231,44 @@ class TestSharedByAGroup:
         settings = Settings(team / "vault", shared="group")
         as_user(BUILDER, lambda: build(settings, entry), groups=(TEAM,))
         as_user(STRANGER, refused(Settings(team / "vault"), entry, UnsafeVaultError, "belongs|can be written"))
-        as_user(STRANGER, lambda: load(settings, entry))  # says itself that it trusts the group
+        # Not even if it says that the vault is shared: the group is not its own.
+        as_user(STRANGER, refused(settings, entry, UnsafeVaultError, "belongs|can be written"))
+        as_user(STRANGER, lambda: load(replace(settings, trusted_groups=(str(TEAM),)), entry))
 
         def cannot_write() -> None:
             assert not Vault.of(settings).writable
 
         as_user(STRANGER, cannot_write)
+
+    def test_a_strangers_vault_is_not_trusted_for_its_group(self, place: Path, entry: Entry) -> None:
+        settings = Settings(place / "vault", shared="group")
+        as_user(STRANGER, lambda: build(settings, entry))
+        as_user(WORKER, refused(settings, entry, UnsafeVaultError, f"belongs to user {STRANGER}"), groups=(TEAM,))
+
+    def test_a_group_that_a_folder_gave_is_no_proof_of_membership(self, place: Path, entry: Entry) -> None:
+        os.chown(place, 0, TEAM)
+        place.chmod(0o3777)
+        as_user(STRANGER, lambda: build(Settings(place / "vault"), entry))
+        assert (place / "vault").stat().st_gid == TEAM
+        trusting = Settings(place / "vault", trusted_groups=(str(TEAM),))
+        as_user(WORKER, refused(trusting, entry, UnsafeVaultError, "whether that is a member"))
+
+    def test_members_take_one_anothers_locks_whatever_the_umask(self, place: Path, entry: Entry) -> None:
+        team = place / "team"
+        team.mkdir()
+        os.chown(team, 0, TEAM)
+        team.chmod(0o2775)
+        settings = Settings(team, shared="group")  # an administrator's folder, which a member may not chmod
+
+        def lock() -> None:
+            vault = Vault.of(settings, create=True)
+            vault.pin(entry.key, "prod") if vault.lookup(entry.key) else vault.publish(entry.manifest, entry.files)
+            with vault.lock(entry.key, timeout_s=0):
+                pass
+
+        for user in (BUILDER, WORKER):
+            as_user(user, lock, groups=(TEAM,), umask=0o077)
+        assert stat.S_IMODE((team / "pins" / "prod.json").stat().st_mode) == 0o664
 
     def test_without_it_nothing_is_the_groups(self, place: Path, entry: Entry) -> None:
         as_user(BUILDER, lambda: build(Settings(place / "vault"), entry), umask=0o002)

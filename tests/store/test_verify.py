@@ -7,6 +7,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,8 +99,6 @@ ARTIFACT_DAMAGES: dict[str, Callable[[Path], object]] = {
     "a folder": lambda path: (path.unlink(), path.mkdir()),
     "a named pipe": lambda path: (path.unlink(), os.mkfifo(path)),
     "a link to nowhere": lambda path: (path.unlink(), path.symlink_to("nowhere")),
-    "writable for all": lambda path: path.chmod(0o666),
-    "writable for its group": lambda path: path.chmod(0o464),
 }
 
 
@@ -142,7 +141,6 @@ MANIFEST_DAMAGES: dict[str, Callable[[Path], object]] = {
     "deeply nested": lambda path: overwrite(path, b"[" * 100_000),
     "of another key": lambda path: overwrite(path, _other_manifest()),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
-    "writable for all": lambda path: path.chmod(0o666),
 }
 
 
@@ -164,6 +162,21 @@ def test_a_bad_manifest_is_found_moved_and_heals(vault: Vault, pair: tuple[Entry
     assert whole(vault, pair[1].manifest)
     vault.publish(pair[0].manifest, pair[0].files)
     assert verify(vault).findings == ()
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o464])
+@pytest.mark.parametrize("kind", ["artifact", "manifest"])
+def test_what_others_may_write_is_told_of_and_left(
+    vault: Vault, pair: tuple[Entry, Entry], kind: str, mode: int
+) -> None:
+    """Its bytes are whole, and whom this user trusts is a matter of settings."""
+    path = artifact(vault, SHARED) if kind == "artifact" else vault.layout.manifest_file(pair[0].key)
+    path.chmod(mode)
+    before = everything_below(vault.root)
+    finding = only_bad(verify(vault, fix=True))
+    assert (finding.kind, finding.path, finding.movable, finding.mended) == (kind, path, False, False)
+    assert everything_below(vault.root) == before
+    assert verify(replace(vault, trust=Trust(allow_group_write=True))).sound == (mode == 0o464)
 
 
 def test_a_manifest_that_lies_about_a_size(vault: Vault, pair: tuple[Entry, Entry]) -> None:

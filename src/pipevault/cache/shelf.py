@@ -330,6 +330,8 @@ class VaultShelf:
             if mismatch := check_package_machine(document.machine, self.device):
                 library = found.vault.layout.artifact_file(Digest(document.library))
                 raise WrongMachineError(f"{library}, a graph of {self.part}, is for another machine: {mismatch}.")
+            if GraphDocument.from_json(next(iter(found.manifest.parts.values()))["graphs"][0]) != document:
+                raise VaultError(f"the graph {key.short} was frozen again meanwhile", found.vault.root)
             opened.update(self.store.tiers.open_artifacts(found))
 
         search = self.store.search(key)

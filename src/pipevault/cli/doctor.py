@@ -23,6 +23,7 @@ from pipevault.errors import NoHomeError, PipevaultError, TemporaryFolderError, 
 from pipevault.files.scratch import scratch_folder, scratch_places, scratch_root
 from pipevault.settings import Settings
 from pipevault.settings.user_folders import user_folder
+from pipevault.store.atomic import is_shared
 from pipevault.store.removal import find_orphans
 from pipevault.store.trust import check_ownership, check_root
 from pipevault.store.vault import BrokenManifest, Vault
@@ -282,7 +283,9 @@ def _check_permissions(vault: Vault) -> Check:
         check_root(vault.root, trust=vault.trust)
         check_ownership(vault.layout.vault_file, root=vault.root, trust=vault.trust)
     except UnsafeVaultError as error:
-        return Check("permissions", False, "others can write where native code is loaded from", str(error))
+        return Check("permissions", False, "native code is not loaded from here", str(error))
+    if not vault.writable and Settings.resolve(dir=vault.root).mode == "require":
+        return Check("permissions", True, "read-only for this user, which mode require asks for")
     if not vault.writable:
         return Check(
             "permissions",
@@ -290,6 +293,8 @@ def _check_permissions(vault: Vault) -> Check:
             "read-only for this user",
             "Load in mode require, mend the permissions, or give another folder.",
         )
+    if is_shared(vault.root):
+        return Check("permissions", True, f"writable, shared by the group {vault.root.stat().st_gid}")
     return Check("permissions", True, "writable, by this user alone")
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 REMEMBERED_FROM = 200
 """Entries; a smaller vault is read each time."""
 _DIGITS = 16
+_LIMIT_BYTES = 1 << 30
 _FORM = f"{__version__} 2"
 """Rows that another release, or another form of them, remembered are made anew."""
 Describe = Callable[["Manifest"], tuple[str, ...]]
@@ -87,7 +88,7 @@ def _file(vault: Vault) -> Path | None:
 
 def _load(file: Path) -> dict[str, list[Any]]:
     try:
-        document = json.loads(read_file(file))
+        document = json.loads(read_file(file, limit_bytes=_LIMIT_BYTES))
         rows = document["rows"] if document["version"] == _FORM else {}
         return rows if isinstance(rows, dict) and all(map(_is_record, rows.values())) else {}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):

@@ -67,7 +67,7 @@ def remove(
     if not yes:
         _confirm(plan)
         _refuse_in_use(vault, plan.keys, force)  # it may have been loaded or pinned during the question
-    report = vault.remove(plan)
+    report = vault.remove(plan, ignore_leases=force)
     _report(report, report.freed_bytes, dry_run=False, too_young=too_young, as_json=as_json)
 
 

@@ -40,7 +40,7 @@ class GraphRunner:
     archive to the temporary folder. Tensors go by their names in the module (``constants``).
     """
 
-    def __init__(self, library: Path, device: torch.device) -> None:
+    def __init__(self, library: str | Path, device: torch.device) -> None:
         """Open ``library``, which the process has mapped; kernels of a GPU in files of their own lie beside it."""
         import torch
 
@@ -49,7 +49,7 @@ class GraphRunner:
             self._runner = runners.AOTIModelContainerRunnerCpu(str(library), _ONE_THREAD)
         else:
             runner = getattr(runners, f"AOTIModelContainerRunner{device.type.capitalize()}")
-            self._runner = runner(str(library), _ONE_THREAD, str(device), str(library.parent))
+            self._runner = runner(str(library), _ONE_THREAD, str(device), os.path.dirname(library))
         self._names: dict[str, str] = self._runner.get_constant_names_to_original_fqns()
         self.constants = tuple(dict.fromkeys(self._names.values()))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import sys
 import weakref
 from enum import Enum
@@ -19,6 +20,7 @@ _NO_LOCKS = frozenset(
     {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.EISDIR}
 )
 _LOCK_MODE = 0o644
+_SAFE = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC"))
 
 
 class NotLocked(Enum):
@@ -37,6 +39,7 @@ class HeldLock:
     def __init__(self, path: Path, descriptor: int, *, inherited: bool = False) -> None:
         self.path = path
         self._descriptor: int | None = descriptor
+        self._status = os.fstat(descriptor)
         if not inherited:
             _OPEN.add(self)
 
@@ -52,11 +55,19 @@ class HeldLock:
     def release(self) -> None:
         """Give it up; nothing happens if it was given up before, or in a forked child."""
         descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            try:
-                _unlock(descriptor)
-            finally:
-                os.close(descriptor)
+        if descriptor is None or not self._is_open(descriptor):
+            return
+        try:
+            _unlock(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _is_open(self, descriptor: int) -> bool:
+        """Not where a program closed what is not its own: another file may have the number by now."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), self._status)
+        except OSError:
+            return False
 
 
 def try_lock(path: Path) -> HeldLock | NotLocked:
@@ -88,11 +99,19 @@ def lock_open(descriptor: int, path: Path, *, shared: bool = False, inherited: b
 
 
 def _open(path: Path) -> int:
-    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_RDWR | _SAFE
     try:
-        return os.open(path, flags | os.O_CREAT, _LOCK_MODE)
+        descriptor = os.open(path, flags | os.O_CREAT, _LOCK_MODE)
+        status = os.fstat(descriptor)
+        is_mine = hasattr(os, "geteuid") and status.st_uid == os.geteuid()
+        if is_mine and stat.S_IMODE(status.st_mode) & _LOCK_MODE != _LOCK_MODE:
+            os.fchmod(descriptor, _LOCK_MODE)  # whatever the umask: others of a group's vault lock it too
     except PermissionError:  # another user of a group's vault made it; a lock needs no right to write
-        return os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        descriptor = os.open(path, os.O_RDONLY | _SAFE)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.ENOTSUP, "it is no regular file", str(path))
+    return descriptor
 
 
 if sys.platform == "win32":

@@ -119,6 +119,9 @@ def _problem(folder: Path) -> Place:
         return Place(folder, "cannot be written by this user")
     if status.f_flag & getattr(os, "ST_NOEXEC", 0):
         return Place(folder, "is on a file system mounted noexec, from which no compiled code is run")
+    owner = os.stat(folder)
+    if owner.st_uid not in (os.geteuid(), 0) or (owner.st_mode & 0o022 and not owner.st_mode & stat.S_ISVTX):
+        return Place(folder, "can be changed by other users, who could replace what is made in it (chmod +t)")
     free_bytes = status.f_bavail * status.f_frsize
     if status.f_blocks and free_bytes < ROOM_NEEDED_BYTES:
         return Place(folder, f"has only {free_bytes // 1_000_000} MB free", is_full=True)

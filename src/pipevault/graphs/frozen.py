@@ -299,7 +299,7 @@ def _constant(kind: Sequence[Any]) -> Any:
     return ABSENT if kind[0] == "absent" else kind[1]
 
 
-def layout_digest(module: nn.Module, library: Path, device: torch.device, lifted: Sequence[str]) -> str:
+def layout_digest(module: nn.Module, library: str, device: torch.device, lifted: Sequence[str]) -> str:
     """Return the ``layout`` of a fresh library, which is mapped: the digest over the live tensors that it reads."""
     names = [name for name in GraphRunner(library, device).constants if name not in lifted]
     return FrozenGraph._digest(Binding(module, names).layout())

@@ -58,12 +58,12 @@ class GraphFiles:
 
 
 _LOCK = threading.Lock()
-_MAPPED: dict[str, Path] = {}
+_MAPPED: dict[str, str] = {}
 _HELD: list[object] = []
 """What must stay open as long as the process: the files of the mapped libraries, and the loader's handles."""
 
 
-def map_library(digest: str, files: GraphFiles) -> Path:
+def map_library(digest: str, files: GraphFiles) -> str:
     """Map the library with ``digest``, unless it is; the path by which the loader knows it.
 
     :class:`~pipevault.errors.UnloadableGraphError`: the loader refuses it, in place and as a copy.
@@ -74,27 +74,28 @@ def map_library(digest: str, files: GraphFiles) -> Path:
         return _MAPPED[digest]
 
 
-def mapped_libraries() -> tuple[Path, ...]:
+def mapped_libraries() -> tuple[str, ...]:
     """The paths of the libraries that this process has mapped."""
     with _LOCK:
         return tuple(_MAPPED.values())
 
 
-def _map(file: OpenedFile) -> Path:
+def _map(file: OpenedFile) -> str:
     """In place; from memory, where the file system lets no code be mapped; else from a folder of this user's own."""
     problems = []
     for take in (OpenedFile.duplicate, OpenedFile.copied):
         held = None
         try:
             held = take(file)
-            handle = ctypes.CDLL(str(held.path))
+            name = _unique_name(held.path)
+            handle = ctypes.CDLL(name)
         except OSError as error:
             problems.append(str(error))
             if held is not None:
                 held.close()
             continue
         _HELD.extend((held, handle))
-        return held.path
+        return name
     try:
         return _map_copy({LIBRARY_NAME: file})
     except OSError as error:
@@ -106,7 +107,15 @@ def _map(file: OpenedFile) -> Path:
     )
 
 
-def _map_beside(files: GraphFiles) -> Path:
+def _unique_name(path: Path) -> str:
+    """A spelling of ``path`` that no library of this process has had: the loader takes two of one name for the same,
+    and a program that closes descriptors which are not its own, as daemons do, has their numbers given out again.
+    """
+    spelling = "".join("./" if bit == "1" else "/" for bit in f"{len(_HELD):b}")
+    return f"{path.parent}/{spelling}{path.name}"
+
+
+def _map_beside(files: GraphFiles) -> str:
     try:
         return _map_copy({LIBRARY_NAME: files.library, **files.beside})
     except OSError as error:
@@ -117,11 +126,21 @@ def _map_beside(files: GraphFiles) -> Path:
         ) from error
 
 
-def _map_copy(files: Mapping[str, OpenedFile]) -> Path:
+def _map_copy(files: Mapping[str, OpenedFile]) -> str:
     """A copy of the files in a private folder that goes with the process."""
     folder = kept_scratch_folder()
     for name, file in files.items():
         shutil.copyfile(file.path, folder / name)
         os.chmod(folder / name, 0o500)
     _HELD.append(ctypes.CDLL(str(folder / LIBRARY_NAME)))
-    return folder / LIBRARY_NAME
+    return str(folder / LIBRARY_NAME)
+
+
+def _start_anew() -> None:
+    """In a forked child: another thread of the parent may have held the lock."""
+    global _LOCK
+    _LOCK = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)

@@ -29,8 +29,8 @@ from pipevault.errors import (
     UnknownModeError,
     UnsafeVaultError,
 )
-from pipevault.reading import read_file
-from pipevault.settings.ownership import check_lone_file
+from pipevault.reading import read_open
+from pipevault.settings.ownership import open_owned
 from pipevault.settings.user_folders import expand_user, user_folder
 from pipevault.settings.values import Tier, convert, one_of
 
@@ -238,8 +238,8 @@ def _refuse_unknown_variables(environ: Mapping[str, str], names: tuple[str, ...]
 
 def _read_config_file(path: Path, environ: Mapping[str, str], names: tuple[str, ...]) -> dict[str, Any]:
     try:
-        check_lone_file(path)
-        values = _parse_toml(read_file(path, limit_bytes=_CONFIG_LIMIT_BYTES).decode("utf-8"))
+        data = read_open(open_owned(path), path, limit_bytes=_CONFIG_LIMIT_BYTES)
+        values = _parse_toml(data.decode("utf-8"))
     except UnsafeVaultError as error:  # an OSError too
         raise SettingsError(
             f"The config file {path} is not read, for it decides which code is loaded: {error}"
@@ -250,7 +250,7 @@ def _read_config_file(path: Path, environ: Mapping[str, str], names: tuple[str, 
                 f"{CONFIG_VARIABLE} names {path}, which does not exist. Create it or unset the variable."
             ) from None
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"The config file {path} cannot be read: {error}. Correct or remove it.") from error
     if unknown := set(values) - set(names):
         raise SettingsError(

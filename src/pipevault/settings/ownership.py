@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipevault.errors import UnsafeVaultError
+from pipevault.reading import open_regular
 
 _OVERFLOW_ID_FILE = Path("/proc/sys/kernel/overflowuid")
 
@@ -30,6 +32,10 @@ class Trust:
         is_trusted = status.st_uid in (os.geteuid(), 0) or status.st_uid in self.users or status.st_gid in self.groups
         return "" if is_trusted else _owner_text(status.st_uid)
 
+    def is_of_a_group(self, status: os.stat_result) -> bool:
+        """Whether the owner counts for the file's group alone: as a rule a member, who else may give it that group?"""
+        return status.st_uid not in (os.geteuid(), 0) and status.st_uid not in self.users
+
     def other_writers(self, status: os.stat_result) -> str:
         """Say who may write a file beside its owner, if they do not count."""
         if status.st_mode & stat.S_IWOTH:
@@ -41,19 +47,33 @@ class Trust:
 ONLY_THIS_USER = Trust()
 
 
-def check_lone_file(path: Path) -> None:
-    """Raise :class:`UnsafeVaultError` unless only this user and root can change a regular file outside any vault, such
-    as one with a trusted key, and the folders above it. ``OSError`` if it cannot be looked at.
+def open_owned(path: Path) -> io.FileIO:
+    """Open a regular file outside any vault, such as one with a trusted key, that only this user and root can change or
+    put another in the place of: :class:`UnsafeVaultError` unless that holds for the open file, and for every folder and
+    link on the way to it. ``OSError`` if it cannot be read.
     """
+    file = open_regular(path)
     if not hasattr(os, "geteuid"):
-        return
-    resolved = Path(os.path.realpath(path))
-    status = os.stat(resolved)
-    if not stat.S_ISREG(status.st_mode):
-        raise UnsafeVaultError(f"{path} is no regular file.", path)
-    check_status(path, status, ONLY_THIS_USER)
-    for place in resolved.parents:
-        check_parent(place, resolved, os.lstat(place), ONLY_THIS_USER)
+        return file
+    try:
+        check_status(path, os.fstat(file.fileno()), ONLY_THIS_USER)
+        place = Path(os.path.abspath(path))
+        while place.is_symlink():
+            if owner := ONLY_THIS_USER.owner_problem(os.lstat(place)):
+                raise UnsafeVaultError(f"{place} is a link that belongs to {owner}. Name the file itself.", place)
+            _check_way(place)
+            place = Path(os.path.abspath(place.parent / os.readlink(place)))
+        _check_way(place)
+        _check_way(Path(os.path.realpath(place)))
+    except BaseException:  # whatever it was goes on
+        file.close()
+        raise
+    return file
+
+
+def _check_way(place: Path) -> None:
+    for folder in place.parents:
+        check_parent(folder, place, os.stat(folder), ONLY_THIS_USER)
 
 
 def check_status(place: Path, status: os.stat_result, trust: Trust) -> None:
@@ -68,10 +88,11 @@ def check_status(place: Path, status: os.stat_result, trust: Trust) -> None:
         )
     if who := trust.other_writers(status):
         mend = "o-w" if who == "others" and trust.allow_group_write else "go-w"
-        group = f", or name the group in trusted_groups ({status.st_gid})" if who == "its group" else ""
+        group = f"name the group in trusted_groups ({status.st_gid}), " if who == "its group" else ""
         raise UnsafeVaultError(
             f"{place} can be written by {who} (mode {stat.S_IMODE(status.st_mode):04o}), so it is not trusted and no "
-            f"code is loaded. If you trust what is in it: chmod {mend} {place}{group}",
+            'code is loaded. If its group shares the vault, set shared = "group". If you trust what is in it: '
+            f"{group}have the entries signed by a key of yours (trusted_keys), or run: chmod {mend} {place}",
             place,
         )
 

@@ -74,7 +74,7 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _folder(name: str, value: Any, base: Path) -> Path:
-    if not isinstance(value, (str, os.PathLike)) or not str(value):
+    if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
         raise SettingsError(f"{name} must name a folder, not {value!r}.")
     try:
         return (base / expand_user(value)).absolute()
@@ -132,8 +132,9 @@ def _tier(name: str, item: Any, base: Path) -> Tier:
 
 def _keys(name: str, value: Any, base: Path) -> tuple[str, ...]:
     keys = tuple(_listed(name, value))
-    if wrong := next((key for key in keys if not isinstance(key, (str, os.PathLike)) or not str(key)), None):
-        raise SettingsError(f"{name} must hold public keys as text, or files that hold one, not {wrong!r}.")
+    wrong = [key for key in keys if not isinstance(key, (str, os.PathLike)) or not str(key) or "\0" in str(key)]
+    if wrong:
+        raise SettingsError(f"{name} must hold public keys as text, or files that hold one, not {wrong[0]!r}.")
     return tuple(str(key) for key in keys)
 
 

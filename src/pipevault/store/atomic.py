@@ -87,6 +87,7 @@ def create_file(path: Path, data: bytes, *, mode: int = 0o644, staging: Path) ->
     staged = staging / path.name
     write_file(staged, data, mode=mode)
     with vault_errors(path, "written"):
+        share_like_folder(staged, path.parent)
         try:
             os.link(staged, path)
         except FileExistsError:
@@ -124,18 +125,19 @@ def copy_file(source: Path, target: Path, *, mode: int) -> tuple[Digest, int]:
     return Digest(hasher.hexdigest()), size_bytes
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, *, alone: bool = False) -> None:
     """Create ``folder`` and its missing parents with :data:`FOLDER_MODE`, durably. Raises like
-    :func:`write_file`.
+    :func:`write_file`. Unless it stands ``alone``, it is shared like the folder that it is made in.
     """
     with vault_errors(folder, "created"):
         if folder.is_dir():
             return
         if folder.parent != folder:
-            make_folder(folder.parent)
+            make_folder(folder.parent, alone=alone)
         try:
             os.mkdir(folder, FOLDER_MODE)
-            share_like_folder(folder, folder.parent)
+            if not alone:
+                share_like_folder(folder, folder.parent)
         except FileExistsError:
             if not folder.is_dir():
                 raise

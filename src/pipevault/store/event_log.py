@@ -38,10 +38,11 @@ logger = logging.getLogger("pipevault")
 OTHER_REASON = "other"
 FOLD_EVERY = 64
 """A process that finds so many files, or a multiple, folds those of ended ones before it adds its own."""
-LARGEST_FILE_BYTES = 32 << 20
+LARGEST_FILE_BYTES = 1 << 20
 
 _YEAR_10000 = 253_402_300_800
 _LARGEST = 1e18
+_LINE = re.compile(rb"[^\n]+")
 _WORD = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
 
@@ -107,7 +108,7 @@ def state_layout(layout: Layout) -> Layout:
 
 def parse_events(data: bytes) -> tuple[list[Event], int]:
     """The events, and how many complete lines are none; a torn last line is passed over."""
-    parsed = [_parsed(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+    parsed = [_parsed(line) for line in _LINE.findall(data, 0, data.rfind(b"\n") + 1)]
     events = [event for event in parsed if event is not None]
     return events, len(parsed) - len(events)
 
@@ -128,6 +129,12 @@ def try_own(descriptor: int) -> bool | None:
 def is_amount(value: Any) -> bool:
     """Whether it is a number that sums of a vault's life can hold; no NaN."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _LARGEST
+
+
+def is_row(key: str, event: str, reason: str, numbers: Mapping[str, float]) -> bool:
+    """Whether this is what a sum may be of."""
+    words = [word for word in (event, reason, *numbers) if word]
+    return (not key or bool(Digest(key))) and all(map(_WORD.fullmatch, words)) and all(map(is_amount, numbers.values()))
 
 
 def is_time(value: Any) -> bool:
@@ -172,6 +179,8 @@ def _open(layout: Layout) -> _Log:
     while True:
         path = layout.events_file(host=owner.host, pid=owner.pid, random_hex=os.urandom(8).hex(), mark=owner.mark)
         descriptor = os.open(path, _APPEND, 0o644)
+        if hasattr(os, "fchmod"):
+            os.fchmod(descriptor, 0o644)  # whatever the umask: others fold it
         is_ours, status = try_own(descriptor), os.fstat(descriptor)
         if is_ours is not False and status.st_nlink:
             return _Log(descriptor, (status.st_dev, status.st_ino))
@@ -191,7 +200,7 @@ def _parsed(line: bytes) -> Event | None:
         key = Digest(document["key"]).hex if "key" in document else ""
         if not (_WORD.fullmatch(event) and (reason == "" or _WORD.fullmatch(reason)) and is_time(document["time"])):
             return None
-        if not all(map(is_amount, numbers.values())):
+        if not all(map(is_amount, numbers.values())) or not all(map(_WORD.fullmatch, numbers)):
             return None
         return Event(event, key, reason, numbers, document["time"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -29,7 +29,7 @@ from pipevault.reading import open_regular, read_file
 from pipevault.store.atomic import publish_file, vault_errors, write_file
 from pipevault.store.event_log import (
     LARGEST_FILE_BYTES,
-    is_amount,
+    is_row,
     is_time,
     parse_events,
     state_layout,
@@ -219,9 +219,7 @@ def _add_totals(layout: Layout, sums: Sums) -> None:
                 path,
             )
         since, rows = document["since"], [((str(k), str(e), str(r)), numbers) for k, e, r, numbers in document["rows"]]
-        if not (since is None or is_time(since)) or not all(
-            all(map(is_amount, numbers.values())) for _, numbers in rows
-        ):
+        if not (since is None or is_time(since)) or not all(is_row(*row_key, numbers) for row_key, numbers in rows):
             raise ValueError("a row or a time is none")
     except FileNotFoundError:
         return

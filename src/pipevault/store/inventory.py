@@ -6,6 +6,7 @@ published, so only its lists of artifacts and needed entries are parsed; any oth
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import heapq
 import json
@@ -21,6 +22,7 @@ from pathlib import Path
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, NewerVaultError
 from pipevault.key import SHELF_DIGITS
+from pipevault.reading import DOCUMENT_LIMIT_BYTES
 from pipevault.store.atomic import vault_errors
 from pipevault.store.layout import MANIFEST_SUFFIX, Layout, stands_in
 from pipevault.store.manifest import MANIFEST_VERSION, Manifest
@@ -213,6 +215,8 @@ def _read(path: str) -> tuple[bytes, int]:
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
         status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > DOCUMENT_LIMIT_BYTES:
+            raise OSError(errno.EINVAL, f"it is no regular file of at most {DOCUMENT_LIMIT_BYTES >> 20} MiB", path)
         data = os.read(descriptor, status.st_size + 1)
         while len(data) < status.st_size and (more := os.read(descriptor, status.st_size)):
             data += more

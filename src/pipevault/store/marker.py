@@ -16,7 +16,7 @@ from pipevault.errors import (
     VaultNotWritableError,
 )
 from pipevault.reading import read_file
-from pipevault.store.atomic import SHARED_FOLDER_MODE, make_folder, vault_errors, write_file
+from pipevault.store.atomic import SHARED_FOLDER_MODE, is_shared, make_folder, vault_errors, write_file
 from pipevault.store.layout import SYSTEM_NAMES, Layout
 from pipevault.store.manifest import now_utc
 from pipevault.store.staging import staging_folder
@@ -59,8 +59,8 @@ def ensure_vault(layout: Layout, *, create: bool, shared: bool = False) -> None:
         raise NotAVaultError(
             f"There is no vault at {root}. Give the folder of a vault, or freeze something there.", root
         )
-    make_folder(root)
-    if shared:
+    make_folder(root, alone=True)
+    if shared and not is_shared(root):
         with vault_errors(root, "shared"):
             os.chmod(root, SHARED_FOLDER_MODE)
     marker = canonical_json({"pipevault_vault": VAULT_VERSION, "created_at": now_utc()})

@@ -22,11 +22,12 @@ from pipevault.store.layout import Layout
 from pipevault.store.leftovers import Leftover, sweep
 from pipevault.store.prune_plan import Going, PrunePlan, Staying, plan_prune, stale_quarantined, use_reasons
 from pipevault.store.removal import (
+    put_back,
     remove_artifacts,
     remove_belongings,
     remove_empty_shelves,
     remove_file,
-    remove_manifest,
+    take_aside,
 )
 from pipevault.store.usage import last_use_s, set_last_use
 
@@ -82,8 +83,13 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
     for going in plan.entries:
         if reason := watch.reason_to_stay(going):
             staying.append(Staying(going.key, reason))
-        elif (size_bytes := remove_manifest(layout, going.key)) is not None:
-            removed[going.key] = size_bytes
+        elif (aside := take_aside(layout, going.key)) is not None:
+            # Whoever leased or pinned it before it was taken aside is seen now; whoever does so later finds it gone.
+            if reason := watch.reason_to_stay(going):
+                put_back(layout, going.key, aside)
+                staying.append(Staying(going.key, reason))
+            else:
+                removed[going.key] = remove_file(aside) or 0
     artifacts, artifact_bytes, _ = remove_artifacts(layout, (*plan.artifacts, *plan.orphans), after=removed)
     remove_empty_shelves(layout)
     problems = list(plan.problems)
@@ -128,7 +134,7 @@ def enforce_max_size(vault: Vault, key: Digest, *, max_size: int | None) -> Prun
             return None
         plan = plan_prune(vault, max_size=max_size, keep=(key,))
         report = carry_out(vault, plan)
-    except (VaultError, PinError) as error:
+    except (VaultError, PinError, OSError, ValueError, MemoryError) as error:
         return PruneReport(problems=(f"The vault could not be kept within its max_size of {max_size} bytes: {error}",))
     if report.left_bytes <= max_size:
         return report

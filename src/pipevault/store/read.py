@@ -39,6 +39,11 @@ def read_manifest(layout: Layout, key: Digest) -> Manifest | None:
         return None
     except OSError as error:
         raise CorruptEntryError(f"The manifest {path} cannot be read: {error.strerror}.", path) from error
+    return parse_manifest(data, path, key)
+
+
+def parse_manifest(data: bytes, path: Path, key: Digest) -> Manifest:
+    """The manifest of ``key`` in the bytes of the file at ``path``, verified. Raises like :func:`read_manifest`."""
     manifest = Manifest.from_bytes(data, path)
     if manifest.key.digest != key:
         raise CorruptEntryError(

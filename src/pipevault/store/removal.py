@@ -7,6 +7,8 @@ and is no part of it (signatures, the note of its last use) goes after its manif
 from __future__ import annotations
 
 import os
+import secrets
+import socket
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -15,7 +17,7 @@ from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import EntryInUseError, UnknownKeyError
-from pipevault.store.atomic import fsync_folder, vault_errors
+from pipevault.store.atomic import fsync_folder, make_folder, vault_errors
 from pipevault.store.inventory import find_artifacts, find_manifests, mentioned, named_by, read_found
 from pipevault.store.layout import Layout
 from pipevault.store.leases import describe_leases, find_leases
@@ -149,19 +151,27 @@ def plan_orphans_removal(orphans: Sequence[Orphan]) -> RemovalPlan:
     )
 
 
-def remove_entries(layout: Layout, plan: RemovalPlan) -> RemovalReport:
+def remove_entries(layout: Layout, plan: RemovalPlan, *, ignore_leases: bool = False) -> RemovalReport:
     """Carry ``plan`` out; an artifact that an entry published since then names stays.
+
+    :class:`EntryInUseError` if one is pinned by now, or leased: nothing is removed then.
 
     :class:`~pipevault.errors.VaultNotWritableError` if a file cannot be removed; what was removed stays
     removed.
     """
     freed_bytes = 0
     removed_keys = []
-    for key in plan.keys:
-        size_bytes = remove_manifest(layout, key)
-        if size_bytes is not None:
-            removed_keys.append(key)
-            freed_bytes += size_bytes
+    aside = {key: path for key in plan.keys if (path := take_aside(layout, key)) is not None}
+    try:
+        # Whoever pinned or leased one before it was taken aside is seen now; whoever does so later finds it gone.
+        refuse_in_use(layout, tuple(aside), ignore_leases=ignore_leases)
+    except BaseException:  # whatever it was goes on
+        for key, path in aside.items():
+            put_back(layout, key, path)
+        raise
+    for key, path in aside.items():
+        freed_bytes += remove_file(path) or 0
+        removed_keys.append(key)
     removed_artifacts, freed, kept = remove_artifacts(layout, plan.artifacts, after=removed_keys)
     remove_empty_shelves(layout, removed_keys)
     return RemovalReport(
@@ -172,9 +182,26 @@ def remove_entries(layout: Layout, plan: RemovalPlan) -> RemovalReport:
     )
 
 
-def remove_manifest(layout: Layout, key: Digest) -> int | None:
-    """Bytes of the manifest, which is gone now; ``None`` if there was none. What belongs to the entry stays."""
-    return remove_file(layout.manifest_file(key))
+def take_aside(layout: Layout, key: Digest) -> Path | None:
+    """Move the manifest where nobody looks; ``None`` if there was none. The entry is absent then, not removed yet."""
+    make_folder(layout.tmp_dir)
+    path = layout.staging_dir(host=socket.gethostname(), pid=os.getpid(), random_hex=secrets.token_hex(8))
+    with vault_errors(layout.manifest_file(key), "removed"):
+        try:
+            os.rename(layout.manifest_file(key), path)
+        except FileNotFoundError:
+            return None
+    return path
+
+
+def put_back(layout: Layout, key: Digest, path: Path) -> None:
+    """Give an entry its manifest again, unless it was frozen again meanwhile."""
+    manifest = layout.manifest_file(key)
+    with vault_errors(manifest, "put back"):
+        make_folder(manifest.parent)
+        if not manifest.exists():
+            os.rename(path, manifest)
+        path.unlink(missing_ok=True)
 
 
 def remove_artifacts(
@@ -256,5 +283,5 @@ def _modified_ns(path: Path) -> int:
 def _size_bytes(path: Path) -> int:
     try:
         return os.lstat(path).st_size
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0

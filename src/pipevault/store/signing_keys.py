@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pipevault.digest import digest_bytes
 from pipevault.errors import KeyFileError, UnsafeVaultError
-from pipevault.settings.ownership import check_lone_file
+from pipevault.reading import open_regular
+from pipevault.settings.ownership import open_owned
 from pipevault.settings.user_folders import expand_user
 
 if TYPE_CHECKING:
@@ -222,24 +224,17 @@ def parse_public_key(text: str, *, source: str) -> PublicKey:
 def _read(path: Path, *, private: bool) -> bytes:
     what = "private key" if private else "public key"
     try:
-        if not private:
-            check_lone_file(path)
-        # Not blocking: a pipe that nobody writes to must not hold the reader.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise KeyFileError(f"{path} is no regular file. Give the file of a {what}.")
+        with open_regular(path) if private else open_owned(path) as file:
             if private:
-                _check_private(path, status)
-            data = os.read(descriptor, _MAX_FILE_SIZE_BYTES + 1)
-        finally:
-            os.close(descriptor)
+                _check_private(path, os.fstat(file.fileno()))
+            data = file.read(_MAX_FILE_SIZE_BYTES + 1)
     except UnsafeVaultError as error:  # an OSError too
         raise KeyFileError(f"A trusted key must be out of reach of others. {error}") from error
     except FileNotFoundError as error:
         raise KeyFileError(f"There is no {what} at {path}. Give the path of one, or make one with: keygen.") from error
     except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EISDIR, errno.ENXIO):
+            raise KeyFileError(f"{path} is no regular file. Give the file of a {what}.") from error
         raise KeyFileError(f"The {what} {path} cannot be read: {error.strerror}. Mend its permissions.") from error
     if len(data) > _MAX_FILE_SIZE_BYTES:
         raise KeyFileError(f"{path} is larger than any key. Give the file of a {what}.")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipevault.files.claims import claim_folder
-from pipevault.store.atomic import make_folder, vault_errors
+from pipevault.store.atomic import make_folder, share_like_folder, vault_errors
 from pipevault.store.layout import Layout
 
 
@@ -26,6 +26,8 @@ def staging_folder(layout: Layout) -> Iterator[Path]:
         folder = layout.staging_dir(host=socket.gethostname(), pid=os.getpid(), random_hex=secrets.token_hex(8))
         with vault_errors(folder, "created"):
             claim = claim_folder(folder)
+    with vault_errors(claim.path, "shared"):
+        share_like_folder(claim.path, layout.tmp_dir)  # so that the others of a group remove what a dead member left
     try:
         yield claim.path
     finally:

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -136,6 +136,12 @@ class Tiers:
         if target is None:
             return found
         tier, vault = target
+        if self.policy(tier) == "require" != self.policy(found.tier) and not self._is_signed(
+            found.vault, found.manifest
+        ):
+            raise VaultError(  # the same words for each entry, so that a load tells it once
+                f"{vault.root} takes signed entries only; for a tier without, set copy = false.", vault.root
+            )
         size_bytes, limit = found.manifest.size_bytes, self.settings.max_size
         if limit is not None and size_bytes > limit:
             raise VaultFullError(
@@ -147,7 +153,7 @@ class Tiers:
 
     def open_artifacts(self, found: Found) -> dict[str, OpenedFile]:
         """Open each artifact, by digest; the caller closes them. Raises like :meth:`Vault.open_artifact`."""
-        return self._ask(found.tier, partial(_open_all, found), size_bytes=found.manifest.size_bytes)
+        return self._ask(found.tier, partial(self._open_all, found), size_bytes=found.manifest.size_bytes)
 
     def hold(self, found: Found, *, is_use: bool = True) -> Lease:
         """Keep prunes away from an entry until the lease is released, and note its use unless it ``is_use`` not.
@@ -215,12 +221,7 @@ class Tiers:
         if vault is None:
             return None
         opened.append(vault)
-        unowned: UnsafeVaultError | None = None
-        try:
-            vault.check_owned(vault.layout.manifest_file(key))
-        except UnsafeVaultError as error:
-            unowned = error
-        manifest = vault.lookup_unowned(key)
+        manifest, unowned = vault.read_entry(key)
         if manifest is None:
             if unowned is not None:
                 raise unowned
@@ -235,7 +236,7 @@ class Tiers:
     def _copy(self, found: Found, tier: Tier, vault: Vault) -> Found:
         self._check_signature(found.vault, found.manifest, tier)
         with ExitStack() as stack:
-            opened = _open_all(found)
+            opened = self._open_all(found)
             for file in opened.values():
                 stack.enter_context(file)
             return self._publish_copy(found, tier, vault, {Digest(name): file.path for name, file in opened.items()})
@@ -252,7 +253,8 @@ class Tiers:
             raise CorruptEntryError(
                 f"An artifact is damaged: the bytes of {error.path} are not what its manifest says.", error.path
             ) from error
-        return Found(vault, manifest, tier, found.origin, self._check_signature(vault, manifest, tier))
+        copied = self._look(tier, manifest.key.digest, [])  # what stands there may be somebody else's
+        return found if copied is None else replace(copied, origin=found.origin)
 
     def _on_shelf(self, tier: Tier, shelf: Digest) -> list[Digest]:
         vault = self._open(tier)
@@ -317,6 +319,14 @@ class Tiers:
         from pipevault.store.signing_keys import load_trusted
 
         return load_trusted(self.settings.trusted_keys)
+
+    def _open_all(self, found: Found) -> dict[str, OpenedFile]:
+        try:
+            return _opened(found, signed=found.signed)
+        except UnsafeVaultError:
+            if not self._is_signed(found.vault, found.manifest):
+                raise
+            return _opened(found, signed=True)
 
     def _is_signed(self, vault: Vault, manifest: Manifest) -> bool:
         """Whether a trusted key signed it, whatever the policy."""
@@ -395,11 +405,11 @@ def _hold(found: Found, is_use: bool) -> Lease:
     return lease
 
 
-def _open_all(found: Found) -> dict[str, OpenedFile]:
+def _opened(found: Found, *, signed: bool) -> dict[str, OpenedFile]:
     refs = {ref.digest: ref for ref in found.manifest.artifacts}
     with ExitStack() as stack:
         opened = {
-            digest.hex: stack.enter_context(found.vault.open_artifact(ref, signed=found.signed))
+            digest.hex: stack.enter_context(found.vault.open_artifact(ref, signed=signed))
             for digest, ref in refs.items()
         }
         stack.pop_all()

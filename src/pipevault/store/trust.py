@@ -49,7 +49,7 @@ def _number(name: str, setting: str) -> int:
         import grp
 
         return grp.getgrnam(name).gr_gid
-    except (KeyError, ImportError) as error:
+    except (KeyError, ImportError, ValueError) as error:
         kind = "user" if setting == "trusted_users" else "group"
         raise SettingsError(f"{setting} names {name!r}, and there is no such {kind} here. Give its number.") from error
 
@@ -72,6 +72,12 @@ def check_ownership(path: Path, *, root: Path, trust: Trust = ONLY_THIS_USER) ->
         raise UnsafeVaultError(f"{path} is no regular file. Remove it: rm -r {path}", path)
 
 
+def check_folder(path: Path, *, root: Path, trust: Trust = ONLY_THIS_USER) -> None:
+    """The same for a folder of the vault, in which something is about to be made and read again."""
+    if hasattr(os, "geteuid"):
+        _check_chain(path, root, trust)
+
+
 def is_changeable(descriptor: int, status: os.stat_result) -> bool:
     """Return whether anybody but this user and root could write to an open file: by its owner, by its mode, or because
     other machines may write to its file system.
@@ -90,9 +96,19 @@ def check_root(root: Path, *, trust: Trust = ONLY_THIS_USER) -> None:
     if not hasattr(os, "geteuid"):
         return
     resolved = Path(os.path.realpath(root))
-    check_status(root, os.stat(resolved), trust)
+    below, below_status = root, os.stat(resolved)
+    check_status(root, below_status, trust)
     for place in resolved.parents:
-        check_parent(place, resolved, os.lstat(place), trust)
+        status = os.lstat(place)
+        check_parent(place, resolved, status, trust)
+        # A folder with set-group-ID gives its group to what anybody makes in it.
+        if status.st_mode & stat.S_IWOTH and trust.is_of_a_group(below_status):
+            raise UnsafeVaultError(
+                f"{below} belongs to user {below_status.st_uid}, and everybody may make folders of its group in "
+                f"{place}, so nothing tells whether that is a member. Name it in trusted_users, or move the vault.",
+                below,
+            )
+        below, below_status = place, status
 
 
 def _check_chain(path: Path, root: Path, trust: Trust) -> Path:
@@ -109,7 +125,10 @@ def _check_chain(path: Path, root: Path, trust: Trust) -> Path:
         place = place.parent
     if not has_link:
         return path
-    resolved = path.resolve(strict=True)
+    try:
+        resolved = path.resolve(strict=True)
+    except RuntimeError as error:  # a circle of links, before Python 3.13
+        raise UnsafeVaultError(f"{path} is a link that leads nowhere. Remove it.", path) from error
     if not resolved.is_relative_to(root.resolve()):
         raise UnsafeVaultError(f"{path} is a link that leads outside the vault, to {resolved}. Remove it.", path)
     return resolved

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipevault.digest import Digest
-from pipevault.errors import CorruptEntryError, UnsafeVaultError, VaultNotWritableError
+from pipevault.errors import CorruptEntryError, UnsafeVaultError, VaultError, VaultNotWritableError
 from pipevault.files.opened import OpenedFile, open_verified
+from pipevault.reading import open_regular, read_open
 from pipevault.settings import Settings
-from pipevault.settings.ownership import ONLY_THIS_USER, Trust
+from pipevault.settings.ownership import ONLY_THIS_USER, Trust, check_status
 from pipevault.settings.user_folders import expand_user
 from pipevault.store.layout import Layout
 from pipevault.store.leases import Lease, take_lease
@@ -30,7 +31,7 @@ from pipevault.store.read import (
     find_manifest,
     iter_foreign,
     iter_manifests,
-    read_manifest,
+    parse_manifest,
     shelf_keys,
 )
 from pipevault.store.signature import sign_entry
@@ -61,7 +62,7 @@ class Vault:
         """Open the vault at ``root``; with ``create``, an absent or empty folder becomes one.
 
         ``shared``: members of the folder's group work in it together. A new vault is made so that they can, and they
-        are trusted.
+        trust one another; whoever is no member trusts nobody for it.
 
         :class:`NotAVaultError`: ``root`` is a file, holds other files, or is absent and ``create`` is false.
         :class:`NewerVaultError`, :class:`OldVaultError`: a later or an earlier version wrote it.
@@ -70,8 +71,12 @@ class Vault:
         """
         layout = Layout(Path(os.path.realpath(expand_user(root))))
         ensure_vault(layout, create=create, shared=shared)
-        if shared:
-            trust = replace(trust, groups=trust.groups | {layout.root.stat().st_gid})
+        if (
+            shared
+            and hasattr(os, "getgroups")
+            and (group := layout.root.stat().st_gid) in (os.getegid(), *os.getgroups())
+        ):
+            trust = replace(trust, groups=trust.groups | {group})
         return cls(layout.root, is_writable(layout), trust)
 
     @classmethod
@@ -89,26 +94,49 @@ class Vault:
         :class:`CorruptEntryError`: unreadable, edited, or another key's. :class:`NewerVaultError`: of a
         later format. :class:`UnsafeVaultError`: others may write it, the vault or a folder above it.
         """
-        self.check_owned(self.layout.manifest_file(key))
-        return read_manifest(self.layout, key)
+        manifest, unowned = self.read_entry(key)
+        if unowned is not None:
+            raise unowned
+        return manifest
 
-    def lookup_unowned(self, key: Digest) -> Manifest | None:
-        """The same whoever owns it: for an entry that counts only if a trusted key signed it."""
-        return read_manifest(self.layout, key)
-
-    def check_owned(self, path: Path) -> None:
-        """Raise unless ``path``, if it is there, belongs to whom the settings trust, up to ``/``. Raises like
-        :meth:`lookup`.
+    def read_entry(self, key: Digest) -> tuple[Manifest | None, UnsafeVaultError | None]:
+        """The manifest of ``key``, if there is one, and why it is not *owned*, if it is not: it then counts only if a
+        trusted key signed it. Both are told of the one file that was opened. Raises like :meth:`lookup`.
         """
+        path = self.layout.manifest_file(key)
         try:
-            check_root(self.root, trust=self.trust)
-            check_ownership(path, root=self.root, trust=self.trust)
+            with open_regular(path) as file:
+                unowned = self._unowned(path, os.fstat(file.fileno()))
+                return parse_manifest(read_open(file, path), path, key), unowned
         except FileNotFoundError:
-            return
-        except UnsafeVaultError:  # an OSError too
+            try:  # an unsafe vault is met before anything is frozen into it
+                check_root(self.root, trust=self.trust)
+            except FileNotFoundError:  # nor is there a vault any more
+                return None, None
+            except UnsafeVaultError as error:
+                return None, error
+            except OSError as error:
+                raise _unreadable(path, error) from error
+            return None, None
+        except VaultError:  # some are OSErrors too
             raise
         except OSError as error:
             raise _unreadable(path, error) from error
+
+    def check_owned(self, path: Path) -> None:
+        """Raise unless the file at ``path`` and the folders above it belong to whom the settings trust."""
+        check_root(self.root, trust=self.trust)
+        check_ownership(path, root=self.root, trust=self.trust)
+
+    def _unowned(self, path: Path, status: os.stat_result) -> UnsafeVaultError | None:
+        """``status`` is that of the file that is open: what stands at ``path`` may be another by now."""
+        try:
+            self.check_owned(path)
+            if hasattr(os, "geteuid"):
+                check_status(path, status, self.trust)
+        except UnsafeVaultError as error:
+            return error
+        return None
 
     def verified_path(self, ref: ArtifactRef) -> Path:
         """The path of ``ref``'s bytes; owner, permissions, size and digest were checked just now.
@@ -124,7 +152,8 @@ class Vault:
         :meth:`verified_path`. ``signed``: a trusted key signed the entry, so that only size and digest count.
         """
         path = self.layout.artifact_file(ref.digest) if signed else self.owned_path(ref)
-        return open_verified(path, ref.digest, ref.size_bytes, what=f"Artifact {ref.name}", is_changeable=is_changeable)
+        changeable = _always if signed else is_changeable
+        return open_verified(path, ref.digest, ref.size_bytes, what=f"Artifact {ref.name}", is_changeable=changeable)
 
     def owned_path(self, ref: ArtifactRef) -> Path:
         """The same without a look at the bytes: for those who check them while they copy them."""
@@ -162,7 +191,10 @@ class Vault:
         left.
         """
         self._require_writable()
-        return publish_entry(self.layout, manifest, files)
+        standing = publish_entry(self.layout, manifest, files)
+        if standing.manifest_digest == manifest.manifest_digest:
+            return standing
+        return self.lookup(manifest.key.digest) or standing  # somebody else's: it must be owned like any other
 
     def sign(self, manifest: Manifest, key: PrivateKey) -> bool:
         """Verify the entry's artifacts and sign it; ``False`` if a good signature by ``key`` stands there.
@@ -217,12 +249,13 @@ class Vault:
 
         return plan_entries_removal(self.layout, keys, with_needed=with_needed)
 
-    def remove(self, plan: RemovalPlan) -> RemovalReport:
-        """Remove what was planned, manifests first. :class:`VaultNotWritableError`."""
+    def remove(self, plan: RemovalPlan, *, ignore_leases: bool = False) -> RemovalReport:
+        """Remove what was planned, manifests first; ``EntryInUseError`` if one is in use by now, unless by leases that
+        shall be ignored. :class:`VaultNotWritableError`."""
         self._require_writable()
         from pipevault.store.removal import remove_entries
 
-        return remove_entries(self.layout, plan)
+        return remove_entries(self.layout, plan, ignore_leases=ignore_leases)
 
     def record_use(self, key: Digest) -> None:
         """Note that ``key`` is used now. Never raises. See :func:`pipevault.store.usage.record_use`."""
@@ -267,6 +300,11 @@ class Vault:
                 f"The vault {self.root} is read-only for this user. Mend its permissions, or give another folder.",
                 self.root,
             )
+
+
+def _always(descriptor: int, status: os.stat_result) -> bool:
+    """Nobody looked at the folders of a signed entry: what is used is a copy."""
+    return True
 
 
 def _unreadable(path: Path, error: OSError) -> CorruptEntryError:

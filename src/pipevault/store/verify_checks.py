@@ -34,7 +34,7 @@ def vault_findings(vault: Vault, keys: Sequence[Digest]) -> Iterator[Finding]:
     except UnsafeVaultError as error:
         yield Finding("folder", error.path, str(error), bad=True, keys=tuple(keys))
     else:
-        yield from _owner_findings(vault, "folder", vault.layout.vault_file, tuple(keys), movable=False)
+        yield from _owner_findings(vault, "folder", vault.layout.vault_file, tuple(keys))
 
 
 def check_manifest(vault: Vault, key: Digest) -> tuple[Manifest | None, list[Finding]]:
@@ -105,23 +105,19 @@ def file_size_bytes(path: Path) -> int | None:
         return None
 
 
-def _owner_findings(
-    vault: Vault, kind: str, path: Path, keys: tuple[Digest, ...], *, movable: bool = True
-) -> Iterator[Finding]:
-    """Who owns ``path`` and the folders from it up to the vault's, and who may write them. A missing file has none."""
+def _owner_findings(vault: Vault, kind: str, path: Path, keys: tuple[Digest, ...]) -> Iterator[Finding]:
+    """Who owns ``path`` and the folders from it up to the vault's, and who may write them. A missing file has none.
+
+    None is moved: the file may be whole, and who is trusted is a matter of settings.
+    """
     try:
         check_ownership(path, root=vault.root, trust=vault.trust)
     except FileNotFoundError:
         return
     except UnsafeVaultError as error:
-        is_file = error.path == path
-        yield Finding(
-            kind if is_file else "folder", error.path, str(error), bad=True, keys=keys, movable=movable and is_file
-        )
+        yield Finding(kind if error.path == path else "folder", error.path, str(error), bad=True, keys=keys)
     except OSError as error:
-        yield Finding(
-            kind, path, f"{path} cannot be looked at: {error.strerror}.", bad=True, keys=keys, movable=movable
-        )
+        yield Finding(kind, path, f"{path} cannot be looked at: {error.strerror}.", bad=True, keys=keys)
 
 
 def _is_newer_signature(path: Path) -> bool:

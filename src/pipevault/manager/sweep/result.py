@@ -127,7 +127,7 @@ class SweepResult:
 def read_sweep(path: Path) -> SweepResult:
     """The sweep in a file; :class:`SettingsError` if it cannot be read or is none."""
     try:
-        text = read_file(path)
+        text = read_file(path, limit_bytes=1 << 30)
     except OSError as error:
         raise SettingsError(f"The sweep {path} cannot be read: {error.strerror or error}.") from error
     return SweepResult.from_json(text, source=str(path))
