@@ -32,7 +32,7 @@ MARKER = canonical_json({"pipevault_vault": VAULT_VERSION})
 """A bundle's ``vault.json``, which tells no time, unlike that of a vault in a folder."""
 MARKER_NAME = "vault.json"
 MEMBER_LIMIT = 200_000
-MANIFEST_LIMIT_BYTES = 64 << 20
+MANIFEST_LIMIT_BYTES = 16 << 20
 SIGNATURE_LIMIT_BYTES = 4096
 
 _OLD_FIRST_NAME = "pipevault_bundle.json"
