@@ -10,6 +10,7 @@ from PIL import Image
 from pipevault.cache.outcome import Explanation, Outcome, PartOutcome, Step
 from pipevault.digest import Digest
 from pipevault.key import Difference, Key
+from pipevault.settings import Settings
 
 KEY = Key({"machine": {"threads": 2}})
 NEAREST = Digest("a" * 64)
@@ -34,7 +35,7 @@ class FakeCache:
 
     def __init__(self, dir: Any = None, **options: Any) -> None:
         type(self).used = {"dir": dir, **options}
-        self.settings = SimpleNamespace(dir=dir, mode=options.get("mode") or "compile")
+        self.settings = Settings.resolve(dir=dir, mode=options.get("mode") or "compile")
         self._progress = options.get("progress")
 
     def load(self, pipe: Any, **shape: Any) -> Any:

@@ -197,3 +197,17 @@ def test_no_torch(vault: Vault, tmp_path: Path) -> None:
         "assert not {'torch', 'numpy', 'diffusers'} & sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_entries_that_a_load_will_refuse_are_told_of(
+    run: Run, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipevault.store.signing_keys import write_key_pair
+
+    public = write_key_pair(tmp_path / "signing.key", comment="")
+    assert "no signature" not in run("import", bundle, "--dir", tmp_path / "first").stderr
+    monkeypatch.setenv("PIPEVAULT_SIGNATURE", "require")
+    monkeypatch.setenv("PIPEVAULT_TRUSTED_KEYS", public.text)
+    result = run("import", bundle, "--dir", tmp_path / "second")
+    assert result.exit_code == 0
+    assert "no signature by a trusted key" in result.stderr

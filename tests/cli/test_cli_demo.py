@@ -19,6 +19,7 @@ from pipevault.cache.outcome import PartOutcome
 from pipevault.cli import demo, explain
 from pipevault.demo import DIGIT_WORDS
 from pipevault.errors import MissError, SettingsError
+from pipevault.store.vault import Vault
 
 
 @pytest.fixture(autouse=True)
@@ -199,6 +200,15 @@ class TestExplain:
         text = run("explain", "demo", "--dir", tmp_path).stdout
         assert re.search(r"tier +/shared\n", text)
         assert re.search(r"problem +tier /old is no vault\n", text)
+
+    def test_a_miss_of_a_vault_that_cannot_be_written_would_be_an_error(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        vault = Vault.open(tmp_path / "vault")
+        monkeypatch.setattr(Vault, "of", lambda settings: replace(vault, writable=False))
+        assert "would be an error: the vault cannot be written" in run("explain", "demo", "--dir", vault.root).stdout
+        monkeypatch.setenv("PIPEVAULT_ON_UNFROZEN", "eager")
+        assert "cannot be written" not in run("explain", "demo", "--dir", vault.root).stdout
 
     def test_the_demo_is_explained_for_the_call_that_demo_makes(self, run: Run, tmp_path: Path) -> None:
         run("demo", "--out", tmp_path / "a.png")

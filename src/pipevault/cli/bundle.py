@@ -89,6 +89,12 @@ def import_(bundle: Path, dir: Path | None, as_json: bool) -> None:
     vault = Vault.of(settings, create=True)
     with byte_bar("importing") as progress:
         imported = set(import_bundle(vault, bundle, progress=progress))
+    if settings.signature == "require" and (unsigned := _unsigned(settings, vault, keys)):
+        number = render.count_text(len(unsigned), "entry has", "entries have")
+        render.note(
+            f"{number} no signature by a trusted key, and will not be loaded while signature is 'require': "
+            f"pipevault sign {unsigned[0].short} --key FILE"
+        )
     if as_json:
         document = {
             "vault": str(vault.root),
@@ -102,6 +108,19 @@ def import_(bundle: Path, dir: Path | None, as_json: bool) -> None:
     there = len(keys) - len(imported)
     kept = f"; {render.count_text(there, 'entry was', 'entries were')} there already" if there else ""
     render.note(f"Imported {render.count_text(len(imported), 'entry', 'entries')} into {vault.root}{kept}.")
+
+
+def _unsigned(settings: Settings, vault: Vault, keys: Sequence[Digest]) -> list[Digest]:
+    from pipevault.store.signature import check_signature
+    from pipevault.store.signing_keys import load_trusted
+
+    trusted = load_trusted(settings.trusted_keys)
+    manifests = [manifest for key in keys if (manifest := vault.lookup(key)) is not None]
+    return [
+        manifest.key.digest
+        for manifest in manifests
+        if check_signature(vault.layout, manifest, policy="warn", trusted=trusted) is not None
+    ]
 
 
 def _keys(vault: Vault, prefixes: Sequence[str]) -> list[Digest]:

@@ -10,7 +10,10 @@ import click
 from pipevault.cli import render
 from pipevault.cli.options import call_options, dir_option, json_option, model_argument
 from pipevault.cli.pipelines import shapes_of
+from pipevault.errors import NotAVaultError
 from pipevault.opening import open_pipeline
+from pipevault.settings import Settings
+from pipevault.store.vault import Vault
 
 IN_MODE = {
     ("hit", "compile"): "would load the entry",
@@ -66,6 +69,8 @@ def explain(
     if eager := [f"{name}: {part.reason}" for name, part in found.items() if part.status == "eager"]:
         status, reason = "partial", f"{reason}; {'; '.join(eager)}"
     load = _load_text(status, cache.settings.mode)
+    if status == "miss" and cache.settings.mode == "compile" and not _is_writable(cache.settings):
+        load = "would be an error: the vault cannot be written, and on_unfrozen is 'compile'"
     if as_json:
         render.print_json(
             {
@@ -101,6 +106,16 @@ def explain(
         for difference in explanation.differences
     ]
     render.show(facts, *([render.table(("FACTOR", "HERE", "IN THE VAULT"), rows)] if rows else []))
+
+
+def _is_writable(settings: Settings) -> bool:
+    """Whether a miss could be stored, or need not be."""
+    if settings.unfrozen_policy != "compile":
+        return True
+    try:
+        return Vault.of(settings).writable
+    except NotAVaultError:  # it will be made
+        return True
 
 
 def _load_text(status: str, mode: str) -> str:
