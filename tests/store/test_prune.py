@@ -301,6 +301,26 @@ class TestCarryOut:
         assert vault.layout.artifact_file(digest_bytes(SHARED)).exists()
 
 
+def test_a_pin_that_cannot_be_read_by_now_gives_the_entry_back(
+    vault: Vault, three: list[Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipevault.store import prune
+
+    plan, take_aside = plan_prune(vault, max_size=0, now_s=NOW), prune.take_aside
+    there = len(list(vault.manifests()))
+
+    def damaging(layout: Layout, key: Digest) -> Any:
+        path = take_aside(layout, key)
+        layout.pins_dir.mkdir(exist_ok=True)
+        layout.pin_file("bad").write_text("no pin")
+        return path
+
+    monkeypatch.setattr(prune, "take_aside", damaging)
+    with pytest.raises(PinError):
+        carry_out(vault, plan)
+    assert len(list(vault.manifests())) == there
+
+
 class TestLeftBehind:
     def test_old_orphans_go_and_young_ones_stay_and_are_told(self, vault: Vault, three: list[Entry]) -> None:
         for data, age_s in ((b"old orphan", ORPHAN_MIN_AGE_S + 60), (b"young orphan", 0)):

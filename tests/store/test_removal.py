@@ -10,7 +10,7 @@ import pytest
 from store_entries import Entry, make_entry, whole
 
 from pipevault.digest import Digest, digest_bytes
-from pipevault.errors import UnknownKeyError, VaultError
+from pipevault.errors import UnknownKeyError, VaultError, VaultNotWritableError
 from pipevault.store.removal import ORPHAN_MIN_AGE_S, find_orphans, plan_orphans_removal
 from pipevault.store.vault import Vault
 
@@ -180,3 +180,21 @@ class TestOrphans:
         path.mkdir()
         with pytest.raises(VaultError, match="could not be read"):
             find_orphans(vault.layout)
+
+
+def test_a_removal_that_fails_half_way_gives_every_entry_back(
+    vault: Vault, pair: tuple[Entry, Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, rename, done = vault.plan_removal([entry.key for entry in pair]), os.rename, []
+
+    def fail_at_the_second(source: Path, target: Path) -> None:
+        done.append(source)
+        if len(done) == 2:
+            raise PermissionError(13, "Permission denied")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail_at_the_second)
+    with pytest.raises(VaultNotWritableError):
+        vault.remove(plan)
+    monkeypatch.undo()
+    assert all(whole(vault, entry.manifest) for entry in pair)

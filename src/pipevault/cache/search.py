@@ -191,7 +191,7 @@ def explain_miss(tiers: Tiers, key: Key) -> Miss:
 
 
 def _model(key: Key) -> object:
-    """What plans of one model share whatever the dtype of its weights."""
+    """Return what plans of one model share whatever the dtype of its weights."""
     pipeline, parts = key.factors.get("pipeline"), key.factors.get("architecture")
     if key.kind != "plan" or not isinstance(pipeline, Mapping) or not isinstance(parts, Mapping):
         return key.digest

@@ -109,7 +109,7 @@ def explain(
 
 
 def _is_writable(settings: Settings) -> bool:
-    """Whether a miss could be stored, or need not be."""
+    """Tell whether a miss could be stored, or need not be."""
     if settings.unfrozen_policy != "compile":
         return True
     try:

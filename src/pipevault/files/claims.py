@@ -37,7 +37,7 @@ class Claim:
 
     @property
     def held(self) -> bool:
-        """Whether it is this process's: a forked child has none of its parent's."""
+        """Tell whether it is this process's: a forked child has none of its parent's."""
         return self._pid == os.getpid()
 
     def release(self) -> None:
@@ -102,7 +102,7 @@ def abandoned(path: Path) -> Iterator[bool]:
 
 
 def locks_hold(path: Path) -> bool:
-    """Whether a lock of ``path`` that is free proves that nobody has it. ``False`` if that is not known."""
+    """Tell whether a lock of ``path`` that is free proves that nobody has it. ``False`` if that is not known."""
     try:
         descriptor = os.open(path, _LOOK)
     except OSError:

@@ -1,4 +1,4 @@
-"""What may be believed of a file system: whether only this machine can write to it, and its locks hold."""
+"""Telling of a file system whether only this machine can write to it, so that its locks hold."""
 
 from __future__ import annotations
 

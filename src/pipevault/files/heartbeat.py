@@ -17,7 +17,7 @@ logger = logging.getLogger("pipevault")
 
 BEAT_INTERVAL_S = 240.0
 BEAT_LIMIT_S = 900.0
-"""What was not changed for this long belongs to nobody who lives."""
+"""Seconds after which what was not changed belongs to nobody who lives."""
 
 _CLOCK_VALID_S = 60.0
 
@@ -44,7 +44,7 @@ def stop_beating(path: Path) -> None:
 
 
 def is_silent(path: Path) -> bool:
-    """Whether ``path`` was not changed for :data:`BEAT_LIMIT_S`; its time may lie that far ahead, too.
+    """Tell whether ``path`` was not changed for :data:`BEAT_LIMIT_S`; its time may lie that far ahead, too.
 
     ``OSError`` if it cannot be looked at.
     """

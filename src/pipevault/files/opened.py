@@ -49,7 +49,7 @@ class OpenedFile:
         return _descriptor_path(self._file) or self.origin
 
     def duplicate(self) -> OpenedFile:
-        """The same file, held by a descriptor of its own."""
+        """Hold the same file by a descriptor of its own."""
         if self._private is not None:
             return self.copied()
         return OpenedFile(io.FileIO(os.dup(self._file.fileno())), self.origin)

@@ -85,7 +85,12 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
             staying.append(Staying(going.key, reason))
         elif (aside := take_aside(layout, going.key)) is not None:
             # Whoever leased or pinned it before it was taken aside is seen now; whoever does so later finds it gone.
-            if reason := watch.reason_to_stay(going):
+            try:
+                reason = watch.reason_to_stay(going)
+            except BaseException:  # whatever it was goes on, such as a pin that cannot be read; the entry stays
+                put_back(layout, going.key, aside)
+                raise
+            if reason:
                 put_back(layout, going.key, aside)
                 staying.append(Staying(going.key, reason))
             else:

@@ -161,8 +161,11 @@ def remove_entries(layout: Layout, plan: RemovalPlan, *, ignore_leases: bool = F
     """
     freed_bytes = 0
     removed_keys = []
-    aside = {key: path for key in plan.keys if (path := take_aside(layout, key)) is not None}
+    aside: dict[Digest, Path] = {}
     try:
+        for key in plan.keys:
+            if (path := take_aside(layout, key)) is not None:
+                aside[key] = path
         # Whoever pinned or leased one before it was taken aside is seen now; whoever does so later finds it gone.
         refuse_in_use(layout, tuple(aside), ignore_leases=ignore_leases)
     except BaseException:  # whatever it was goes on
