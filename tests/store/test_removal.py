@@ -198,3 +198,20 @@ def test_a_removal_that_fails_half_way_gives_every_entry_back(
         vault.remove(plan)
     monkeypatch.undo()
     assert all(whole(vault, entry.manifest) for entry in pair)
+
+
+def test_what_was_taken_aside_is_not_swept_as_a_leftover(vault: Vault, pair: tuple[Entry, Entry]) -> None:
+    from pipevault.store.leftovers import sweep
+    from pipevault.store.removal import take_aside
+
+    aside = take_aside(vault.layout, pair[0].key)
+    assert aside is not None
+    assert vault.lookup(pair[0].key) is None
+    assert aside.path not in [leftover.path for leftover in sweep(vault.layout)]
+    aside.put_back(vault.layout, pair[0].key)
+    assert whole(vault, pair[0].manifest)
+    assert take_aside(vault.layout, digest_bytes(b"absent")) is None
+    left = take_aside(vault.layout, pair[1].key)
+    assert left is not None
+    left._release()  # as if the process had been killed
+    assert left.path in [leftover.path for leftover in sweep(vault.layout)]

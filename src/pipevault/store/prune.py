@@ -22,7 +22,6 @@ from pipevault.store.layout import Layout
 from pipevault.store.leftovers import Leftover, sweep
 from pipevault.store.prune_plan import Going, PrunePlan, Staying, plan_prune, stale_quarantined, use_reasons
 from pipevault.store.removal import (
-    put_back,
     remove_artifacts,
     remove_belongings,
     remove_empty_shelves,
@@ -88,13 +87,13 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
             try:
                 reason = watch.reason_to_stay(going)
             except BaseException:  # whatever it was goes on, such as a pin that cannot be read; the entry stays
-                put_back(layout, going.key, aside)
+                aside.put_back(layout, going.key)
                 raise
             if reason:
-                put_back(layout, going.key, aside)
+                aside.put_back(layout, going.key)
                 staying.append(Staying(going.key, reason))
             else:
-                removed[going.key] = remove_file(aside) or 0
+                removed[going.key] = aside.remove()
     artifacts, artifact_bytes, _ = remove_artifacts(layout, (*plan.artifacts, *plan.orphans), after=removed)
     remove_empty_shelves(layout)
     problems = list(plan.problems)

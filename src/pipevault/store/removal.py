@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import EntryInUseError, UnknownKeyError
+from pipevault.files.flock import HeldLock, NotLocked, lock_open
 from pipevault.store.atomic import fsync_folder, make_folder, vault_errors
 from pipevault.store.inventory import find_artifacts, find_manifests, mentioned, named_by, read_found
 from pipevault.store.layout import Layout
@@ -161,19 +162,19 @@ def remove_entries(layout: Layout, plan: RemovalPlan, *, ignore_leases: bool = F
     """
     freed_bytes = 0
     removed_keys = []
-    aside: dict[Digest, Path] = {}
+    aside: dict[Digest, Aside] = {}
     try:
         for key in plan.keys:
-            if (path := take_aside(layout, key)) is not None:
-                aside[key] = path
+            if (taken := take_aside(layout, key)) is not None:
+                aside[key] = taken
         # Whoever pinned or leased one before it was taken aside is seen now; whoever does so later finds it gone.
         refuse_in_use(layout, tuple(aside), ignore_leases=ignore_leases)
     except BaseException:  # whatever it was goes on
-        for key, path in aside.items():
-            put_back(layout, key, path)
+        for key, taken in aside.items():
+            taken.put_back(layout, key)
         raise
-    for key, path in aside.items():
-        freed_bytes += remove_file(path) or 0
+    for key, taken in aside.items():
+        freed_bytes += taken.remove()
         removed_keys.append(key)
     removed_artifacts, freed, kept = remove_artifacts(layout, plan.artifacts, after=removed_keys)
     remove_empty_shelves(layout, removed_keys)
@@ -185,26 +186,52 @@ def remove_entries(layout: Layout, plan: RemovalPlan, *, ignore_leases: bool = F
     )
 
 
-def take_aside(layout: Layout, key: Digest) -> Path | None:
-    """Move the manifest where nobody looks; ``None`` if there was none. The entry is absent then, not removed yet."""
+@dataclass(frozen=True)
+class Aside:
+    """A manifest where nobody looks: the entry is absent, and not removed yet. Its lock keeps others from taking it for
+    what a dead process left.
+    """
+
+    path: Path
+    lock: HeldLock | None
+
+    def remove(self) -> int:
+        """Remove it; bytes."""
+        size_bytes = remove_file(self.path) or 0
+        self._release()
+        return size_bytes
+
+    def put_back(self, layout: Layout, key: Digest) -> None:
+        """Give the entry its manifest again, unless it was frozen again meanwhile."""
+        manifest = layout.manifest_file(key)
+        with vault_errors(manifest, "put back"):
+            make_folder(manifest.parent)
+            if not manifest.exists():
+                os.rename(self.path, manifest)
+            self.path.unlink(missing_ok=True)
+        self._release()
+
+    def _release(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
+
+
+def take_aside(layout: Layout, key: Digest) -> Aside | None:
+    """Move the manifest of ``key`` aside; ``None`` if there was none."""
     make_folder(layout.tmp_dir)
-    path = layout.staging_dir(host=socket.gethostname(), pid=os.getpid(), random_hex=secrets.token_hex(8))
-    with vault_errors(layout.manifest_file(key), "removed"):
-        try:
-            os.rename(layout.manifest_file(key), path)
-        except FileNotFoundError:
-            return None
-    return path
-
-
-def put_back(layout: Layout, key: Digest, path: Path) -> None:
-    """Give an entry its manifest again, unless it was frozen again meanwhile."""
     manifest = layout.manifest_file(key)
-    with vault_errors(manifest, "put back"):
-        make_folder(manifest.parent)
-        if not manifest.exists():
-            os.rename(path, manifest)
-        path.unlink(missing_ok=True)
+    path = layout.staging_dir(host=socket.gethostname(), pid=os.getpid(), random_hex=secrets.token_hex(8))
+    lock: HeldLock | NotLocked | None = None
+    with vault_errors(manifest, "removed"):
+        try:
+            with suppress(OSError):  # a socket, a link to nowhere, or not for this user: it is renamed all the same
+                lock = lock_open(os.open(manifest, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), manifest)
+            os.rename(manifest, path)
+        except FileNotFoundError:
+            if isinstance(lock, HeldLock):
+                lock.release()
+            return None
+    return Aside(path, lock if isinstance(lock, HeldLock) else None)
 
 
 def remove_artifacts(
