@@ -147,7 +147,7 @@ def test_sizes_beyond_the_range_are_frozen_as_they_come_and_then_preferred(vault
 
 
 def test_an_exact_graph_is_preferred_and_then_the_tightest_range() -> None:
-    from graphs.test_ranges import signature_of
+    from graphs.test_range_signatures import signature_of
     from pipevault.graphs.ranges import Symbol
     from pipevault.graphs.table import Kept, Table
 
