@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from pipevault.cache.builders import Builders
 from pipevault.cache.call import CallShape
 from pipevault.cache.call_shapes import AskedShape, AskedSize, CallRange, call_shapes
 from pipevault.cache.identity import module_dtype, part_factors
@@ -88,6 +89,7 @@ class PipelineCache:
         allow_group_write: bool | None = None,
         shared: str | None = None,
         regions: str | None = None,
+        jobs: int | None = None,
         build_config: Mapping[str, bool | int | float | str] | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -111,6 +113,7 @@ class PipelineCache:
             allow_group_write=allow_group_write,
             shared=shared,
             regions=regions,
+            jobs=jobs,
         )
         self.build = BuildOptions(self.settings.weights, dict(build_config or {}))
         self._progress = progress
@@ -513,7 +516,16 @@ class _Session:
 
     def _rehearse_and_publish(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> Outcome:
         started_s, compiled_s = time.perf_counter(), self._compiled_s()
-        rehearsal = rehearse(self.pipe, self.states, shape, policy="compile", clock=self.clock, compare=True)
+        with Builders(self.settings.build_processes, self.settings.level) as builders:
+            rehearsal = rehearse(
+                self.pipe,
+                self.states,
+                shape,
+                policy="compile",
+                clock=self.clock,
+                compare=True,
+                builders=builders,
+            )
         for name in rehearsal.eager:
             self._leave_eager(name)
         for text in rehearsal.problems:
