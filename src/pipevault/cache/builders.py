@@ -8,12 +8,14 @@ the program itself, is compiled here, and so are those for a GPU, whose kernels 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import resource
 import selectors
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -47,11 +49,18 @@ def environment() -> dict[str, str]:
 
 @dataclass
 class Work:
-    """A graph to compile for a part. ``ended`` is called with what :meth:`PartState.end_ahead` raised, or nothing."""
+    """A graph to compile for a part. ``started`` is called when that begins, ``ended`` with what
+    :meth:`PartState.end_ahead` raised, or nothing.
+    """
 
     state: PartState
     pending: Pending
+    started: Callable[[], None]
     ended: Callable[[CannotFreezeError | None], None]
+
+    def start(self) -> None:
+        self.pending.compiled_s = time.perf_counter()
+        self.started()
 
     def end(self, build: Callable[[], BuiltGraph]) -> None:
         try:
@@ -62,14 +71,17 @@ class Work:
             self.ended(None)
 
     def build_here(self) -> None:
+        self.start()
         self.end(lambda: self.pending.build.run(self.pending.folder))
 
 
 class Builders:
     """As many processes that compile as ``jobs`` says, this one among them. They end with the context."""
 
-    def __init__(self, jobs: int, level: str) -> None:
+    def __init__(self, jobs: int, level: str, mean_s: float | None = None) -> None:
+        """``mean_s``: the seconds that earlier graphs of the vault took, on average."""
         self._jobs = jobs
+        self._mean_s = mean_s
         self._level = level
         self._busy: dict[_Builder, Work] = {}
         self._idle: list[_Builder] = []
@@ -84,6 +96,12 @@ class Builders:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
         self._selector.close()
+
+    def estimate(self, count: int) -> str:
+        """Return what compiling so many graphs is, and how long it may take."""
+        rounds = math.ceil(count / self._jobs)
+        about = f", about {rounds * self._mean_s:.0f} s as earlier ones took" if self._mean_s else ""
+        return f"{count} graph{'s' if count > 1 else ''}{about}"
 
     def build_all(self, works: Sequence[Work]) -> None:
         """Compile all of ``works``, and end each."""
@@ -123,6 +141,7 @@ class Builders:
             work.build_here()
             return
         builder = self._idle.pop() if self._idle else self._started()
+        work.start()
         builder.send(work.pending.folder)
         self._busy[builder] = work
 

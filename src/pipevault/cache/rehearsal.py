@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from pipevault.cache.builders import Builders, Work
 from pipevault.cache.call import CallShape, has_optional_images, parameters, warm_up_arguments
 from pipevault.cache.call_shapes import CallRange
 from pipevault.cache.capture import Capture, Task
-from pipevault.cache.outcome import Clock, PartOutcome
+from pipevault.cache.outcome import Clock, PartOutcome, Step
 from pipevault.determinism.describe import digest_array, has_bytes
 from pipevault.determinism.layers import BESIDE, STREAMS, capture, moved
 from pipevault.determinism.outputs import as_array, is_image, is_media, leaves, plain_value
@@ -98,7 +99,8 @@ def rehearse(
         with policies(states, policy):
             for state in states.values():
                 state.start_listing()
-            problems = _freeze_ahead(states, capture.tasks(ranges=isinstance(shape, CallRange)), builders)
+            tasks = capture.tasks(ranges=isinstance(shape, CallRange))
+            problems = _freeze_ahead(states, tasks, builders, clock)
             for run, eager_output in drawn:
                 output = run()
                 with clock.step("check"):
@@ -127,7 +129,9 @@ def _captured(
         return _first_accepted(run, alternative, between=capture.forget_run)
 
 
-def _freeze_ahead(states: Mapping[str, PartState], tasks: Sequence[Task], builders: Builders | None) -> list[str]:
+def _freeze_ahead(
+    states: Mapping[str, PartState], tasks: Sequence[Task], builders: Builders | None, clock: Clock
+) -> list[str]:
     """Freeze captured calls, but for those that depend on what the pipeline does around them; these are frozen as it
     makes them. Return why there is no graph for a range. Raises what is wrong with a call after all others are frozen.
     """
@@ -146,7 +150,12 @@ def _freeze_ahead(states: Mapping[str, PartState], tasks: Sequence[Task], builde
     with ExitStack() as stack:
         stack.enter_context(TURNS.take(wanted, what="freezing"))
         stack.enter_context(generating(states, rehearsing=True))
-        works = []
+        works: list[Work] = []
+        started = itertools.count(1)
+
+        def tell(name: str, signature: str) -> None:
+            clock.report(Step(name, "compile", None, signature, f"{next(started)} of {len(works)}"))
+
         # In one order everywhere: processes that wait for one another's locks would wait for ever.
         for task in sorted(tasks, key=lambda task: task.order):
             call = task.call
@@ -159,12 +168,11 @@ def _freeze_ahead(states: Mapping[str, PartState], tasks: Sequence[Task], builde
                 continue
             if pending is not None:
                 stack.push(pending.held)
-                works.append(Work(call.state, pending, functools.partial(ended, task)))
-        if builders is not None and len(works) > 1:
-            builders.build_all(works)
-        else:
-            for work in works:
-                work.build_here()
+                begun = functools.partial(tell, call.state.name, str(pending.signature))
+                works.append(Work(call.state, pending, begun, functools.partial(ended, task)))
+        if builders is not None and works:
+            with clock.step("compile", detail=builders.estimate(len(works))):
+                builders.build_all(works)
     if failures:
         raise failures[0]
     return list(dict.fromkeys(problems))

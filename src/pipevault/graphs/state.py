@@ -108,17 +108,20 @@ class PartOptions:
     freeze_hint: str = "Load the pipeline for such calls in mode 'compile'"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pending:
-    """A call whose graph is to be compiled into ``folder``. ``held`` has the lock of its shelf, and the folder."""
+    """A call whose graph is to be compiled into ``folder``. ``held`` has the lock of its shelf, and the folder.
+
+    ``started_s`` and ``compiled_s`` are when it began to be frozen and to be compiled, by ``time.perf_counter()``.
+    """
 
     prepared: Prepared
     table: Table
     signature: Signature
     folder: Path
     started_s: float
-    compiled_s: float
     held: ExitStack
+    compiled_s: float = 0.0
 
     @property
     def build(self) -> Build:
@@ -422,7 +425,11 @@ class PartState(Host):
     def freeze(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Slot:
         """Make a graph for the call, or note why there can be none; the slot in the table."""
         begun = self._begin(args, kwargs)
-        return begun if isinstance(begun, Slot) else self._end(begun, lambda: begun.build.run(begun.folder))
+        if isinstance(begun, Slot):
+            return begun
+        begun.compiled_s = time.perf_counter()
+        self.options.report(self.name, "compile", None, str(begun.signature))
+        return self._end(begun, lambda: begun.build.run(begun.folder))
 
     def _begin(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], others: Sequence[SizedCall] = (), *, ahead: bool = False
@@ -471,9 +478,7 @@ class PartState(Host):
                 if table.shelf is None:
                     folder = kept_scratch_folder()
                 prepared = prepare_call(subject, observation, options=self.options.build, others=others)
-                compiled_s = time.perf_counter()
-                report(self.name, "compile", None, str(signature))
-                return Pending(prepared, table, signature, folder, started_s, compiled_s, stack.pop_all())
+                return Pending(prepared, table, signature, folder, started_s, stack.pop_all())
         except CannotFreezeError as error:
             return self._refused(table, signature, error, others)
 

@@ -52,6 +52,7 @@ from pipevault.runtime.pipeline import LoadedState, attach_state, loaded_state, 
 from pipevault.runtime.turn import resources
 from pipevault.settings import Settings, Tier
 from pipevault.store.manifest import Manifest
+from pipevault.store.stats import mean_compile_s
 from pipevault.store.tiers import Found, Tiers
 from pipevault.store.vault import Vault
 
@@ -516,7 +517,8 @@ class _Session:
 
     def _rehearse_and_publish(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> Outcome:
         started_s, compiled_s = time.perf_counter(), self._compiled_s()
-        with Builders(self.settings.build_processes, self.settings.level) as builders:
+        mean_s = mean_compile_s(self.cache.vault.layout)
+        with Builders(self.settings.build_processes, self.settings.level, mean_s) as builders:
             rehearsal = rehearse(
                 self.pipe,
                 self.states,
