@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
     factors: dict[str, Any] | None
     samples: list[Sha256]
     latents: list[Sha256]
-    tolerance: dict[str, Any] | None
+    tolerance: Tolerance | None
     digest: str
 
 
@@ -76,7 +76,7 @@ def read_golden(path: Path) -> Golden:
     record = RunRecord.from_document(document.record, source=str(path / GOLDEN_FILE))
     samples, latents = _read_samples(path, document.samples), _read_latents(path, document.latents)
     drawn = Drawn(record, samples, latents, document.factors)
-    return Golden(path, document.case, drawn, document.request, _tolerance(path, document.tolerance))
+    return Golden(path, document.case, drawn, document.request, document.tolerance)
 
 
 def _document(file: Path) -> _Document:
@@ -86,16 +86,6 @@ def _document(file: Path) -> _Document:
         raise NoGoldenError(f"There is no golden {file.parent}. Record it first.") from None
     except OSError as error:
         raise RecordError(f"{file} cannot be read: {error.strerror}. Mend its permissions.", str(file)) from error
-
-
-def _tolerance(path: Path, document: Mapping[str, Any] | None) -> Tolerance | None:
-    if document is None:
-        return None
-    try:
-        return Tolerance.from_json(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"it cannot be read ({type(error).__name__}: {error})"
-        raise _FORMAT.bad(path / GOLDEN_FILE, "tolerance", what) from error
 
 
 def _read_samples(path: Path, digests: Sequence[str]) -> tuple[Sample, ...]:
