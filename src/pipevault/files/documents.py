@@ -71,7 +71,7 @@ class Format(Generic[DocumentT]):
     canonical: bool = True
 
     def parse(self, data: str | bytes, source: str | Path) -> DocumentT:
-        """The document in ``data``, the content of ``source``. Raises what the format makes of a :class:`Problem`."""
+        """Read ``data``, the content of ``source``. Raises what the format makes of a :class:`Problem`."""
         try:
             # Bytes that are compared need no look at each object and number.
             document = json.loads(data) if self.canonical else _loads_strictly(data)
@@ -88,14 +88,14 @@ class Format(Generic[DocumentT]):
         return parsed
 
     def check(self, document: Any, source: str | Path, *, within: str = "") -> DocumentT:
-        """Convert what was parsed from JSON, the field ``within`` of its file. Raises like :meth:`parse`."""
+        """Convert a parsed document, the field ``within`` of its file or all of it. Raises like :meth:`parse`."""
         if not isinstance(document, dict) or self.version_field not in document:
             what = _at(within, f"expected an object with the field `{self.version_field}`")
             raise (self.foreign or self.damaged)(Problem(str(source), what, self.version_field))
         version = document[self.version_field]
         field = f"{within}.{self.version_field}".lstrip(".")
         if type(version) is not int or version < 1:
-            raise self.bad(source, field, f"expected an integer from 1 on, got {version!r}")
+            raise self.bad(source, field, f"expected an integer from 1 on, got {_shown(version)}")
         if version != self.version:
             make = self.newer if version > self.version else self.older
             what = f"is of version {version} (`{field}`), not {self.version}"
@@ -117,11 +117,9 @@ class Format(Generic[DocumentT]):
         try:
             computed = digest_json({n: value for n, value in document.items() if n != self.digest_field}).hex
         except (ValueError, RecursionError) as error:
-            raise self.bad(
-                source, self.digest_field, f"it cannot be checked, for this is no plain JSON ({error})"
-            ) from error
+            raise self.bad(source, self.digest_field, f"the rest is no plain JSON ({error})") from error
         if document[self.digest_field] != computed:
-            what = f"expected the digest of the rest, {computed}, got {document[self.digest_field]!r}"
+            what = f"expected the digest of the rest, {computed}, got {_shown(document[self.digest_field])}"
             raise (self.edited or self.damaged)(Problem(str(source), _at(self.digest_field, what), self.digest_field))
 
     def write(self, document: DocumentT) -> bytes:
@@ -130,7 +128,7 @@ class Format(Generic[DocumentT]):
 
 
 def _problem(source: str | Path, message: str, within: str) -> Problem:
-    """From what msgspec says: ``Expected `int`, got `str` - at `$.seeds[1]```."""
+    """The problem in a message of msgspec, as in ``Expected `int`, got `str` - at `$.seeds[1]```."""
     what, _, place = message.partition(" - at ")
     place = within + place.removeprefix("`key` in ").strip("`").removeprefix("$")
     what = what[:1].lower() + what[1:]
@@ -142,6 +140,11 @@ def _problem(source: str | Path, message: str, within: str) -> Problem:
 
 def _at(field: str, what: str) -> str:
     return f"field `{field}`: {what}" if field else what
+
+
+def _shown(value: Any) -> str:
+    # A deeply nested value has no repr.
+    return f"`{type(value).__name__}`" if isinstance(value, (list, dict)) else f"{value!r:.80}"
 
 
 def _loads_strictly(data: str | bytes) -> Any:

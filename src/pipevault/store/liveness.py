@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,13 +51,7 @@ class ProcessIdentity:
         return msgspec.convert(document, cls)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "host": self.host,
-            "pid": self.pid,
-            "boot_id": self.boot_id,
-            "namespaces": self.namespaces,
-            "started": self.started,
-        }
+        return asdict(self)
 
     @property
     def mark(self) -> str:
