@@ -105,10 +105,12 @@ class Format(Generic[DocumentT]):
         try:
             return msgspec.convert(document, self.type)
         except (msgspec.ValidationError, UnicodeError, RecursionError) as error:
-            raise self.damaged(_problem(source, str(error), within)) from error
+            raise self.bad(source, within, error) from error
 
-    def bad(self, source: str | Path, field: str, what: str) -> Exception:
-        """The error for a field that is not as it must be."""
+    def bad(self, source: str | Path, field: str, what: str | Exception) -> Exception:
+        """The error for a field that is not as it must be; an error of msgspec says where in it."""
+        if isinstance(what, Exception):
+            return self.damaged(_problem(source, str(what), field))
         return self.damaged(Problem(str(source), _at(field, what), field))
 
     def _check_digest(self, document: dict[str, Any], source: str | Path) -> None:

@@ -66,7 +66,9 @@ def read_part(path: Path) -> tuple[GraphDocument, ...]:
 def _graph(document: Mapping[str, Any], path: Path, field: str) -> GraphDocument:
     try:
         return GraphDocument.from_json(document)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        raise _FORMAT.bad(path, field, error) from error
+    except (KeyError, TypeError) as error:
         raise _FORMAT.bad(path, field, f"{type(error).__name__}: {error}") from error
 
 
