@@ -60,13 +60,13 @@ def bench(
       pipevault bench demo --ways eager,whole,blocks --runs 5 --json
       pipevault bench ./my-model --prompt "a lighthouse" --steps 10 --size 512x512 --plot bench.svg
     """
-    from pipevault.manager.bench import WAYS
+    from pipevault.manager.bench import ALL_WAYS
     from pipevault.manager.bench import bench as run_bench
 
     if plot is not None and not plot.absolute().parent.is_dir():
         raise SettingsError(f"The plot cannot be written to {plot}: give a file in a folder that exists as --plot.")
     request = request_from(model, prompts=prompts, seed=seed, steps=steps, guidance_scale=guidance_scale, size=size)
-    names = tuple(name.strip() for value in ways for name in value.split(",")) or tuple(way.name for way in WAYS)
+    names = tuple(name.strip() for value in ways for name in value.split(",")) or ALL_WAYS
     with StepProgress() as progress:
         result = run_bench(
             model,

@@ -35,6 +35,7 @@ class Way:
     name: str
     method: str
     regions: str | None = None
+    compile_profile: str | None = None
     load: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -48,8 +49,11 @@ WAYS = (
     Way("torch.compile by blocks", COMPILED_BY_BLOCKS),
     Way("whole", "frozen", "off"),
     Way("blocks", "frozen", "blocks"),
-    Way("range", "frozen", "off", {"dynamic": True}),
+    Way("range", "frozen", "off", load={"dynamic": True}),
+    Way("whole, fast", "frozen", "off", "fast"),
+    Way("whole, max", "frozen", "off", "max"),
 )
+ALL_WAYS = tuple(way.name for way in WAYS)
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def bench(
     dtype: str | None = None,
     device: str | None = None,
     pipeline_class: str | None = None,
-    ways: Sequence[str] = tuple(way.name for way in WAYS),
+    ways: Sequence[str] = ALL_WAYS,
     runs: int = 3,
     jobs: int | None = None,
     timeout_s: float | None = None,
@@ -153,6 +157,7 @@ def _measure(way: Way, job: GenerationJob, runs: int, timeout_s: float | None, c
             job,
             method=way.method,
             regions=way.regions,
+            compile_profile=way.compile_profile,
             load=way.load,
             dir=scratch / "vault",
             mode="compile",

@@ -103,6 +103,7 @@ def _make_ready(pipe: Any, job: GenerationJob) -> tuple[Draw, Outcome | None]:
             level=job.level,
             regions=job.regions,
             jobs=job.jobs,
+            compile_profile=job.compile_profile,
             build_config=job.build_config,
         )
         cache.load(pipe, **{**job.request.load_arguments(pipe), **job.load})

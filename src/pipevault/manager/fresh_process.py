@@ -38,7 +38,7 @@ class GenerationJob:
 
     ``method``: ``eager`` (plain diffusers), ``torch.compile`` (each part that pipevault would freeze, with an empty
     compile cache), ``torch.compile by blocks`` (their repeated blocks, each kind compiled once), or ``frozen`` (loaded
-    from the vault ``dir`` in ``mode`` at ``level``, with ``regions``, ``jobs`` and the further arguments ``load``).
+    from the vault ``dir`` in ``mode`` at ``level``, with those settings and the further arguments ``load``).
     ``generations`` of 0 only makes ready, which in mode ``compile`` freezes what the vault lacks. ``environment`` is
     laid over the parent's.
     """
@@ -57,6 +57,7 @@ class GenerationJob:
     generations: int = 2
     regions: str | None = None
     jobs: int | None = None
+    compile_profile: str | None = None
     load: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
