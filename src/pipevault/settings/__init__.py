@@ -90,8 +90,8 @@ class Settings:
     its folder's group work together, and trust one another. ``regions``: ``blocks`` freezes the repeated blocks of a
     part that has any, one graph for each kind of block; ``off`` freezes each part whole; ``auto`` decides by their
     number and size. ``jobs``: how many graphs are compiled at a time, each by a process; 0 stands for as many as there
-    are cores. ``compile_profile``: ``fast`` spends less time on compiling than ``balanced``, ``max`` more, to try kernels
-    and keep the best.
+    are cores. ``compile_profile``: ``fast`` spends less time on compiling than ``balanced``, ``max`` more, to try
+    kernels and keep the best.
     """
 
     dir: Path
