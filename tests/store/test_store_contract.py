@@ -26,11 +26,12 @@ from pipevault.errors import (
 )
 from pipevault.settings import Settings, Tier
 from pipevault.store.folder import Folder, OwnFolder, open_vault
-from pipevault.store.interface import EntryStore, Found, Refused, Wrapper
+from pipevault.store.interface import EntryStore, Found, Refused
 from pipevault.store.signed import Signed, TrustedKeys
 from pipevault.store.signing_keys import PrivateKey, read_private_key, write_key_pair
 from pipevault.store.timed import Timed
 from pipevault.store.vault import Vault
+from pipevault.store.wrapper import Wrapper
 
 MAX_SIZE = 100_000
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from pipevault.digest import Digest
 from pipevault.errors import UnsafeVaultError, VaultError
 from pipevault.files.opened import OpenedFile
 from pipevault.settings import Settings
-from pipevault.store.interface import EntryStore, Found, Refused, Wrapper
+from pipevault.store.interface import EntryStore, Found, Refused
+from pipevault.store.wrapper import Answer, Wrapper
 
 if TYPE_CHECKING:
     from pipevault.store.signing_keys import PublicKey
-
-Answer = TypeVar("Answer")
 
 
 class TrustedKeys:
@@ -27,7 +26,7 @@ class TrustedKeys:
         self._loaded: tuple[PublicKey, ...] | None = None
 
     def load(self) -> tuple[PublicKey, ...]:
-        """Raises :class:`~pipevault.errors.KeyFileError`."""
+        """Return the keys; the files that hold some are read once. :class:`~pipevault.errors.KeyFileError`."""
         if self._loaded is None:
             from pipevault.store.signing_keys import load_trusted
 

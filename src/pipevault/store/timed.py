@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
 
 from pipevault.digest import Digest
 from pipevault.store.deadline import ask
-from pipevault.store.interface import EntryStore, Wrapper
+from pipevault.store.interface import EntryStore
 from pipevault.store.manifest import Manifest
-
-Answer = TypeVar("Answer")
+from pipevault.store.wrapper import Answer, Wrapper
 
 
 class Timed(Wrapper):
