@@ -29,7 +29,7 @@ BUCKET = Path("/bucket")
 
 @pytest.fixture(autouse=True)
 def _no_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("pipevault.graphs.freezing.build_graph", lambda *_, **__: pytest.fail("something was compiled"))
+    monkeypatch.setattr("pipevault.graphs.inductor.build_graph", lambda *_, **__: pytest.fail("something was compiled"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 

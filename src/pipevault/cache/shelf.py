@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -199,27 +199,38 @@ class VaultShelf:
         self.device = device
         self._shelf = graph_key(factors, Signature(()), {}).shelf
         self.identity = self._shelf.hex
-        self._seen: set[Digest] = set()
+        self._read: dict[Digest, Kept | None] = {}
         self._frozen_here: set[Digest] = set()
-        self._read: dict[Digest, Found] = {}
+        self._unopened: dict[Digest, Found] = {}
         """The entries that were read and not opened yet."""
 
-    def news(self) -> Iterator[Kept]:
+    def news(self, known: Collection[str]) -> Iterator[Kept]:
         keys, problems = self.store.tiers.shelf(self._shelf)
         for problem in problems:
             self.store.tell(problem)
         for key in keys:
-            if key in self._seen:
+            if key.hex in known:
                 continue
-            self._seen.add(key)
-            search = self.store.search(key)
-            found = next(search.entries(), None)
-            self.store.count_quarantined(search)
-            if found is None:
-                self._tell(search)
-            elif (kept := self._kept(found)) is not None:
-                self.store.origins[key] = found.tier.dir
+            if key not in self._read:
+                self._read[key] = self._look(key)
+            if (kept := self._read[key]) is not None:
                 yield kept
+
+    def _look(self, key: Digest) -> Kept | None:
+        search = self.store.search(key)
+        found = next(search.entries(), None)
+        self.store.count_quarantined(search)
+        if found is None:
+            self._tell(search)
+            return None
+        kept = self._kept(found)
+        if kept is not None:
+            self.store.origins[key] = found.tier.dir
+        return kept
+
+    def forget(self, key: str) -> None:
+        self._read.pop(Digest(key), None)
+        self._unopened.pop(Digest(key), None)
 
     def _tell(self, search: Search) -> None:
         """Why an entry is not on the shelf, unless it was told with the name of its tier."""
@@ -300,12 +311,12 @@ class VaultShelf:
         }
         manifest = Manifest(key, {name: part}, tuple(artifacts), details, now_utc())
         published = self.store.tiers.publish(manifest, files)
-        self._seen.add(key.digest)
         self._frozen_here.add(key.digest)
         self.store.count("published", key.digest, bytes=published.manifest.size_bytes)
         kept = self._kept(published)
         if kept is None:
             raise CorruptEntryError(f"The entry {key.digest.short} was published and cannot be read.", published.path)
+        self._read[key.digest] = kept
         self.store.limit_size(published)
         return kept
 
@@ -319,12 +330,12 @@ class VaultShelf:
         if part["status"] != "frozen":
             return Kept(signature, key.digest.hex, refusal=part["reason"])
         document = _document(manifest)
-        self._read[key.digest] = found
+        self._unopened[key.digest] = found
         return Kept(signature, key.digest.hex, document, lambda: self._files(key.digest, document))
 
     def _files(self, key: Digest, document: GraphDocument) -> GraphFiles:
         opened: dict[str, OpenedFile] = {}
-        search = self.store.search(key, known=self._read.pop(key, None))
+        search = self.store.search(key, known=self._unopened.pop(key, None))
 
         def check(found: Found) -> None:
             if mismatch := check_package_machine(document.machine, self.device):
@@ -336,7 +347,6 @@ class VaultShelf:
 
         found = self.store.open_found(search, check)
         if found is None:
-            self._seen.discard(key)
             reasons = "; ".join(search.reasons) or "it is gone"
             raise CorruptEntryError(
                 f"The graph {key.short} of {self.part} cannot be used: {reasons}", self.store.settings.dir
