@@ -414,7 +414,7 @@ class _Session:
         graphs = list({Digest(slot.kept.key): None for state in self.states.values() for slot in state.graphs})
         if not graphs:
             tiers = self.cache._tiers
-            tiers.open_tier(tiers.own_tier)  # raises what makes it unusable
+            tiers.is_writable(tiers.own_tier)  # raises what makes it unusable
         if not graphs and self.settings.mode == "require":
             key = self.cache.key(self.pipe, parts=tuple(self.modules))
             raise self._missed(key, self.store.search(key.digest).miss(key), CallShape())
@@ -562,9 +562,8 @@ class _Session:
         try:
             with self.clock.step("publish"):
                 published = self._publish(plan)
-                manifest = published.manifest_digest
-            tier = self.cache._tiers.own_tier
-            self.store.keep(self.cache._tiers.hold(Found(self.cache.vault, published, tier, tier), is_use=False))
+                manifest = published.manifest.manifest_digest
+            self.store.keep(self.cache._tiers.hold(published, is_use=False))
         except VaultError as error:
             problem = f"not stored: {error}"
         if miss.word == "damaged":
@@ -585,14 +584,14 @@ class _Session:
             problems=tuple(self.store.problems),
         )
 
-    def _publish(self, plan: Manifest) -> Manifest:
+    def _publish(self, plan: Manifest) -> Found:
         """What stands in the vault: a plan that is whole stays, unless it needs other graphs than the call does."""
-        vault = self.cache.vault
-        published = vault.publish(plan, {})
-        if published.needs == plan.needs:
+        tiers = self.cache._tiers
+        published = tiers.publish(plan, {})
+        if published.manifest.needs == plan.needs:
             return published
-        vault.quarantine(vault.layout.manifest_file(plan.key.digest), "The call does not need its graphs any more.")
-        return vault.publish(plan, {})
+        tiers.quarantine(published.vault, published.tier, published.path, "The call does not need its graphs any more.")
+        return tiers.publish(plan, {})
 
     def _obstructed(self) -> dict[str, PartOutcome]:
         return {name: PartOutcome("eager", what) for name, what in self.obstacles.items()}

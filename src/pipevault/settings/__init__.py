@@ -142,8 +142,11 @@ class Settings:
         for name in ("lock_timeout_s", "turn_timeout_s", "tier_timeout_s"):
             if not getattr(self, name) >= 0:
                 raise SettingsError(f"{name} must be 0 or more seconds, not {getattr(self, name)!r}.")
-        if self.max_size is not None and self.max_size < 0:
-            raise SettingsError(f"max_size must be 0 or more bytes, not {self.max_size!r}.")
+        if self.max_size is not None and self.max_size <= 0:
+            raise SettingsError(
+                f"max_size must be 1 or more bytes, not {self.max_size!r}. Write none for no limit; `pipevault prune "
+                "--max-size 0` empties a vault."
+            )
 
     @property
     def unfrozen_policy(self) -> str:
