@@ -103,6 +103,35 @@ def inductor_default(name: str, *, value: Any) -> Any:
     return entry.default
 
 
+def inductor_option_names() -> tuple[str, ...]:
+    """Return the names of all of Inductor's options."""
+    from torch._inductor import config
+
+    copy: Any = config.get_config_copy
+    return tuple(copy())
+
+
+def compile_modes() -> tuple[str, ...]:
+    """Return the modes of ``torch.compile`` by name."""
+    from torch import _inductor
+
+    modes: Any = _inductor.list_mode_options()
+    return tuple(modes)
+
+
+def compile_mode_options(mode: str | None) -> dict[str, Any]:
+    """Return the options of Inductor that a mode of ``torch.compile`` stands for, but for CUDA graphs.
+
+    A library of AOTInductor is not recorded in a CUDA graph. Raises ``KeyError`` for an unknown mode.
+    """
+    if mode is None:
+        return {}
+    from torch import _inductor
+
+    modes: Any = _inductor.list_mode_options()
+    return {name: value for name, value in modes[mode].items() if not name.startswith("triton.cudagraph")}
+
+
 def inductor_vector_settings() -> VectorSettings:
     """Read the options that decide which vector instructions Inductor generates, without importing it."""
     config: Any = sys.modules.get(_INDUCTOR_CONFIG)

@@ -2,6 +2,7 @@
 
     cached_pipe/
       unet                      this document
+      pipevault.json            {"parts": ["unet", ...]}: what must be there when one of them is loaded
       artifacts/<sha256>        libraries and lifted constants
 
 ::
@@ -11,8 +12,10 @@
                  "beside": {},
                  "inputs": [[0, [64, 8, 1]]], "results": [["tensor"]], "result_tree": "...", "ties": [...],
                  "layout": "<sha256>", "origins": [["freqs", ["rope", "freqs"], "<sha256>"]],
-                 "machine": {"AOTI_CPU_ISA": ...}, "checks": {...}}]}
+                 "machine": {"AOTI_CPU_ISA": ...}, "checks": {...}}],
+     "identity": {"architecture": {...}, "machine": {...}, "toolchain": {...}, ...} or null}
 
+``identity`` has the factors of the part that was frozen, ``null`` if a vault knows them.
 In a vault each graph has a manifest of its own, and the files are the vault's artifacts.
 """
 
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +32,52 @@ from pipevault.errors import CorruptEntryError
 from pipevault.graphs.frozen import GraphDocument
 from pipevault.reading import read_file
 
-PART_VERSION = 3
+PART_VERSION = 4
 ARTIFACTS = "artifacts"
+SAVED_PARTS = "pipevault.json"
 
 
-def write_part(path: Path, graphs: Sequence[GraphDocument]) -> None:
-    path.write_bytes(part_bytes([graph.to_json() for graph in graphs]))
+@dataclass(frozen=True)
+class PartDocument:
+    """The content of a part's document."""
+
+    graphs: tuple[GraphDocument, ...]
+    identity: Mapping[str, Any] | None
 
 
-def part_bytes(graphs: Sequence[Mapping[str, Any]]) -> bytes:
-    return canonical_json({"pipevault_part": PART_VERSION, "graphs": list(graphs)})
+def write_part(path: Path, graphs: Sequence[GraphDocument], identity: Mapping[str, Any] | None) -> None:
+    """Write the document of a part, and its name to the list of those that were saved beside it."""
+    document = {
+        "pipevault_part": PART_VERSION,
+        "graphs": [graph.to_json() for graph in graphs],
+        "identity": None if identity is None else dict(identity),
+    }
+    path.write_bytes(canonical_json(document))
+    names = {*_saved_parts(path.parent), path.name}
+    (path.parent / SAVED_PARTS).write_bytes(canonical_json({"parts": sorted(names)}))
 
 
-def read_part(path: Path) -> tuple[GraphDocument, ...]:
-    """Raises :class:`CorruptEntryError` if ``path`` is no part document of this version."""
+def _saved_parts(folder: Path) -> list[str]:
+    listing = folder / SAVED_PARTS
+    try:
+        return [name for name in json.loads(read_file(listing))["parts"] if isinstance(name, str)]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptEntryError(f"{listing} cannot be read: {error}. Save the pipeline again.", listing) from error
+
+
+def read_part(path: Path) -> PartDocument:
+    """Read a part's document. ``load_pipe`` skips a part whose document is gone, so one that is left tells of it.
+
+    Raises :class:`CorruptEntryError` if ``path`` is no part document of this version, or another part that was saved
+    beside it is missing.
+    """
+    if missing := [name for name in _saved_parts(path.parent) if not (path.parent / name).is_file()]:
+        raise CorruptEntryError(
+            f"{path.parent} lacks {', '.join(missing)}, which was saved there. Save the pipeline again.",
+            path.parent / missing[0],
+        )
     try:
         document = json.loads(read_file(path))
         version = document["pipevault_part"]
@@ -50,7 +86,9 @@ def read_part(path: Path) -> tuple[GraphDocument, ...]:
                 f"{path} has part format {version!r}, this pipevault reads {PART_VERSION}. Freeze the part again.",
                 path,
             )
-        return tuple(GraphDocument.from_json(graph) for graph in document["graphs"])
+        graphs = tuple(GraphDocument.from_json(graph) for graph in document["graphs"])
+        identity = document["identity"]
+        return PartDocument(graphs, None if identity is None else dict(identity))
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         if isinstance(error, CorruptEntryError):
             raise
