@@ -10,6 +10,7 @@ from torch import nn
 
 from pipevault.cache.call import CallShape, described, shape_factors
 from pipevault.cache.identity import module_dtype
+from pipevault.cache.onediff_backends import backend_groups
 from pipevault.determinism.flags import code_flags
 from pipevault.fingerprint.classes import class_identity, is_released, original_class, qualified_name
 from pipevault.fingerprint.machine import machine_factors
@@ -39,6 +40,7 @@ def build_key(
     ``known`` has the architecture of parts for which it was computed already.
     """
     known = known or {}
+    toolchain, backend_factors = backend_groups(backend, build)
     device = execution_device(pipe, parts)
     weights: dict[str, Any] = {"policy": build.weights}
     if build.weights == "baked":
@@ -51,8 +53,8 @@ def build_key(
             "call": {**shape_factors(shape), "autocast": _autocast(device)},
             "dtype": {name: module_dtype(module) for name, module in parts.items()},
             "machine": machine_factors(device),
-            "toolchain": toolchain_factors(graph_format=GRAPH_FORMAT),
-            "backend": {"name": backend, **build.to_json()},
+            "toolchain": {**toolchain_factors(graph_format=GRAPH_FORMAT), **toolchain},
+            "backend": {"name": backend, **build.to_json(), **backend_factors},
             "determinism": code_flags(),
         }
     )

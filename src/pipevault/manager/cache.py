@@ -20,12 +20,13 @@ from pipevault.cache.call import CallShape, resolve_shape
 from pipevault.cache.call_shapes import call_shapes
 from pipevault.cache.identity import module_dtype, part_factors
 from pipevault.cache.keys import build_key, execution_device
+from pipevault.cache.onediff_backends import onediff_backend
 from pipevault.cache.outcome import Clock, Explanation, Outcome, PartOutcome, Progress, Step, combine
 from pipevault.cache.plan import lists_part, make_plan, open_graphs, plan_outcomes
 from pipevault.cache.rehearsal import rehearse
 from pipevault.cache.search import Miss, open_vault
 from pipevault.cache.shelf import Store, VaultShelf
-from pipevault.compat.versions import warn_untried
+from pipevault.compat.versions import require_inductor, warn_untried
 from pipevault.determinism.levels import SWITCHES, needs, parse_level
 from pipevault.determinism.levels import level as at_level
 from pipevault.determinism.turns import TURNS
@@ -46,6 +47,7 @@ from pipevault.graphs.part import FrozenPart, obstacle, part_state
 from pipevault.graphs.state import FREEZING, PartOptions, PartState
 from pipevault.key import Key
 from pipevault.runtime.leases import HeldLeases
+from pipevault.runtime.onediff_pipeline import OnediffState
 from pipevault.runtime.pipeline import LoadedState, attach_state, loaded_state, release_class, unload
 from pipevault.runtime.turn import resources
 from pipevault.settings import Settings, Tier
@@ -111,6 +113,9 @@ class PipelineCache:
         )
         self.build = BuildOptions(self.settings.weights, dict(build_config or {}))
         self._progress = progress
+        self._backend = onediff_backend(self.settings.backend, self.build)
+        if self.settings.mode != "off":
+            require_inductor() if self._backend is None else self._backend.require()
         self._vault: Vault | None = None
         self._tiers = Tiers(self.settings, self._own_vault)
 
@@ -168,6 +173,13 @@ class PipelineCache:
             unload(pipe)
             attach_state(pipe, LoadedState(Outcome("off", reason="mode is off"), weakref.ref(pipe)))
             return pipe
+        if self._backend is not None:
+            from pipevault.manager.onediff_load import load_onediff
+
+            load_onediff(self, self._backend, pipe, asked, parts)
+            return pipe
+        if isinstance(loaded_state(pipe), OnediffState):
+            unload(pipe)
         warn_untried()
         wanted = [resolve_shape(pipe, self._per_sample(shape)) for shape in asked]
         names = tuple(graph_parts.find_parts(pipe, parts))

@@ -27,6 +27,7 @@ from torch import nn
 from pipevault.cache.identity import part_factors
 from pipevault.compat.onediff import register_backend
 from pipevault.compat.pytorch import compile_mode_options, compile_modes, inductor_option_names
+from pipevault.compat.versions import require_inductor
 from pipevault.digest import digest_json
 from pipevault.errors import ChangedPartError, MissError, SettingsError, WrongMachineError
 from pipevault.graphs import backend
@@ -61,6 +62,7 @@ def compile_module(torch_module: nn.Module | None = None, *, options: Any = None
     """
     if torch_module is None:
         return lambda module: compile_module(module, options=options)
+    require_inductor()
     if isinstance(options, PartOptions):
         return backend.compile_module(torch_module, options)
     given = read_options(options)

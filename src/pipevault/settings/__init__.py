@@ -38,7 +38,7 @@ __all__ = ["LEVELS", "PROFILES", "Settings", "Tier", "config_file", "default_dir
 
 MODES = ("compile", "require", "off")
 WEIGHTS_POLICIES = ("bound", "baked")
-BACKENDS = ("inductor",)
+BACKENDS = ("inductor", "nexfort", "oneflow")
 UNFROZEN_POLICIES = ("compile", "eager", "background", "error")
 LOCK_TIMEOUT_POLICIES = ("error", "compile")
 SIGNATURE_POLICIES = ("off", "warn", "require")
