@@ -77,6 +77,9 @@ class Watch(Protocol):
     def calling(self, state: PartState) -> None:
         """Raise :class:`ChangedPartError` if the part is not what was frozen."""
 
+    def lacking(self, state: PartState) -> None:
+        """Raise :class:`NothingFrozenError` if a part without graphs means that nothing at all can be saved."""
+
     def saving(self, state: PartState) -> Mapping[str, Any]:
         """Return the identity of the part for its document, as plain JSON."""
 
@@ -141,8 +144,11 @@ class PartState(Host):
 
     @property
     def is_compiled(self) -> bool:
-        """Read by ``save_pipe``: whether there is anything to save."""
-        return any(slot.kept.document for slot in self.table)
+        """Whether there is anything to save: ``save_pipe`` reads it. Where there is not, ``watch`` may raise."""
+        found = any(slot.kept.document for slot in self.table)
+        if not found and self.options.watch is not None:
+            self.options.watch.lacking(self)
+        return found
 
     @property
     def table(self) -> Table:

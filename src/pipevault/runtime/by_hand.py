@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from pipevault.compat.onediff import register_backend
 from pipevault.compat.pytorch import compile_mode_options, compile_modes, inductor_option_names
 from pipevault.compat.versions import require_inductor
 from pipevault.digest import digest_json
-from pipevault.errors import ChangedPartError, MissError, SettingsError, WrongMachineError
+from pipevault.errors import ChangedPartError, MissError, NothingFrozenError, SettingsError, WrongMachineError
 from pipevault.graphs import backend
 from pipevault.graphs.freezing import part_device
 from pipevault.graphs.inductor import BuildOptions
@@ -52,6 +53,9 @@ _MEMORY_FORMATS: Mapping[str, Mapping[int, torch.memory_format]] = {
     "channels_last_3d": {5: torch.channels_last_3d},
 }
 _LISTED_DIFFERENCES = 4
+
+_COMPILED: weakref.WeakSet[PartState] = weakref.WeakSet()
+"""All parts that were compiled by hand and are still there."""
 
 
 def compile_module(torch_module: nn.Module | None = None, *, options: Any = None) -> Any:
@@ -81,6 +85,7 @@ def compile_module(torch_module: nn.Module | None = None, *, options: Any = None
         ours = PartOptions(**{**vars(ours), "watch": part_state(torch_module).options.watch})
         return backend.compile_module(torch_module, ours)
     part = backend.compile_module(torch_module, ours)
+    _COMPILED.add(part_state(part))
     if was_frozen:
         part_state(part).attach(part_device(part_state(part).module))
     return part
@@ -205,6 +210,17 @@ class _PartWatch:
     def is_changed(self, state: PartState) -> bool:
         watched = self._watched.get(_dtypes(state))
         return watched is None or watched.change() is not None
+
+    def lacking(self, state: PartState) -> None:
+        """A part that the pipeline does not call has no graphs, and ``save_pipe`` skips it. But where no part at all
+        has any, it would write an empty folder without a word.
+        """
+        if not any(slot.kept.document for other in tuple(_COMPILED) for slot in other.table):
+            raise NothingFrozenError(
+                f"{state.name} has no graphs, and neither has any other part that was compiled by hand, so there is "
+                "nothing to save. Run the pipeline first: its calls are frozen as they come.",
+                state.name,
+            )
 
     def saving(self, state: PartState) -> Mapping[str, Any]:
         watched = self._watched.get(_dtypes(state))
