@@ -68,7 +68,8 @@ DEFAULT_MAX_SIZE = 50_000_000_000
 class Settings:
     """What a :class:`pipevault.PipelineCache` works with.
 
-    ``dir``: the vault's folder. ``mode``: ``compile`` (a miss compiles and publishes), ``require`` (a miss is an
+    ``dir``: the vault's folder. ``backend``: what compiles, ``inductor`` or one of OneDiff's own, ``nexfort`` or
+    ``oneflow``. ``mode``: ``compile`` (a miss compiles and publishes), ``require`` (a miss is an
     error), ``off`` (pipelines are left alone). ``weights``: ``bound`` (a graph takes the live weights) or ``baked``
     (weights are compiled in and are part of the key). ``on_unfrozen``: what a call does that has no graph:
     ``compile`` (it is frozen on the spot), ``eager``, ``background`` (eager now, frozen by another process for later
