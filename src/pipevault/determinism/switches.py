@@ -61,8 +61,13 @@ def _attribute(name: str, path: str, attribute: str) -> Flag:
 def _reduction(name: str) -> Flag:
     """A switch of ``torch.backends.cuda.matmul`` that a second one, for split-K, is set together with."""
     plain = _attribute(name, "cuda.matmul", name)
-    second = _attribute(name, "cuda.matmul", f"{name}_split_k")
-    return Flag(name, plain.read, plain.write, lambda: (plain.read(), second.read()))
+    second = f"{name}_split_k"
+
+    def snapshot() -> Any:
+        owner = _backend("cuda.matmul")
+        return (plain.read(), getattr(owner, second)) if hasattr(owner, second) else plain.read()
+
+    return Flag(name, plain.read, plain.write, snapshot)
 
 
 def read_precision() -> dict[str, str]:
