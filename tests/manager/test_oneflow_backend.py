@@ -26,14 +26,17 @@ from pipevault.errors import (
     CannotFreezeError,
     ChangedPartError,
     CorruptEntryError,
+    LockTimeoutError,
     MissError,
     NothingFrozenError,
     SettingsError,
     UnusableBackendError,
+    VaultFullError,
 )
 from pipevault.graphs.part import FrozenPart
 from pipevault.store.bundle_export import export_bundle
 from pipevault.store.bundle_import import import_bundle
+from pipevault.store.vault import Vault
 
 WARM_UP = "ONEFLOW_CONV2D_KERNEL_ENABLE_TUNING_WARMUP"
 
@@ -109,6 +112,25 @@ class TestMissAndHit:
         assert outcome.status == "miss"
         assert "damaged" in outcome.reason
         assert pipevault.outcome(loaded(tmp_path, mode="require")).status == "hit"
+
+    def test_a_vault_that_is_full(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(self: Vault, *arguments: Any) -> None:
+            raise VaultFullError("no space left", self.root)
+
+        monkeypatch.setattr(Vault, "publish", fail)
+        pipe = loaded(tmp_path)
+        outcome = pipevault.outcome(pipe)
+        assert (outcome.status, outcome.stored, outcome.problems) == ("miss", False, ("not stored: no space left",))
+        assert torch.equal(draw(pipe), draw(pipe))
+        assert StandIn.builds == 1
+
+    def test_another_process_that_compiles_the_same(self, tmp_path: Path) -> None:
+        cache = cache_of(tmp_path, lock_timeout_s=0)
+        with cache.vault.lock(cache.key(PlainPipeline()).digest, timeout_s=1):
+            with pytest.raises(LockTimeoutError):
+                cache.load(PlainPipeline())
+            other = cache_of(tmp_path, lock_timeout_s=0, on_lock_timeout="compile")
+            assert pipevault.outcome(other.load(PlainPipeline())).status == "miss"
 
     def test_it_travels_in_a_bundle(self, tmp_path: Path) -> None:
         cache = cache_of(tmp_path)

@@ -110,7 +110,7 @@ def test_a_pipeline_of_diffusers(tmp_path: Path) -> None:
     assert first["sha256"] == again["sha256"]
     assert (again["compiled"], again["files_added"], again["compiler_calls"]) == (0, [], [])
     print(
-        f"\na tiny UNet: compiled in {first['load_s']:.0f} s; restored in {again['load_s']:.1f} s, "
+        f"\na tiny UNet, CPU time: compiled in {first['load_s']:.0f} s; restored in {again['load_s']:.1f} s, "
         f"first call {again['first_call_s']:.1f} s"
     )
 

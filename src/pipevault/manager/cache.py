@@ -232,7 +232,8 @@ class PipelineCache:
         tiers = [found.tier, *(place.tier for place in graphs.values() if place is not None)]
         farthest = max(tiers, key=self._tiers.order.index).dir
         where = "the vault" if len(self._tiers.order) == 1 else f"tier {farthest}"
-        reason = f"the plan {key.digest.short} and its {len(graphs)} graphs are in {where}"
+        what = f"the plan {key.digest.short} and its {len(graphs)} graphs are" if graphs else f"{key.digest.short} is"
+        reason = f"{what} in {where}"
         return Explanation(key, "hit", reason, parts=parts_found, tier=str(farthest), problems=problems)
 
     def _per_sample(self, shape: CallShape) -> CallShape:

@@ -19,14 +19,21 @@ from torch import nn
 from pipevault.cache.call import CallShape, resolve_shape
 from pipevault.cache.keys import build_key, execution_device
 from pipevault.cache.onediff_backends import ARTIFACT, OnediffBackend
-from pipevault.cache.outcome import Clock, Outcome, combine
+from pipevault.cache.outcome import Clock, Outcome, PartOutcome, combine
 from pipevault.cache.plan import plan_outcomes
 from pipevault.cache.rehearsal import compare_whole, run_whole
 from pipevault.cache.search import Miss, Search
 from pipevault.cache.shelf import Store
 from pipevault.determinism.levels import level as at_level
 from pipevault.digest import digest_file, digest_json
-from pipevault.errors import BadCallError, CorruptEntryError, MissError, NothingFrozenError
+from pipevault.errors import (
+    BadCallError,
+    CorruptEntryError,
+    LockTimeoutError,
+    MissError,
+    NothingFrozenError,
+    VaultError,
+)
 from pipevault.files.archive import pack_files, unpack_files
 from pipevault.files.scratch import scratch_folder
 from pipevault.fingerprint.machine import machine_record
@@ -110,7 +117,14 @@ class _Load:
             )
         vault = self.store.require_writable(type(self.pipe).__name__)
         logger.warning("compiling %s with %s: %s", type(self.pipe).__name__, self.backend.name, miss.reason)
-        with vault.lock(key.digest, timeout_s=settings.lock_timeout_s, on_wait=self.store.wait), FREEZING:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(vault.lock(key.digest, timeout_s=settings.lock_timeout_s, on_wait=self.store.wait))
+            except LockTimeoutError as error:
+                if settings.on_lock_timeout != "compile":
+                    raise
+                logger.warning("%s Compiling it here too, as on_lock_timeout is 'compile'.", error)
+            stack.enter_context(FREEZING)
             hit = self._restored(self.store.search(key.digest))
             return hit if hit is not None else self._compiled(key, miss, shape)
 
@@ -188,35 +202,45 @@ class _Load:
             "machine": machine_record(),
             "toolchain": toolchain_record(graph_format=GRAPH_FORMAT),
         }
-        with self.clock.step("publish"), scratch_folder("onediff") as folder:
+        self.store.count("compiled", key.digest, seconds=info["compile_s"])
+        self.store.count("miss", key.digest, reason=miss.word)
+        problem, published = "", None
+        try:
+            with self.clock.step("publish"):
+                published = self._publish(key, statuses, info)
+        except VaultError as error:
+            problem = f"not stored: {error}"
+            self.store.tell(problem)
+        self.backend.new_compilations()  # they are accounted for
+        if published is not None:
+            if not self.backend.takes_many_shapes:  # this process runs what every other one will load
+                self.undo()
+            if self._restored(self.store.search(key.digest), is_hit=False) is None:
+                raise CorruptEntryError(
+                    f"The entry {key.digest.short} was published and cannot be read.",
+                    self.cache.vault.layout.manifest_file(key.digest),
+                )
+        return Outcome(
+            "miss",
+            key=key.digest,
+            reason="; ".join(text for text in (miss.reason, problem) if text),
+            parts={name: PartOutcome(part["status"]) for name, part in sorted(statuses.items())},
+            seconds=self.clock.seconds,
+            stored=published is not None,
+            manifest=None if published is None else published.manifest_digest,
+            problems=tuple(self.store.problems),
+        )
+
+    def _publish(self, key: Key, parts: Mapping[str, Any], info: Mapping[str, Any]) -> Manifest:
+        with scratch_folder("onediff") as folder:
             (folder / "files").mkdir()
             archive = folder / ARTIFACT
             pack_files(self.backend.collect(self.compiled, folder / "files"), archive)
             digest = digest_file(archive)
             ref = ArtifactRef(digest, archive.stat().st_size, ARTIFACT)
-            vault = self.cache.vault
-            published = vault.publish(Manifest(key, statuses, (ref,), info, now_utc()), {digest: archive})
-        self.store.count("compiled", key.digest, seconds=info["compile_s"])
-        self.store.count("miss", key.digest, reason=miss.word)
+            published = self.cache.vault.publish(Manifest(key, parts, (ref,), info, now_utc()), {digest: archive})
         self.store.count("published", key.digest, bytes=published.size_bytes)
-        self.backend.new_compilations()  # they are kept
-        if not self.backend.takes_many_shapes:  # this process runs what every other one will load
-            self.undo()
-        if self._restored(self.store.search(key.digest), is_hit=False) is None:
-            raise CorruptEntryError(
-                f"The entry {key.digest.short} was published and cannot be read.",
-                vault.layout.manifest_file(key.digest),
-            )
-        return Outcome(
-            "miss",
-            key=key.digest,
-            reason=miss.reason,
-            parts=plan_outcomes(published),
-            seconds=self.clock.seconds,
-            stored=True,
-            manifest=published.manifest_digest,
-            problems=tuple(self.store.problems),
-        )
+        return published
 
     def undo(self) -> None:
         """Put the eager parts back."""
