@@ -226,6 +226,8 @@ class TestWhatIsAnError:
     def test_several_shapes(self, tmp_path: Path) -> None:
         with pytest.raises(BadCallError, match="takes one call shape, not 2"):
             cache_of(tmp_path).load(PlainPipeline(), shapes=[{"batch_size": 1}, {"batch_size": 2}])
+        with pytest.raises(BadCallError, match="'oneflow' keeps single sizes"):
+            cache_of(tmp_path).load(PlainPipeline(), batch_size=(1, 2))
 
     def test_a_part_that_was_changed(self, tmp_path: Path) -> None:
         pipe = loaded(tmp_path)

@@ -123,7 +123,7 @@ print(any(name.startswith("torch._inductor.compile_fx") for name in sys.modules)
 
     def test_a_part_that_was_saved_and_is_gone(self, eager: Any, saved: Path, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(saved, tmp_path / "lacking"))
-        (folder / "pipevault.json").write_text('{"parts": ["text_encoder", "unet"]}')
+        (folder / "pipevault.json").write_text('{"pipevault_saved": 1, "parts": ["text_encoder", "unet"]}')
         with pytest.raises(CorruptEntryError, match="lacks text_encoder, which was saved there"):
             load(copy.deepcopy(eager), folder)
 

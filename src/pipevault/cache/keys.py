@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipevault.cache.call import CallShape, described, shape_factors
+from pipevault.cache.call import CallShape, described
+from pipevault.cache.call_shapes import CallRange, call_factors
 from pipevault.cache.identity import module_dtype
 from pipevault.cache.onediff_backends import backend_groups
 from pipevault.determinism.flags import code_flags
@@ -29,15 +30,17 @@ _NO_DEFAULT = object()
 def build_key(
     pipe: Any,
     parts: Mapping[str, nn.Module],
-    shape: CallShape,
+    shape: CallShape | CallRange,
     *,
     backend: str,
     build: BuildOptions,
     known: Mapping[str, Mapping[str, Any]] | None = None,
+    regions: Mapping[str, str] | None = None,
 ) -> Key:
     """The key of the plan of ``pipe`` called at ``shape`` (see :func:`~pipevault.cache.call.resolve_shape`).
 
-    ``known`` has the architecture of parts for which it was computed already.
+    ``known`` has the architecture of parts for which it was computed already, ``regions`` the blocks of those that are
+    frozen by blocks.
     """
     known = known or {}
     toolchain, backend_factors = backend_groups(backend, build)
@@ -50,11 +53,16 @@ def build_key(
             "pipeline": pipeline_factors(pipe, parts),
             "architecture": {name: dict(known.get(name) or architecture(module)) for name, module in parts.items()},
             "weights": weights,
-            "call": {**shape_factors(shape), "autocast": _autocast(device)},
+            "call": {**call_factors(shape), "autocast": _autocast(device)},
             "dtype": {name: module_dtype(module) for name, module in parts.items()},
             "machine": machine_factors(device),
             "toolchain": {**toolchain_factors(graph_format=GRAPH_FORMAT), **toolchain},
-            "backend": {"name": backend, **build.to_json(), **backend_factors},
+            "backend": {
+                "name": backend,
+                **build.to_json(),
+                **backend_factors,
+                **({"regions": dict(regions)} if regions else {}),
+            },
             "determinism": code_flags(),
         }
     )

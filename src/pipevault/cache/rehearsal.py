@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,14 +18,25 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipevault.cache.builders import Builders, Work
 from pipevault.cache.call import CallShape, has_optional_images, parameters, warm_up_arguments
-from pipevault.cache.outcome import Clock, PartOutcome
+from pipevault.cache.call_shapes import CallRange
+from pipevault.cache.capture import Capture, Task
+from pipevault.cache.outcome import Clock, PartOutcome, Step
 from pipevault.determinism.describe import digest_array, has_bytes
 from pipevault.determinism.layers import BESIDE, STREAMS, capture, moved
 from pipevault.determinism.outputs import as_array, is_image, is_media, leaves, plain_value
 from pipevault.determinism.seeds import isolated_rng
 from pipevault.determinism.turns import TURNS
-from pipevault.errors import BadCallError, NothingFrozenError, PipevaultError
+from pipevault.errors import (
+    BadCallError,
+    CannotFreezeError,
+    CompilerMissingError,
+    InterruptedBuildError,
+    NothingFrozenError,
+    PipevaultError,
+    TrainingModeError,
+)
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.check import Comparison, compare_trees, pipeline_tolerance
 from pipevault.graphs.state import GENERATING, PartState
@@ -38,52 +50,71 @@ class Rehearsal:
 
     ``parts``: what became of each part. ``graphs``: the keys of the graphs that each used. ``eager``: parts that must
     stay eager, because the whole output changes when they are frozen. ``check``: the whole output against eager.
+    ``problems``: why a part has no graph for a range of sizes that was asked for.
     """
 
     parts: Mapping[str, PartOutcome]
     graphs: Mapping[str, tuple[str, ...]]
     eager: Mapping[str, str]
     check: Comparison | None
+    problems: tuple[str, ...] = ()
 
 
 def rehearse(
-    pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, policy: str, clock: Clock, compare: bool
+    pipe: Any,
+    states: Mapping[str, PartState],
+    shape: CallShape | CallRange,
+    *,
+    policy: str,
+    clock: Clock,
+    compare: bool,
+    builders: Builders | None = None,
 ) -> Rehearsal:
-    """Run ``pipe`` at ``shape`` with ``policy`` for calls without a graph. With ``compare``, run it eagerly first.
+    """Run ``pipe`` at ``shape`` with ``policy`` for calls without a graph; at both ends of a range.
+
+    With ``compare``, run it eagerly first, freeze the calls that it makes, and compare the outputs.
 
     Raises :class:`BadCallError` if the pipeline refuses the call, what freezing a call raises, and
     :class:`NothingFrozenError` if no part could be frozen.
     """
-    run, alternative = _runners(pipe, states, shape)
+    ends = [shape.most, shape.least] if isinstance(shape, CallRange) else [shape]
+    runs = [_runners(pipe, states, end) for end in ends]
     check = None
     eager: dict[str, str] = {}
-    with ExitStack() as stack:
-        eager_output = None
-        if compare:
-            with clock.step("capture"), policies(states, "off"):
-                run, eager_output = _first_accepted(run, alternative)
-        stack.enter_context(policies(states, policy))
-        for state in states.values():
-            state.start_listing()
-        if compare:
-            output = run()
-        else:
-            run, output = _first_accepted(run, alternative)
-        if compare:
-            with clock.step("check"):
-                check = _checked(states, run, eager_output, output, eager)
-    parts = {name: part_outcome(state, eager.get(name, "")) for name, state in states.items()}
-    graphs = {
-        name: tuple(sorted(key for key, slot in state.touched.items() if slot.kept.document is not None))
-        for name, state in states.items()
-        if name not in eager
-    }
+    problems: list[str] = []
+    if not compare:
+        with policies(states, policy):
+            for state in states.values():
+                state.start_listing()
+            for run, alternative in runs:
+                _first_accepted(run, alternative)
+    else:
+        capture = Capture()
+        with clock.step("capture"), policies(states, "off"):
+            drawn = [_captured(capture, states, runs[0], "")]
+            if isinstance(shape, CallRange):
+                for cause, other in shape.between():
+                    _captured(capture, states, _runners(pipe, states, other), cause)
+                drawn.append(_captured(capture, states, runs[1], shape.cause))
+        with policies(states, policy):
+            for state in states.values():
+                state.start_listing()
+            tasks = capture.tasks(ranges=isinstance(shape, CallRange))
+            problems = _freeze_ahead(states, tasks, builders, clock)
+            for run, eager_output in drawn:
+                output = run()
+                with clock.step("check"):
+                    compared = _checked(states, run, eager_output, output, eager)
+                check = compared if check is None else max(check, compared, key=lambda one: one.distance)
+    by_part = graph_parts.by_part(states)
+    parts = {name: part_outcome(members, eager.get(name, "")) for name, members in by_part.items()}
+    graphs = {name: tuple(sorted(_used(members))) for name, members in by_part.items() if name not in eager}
     if compare and not any(graphs.values()):
         details = "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if part.reason)
         raise NothingFrozenError(
             f"No part of {type(pipe).__name__} could be frozen ({details or 'no part was called'})."
         )
-    return Rehearsal(parts, graphs, eager, check)
+    return Rehearsal(parts, graphs, eager, check, tuple(problems))
 
 
 def run_whole(pipe: Any, shape: CallShape) -> tuple[Callable[[], Any], Any]:
@@ -99,14 +130,80 @@ def compare_whole(eager_output: Any, output: Any, modules: Iterable[nn.Module]) 
     return _compare(eager_output, output, pipeline_tolerance(modules))
 
 
-def part_outcome(state: PartState, eager: str = "") -> PartOutcome:
-    """Return what became of a part since its state began to list."""
-    graphs = [slot for slot in state.touched.values() if slot.kept.document is not None]
-    refused = [slot.refusal for slot in state.touched.values() if slot.refusal]
-    reasons = "; ".join(dict.fromkeys([*([eager] if eager else []), *refused, *state.unstored.values()]))
-    if not state.touched and not state.unstored:
-        return PartOutcome("not called")
-    return PartOutcome("eager" if reasons else "frozen", reasons, 0 if eager else len(graphs))
+def _captured(
+    capture: Capture,
+    states: Mapping[str, PartState],
+    runs: tuple[Callable[[], Any], Callable[[], Any] | None],
+    cause: str,
+) -> tuple[Callable[[], Any], Any]:
+    """The run that the pipeline accepts, whose calls are captured, and its output."""
+    run, alternative = runs
+    with capture.run(states, cause):
+        return _first_accepted(run, alternative, between=capture.forget_run)
+
+
+def _freeze_ahead(
+    states: Mapping[str, PartState], tasks: Sequence[Task], builders: Builders | None, clock: Clock
+) -> list[str]:
+    """Freeze captured calls, but for those that depend on what the pipeline does around them; these are frozen as it
+    makes them. Return why there is no graph for a range. Raises what is wrong with a call after all others are frozen.
+    """
+    problems: list[str] = []
+    failures: list[CannotFreezeError] = []
+
+    def ended(task: Task, error: CannotFreezeError | None) -> None:
+        if error is None:
+            return
+        if task.others and not isinstance(error, (TrainingModeError, CompilerMissingError, InterruptedBuildError)):
+            problems.append(f"{task.call.state.part} has no graph for a range of sizes: {error}")
+        else:
+            failures.append(error)
+
+    wanted: dict[Hashable, Hashable] = {} if TURNS.holds(STREAMS) else {STREAMS: BESIDE}
+    with ExitStack() as stack:
+        stack.enter_context(TURNS.take(wanted, what="freezing"))
+        stack.enter_context(generating(states, rehearsing=True))
+        works: list[Work] = []
+        started = itertools.count(1)
+
+        def tell(name: str, signature: str) -> None:
+            clock.report(Step(name, "compile", None, signature, f"{next(started)} of {len(works)}"))
+
+        # In one order everywhere: processes that wait for one another's locks would wait for ever.
+        for task in sorted(tasks, key=lambda task: task.order):
+            call = task.call
+            if not all(one.is_as_then for one in (call, *task.others)):
+                continue
+            try:
+                pending = call.state.begin_ahead(call.args, call.kwargs, task.sized())
+            except CannotFreezeError as error:
+                ended(task, error)
+                continue
+            if pending is not None:
+                stack.push(pending.held)
+                begun = functools.partial(tell, call.state.name, str(pending.signature))
+                works.append(Work(call.state, pending, begun, functools.partial(ended, task)))
+        if builders is not None and works:
+            with clock.step("compile", detail=builders.estimate(len(works))):
+                builders.build_all(works)
+    if failures:
+        raise failures[0]
+    return list(dict.fromkeys(problems))
+
+
+def part_outcome(members: Sequence[PartState], eager: str = "") -> PartOutcome:
+    """Return what became of a part, or of all blocks of one, since its states began to list."""
+    refused = [slot.refusal for state in members for slot in state.touched.values() if slot.refusal]
+    unstored = [why for state in members for why in state.unstored.values()]
+    reasons = "; ".join(dict.fromkeys([*([eager] if eager else []), *refused, *unstored]))
+    regions = members[0].regions
+    if not any(state.touched or state.unstored for state in members):
+        return PartOutcome("not called", regions=regions)
+    return PartOutcome("eager" if reasons else "frozen", reasons, 0 if eager else len(_used(members)), regions)
+
+
+def _used(members: Sequence[PartState]) -> set[str]:
+    return {key for state in members for key, slot in state.touched.items() if slot.kept.document is not None}
 
 
 def _checked(
@@ -117,14 +214,14 @@ def _checked(
     comparison = _compare(eager_output, output, tolerance)
     if comparison.passed:
         return comparison
-    frozen = [name for name, state in states.items() if state.touched]
-    for name in frozen:
-        others = {other: states[other] for other in frozen if other != name}
+    frozen = {name for name, members in graph_parts.by_part(states).items() if any(state.touched for state in members)}
+    for name in sorted(frozen):
+        others = {other: state for other, state in states.items() if state.part in frozen - {name}}
         with policies(others, "off"):
             alone = _compare(eager_output, run(), tolerance)
         if not alone.passed:
             eager[name] = f"the pipeline's output changes when it is frozen: {alone.failure}"
-    with policies({name: states[name] for name in eager}, "off"):
+    with policies({name: state for name, state in states.items() if state.part in eager}, "off"):
         comparison = _compare(eager_output, run(), tolerance)
     if not comparison.passed:
         raise NothingFrozenError(
@@ -194,8 +291,10 @@ def generating(states: Mapping[str, PartState], *, rehearsing: bool = False) -> 
         GENERATING.parts, GENERATING.rehearsing = before
 
 
-def _first_accepted(run: Callable[[], Any], alternative: Callable[[], Any] | None) -> tuple[Callable[[], Any], Any]:
-    """The run that the pipeline accepts, and its output."""
+def _first_accepted(
+    run: Callable[[], Any], alternative: Callable[[], Any] | None, *, between: Callable[[], None] = lambda: None
+) -> tuple[Callable[[], Any], Any]:
+    """The run that the pipeline accepts, and its output. ``between`` is called where it did not accept the first."""
     if alternative is None:
         return run, run()
     try:
@@ -203,6 +302,7 @@ def _first_accepted(run: Callable[[], Any], alternative: Callable[[], Any] | Non
     except Exception as error:  # a missing image shows as anything
         if isinstance(error, PipevaultError) and not isinstance(error, BadCallError):
             raise
+        between()
         return alternative, alternative()
 
 

@@ -2,7 +2,7 @@
 
     cached_pipe/
       unet                      this document
-      pipevault.json            {"parts": ["unet", ...]}: what must be there when one of them is loaded
+      pipevault.json            {"pipevault_saved": 1, "parts": ["unet", ...]}: what must be there when one is loaded
       artifacts/<sha256>        libraries and lifted constants
 
 ::
@@ -21,20 +21,23 @@ In a vault each graph has a manifest of its own, and the files are the vault's a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pipevault.digest import canonical_json
 from pipevault.errors import CorruptEntryError
+from pipevault.files.documents import Format, Problem
 from pipevault.graphs.frozen import GraphDocument
 from pipevault.reading import read_file
 
 PART_VERSION = 4
 ARTIFACTS = "artifacts"
 SAVED_PARTS = "pipevault.json"
+SAVED_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,29 @@ class PartDocument:
     identity: Mapping[str, Any] | None
 
 
+class _Part(msgspec.Struct):
+    pipevault_part: int
+    graphs: list[dict[str, Any]]
+    identity: dict[str, Any] | None
+
+
+class _Saved(msgspec.Struct):
+    pipevault_saved: int
+    parts: list[str]
+
+
+def _unreadable(problem: Problem) -> CorruptEntryError:
+    return CorruptEntryError(f"The part document {problem} Freeze the part again.", problem.path)
+
+
+def _unlisted(problem: Problem) -> CorruptEntryError:
+    return CorruptEntryError(f"The list of parts {problem} Save the pipeline again.", problem.path)
+
+
+_FORMAT = Format(_Part, "pipevault_part", PART_VERSION, damaged=_unreadable, canonical=False)
+_SAVED_FORMAT = Format(_Saved, "pipevault_saved", SAVED_VERSION, damaged=_unlisted, canonical=False)
+
+
 def write_part(path: Path, graphs: Sequence[GraphDocument], identity: Mapping[str, Any] | None) -> None:
     """Write the document of a part, and its name to the list of those that were saved beside it."""
     document = {
@@ -53,17 +79,17 @@ def write_part(path: Path, graphs: Sequence[GraphDocument], identity: Mapping[st
         "identity": None if identity is None else dict(identity),
     }
     path.write_bytes(canonical_json(document))
-    names = {*_saved_parts(path.parent), path.name}
-    (path.parent / SAVED_PARTS).write_bytes(canonical_json({"parts": sorted(names)}))
+    names = sorted({*_saved_parts(path.parent), path.name})
+    (path.parent / SAVED_PARTS).write_bytes(canonical_json({"pipevault_saved": SAVED_VERSION, "parts": names}))
 
 
 def _saved_parts(folder: Path) -> list[str]:
     listing = folder / SAVED_PARTS
     try:
-        return [name for name in json.loads(read_file(listing))["parts"] if isinstance(name, str)]
+        return _SAVED_FORMAT.parse(read_file(listing), listing).parts
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
         raise CorruptEntryError(f"{listing} cannot be read: {error}. Save the pipeline again.", listing) from error
 
 
@@ -79,22 +105,20 @@ def read_part(path: Path) -> PartDocument:
             path.parent / missing[0],
         )
     try:
-        document = json.loads(read_file(path))
-        version = document["pipevault_part"]
-        if version != PART_VERSION:
-            raise CorruptEntryError(
-                f"{path} has part format {version!r}, this pipevault reads {PART_VERSION}. Freeze the part again.",
-                path,
-            )
-        graphs = tuple(GraphDocument.from_json(graph) for graph in document["graphs"])
-        identity = document["identity"]
-        return PartDocument(graphs, None if identity is None else dict(identity))
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        if isinstance(error, CorruptEntryError):
-            raise
-        raise CorruptEntryError(
-            f"{path} is no part document: {type(error).__name__}: {error}. Freeze the part again.", path
-        ) from error
+        part = _FORMAT.parse(read_file(path), path)
+    except OSError as error:
+        raise CorruptEntryError(f"{path} cannot be read: {error}. Freeze the part again.", path) from error
+    graphs = tuple(_graph(graph, path, f"graphs[{index}]") for index, graph in enumerate(part.graphs))
+    return PartDocument(graphs, part.identity)
+
+
+def _graph(document: Mapping[str, Any], path: Path, field: str) -> GraphDocument:
+    try:
+        return GraphDocument.from_json(document)
+    except (ValueError, RecursionError) as error:
+        raise _FORMAT.bad(path, field, error) from error
+    except (KeyError, TypeError) as error:
+        raise _FORMAT.bad(path, field, f"{type(error).__name__}: {error}") from error
 
 
 def malformed_parts(parts: Mapping[str, Any]) -> str:

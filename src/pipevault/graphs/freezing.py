@@ -32,7 +32,7 @@ from pipevault.graphs.frozen import (
     live_constant,
     read_constants,
 )
-from pipevault.graphs.inductor import BuildOptions, BuiltGraph, build_digest, build_graph
+from pipevault.graphs.inductor import Build, BuildOptions, BuiltGraph, build_digest
 from pipevault.graphs.library import CONSTANTS_NAME, LIBRARY_NAME, GraphFiles, map_library
 from pipevault.graphs.observe import Attributes, Observed, RandomState, held, observe, read_state, same_values
 from pipevault.graphs.program import (
@@ -45,6 +45,7 @@ from pipevault.graphs.program import (
     varied_leaves,
     with_number_tensors,
 )
+from pipevault.graphs.ranges import Sizes, Symbol
 from pipevault.graphs.signature import DescribedCall, Signature, describe_call, is_number, rebuild
 from pipevault.graphs.views import tracing_view
 
@@ -77,6 +78,12 @@ class Observation:
     @property
     def signature(self) -> Signature:
         return self.program.signature
+
+    @property
+    def free(self) -> tuple[int, ...]:
+        """Indices of the numbers that the graph takes as inputs."""
+        fixed = {index for index, _ in self.signature.fixed}
+        return tuple(index for index in self.call.numbers if index not in fixed)
 
 
 @dataclass(frozen=True)
@@ -196,6 +203,85 @@ def varied_leaves_but_numbers(call: DescribedCall) -> list[Any]:
     return [v if isinstance(v, torch.Tensor) else leaf for v, leaf in zip(varied, call.leaves, strict=True)]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A call that is ready to be compiled, by this process or by another one, and then to be checked."""
+
+    subject: Subject
+    observation: Observation
+    others: tuple[SizedCall, ...]
+    leaves: Sequence[Any]
+    results: Results
+    build: Build
+
+
+def prepare_call(
+    subject: Subject, observation: Observation, *, options: BuildOptions, others: Sequence[SizedCall] = ()
+) -> Prepared:
+    """Return what compiling the observed call takes. Raises :class:`CannotFreezeError`.
+
+    ``others`` are calls of other sizes: the graph is made for all sizes from the smallest to the largest, and checked
+    on each.
+    """
+    refuse_training(subject.name, subject.module)
+    call, program = observation.call, observation.program
+    if others and program.signature.state:
+        raise CannotFreezeError("it keeps state between its calls", subject.name)
+    leaves = with_number_tensors(copied_leaves(call.leaves), observation.free, subject.device)
+    with torch.no_grad():
+        expected = program.run(subject.module, subject.eager, leaves)
+    varying = varying_sizes(program.signature, others) if others else {}
+    signature = range_signature(program.signature, varying)
+    inputs: list[Any] = with_number_tensors(copied_leaves(call.leaves), observation.free, subject.device)
+    if varying:
+        inputs = [leaf.contiguous() if isinstance(leaf, torch.Tensor) else leaf for leaf in inputs]
+    places = [index for index, leaf in enumerate(inputs) if isinstance(leaf, torch.Tensor)]
+    results = Results.of(expected, leaves)
+    build = Build(
+        module=tracing_view(subject.module, subject.device),
+        program=program,
+        leaves=inputs,
+        results=results,
+        digest=build_digest(subject.identity, signature, options),
+        options=options,
+        varying={(places.index(leaf), dim): symbol for (leaf, dim), symbol in varying.items()},
+    )
+    return Prepared(subject, observation, tuple(others), leaves, results, build)
+
+
+def finish_call(
+    prepared: Prepared,
+    built: BuiltGraph,
+    *,
+    host: Host,
+    on_step: OnStep = lambda action, detail: None,
+) -> Frozen:
+    """Check the compiled graph. Raises :class:`CannotFreezeError`."""
+    subject, observation, leaves = prepared.subject, prepared.observation, prepared.leaves
+    program = observation.program
+    document, paths = _describe(built, program, leaves, prepared.results, prepared.build.digest)
+    if built.sizes is not None:
+        signature = with_derived_sizes(program.signature, leaves, built.sizes)
+        document = replace(document, signature=signature)
+    document = replace(document, origins=_origin_digests(subject.module, built.origins, observation.caches))
+    if prepared.build.options.weights == "bound":
+        with Frozen(document, paths).open() as files:
+            library = map_library(document.library, files)
+        lifted = tuple(read_constants(built.constants))
+        layout = layout_digest(prepared.build.module, library, subject.device, lifted)
+        document = replace(document, layout=layout)
+    frozen = Frozen(document, paths)
+    on_step("check", str(document.signature))
+    with frozen.open() as files:
+        graph = FrozenGraph(document, files, device=subject.device, part=subject.name)
+    graph.bind(subject.module, host)
+    run = partial(graph, subject.module, host=host)
+    checks = _check(subject, run, observation)
+    for other in prepared.others:
+        checks = _check_size(subject, run, program, other.call, document.signature, checks)
+    return Frozen(replace(document, checks=checks), paths)
+
+
 def freeze_call(
     subject: Subject,
     observation: Observation,
@@ -204,39 +290,11 @@ def freeze_call(
     output_dir: Path,
     host: Host,
     on_step: OnStep = lambda action, detail: None,
+    others: Sequence[SizedCall] = (),
 ) -> Frozen:
-    """Compile the observed call and check the graph. Raises :class:`CannotFreezeError`."""
-    refuse_training(subject.name, subject.module)
-    call, program = observation.call, observation.program
-    fixed = {index for index, _ in program.signature.fixed}
-    free = [index for index in call.numbers if index not in fixed]
-
-    def with_tensors(leaves: Sequence[Any]) -> list[Any]:
-        return with_number_tensors(copied_leaves(leaves), free, subject.device)
-
-    leaves = with_tensors(call.leaves)
-    with torch.no_grad():
-        expected = program.run(subject.module, subject.eager, leaves)
-    results = Results.of(expected, leaves)
-    build = build_digest(subject.identity, program.signature, options)
-    view = tracing_view(subject.module, subject.device)
-    built = build_graph(
-        view, program, with_tensors(call.leaves), results, build=build, options=options, output_dir=output_dir
-    )
-    document, paths = _describe(built, program, leaves, results, build)
-    document = replace(document, origins=_origin_digests(subject.module, built.origins, observation.caches))
-    if options.weights == "bound":
-        with Frozen(document, paths).open() as files:
-            library = map_library(document.library, files)
-        lifted = tuple(read_constants(built.constants))
-        document = replace(document, layout=layout_digest(view, library, subject.device, lifted))
-    frozen = Frozen(document, paths)
-    on_step("check", str(program.signature))
-    with frozen.open() as files:
-        graph = FrozenGraph(document, files, device=subject.device, part=subject.name)
-    graph.bind(subject.module, host)
-    checks = _check(subject, partial(graph, subject.module, host=host), observation, free)
-    return Frozen(replace(document, checks=checks), paths)
+    """Compile the observed call here and check the graph: :func:`prepare_call`, then :func:`finish_call`."""
+    prepared = prepare_call(subject, observation, options=options, others=others)
+    return finish_call(prepared, prepared.build.run(output_dir), host=host, on_step=on_step)
 
 
 def _describe(
@@ -264,6 +322,75 @@ def _describe(
     return document, {digests[name]: path for name, path in named.items()}
 
 
+Varying = Mapping[tuple[int, int], Symbol]
+"""The sizes that vary between calls, by index of the leaf and of its dimension."""
+
+
+@dataclass(frozen=True)
+class SizedCall:
+    """A call of another size. ``cause`` is the argument of the pipeline that made it so, such as ``height``; empty for
+    one that comes in the same run of the pipeline.
+    """
+
+    call: DescribedCall
+    cause: str = ""
+
+
+_SIZE_NAMES: Mapping[frozenset[str], str] = {
+    frozenset(): "length",
+    frozenset({"height"}): "height",
+    frozenset({"width"}): "width",
+    frozenset({"batch_size"}): "batch",
+    frozenset({"num_frames"}): "frames",
+}
+"""What a size is called that varies with these arguments of the pipeline; one of several counts tokens."""
+ALL_SIZES = "all"
+"""The cause of calls in a run for which all the arguments differ."""
+
+
+def varying_sizes(base: Signature, others: Sequence[SizedCall]) -> Varying:
+    """Return the sizes that differ between calls of one structure, each from its least to its most.
+
+    Raises :class:`CannotFreezeError` if the calls differ in more.
+    """
+    for other in others:
+        if other.call.signature.sizeless != base.sizeless:
+            raise CannotFreezeError("its calls differ in more than sizes")
+        if not base.admits(other.call.leaves):
+            raise CannotFreezeError("it takes a size as a number that steers its code")
+    seen: dict[tuple[int, ...], Symbol] = {}
+    varying: dict[tuple[int, int], Symbol] = {}
+    columns = zip(base.sizes, *(other.call.signature.sizes for other in others), strict=True)
+    for place, values in zip(base.places, columns, strict=True):
+        numbers = tuple(int(value) for value in values)
+        if len(set(numbers)) == 1:
+            continue
+        usual = {numbers[0], *(n for n, other in zip(numbers[1:], others, strict=True) if not other.cause)}
+        moved = {o.cause for n, o in zip(numbers[1:], others, strict=True) if o.cause and n not in usual}
+        causes = frozenset(moved - {ALL_SIZES} or moved)
+        name = _SIZE_NAMES.get(causes, "tokens")
+        varying[place] = seen.setdefault(numbers, Symbol(name, min(numbers), max(numbers)))
+    return varying
+
+
+def range_signature(base: Signature, varying: Varying) -> Signature:
+    """Return ``base`` with the sizes that vary as symbols, before anything is known of how they hang together."""
+    if not varying:
+        return base
+    sizes = [
+        varying[place].name if place in varying else size for place, size in zip(base.places, base.sizes, strict=True)
+    ]
+    return base.with_sizes(sizes, tuple(dict.fromkeys(varying.values())), ())
+
+
+def with_derived_sizes(signature: Signature, leaves: Sequence[Any], derived: Sizes) -> Signature:
+    """Return ``signature`` with what was derived of the sizes of the graph's inputs, the tensors among ``leaves``."""
+    tensors = [(index, leaf) for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    places = [(index, dim) for index, leaf in tensors for dim in range(leaf.dim())]
+    sizes = dict(zip(places, derived.sizes, strict=True))
+    return signature.with_sizes([sizes[place] for place in signature.places], derived.symbols, derived.conditions)
+
+
 def refuse_training(name: str, module: nn.Module) -> None:
     """Raises :class:`TrainingModeError` for a part whose training mode would be frozen into its graphs."""
     if training := [path or type(child).__name__ for path, child in module.named_modules() if _trains(child)]:
@@ -279,8 +406,8 @@ def part_device(module: nn.Module) -> torch.device:
     return next((device for device in iter_devices(module) if device.type != "meta"), torch.device("cpu"))
 
 
-def _check(subject: Subject, graph: RunGraph, observation: Observation, free: Sequence[int]) -> Mapping[str, Any]:
-    call, program = observation.call, observation.program
+def _check(subject: Subject, graph: RunGraph, observation: Observation) -> Mapping[str, Any]:
+    call, program, free = observation.call, observation.program, observation.free
     varied = [
         leaf if index in call.numbers and index not in free else other
         for index, (leaf, other) in enumerate(zip(call.leaves, varied_leaves(call.leaves), strict=True))
@@ -298,6 +425,27 @@ def _check(subject: Subject, graph: RunGraph, observation: Observation, free: Se
     compared = [one for one in (own, other) if one is not None and one.passed]
     worst = max(compared, key=lambda one: one.distance)
     return {"calls": len(compared), "distance": worst.distance, "tolerance": worst.tolerance}
+
+
+def _check_size(
+    subject: Subject,
+    graph: RunGraph,
+    program: Program,
+    call: DescribedCall,
+    signature: Signature,
+    checks: Mapping[str, Any],
+) -> Mapping[str, Any]:
+    """``checks``, and the comparison on a call of another size. Raises :class:`CannotFreezeError`."""
+    sizes = ", ".join("x".join(map(str, tensor.shape)) for tensor in call.tensors if tensor.dim())
+    if not signature.covers(call.signature):
+        asked = "; ".join(signature.conditions)
+        raise CannotFreezeError(f"a graph for {signature} ({asked or 'no more'}) does not take {sizes}", subject.name)
+    comparison = _compare(subject, graph, program, call.leaves)
+    if not comparison.passed and not is_degenerate(call.leaves):
+        raise CannotFreezeError(f"the graph differs from eager code at {sizes}: {comparison.failure}", subject.name)
+    worse = comparison.distance > checks["distance"]
+    found = {"distance": comparison.distance, "tolerance": comparison.tolerance} if worse else {}
+    return {**checks, **found, "calls": checks["calls"] + 1}
 
 
 def _compare(

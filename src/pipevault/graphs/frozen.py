@@ -7,20 +7,22 @@ call when anything has moved (``module.to()``, offload hooks, ``parameter.data =
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
+import msgspec
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from pipevault.compat.pytorch import GraphRunner
-from pipevault.digest import Digest, digest_bytes, digest_json
+from pipevault.digest import digest_bytes, digest_json
 from pipevault.errors import ChangedPartError
+from pipevault.files.documents import Sha256
 from pipevault.files.opened import OpenedFile
 from pipevault.graphs.library import CONSTANTS_NAME, LIBRARY_NAME, GraphFiles, map_library
 from pipevault.graphs.observe import follow
@@ -44,7 +46,7 @@ class Host:
 
 BAKED = "baked"
 BASE_LAYER = "base_layer"
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
+_PlainName: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\Z")]
 _ALIGNMENT_BYTES = 16
 """Inductor generates vector loads for inputs that were aligned when it compiled."""
 
@@ -64,9 +66,9 @@ class GraphDocument:
 
     signature: Signature
     build: str
-    library: str
-    constants: str | None
-    beside: Mapping[str, str]
+    library: Sha256
+    constants: Sha256 | None
+    beside: Mapping[_PlainName, Sha256]
     inputs: tuple[tuple[int, tuple[int, ...]], ...]
     results: Results
     ties: tuple[tuple[str, ...], ...]
@@ -108,26 +110,9 @@ class GraphDocument:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> GraphDocument:
         """Raises ``KeyError``, ``TypeError`` or ``ValueError`` for a document of another form."""
-        beside = dict(document["beside"])
-        for digest in (document["library"], document["constants"], *beside.values()):
-            if digest is not None:
-                Digest(digest)
-        if unsafe := [name for name in beside if not _PLAIN_NAME.fullmatch(name)]:
-            raise ValueError(f"{unsafe[0]!r} is no plain file name")
-        return cls(
-            signature=Signature.from_json(document["signature"]),
-            build=document["build"],
-            library=document["library"],
-            constants=document["constants"],
-            beside=beside,
-            inputs=tuple((int(index), tuple(stride)) for index, stride in document["inputs"]),
-            results=Results(tuple(tuple(leaf) for leaf in document["results"]), document["result_tree"]),
-            ties=tuple(tuple(names) for names in document["ties"]),
-            layout=document["layout"],
-            origins=tuple((name, tuple(steps), sha256) for name, steps, sha256 in document["origins"]),
-            machine=document["machine"],
-            checks=document["checks"],
-        )
+        signature = Signature.from_json(document["signature"])
+        results = {"leaves": document["results"], "tree": document["result_tree"]}
+        return msgspec.convert({**document, "signature": signature, "results": results}, cls)
 
 
 class Binding:
@@ -175,7 +160,8 @@ class FrozenGraph:
         part: str,
     ) -> None:
         """Take ``files``, which may be closed afterwards."""
-        self._runner = GraphRunner(map_library(document.library, files), device)
+        self._library = map_library(document.library, files)
+        self._runner = GraphRunner(self._library, device)
         self.document = document
         self.part = part
         self.device = device
@@ -187,6 +173,14 @@ class FrozenGraph:
         self._layout: dict[str, str] | None = None
         self._borrowed = False
         self._held: Mapping[str, torch.Tensor] | None = None
+
+    def twin(self, part: str) -> FrozenGraph:
+        """Return another graph of the same library, to be bound to the weights of ``part``."""
+        twin = copy(self)
+        twin.part = part
+        twin._runner = GraphRunner(self._library, self.device)
+        twin._binding, twin._held, twin._layout, twin._borrowed = None, None, None, False
+        return twin
 
     def bind(self, module: nn.Module, host: Host) -> None:
         """Point the graph at the live weights. Raises :class:`ChangedPartError` if they no longer fit it."""
@@ -241,6 +235,8 @@ class FrozenGraph:
         leaf = leaves[index]
         if not isinstance(leaf, torch.Tensor):
             return number_tensor(leaf, leaves, self.device)
+        if self.document.signature.is_range:
+            stride = contiguous_strides(leaf.shape)
         if leaf.stride() != stride or leaf.data_ptr() % _ALIGNMENT_BYTES:
             return _with_stride(leaf, stride)
         return leaf
@@ -383,6 +379,15 @@ def _check_ties(module: nn.Module, ties: Sequence[Sequence[str]], graph: FrozenG
             raise ChangedPartError(graph._changed(f"its tensor {error} is gone"), graph.part) from error
         if len({tensor.data_ptr() for tensor in tensors if not tensor.is_meta}) > 1:
             raise ChangedPartError(graph._changed(f"{' and '.join(names)} no longer share their weights"), graph.part)
+
+
+def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the strides of a tensor of ``shape`` in row-major order, as torch gives them."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
 
 
 def _with_stride(tensor: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:

@@ -14,7 +14,7 @@ from contextvars import Context
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -38,14 +38,19 @@ from pipevault.graphs.check import compare_trees
 from pipevault.graphs.document import ARTIFACTS, read_part, write_part
 from pipevault.graphs.freezing import (
     Frozen,
+    Prepared,
+    SizedCall,
     Subject,
-    freeze_call,
+    finish_call,
     observe_call,
     part_device,
+    prepare_call,
+    range_signature,
     refuse_training,
+    varying_sizes,
 )
 from pipevault.graphs.frozen import FrozenGraph, GraphDocument, Host
-from pipevault.graphs.inductor import BuildOptions
+from pipevault.graphs.inductor import Build, BuildOptions, BuiltGraph
 from pipevault.graphs.library import GraphFiles
 from pipevault.graphs.observe import Attributes, copied, write_back, write_state
 from pipevault.graphs.program import copied_leaves
@@ -87,6 +92,10 @@ class Watch(Protocol):
         """Raise for a document of another identity than the part has; ``None`` stands in those that have none."""
 
 
+class StatefulPartError(CannotFreezeError):
+    """The part keeps state between its calls, so that they are frozen as the pipeline makes them, and not ahead."""
+
+
 @dataclass(frozen=True)
 class PartOptions:
     """The ``options`` of ``compile_pipe(pipe, backend="inductor", options=…)``.
@@ -117,14 +126,43 @@ class PartOptions:
     freeze_hint: str = "Load the pipeline for such calls in mode 'compile'"
 
 
+@dataclass
+class Pending:
+    """A call whose graph is to be compiled into ``folder``. ``held`` has the lock of its shelf, and the folder.
+
+    ``started_s`` and ``compiled_s`` are when it began to be frozen and to be compiled, by ``time.perf_counter()``.
+    """
+
+    prepared: Prepared
+    table: Table
+    signature: Signature
+    folder: Path
+    started_s: float
+    held: ExitStack
+    compiled_s: float = 0.0
+
+    @property
+    def build(self) -> Build:
+        return self.prepared.build
+
+
+Begun = TypeVar("Begun")
+
+
 class PartState(Host):
     """What a frozen part knows beside the module that it shares."""
 
     def __init__(self, module: nn.Module, options: PartOptions) -> None:
         self.module = module
         self.name = type(module).__name__
+        self.part = self.name
+        """The part of the pipeline that the module is, or is a block of."""
+        self.regions = ""
+        """How many blocks the part is frozen by, and of which classes; empty for one that is frozen whole."""
         self.options = options
         self.observer: Callable[[str, list[torch.Tensor], Any], None] | None = None
+        self.capture: Callable[[PartState, Sequence[Any], Mapping[str, Any]], None] | None = None
+        """Told of each call that runs eagerly because the policy is ``off``."""
         self.hooked_forward: Callable[..., Any] | None = None
         self.trial: Callable[[str], None] | None = None
         self.holders: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -185,6 +223,8 @@ class PartState(Host):
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.options.policy == "off":
+            if self.capture is not None:
+                self.capture(self, args, kwargs)
             return self.eager(*args, **kwargs)
         guarded = id(self) in GENERATING.parts
         if not guarded and self.options.guard is not None:
@@ -213,9 +253,14 @@ class PartState(Host):
             kept = slot.kept
             assert kept.document is not None
             assert kept.files is not None
-            with kept.files() as files:
-                graph = FrozenGraph(kept.document, files, device=self._device, part=self.name)
+            known = next((graph for graph in kept.opened if graph.device == self._device), None)
+            if known is not None and not known.is_baked:
+                graph = known.twin(self.name)
+            else:
+                with kept.files() as files:
+                    graph = FrozenGraph(kept.document, files, device=self._device, part=self.name)
             graph.bind(self.module, self)
+            kept.opened.add(graph)
             slot.graph = graph
         return slot.graph
 
@@ -260,6 +305,10 @@ class PartState(Host):
     def _same_table(self, table: Table) -> bool:
         """Whether the weights are still those of the table: then a graph that does not fit is an error of its own."""
         return self._choose_table(self._device) is table
+
+    def table_on(self, device: torch.device | None) -> Table:
+        """Return the graphs for the weights as they are now and calls on ``device``."""
+        return self._choose_table(device or part_device(self.module))
 
     def _choose_table(self, device: torch.device) -> Table:
         """The table for the dtypes that the weights have now: pipelines cast parts for the length of a call."""
@@ -371,12 +420,49 @@ class PartState(Host):
             )
         return self._run(found[0], found[1], args, kwargs)
 
-    def _with_settings(self, freeze: Callable[..., Slot], *arguments: Any) -> Slot:
+    def begin_ahead(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], others: Sequence[SizedCall] = ()
+    ) -> Pending | None:
+        """Begin to freeze a call that the pipeline will make, for the whole range of sizes with ``others``; ``None`` if
+        there is a graph, or can be none yet. Raises :class:`CannotFreezeError`.
+        """
+        with FREEZING, without_modes(), torch.no_grad():
+            there = self._find(args, kwargs)
+            if there is not None and all(there[0].kept.signature.covers(other.call.signature) for other in others):
+                return None
+            try:
+                begun = self._with_settings(partial(self._begin, ahead=True), args, kwargs, others)
+            except StatefulPartError:
+                return None
+            return begun if isinstance(begun, Pending) else None
+
+    def end_ahead(self, pending: Pending, build: Callable[[], BuiltGraph]) -> Slot:
+        """Freeze what was begun, with the graph that ``build`` returns. Raises :class:`CannotFreezeError`."""
+        with FREEZING, without_modes(), torch.no_grad():
+            return self._with_settings(self._end, pending, build)
+
+    def _with_settings(self, freeze: Callable[..., Begun], *arguments: Any) -> Begun:
         settings = self.options.settings
         return freeze(*arguments) if settings is None else settings.copy().run(freeze, *arguments)
 
     def freeze(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Slot:
         """Make a graph for the call, or note why there can be none; the slot in the table."""
+        begun = self._begin(args, kwargs)
+        if isinstance(begun, Slot):
+            return begun
+        begun.compiled_s = time.perf_counter()
+        self.options.report(self.name, "compile", None, str(begun.signature))
+        return self._end(begun, lambda: begun.build.run(begun.folder))
+
+    def _begin(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], others: Sequence[SizedCall] = (), *, ahead: bool = False
+    ) -> Slot | Pending:
+        """Do what comes before compiling: the slot where that is not needed, or cannot be done.
+
+        ``others`` are calls of other sizes: the graph serves the whole range, or :class:`CannotFreezeError` is raised.
+        ``ahead``: the pipeline does not make the call just now, so that a part which keeps state is in another one; it
+        raises :class:`StatefulPartError`.
+        """
         device = describe_call(args, kwargs).device or part_device(self.module)
         table = self._choose_table(device)
         identity = (
@@ -396,6 +482,10 @@ class PartState(Host):
             observation = observe_call(subject, args, kwargs)
             signature = observation.signature
             report(self.name, "capture", time.perf_counter() - started_s, str(signature))
+            if ahead and signature.state:
+                raise StatefulPartError("it keeps state between its calls", self.name)
+            if others:
+                signature = range_signature(signature, varying_sizes(signature, others))
             same = [slot for slot in table if slot.kept.signature.without_fixed == signature.without_fixed]
             if signature.fixed and len(same) >= MAX_VALUES:
                 raise CannotFreezeError(
@@ -405,38 +495,61 @@ class PartState(Host):
             with ExitStack() as stack:
                 if table.shelf is not None:
                     stack.enter_context(table.shelf.freezing(signature))
-                    known = {slot.kept.key for slot in table}
-                    table.read_shelf()
-                    for slot in table:
-                        is_new = slot.kept.key not in known and slot.kept.signature == signature
-                        if is_new and (slot.refusal or self._is_usable(table, slot)):
-                            return slot
+                    if (made := self._made_meanwhile(table, observation.signature, others)) is not None:
+                        return made
                 folder = stack.enter_context(scratch_folder("graphs"))
                 if table.shelf is None:
                     folder = kept_scratch_folder()
-                compiled_s = time.perf_counter()
-                report(self.name, "compile", None, str(signature))
-                frozen = freeze_call(
-                    subject,
-                    observation,
-                    options=self.options.build,
-                    output_dir=folder,
+                prepared = prepare_call(subject, observation, options=self.options.build, others=others)
+                return Pending(prepared, table, signature, folder, started_s, stack.pop_all())
+        except CannotFreezeError as error:
+            return self._refused(table, signature, error, others)
+
+    def _end(self, pending: Pending, build: Callable[[], BuiltGraph]) -> Slot:
+        """Check and keep what ``build`` compiled, or note why it could not."""
+        prepared, table, report = pending.prepared, pending.table, self.options.report
+        signature = str(pending.signature)
+        with pending.held:
+            try:
+                frozen = finish_call(
+                    prepared,
+                    build(),
                     host=self,
                     on_step=lambda action, detail: report(self.name, action, None, detail),
                 )
-                seconds = time.perf_counter() - compiled_s
-                report(self.name, "compile", seconds, str(signature))
-                if table.shelf is None:
-                    return table.add(_in_memory(frozen))
-                return table.add(table.shelf.keep(frozen, time.perf_counter() - started_s))
-        except (TrainingModeError, CompilerMissingError, InterruptedBuildError, NotFiniteError):
-            raise
-        except CannotFreezeError as error:
-            reason = str(error)
-            logger.info("%s cannot be frozen for %s: %s", self.name, signature, reason)
-            if table.shelf is not None:
-                return table.add(table.shelf.refuse(signature.without_fixed, reason))
-            return table.add(Kept(signature.without_fixed, signature.digest.hex, refusal=reason))
+            except CannotFreezeError as error:
+                return self._refused(table, pending.signature, error, prepared.others)
+            report(self.name, "compile", time.perf_counter() - pending.compiled_s, signature)
+            if table.shelf is None:
+                return table.add(_in_memory(frozen))
+            return table.add(table.shelf.keep(frozen, time.perf_counter() - pending.started_s))
+
+    def _made_meanwhile(self, table: Table, wanted: Signature, others: Sequence[SizedCall]) -> Slot | None:
+        """What another process put on the shelf until this one held its lock."""
+        known = {slot.kept.key for slot in table}
+        table.read_shelf()
+        for slot in table:
+            theirs = slot.kept.signature
+            if others:
+                fits = all(theirs.covers(one) for one in (wanted, *(other.call.signature for other in others)))
+            else:
+                fits = theirs == wanted
+            if slot.kept.key not in known and fits and (slot.refusal or self._is_usable(table, slot)):
+                return slot
+        return None
+
+    def _refused(
+        self, table: Table, signature: Signature, error: CannotFreezeError, others: Sequence[SizedCall]
+    ) -> Slot:
+        """The slot that says why a call cannot be frozen; ``error`` is raised where it is no property of the call."""
+        of_the_moment = (TrainingModeError, CompilerMissingError, InterruptedBuildError, NotFiniteError)
+        if others or isinstance(error, (*of_the_moment, StatefulPartError)):
+            raise error
+        reason = str(error)
+        logger.info("%s cannot be frozen for %s: %s", self.name, signature, reason)
+        if table.shelf is not None:
+            return table.add(table.shelf.refuse(signature.without_fixed, reason))
+        return table.add(Kept(signature.without_fixed, signature.digest.hex, refusal=reason))
 
     def _refuse_gradients(self, call: DescribedCall) -> None:
         if not torch.is_grad_enabled():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -21,13 +22,17 @@ from pipevault.graphs.signature import LEAF_KINDS, DescribedCall, Leaf, Shape, S
 
 logger = logging.getLogger("pipevault")
 
+_MAX_COVERED = 256
+"""Of how many sizes a table remembers by which ranges they are covered."""
+
 
 @dataclass(frozen=True)
 class Kept:
     """What a shelf holds for one signature: a graph, or the reason why there can be none.
 
     ``files`` opens the files of the graph and verifies them; it raises a :class:`~pipevault.errors.VaultError` or
-    :class:`~pipevault.errors.WrongMachineError` for a graph that cannot be used. ``key`` names the entry.
+    :class:`~pipevault.errors.WrongMachineError` for a graph that cannot be used. ``key`` names the entry. ``opened``
+    are the graphs in use that came from the files.
     """
 
     signature: Signature
@@ -35,15 +40,21 @@ class Kept:
     document: GraphDocument | None = None
     files: Callable[[], GraphFiles] | None = None
     refusal: str = ""
+    opened: WeakSet[FrozenGraph] = field(default_factory=WeakSet, compare=False)
 
 
 class Shelf(Protocol):
-    """Where the graphs of a part identity are kept."""
+    """Where the graphs of a part identity are kept. Parts of one identity, such as the blocks of a transformer, share
+    it.
+    """
 
     identity: str
 
-    def news(self) -> Iterable[Kept]:
-        """Everything on the shelf that was not given before."""
+    def news(self, known: Collection[str]) -> Iterable[Kept]:
+        """Everything on the shelf whose key is not ``known``."""
+
+    def forget(self, key: str) -> None:
+        """Look at an entry anew when the shelf is asked next: its graph cannot be used."""
 
     def freezing(self, signature: Signature) -> AbstractContextManager[None]:
         """Held while a graph is made, so that one process makes it for all."""
@@ -98,6 +109,8 @@ class Table:
         self._lock = threading.Lock()
         self._by_signature: dict[Signature, list[Slot]] = {}
         self._loose: dict[Signature, list[Slot]] = {}
+        self._ranges: dict[Signature, list[Slot]] = {}
+        self._covered: dict[Signature, tuple[Slot, ...]] = {}
         self._state_paths: tuple[tuple[str, ...], ...] = ((),)
 
     @property
@@ -114,8 +127,13 @@ class Table:
                     return slot
             slot = Slot(kept)
             self.slots.append(slot)
+            self._covered.clear()
             self._by_signature.setdefault(kept.signature.without_fixed, []).append(slot)
-            if kept.document is not None:
+            if kept.signature.is_range:
+                ranges = self._ranges.setdefault(kept.signature.sizeless, [])
+                ranges.append(slot)
+                ranges.sort(key=lambda one: one.kept.signature.width)
+            elif kept.document is not None:
                 self._loose.setdefault(kept.signature.loose, []).append(slot)
             paths = kept.signature.state_paths
             if paths not in self._state_paths:
@@ -124,21 +142,26 @@ class Table:
 
     def remove(self, slot: Slot) -> None:
         """Forget a graph that cannot be used."""
+        if self.shelf is not None:
+            self.shelf.forget(slot.kept.key)
         with self._lock:
             self.slots = [other for other in self.slots if other is not slot]
-            for listed in (*self._by_signature.values(), *self._loose.values()):
+            self._covered.clear()
+            for listed in (*self._by_signature.values(), *self._loose.values(), *self._ranges.values()):
                 if slot in listed:
                     listed.remove(slot)
 
     def read_shelf(self) -> None:
         if self.shelf is not None:
-            for kept in self.shelf.news():
+            for kept in self.shelf.news({slot.kept.key for slot in self.slots}):
                 self.add(kept)
 
     def find(
         self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Slot | None, DescribedCall]:
-        """The slot for a call, and the call as that slot's graph takes it."""
+        """The slot for a call, and the call as that slot's graph takes it: a graph for its very sizes if there is one,
+        else that of the tightest range.
+        """
         call: DescribedCall | None = None
         for paths in reversed(self._state_paths):  # state first: a graph without it is older knowledge
             call = describe_call(args, kwargs, read_state(module, paths))
@@ -147,8 +170,24 @@ class Table:
             for slot in self._by_signature.get(call.signature, ()):
                 if slot.kept.signature.admits(call.leaves) and slot.constants_fit(module):
                     return slot, call
+            for slot in self._covering(call.signature):
+                if slot.kept.signature.admits(call.leaves) and slot.constants_fit(module):
+                    return slot, call
         assert call is not None
         return None, call
+
+    def _covering(self, signature: Signature) -> tuple[Slot, ...]:
+        """The slots of ranges that a call is in, the tightest first."""
+        if not self._ranges:
+            return ()
+        covering = self._covered.get(signature)
+        if covering is None:
+            ranges = self._ranges.get(signature.sizeless, ())
+            covering = tuple(slot for slot in ranges if slot.kept.signature.covers(signature))
+            if len(self._covered) >= _MAX_COVERED:
+                self._covered.clear()
+            self._covered[signature] = covering
+        return covering
 
     def find_cast(
         self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -16,13 +16,15 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from pipevault.cache.call import CallShape, resolve_shape
-from pipevault.cache.call_shapes import call_shapes
+from pipevault.cache.builders import Builders
+from pipevault.cache.call import CallShape
+from pipevault.cache.call_shapes import AskedShape, AskedSize, CallRange, call_shapes
 from pipevault.cache.identity import module_dtype, part_factors
 from pipevault.cache.keys import build_key, execution_device
 from pipevault.cache.onediff_backends import onediff_backend
 from pipevault.cache.outcome import Clock, Explanation, Outcome, PartOutcome, Progress, Step, combine
 from pipevault.cache.plan import lists_part, make_plan, open_graphs, plan_outcomes
+from pipevault.cache.regions import choose_regions
 from pipevault.cache.rehearsal import rehearse
 from pipevault.cache.search import Miss, open_vault
 from pipevault.cache.shelf import Store, VaultShelf
@@ -43,7 +45,7 @@ from pipevault.errors import (
 from pipevault.fingerprint.model import architecture
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import BuildOptions
-from pipevault.graphs.part import FrozenPart, obstacle, part_state
+from pipevault.graphs.part import obstacle
 from pipevault.graphs.state import FREEZING, PartOptions, PartState
 from pipevault.key import Key
 from pipevault.runtime.leases import HeldLeases
@@ -52,6 +54,7 @@ from pipevault.runtime.pipeline import LoadedState, attach_state, loaded_state, 
 from pipevault.runtime.turn import resources
 from pipevault.settings import Settings, Tier
 from pipevault.store.manifest import Manifest
+from pipevault.store.stats import mean_compile_s
 from pipevault.store.tiers import Found, Tiers
 from pipevault.store.vault import Vault
 
@@ -88,6 +91,8 @@ class PipelineCache:
         trusted_groups: Sequence[str | int] | None = None,
         allow_group_write: bool | None = None,
         shared: str | None = None,
+        regions: str | None = None,
+        jobs: int | None = None,
         build_config: Mapping[str, bool | int | float | str] | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -110,6 +115,8 @@ class PipelineCache:
             trusted_groups=trusted_groups,
             allow_group_write=allow_group_write,
             shared=shared,
+            regions=regions,
+            jobs=jobs,
         )
         self.build = BuildOptions(self.settings.weights, dict(build_config or {}))
         self._progress = progress
@@ -142,12 +149,13 @@ class PipelineCache:
         self,
         pipe: Pipeline,
         *,
-        height: int | None = None,
-        width: int | None = None,
-        num_frames: int | None = None,
-        batch_size: int | None = None,
+        height: AskedSize = None,
+        width: AskedSize = None,
+        num_frames: AskedSize = None,
+        batch_size: AskedSize = None,
         guidance: bool | None = None,
         call: Mapping[str, Any] | Callable[[Any], Any] | None = None,
+        dynamic: bool = False,
         shapes: Sequence[Mapping[str, Any]] | None = None,
         parts: Sequence[str] | None = None,
     ) -> Pipeline:
@@ -156,18 +164,30 @@ class PipelineCache:
         Without a shape, all graphs that fit its parts are attached, and each is opened when first used; where there is
         none at all, those of the pipeline's default call are frozen. With one, or
         with ``shapes``, a list of mappings with the arguments before it, the graphs for such calls are made sure to
-        exist. A second load adds to the first. ``parts`` names the parts to freeze; by default all. What happened:
+        exist. A size that is a pair, such as ``height=(512, 1024)``, asks for graphs that serve the whole range;
+        ``dynamic`` makes ranges of the single sizes, from half to twice, and of up to four samples. Where a part cannot
+        have such a graph, ``problems`` of the outcome say why, and single sizes are frozen as they come. A second load
+        adds to the first. ``parts`` names the parts to freeze; by default all. What happened:
         :func:`pipevault.outcome`. If it fails, the pipeline is what it was.
 
         Raises :class:`~pipevault.errors.MissError` in mode ``require``, :class:`~pipevault.errors.CannotFreezeError`
         and its subclasses, :class:`~pipevault.errors.BadCallError`, :class:`~pipevault.errors.VaultError`.
         """
-        asked = call_shapes(height, width, num_frames, batch_size, guidance, call, shapes)
+        asked = call_shapes(
+            shapes,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            batch_size=batch_size,
+            guidance=guidance,
+            call=call,
+            dynamic=dynamic or None,
+        )
         wanted = {**resources(pipe), SWITCHES: needs(parse_level(self.settings.level))}
         with TURNS.take(wanted, what=f"loading {type(pipe).__name__}", timeout_s=self.settings.turn_timeout_s):
             return self._load(pipe, asked, parts)
 
-    def _load(self, pipe: Pipeline, asked: Sequence[CallShape], parts: Sequence[str] | None) -> Pipeline:
+    def _load(self, pipe: Pipeline, asked: Sequence[AskedShape], parts: Sequence[str] | None) -> Pipeline:
         """:meth:`load`, in the turn of the pipeline."""
         if self.settings.mode == "off":
             unload(pipe)
@@ -181,7 +201,7 @@ class PipelineCache:
         if isinstance(loaded_state(pipe), OnediffState):
             unload(pipe)
         warn_untried()
-        wanted = [resolve_shape(pipe, self._per_sample(shape)) for shape in asked]
+        wanted = [shape.resolve(pipe, self._per_sample) for shape in asked]
         names = tuple(graph_parts.find_parts(pipe, parts))
         with _unchanged_on_error(pipe), at_level(self.settings.level):
             previous = loaded_state(pipe)
@@ -199,10 +219,12 @@ class PipelineCache:
     def key(self, pipe: Any, *, parts: Sequence[str] | None = None, **shape: Any) -> Key:
         """Return the key of the plan for a call. ``shape`` takes the arguments of :meth:`load`."""
         names = tuple(graph_parts.find_parts(pipe, parts))
-        resolved = resolve_shape(pipe, self._per_sample(CallShape(**shape)))
+        resolved = AskedShape(**shape).resolve(pipe, self._per_sample)
         modules = {name: graph_parts.get_part(pipe, name) for name in names}
+        chosen = choose_regions(pipe, names, self.settings.regions) if self._backend is None else {}
+        regions = {name: str(its) for name, its in chosen.items()}
         with at_level(self.settings.level):
-            return build_key(pipe, modules, resolved, backend=self.settings.backend, build=self.build)
+            return build_key(pipe, modules, resolved, backend=self.settings.backend, build=self.build, regions=regions)
 
     def part_key(self, pipe: Any, part: str) -> Key:
         """Return the factors of the identity of a part, as the key of a graph without a signature."""
@@ -257,22 +279,55 @@ class _Session:
         self.shelves: dict[VaultShelf, Store] = {}
         clock = self.clock  # a part must not hold its session, which holds the pipeline
         self.store.wait = lambda detail: clock.report(Step("", "wait", None, detail))
-        self.names = tuple(dict.fromkeys([*(previous.names if previous else ()), *names]))
-        self.obstacles = {n: what for n in names if (what := obstacle(graph_parts.get_part(pipe, n)))}
         self.loaded: list[weakref.ref[LoadedState]] = []
-        self.architectures: dict[str, dict[str, Any]] = {}
+        self.architectures: dict[str, Mapping[str, Any]] = {}
+        self.known: dict[str, Mapping[str, Any]] = {}
+        self.identities: dict[str, VaultShelf] = {}
         with self.clock.step("fingerprint"):
-            self.states = self._attach([name for name in names if name not in self.obstacles])
+            self.regions = choose_regions(pipe, names, self.settings.regions)
+            whole = [name for name in names if name not in self.regions]
+            blocks = {path: name for name, its in self.regions.items() for path in its.blocks}
+            frozen = [*whole, *blocks]
+            obstacles = {name: what for name in frozen if (what := obstacle(graph_parts.get_part(pipe, name)))}
+            self.obstacles = {blocks.get(name, name): what for name, what in obstacles.items()}
+            blocks = {path: name for path, name in blocks.items() if name not in self.obstacles}
+            graph_parts.detach(pipe, self._frozen_otherwise(whole))
+            self.states = self._attach([*(name for name in whole if name not in self.obstacles), *blocks], blocks)
+        earlier = previous.names if previous else ()
+        self.names = tuple(dict.fromkeys([*earlier, *(name for name in names if name not in self.regions), *blocks]))
 
-    def _attach(self, names: Sequence[str]) -> dict[str, PartState]:
-        devices = execution_device(self.pipe, {name: graph_parts.get_part(self.pipe, name) for name in names})
-        states = graph_parts.attach(self.pipe, names, self._options())
+    def _attach(self, names: Sequence[str], blocks: Mapping[str, str]) -> dict[str, PartState]:
+        self.known = {path: its for regions in self.regions.values() for path, its in regions.architectures.items()}
+        device = execution_device(self.pipe, {name: graph_parts.get_part(self.pipe, name) for name in names})
+        states = graph_parts.attach(self.pipe, names, self._options(), blocks=blocks)
         for name, state in states.items():
-            shelf = state.attach(devices).shelf
+            if name in blocks:
+                state.regions = str(self.regions[blocks[name]])
+            shelf = state.attach(device).shelf
             if isinstance(shelf, VaultShelf):
                 self.architectures[name] = dict(shelf.factors["architecture"])
                 self._take_over(shelf)
+        self.known.clear()
         return states
+
+    def _frozen_otherwise(self, whole: Sequence[str]) -> list[str]:
+        """What an earlier load froze whole and this one freezes by blocks, and the other way round."""
+        frozen = graph_parts.frozen_parts(self.pipe)
+        return [
+            name
+            for name, state in frozen.items()
+            if name in self.regions or (state.part != name and state.part in whole)
+        ]
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts that are frozen, whole or by blocks."""
+        return {name: graph_parts.get_part(self.pipe, name) for name in graph_parts.by_part(self.states)}
+
+    def _leave_eager(self, part: str) -> None:
+        for name in [name for name, state in self.states.items() if state.part == part]:
+            graph_parts.detach(self.pipe, [name])
+            del self.states[name]
 
     def _take_over(self, shelf: VaultShelf) -> None:
         """A part keeps the shelf of an earlier load; what is opened from now on is told of and held by this one."""
@@ -285,13 +340,16 @@ class _Session:
         level = settings.level
         inductor_settings = copy_context()
 
-        def factors_at_level(module: nn.Module, device: torch.device) -> dict[str, Any]:
+        known, shelves = self.known, self.identities
+
+        def factors_at_level(name: str, module: nn.Module, device: torch.device) -> dict[str, Any]:
             with at_level(level):
-                return part_factors(module, device, backend=settings.backend, build=build)
+                return part_factors(module, device, backend=settings.backend, build=build, known=known.get(name))
 
         def shelf(name: str, module: nn.Module, device: torch.device) -> VaultShelf:
-            factors = inductor_settings.copy().run(factors_at_level, module, device)
-            return VaultShelf(store, name, factors, device)
+            factors = inductor_settings.copy().run(factors_at_level, name, module, device)
+            made = VaultShelf(store, name, factors, device)
+            return shelves.setdefault(made.identity, made)
 
         def report(part: str, action: str, seconds: float | None, detail: str) -> None:
             clock.report(Step(part, action, seconds, detail))
@@ -339,16 +397,17 @@ class _Session:
         is_bare = not any(state.table.slots for state in self.states.values())
         if is_bare and self.states and wanted is None and self.settings.unfrozen_policy == "compile":
             try:
-                return self.ensure(resolve_shape(self.pipe, self.cache._per_sample(CallShape())))
+                return self.ensure(AskedShape().resolve(self.pipe, self.cache._per_sample))
             except BadCallError as error:
                 logger.info("calls of %s are frozen as they come: %s", type(self.pipe).__name__, error)
-        parts = {name: _attached_part(state) for name, state in self.states.items()} | self._obstructed()
-        graphs = [Digest(slot.kept.key) for state in self.states.values() for slot in state.graphs]
+        by_part = graph_parts.by_part(self.states)
+        parts = {name: _attached_part(members) for name, members in by_part.items()} | self._obstructed()
+        graphs = list({Digest(slot.kept.key): None for state in self.states.values() for slot in state.graphs})
         if not graphs:
             tiers = self.cache._tiers
             tiers.open_tier(tiers.own_tier)  # raises what makes it unusable
         if not graphs and self.settings.mode == "require":
-            key = self.cache.key(self.pipe, parts=tuple(self.states))
+            key = self.cache.key(self.pipe, parts=tuple(self.modules))
             raise self._missed(key, self.store.search(key.digest).miss(key), CallShape())
         reason = "" if graphs else "there are no graphs for this pipeline yet; calls are frozen as they come"
         if not graphs and self.settings.unfrozen_policy != "compile":
@@ -363,17 +422,17 @@ class _Session:
             problems=tuple(self.store.problems),
         )
 
-    def ensure(self, shape: CallShape) -> Outcome:
+    def ensure(self, shape: CallShape | CallRange) -> Outcome:
         """Make sure that the graphs for calls of ``shape`` exist."""
-        modules = {name: graph_parts.get_part(self.pipe, name) for name in self.states}
         with self.clock.step("fingerprint"):
             key = build_key(
                 self.pipe,
-                modules,
+                self.modules,
                 shape,
                 backend=self.settings.backend,
                 build=self.cache.build,
                 known=self.architectures,
+                regions={name: str(its) for name, its in self.regions.items() if name not in self.obstacles},
             )
         self.store.unsigned = None
         hit, miss = self._from_plan(key)
@@ -390,7 +449,7 @@ class _Session:
             self.store.count("miss", key.digest, reason=miss.word)
         return made
 
-    def _without_plan(self, key: Key, miss: Miss, shape: CallShape) -> Outcome:
+    def _without_plan(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> Outcome:
         if self.settings.mode == "require":
             return self._rehearsed_only(key, miss, shape)
         what = type(self.pipe).__name__
@@ -424,10 +483,9 @@ class _Session:
             missing = open_graphs(found.manifest, self.states, self.store)
         if missing:
             return None, Miss(missing, word="damaged")
-        for name in tuple(self.states):
+        for name in tuple(self.modules):
             if lists_part(found.manifest, name):
-                graph_parts.detach(self.pipe, [name])
-                del self.states[name]
+                self._leave_eager(name)
         parts = plan_outcomes(found.manifest) | self._obstructed()
         self.store.count("hit", found.key)
         reason = "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if part.status == "eager")
@@ -444,7 +502,7 @@ class _Session:
         )
         return outcome, None
 
-    def _rehearsed_only(self, key: Key, miss: Miss, shape: CallShape) -> Outcome:
+    def _rehearsed_only(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> Outcome:
         """Without a plan, whether all graphs are there shows only when the pipeline runs."""
         for state in self.states.values():
             state.table.read_shelf()
@@ -471,12 +529,23 @@ class _Session:
             problems=tuple(self.store.problems),
         )
 
-    def _rehearse_and_publish(self, key: Key, miss: Miss, shape: CallShape) -> Outcome:
+    def _rehearse_and_publish(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> Outcome:
         started_s, compiled_s = time.perf_counter(), self._compiled_s()
-        rehearsal = rehearse(self.pipe, self.states, shape, policy="compile", clock=self.clock, compare=True)
+        mean_s = mean_compile_s(self.cache.vault.layout)
+        with Builders(self.settings.build_processes, self.settings.level, mean_s) as builders:
+            rehearsal = rehearse(
+                self.pipe,
+                self.states,
+                shape,
+                policy="compile",
+                clock=self.clock,
+                compare=True,
+                builders=builders,
+            )
         for name in rehearsal.eager:
-            graph_parts.detach(self.pipe, [name])
-            self.states.pop(name, None)
+            self._leave_eager(name)
+        for text in rehearsal.problems:
+            self.store.tell(text)
         plan = make_plan(key, rehearsal, time.perf_counter() - started_s)
         problem, manifest = "", None
         try:
@@ -517,11 +586,11 @@ class _Session:
     def _obstructed(self) -> dict[str, PartOutcome]:
         return {name: PartOutcome("eager", what) for name, what in self.obstacles.items()}
 
-    def _missed(self, key: Key, miss: Miss, shape: CallShape, more: str = "") -> SignatureError | MissError:
+    def _missed(self, key: Key, miss: Miss, shape: CallShape | CallRange, more: str = "") -> SignatureError | MissError:
         """Why nothing is loaded: something lacks a signature, else :class:`MissError`."""
         return self.store.unsigned or MissError(self._message(key, miss, shape) + more, key.digest.hex, miss.reason)
 
-    def _message(self, key: Key, miss: Miss, shape: CallShape) -> str:
+    def _message(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> str:
         from pipevault.cache.advice import freeze_command
 
         settings = self.settings
@@ -538,16 +607,16 @@ class _Session:
             f"To freeze it, {command}; or use mode 'compile'."
         )
 
-    def finish(self, result: Outcome, asked: Sequence[CallShape], parts: Sequence[str] | None) -> None:
+    def finish(self, result: Outcome, asked: Sequence[AskedShape], parts: Sequence[str] | None) -> None:
         """Make the pipeline a loaded one."""
         previous = self.previous
         digests = {name: found["digest"] for name, found in self.architectures.items() if name in self.states}
-        before = dict(previous.digests) if previous else {}
+        frozen = graph_parts.frozen_parts(self.pipe)
+        before = {name: digest for name, digest in (previous.digests if previous else {}).items() if name in frozen}
         described = self._described(asked, parts)
         if previous is not None and previous.load.get("shapes"):
             described["shapes"] = [*previous.load["shapes"], *described["shapes"]]
-        size = next((s for s in asked if s.height or s.width or s.num_frames), None)
-        default = {n: v for n in ("height", "width", "num_frames") if size and (v := getattr(size, n))}
+        default = next((size for shape in asked if (size := shape.size)), {})
         state = LoadedState(
             outcome=result,
             owner=weakref.ref(self.pipe),
@@ -569,7 +638,7 @@ class _Session:
             lease.release()
         del self.store.leases[self.held :]
 
-    def _described(self, shapes: Sequence[CallShape], parts: Sequence[str] | None) -> dict[str, Any]:
+    def _described(self, shapes: Sequence[AskedShape], parts: Sequence[str] | None) -> dict[str, Any]:
         """What a record must tell so that the same load can be done again."""
         modules = graph_parts.find_parts(self.pipe)
         return {
@@ -577,18 +646,20 @@ class _Session:
             "parts": None if parts is None else list(parts),
             "backend": self.settings.backend,
             "weights": self.settings.weights,
+            "regions": self.settings.regions,
             "build": digest_json(dict(self.cache.build.config)).hex,
             "device": str(execution_device(self.pipe, modules)),
             "dtype": {name: module_dtype(module) for name, module in modules.items()},
         }
 
 
-def _attached_part(state: PartState) -> PartOutcome:
-    refused = list(dict.fromkeys(slot.refusal for slot in state.table if slot.refusal))
-    graphs = len(state.graphs)
+def _attached_part(members: Sequence[PartState]) -> PartOutcome:
+    refused = list(dict.fromkeys(slot.refusal for state in members for slot in state.table if slot.refusal))
+    graphs = len({slot.kept.key for state in members for slot in state.graphs})
+    regions = members[0].regions
     if refused and not graphs:
-        return PartOutcome("eager", "; ".join(refused))
-    return PartOutcome("frozen" if graphs else "not called", "", graphs)
+        return PartOutcome("eager", "; ".join(refused), 0, regions)
+    return PartOutcome("frozen" if graphs else "not called", "", graphs, regions)
 
 
 def _verify(shelf: Any, module: nn.Module) -> str:
@@ -603,9 +674,9 @@ def _verify(shelf: Any, module: nn.Module) -> str:
 def _unchanged_on_error(pipe: Any) -> Any:
     """Leave the pipeline exactly as it was if a load fails: its parts, its class, what was loaded before."""
     state = loaded_state(pipe)
-    names = tuple(graph_parts.find_parts(pipe))
-    frozen = {name: part for name in names if isinstance(part := graph_parts.get_part(pipe, name), FrozenPart)}
-    options = {name: part_state(part).options for name, part in frozen.items()}
+    frozen = graph_parts.frozen_parts(pipe)
+    options = {name: part.options for name, part in frozen.items()}
+    modules = {name: graph_parts.get_part(pipe, name) for name in frozen}
     try:
         yield
     except BaseException:  # whatever it was goes on
@@ -613,7 +684,9 @@ def _unchanged_on_error(pipe: Any) -> Any:
             if name not in frozen:
                 graph_parts.detach(pipe, [name])
         for name, part in frozen.items():
-            part_state(part).options = options[name]
+            if (now := graph_parts.get_part(pipe, name)) is not modules[name]:
+                graph_parts.replace_part(pipe, now, modules[name])
+            part.options = options[name]
         if state is not None:
             attach_state(pipe, state)
         raise

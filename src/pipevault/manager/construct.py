@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipevault.cache.call_shapes import AskedSize
 from pipevault.cache.outcome import Progress
 from pipevault.manager.cache import PipelineCache
 from pipevault.runtime.recorded_weights import note_origins
@@ -18,12 +19,13 @@ def from_pretrained(
     pipeline_class: type[Pipeline],
     path: str | Path,
     *,
-    height: int | None = None,
-    width: int | None = None,
-    num_frames: int | None = None,
-    batch_size: int | None = None,
+    height: AskedSize = None,
+    width: AskedSize = None,
+    num_frames: AskedSize = None,
+    batch_size: AskedSize = None,
     guidance: bool | None = None,
     call: Mapping[str, Any] | Callable[[Any], Any] | None = None,
+    dynamic: bool = False,
     shapes: Sequence[Mapping[str, Any]] | None = None,
     parts: Sequence[str] | None = None,
     device: Any = None,
@@ -45,6 +47,8 @@ def from_pretrained(
     trusted_groups: Sequence[str | int] | None = None,
     allow_group_write: bool | None = None,
     shared: str | None = None,
+    regions: str | None = None,
+    jobs: int | None = None,
     build_config: Mapping[str, bool | int | float | str] | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -73,6 +77,8 @@ def from_pretrained(
         trusted_groups=trusted_groups,
         allow_group_write=allow_group_write,
         shared=shared,
+        regions=regions,
+        jobs=jobs,
         build_config=build_config,
         progress=progress,
     )
@@ -88,6 +94,7 @@ def from_pretrained(
         batch_size=batch_size,
         guidance=guidance,
         call=call,
+        dynamic=dynamic,
         shapes=shapes,
         parts=parts,
     )

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pipevault.cache.call import CallShape, resolve_shape
+from pipevault.cache.call import CallShape
+from pipevault.cache.call_shapes import AskedShape
 from pipevault.cache.keys import build_key, execution_device
 from pipevault.cache.onediff_backends import ARTIFACT, OnediffBackend
 from pipevault.cache.outcome import Clock, Outcome, PartOutcome, combine
@@ -56,7 +57,7 @@ logger = logging.getLogger("pipevault")
 
 
 def load_onediff(
-    cache: PipelineCache, backend: OnediffBackend, pipe: Any, asked: Sequence[CallShape], parts: Sequence[str] | None
+    cache: PipelineCache, backend: OnediffBackend, pipe: Any, asked: Sequence[AskedShape], parts: Sequence[str] | None
 ) -> None:
     """Load ``pipe`` with ``backend``; what was loaded before is given back first.
 
@@ -64,7 +65,10 @@ def load_onediff(
     :meth:`~pipevault.PipelineCache.load` does.
     """
     backend.require()
-    wanted = [resolve_shape(pipe, cache._per_sample(shape)) for shape in asked or [CallShape()]]
+    wanted = [shape.resolve(pipe, cache._per_sample) for shape in asked or [AskedShape()]]
+    single = [shape for shape in wanted if isinstance(shape, CallShape)]
+    if len(single) < len(wanted):
+        raise BadCallError(f"Backend {backend.name!r} keeps single sizes. Give no range of sizes, or use 'inductor'.")
     if len(wanted) > 1 and not backend.takes_many_shapes:
         raise BadCallError(f"A load with backend {backend.name!r} takes one call shape, not {len(wanted)}.")
     unload(pipe)
@@ -72,7 +76,7 @@ def load_onediff(
     with at_level(cache.settings.level):
         load = _Load(cache, backend, pipe, names)
         try:
-            outcomes = tuple(load.ensure(shape) for shape in wanted)
+            outcomes = tuple(load.ensure(shape) for shape in single)
         except BaseException:  # whatever it was goes on; the pipeline is what it was
             load.undo()
             for lease in load.store.leases:
@@ -248,7 +252,7 @@ class _Load:
             graph_parts.replace_part(self.pipe, part, self.eager[name])
         self.compiled.clear()
 
-    def finish(self, result: Outcome, asked: Sequence[CallShape], parts: Sequence[str] | None) -> None:
+    def finish(self, result: Outcome, asked: Sequence[AskedShape], parts: Sequence[str] | None) -> None:
         """Make the pipeline a loaded one."""
         settings, cache = self.cache.settings, self.cache
         dtypes = {name: str(next(module.parameters()).dtype)[6:] for name, module in self.eager.items()}
@@ -268,6 +272,7 @@ class _Load:
                 "dtype": dtypes,
             },
             leases=HeldLeases(self.store.leases),
+            default_size=next((shape.size for shape in asked if shape.size), {}),
             turn_timeout_s=settings.turn_timeout_s,
             parts={name: (self.eager[name], part) for name, part in self.compiled.items()},
             watched=watched,
