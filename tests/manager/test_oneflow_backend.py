@@ -166,6 +166,8 @@ class TestVariables:
             cache_of(tmp_path, build_config={"use_graf": True})
         with pytest.raises(SettingsError, match="the vault keeps them"):
             cache_of(tmp_path, build_config={"graph_file": "graph"})
+        with pytest.raises(SettingsError, match="compile_profile 'max' is one of backend 'inductor'"):
+            cache_of(tmp_path, compile_profile="max")
         with pytest.raises(SettingsError, match="takes the live weights"):
             cache_of(tmp_path, weights="baked")
 

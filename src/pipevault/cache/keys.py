@@ -36,6 +36,7 @@ def build_key(
     build: BuildOptions,
     known: Mapping[str, Mapping[str, Any]] | None = None,
     regions: Mapping[str, str] | None = None,
+    worthwhile: bool = False,
 ) -> Key:
     """The key of the plan of ``pipe`` called at ``shape`` (see :func:`~pipevault.cache.call.resolve_shape`).
 
@@ -45,6 +46,7 @@ def build_key(
     known = known or {}
     toolchain, backend_factors = backend_groups(backend, build)
     device = execution_device(pipe, parts)
+    chosen = {**({"regions": dict(regions)} if regions else {}), **({"parts": "auto"} if worthwhile else {})}
     weights: dict[str, Any] = {"policy": build.weights}
     if build.weights == "baked":
         weights["parts"] = {name: weights_digest(module) for name, module in parts.items()}
@@ -57,12 +59,7 @@ def build_key(
             "dtype": {name: module_dtype(module) for name, module in parts.items()},
             "machine": machine_factors(device),
             "toolchain": {**toolchain_factors(graph_format=GRAPH_FORMAT), **toolchain},
-            "backend": {
-                "name": backend,
-                **build.to_json(),
-                **backend_factors,
-                **({"regions": dict(regions)} if regions else {}),
-            },
+            "backend": {"name": backend, **build.to_json(), **backend_factors, **chosen},
             "determinism": code_flags(),
         }
     )
