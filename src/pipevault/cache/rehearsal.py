@@ -203,9 +203,8 @@ def _idle_parts(states: Mapping[str, PartState]) -> dict[str, str]:
     found = {}
     for part, members in graph_parts.by_part(states).items():
         slots = {slot.kept.key: slot for state in members for slot in state.graphs}
-        checks = [slot.kept.document.checks for slot in slots.values() if slot.kept.document is not None]
-        timed = [one for one in checks if one.get("eager_s") and one.get("frozen_s")]
-        eager_s, frozen_s = (sum(one[name] for one in timed) for name in ("eager_s", "frozen_s"))
+        timed = [slot.kept.times for slot in slots.values() if slot.kept.times is not None]
+        eager_s, frozen_s = sum(one.eager_s for one in timed), sum(one.frozen_s for one in timed)
         if timed and frozen_s > (1 - LEAST_GAIN) * eager_s:
             found[part] = f"freezing it gains {100 * (1 - frozen_s / eager_s):.0f} %"
     return found

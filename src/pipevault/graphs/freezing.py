@@ -88,12 +88,21 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class CallTimes:
+    """Seconds of one call, eager and frozen, as they were seen when the two were compared."""
+
+    eager_s: float
+    frozen_s: float
+
+
+@dataclass(frozen=True)
 class Frozen:
     """A graph that was compiled; its files lie where it was built."""
 
     document: GraphDocument
     paths: Mapping[str, Path]
     """By digest."""
+    times: CallTimes | None = None
 
     def open(self) -> GraphFiles:
         """Raises :class:`~pipevault.errors.CorruptEntryError` if a file is no longer what was built."""
@@ -277,10 +286,10 @@ def finish_call(
         graph = FrozenGraph(document, files, device=subject.device, part=subject.name)
     graph.bind(subject.module, host)
     run = partial(graph, subject.module, host=host)
-    checks = _check(subject, run, observation)
+    checks, times = _check(subject, run, observation)
     for other in prepared.others:
         checks = _check_size(subject, run, program, other.call, document.signature, checks)
-    return Frozen(replace(document, checks=checks), paths)
+    return Frozen(replace(document, checks=checks), paths, times)
 
 
 def freeze_call(
@@ -407,7 +416,9 @@ def part_device(module: nn.Module) -> torch.device:
     return next((device for device in iter_devices(module) if device.type != "meta"), torch.device("cpu"))
 
 
-def _check(subject: Subject, graph: RunGraph, observation: Observation) -> Mapping[str, Any]:
+def _check(
+    subject: Subject, graph: RunGraph, observation: Observation
+) -> tuple[Mapping[str, Any], CallTimes]:
     call, program, free = observation.call, observation.program, observation.free
     varied = [
         leaf if index in call.numbers and index not in free else other
@@ -425,8 +436,8 @@ def _check(subject: Subject, graph: RunGraph, observation: Observation) -> Mappi
         raise CannotFreezeError(f"the graph differs from eager code on other values: {other.failure}", subject.name)
     compared = [one for one in (own, other) if one is not None and one.passed]
     worst = max(compared, key=lambda one: one.distance)
-    times = {name: min(getattr(one, name) for one in compared) for name in ("eager_s", "frozen_s")}
-    return {"calls": len(compared), "distance": worst.distance, "tolerance": worst.tolerance, **times}
+    times = CallTimes(min(one.eager_s for one in compared), min(one.frozen_s for one in compared))
+    return {"calls": len(compared), "distance": worst.distance, "tolerance": worst.tolerance}, times
 
 
 def _check_size(

@@ -631,7 +631,7 @@ class PartState(Host):
 def _in_memory(frozen: Frozen) -> Kept:
     signature = frozen.document.signature
     key = digest_json({"signature": signature.to_json(), "origins": frozen.document.origins}).hex
-    return Kept(signature, key, frozen.document, frozen.open)
+    return Kept(signature, key, frozen.document, frozen.open, times=frozen.times)
 
 
 def _files_beside(path: Path, document: GraphDocument) -> GraphFiles:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pipevault.errors import VaultError, WrongMachineError
-from pipevault.graphs.freezing import Frozen
+from pipevault.graphs.freezing import CallTimes, Frozen
 from pipevault.graphs.frozen import FrozenGraph, GraphDocument, constant_sha256, live_constant
 from pipevault.graphs.library import GraphFiles
 from pipevault.graphs.observe import read_state
@@ -32,7 +32,7 @@ class Kept:
 
     ``files`` opens the files of the graph and verifies them; it raises a :class:`~pipevault.errors.VaultError` or
     :class:`~pipevault.errors.WrongMachineError` for a graph that cannot be used. ``key`` names the entry. ``opened``
-    are the graphs in use that came from the files.
+    are the graphs in use that came from the files. ``times``: how long its call took when it was frozen.
     """
 
     signature: Signature
@@ -40,6 +40,7 @@ class Kept:
     document: GraphDocument | None = None
     files: Callable[[], GraphFiles] | None = None
     refusal: str = ""
+    times: CallTimes | None = None
     opened: WeakSet[FrozenGraph] = field(default_factory=WeakSet, compare=False)
 
 
