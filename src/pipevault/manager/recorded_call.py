@@ -14,7 +14,7 @@ from pipevault.determinism.layers import parse_state, unpack
 from pipevault.determinism.record import RunRecord
 from pipevault.determinism.samples import recorded_samples
 from pipevault.errors import BadCallError, BadRecordError
-from pipevault.graphs import parts as graph_parts
+from pipevault.graphs.adapters import generating_methods, main_method
 
 REPLAY_LIMITS: Mapping[str, int] = {
     "num_inference_steps": 10_000,
@@ -89,7 +89,7 @@ def _beyond(field: str, value: Any, limit: str) -> BadRecordError:
 def recorded_method(record: RunRecord, pipe: Any) -> str:
     """Return the method that was called. :class:`BadRecordError` unless it is one that generates."""
     method = record.pipeline.get("method", "__call__")
-    if method not in graph_parts.generating_methods(type(pipe)) or not callable(getattr(type(pipe), method, None)):
+    if method not in generating_methods(type(pipe)) or not callable(getattr(type(pipe), method, None)):
         raise BadRecordError(
             f"The record names {str(method)[:_SHOWN]!r} as what was called, which generates nothing.",
             "pipeline.method",
@@ -100,7 +100,7 @@ def recorded_method(record: RunRecord, pipe: Any) -> str:
 def recorded_arguments(record: RunRecord, pipe: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of the call but for its generators; ``inputs`` are those that it holds by digest only."""
     accepted = parameters(pipe)
-    is_checked = recorded_method(record, pipe) == "__call__" and not takes_any_name(pipe, accepted)
+    is_checked = recorded_method(record, pipe) == main_method(type(pipe)) and not takes_any_name(pipe, accepted)
     if is_checked and (unknown := [name for name in record.call if name not in accepted]):
         raise BadCallError(f"{type(pipe).__name__} takes no {', '.join(unknown)[:_SHOWN]}, which the record has.")
     arguments: dict[str, Any] = {}
