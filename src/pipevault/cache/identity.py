@@ -18,13 +18,23 @@ from pipevault.graphs.signature import Signature
 from pipevault.key import Key
 
 
-def part_factors(module: nn.Module, device: torch.device, *, backend: str, build: BuildOptions) -> dict[str, Any]:
-    """Return the factors that decide the code of a part's graphs beside their signatures. Nothing of the pipeline."""
+def part_factors(
+    module: nn.Module,
+    device: torch.device,
+    *,
+    backend: str,
+    build: BuildOptions,
+    known: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the factors that decide the code of a part's graphs beside their signatures. Nothing of the pipeline.
+
+    ``known`` is its architecture, where that was computed already.
+    """
     weights: dict[str, Any] = {"policy": build.weights}
     if build.weights == "baked":
         weights["digest"] = weights_digest(module)
     return {
-        "architecture": architecture(module),
+        "architecture": dict(known or architecture(module)),
         "weights": weights,
         "dtype": module_dtype(module),
         "machine": machine_factors(device),

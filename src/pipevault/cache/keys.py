@@ -33,10 +33,12 @@ def build_key(
     backend: str,
     build: BuildOptions,
     known: Mapping[str, Mapping[str, Any]] | None = None,
+    regions: Mapping[str, str] | None = None,
 ) -> Key:
     """The key of the plan of ``pipe`` called at ``shape`` (see :func:`~pipevault.cache.call.resolve_shape`).
 
-    ``known`` has the architecture of parts for which it was computed already.
+    ``known`` has the architecture of parts for which it was computed already, ``regions`` the blocks of those that are
+    frozen by blocks.
     """
     known = known or {}
     device = execution_device(pipe, parts)
@@ -52,7 +54,7 @@ def build_key(
             "dtype": {name: module_dtype(module) for name, module in parts.items()},
             "machine": machine_factors(device),
             "toolchain": toolchain_factors(graph_format=GRAPH_FORMAT),
-            "backend": {"name": backend, **build.to_json()},
+            "backend": {"name": backend, **build.to_json(), **({"regions": dict(regions)} if regions else {})},
             "determinism": code_flags(),
         }
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from pipevault.digest import Digest
@@ -31,11 +31,18 @@ Progress: TypeAlias = Callable[[Step], None]
 
 @dataclass(frozen=True)
 class PartOutcome:
-    """``status`` is ``frozen``, ``eager`` (``reason`` says why) or ``not called``."""
+    """``status`` is ``frozen``, ``eager`` (``reason`` says why) or ``not called``.
+
+    ``regions`` names the blocks of a part that are frozen in its place, such as ``19 FluxTransformerBlock``.
+    """
 
     status: str
     reason: str = ""
     graphs: int = 0
+    regions: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"status": self.status, "reason": self.reason, "graphs": self.graphs, "regions": self.regions}
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,7 @@ class Outcome:
             "status": self.status,
             "key": self.key.hex if self.key else None,
             "reason": self.reason,
-            "parts": {
-                name: {"status": part.status, "reason": part.reason, "graphs": part.graphs}
-                for name, part in self.parts.items()
-            },
+            "parts": {name: part.to_json() for name, part in self.parts.items()},
             "seconds": dict(self.seconds),
             "stored": self.stored,
             "manifest": self.manifest.hex if self.manifest else None,
@@ -111,7 +115,12 @@ def combine(entries: tuple[Outcome, ...]) -> Outcome:
             known = parts.get(name)
             eager = next((p for p in (known, part) if p and p.status == "eager"), None)
             graphs = part.graphs + (known.graphs if known else 0)
-            parts[name] = PartOutcome("eager", eager.reason) if eager else PartOutcome(part.status, "", graphs)
+            parts[name] = replace(
+                part,
+                status="eager" if eager else part.status,
+                reason=eager.reason if eager else "",
+                graphs=0 if eager else graphs,
+            )
         for step, duration_s in entry.seconds.items():
             seconds[step] = seconds.get(step, 0.0) + duration_s
     reasons = dict.fromkeys(entry.reason for entry in entries if entry.reason)
@@ -127,13 +136,6 @@ def combine(entries: tuple[Outcome, ...]) -> Outcome:
         tier=entries[0].tier if len({entry.tier for entry in entries}) == 1 else "",
         problems=tuple(dict.fromkeys(problem for entry in entries for problem in entry.problems)),
     )
-
-
-def part_outcomes(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, PartOutcome]:
-    """The parts of a manifest."""
-    return {
-        name: PartOutcome(part["status"], part["reason"], len(part["graphs"])) for name, part in sorted(parts.items())
-    }
 
 
 class Clock:

@@ -6,7 +6,7 @@ The manifest of a plan has no artifacts. ``parts`` has for each part ``{"status"
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipevault.cache.outcome import PartOutcome
@@ -30,6 +30,7 @@ def make_plan(key: Key, rehearsal: Rehearsal, seconds: float) -> Manifest:
             "reason": part.reason,
             "graphs": list(rehearsal.graphs.get(name, ())),
             "left_eager": name in rehearsal.eager,
+            **({"regions": part.regions} if part.regions else {}),
         }
         for name, part in rehearsal.parts.items()
     }
@@ -47,7 +48,7 @@ def make_plan(key: Key, rehearsal: Rehearsal, seconds: float) -> Manifest:
 def plan_outcomes(manifest: Manifest) -> dict[str, PartOutcome]:
     """Return what a plan says of each part."""
     return {
-        name: PartOutcome(part["status"], part["reason"], len(part["graphs"]))
+        name: PartOutcome(part["status"], part["reason"], len(part["graphs"]), part.get("regions", ""))
         for name, part in sorted(manifest.parts.items())
     }
 
@@ -59,27 +60,39 @@ def open_graphs(manifest: Manifest, states: Mapping[str, PartState], store: Stor
     that. It must exist all the same, like one that an earlier load opened.
     """
     for name, part in manifest.parts.items():
-        state = states.get(name)
-        if state is None or not part["graphs"]:
+        renewed: dict[str, str] = {}
+        for state in (state for state in states.values() if state.part == name):
+            if lacking := _open_part(name, part["graphs"], state, store, renewed):
+                return lacking
+    return ""
+
+
+def _open_part(name: str, graphs: Sequence[str], state: PartState, store: Store, renewed: dict[str, str]) -> str:
+    """Open those of ``graphs`` that are on the shelf of a part, or of one of its blocks. ``renewed`` has what was found
+    for the others.
+    """
+    table = state.table
+    table.read_shelf()
+    slots: dict[str, Slot] = {slot.kept.key: slot for slot in table}
+    suffix = table.shelf.identity[:16] if table.shelf else ""
+    for graph in graphs:
+        slot = slots.get(graph)
+        if slot is None and graph.endswith(suffix):
+            return _lacking(graph, name, "it is gone")
+        if slot is not None and slot.graph is None:
+            try:
+                state.open(slot)
+            except UNUSABLE as error:
+                table.remove(slot)
+                return str(error)
+            renewed[graph] = ""
             continue
-        table = state.table
-        table.read_shelf()
-        slots: dict[str, Slot] = {slot.kept.key: slot for slot in table}
-        suffix = table.shelf.identity[:16] if table.shelf else ""
-        for graph in part["graphs"]:
-            slot = slots.get(graph)
-            if slot is None and graph.endswith(suffix):
-                return _lacking(graph, name, "it is gone")
-            if slot is not None and slot.graph is None:
-                try:
-                    state.open(slot)
-                except UNUSABLE as error:
-                    table.remove(slot)
-                    return str(error)
-            elif what := store.renew(Digest(graph)):
-                if slot is not None and store.settings.mode == "compile":
-                    table.remove(slot)  # so that it is frozen and stored again
-                return _lacking(graph, name, what)
+        if graph not in renewed:
+            renewed[graph] = store.renew(Digest(graph))
+        if what := renewed[graph]:
+            if slot is not None and store.settings.mode == "compile":
+                table.remove(slot)  # so that it is frozen and stored again
+            return _lacking(graph, name, what)
     return ""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -73,12 +73,9 @@ def rehearse(
         if compare:
             with clock.step("check"):
                 check = _checked(states, run, eager_output, output, eager)
-    parts = {name: part_outcome(state, eager.get(name, "")) for name, state in states.items()}
-    graphs = {
-        name: tuple(sorted(key for key, slot in state.touched.items() if slot.kept.document is not None))
-        for name, state in states.items()
-        if name not in eager
-    }
+    by_part = graph_parts.by_part(states)
+    parts = {name: part_outcome(members, eager.get(name, "")) for name, members in by_part.items()}
+    graphs = {name: tuple(sorted(_used(members))) for name, members in by_part.items() if name not in eager}
     if compare and not any(graphs.values()):
         details = "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if part.reason)
         raise NothingFrozenError(
@@ -87,14 +84,19 @@ def rehearse(
     return Rehearsal(parts, graphs, eager, check)
 
 
-def part_outcome(state: PartState, eager: str = "") -> PartOutcome:
-    """Return what became of a part since its state began to list."""
-    graphs = [slot for slot in state.touched.values() if slot.kept.document is not None]
-    refused = [slot.refusal for slot in state.touched.values() if slot.refusal]
-    reasons = "; ".join(dict.fromkeys([*([eager] if eager else []), *refused, *state.unstored.values()]))
-    if not state.touched and not state.unstored:
-        return PartOutcome("not called")
-    return PartOutcome("eager" if reasons else "frozen", reasons, 0 if eager else len(graphs))
+def part_outcome(members: Sequence[PartState], eager: str = "") -> PartOutcome:
+    """Return what became of a part, or of all blocks of one, since its states began to list."""
+    refused = [slot.refusal for state in members for slot in state.touched.values() if slot.refusal]
+    unstored = [why for state in members for why in state.unstored.values()]
+    reasons = "; ".join(dict.fromkeys([*([eager] if eager else []), *refused, *unstored]))
+    regions = members[0].regions
+    if not any(state.touched or state.unstored for state in members):
+        return PartOutcome("not called", regions=regions)
+    return PartOutcome("eager" if reasons else "frozen", reasons, 0 if eager else len(_used(members)), regions)
+
+
+def _used(members: Sequence[PartState]) -> set[str]:
+    return {key for state in members for key, slot in state.touched.items() if slot.kept.document is not None}
 
 
 def _checked(
@@ -105,14 +107,14 @@ def _checked(
     comparison = _compare(eager_output, output, tolerance)
     if comparison.passed:
         return comparison
-    frozen = [name for name, state in states.items() if state.touched]
-    for name in frozen:
-        others = {other: states[other] for other in frozen if other != name}
+    frozen = {name for name, members in graph_parts.by_part(states).items() if any(state.touched for state in members)}
+    for name in sorted(frozen):
+        others = {other: state for other, state in states.items() if state.part in frozen - {name}}
         with policies(others, "off"):
             alone = _compare(eager_output, run(), tolerance)
         if not alone.passed:
             eager[name] = f"the pipeline's output changes when it is frozen: {alone.failure}"
-    with policies({name: states[name] for name in eager}, "off"):
+    with policies({name: state for name, state in states.items() if state.part in eager}, "off"):
         comparison = _compare(eager_output, run(), tolerance)
     if not comparison.passed:
         raise NothingFrozenError(

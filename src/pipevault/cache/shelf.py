@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -199,25 +199,35 @@ class VaultShelf:
         self.device = device
         self._shelf = graph_key(factors, Signature(()), {}).shelf
         self.identity = self._shelf.hex
-        self._seen: set[Digest] = set()
+        self._read: dict[Digest, Kept | None] = {}
         self._frozen_here: set[Digest] = set()
 
-    def news(self) -> Iterator[Kept]:
+    def news(self, known: Collection[str]) -> Iterator[Kept]:
         keys, problems = self.store.tiers.shelf(self._shelf)
         for problem in problems:
             self.store.tell(problem)
         for key in keys:
-            if key in self._seen:
+            if key.hex in known:
                 continue
-            self._seen.add(key)
-            search = self.store.search(key)
-            found = next(search.entries(), None)
-            self.store.count_quarantined(search)
-            if found is None:
-                self._tell(search)
-            elif (kept := self._kept(found.manifest)) is not None:
-                self.store.origins[key] = found.tier.dir
+            if key not in self._read:
+                self._read[key] = self._look(key)
+            if (kept := self._read[key]) is not None:
                 yield kept
+
+    def _look(self, key: Digest) -> Kept | None:
+        search = self.store.search(key)
+        found = next(search.entries(), None)
+        self.store.count_quarantined(search)
+        if found is None:
+            self._tell(search)
+            return None
+        kept = self._kept(found.manifest)
+        if kept is not None:
+            self.store.origins[key] = found.tier.dir
+        return kept
+
+    def forget(self, key: str) -> None:
+        self._read.pop(Digest(key), None)
 
     def _tell(self, search: Search) -> None:
         """Why an entry is not on the shelf, unless it was told with the name of its tier."""
@@ -298,7 +308,6 @@ class VaultShelf:
             "toolchain": toolchain_record(graph_format=GRAPH_FORMAT),
         }
         manifest = vault.publish(Manifest(key, {name: part}, tuple(artifacts), details, now_utc()), files)
-        self._seen.add(key.digest)
         self._frozen_here.add(key.digest)
         self.store.count("published", key.digest, bytes=manifest.size_bytes)
         kept = self._kept(manifest)
@@ -307,6 +316,7 @@ class VaultShelf:
                 f"The entry {key.digest.short} was published and cannot be read.",
                 vault.layout.manifest_file(key.digest),
             )
+        self._read[key.digest] = kept
         tier = self.store.tiers.own_tier
         self.store.limit_size(Found(vault, manifest, tier, tier))
         return kept
@@ -337,7 +347,6 @@ class VaultShelf:
         search = self.store.search(key)
         found = self.store.open_found(search, check)
         if found is None:
-            self._seen.discard(key)
             reasons = "; ".join(search.reasons) or "it is gone"
             raise CorruptEntryError(
                 f"The graph {key.short} of {self.part} cannot be used: {reasons}", self.store.settings.dir

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,8 @@ class FrozenGraph:
         part: str,
     ) -> None:
         """Take ``files``, which may be closed afterwards."""
-        self._runner = GraphRunner(map_library(document.library, files), device)
+        self._library = map_library(document.library, files)
+        self._runner = GraphRunner(self._library, device)
         self.document = document
         self.part = part
         self.device = device
@@ -187,6 +189,14 @@ class FrozenGraph:
         self._layout: dict[str, str] | None = None
         self._borrowed = False
         self._held: Mapping[str, torch.Tensor] | None = None
+
+    def twin(self, part: str) -> FrozenGraph:
+        """Return another graph of the same library, to be bound to the weights of ``part``."""
+        twin = copy(self)
+        twin.part = part
+        twin._runner = GraphRunner(self._library, self.device)
+        twin._binding, twin._held, twin._layout, twin._borrowed = None, None, None, False
+        return twin
 
     def bind(self, module: nn.Module, host: Host) -> None:
         """Point the graph at the live weights. Raises :class:`ChangedPartError` if they no longer fit it."""

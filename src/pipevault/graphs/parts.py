@@ -213,17 +213,31 @@ def _places_below(module: nn.Module, wanted: nn.Module, seen: set[int]) -> Itera
             yield from _places_below(child, wanted, seen)
 
 
-def attach(pipe: Any, names: Sequence[str], options: PartOptions) -> dict[str, PartState]:
-    """Make frozen parts of ``names``, through onediffx and OneDiff; those that are frozen get the new options."""
+def attach(
+    pipe: Any, names: Sequence[str], options: PartOptions, *, blocks: Mapping[str, str] | None = None
+) -> dict[str, PartState]:
+    """Make frozen parts of ``names``, through onediffx and OneDiff; those that are frozen get the new options.
+
+    ``blocks`` has the part of each name that is a block of one, and stands in no other place.
+    """
+    blocks = blocks or {}
     modules = {name: get_part(pipe, name) for name in names}
     compiled = compile_parts(modules, backend=backend.NAME, options=options)
     states: dict[str, PartState] = {}
     for name, part in compiled.items():
         if part is not modules[name]:
-            replace_part(pipe, modules[name], part)
-        states[name] = part_state(part)
-        states[name].name = name
+            _put(pipe, name, modules[name], part, is_block=name in blocks)
+        state = states[name] = part_state(part)
+        state.name, state.part, state.regions = name, blocks.get(name, name), ""
     return states
+
+
+def _put(pipe: Any, name: str, old: nn.Module, new: nn.Module, *, is_block: bool) -> None:
+    if is_block:  # a search of the whole pipeline for each of many blocks takes its time
+        owner, _, key = name.rpartition(".")
+        setattr(get_part(pipe, owner), key, new)
+    else:
+        replace_part(pipe, old, new)
 
 
 def detach(pipe: Any, names: Sequence[str]) -> None:
@@ -231,12 +245,26 @@ def detach(pipe: Any, names: Sequence[str]) -> None:
     for name in names:
         module = get_part(pipe, name)
         if isinstance(module, FrozenPart):
-            replace_part(pipe, module, release(module))
+            state = part_state(module)
+            _put(pipe, name, module, release(module), is_block=state.part != state.name)
 
 
 def frozen_parts(pipe: Any) -> dict[str, PartState]:
-    """The states of the parts that are frozen now, by name."""
-    return {name: part_state(m) for name, m in find_parts(pipe).items() if isinstance(m, FrozenPart)}
+    """The states of the parts, and of the blocks in parts, that are frozen now, by name."""
+    found = {}
+    for name, module in find_parts(pipe).items():
+        for path, child in {"": module}.items() if isinstance(module, FrozenPart) else module.named_modules():
+            if isinstance(child, FrozenPart):
+                found[f"{name}.{path}" if path else name] = part_state(child)
+    return found
+
+
+def by_part(states: Mapping[str, PartState]) -> dict[str, list[PartState]]:
+    """Return the states by the part that each is, or is a block of."""
+    grouped: dict[str, list[PartState]] = {}
+    for state in states.values():
+        grouped.setdefault(state.part, []).append(state)
+    return grouped
 
 
 def _as_tuple(value: Any) -> tuple[str, ...]:

@@ -105,6 +105,10 @@ class PartState(Host):
     def __init__(self, module: nn.Module, options: PartOptions) -> None:
         self.module = module
         self.name = type(module).__name__
+        self.part = self.name
+        """The part of the pipeline that the module is, or is a block of."""
+        self.regions = ""
+        """How many blocks the part is frozen by, and of which classes; empty for one that is frozen whole."""
         self.options = options
         self.observer: Callable[[str, list[torch.Tensor], Any], None] | None = None
         self.hooked_forward: Callable[..., Any] | None = None
@@ -190,9 +194,14 @@ class PartState(Host):
             kept = slot.kept
             assert kept.document is not None
             assert kept.files is not None
-            with kept.files() as files:
-                graph = FrozenGraph(kept.document, files, device=self._device, part=self.name)
+            known = next((graph for graph in kept.opened if graph.device == self._device), None)
+            if known is not None and not known.is_baked:
+                graph = known.twin(self.name)
+            else:
+                with kept.files() as files:
+                    graph = FrozenGraph(kept.document, files, device=self._device, part=self.name)
             graph.bind(self.module, self)
+            kept.opened.add(graph)
             slot.graph = graph
         return slot.graph
 

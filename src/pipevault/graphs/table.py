@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -27,7 +28,8 @@ class Kept:
     """What a shelf holds for one signature: a graph, or the reason why there can be none.
 
     ``files`` opens the files of the graph and verifies them; it raises a :class:`~pipevault.errors.VaultError` or
-    :class:`~pipevault.errors.WrongMachineError` for a graph that cannot be used. ``key`` names the entry.
+    :class:`~pipevault.errors.WrongMachineError` for a graph that cannot be used. ``key`` names the entry. ``opened``
+    are the graphs in use that came from the files.
     """
 
     signature: Signature
@@ -35,15 +37,21 @@ class Kept:
     document: GraphDocument | None = None
     files: Callable[[], GraphFiles] | None = None
     refusal: str = ""
+    opened: WeakSet[FrozenGraph] = field(default_factory=WeakSet, compare=False)
 
 
 class Shelf(Protocol):
-    """Where the graphs of a part identity are kept."""
+    """Where the graphs of a part identity are kept. Parts of one identity, such as the blocks of a transformer, share
+    it.
+    """
 
     identity: str
 
-    def news(self) -> Iterable[Kept]:
-        """Everything on the shelf that was not given before."""
+    def news(self, known: Collection[str]) -> Iterable[Kept]:
+        """Everything on the shelf whose key is not ``known``."""
+
+    def forget(self, key: str) -> None:
+        """Look at an entry anew when the shelf is asked next: its graph cannot be used."""
 
     def freezing(self, signature: Signature) -> AbstractContextManager[None]:
         """Held while a graph is made, so that one process makes it for all."""
@@ -124,6 +132,8 @@ class Table:
 
     def remove(self, slot: Slot) -> None:
         """Forget a graph that cannot be used."""
+        if self.shelf is not None:
+            self.shelf.forget(slot.kept.key)
         with self._lock:
             self.slots = [other for other in self.slots if other is not slot]
             for listed in (*self._by_signature.values(), *self._loose.values()):
@@ -132,7 +142,7 @@ class Table:
 
     def read_shelf(self) -> None:
         if self.shelf is not None:
-            for kept in self.shelf.news():
+            for kept in self.shelf.news({slot.kept.key for slot in self.slots}):
                 self.add(kept)
 
     def find(

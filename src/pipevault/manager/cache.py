@@ -22,6 +22,7 @@ from pipevault.cache.identity import module_dtype, part_factors
 from pipevault.cache.keys import build_key, execution_device
 from pipevault.cache.outcome import Clock, Explanation, Outcome, PartOutcome, Progress, Step, combine
 from pipevault.cache.plan import lists_part, make_plan, open_graphs, plan_outcomes
+from pipevault.cache.regions import choose_regions
 from pipevault.cache.rehearsal import rehearse
 from pipevault.cache.search import Miss, open_vault
 from pipevault.cache.shelf import Store, VaultShelf
@@ -42,7 +43,7 @@ from pipevault.errors import (
 from pipevault.fingerprint.model import architecture
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import BuildOptions
-from pipevault.graphs.part import FrozenPart, obstacle, part_state
+from pipevault.graphs.part import obstacle
 from pipevault.graphs.state import FREEZING, PartOptions, PartState
 from pipevault.key import Key
 from pipevault.runtime.leases import HeldLeases
@@ -86,6 +87,7 @@ class PipelineCache:
         trusted_groups: Sequence[str | int] | None = None,
         allow_group_write: bool | None = None,
         shared: str | None = None,
+        regions: str | None = None,
         build_config: Mapping[str, bool | int | float | str] | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -108,6 +110,7 @@ class PipelineCache:
             trusted_groups=trusted_groups,
             allow_group_write=allow_group_write,
             shared=shared,
+            regions=regions,
         )
         self.build = BuildOptions(self.settings.weights, dict(build_config or {}))
         self._progress = progress
@@ -189,8 +192,9 @@ class PipelineCache:
         names = tuple(graph_parts.find_parts(pipe, parts))
         resolved = resolve_shape(pipe, self._per_sample(CallShape(**shape)))
         modules = {name: graph_parts.get_part(pipe, name) for name in names}
+        regions = {name: str(its) for name, its in choose_regions(pipe, names, self.settings.regions).items()}
         with at_level(self.settings.level):
-            return build_key(pipe, modules, resolved, backend=self.settings.backend, build=self.build)
+            return build_key(pipe, modules, resolved, backend=self.settings.backend, build=self.build, regions=regions)
 
     def part_key(self, pipe: Any, part: str) -> Key:
         """Return the factors of the identity of a part, as the key of a graph without a signature."""
@@ -244,22 +248,53 @@ class _Session:
         self.shelves: dict[VaultShelf, Store] = {}
         clock = self.clock  # a part must not hold its session, which holds the pipeline
         self.store.wait = lambda detail: clock.report(Step("", "wait", None, detail))
-        self.names = tuple(dict.fromkeys([*(previous.names if previous else ()), *names]))
-        self.obstacles = {n: what for n in names if (what := obstacle(graph_parts.get_part(pipe, n)))}
         self.loaded: list[weakref.ref[LoadedState]] = []
-        self.architectures: dict[str, dict[str, Any]] = {}
+        self.architectures: dict[str, Mapping[str, Any]] = {}
+        self.known: dict[str, Mapping[str, Any]] = {}
+        self.identities: dict[str, VaultShelf] = {}
         with self.clock.step("fingerprint"):
-            self.states = self._attach([name for name in names if name not in self.obstacles])
+            self.regions = choose_regions(pipe, names, self.settings.regions)
+            whole = [name for name in names if name not in self.regions]
+            blocks = {path: name for name, its in self.regions.items() for path in its.blocks}
+            frozen = [*whole, *blocks]
+            obstacles = {name: what for name in frozen if (what := obstacle(graph_parts.get_part(pipe, name)))}
+            self.obstacles = {blocks.get(name, name): what for name, what in obstacles.items()}
+            blocks = {path: name for path, name in blocks.items() if name not in self.obstacles}
+            graph_parts.detach(pipe, self._frozen_otherwise(whole))
+            self.states = self._attach([*(name for name in whole if name not in self.obstacles), *blocks], blocks)
+        earlier = previous.names if previous else ()
+        self.names = tuple(dict.fromkeys([*earlier, *(name for name in names if name not in self.regions), *blocks]))
 
-    def _attach(self, names: Sequence[str]) -> dict[str, PartState]:
-        devices = execution_device(self.pipe, {name: graph_parts.get_part(self.pipe, name) for name in names})
-        states = graph_parts.attach(self.pipe, names, self._options())
+    def _attach(self, names: Sequence[str], blocks: Mapping[str, str]) -> dict[str, PartState]:
+        self.known = {path: its for regions in self.regions.values() for path, its in regions.architectures.items()}
+        device = execution_device(self.pipe, {name: graph_parts.get_part(self.pipe, name) for name in names})
+        states = graph_parts.attach(self.pipe, names, self._options(), blocks=blocks)
         for name, state in states.items():
-            shelf = state.attach(devices).shelf
+            if name in blocks:
+                state.regions = str(self.regions[blocks[name]])
+            shelf = state.attach(device).shelf
             if isinstance(shelf, VaultShelf):
                 self.architectures[name] = dict(shelf.factors["architecture"])
                 self._take_over(shelf)
+        self.known.clear()
         return states
+
+    def _frozen_otherwise(self, whole: Sequence[str]) -> list[str]:
+        """What an earlier load froze whole and this one freezes by blocks, and the other way round."""
+        frozen = graph_parts.frozen_parts(self.pipe)
+        return [
+            name for name, state in frozen.items() if name in self.regions or (state.part != name and state.part in whole)
+        ]
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts that are frozen, whole or by blocks."""
+        return {name: graph_parts.get_part(self.pipe, name) for name in graph_parts.by_part(self.states)}
+
+    def _leave_eager(self, part: str) -> None:
+        for name in [name for name, state in self.states.items() if state.part == part]:
+            graph_parts.detach(self.pipe, [name])
+            del self.states[name]
 
     def _take_over(self, shelf: VaultShelf) -> None:
         """A part keeps the shelf of an earlier load; what is opened from now on is told of and held by this one."""
@@ -272,13 +307,16 @@ class _Session:
         level = settings.level
         inductor_settings = copy_context()
 
-        def factors_at_level(module: nn.Module, device: torch.device) -> dict[str, Any]:
+        known, shelves = self.known, self.identities
+
+        def factors_at_level(name: str, module: nn.Module, device: torch.device) -> dict[str, Any]:
             with at_level(level):
-                return part_factors(module, device, backend=settings.backend, build=build)
+                return part_factors(module, device, backend=settings.backend, build=build, known=known.get(name))
 
         def shelf(name: str, module: nn.Module, device: torch.device) -> VaultShelf:
-            factors = inductor_settings.copy().run(factors_at_level, module, device)
-            return VaultShelf(store, name, factors, device)
+            factors = inductor_settings.copy().run(factors_at_level, name, module, device)
+            made = VaultShelf(store, name, factors, device)
+            return shelves.setdefault(made.identity, made)
 
         def report(part: str, action: str, seconds: float | None, detail: str) -> None:
             clock.report(Step(part, action, seconds, detail))
@@ -329,13 +367,14 @@ class _Session:
                 return self.ensure(resolve_shape(self.pipe, self.cache._per_sample(CallShape())))
             except BadCallError as error:
                 logger.info("calls of %s are frozen as they come: %s", type(self.pipe).__name__, error)
-        parts = {name: _attached_part(state) for name, state in self.states.items()} | self._obstructed()
-        graphs = [Digest(slot.kept.key) for state in self.states.values() for slot in state.graphs]
+        by_part = graph_parts.by_part(self.states)
+        parts = {name: _attached_part(members) for name, members in by_part.items()} | self._obstructed()
+        graphs = list({Digest(slot.kept.key): None for state in self.states.values() for slot in state.graphs})
         if not graphs:
             tiers = self.cache._tiers
             tiers.open_tier(tiers.own_tier)  # raises what makes it unusable
         if not graphs and self.settings.mode == "require":
-            key = self.cache.key(self.pipe, parts=tuple(self.states))
+            key = self.cache.key(self.pipe, parts=tuple(self.modules))
             raise self._missed(key, self.store.search(key.digest).miss(key), CallShape())
         reason = "" if graphs else "there are no graphs for this pipeline yet; calls are frozen as they come"
         if not graphs and self.settings.unfrozen_policy != "compile":
@@ -352,15 +391,15 @@ class _Session:
 
     def ensure(self, shape: CallShape) -> Outcome:
         """Make sure that the graphs for calls of ``shape`` exist."""
-        modules = {name: graph_parts.get_part(self.pipe, name) for name in self.states}
         with self.clock.step("fingerprint"):
             key = build_key(
                 self.pipe,
-                modules,
+                self.modules,
                 shape,
                 backend=self.settings.backend,
                 build=self.cache.build,
                 known=self.architectures,
+                regions={name: str(its) for name, its in self.regions.items() if name not in self.obstacles},
             )
         self.store.unsigned = None
         hit, miss = self._from_plan(key)
@@ -411,10 +450,9 @@ class _Session:
             missing = open_graphs(found.manifest, self.states, self.store)
         if missing:
             return None, Miss(missing, word="damaged")
-        for name in tuple(self.states):
+        for name in tuple(self.modules):
             if lists_part(found.manifest, name):
-                graph_parts.detach(self.pipe, [name])
-                del self.states[name]
+                self._leave_eager(name)
         parts = plan_outcomes(found.manifest) | self._obstructed()
         self.store.count("hit", found.key)
         reason = "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if part.status == "eager")
@@ -462,8 +500,7 @@ class _Session:
         started_s, compiled_s = time.perf_counter(), self._compiled_s()
         rehearsal = rehearse(self.pipe, self.states, shape, policy="compile", clock=self.clock, compare=True)
         for name in rehearsal.eager:
-            graph_parts.detach(self.pipe, [name])
-            self.states.pop(name, None)
+            self._leave_eager(name)
         plan = make_plan(key, rehearsal, time.perf_counter() - started_s)
         problem, manifest = "", None
         try:
@@ -529,7 +566,8 @@ class _Session:
         """Make the pipeline a loaded one."""
         previous = self.previous
         digests = {name: found["digest"] for name, found in self.architectures.items() if name in self.states}
-        before = dict(previous.digests) if previous else {}
+        frozen = graph_parts.frozen_parts(self.pipe)
+        before = {name: digest for name, digest in (previous.digests if previous else {}).items() if name in frozen}
         described = self._described(asked, parts)
         if previous is not None and previous.load.get("shapes"):
             described["shapes"] = [*previous.load["shapes"], *described["shapes"]]
@@ -564,18 +602,20 @@ class _Session:
             "parts": None if parts is None else list(parts),
             "backend": self.settings.backend,
             "weights": self.settings.weights,
+            "regions": self.settings.regions,
             "build": digest_json(dict(self.cache.build.config)).hex,
             "device": str(execution_device(self.pipe, modules)),
             "dtype": {name: module_dtype(module) for name, module in modules.items()},
         }
 
 
-def _attached_part(state: PartState) -> PartOutcome:
-    refused = list(dict.fromkeys(slot.refusal for slot in state.table if slot.refusal))
-    graphs = len(state.graphs)
+def _attached_part(members: Sequence[PartState]) -> PartOutcome:
+    refused = list(dict.fromkeys(slot.refusal for state in members for slot in state.table if slot.refusal))
+    graphs = len({slot.kept.key for state in members for slot in state.graphs})
+    regions = members[0].regions
     if refused and not graphs:
-        return PartOutcome("eager", "; ".join(refused))
-    return PartOutcome("frozen" if graphs else "not called", "", graphs)
+        return PartOutcome("eager", "; ".join(refused), 0, regions)
+    return PartOutcome("frozen" if graphs else "not called", "", graphs, regions)
 
 
 def _verify(shelf: Any, module: nn.Module) -> str:
@@ -590,9 +630,9 @@ def _verify(shelf: Any, module: nn.Module) -> str:
 def _unchanged_on_error(pipe: Any) -> Any:
     """Leave the pipeline exactly as it was if a load fails: its parts, its class, what was loaded before."""
     state = loaded_state(pipe)
-    names = tuple(graph_parts.find_parts(pipe))
-    frozen = {name: part for name in names if isinstance(part := graph_parts.get_part(pipe, name), FrozenPart)}
-    options = {name: part_state(part).options for name, part in frozen.items()}
+    frozen = graph_parts.frozen_parts(pipe)
+    options = {name: part.options for name, part in frozen.items()}
+    modules = {name: graph_parts.get_part(pipe, name) for name in frozen}
     try:
         yield
     except BaseException:  # whatever it was goes on
@@ -600,7 +640,9 @@ def _unchanged_on_error(pipe: Any) -> Any:
             if name not in frozen:
                 graph_parts.detach(pipe, [name])
         for name, part in frozen.items():
-            part_state(part).options = options[name]
+            if (now := graph_parts.get_part(pipe, name)) is not modules[name]:
+                graph_parts.replace_part(pipe, now, modules[name])
+            part.options = options[name]
         if state is not None:
             attach_state(pipe, state)
         raise

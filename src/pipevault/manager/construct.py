@@ -45,6 +45,7 @@ def from_pretrained(
     trusted_groups: Sequence[str | int] | None = None,
     allow_group_write: bool | None = None,
     shared: str | None = None,
+    regions: str | None = None,
     build_config: Mapping[str, bool | int | float | str] | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -73,6 +74,7 @@ def from_pretrained(
         trusted_groups=trusted_groups,
         allow_group_write=allow_group_write,
         shared=shared,
+        regions=regions,
         build_config=build_config,
         progress=progress,
     )

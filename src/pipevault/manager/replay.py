@@ -261,6 +261,7 @@ def _cache(record: RunRecord, dir: str | Path | None, progress: Progress | None,
         "mode": "compile" if compile else "require",
         "backend": _load_field(record, "backend", str),
         "weights": _load_field(record, "weights", str),
+        "regions": record.pipeline["load"].get("regions"),
         "level": record.level["asked"],
         "progress": progress,
     }

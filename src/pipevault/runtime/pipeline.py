@@ -10,7 +10,7 @@ from __future__ import annotations
 import copyreg
 import functools
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -178,19 +178,20 @@ def outcome(pipe: Any) -> Outcome:
             f"This {type(pipe).__name__} was not loaded by pipevault. Load it: PipelineCache().load(pipe)."
         )
     parts = dict(state.outcome.parts)
-    for name, part in state.states(pipe).items():
-        parts[name] = _part_now(part, parts.get(name, PartOutcome("not called")))
+    for name, members in graph_parts.by_part(state.states(pipe)).items():
+        parts[name] = _part_now(members, parts.get(name, PartOutcome("not called")))
     return replace(state.outcome, parts=parts)
 
 
-def _part_now(part: PartState, loaded: PartOutcome) -> PartOutcome:
+def _part_now(members: Sequence[PartState], loaded: PartOutcome) -> PartOutcome:
     if loaded.status == "eager":
         return loaded
-    graphs = max(len(part.graphs), loaded.graphs)
-    refused = [slot.refusal for slot in part.table if slot.refusal]
-    reasons = "; ".join(dict.fromkeys([*refused, *part.unstored.values()]))
+    graphs = max(len({slot.kept.key for part in members for slot in part.graphs}), loaded.graphs)
+    refused = [slot.refusal for part in members for slot in part.table if slot.refusal]
+    unstored = [why for part in members for why in part.unstored.values()]
+    reasons = "; ".join(dict.fromkeys([*refused, *unstored]))
     status = "eager" if reasons else "frozen" if graphs else loaded.status
-    return PartOutcome(status, reasons, graphs)
+    return PartOutcome(status, reasons, graphs, members[0].regions)
 
 
 @functools.cache

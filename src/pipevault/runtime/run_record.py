@@ -109,7 +109,7 @@ def versions() -> dict[str, str]:
 @dataclass
 class Seen:
     """What the parts were given and returned: the latents that were decoded, and every output for an audit. ``graphs``
-    are those that ran, by part.
+    are those that ran, by part; one that several blocks of a part ran stands with the first of them.
     """
 
     decoded: list[str] = field(default_factory=list)
@@ -145,10 +145,12 @@ def observed(pipe: Any, *, audit: bool) -> Iterator[Seen]:
     try:
         yield seen
     finally:
+        named: set[tuple[str, str]] = set()
         for name, state in states.items():
             state.observer = None
-            if state.ran:
-                seen.graphs[name] = dict(sorted(state.ran.items()))
+            if new := {key: package for key, package in sorted(state.ran.items()) if (state.part, key) not in named}:
+                seen.graphs[name] = new
+                named |= {(state.part, key) for key in new}
 
 
 def results(drawn: Drawn, seen: Seen, asked: Level) -> dict[str, Any]:

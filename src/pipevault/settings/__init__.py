@@ -43,6 +43,7 @@ UNFROZEN_POLICIES = ("compile", "eager", "background", "error")
 LOCK_TIMEOUT_POLICIES = ("error", "compile")
 SIGNATURE_POLICIES = ("off", "warn", "require")
 SHARED_MODES = ("no", "group")
+REGIONS = ("auto", "blocks", "off")
 LEVELS = ("off", "seeded", "repeatable", "strict", "invariant")
 PROFILES: Mapping[str, str] = {"development": "seeded", "test": "strict", "production": "repeatable"}
 """Names for levels by what a program is for.
@@ -85,7 +86,9 @@ class Settings:
     one of ``trusted_keys``, public keys as text or files that hold one. ``trusted_users``, ``trusted_groups``: names or
     numbers of users and groups whose files are trusted like this user's own. ``allow_group_write``: whether files that
     their group may write are trusted, whatever group that is. ``shared``: ``group`` for a vault in which the members of
-    its folder's group work together, and trust one another.
+    its folder's group work together, and trust one another. ``regions``: ``blocks`` freezes the repeated blocks of a
+    part that has any, one graph for each kind of block; ``off`` freezes each part whole; ``auto`` decides by their
+    number and size.
     """
 
     dir: Path
@@ -106,6 +109,7 @@ class Settings:
     trusted_groups: tuple[str, ...] = ()
     allow_group_write: bool = False
     shared: str = "no"
+    regions: str = "auto"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -124,6 +128,7 @@ class Settings:
         one_of("on_lock_timeout", self.on_lock_timeout, LOCK_TIMEOUT_POLICIES)
         one_of("signature", self.signature, SIGNATURE_POLICIES)
         one_of("shared", self.shared, SHARED_MODES)
+        one_of("regions", self.regions, REGIONS)
         for tier in self.tiers:
             one_of(f"signature of the tier {tier.dir}", tier.signature or "off", SIGNATURE_POLICIES)
         for name in ("lock_timeout_s", "turn_timeout_s", "tier_timeout_s"):
