@@ -34,8 +34,8 @@ def part_names(model: Any) -> tuple[str, ...]:
     for name, option in _NEEDED.items():
         if getattr(model, name, None) is None:
             raise SettingsError(
-                f"This {CLASS} has no {name}, without which it generates nothing. Construct it with {option}=True, from "
-                "a checkpoint that holds one."
+                f"This {CLASS} has no {name}, without which it cannot generate. Construct it with {option}=True, from "
+                "a checkpoint that has one."
             )
     encoders = [f"text_encoder.{name}" for name, _ in model.text_encoder.named_children()]
     return ("dit", *encoders, "vae.encoder", "vae.decoder")

@@ -20,10 +20,12 @@ REPLAY_LIMITS: Mapping[str, int] = {
     "num_inference_steps": 10_000,
     "prior_num_inference_steps": 10_000,
     "decoder_num_inference_steps": 10_000,
+    "video_num_inference_steps": 10_000,
     "height": 16_384,
     "width": 16_384,
     "num_frames": 4_096,
     "video_length": 4_096,
+    "temp": 512,
     "num_images_per_prompt": 1_024,
     "num_videos_per_prompt": 1_024,
     "num_waveforms_per_prompt": 1_024,
@@ -32,7 +34,9 @@ REPLAY_LIMITS: Mapping[str, int] = {
     "audio_length_in_s": 3_600,
     "audio_end_in_s": 3_600,
 }
-"""The largest number that a replay takes for an argument; a generation of one's own may go beyond."""
+"""The largest number that a replay takes for an argument, or for an item of one that is a list of numbers, such as the
+steps of each stage; a generation of one's own may go beyond.
+"""
 
 SAMPLES_LIMIT = 1_024
 _DEPTH_LIMIT = 16
@@ -56,12 +60,11 @@ def check_limits(record: RunRecord) -> None:
         if isinstance(value, (int, float)) and not -_NUMBER_LIMIT < value < _NUMBER_LIMIT:
             raise _beyond(field, value, "numbers below 2**64")
     for name, limit in REPLAY_LIMITS.items():
-        value = record.call.get(name)
-        if value is None:
-            continue
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or (isinstance(value, float) and not name.endswith("_s")) or not 0 <= value <= limit:
-            raise _beyond(f"call.{name}", value, f"a number from 0 to {limit}")
+        given = record.call.get(name)
+        for value in given if isinstance(given, list) else [] if given is None else [given]:
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or (isinstance(value, float) and not name.endswith("_s")) or not 0 <= value <= limit:
+                raise _beyond(f"call.{name}", given, f"a number from 0 to {limit}")
     if (count := len(record.seeds["samples"])) > SAMPLES_LIMIT:
         raise _beyond("seeds.samples", f"{count} seeds", f"at most {SAMPLES_LIMIT}")
     if (drawn := recorded_samples(record.call, pipeline=record.pipeline["class"]).count) > SAMPLES_LIMIT:
