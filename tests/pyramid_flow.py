@@ -56,7 +56,7 @@ def _import_code() -> Any:
     """The package of the checkout. What only training needs is stood in for, where it is not installed."""
     checkout = os.environ[CHECKOUT]
     if checkout not in sys.path:
-        sys.path.insert(0, checkout)
+        sys.path.append(checkout)
     import diffusers.models  # noqa: F401  before the stand-ins, for it looks at what is installed
     import transformers  # noqa: F401
 
