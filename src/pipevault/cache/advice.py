@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipevault.cache.call import CallShape
+from pipevault.cache.call_shapes import CallRange
 from pipevault.cache.keys import execution_device
 from pipevault.determinism.levels import parse_level
 
@@ -15,8 +16,10 @@ LEVELS_WITH_GRAPHS = ("strict", "invariant")
 """Their switches change the code that is compiled; the other levels share their graphs."""
 
 
-def freeze_command(pipe: Any, shape: CallShape, *, weights: str, level: str, dir: Path) -> str:
+def freeze_command(pipe: Any, shape: CallShape | CallRange, *, weights: str, level: str, dir: Path) -> str:
     """A sentence with the command that freezes ``pipe`` at ``shape`` into the vault at ``dir``."""
+    if isinstance(shape, CallRange):
+        return "run this program once with mode='compile' (its ranges of sizes cannot be given on a command line)"
     if callable(shape.call) or (isinstance(shape.call, Mapping) and shape.call):
         return "run this program once with mode='compile' (its call cannot be given on a command line)"
     model = getattr(getattr(pipe, "config", None), "_name_or_path", None)

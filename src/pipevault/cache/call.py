@@ -94,9 +94,7 @@ def resolve_shape(pipe: Any, shape: CallShape) -> CallShape:
         _check_agreement(name, getattr(shape, name), arguments.get(name))
     height = shape.height or arguments.get("height") or default_size(pipe, "height")
     width = shape.width or arguments.get("width") or default_size(pipe, "width")
-    factor = getattr(pipe, "vae_scale_factor", None)
-    # diffusers' image pipelines ask for multiples of 8 even where the VAE scales by less.
-    multiple = max(int(factor), 8) if isinstance(factor, int) and "height" in accepted else 1
+    multiple = size_multiple(pipe)
     for name, size in (("height", height), ("width", width)):
         if size is not None and size % multiple:
             lower = size - size % multiple
@@ -112,6 +110,13 @@ def resolve_shape(pipe: Any, shape: CallShape) -> CallShape:
         guidance=_guidance(pipe, shape, arguments),
         call=shape.call,
     )
+
+
+def size_multiple(pipe: Any) -> int:
+    """Return the number of pixels by which height and width must be divisible."""
+    factor = getattr(pipe, "vae_scale_factor", None)
+    # diffusers' image pipelines ask for multiples of 8 even where the VAE scales by less.
+    return max(int(factor), 8) if isinstance(factor, int) and "height" in parameters(pipe) else 1
 
 
 def shape_factors(shape: CallShape) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipevault.cache.call import CallShape, described, shape_factors
+from pipevault.cache.call import CallShape, described
+from pipevault.cache.call_shapes import CallRange, call_factors
 from pipevault.cache.identity import module_dtype
 from pipevault.determinism.flags import code_flags
 from pipevault.fingerprint.classes import class_identity, is_released, original_class, qualified_name
@@ -28,7 +29,7 @@ _NO_DEFAULT = object()
 def build_key(
     pipe: Any,
     parts: Mapping[str, nn.Module],
-    shape: CallShape,
+    shape: CallShape | CallRange,
     *,
     backend: str,
     build: BuildOptions,
@@ -50,7 +51,7 @@ def build_key(
             "pipeline": pipeline_factors(pipe, parts),
             "architecture": {name: dict(known.get(name) or architecture(module)) for name, module in parts.items()},
             "weights": weights,
-            "call": {**shape_factors(shape), "autocast": _autocast(device)},
+            "call": {**call_factors(shape), "autocast": _autocast(device)},
             "dtype": {name: module_dtype(module) for name, module in parts.items()},
             "machine": machine_factors(device),
             "toolchain": toolchain_factors(graph_format=GRAPH_FORMAT),

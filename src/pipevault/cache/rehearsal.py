@@ -18,13 +18,23 @@ import torch
 from torch import nn
 
 from pipevault.cache.call import CallShape, has_optional_images, parameters, warm_up_arguments
+from pipevault.cache.call_shapes import CallRange
+from pipevault.cache.capture import Capture
 from pipevault.cache.outcome import Clock, PartOutcome
 from pipevault.determinism.describe import digest_array, has_bytes
 from pipevault.determinism.layers import BESIDE, STREAMS, capture, moved
 from pipevault.determinism.outputs import as_array, is_image, is_media, leaves, plain_value
 from pipevault.determinism.seeds import isolated_rng
 from pipevault.determinism.turns import TURNS
-from pipevault.errors import BadCallError, NothingFrozenError, PipevaultError
+from pipevault.errors import (
+    BadCallError,
+    CannotFreezeError,
+    CompilerMissingError,
+    InterruptedBuildError,
+    NothingFrozenError,
+    PipevaultError,
+    TrainingModeError,
+)
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.adapters import adapter_of
 from pipevault.graphs.check import Comparison, compare_trees, pipeline_tolerance
@@ -39,40 +49,60 @@ class Rehearsal:
 
     ``parts``: what became of each part. ``graphs``: the keys of the graphs that each used. ``eager``: parts that must
     stay eager, because the whole output changes when they are frozen. ``check``: the whole output against eager.
+    ``problems``: why a part has no graph for a range of sizes that was asked for.
     """
 
     parts: Mapping[str, PartOutcome]
     graphs: Mapping[str, tuple[str, ...]]
     eager: Mapping[str, str]
     check: Comparison | None
+    problems: tuple[str, ...] = ()
 
 
 def rehearse(
-    pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, policy: str, clock: Clock, compare: bool
+    pipe: Any,
+    states: Mapping[str, PartState],
+    shape: CallShape | CallRange,
+    *,
+    policy: str,
+    clock: Clock,
+    compare: bool,
 ) -> Rehearsal:
-    """Run ``pipe`` at ``shape`` with ``policy`` for calls without a graph. With ``compare``, run it eagerly first.
+    """Run ``pipe`` at ``shape`` with ``policy`` for calls without a graph; at both ends of a range.
+
+    With ``compare``, run it eagerly first, freeze the calls that it makes, and compare the outputs.
 
     Raises :class:`BadCallError` if the pipeline refuses the call, what freezing a call raises, and
     :class:`NothingFrozenError` if no part could be frozen.
     """
-    run, alternative = _runners(pipe, states, shape)
+    ends = [shape.most, shape.least] if isinstance(shape, CallRange) else [shape]
+    runs = [_runners(pipe, states, end) for end in ends]
     check = None
     eager: dict[str, str] = {}
-    with ExitStack() as stack:
-        eager_output = None
-        if compare:
-            with clock.step("capture"), policies(states, "off"):
-                run, eager_output = _first_accepted(run, alternative)
-        stack.enter_context(policies(states, policy))
-        for state in states.values():
-            state.start_listing()
-        if compare:
-            output = run()
-        else:
-            run, output = _first_accepted(run, alternative)
-        if compare:
-            with clock.step("check"):
-                check = _checked(states, run, eager_output, output, eager)
+    problems: list[str] = []
+    if not compare:
+        with policies(states, policy):
+            for state in states.values():
+                state.start_listing()
+            for run, alternative in runs:
+                _first_accepted(run, alternative)
+    else:
+        capture = Capture()
+        with clock.step("capture"), policies(states, "off"):
+            drawn = [_captured(capture, states, runs[0], "")]
+            if isinstance(shape, CallRange):
+                for cause, other in shape.between():
+                    _captured(capture, states, _runners(pipe, states, other), cause)
+                drawn.append(_captured(capture, states, runs[1], shape.cause))
+        with policies(states, policy):
+            for state in states.values():
+                state.start_listing()
+            problems = _freeze_ahead(states, capture, ranges=isinstance(shape, CallRange))
+            for run, eager_output in drawn:
+                output = run()
+                with clock.step("check"):
+                    compared = _checked(states, run, eager_output, output, eager)
+                check = compared if check is None else max(check, compared, key=lambda one: one.distance)
     by_part = graph_parts.by_part(states)
     parts = {name: part_outcome(members, eager.get(name, "")) for name, members in by_part.items()}
     graphs = {name: tuple(sorted(_used(members))) for name, members in by_part.items() if name not in eager}
@@ -81,7 +111,41 @@ def rehearse(
         raise NothingFrozenError(
             f"No part of {type(pipe).__name__} could be frozen ({details or 'no part was called'})."
         )
-    return Rehearsal(parts, graphs, eager, check)
+    return Rehearsal(parts, graphs, eager, check, tuple(problems))
+
+
+def _captured(
+    capture: Capture,
+    states: Mapping[str, PartState],
+    runs: tuple[Callable[[], Any], Callable[[], Any] | None],
+    cause: str,
+) -> tuple[Callable[[], Any], Any]:
+    """The run that the pipeline accepts, whose calls are captured, and its output."""
+    run, alternative = runs
+    with capture.run(states, cause):
+        return _first_accepted(run, alternative, between=capture.forget_run)
+
+
+def _freeze_ahead(states: Mapping[str, PartState], capture: Capture, *, ranges: bool) -> list[str]:
+    """Freeze the captured calls, but for those that depend on what the pipeline does around them; these are frozen as
+    it makes them. Return why there is no graph for a range.
+    """
+    problems = []
+    wanted: dict[Hashable, Hashable] = {} if TURNS.holds(STREAMS) else {STREAMS: BESIDE}
+    with TURNS.take(wanted, what="freezing"), generating(states, rehearsing=True):
+        for task in capture.tasks(ranges=ranges):
+            if not all(call.is_as_then for call in (task.call, *task.others)):
+                continue
+            call = task.call
+            try:
+                call.state.freeze_ahead(call.args, call.kwargs, task.sized())
+            except (TrainingModeError, CompilerMissingError, InterruptedBuildError):
+                raise
+            except CannotFreezeError as error:
+                if not task.others:
+                    raise
+                problems.append(f"{call.state.part} has no graph for a range of sizes: {error}")
+    return list(dict.fromkeys(problems))
 
 
 def part_outcome(members: Sequence[PartState], eager: str = "") -> PartOutcome:
@@ -184,8 +248,10 @@ def generating(states: Mapping[str, PartState], *, rehearsing: bool = False) -> 
         GENERATING.parts, GENERATING.rehearsing = before
 
 
-def _first_accepted(run: Callable[[], Any], alternative: Callable[[], Any] | None) -> tuple[Callable[[], Any], Any]:
-    """The run that the pipeline accepts, and its output."""
+def _first_accepted(
+    run: Callable[[], Any], alternative: Callable[[], Any] | None, *, between: Callable[[], None] = lambda: None
+) -> tuple[Callable[[], Any], Any]:
+    """The run that the pipeline accepts, and its output. ``between`` is called where it did not accept the first."""
     if alternative is None:
         return run, run()
     try:
@@ -193,6 +259,7 @@ def _first_accepted(run: Callable[[], Any], alternative: Callable[[], Any] | Non
     except Exception as error:  # a missing image shows as anything
         if isinstance(error, PipevaultError) and not isinstance(error, BadCallError):
             raise
+        between()
         return alternative, alternative()
 
 

@@ -63,6 +63,50 @@ class GraphRunner:
         return outputs
 
 
+# --- sizes of exported programs
+
+
+class TracedSizes:
+    """The sizes of the inputs of an exported program: whole numbers, or terms of sympy in symbols of torch's."""
+
+    def __init__(self, program: torch.export.ExportedProgram) -> None:
+        names = set(program.graph_signature.user_inputs)
+        values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+        self._environment: Any = values[0].fake_mode.shape_env
+        self.inputs = [tuple(map(self._term, value.shape)) for value in values]
+
+    def _term(self, size: Any) -> Any:
+        if isinstance(size, int):
+            return size
+        term = self._environment.replace(size.node.expr)
+        return term if term.free_symbols else int(term)
+
+    def symbols_in(self, term: Any) -> set[Any]:
+        return set() if isinstance(term, int) else set(term.free_symbols)
+
+    def bounds(self, symbol: Any) -> tuple[int, int]:
+        """Return the smallest and the largest value of a symbol."""
+        found = self._environment.var_to_range[symbol]
+        return int(found.lower), min(int(found.upper), sys.maxsize)
+
+    def conditions(self, *, equations_only: bool = False) -> list[Any]:
+        """Return what the code relies on, so far, beyond those bounds; whether two terms are equal, or that alone."""
+        from sympy import Equality, Unequality
+
+        terms = [self._environment.replace(guard.expr) for guard in self._environment.guards]
+        is_open = [term for term in terms if getattr(term, "free_symbols", None)]
+        wanted = [term for term in is_open if not equations_only or isinstance(term, (Equality, Unequality))]
+        return [term for term in wanted if self._environment._maybe_evaluate_static(term, axioms=()) is None]
+
+    def write(self, term: Any, names: Mapping[Any, str]) -> str:
+        """Return ``term`` as an expression of Python with other ``names`` for its symbols."""
+        from sympy import Symbol
+        from torch.utils._sympy.printers import PythonPrinter
+
+        named = term.xreplace({symbol: Symbol(name, integer=True) for symbol, name in names.items()})
+        return str(PythonPrinter().doprint(named))
+
+
 # --- Inductor's configuration
 
 

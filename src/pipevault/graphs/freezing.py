@@ -55,6 +55,7 @@ from pipevault.graphs.program import (
     varied_leaves,
     with_number_tensors,
 )
+from pipevault.graphs.ranges import Sizes, Symbol
 from pipevault.graphs.signature import UNREAD, DescribedCall, Signature, describe_call, is_number, rebuild
 from pipevault.graphs.views import tracing_view
 
@@ -247,8 +248,13 @@ def freeze_call(
     output_dir: Path,
     host: Host,
     on_step: OnStep = lambda action, detail: None,
+    others: Sequence[SizedCall] = (),
 ) -> Frozen:
-    """Compile the observed call and check the graph. Raises :class:`CannotFreezeError`."""
+    """Compile the observed call and check the graph. Raises :class:`CannotFreezeError`.
+
+    ``others`` are calls of other sizes: the graph is made for all sizes from the smallest to the largest, and checked
+    on each.
+    """
     refuse_training(subject.name, subject.module)
     call, program = observation.call, observation.program
     fixed = {index for index, _ in program.signature.fixed}
@@ -261,12 +267,29 @@ def freeze_call(
     with torch.no_grad():
         expected = program.run(subject.module, subject.eager, leaves)
     results = Results.of(expected, leaves)
-    build = build_digest(subject.identity, program.signature, options)
+    if others and program.signature.state:
+        raise CannotFreezeError("it keeps state between its calls", subject.name)
+    varying = varying_sizes(program.signature, others) if others else {}
+    signature = range_signature(program.signature, varying)
+    build = build_digest(subject.identity, signature, options)
     view = tracing_view(subject.module, subject.device)
+    inputs = with_tensors(call.leaves)
+    if varying:
+        inputs = [leaf.contiguous() if isinstance(leaf, torch.Tensor) else leaf for leaf in inputs]
+    places = [index for index, leaf in enumerate(inputs) if isinstance(leaf, torch.Tensor)]
     built = build_graph(
-        view, program, with_tensors(call.leaves), results, build=build, options=options, output_dir=output_dir
+        view,
+        program,
+        inputs,
+        results,
+        build=build,
+        options=options,
+        output_dir=output_dir,
+        varying={(places.index(leaf), dim): symbol for (leaf, dim), symbol in varying.items()},
     )
     document, paths = _describe(built, program, leaves, results, build)
+    if built.sizes is not None:
+        document = replace(document, signature=with_derived_sizes(signature, places, call.leaves, built.sizes))
     document = replace(document, origins=_origin_digests(subject.module, built.origins, observation.caches))
     if options.weights == "bound":
         with Frozen(document, paths).open() as files:
@@ -278,7 +301,10 @@ def freeze_call(
     with frozen.open() as files:
         graph = FrozenGraph(document, files, device=subject.device, part=subject.name)
     graph.bind(subject.module, host)
-    checks = _check(subject, partial(graph, subject.module, host=host), observation, free)
+    run = partial(graph, subject.module, host=host)
+    checks = _check(subject, run, observation, free)
+    for other in others:
+        checks = _check_size(subject, run, program, other.call, document.signature, checks)
     return Frozen(replace(document, checks=checks), paths)
 
 
@@ -305,6 +331,78 @@ def _describe(
         checks={},
     )
     return document, {digests[name]: path for name, path in named.items()}
+
+
+Varying = Mapping[tuple[int, int], Symbol]
+"""The sizes that vary between calls, by index of the leaf and of its dimension."""
+
+
+@dataclass(frozen=True)
+class SizedCall:
+    """A call of another size. ``cause`` is the argument of the pipeline that made it so, such as ``height``; empty for
+    one that comes in the same run of the pipeline.
+    """
+
+    call: DescribedCall
+    cause: str = ""
+
+
+_SIZE_NAMES: Mapping[frozenset[str], str] = {
+    frozenset(): "length",
+    frozenset({"height"}): "height",
+    frozenset({"width"}): "width",
+    frozenset({"batch_size"}): "batch",
+    frozenset({"num_frames"}): "frames",
+}
+"""What a size is called that varies with these arguments of the pipeline; one of several counts tokens."""
+ALL_SIZES = "all"
+"""The cause of calls in a run for which all the arguments differ."""
+
+
+def varying_sizes(base: Signature, others: Sequence[SizedCall]) -> Varying:
+    """Return the sizes that differ between calls of one structure, each from its least to its most.
+
+    Raises :class:`CannotFreezeError` if the calls differ in more.
+    """
+    for other in others:
+        if other.call.signature.sizeless != base.sizeless:
+            raise CannotFreezeError("its calls differ in more than sizes")
+        if not base.admits(other.call.leaves):
+            raise CannotFreezeError("it takes a size as a number that steers its code")
+    seen: dict[tuple[int, ...], Symbol] = {}
+    varying: dict[tuple[int, int], Symbol] = {}
+    columns = zip(base.sizes, *(other.call.signature.sizes for other in others), strict=True)
+    for place, values in zip(base.places, columns, strict=True):
+        numbers = tuple(int(value) for value in values)
+        if len(set(numbers)) == 1:
+            continue
+        usual = {numbers[0], *(n for n, other in zip(numbers[1:], others, strict=True) if not other.cause)}
+        moved = {o.cause for n, o in zip(numbers[1:], others, strict=True) if o.cause and n not in usual}
+        causes = frozenset(moved - {ALL_SIZES} or moved)
+        name = _SIZE_NAMES.get(causes, "tokens")
+        varying[place] = seen.setdefault(numbers, Symbol(name, min(numbers), max(numbers)))
+    return varying
+
+
+def range_signature(base: Signature, varying: Varying) -> Signature:
+    """Return ``base`` with the sizes that vary as symbols, before anything is known of how they hang together."""
+    if not varying:
+        return base
+    sizes = [
+        varying[place].name if place in varying else size for place, size in zip(base.places, base.sizes, strict=True)
+    ]
+    return base.with_sizes(sizes, tuple(dict.fromkeys(varying.values())), ())
+
+
+def with_derived_sizes(signature: Signature, inputs: Sequence[int], leaves: Sequence[Any], derived: Sizes) -> Signature:
+    """Return ``signature`` with what was derived of the sizes of the graph's ``inputs``, which are leaves by index.
+
+    Leaves that are numbers in the call have no sizes in its signature.
+    """
+    tensors = [index for index in inputs if isinstance(leaves[index], torch.Tensor)]
+    places = [(index, dim) for index in tensors for dim in range(leaves[index].dim())]
+    sizes = dict(zip(places, derived.sizes, strict=True))
+    return signature.with_sizes([sizes[place] for place in signature.places], derived.symbols, derived.conditions)
 
 
 def refuse_training(name: str, module: nn.Module) -> None:
@@ -341,6 +439,27 @@ def _check(subject: Subject, graph: RunGraph, observation: Observation, free: Se
     compared = [one for one in (own, other) if one is not None and one.passed]
     worst = max(compared, key=lambda one: one.distance)
     return {"calls": len(compared), "distance": worst.distance, "tolerance": worst.tolerance}
+
+
+def _check_size(
+    subject: Subject,
+    graph: RunGraph,
+    program: Program,
+    call: DescribedCall,
+    signature: Signature,
+    checks: Mapping[str, Any],
+) -> Mapping[str, Any]:
+    """``checks``, and the comparison on a call of another size. Raises :class:`CannotFreezeError`."""
+    sizes = ", ".join("x".join(map(str, tensor.shape)) for tensor in call.tensors if tensor.dim())
+    if not signature.covers(call.signature):
+        asked = "; ".join(signature.conditions)
+        raise CannotFreezeError(f"a graph for {signature} ({asked or 'no more'}) does not take {sizes}", subject.name)
+    comparison = _compare(subject, graph, program, call.leaves)
+    if not comparison.passed and not is_degenerate(call.leaves):
+        raise CannotFreezeError(f"the graph differs from eager code at {sizes}: {comparison.failure}", subject.name)
+    worse = comparison.distance > checks["distance"]
+    found = {"distance": comparison.distance, "tolerance": comparison.tolerance} if worse else {}
+    return {**checks, **found, "calls": checks["calls"] + 1}
 
 
 def _compare(

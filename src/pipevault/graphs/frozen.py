@@ -251,6 +251,8 @@ class FrozenGraph:
         leaf = leaves[index]
         if not isinstance(leaf, torch.Tensor):
             return number_tensor(leaf, leaves, self.device)
+        if self.document.signature.is_range:
+            stride = contiguous_strides(leaf.shape)
         if leaf.stride() != stride or leaf.data_ptr() % _ALIGNMENT_BYTES:
             return _with_stride(leaf, stride)
         return leaf
@@ -393,6 +395,15 @@ def _check_ties(module: nn.Module, ties: Sequence[Sequence[str]], graph: FrozenG
             raise ChangedPartError(graph._changed(f"its tensor {error} is gone"), graph.part) from error
         if len({tensor.data_ptr() for tensor in tensors if not tensor.is_meta}) > 1:
             raise ChangedPartError(graph._changed(f"{' and '.join(names)} no longer share their weights"), graph.part)
+
+
+def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the strides of a tensor of ``shape`` in row-major order, as torch gives them."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
 
 
 def _with_stride(tensor: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:

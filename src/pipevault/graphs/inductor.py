@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import json
 import logging
 import os
@@ -18,18 +19,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-from pipevault.compat.pytorch import forget_vector_isa
+from pipevault.compat.pytorch import TracedSizes, forget_vector_isa
 from pipevault.digest import Digest, digest_json
 from pipevault.errors import CannotFreezeError, CompilerMissingError, InterruptedBuildError, SettingsError
 from pipevault.files.scratch import scratch_folder
 from pipevault.graphs.library import CONSTANTS_NAME, EXTERN_NAME, LIBRARY_NAME
 from pipevault.graphs.observe import iter_tensors
 from pipevault.graphs.program import Program, Results
+from pipevault.graphs.ranges import Sizes, Symbol, expression
 from pipevault.graphs.signature import Signature
 
 logger = logging.getLogger("pipevault")
@@ -83,6 +85,12 @@ class BuiltGraph:
     machine: Mapping[str, str]
     ties: tuple[tuple[str, ...], ...]
     origins: Mapping[str, tuple[str | int, ...]]
+    sizes: Sizes | None = None
+    """Of a graph for a range of sizes: what it asks of the sizes of its inputs, in their order."""
+
+
+Varying: TypeAlias = "Mapping[tuple[int, int], Symbol]"
+"""The sizes that vary in a graph for a range: by index of the input and of its dimension."""
 
 
 def build_digest(identity: str, signature: Signature, options: BuildOptions) -> Digest:
@@ -99,16 +107,19 @@ def build_graph(
     build: Digest,
     options: BuildOptions,
     output_dir: Path,
+    varying: Varying | None = None,
 ) -> BuiltGraph:
     """Compile ``program`` on ``module`` for ``leaves``, whose tensors are its inputs; the files go to ``output_dir``.
 
     ``build`` is the :func:`build_digest`: it fixes the path of the build folder, which Inductor writes into the code,
-    so that a second build is byte-identical. Raises :class:`CannotFreezeError` with the reason when the call cannot be
-    exported or compiled, and :class:`InterruptedBuildError` when it failed for a reason of the moment.
+    so that a second build is byte-identical. ``varying`` makes one graph for a range of sizes. Raises
+    :class:`CannotFreezeError` with the reason when the call cannot be exported or compiled, and
+    :class:`InterruptedBuildError` when it failed for a reason of the moment.
     """
     inputs = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    traced = _export(_as_function(module, program, leaves, results), inputs)
+    traced = _export(_as_function(module, program, leaves, results), inputs, varying or {})
     _refuse_mutation(traced)
+    asked = TracedSizes(traced).conditions() if varying else []
     with _build_folder(build) as folder, _inductor_caches_in(folder):
         files, constants = _compile(traced, options)
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -122,6 +133,7 @@ def build_graph(
         constants=_write_constants(lifted, output_dir / CONSTANTS_NAME) if lifted else None,
         ties=_ties(module),
         origins=_origins(module, traced),
+        sizes=_sizes(traced, varying, asked) if varying else None,
     )
 
 
@@ -150,6 +162,51 @@ def _origins(module: nn.Module, traced: torch.export.ExportedProgram) -> dict[st
     }
 
 
+def _sizes(traced: torch.export.ExportedProgram, varying: Varying, asked: Sequence[Any]) -> Sizes:
+    """What is asked of the sizes, as torch derived it: which depend on which, and what its code relies on.
+
+    Tracing ``asked`` for something, and compiling may have added equations. The inequalities that it adds choose among
+    ways of computing by the sizes that it sees, which are the largest; each way is right for smaller ones.
+    """
+    found = TracedSizes(traced)
+    known: dict[Any, Symbol] = {}
+    for place, symbol in sorted(varying.items()):
+        index, dim = place
+        size = found.inputs[index][dim]
+        for term in found.symbols_in(size):
+            if term not in known:
+                taken = {other.name for other in known.values()}
+                name = next(name for name in _numbered(symbol.name) if name not in taken)
+                least, most = found.bounds(term)
+                bare = size == term
+                known[term] = Symbol(
+                    name, max(symbol.least, least) if bare else least, min(symbol.most, most) if bare else most
+                )
+    if not known:
+        asked = ", ".join(sorted({str(one) for one in varying.values()}))
+        raise CannotFreezeError(f"torch took its sizes as constant ({asked})")
+
+    def write(term: Any) -> str:
+        if unknown := found.symbols_in(term) - known.keys():
+            names = ", ".join(sorted(map(str, unknown)))
+            raise CannotFreezeError(f"its sizes depend on {names}, and not on those of its inputs")
+        text = found.write(term, {size: symbol.name for size, symbol in known.items()})
+        try:
+            expression(text)
+        except ValueError as error:
+            raise CannotFreezeError(f"what its sizes have to be cannot be written down: {error}") from error
+        return text
+
+    sizes = tuple(size if isinstance(size, int) else write(size) for sizes in found.inputs for size in sizes)
+    conditions = tuple(dict.fromkeys(write(term) for term in (*asked, *found.conditions(equations_only=True))))
+    return Sizes(sizes, tuple(known.values()), conditions)
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}_{number}" for number in itertools.count(2))
+
+
 def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
@@ -159,10 +216,15 @@ def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_buffers(remove_duplicate=False)
 
 
-def _export(module: nn.Module, inputs: Sequence[torch.Tensor]) -> torch.export.ExportedProgram:
+def _export(module: nn.Module, inputs: Sequence[torch.Tensor], varying: Varying) -> torch.export.ExportedProgram:
+    shapes: list[dict[int, Any] | None] = [None] * len(inputs)
+    for (index, dim), symbol in varying.items():
+        hint: Any = torch.export.Dim.AUTO
+        shapes[index] = {**(shapes[index] or {}), dim: hint(min=symbol.least, max=symbol.most)}
+    dynamic = (tuple(shapes),) if varying else None
     try:
         with torch.no_grad(), _without_torchs_own_warnings():
-            return torch.export.export(module, tuple(inputs), strict=False)
+            return torch.export.export(module, tuple(inputs), dynamic_shapes=dynamic, strict=False)
     except Exception as error:
         # torch.export has no common root for its errors; whatever it raises means that this call cannot be traced.
         raise _build_error("torch.export", error) from error

@@ -9,7 +9,9 @@ its modules has that state described beside its arguments.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +22,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from pipevault.digest import Digest, canonical_json, digest_bytes
+from pipevault.graphs.ranges import Size, Symbol, expression, solve
 
 Shape: TypeAlias = "tuple[Any, ...]"
 Leaf: TypeAlias = "torch.Tensor | int | float"
@@ -58,27 +61,90 @@ class Signature:
 
     ``autocast`` names the dtype of an active autocast, which changes the arithmetic. ``state`` has path and shape of
     each piece of state on the modules. ``fixed`` has the index, among the leaves of the call, and the text of each
-    number whose value is compiled in.
+    number whose value is compiled in. A signature of a range of sizes has ``symbols``, expressions in them among the
+    sizes of its tensors, and ``conditions``: see :mod:`pipevault.graphs.ranges`.
     """
 
     arguments: Shape
     autocast: str | None = None
     state: tuple[tuple[str, Shape], ...] = ()
     fixed: tuple[tuple[int, str], ...] = ()
+    symbols: tuple[Symbol, ...] = ()
+    conditions: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
+        symbols = [(one.name, one.least, one.most) for one in self.symbols]
         return {
             "arguments": self.arguments,
             "autocast": self.autocast,
             "state": self.state,
             "fixed": self.fixed,
+            **({"symbols": symbols, "conditions": self.conditions} if symbols else {}),
         }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Signature:
-        """Raises ``KeyError`` or ``TypeError`` for a document of another form."""
+        """Raises ``KeyError``, ``TypeError`` or ``ValueError`` for a document of another form."""
         fixed = tuple((int(index), str(text)) for index, text in document["fixed"])
-        return cls(_tuples(document["arguments"]), document["autocast"], _tuples(document["state"]), fixed)
+        symbols = tuple(Symbol(str(name), int(a), int(b)) for name, a, b in document.get("symbols", ()))
+        conditions = tuple(str(text) for text in document.get("conditions", ()))
+        for text in conditions:
+            expression(text)
+        state = _tuples(document["state"])
+        signature = cls(_tuples(document["arguments"]), document["autocast"], state, fixed, symbols, conditions)
+        for size in signature.sizes:
+            if isinstance(size, str):
+                expression(size)
+        return signature
+
+    @property
+    def is_range(self) -> bool:
+        """Tells whether calls of several sizes have the signature."""
+        return bool(self.symbols)
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """The sizes of all its tensors, in the order of the leaves."""
+        shapes = (self.arguments, *(shape for _, shape in self.state))
+        return tuple(size for shape in shapes for tensor in _tensors_in(shape) for size in tensor[2])
+
+    @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """For each of :attr:`sizes` the index of the leaf and that of its dimension."""
+        counter = itertools.count()
+        shapes = (self.arguments, *(shape for _, shape in self.state))
+        leaves = [(next(counter), leaf) for shape in shapes for leaf in _leaf_shapes(shape)]
+        return tuple((index, dim) for index, leaf in leaves if leaf[0] == "tensor" for dim in range(len(leaf[2])))
+
+    @property
+    def sizeless(self) -> Signature:
+        """The signature with all sizes left open: what the signatures of a part at several sizes have in common."""
+        state = tuple((path, _sizeless(shape)) for path, shape in self.state)
+        return Signature(_sizeless(self.arguments), self.autocast, state)
+
+    def with_sizes(self, sizes: Sequence[Size], symbols: Sequence[Symbol], conditions: Sequence[str]) -> Signature:
+        """Return the signature with other ``sizes``, in the order of :attr:`sizes`."""
+        remaining = iter(sizes)
+        arguments = _resized(self.arguments, remaining)
+        state = tuple((path, _resized(shape, remaining)) for path, shape in self.state)
+        return replace(self, arguments=arguments, state=state, symbols=tuple(symbols), conditions=tuple(conditions))
+
+    def covers(self, call: Signature) -> bool:
+        """Return whether a call of the signature ``call`` is in the range of this one."""
+        if self.sizeless != call.sizeless:
+            return False
+        pairs = []
+        for ours, size in zip(self.sizes, call.sizes, strict=True):
+            if isinstance(ours, str):
+                pairs.append((ours, int(size)))
+            elif ours != size:
+                return False
+        return solve(pairs, self.symbols, self.conditions) is not None
+
+    @property
+    def width(self) -> float:
+        """How many sizes the range has: the tighter of two is the better match."""
+        return math.prod(one.most - one.least + 1 for one in self.symbols)
 
     @property
     def digest(self) -> Digest:
@@ -120,7 +186,8 @@ class Signature:
         names = json.loads(kwargs[1])
         texts += [f"{n}={_readable(child, counter, values)}" for n, child in zip(names, kwargs[2], strict=True)]
         texts += [f"state {path}={_readable(shape, counter, values)}" for path, shape in self.state]
-        return ", ".join(texts) + (f" under autocast {self.autocast}" if self.autocast else "")
+        where = f" where {', '.join(map(str, self.symbols))}" if self.symbols else ""
+        return ", ".join(texts) + (f" under autocast {self.autocast}" if self.autocast else "") + where
 
 
 @dataclass(frozen=True)
@@ -272,6 +339,35 @@ def _loose(shape: Shape) -> Shape:
     if shape[0] in LEAF_KINDS:
         return shape
     return (shape[0], shape[1], tuple(_loose(child) for child in shape[2]))
+
+
+def _leaf_shapes(shape: Shape) -> Iterator[Shape]:
+    """The shapes of the leaves of a call, tensors and numbers, in their order."""
+    if shape[0] in ("tensor", "number"):
+        yield shape
+    elif shape[0] not in LEAF_KINDS:
+        for child in shape[2]:
+            yield from _leaf_shapes(child)
+
+
+def _tensors_in(shape: Shape) -> Iterator[Shape]:
+    return (leaf for leaf in _leaf_shapes(shape) if leaf[0] == "tensor")
+
+
+def _sizeless(shape: Shape) -> Shape:
+    if shape[0] == "tensor":
+        return ("tensor", shape[1], len(shape[2]), *shape[3:])
+    if shape[0] in LEAF_KINDS:
+        return shape
+    return (shape[0], shape[1], tuple(_sizeless(child) for child in shape[2]))
+
+
+def _resized(shape: Shape, sizes: Iterator[Size]) -> Shape:
+    if shape[0] == "tensor":
+        return ("tensor", shape[1], tuple(next(sizes) for _ in shape[2]), *shape[3:])
+    if shape[0] in LEAF_KINDS:
+        return shape
+    return (shape[0], shape[1], tuple(_resized(child, sizes) for child in shape[2]))
 
 
 def _tuples(value: Any) -> Any:

@@ -38,11 +38,14 @@ from pipevault.graphs.check import compare_trees
 from pipevault.graphs.document import ARTIFACTS, read_part, write_part
 from pipevault.graphs.freezing import (
     Frozen,
+    SizedCall,
     Subject,
     freeze_call,
     observe_call,
     part_device,
+    range_signature,
     refuse_training,
+    varying_sizes,
 )
 from pipevault.graphs.frozen import FrozenGraph, GraphDocument, Host
 from pipevault.graphs.inductor import BuildOptions
@@ -69,6 +72,10 @@ class _Generating(threading.local):
 
 
 GENERATING = _Generating()
+
+
+class StatefulPartError(CannotFreezeError):
+    """The part keeps state between its calls, so that they are frozen as the pipeline makes them, and not ahead."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,8 @@ class PartState(Host):
         """How many blocks the part is frozen by, and of which classes; empty for one that is frozen whole."""
         self.options = options
         self.observer: Callable[[str, list[torch.Tensor], Any], None] | None = None
+        self.capture: Callable[[PartState, Sequence[Any], Mapping[str, Any]], None] | None = None
+        """Told of each call that runs eagerly because the policy is ``off``."""
         self.hooked_forward: Callable[..., Any] | None = None
         self.trial: Callable[[str], None] | None = None
         self.holders: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -168,6 +177,8 @@ class PartState(Host):
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.options.policy == "off":
+            if self.capture is not None:
+                self.capture(self, args, kwargs)
             return self.eager(*args, **kwargs)
         guarded = id(self) in GENERATING.parts
         if not guarded and self.options.guard is not None:
@@ -246,6 +257,10 @@ class PartState(Host):
     def _same_table(self, table: Table) -> bool:
         """Whether the weights are still those of the table: then a graph that does not fit is an error of its own."""
         return self._choose_table(self._device) is table
+
+    def table_on(self, device: torch.device | None) -> Table:
+        """Return the graphs for the weights as they are now and calls on ``device``."""
+        return self._choose_table(device or part_device(self.module))
 
     def _choose_table(self, device: torch.device) -> Table:
         """The table for the dtypes that the weights have now: pipelines cast parts for the length of a call."""
@@ -357,12 +372,34 @@ class PartState(Host):
             )
         return self._run(found[0], found[1], args, kwargs)
 
+    def freeze_ahead(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], others: Sequence[SizedCall] = ()
+    ) -> Slot | None:
+        """Make a graph for a call that the pipeline will make, unless there is one. See :meth:`freeze`, whose errors it
+        raises; ``None`` for a part that keeps state.
+        """
+        with FREEZING, without_modes(), torch.no_grad():
+            there = self._find(args, kwargs)
+            if there is not None and all(there[0].kept.signature.covers(other.call.signature) for other in others):
+                return there[0]
+            try:
+                return self._with_settings(partial(self.freeze, others=others, ahead=True), args, kwargs)
+            except StatefulPartError:
+                return None
+
     def _with_settings(self, freeze: Callable[..., Slot], *arguments: Any) -> Slot:
         settings = self.options.settings
         return freeze(*arguments) if settings is None else settings.copy().run(freeze, *arguments)
 
-    def freeze(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Slot:
-        """Make a graph for the call, or note why there can be none; the slot in the table."""
+    def freeze(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, others: Sequence[SizedCall] = (), ahead: bool = False
+    ) -> Slot:
+        """Make a graph for the call, or note why there can be none; the slot in the table.
+
+        ``others`` are calls of other sizes: the graph serves the whole range, or :class:`CannotFreezeError` is raised.
+        ``ahead``: the pipeline does not make the call just now, so that a part which keeps state is in another one; it
+        raises :class:`StatefulPartError`.
+        """
         device = describe_call(args, kwargs).device or part_device(self.module)
         table = self._choose_table(device)
         identity = (
@@ -382,6 +419,10 @@ class PartState(Host):
             observation = observe_call(subject, args, kwargs)
             signature = observation.signature
             report(self.name, "capture", time.perf_counter() - started_s, str(signature))
+            if ahead and signature.state:
+                raise StatefulPartError("it keeps state between its calls", self.name)
+            if others:
+                signature = range_signature(signature, varying_sizes(signature, others))
             same = [slot for slot in table if slot.kept.signature.without_fixed == signature.without_fixed]
             if signature.fixed and len(same) >= MAX_VALUES:
                 raise CannotFreezeError(
@@ -394,8 +435,9 @@ class PartState(Host):
                     known = {slot.kept.key for slot in table}
                     table.read_shelf()
                     for slot in table:
-                        is_new = slot.kept.key not in known and slot.kept.signature == signature
-                        if is_new and (slot.refusal or self._is_usable(table, slot)):
+                        theirs = slot.kept.signature
+                        fits = theirs.covers(observation.signature) if others else theirs == signature
+                        if slot.kept.key not in known and fits and (slot.refusal or self._is_usable(table, slot)):
                             return slot
                 folder = stack.enter_context(scratch_folder("graphs"))
                 if table.shelf is None:
@@ -409,15 +451,18 @@ class PartState(Host):
                     output_dir=folder,
                     host=self,
                     on_step=lambda action, detail: report(self.name, action, None, detail),
+                    others=others,
                 )
                 seconds = time.perf_counter() - compiled_s
                 report(self.name, "compile", seconds, str(signature))
                 if table.shelf is None:
                     return table.add(_in_memory(frozen))
                 return table.add(table.shelf.keep(frozen, time.perf_counter() - started_s))
-        except (TrainingModeError, CompilerMissingError, InterruptedBuildError, NotFiniteError):
+        except (TrainingModeError, CompilerMissingError, InterruptedBuildError, NotFiniteError, StatefulPartError):
             raise
         except CannotFreezeError as error:
+            if others:
+                raise
             reason = str(error)
             logger.info("%s cannot be frozen for %s: %s", self.name, signature, reason)
             if table.shelf is not None:

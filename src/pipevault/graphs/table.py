@@ -22,6 +22,9 @@ from pipevault.graphs.signature import LEAF_KINDS, UNREAD, DescribedCall, Leaf, 
 
 logger = logging.getLogger("pipevault")
 
+_MAX_COVERED = 256
+"""Of how many sizes a table remembers by which ranges they are covered."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -110,6 +113,8 @@ class Table:
         self._lock = threading.Lock()
         self._by_signature: dict[Signature, list[Slot]] = {}
         self._loose: dict[Signature, list[Slot]] = {}
+        self._ranges: dict[Signature, list[Slot]] = {}
+        self._covered: dict[Signature, tuple[Slot, ...]] = {}
         self._states: tuple[StatePaths, ...] = (((), frozenset()),)
 
     @property
@@ -126,8 +131,13 @@ class Table:
                     return slot
             slot = Slot(kept)
             self.slots.append(slot)
+            self._covered.clear()
             self._by_signature.setdefault(kept.signature.without_fixed, []).append(slot)
-            if kept.document is not None:
+            if kept.signature.is_range:
+                ranges = self._ranges.setdefault(kept.signature.sizeless, [])
+                ranges.append(slot)
+                ranges.sort(key=lambda one: one.kept.signature.width)
+            elif kept.document is not None:
                 self._loose.setdefault(kept.signature.loose, []).append(slot)
             paths = kept.signature.state_paths, kept.signature.unread
             if paths not in self._states:
@@ -140,7 +150,8 @@ class Table:
             self.shelf.forget(slot.kept.key)
         with self._lock:
             self.slots = [other for other in self.slots if other is not slot]
-            for listed in (*self._by_signature.values(), *self._loose.values()):
+            self._covered.clear()
+            for listed in (*self._by_signature.values(), *self._loose.values(), *self._ranges.values()):
                 if slot in listed:
                     listed.remove(slot)
 
@@ -152,7 +163,9 @@ class Table:
     def find(
         self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Slot | None, DescribedCall]:
-        """The slot for a call, and the call as that slot's graph takes it."""
+        """The slot for a call, and the call as that slot's graph takes it: a graph for its very sizes if there is one,
+        else that of the tightest range.
+        """
         call: DescribedCall | None = None
         for paths in reversed(self._states):  # state first: a graph without it is older knowledge
             call = describe_call(args, kwargs, _state(module, *paths))
@@ -161,8 +174,24 @@ class Table:
             for slot in self._by_signature.get(call.signature, ()):
                 if slot.kept.signature.admits(call.leaves) and slot.constants_fit(module):
                     return slot, call
+            for slot in self._covering(call.signature):
+                if slot.kept.signature.admits(call.leaves) and slot.constants_fit(module):
+                    return slot, call
         assert call is not None
         return None, call
+
+    def _covering(self, signature: Signature) -> tuple[Slot, ...]:
+        """The slots of ranges that a call is in, the tightest first."""
+        if not self._ranges:
+            return ()
+        covering = self._covered.get(signature)
+        if covering is None:
+            ranges = self._ranges.get(signature.sizeless, ())
+            covering = tuple(slot for slot in ranges if slot.kept.signature.covers(signature))
+            if len(self._covered) >= _MAX_COVERED:
+                self._covered.clear()
+            self._covered[signature] = covering
+        return covering
 
     def find_cast(
         self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from pipevault.cache.call import CallShape, resolve_shape
-from pipevault.cache.call_shapes import call_shapes
+from pipevault.cache.call import CallShape
+from pipevault.cache.call_shapes import AskedShape, AskedSize, CallRange, call_shapes
 from pipevault.cache.identity import module_dtype, part_factors
 from pipevault.cache.keys import build_key, execution_device
 from pipevault.cache.outcome import Clock, Explanation, Outcome, PartOutcome, Progress, Step, combine
@@ -140,12 +140,13 @@ class PipelineCache:
         self,
         pipe: Pipeline,
         *,
-        height: int | None = None,
-        width: int | None = None,
-        num_frames: int | None = None,
-        batch_size: int | None = None,
+        height: AskedSize = None,
+        width: AskedSize = None,
+        num_frames: AskedSize = None,
+        batch_size: AskedSize = None,
         guidance: bool | None = None,
         call: Mapping[str, Any] | Callable[[Any], Any] | None = None,
+        dynamic: bool = False,
         shapes: Sequence[Mapping[str, Any]] | None = None,
         parts: Sequence[str] | None = None,
     ) -> Pipeline:
@@ -154,25 +155,37 @@ class PipelineCache:
         Without a shape, all graphs that fit its parts are attached, and each is opened when first used; where there is
         none at all, those of the pipeline's default call are frozen. With one, or
         with ``shapes``, a list of mappings with the arguments before it, the graphs for such calls are made sure to
-        exist. A second load adds to the first. ``parts`` names the parts to freeze; by default all. What happened:
+        exist. A size that is a pair, such as ``height=(512, 1024)``, asks for graphs that serve the whole range;
+        ``dynamic`` makes ranges of the single sizes, from half to twice, and of up to four samples. Where a part cannot
+        have such a graph, ``problems`` of the outcome say why, and single sizes are frozen as they come. A second load
+        adds to the first. ``parts`` names the parts to freeze; by default all. What happened:
         :func:`pipevault.outcome`. If it fails, the pipeline is what it was.
 
         Raises :class:`~pipevault.errors.MissError` in mode ``require``, :class:`~pipevault.errors.CannotFreezeError`
         and its subclasses, :class:`~pipevault.errors.BadCallError`, :class:`~pipevault.errors.VaultError`.
         """
-        asked = call_shapes(height, width, num_frames, batch_size, guidance, call, shapes)
+        asked = call_shapes(
+            shapes,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            batch_size=batch_size,
+            guidance=guidance,
+            call=call,
+            dynamic=dynamic or None,
+        )
         wanted = {**resources(pipe), SWITCHES: needs(parse_level(self.settings.level))}
         with TURNS.take(wanted, what=f"loading {type(pipe).__name__}", timeout_s=self.settings.turn_timeout_s):
             return self._load(pipe, asked, parts)
 
-    def _load(self, pipe: Pipeline, asked: Sequence[CallShape], parts: Sequence[str] | None) -> Pipeline:
+    def _load(self, pipe: Pipeline, asked: Sequence[AskedShape], parts: Sequence[str] | None) -> Pipeline:
         """:meth:`load`, in the turn of the pipeline."""
         if self.settings.mode == "off":
             unload(pipe)
             attach_state(pipe, LoadedState(Outcome("off", reason="mode is off"), weakref.ref(pipe)))
             return pipe
         warn_untried()
-        wanted = [resolve_shape(pipe, self._per_sample(shape)) for shape in asked]
+        wanted = [shape.resolve(pipe, self._per_sample) for shape in asked]
         names = tuple(graph_parts.find_parts(pipe, parts))
         with _unchanged_on_error(pipe), at_level(self.settings.level):
             previous = loaded_state(pipe)
@@ -190,7 +203,7 @@ class PipelineCache:
     def key(self, pipe: Any, *, parts: Sequence[str] | None = None, **shape: Any) -> Key:
         """Return the key of the plan for a call. ``shape`` takes the arguments of :meth:`load`."""
         names = tuple(graph_parts.find_parts(pipe, parts))
-        resolved = resolve_shape(pipe, self._per_sample(CallShape(**shape)))
+        resolved = AskedShape(**shape).resolve(pipe, self._per_sample)
         modules = {name: graph_parts.get_part(pipe, name) for name in names}
         regions = {name: str(its) for name, its in choose_regions(pipe, names, self.settings.regions).items()}
         with at_level(self.settings.level):
@@ -283,7 +296,9 @@ class _Session:
         """What an earlier load froze whole and this one freezes by blocks, and the other way round."""
         frozen = graph_parts.frozen_parts(self.pipe)
         return [
-            name for name, state in frozen.items() if name in self.regions or (state.part != name and state.part in whole)
+            name
+            for name, state in frozen.items()
+            if name in self.regions or (state.part != name and state.part in whole)
         ]
 
     @property
@@ -364,7 +379,7 @@ class _Session:
         is_bare = not any(state.table.slots for state in self.states.values())
         if is_bare and self.states and wanted is None and self.settings.unfrozen_policy == "compile":
             try:
-                return self.ensure(resolve_shape(self.pipe, self.cache._per_sample(CallShape())))
+                return self.ensure(AskedShape().resolve(self.pipe, self.cache._per_sample))
             except BadCallError as error:
                 logger.info("calls of %s are frozen as they come: %s", type(self.pipe).__name__, error)
         by_part = graph_parts.by_part(self.states)
@@ -389,7 +404,7 @@ class _Session:
             problems=tuple(self.store.problems),
         )
 
-    def ensure(self, shape: CallShape) -> Outcome:
+    def ensure(self, shape: CallShape | CallRange) -> Outcome:
         """Make sure that the graphs for calls of ``shape`` exist."""
         with self.clock.step("fingerprint"):
             key = build_key(
@@ -416,7 +431,7 @@ class _Session:
             self.store.count("miss", key.digest, reason=miss.word)
         return made
 
-    def _without_plan(self, key: Key, miss: Miss, shape: CallShape) -> Outcome:
+    def _without_plan(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> Outcome:
         if self.settings.mode == "require":
             return self._rehearsed_only(key, miss, shape)
         what = type(self.pipe).__name__
@@ -469,7 +484,7 @@ class _Session:
         )
         return outcome, None
 
-    def _rehearsed_only(self, key: Key, miss: Miss, shape: CallShape) -> Outcome:
+    def _rehearsed_only(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> Outcome:
         """Without a plan, whether all graphs are there shows only when the pipeline runs."""
         for state in self.states.values():
             state.table.read_shelf()
@@ -496,11 +511,13 @@ class _Session:
             problems=tuple(self.store.problems),
         )
 
-    def _rehearse_and_publish(self, key: Key, miss: Miss, shape: CallShape) -> Outcome:
+    def _rehearse_and_publish(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> Outcome:
         started_s, compiled_s = time.perf_counter(), self._compiled_s()
         rehearsal = rehearse(self.pipe, self.states, shape, policy="compile", clock=self.clock, compare=True)
         for name in rehearsal.eager:
             self._leave_eager(name)
+        for text in rehearsal.problems:
+            self.store.tell(text)
         plan = make_plan(key, rehearsal, time.perf_counter() - started_s)
         problem, manifest = "", None
         try:
@@ -541,11 +558,11 @@ class _Session:
     def _obstructed(self) -> dict[str, PartOutcome]:
         return {name: PartOutcome("eager", what) for name, what in self.obstacles.items()}
 
-    def _missed(self, key: Key, miss: Miss, shape: CallShape, more: str = "") -> SignatureError | MissError:
+    def _missed(self, key: Key, miss: Miss, shape: CallShape | CallRange, more: str = "") -> SignatureError | MissError:
         """Why nothing is loaded: something lacks a signature, else :class:`MissError`."""
         return self.store.unsigned or MissError(self._message(key, miss, shape) + more, key.digest.hex, miss.reason)
 
-    def _message(self, key: Key, miss: Miss, shape: CallShape) -> str:
+    def _message(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> str:
         from pipevault.cache.advice import freeze_command
 
         settings = self.settings
@@ -562,7 +579,7 @@ class _Session:
             f"To freeze it, {command}; or use mode 'compile'."
         )
 
-    def finish(self, result: Outcome, asked: Sequence[CallShape], parts: Sequence[str] | None) -> None:
+    def finish(self, result: Outcome, asked: Sequence[AskedShape], parts: Sequence[str] | None) -> None:
         """Make the pipeline a loaded one."""
         previous = self.previous
         digests = {name: found["digest"] for name, found in self.architectures.items() if name in self.states}
@@ -571,8 +588,7 @@ class _Session:
         described = self._described(asked, parts)
         if previous is not None and previous.load.get("shapes"):
             described["shapes"] = [*previous.load["shapes"], *described["shapes"]]
-        size = next((s for s in asked if s.height or s.width or s.num_frames), None)
-        default = {n: v for n in ("height", "width", "num_frames") if size and (v := getattr(size, n))}
+        default = next((size for shape in asked if (size := shape.size)), {})
         state = LoadedState(
             outcome=result,
             owner=weakref.ref(self.pipe),
@@ -594,7 +610,7 @@ class _Session:
             lease.release()
         del self.store.leases[self.held :]
 
-    def _described(self, shapes: Sequence[CallShape], parts: Sequence[str] | None) -> dict[str, Any]:
+    def _described(self, shapes: Sequence[AskedShape], parts: Sequence[str] | None) -> dict[str, Any]:
         """What a record must tell so that the same load can be done again."""
         modules = graph_parts.find_parts(self.pipe)
         return {

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipevault.cache.call_shapes import AskedSize
 from pipevault.cache.outcome import Progress
 from pipevault.manager.cache import PipelineCache
 from pipevault.runtime.recorded_weights import note_origins
@@ -18,12 +19,13 @@ def from_pretrained(
     pipeline_class: type[Pipeline],
     path: str | Path,
     *,
-    height: int | None = None,
-    width: int | None = None,
-    num_frames: int | None = None,
-    batch_size: int | None = None,
+    height: AskedSize = None,
+    width: AskedSize = None,
+    num_frames: AskedSize = None,
+    batch_size: AskedSize = None,
     guidance: bool | None = None,
     call: Mapping[str, Any] | Callable[[Any], Any] | None = None,
+    dynamic: bool = False,
     shapes: Sequence[Mapping[str, Any]] | None = None,
     parts: Sequence[str] | None = None,
     device: Any = None,
@@ -90,6 +92,7 @@ def from_pretrained(
         batch_size=batch_size,
         guidance=guidance,
         call=call,
+        dynamic=dynamic,
         shapes=shapes,
         parts=parts,
     )

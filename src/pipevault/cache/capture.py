@@ -1,0 +1,114 @@
+"""The calls that a pipeline makes of its parts, seen while it runs eagerly: what has to be frozen, before it is.
+
+Parts of one identity, such as the blocks of a transformer, share their graphs, so one call of each signature is kept
+for them all. Calls that differ in nothing but sizes may share a graph for a range of sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipevault.graphs.freezing import SizedCall
+from pipevault.graphs.observe import copied
+from pipevault.graphs.signature import DescribedCall, Signature, describe_call
+from pipevault.graphs.state import PartState
+
+MAX_SIZES = 4
+"""So many graphs of a part may differ in sizes alone, in one run of a pipeline, before a range is tried."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a part, with copies of its arguments. ``cause`` is the argument of the pipeline that differed from
+    that of the first run, such as ``height``.
+    """
+
+    state: PartState
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    described: DescribedCall
+    cause: str
+    placement: tuple[Any, ...]
+
+    @property
+    def is_as_then(self) -> bool:
+        """Tells whether the call would be the same one now: weights are where they were, under the same autocast."""
+        same = describe_call(self.args, self.kwargs).signature == self.described.signature
+        return same and _placement(self.state) == self.placement
+
+
+@dataclass(frozen=True)
+class Task:
+    """A call to freeze; with ``others`` for the whole range of their sizes."""
+
+    call: Call
+    others: tuple[Call, ...] = ()
+
+    def sized(self) -> tuple[SizedCall, ...]:
+        return tuple(SizedCall(describe_call(other.args, other.kwargs), other.cause) for other in self.others)
+
+
+class Capture:
+    """The calls of eager runs of a pipeline."""
+
+    def __init__(self) -> None:
+        self._calls: dict[tuple[str, Signature], Call] = {}
+        self._before: dict[tuple[str, Signature], Call] = {}
+        self._cause = ""
+
+    def __call__(self, state: PartState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        with torch._C.DisableTorchFunction():
+            described = describe_call(args, kwargs)
+            if described.opaque:
+                return
+            shelf = state.table_on(described.device).shelf
+            place = (shelf.identity if shelf else state.name, described.signature)
+            if place not in self._calls:
+                held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
+                self._calls[place] = Call(state, held_args, held_kwargs, described, self._cause, _placement(state))
+
+    @contextmanager
+    def run(self, states: Mapping[str, PartState], cause: str = "") -> Iterator[None]:
+        """Note what ``states`` are called with inside, and that ``cause`` differs from the first run."""
+        self._cause = cause
+        self._before = dict(self._calls)
+        for state in states.values():
+            state.capture = self
+        try:
+            yield
+        finally:
+            for state in states.values():
+                state.capture = None
+
+    def forget_run(self) -> None:
+        """Forget the calls of a run that failed."""
+        self._calls = dict(self._before)
+
+    def tasks(self, *, ranges: bool) -> list[Task]:
+        """Return what to freeze: the calls one by one, but for those of many sizes. With ``ranges``, two are many."""
+        groups: dict[tuple[str, Signature], list[Call]] = {}
+        for (identity, signature), call in self._calls.items():
+            groups.setdefault((identity, signature.sizeless), []).append(call)
+        tasks = []
+        for calls in groups.values():
+            if len(calls) > (1 if ranges else MAX_SIZES):
+                # The first run's largest call has the sizes that code is tuned for.
+                calls.sort(key=lambda call: (bool(call.cause), -_elements(call)))
+                tasks.append(Task(calls[0], tuple(calls[1:])))
+            else:
+                tasks += [Task(call) for call in calls]
+        return tasks
+
+
+def _placement(state: PartState) -> tuple[Any, ...]:
+    return tuple((p.device, p.dtype) for p in state.module.parameters())
+
+
+def _elements(call: Call) -> int:
+    return sum(math.prod(tensor.shape) for tensor in call.described.tensors)

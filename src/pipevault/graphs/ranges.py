@@ -1,0 +1,164 @@
+"""Sizes as expressions: what a graph for a range of sizes asks of a call, as text that a document can hold.
+
+The sizes of its inputs are expressions in named symbols, such as ``height`` or ``8*width``; each symbol has a smallest
+and a largest value, and conditions hold between them. Expressions are plain arithmetic on whole numbers: nothing else
+in them is read, because documents come from a vault.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+Size: TypeAlias = "int | str"
+
+_LONGEST_EXPRESSION = 1_000
+_DEEPEST = 100
+_OPERATORS: Mapping[type, Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.USub: operator.neg,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+_FUNCTIONS: Mapping[str, Callable[..., Any]] = {"max": max, "min": min}
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A size that varies, from ``least`` to ``most``, both included."""
+
+    name: str
+    least: int
+    most: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.least}-{self.most}"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a graph asks of the sizes of its tensors: see :class:`pipevault.graphs.signature.Signature`."""
+
+    sizes: tuple[Size, ...]
+    symbols: tuple[Symbol, ...]
+    conditions: tuple[str, ...]
+
+
+class Expression:
+    """One expression. Raises ``ValueError`` for text that is none."""
+
+    def __init__(self, text: str) -> None:
+        if len(text) > _LONGEST_EXPRESSION:
+            raise ValueError(f"an expression of {len(text)} characters is too long")
+        try:
+            self._tree = ast.parse(text, mode="eval").body
+            self.symbols = frozenset(_names(self._tree))
+        except (SyntaxError, RecursionError, MemoryError) as error:
+            raise ValueError(f"{text[:40]!r} is no expression") from error
+
+    def value(self, symbols: Mapping[str, int]) -> int:
+        """Return the value for those ``symbols``; ``ZeroDivisionError`` where it has none."""
+        return int(_evaluate(self._tree, symbols))
+
+    def solve(self, size: int, known: Mapping[str, int]) -> tuple[str, int] | None:
+        """Return the one symbol that is not ``known`` and its value if the expression has the value ``size``; ``None``
+        where there is more than one, or no whole number does it.
+        """
+        unknown = self.symbols - known.keys()
+        if len(unknown) != 1:
+            return None
+        [name] = unknown
+        at_zero, at_one = (self.value({**known, name: value}) for value in (0, 1))
+        if at_one == at_zero or (size - at_zero) % (at_one - at_zero):
+            return None
+        solution = (size - at_zero) // (at_one - at_zero)
+        return (name, solution) if self.value({**known, name: solution}) == size else None
+
+
+@functools.lru_cache(maxsize=4096)
+def expression(text: str) -> Expression:
+    """Return the expression that ``text`` writes; ``ValueError`` if it is none."""
+    return Expression(text)
+
+
+def solve(
+    pairs: Iterable[tuple[str, int]], symbols: Sequence[Symbol], conditions: Sequence[str]
+) -> dict[str, int] | None:
+    """Return the value of each symbol for which the expressions in ``pairs`` have the sizes beside them, the symbols
+    lie in their ranges and the conditions hold; ``None`` if there are no such values.
+    """
+    waiting = [(expression(text), size) for text, size in pairs]
+    found: dict[str, int] = {}
+    try:
+        while waiting:
+            left = []
+            for known, size in waiting:
+                if known.symbols <= found.keys():
+                    if known.value(found) != size:
+                        return None
+                elif (solution := known.solve(size, found)) is not None:
+                    found[solution[0]] = solution[1]
+                else:
+                    left.append((known, size))
+            if len(left) == len(waiting):
+                return None
+            waiting = left
+        within = all(one.least <= found[one.name] <= one.most for one in symbols)
+        return found if within and all(expression(text).value(found) for text in conditions) else None
+    except (KeyError, ZeroDivisionError):
+        return None
+
+
+def _names(node: ast.AST, depth: int = 0) -> Iterable[str]:
+    """The symbols of an expression. ``ValueError`` for anything but arithmetic on whole numbers."""
+    if depth > _DEEPEST:
+        raise ValueError("an expression is nested too deeply")
+    if isinstance(node, ast.Name):
+        yield node.id
+    elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        yield from (*_names(node.left, depth + 1), *_names(node.right, depth + 1))
+    elif isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
+        yield from _names(node.operand, depth + 1)
+    elif isinstance(node, ast.Compare) and all(type(op) in _OPERATORS for op in node.ops):
+        for part in (node.left, *node.comparators):
+            yield from _names(part, depth + 1)
+    elif isinstance(node, ast.BoolOp):
+        for part in node.values:
+            yield from _names(part, depth + 1)
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS:
+        if node.keywords or not node.args:
+            raise ValueError(f"{node.func.id} takes numbers alone")
+        for part in node.args:
+            yield from _names(part, depth + 1)
+    elif not (isinstance(node, ast.Constant) and type(node.value) in (int, bool)):
+        raise ValueError(f"an expression has no {type(node).__name__}")
+
+
+def _evaluate(node: Any, symbols: Mapping[str, int]) -> Any:
+    if isinstance(node, ast.Name):
+        return symbols[node.id]
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.BinOp):
+        return _OPERATORS[type(node.op)](_evaluate(node.left, symbols), _evaluate(node.right, symbols))
+    if isinstance(node, ast.UnaryOp):
+        return _OPERATORS[type(node.op)](_evaluate(node.operand, symbols))
+    if isinstance(node, ast.Compare):
+        values = [_evaluate(part, symbols) for part in (node.left, *node.comparators)]
+        return all(_OPERATORS[type(op)](a, b) for op, a, b in zip(node.ops, values, values[1:], strict=False))
+    if isinstance(node, ast.BoolOp):
+        join = all if isinstance(node.op, ast.And) else any
+        return join(_evaluate(part, symbols) for part in node.values)
+    return _FUNCTIONS[node.func.id](*(_evaluate(part, symbols) for part in node.args))
