@@ -134,7 +134,7 @@ class GoldenFixture:
         try:
             limits = Limits.from_json(tolerance)
         except ValueError as error:
-            raise SettingsError(f"tolerance: {' '.join(error.args)}.") from error
+            raise SettingsError(f"tolerance: {error}.") from error
         return Rules(
             limits=limits,
             other_machine=self._flag("other-machine"),

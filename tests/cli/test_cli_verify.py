@@ -97,7 +97,7 @@ def test_a_marker_that_is_none(run: Run, vault: Vault) -> None:
     vault.layout.vault_file.write_text("{}")
     result = run("verify", "--dir", vault.root)
     assert result.exit_code == 8
-    assert "no marker" in result.stderr
+    assert "restore the file" in result.stderr
 
 
 def test_a_trusted_key_that_is_none(run: Run, vault: Vault) -> None:

@@ -190,7 +190,7 @@ class TestFilesBesideALibrary:
         changed = text.replace('"beside":{}', f'"beside":{{"{name}":"{document.library}"}}')
         assert changed != text
         (tmp_path / "block").write_text(changed)
-        with pytest.raises(CorruptEntryError, match="plain file name"):
+        with pytest.raises(CorruptEntryError, match=r"`graphs\[0\].beside`: expected `str` matching"):
             read_part(tmp_path / "block")
 
 

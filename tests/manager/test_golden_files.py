@@ -204,13 +204,13 @@ class TestDamage:
             ("samples", "gone"),
             ("latents", {}),
             ("tolerance", 3),
-            ("tolerance", {"limits": {}}),
-            ("tolerance", {"limits": {"pixels_max_abs": -1}, "margin": 2.0, "measured": {}}),
+            ("tolerance.margin", {"limits": {}}),
+            ("tolerance.limits.pixels_max_abs", {"limits": {"pixels_max_abs": -1}, "margin": 2.0, "measured": {}}),
             ("unheard_of", 1),
         ],
     )
     def test_a_field_that_is_wrong(self, golden: Golden, field: str, value: Any) -> None:
-        rewrite(golden, **{field: value})
+        rewrite(golden, **{field.partition(".")[0]: value})
         with pytest.raises(BadRecordError) as caught:
             read_golden(golden.path)
         assert caught.value.field == field

@@ -45,7 +45,7 @@ def _no_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("something was compiled")
 
-    monkeypatch.setattr("pipevault.graphs.freezing.build_graph", refuse)
+    monkeypatch.setattr("pipevault.graphs.inductor.build_graph", refuse)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 

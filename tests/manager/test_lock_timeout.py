@@ -98,7 +98,7 @@ class TestGraphs:
     def test_an_error_unless_asked_otherwise(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: dict[str, int]
     ) -> None:
-        monkeypatch.setattr("pipevault.graphs.freezing.build_graph", lambda *a, **k: pytest.fail("it was compiled"))
+        monkeypatch.setattr("pipevault.graphs.inductor.build_graph", lambda *a, **k: pytest.fail("it was compiled"))
         cache = PipelineCache(tmp_path / "vault", lock_timeout_s=0, build_config=FAST_BUILD)
         with (
             cache.vault.lock(self.graph_lock(cache), timeout_s=0),

@@ -93,7 +93,7 @@ def no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("something was compiled")
 
-    monkeypatch.setattr("pipevault.graphs.freezing.build_graph", refuse)
+    monkeypatch.setattr("pipevault.graphs.inductor.build_graph", refuse)
 
 
 def graphs_in(root: Path) -> list[str]:

@@ -247,20 +247,20 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"signature_version": 2}, "has version 2; this pipevault reads up to 1: upgrade pipevault"),
-            ({"signature_version": 2, "more": 1}, "has version 2"),
-            ({"signature_version": 0}, "its signature_version is 0"),
-            ({"signature_version": True}, "its signature_version is True"),
-            ({"signature_version": "1"}, "its signature_version is '1'"),
+            ({"signature_version": 2}, "is of version 2 (`signature_version`), not 1: upgrade pipevault"),
+            ({"signature_version": 2, "more": 1}, "is of version 2"),
+            ({"signature_version": 0}, "`signature_version`: expected an integer from 1 on, got 0"),
+            ({"signature_version": True}, "got True"),
+            ({"signature_version": "1"}, "got '1'"),
             ({"algorithm": "ed448"}, "is of the algorithm 'ed448', not ed25519"),
-            ({"more": 1}, "its fields or bytes are not those of the format"),
-            ({"key": None}, "is that of another entry, None"),
-            ({"public_key": []}, "names another public key"),
-            ({"manifest": 7}, "over another manifest of this key"),
+            ({"more": 1}, "field `more`: unknown"),
+            ({"key": None}, "field `key`: expected `str`, got `null`"),
+            ({"public_key": []}, "field `public_key`: expected `str`, got `array`"),
+            ({"manifest": 7}, "field `manifest`: expected `str`, got `int`"),
             ({"signature": "AAAA"}, "it has 3 bytes, not 64"),
             ({"signature": "A"}, "its signature is no base64"),
             ({"signature": "ä"}, "its signature is no base64"),
-            ({"signature": None}, "its signature is no base64"),
+            ({"signature": None}, "field `signature`: expected `str`, got `null`"),
             ({"signature": base64.b64encode(bytes(64)).decode()}, "was not made with its private key"),
         ],
     )
@@ -286,7 +286,7 @@ class TestDamage:
 
     def test_other_white_space(self, vault: Vault, published: Manifest, signed: Path) -> None:
         signed.write_text(json.dumps(json.loads(signed.read_bytes())))
-        assert "its fields or bytes" in asked(vault, published, OURS.public)
+        assert "expected canonical JSON" in asked(vault, published, OURS.public)
 
     @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
     def test_what_is_no_file(

@@ -18,17 +18,16 @@ LEVELS_WITH_GRAPHS = ("strict", "invariant")
 
 def freeze_command(pipe: Any, shape: CallShape | CallRange, *, weights: str, level: str, dir: Path) -> str:
     """A sentence with the command that freezes ``pipe`` at ``shape`` into the vault at ``dir``."""
-    if isinstance(shape, CallRange):
-        return "run this program once with mode='compile' (its ranges of sizes cannot be given on a command line)"
-    if callable(shape.call) or (isinstance(shape.call, Mapping) and shape.call):
+    least, most = (shape.least, shape.most) if isinstance(shape, CallRange) else (shape, shape)
+    if callable(most.call) or (isinstance(most.call, Mapping) and most.call):
         return "run this program once with mode='compile' (its call cannot be given on a command line)"
     model = getattr(getattr(pipe, "config", None), "_name_or_path", None)
     if not model:
         return "run this program once with mode='compile'"
     words = ["pipevault", "prewarm", str(model)]
-    if shape.width and shape.height:
-        words += ["--size", f"{shape.width}x{shape.height}"]
-    words += _options(pipe, shape)
+    if most.width and most.height:
+        words += ["--size", _range(f"{least.width}x{least.height}", f"{most.width}x{most.height}")]
+    words += _options(pipe, least, most)
     if weights != "bound":
         words += ["--weights", weights]
     if (name := parse_level(level).name) in LEVELS_WITH_GRAPHS:
@@ -36,7 +35,11 @@ def freeze_command(pipe: Any, shape: CallShape | CallRange, *, weights: str, lev
     return f"run `{shlex.join([*words, '--dir', str(dir)])}`"
 
 
-def _options(pipe: Any, shape: CallShape) -> list[str]:
+def _range(least: object, most: object) -> str:
+    return str(most) if least == most else f"{least}..{most}"
+
+
+def _options(pipe: Any, least: CallShape, shape: CallShape) -> list[str]:
     parts = {name: part for name, part in vars(pipe).items() if hasattr(part, "parameters")}
     words: list[str] = []
     dtype = getattr(pipe, "dtype", None)
@@ -45,9 +48,9 @@ def _options(pipe: Any, shape: CallShape) -> list[str]:
     device = execution_device(pipe, parts)
     words += ["--device", device.type]
     if shape.batch_size > 1:
-        words += ["--batch-size", str(shape.batch_size)]
+        words += ["--batch-size", _range(least.batch_size, shape.batch_size)]
     if shape.num_frames:
-        words += ["--frames", str(shape.num_frames)]
+        words += ["--frames", _range(least.num_frames, shape.num_frames)]
     if shape.guidance is not None:
         words += ["--guidance" if shape.guidance else "--no-guidance"]
     return words

@@ -8,7 +8,6 @@ stands in the program itself, stays eager, and the reason is told.
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from pipevault.cache.builders import environment
 from pipevault.errors import PipevaultError
 from pipevault.files.scratch import scratch_folder
 from pipevault.graphs.inductor import BuildOptions
@@ -98,10 +98,9 @@ class BackgroundFreezer:
             }
             torch.save(job, folder / JOB_FILE)
             command = [sys.executable, "-m", "pipevault.cache.background", str(folder)]
-            environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
             with (folder / "output.txt").open("wb") as output:
                 process = subprocess.Popen(
-                    command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+                    command, env=environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
                 )
         except BaseException:  # whatever it was goes on; only the folder must not stay
             context.__exit__(None, None, None)

@@ -50,6 +50,12 @@ class Task:
     call: Call
     others: tuple[Call, ...] = ()
 
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """What comes first takes longest to compile; a property of the graph alone."""
+        modules = sum(1 for _ in self.call.state.module.modules())
+        return -modules, self.call.described.signature.digest, len(self.others)
+
     def sized(self) -> tuple[SizedCall, ...]:
         return tuple(SizedCall(describe_call(other.args, other.kwargs), other.cause) for other in self.others)
 

@@ -17,13 +17,15 @@ class Step:
     """One step of a load. ``seconds`` is ``None`` when the step begins and its duration when it ends.
 
     ``action`` is ``capture``, ``compile``, ``check``, ``publish``, ``load`` or ``wait``; ``part`` is empty for steps
-    that concern the whole pipeline.
+    that concern the whole pipeline. ``position`` is the place of a graph among those that are frozen, such as ``2 of
+    5``.
     """
 
     part: str
     action: str
     seconds: float | None = None
     detail: str = ""
+    position: str = ""
 
 
 Progress: TypeAlias = Callable[[Step], None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -17,10 +18,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipevault.cache.builders import Builders, Work
 from pipevault.cache.call import CallShape, has_optional_images, parameters, warm_up_arguments
 from pipevault.cache.call_shapes import CallRange
-from pipevault.cache.capture import Capture
-from pipevault.cache.outcome import Clock, PartOutcome
+from pipevault.cache.capture import Capture, Task
+from pipevault.cache.outcome import Clock, PartOutcome, Step
 from pipevault.determinism.describe import digest_array, has_bytes
 from pipevault.determinism.layers import BESIDE, STREAMS, capture, moved
 from pipevault.determinism.outputs import as_array, is_image, is_media, leaves, plain_value
@@ -67,6 +69,7 @@ def rehearse(
     policy: str,
     clock: Clock,
     compare: bool,
+    builders: Builders | None = None,
 ) -> Rehearsal:
     """Run ``pipe`` at ``shape`` with ``policy`` for calls without a graph; at both ends of a range.
 
@@ -97,7 +100,8 @@ def rehearse(
         with policies(states, policy):
             for state in states.values():
                 state.start_listing()
-            problems = _freeze_ahead(states, capture, ranges=isinstance(shape, CallRange))
+            tasks = capture.tasks(ranges=isinstance(shape, CallRange))
+            problems = _freeze_ahead(states, tasks, builders, clock)
             for run, eager_output in drawn:
                 output = run()
                 with clock.step("check"):
@@ -126,25 +130,52 @@ def _captured(
         return _first_accepted(run, alternative, between=capture.forget_run)
 
 
-def _freeze_ahead(states: Mapping[str, PartState], capture: Capture, *, ranges: bool) -> list[str]:
-    """Freeze the captured calls, but for those that depend on what the pipeline does around them; these are frozen as
-    it makes them. Return why there is no graph for a range.
+def _freeze_ahead(
+    states: Mapping[str, PartState], tasks: Sequence[Task], builders: Builders | None, clock: Clock
+) -> list[str]:
+    """Freeze captured calls, but for those that depend on what the pipeline does around them; these are frozen as it
+    makes them. Return why there is no graph for a range. Raises what is wrong with a call after all others are frozen.
     """
-    problems = []
+    problems: list[str] = []
+    failures: list[CannotFreezeError] = []
+
+    def ended(task: Task, error: CannotFreezeError | None) -> None:
+        if error is None:
+            return
+        if task.others and not isinstance(error, (TrainingModeError, CompilerMissingError, InterruptedBuildError)):
+            problems.append(f"{task.call.state.part} has no graph for a range of sizes: {error}")
+        else:
+            failures.append(error)
+
     wanted: dict[Hashable, Hashable] = {} if TURNS.holds(STREAMS) else {STREAMS: BESIDE}
-    with TURNS.take(wanted, what="freezing"), generating(states, rehearsing=True):
-        for task in capture.tasks(ranges=ranges):
-            if not all(call.is_as_then for call in (task.call, *task.others)):
-                continue
+    with ExitStack() as stack:
+        stack.enter_context(TURNS.take(wanted, what="freezing"))
+        stack.enter_context(generating(states, rehearsing=True))
+        works: list[Work] = []
+        started = itertools.count(1)
+
+        def tell(name: str, signature: str) -> None:
+            clock.report(Step(name, "compile", None, signature, f"{next(started)} of {len(works)}"))
+
+        # In one order everywhere: processes that wait for one another's locks would wait for ever.
+        for task in sorted(tasks, key=lambda task: task.order):
             call = task.call
+            if not all(one.is_as_then for one in (call, *task.others)):
+                continue
             try:
-                call.state.freeze_ahead(call.args, call.kwargs, task.sized())
-            except (TrainingModeError, CompilerMissingError, InterruptedBuildError):
-                raise
+                pending = call.state.begin_ahead(call.args, call.kwargs, task.sized())
             except CannotFreezeError as error:
-                if not task.others:
-                    raise
-                problems.append(f"{call.state.part} has no graph for a range of sizes: {error}")
+                ended(task, error)
+                continue
+            if pending is not None:
+                stack.push(pending.held)
+                begun = functools.partial(tell, call.state.name, str(pending.signature))
+                works.append(Work(call.state, pending, begun, functools.partial(ended, task)))
+        if builders is not None and works:
+            with clock.step("compile", detail=builders.estimate(len(works))):
+                builders.build_all(works)
+    if failures:
+        raise failures[0]
     return list(dict.fromkeys(problems))
 
 

@@ -26,7 +26,7 @@ IN_MODE = {
 
 @click.command("explain", short_help="Say what a load would do, and why.")
 @model_argument
-@click.option("--size", metavar="WxH", help="Pixels. Default: the pipeline's own size.")
+@click.option("--size", metavar="WxH", help="Pixels, or a range of them. Default: the pipeline's own size.")
 @call_options
 @click.option("--mode", metavar="NAME", help="compile, require or off. Default: PIPEVAULT_MODE, config file, compile.")
 @dir_option
@@ -36,11 +36,12 @@ def explain(
     size: str | None,
     dtype: str | None,
     device: str | None,
-    batch_size: int | None,
-    frames: int | None,
+    batch_size: int | tuple[int, int] | None,
+    frames: int | tuple[int, int] | None,
     guidance: bool | None,
     weights: str | None,
     level: str | None,
+    regions: str | None,
     parts: tuple[str, ...] | None,
     mode: str | None,
     dir: Path | None,
@@ -61,7 +62,7 @@ def explain(
 
     sizes = [] if size is None else [size]
     [shape] = shapes_of(model, sizes, batch_size=batch_size, num_frames=frames, guidance=guidance)
-    cache = PipelineCache(dir, mode=mode, weights=weights, level=level)
+    cache = PipelineCache(dir, mode=mode, weights=weights, level=level, regions=regions)
     pipe = open_pipeline(model, dtype=dtype, device=device)
     explanation = cache.explain(pipe, parts=parts, **shape)
     status, reason = explanation.status, explanation.reason

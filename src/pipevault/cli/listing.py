@@ -7,14 +7,15 @@ manifest whose stamp differs is read again. The file only decides what is shown;
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
 
 from pipevault import __version__
 from pipevault.digest import Digest, digest_bytes
@@ -33,6 +34,13 @@ _LIMIT_BYTES = 1 << 30
 _FORM = f"{__version__} 2"
 """Rows that another release, or another form of them, remembered are made anew."""
 Describe = Callable[["Manifest"], tuple[str, ...]]
+_Record: TypeAlias = tuple[str, str, tuple[str, ...], dict[str, int]]
+"""Stamp, time, cells and artifacts of an entry."""
+
+
+class _Listing(msgspec.Struct):
+    version: str
+    rows: dict[str, _Record]
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ def read_rows(vault: Vault, describe: Describe) -> tuple[list[Row], list[BrokenM
     file = _file(vault) if len(stamps) >= REMEMBERED_FROM else None
     known = _load(file) if file else {}
     rows, broken, is_new = [], [], len(known) != len(stamps)
-    remembered: dict[str, list[Any]] = {}
+    remembered: dict[str, _Record] = {}
     for key, stamp in stamps.items():
         record = known.get(key.hex)
         if record is None or record[0] != stamp:
@@ -70,9 +78,9 @@ def read_rows(vault: Vault, describe: Describe) -> tuple[list[Row], list[BrokenM
             if manifest is None:
                 continue
             artifacts = {digest.hex[:_DIGITS]: size for digest, size in manifest.artifact_sizes.items()}
-            record, is_new = [stamp, manifest.created_at, list(describe(manifest)), artifacts], True
+            record, is_new = (stamp, manifest.created_at, describe(manifest), artifacts), True
         remembered[key.hex] = record
-        rows.append(Row(key, record[1], tuple(record[2]), record[3]))
+        rows.append(Row(key, record[1], record[2], record[3]))
     if file and is_new:
         _save(file, remembered)
     return rows, broken
@@ -86,35 +94,24 @@ def _file(vault: Vault) -> Path | None:
     return folder / "listings" / f"{digest_bytes(os.fsencode(vault.root)).hex[:_DIGITS]}.json"
 
 
-def _load(file: Path) -> dict[str, list[Any]]:
+def _load(file: Path) -> dict[str, _Record]:
     try:
-        document = json.loads(read_file(file, limit_bytes=_LIMIT_BYTES))
-        rows = document["rows"] if document["version"] == _FORM else {}
-        return rows if isinstance(rows, dict) and all(map(_is_record, rows.values())) else {}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        listing = msgspec.json.decode(read_file(file, limit_bytes=_LIMIT_BYTES), type=_Listing)
+    except (OSError, ValueError, RecursionError):
         return {}
+    return listing.rows if listing.version == _FORM else {}
 
 
-def _is_record(record: Any) -> bool:
-    return (
-        isinstance(record, list)
-        and len(record) == 4
-        and isinstance(record[1], str)
-        and isinstance(record[2], list)
-        and isinstance(record[3], dict)
-    )
-
-
-def _save(file: Path, rows: Mapping[str, list[Any]]) -> None:
+def _save(file: Path, rows: dict[str, _Record]) -> None:
     from pipevault.store.atomic import make_folder
 
-    data = json.dumps({"version": _FORM, "rows": rows}, separators=(",", ":"))
+    data = msgspec.json.encode(_Listing(_FORM, rows))
     temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
     # Without it the next listing is slower, and nothing else.
     with suppress(OSError, VaultError):
         make_folder(file.parent)
         try:
-            temporary.write_text(data)
+            temporary.write_bytes(data)
             os.replace(temporary, file)
         finally:
             temporary.unlink(missing_ok=True)

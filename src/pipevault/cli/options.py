@@ -12,6 +12,20 @@ from pipevault.errors import SettingsError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+
+class CountRange(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.3 on
+    """A whole number above 0, or two of them with dots between: ``1..4``."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, int]:
+        ends = str(value).split("..")
+        if len(ends) > 2 or not all(end.strip().isascii() and end.strip().isdigit() and int(end) for end in ends):
+            self.fail(f"{value!r} is no whole number above 0, nor a range of them such as 1..4.", param, ctx)
+        numbers = [int(end) for end in ends]
+        return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
 dir_option = click.option(
     "--dir",
     metavar="FOLDER",
@@ -23,7 +37,7 @@ model_argument = click.argument("model", metavar="MODEL")
 
 
 def call_options(function: Function) -> Function:
-    """Adds ``dtype``, ``device``, ``batch_size``, ``frames``, ``guidance``, ``weights``, ``level`` and ``parts``."""
+    """Add the options that tell of a call, of the graphs for it and of the parts that get them."""
     for option in (
         click.option(
             "--parts",
@@ -31,6 +45,11 @@ def call_options(function: Function) -> Function:
             multiple=True,
             callback=_part_names,
             help="Parts to freeze, with commas or the option again. Default: all that the call uses.",
+        ),
+        click.option(
+            "--regions",
+            metavar="HOW",
+            help="blocks, off (whole parts) or auto. Default: PIPEVAULT_REGIONS, config file, auto.",
         ),
         click.option(
             "--level",
@@ -47,12 +66,12 @@ def call_options(function: Function) -> Function:
             default=None,
             help="Classifier-free guidance. Default: the pipeline's own.",
         ),
-        click.option("--frames", metavar="NUMBER", type=click.IntRange(min=1), help="Frames of a video."),
+        click.option("--frames", metavar="NUMBER", type=CountRange(), help="Frames of a video, or a range."),
         click.option(
             "--batch-size",
             metavar="NUMBER",
-            type=click.IntRange(min=1),
-            help="Prompts in one call. Default: 1; for demo, its ten digits.",
+            type=CountRange(),
+            help="Prompts in one call, or a range: 1..4. Default: 1; for demo, its ten digits.",
         ),
         click.option("--device", metavar="NAME", help="cpu, cuda, ... Default: the GPU if there is one."),
         click.option("--dtype", metavar="NAME", help="float32, float16 or bfloat16. Default: float32."),

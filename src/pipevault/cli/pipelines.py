@@ -34,12 +34,23 @@ def parse_size(text: str) -> Size:
     raise SettingsError(f"{text!r} is no size. Give WIDTHxHEIGHT in pixels, such as 768x512.")
 
 
+def parse_sizes(text: str) -> dict[str, int | tuple[int, int]]:
+    """Return ``height`` and ``width`` of ``768x512``, or of a range of sizes, ``512x512..1024x768``."""
+    least, dots, most = text.partition("..")
+    if not dots:
+        size = parse_size(text)
+        return {"height": size.height, "width": size.width}
+    first, last = parse_size(least), parse_size(most)
+    ends = {"height": (first.height, last.height), "width": (first.width, last.width)}
+    return {name: end if end[0] != end[1] else end[0] for name, end in ends.items()}
+
+
 def shapes_of(
     model: str,
     sizes: Sequence[str],
     *,
-    batch_size: int | None = None,
-    num_frames: int | None = None,
+    batch_size: int | tuple[int, int] | None = None,
+    num_frames: int | tuple[int, int] | None = None,
     guidance: bool | None = None,
 ) -> list[dict[str, Any]]:
     """The calls to freeze, each as arguments of ``PipelineCache.load``; no size means the pipeline's own."""
@@ -48,4 +59,4 @@ def shapes_of(
     call = {**defaults, **{name: value for name, value in given.items() if value is not None}}
     if not sizes:
         return [call]
-    return [{**call, "height": size.height, "width": size.width} for size in map(parse_size, sizes)]
+    return [{**call, **parse_sizes(size)} for size in sizes]

@@ -44,10 +44,17 @@ class SizeResult:
 @click.command("prewarm", short_help="Freeze a model without an application.")
 @model_argument
 @click.option(
-    "--size", "sizes", metavar="WxH", multiple=True, help="Pixels, any number of times. Default: the model's."
+    "--size",
+    "sizes",
+    metavar="WxH",
+    multiple=True,
+    help="Pixels, or a range of them (512x512..1024x768), any number of times. Default: the model's.",
 )
 @call_options
 @click.option("--pipeline-class", metavar="NAME", help="A class of diffusers in place of the model's.")
+@click.option(
+    "--jobs", metavar="NUMBER", type=click.IntRange(min=0), help="Graphs to compile at a time. Default: cores."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be frozen, without running the model.")
 @dir_option
 @json_option
@@ -56,13 +63,15 @@ def prewarm(
     sizes: tuple[str, ...],
     dtype: str | None,
     device: str | None,
-    batch_size: int | None,
-    frames: int | None,
+    batch_size: int | tuple[int, int] | None,
+    frames: int | tuple[int, int] | None,
     guidance: bool | None,
     weights: str | None,
     level: str | None,
+    regions: str | None,
     parts: tuple[str, ...] | None,
     pipeline_class: str | None,
+    jobs: int | None,
     dry_run: bool,
     dir: Path | None,
     as_json: bool,
@@ -77,13 +86,16 @@ def prewarm(
     Examples:
       pipevault prewarm demo
       pipevault prewarm ./my-model --size 512x512 --size 768x512 --dtype bfloat16 --dry-run
+      pipevault prewarm ./my-model --size 512x512..1024x1024 --batch-size 1..4
       pipevault prewarm ./my-model --size 1024x1024 --batch-size 4 --no-guidance --parts unet,vae.decoder
     """
     from pipevault import PipelineCache, outcome
 
     shapes = shapes_of(model, sizes, batch_size=batch_size, num_frames=frames, guidance=guidance)
     with StepProgress() as progress:
-        cache = PipelineCache(dir, mode="compile", weights=weights, level=level, progress=progress)
+        cache = PipelineCache(
+            dir, mode="compile", weights=weights, level=level, regions=regions, jobs=jobs, progress=progress
+        )
         pipe = open_pipeline(model, dtype=dtype, device=device, pipeline_class=pipeline_class)
         if dry_run:
             click.get_current_context().exit(_dry_run(cache, pipe, shapes, sizes, parts, as_json))

@@ -95,7 +95,12 @@ class StepProgress:
         print(f"[{elapsed_s:7.1f} s] {label}{ended}", file=self._stream, flush=True)
 
     def _count_graph(self, step: Step) -> Step | None:
-        """The step with its graph's number, from 2, in place of a signature; ``None`` if it says nothing new."""
+        """The step with its graph's number, from 2, or its place among all, in place of a signature.
+
+        ``None`` if it says nothing new.
+        """
+        if step.position:
+            return replace(step, detail=step.position)
         counter = (self.subject, step.part, step.action)
         if step.seconds is not None:
             for action in GRAPH_ACTIONS:

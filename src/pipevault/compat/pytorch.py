@@ -137,6 +137,28 @@ def inductor_options() -> dict[str, Any]:
     return options
 
 
+def changed_inductor_options() -> dict[str, Any]:
+    """Return the options that somebody set to other than torch's defaults, and that another process can be given."""
+    from torch._inductor import config as module
+
+    config: Any = module
+    values, plain = config.get_config_copy(), (bool, int, float, str, type(None), list, tuple, dict)
+    return {
+        name: values[name]
+        for name in inductor_options()
+        if isinstance(values[name], plain) and values[name] != inductor_default(name, value=values[name])
+    }
+
+
+@contextmanager
+def with_inductor_options(options: Mapping[str, Any]) -> Iterator[None]:
+    """Set ``options`` inside."""
+    from torch._inductor import config
+
+    with config.patch(dict(options)):
+        yield
+
+
 def inductor_default(name: str, *, value: Any) -> Any:
     """Return torch's default of the option ``name``, or ``value`` where this version of torch does not tell it."""
     from torch._inductor import config

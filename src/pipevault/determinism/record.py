@@ -24,12 +24,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
-from typing import Any, NoReturn
+from typing import Any
 
 from pipevault.determinism.describe import describe, digest_array, pixels_sha256
 from pipevault.determinism.record_schema import first_offence, schema
 from pipevault.digest import Digest, canonical_json, digest_json
 from pipevault.errors import BadRecordError, NewerRecordError, NoRecordError, OldRecordError, RecordDigestError
+from pipevault.files.documents import Format, Problem
 
 __all__ = ["RECORD_MARK", "RECORD_VERSION", "RunRecord", "describe", "digest_array", "pixels_sha256", "schema"]
 
@@ -108,70 +109,72 @@ class RunRecord:
                 "",
                 source,
             )
-        try:
-            document = json.loads(text, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            raise NoRecordError(
-                f"{source or 'The text'} is no run record: it is not JSON ({error}).", source
-            ) from error
-        return cls.from_document(document, source=source)
+        return cls._checked(_FORMAT.parse(text, source), source)
 
     @classmethod
     def from_document(cls, document: Any, *, source: str = "") -> RunRecord:
         """Like :meth:`from_json`, from JSON that is already parsed."""
-        _check_version(document, source)
-        content = dict(document)
-        _check_digest(content, content.pop("digest", None), source)
+        return cls._checked(_FORMAT.check(document, source), source)
+
+    @classmethod
+    def _checked(cls, document: dict[str, Any], source: str) -> RunRecord:
         _check(document, source)
-        del content[RECORD_MARK]
-        return cls(**content)
+        return cls(**{name: value for name, value in document.items() if name not in (RECORD_MARK, "digest")})
 
     def _content(self) -> dict[str, Any]:
         return {RECORD_MARK: RECORD_VERSION, **{item.name: getattr(self, item.name) for item in fields(self)}}
 
 
-def _check_version(document: Any, source: str) -> None:
-    if not isinstance(document, dict) or RECORD_MARK not in document:
-        raise NoRecordError(
-            f"{source or 'The document'} is no run record: it has no field {RECORD_MARK!r}. Give a file that "
-            "pipevault saved, or its sidecar.",
-            source,
-        )
-    version = document[RECORD_MARK]
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        _fail(RECORD_MARK, f"is {version!r}, which is no version", source)
-    if version < RECORD_VERSION:
-        raise OldRecordError(
-            f"The run record{_of(source)} is of version {version}, which noted noise in another way; this pipevault "
-            f"reads version {RECORD_VERSION}. Draw the output again, or read it with the pipevault that wrote it.",
-            source,
-        )
-    if version > RECORD_VERSION:
-        raise NewerRecordError(
-            f"The run record{_of(source)} is of version {version}; this pipevault reads version {RECORD_VERSION}. "
-            "Upgrade pipevault.",
-            source,
-        )
+def _foreign(problem: Problem) -> NoRecordError:
+    return NoRecordError(
+        f"{problem.source or 'The document'} is no run record: {problem.what}. Give a file that pipevault saved, or "
+        "its sidecar.",
+        problem.source,
+    )
 
 
-def _check_digest(content: dict[str, Any], stated: Any, source: str) -> None:
-    if stated is None:
-        _fail("digest", "is missing", source)
-    try:
-        computed = digest_json(content).hex
-    except (ValueError, RecursionError) as error:
-        _fail("digest", f"cannot be checked, because the record is no plain JSON ({error})", source)
-    if stated != computed:
-        raise RecordDigestError(
-            f"The run record{_of(source)} was changed after it was written: its content has the digest {computed}, "
-            f"and it states {stated!r}. Use the file as it was saved.",
-            source,
-        )
+def _bad(problem: Problem) -> BadRecordError:
+    return BadRecordError(f"The run record{_of(problem.source)}: {problem.what}.", problem.field, problem.source)
+
+
+def _edited(problem: Problem) -> RecordDigestError:
+    return RecordDigestError(
+        f"The run record{_of(problem.source)} was changed after it was written: {problem.what}. Use the file as it was "
+        "saved.",
+        problem.source,
+    )
+
+
+def _older(problem: Problem) -> OldRecordError:
+    return OldRecordError(
+        f"The run record{_of(problem.source)} {problem.what}; version 1 noted noise in another way. Draw the output "
+        "again, or read it with the pipevault that wrote it.",
+        problem.source,
+    )
+
+
+def _newer(problem: Problem) -> NewerRecordError:
+    return NewerRecordError(f"The run record{_of(problem.source)} {problem.what}. Upgrade pipevault.", problem.source)
+
+
+_FORMAT = Format(
+    dict[str, Any],
+    RECORD_MARK,
+    RECORD_VERSION,
+    damaged=_bad,
+    newer=_newer,
+    older=_older,
+    foreign=_foreign,
+    edited=_edited,
+    digest_field="digest",
+    canonical=False,
+)
+"""The fields are what ``record_schema.json`` says, the published description."""
 
 
 def _check(document: Mapping[str, Any], source: str) -> None:
     if offence := first_offence(document):
-        _fail(*offence, source)
+        raise _FORMAT.bad(source, *offence)
 
 
 def _plain_json(value: Any, name: str) -> Any:
@@ -181,13 +184,5 @@ def _plain_json(value: Any, name: str) -> Any:
         raise BadRecordError(f"Field {name!r} of the run record is no plain JSON: {error}.", name) from error
 
 
-def _fail(name: str, complaint: str, source: str) -> NoReturn:
-    raise BadRecordError(f"Field {name!r} of the run record{_of(source)} {complaint}.", name, source)
-
-
 def _of(source: str) -> str:
     return f" of {source}" if source else ""
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")

@@ -70,12 +70,12 @@ def _offences_of_fields(value: Mapping[str, Any], rules: Mapping[str, Any], fiel
     prefix = f"{field}." if field else ""
     for name in rules.get("required", ()):
         if name not in value:
-            yield prefix + name, "is missing"
+            yield prefix + name, "missing"
     for name, item in value.items():
         if name in properties:
             yield from _offences(item, properties[name], prefix + name)
         elif other is False:
-            yield prefix + name, "is no field of a record of this version"
+            yield prefix + name, "unknown"
         elif isinstance(other, dict):
             yield from _offences(item, other, prefix + name)
 

@@ -18,18 +18,32 @@ In a vault each graph has a manifest of its own, and the files are the vault's a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pipevault.digest import canonical_json
 from pipevault.errors import CorruptEntryError
+from pipevault.files.documents import Format, Problem
 from pipevault.graphs.frozen import GraphDocument
 from pipevault.reading import read_file
 
 PART_VERSION = 3
 ARTIFACTS = "artifacts"
+
+
+class _Part(msgspec.Struct):
+    pipevault_part: int
+    graphs: list[dict[str, Any]]
+
+
+def _unreadable(problem: Problem) -> CorruptEntryError:
+    return CorruptEntryError(f"The part document {problem} Freeze the part again.", problem.path)
+
+
+_FORMAT = Format(_Part, "pipevault_part", PART_VERSION, damaged=_unreadable, canonical=False)
 
 
 def write_part(path: Path, graphs: Sequence[GraphDocument]) -> None:
@@ -43,20 +57,19 @@ def part_bytes(graphs: Sequence[Mapping[str, Any]]) -> bytes:
 def read_part(path: Path) -> tuple[GraphDocument, ...]:
     """Raises :class:`CorruptEntryError` if ``path`` is no part document of this version."""
     try:
-        document = json.loads(read_file(path))
-        version = document["pipevault_part"]
-        if version != PART_VERSION:
-            raise CorruptEntryError(
-                f"{path} has part format {version!r}, this pipevault reads {PART_VERSION}. Freeze the part again.",
-                path,
-            )
-        return tuple(GraphDocument.from_json(graph) for graph in document["graphs"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        if isinstance(error, CorruptEntryError):
-            raise
-        raise CorruptEntryError(
-            f"{path} is no part document: {type(error).__name__}: {error}. Freeze the part again.", path
-        ) from error
+        graphs = _FORMAT.parse(read_file(path), path).graphs
+    except OSError as error:
+        raise CorruptEntryError(f"{path} cannot be read: {error}. Freeze the part again.", path) from error
+    return tuple(_graph(graph, path, f"graphs[{index}]") for index, graph in enumerate(graphs))
+
+
+def _graph(document: Mapping[str, Any], path: Path, field: str) -> GraphDocument:
+    try:
+        return GraphDocument.from_json(document)
+    except (ValueError, RecursionError) as error:
+        raise _FORMAT.bad(path, field, error) from error
+    except (KeyError, TypeError) as error:
+        raise _FORMAT.bad(path, field, f"{type(error).__name__}: {error}") from error
 
 
 def malformed_parts(parts: Mapping[str, Any]) -> str:

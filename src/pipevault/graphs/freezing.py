@@ -32,7 +32,7 @@ from pipevault.graphs.frozen import (
     live_constant,
     read_constants,
 )
-from pipevault.graphs.inductor import BuildOptions, BuiltGraph, build_digest, build_graph
+from pipevault.graphs.inductor import Build, BuildOptions, BuiltGraph, build_digest
 from pipevault.graphs.library import CONSTANTS_NAME, LIBRARY_NAME, GraphFiles, map_library
 from pipevault.graphs.observe import (
     Attributes,
@@ -88,6 +88,12 @@ class Observation:
     @property
     def signature(self) -> Signature:
         return self.program.signature
+
+    @property
+    def free(self) -> tuple[int, ...]:
+        """Indices of the numbers that the graph takes as inputs."""
+        fixed = {index for index, _ in self.signature.fixed}
+        return tuple(index for index in self.call.numbers if index not in fixed)
 
 
 @dataclass(frozen=True)
@@ -240,6 +246,85 @@ def varied_leaves_but_numbers(call: DescribedCall) -> list[Any]:
     return [v if isinstance(v, torch.Tensor) else leaf for v, leaf in zip(varied, call.leaves, strict=True)]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A call that is ready to be compiled, by this process or by another one, and then to be checked."""
+
+    subject: Subject
+    observation: Observation
+    others: tuple[SizedCall, ...]
+    leaves: Sequence[Any]
+    results: Results
+    build: Build
+
+
+def prepare_call(
+    subject: Subject, observation: Observation, *, options: BuildOptions, others: Sequence[SizedCall] = ()
+) -> Prepared:
+    """Return what compiling the observed call takes. Raises :class:`CannotFreezeError`.
+
+    ``others`` are calls of other sizes: the graph is made for all sizes from the smallest to the largest, and checked
+    on each.
+    """
+    refuse_training(subject.name, subject.module)
+    call, program = observation.call, observation.program
+    if others and program.signature.state:
+        raise CannotFreezeError("it keeps state between its calls", subject.name)
+    leaves = with_number_tensors(copied_leaves(call.leaves), observation.free, subject.device)
+    with torch.no_grad():
+        expected = program.run(subject.module, subject.eager, leaves)
+    varying = varying_sizes(program.signature, others) if others else {}
+    signature = range_signature(program.signature, varying)
+    inputs: list[Any] = with_number_tensors(copied_leaves(call.leaves), observation.free, subject.device)
+    if varying:
+        inputs = [leaf.contiguous() if isinstance(leaf, torch.Tensor) else leaf for leaf in inputs]
+    places = [index for index, leaf in enumerate(inputs) if isinstance(leaf, torch.Tensor)]
+    results = Results.of(expected, leaves)
+    build = Build(
+        module=tracing_view(subject.module, subject.device),
+        program=program,
+        leaves=inputs,
+        results=results,
+        digest=build_digest(subject.identity, signature, options),
+        options=options,
+        varying={(places.index(leaf), dim): symbol for (leaf, dim), symbol in varying.items()},
+    )
+    return Prepared(subject, observation, tuple(others), leaves, results, build)
+
+
+def finish_call(
+    prepared: Prepared,
+    built: BuiltGraph,
+    *,
+    host: Host,
+    on_step: OnStep = lambda action, detail: None,
+) -> Frozen:
+    """Check the compiled graph. Raises :class:`CannotFreezeError`."""
+    subject, observation, leaves = prepared.subject, prepared.observation, prepared.leaves
+    program = observation.program
+    document, paths = _describe(built, program, leaves, prepared.results, prepared.build.digest)
+    if built.sizes is not None:
+        signature = with_derived_sizes(program.signature, leaves, built.sizes)
+        document = replace(document, signature=signature)
+    document = replace(document, origins=_origin_digests(subject.module, built.origins, observation.caches))
+    if prepared.build.options.weights == "bound":
+        with Frozen(document, paths).open() as files:
+            library = map_library(document.library, files)
+        lifted = tuple(read_constants(built.constants))
+        layout = layout_digest(prepared.build.module, library, subject.device, lifted)
+        document = replace(document, layout=layout)
+    frozen = Frozen(document, paths)
+    on_step("check", str(document.signature))
+    with frozen.open() as files:
+        graph = FrozenGraph(document, files, device=subject.device, part=subject.name)
+    graph.bind(subject.module, host)
+    run = partial(graph, subject.module, host=host)
+    checks = _check(subject, run, observation)
+    for other in prepared.others:
+        checks = _check_size(subject, run, program, other.call, document.signature, checks)
+    return Frozen(replace(document, checks=checks), paths)
+
+
 def freeze_call(
     subject: Subject,
     observation: Observation,
@@ -250,62 +335,9 @@ def freeze_call(
     on_step: OnStep = lambda action, detail: None,
     others: Sequence[SizedCall] = (),
 ) -> Frozen:
-    """Compile the observed call and check the graph. Raises :class:`CannotFreezeError`.
-
-    ``others`` are calls of other sizes: the graph is made for all sizes from the smallest to the largest, and checked
-    on each.
-    """
-    refuse_training(subject.name, subject.module)
-    call, program = observation.call, observation.program
-    fixed = {index for index, _ in program.signature.fixed}
-    free = [index for index in call.numbers if index not in fixed]
-
-    def with_tensors(leaves: Sequence[Any]) -> list[Any]:
-        return with_number_tensors(copied_leaves(leaves), free, subject.device)
-
-    leaves = with_tensors(call.leaves)
-    with torch.no_grad():
-        expected = program.run(subject.module, subject.eager, leaves)
-    results = Results.of(expected, leaves)
-    if others and program.signature.state:
-        raise CannotFreezeError("it keeps state between its calls", subject.name)
-    varying = varying_sizes(program.signature, others) if others else {}
-    signature = range_signature(program.signature, varying)
-    build = build_digest(subject.identity, signature, options)
-    view = tracing_view(subject.module, subject.device)
-    inputs = with_tensors(call.leaves)
-    if varying:
-        inputs = [leaf.contiguous() if isinstance(leaf, torch.Tensor) else leaf for leaf in inputs]
-    places = [index for index, leaf in enumerate(inputs) if isinstance(leaf, torch.Tensor)]
-    built = build_graph(
-        view,
-        program,
-        inputs,
-        results,
-        build=build,
-        options=options,
-        output_dir=output_dir,
-        varying={(places.index(leaf), dim): symbol for (leaf, dim), symbol in varying.items()},
-    )
-    document, paths = _describe(built, program, leaves, results, build)
-    if built.sizes is not None:
-        document = replace(document, signature=with_derived_sizes(signature, places, call.leaves, built.sizes))
-    document = replace(document, origins=_origin_digests(subject.module, built.origins, observation.caches))
-    if options.weights == "bound":
-        with Frozen(document, paths).open() as files:
-            library = map_library(document.library, files)
-        lifted = tuple(read_constants(built.constants))
-        document = replace(document, layout=layout_digest(view, library, subject.device, lifted))
-    frozen = Frozen(document, paths)
-    on_step("check", str(program.signature))
-    with frozen.open() as files:
-        graph = FrozenGraph(document, files, device=subject.device, part=subject.name)
-    graph.bind(subject.module, host)
-    run = partial(graph, subject.module, host=host)
-    checks = _check(subject, run, observation, free)
-    for other in others:
-        checks = _check_size(subject, run, program, other.call, document.signature, checks)
-    return Frozen(replace(document, checks=checks), paths)
+    """Compile the observed call here and check the graph: :func:`prepare_call`, then :func:`finish_call`."""
+    prepared = prepare_call(subject, observation, options=options, others=others)
+    return finish_call(prepared, prepared.build.run(output_dir), host=host, on_step=on_step)
 
 
 def _describe(
@@ -394,13 +426,10 @@ def range_signature(base: Signature, varying: Varying) -> Signature:
     return base.with_sizes(sizes, tuple(dict.fromkeys(varying.values())), ())
 
 
-def with_derived_sizes(signature: Signature, inputs: Sequence[int], leaves: Sequence[Any], derived: Sizes) -> Signature:
-    """Return ``signature`` with what was derived of the sizes of the graph's ``inputs``, which are leaves by index.
-
-    Leaves that are numbers in the call have no sizes in its signature.
-    """
-    tensors = [index for index in inputs if isinstance(leaves[index], torch.Tensor)]
-    places = [(index, dim) for index in tensors for dim in range(leaves[index].dim())]
+def with_derived_sizes(signature: Signature, leaves: Sequence[Any], derived: Sizes) -> Signature:
+    """Return ``signature`` with what was derived of the sizes of the graph's inputs, the tensors among ``leaves``."""
+    tensors = [(index, leaf) for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    places = [(index, dim) for index, leaf in tensors for dim in range(leaf.dim())]
     sizes = dict(zip(places, derived.sizes, strict=True))
     return signature.with_sizes([sizes[place] for place in signature.places], derived.symbols, derived.conditions)
 
@@ -420,8 +449,8 @@ def part_device(module: nn.Module) -> torch.device:
     return next((device for device in iter_devices(module) if device.type != "meta"), torch.device("cpu"))
 
 
-def _check(subject: Subject, graph: RunGraph, observation: Observation, free: Sequence[int]) -> Mapping[str, Any]:
-    call, program = observation.call, observation.program
+def _check(subject: Subject, graph: RunGraph, observation: Observation) -> Mapping[str, Any]:
+    call, program, free = observation.call, observation.program, observation.free
     varied = [
         leaf if index in call.numbers and index not in free else other
         for index, (leaf, other) in enumerate(zip(call.leaves, varied_leaves(call.leaves), strict=True))

@@ -7,21 +7,22 @@ call when anything has moved (``module.to()``, offload hooks, ``parameter.data =
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
+import msgspec
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from pipevault.compat.pytorch import GraphRunner
-from pipevault.digest import Digest, digest_bytes, digest_json
+from pipevault.digest import digest_bytes, digest_json
 from pipevault.errors import ChangedPartError
+from pipevault.files.documents import Sha256
 from pipevault.files.opened import OpenedFile
 from pipevault.graphs.library import CONSTANTS_NAME, LIBRARY_NAME, GraphFiles, map_library
 from pipevault.graphs.observe import follow
@@ -45,7 +46,7 @@ class Host:
 
 BAKED = "baked"
 BASE_LAYER = "base_layer"
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
+_PlainName: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\Z")]
 _ALIGNMENT_BYTES = 16
 """Inductor generates vector loads for inputs that were aligned when it compiled."""
 
@@ -65,9 +66,9 @@ class GraphDocument:
 
     signature: Signature
     build: str
-    library: str
-    constants: str | None
-    beside: Mapping[str, str]
+    library: Sha256
+    constants: Sha256 | None
+    beside: Mapping[_PlainName, Sha256]
     inputs: tuple[tuple[int, tuple[int, ...]], ...]
     results: Results
     ties: tuple[tuple[str, ...], ...]
@@ -109,26 +110,9 @@ class GraphDocument:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> GraphDocument:
         """Raises ``KeyError``, ``TypeError`` or ``ValueError`` for a document of another form."""
-        beside = dict(document["beside"])
-        for digest in (document["library"], document["constants"], *beside.values()):
-            if digest is not None:
-                Digest(digest)
-        if unsafe := [name for name in beside if not _PLAIN_NAME.fullmatch(name)]:
-            raise ValueError(f"{unsafe[0]!r} is no plain file name")
-        return cls(
-            signature=Signature.from_json(document["signature"]),
-            build=document["build"],
-            library=document["library"],
-            constants=document["constants"],
-            beside=beside,
-            inputs=tuple((int(index), tuple(stride)) for index, stride in document["inputs"]),
-            results=Results(tuple(tuple(leaf) for leaf in document["results"]), document["result_tree"]),
-            ties=tuple(tuple(names) for names in document["ties"]),
-            layout=document["layout"],
-            origins=tuple((name, tuple(steps), sha256) for name, steps, sha256 in document["origins"]),
-            machine=document["machine"],
-            checks=document["checks"],
-        )
+        signature = Signature.from_json(document["signature"])
+        results = {"leaves": document["results"], "tree": document["result_tree"]}
+        return msgspec.convert({**document, "signature": signature, "results": results}, cls)
 
 
 class Binding:

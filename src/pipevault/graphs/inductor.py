@@ -93,6 +93,32 @@ Varying: TypeAlias = "Mapping[tuple[int, int], Symbol]"
 """The sizes that vary in a graph for a range: by index of the input and of its dimension."""
 
 
+@dataclass(frozen=True)
+class Build:
+    """What :func:`build_graph` takes; see there."""
+
+    module: nn.Module
+    program: Program
+    leaves: Sequence[Any]
+    results: Results
+    digest: Digest
+    options: BuildOptions
+    varying: Varying
+
+    def run(self, output_dir: Path) -> BuiltGraph:
+        """Compile here."""
+        return build_graph(
+            self.module,
+            self.program,
+            self.leaves,
+            self.results,
+            build=self.digest,
+            options=self.options,
+            output_dir=output_dir,
+            varying=self.varying,
+        )
+
+
 def build_digest(identity: str, signature: Signature, options: BuildOptions) -> Digest:
     """Names everything that decides a graph's code: two builds with one digest give the same bytes."""
     return digest_json({"identity": identity, "signature": signature.to_json(), "options": options.to_json()})

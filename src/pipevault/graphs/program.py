@@ -38,6 +38,12 @@ class Program:
     written: tuple[int | str, ...] = ()
     overrides: Mapping[str, Any] | None = None
 
+    def values(self, leaves: Sequence[Any]) -> list[Any]:
+        """Return the arguments and the state that ``leaves`` are the leaves of."""
+        remaining = iter(leaves)
+        shapes = (self.signature.arguments, *(shape for _, shape in self.signature.state))
+        return [rebuild(shape, remaining) for shape in shapes]
+
     def run(self, module: nn.Module, eager: Callable[..., Any], leaves: Sequence[Any]) -> dict[str, Any]:
         """Call ``eager`` on arguments rebuilt from ``leaves``; state on the modules is as it was afterwards."""
         remaining = iter(leaves)

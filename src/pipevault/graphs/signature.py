@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.graphs.ranges import Size, Symbol, expression, solve
 
-Shape: TypeAlias = "tuple[Any, ...]"
+Shape: TypeAlias = tuple[Any, ...]
 Leaf: TypeAlias = "torch.Tensor | int | float"
 
 

@@ -14,7 +14,7 @@ from contextvars import Context
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -38,17 +38,19 @@ from pipevault.graphs.check import compare_trees
 from pipevault.graphs.document import ARTIFACTS, read_part, write_part
 from pipevault.graphs.freezing import (
     Frozen,
+    Prepared,
     SizedCall,
     Subject,
-    freeze_call,
+    finish_call,
     observe_call,
     part_device,
+    prepare_call,
     range_signature,
     refuse_training,
     varying_sizes,
 )
 from pipevault.graphs.frozen import FrozenGraph, GraphDocument, Host
-from pipevault.graphs.inductor import BuildOptions
+from pipevault.graphs.inductor import Build, BuildOptions, BuiltGraph
 from pipevault.graphs.library import GraphFiles
 from pipevault.graphs.observe import Attributes, copied, write_back, write_state
 from pipevault.graphs.program import copied_leaves
@@ -104,6 +106,29 @@ class PartOptions:
     background: Callable[[PartState, Sequence[Any], Mapping[str, Any]], tuple[str, bool]] | None = None
     report: Callable[[str, str, float | None, str], None] = lambda part, action, seconds, detail: None
     freeze_hint: str = "Load the pipeline for such calls in mode 'compile'"
+
+
+@dataclass
+class Pending:
+    """A call whose graph is to be compiled into ``folder``. ``held`` has the lock of its shelf, and the folder.
+
+    ``started_s`` and ``compiled_s`` are when it began to be frozen and to be compiled, by ``time.perf_counter()``.
+    """
+
+    prepared: Prepared
+    table: Table
+    signature: Signature
+    folder: Path
+    started_s: float
+    held: ExitStack
+    compiled_s: float = 0.0
+
+    @property
+    def build(self) -> Build:
+        return self.prepared.build
+
+
+Begun = TypeVar("Begun")
 
 
 class PartState(Host):
@@ -372,29 +397,44 @@ class PartState(Host):
             )
         return self._run(found[0], found[1], args, kwargs)
 
-    def freeze_ahead(
+    def begin_ahead(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], others: Sequence[SizedCall] = ()
-    ) -> Slot | None:
-        """Make a graph for a call that the pipeline will make, unless there is one. See :meth:`freeze`, whose errors it
-        raises; ``None`` for a part that keeps state.
+    ) -> Pending | None:
+        """Begin to freeze a call that the pipeline will make, for the whole range of sizes with ``others``; ``None`` if
+        there is a graph, or can be none yet. Raises :class:`CannotFreezeError`.
         """
         with FREEZING, without_modes(), torch.no_grad():
             there = self._find(args, kwargs)
             if there is not None and all(there[0].kept.signature.covers(other.call.signature) for other in others):
-                return there[0]
+                return None
             try:
-                return self._with_settings(partial(self.freeze, others=others, ahead=True), args, kwargs)
+                begun = self._with_settings(partial(self._begin, ahead=True), args, kwargs, others)
             except StatefulPartError:
                 return None
+            return begun if isinstance(begun, Pending) else None
 
-    def _with_settings(self, freeze: Callable[..., Slot], *arguments: Any) -> Slot:
+    def end_ahead(self, pending: Pending, build: Callable[[], BuiltGraph]) -> Slot:
+        """Freeze what was begun, with the graph that ``build`` returns. Raises :class:`CannotFreezeError`."""
+        with FREEZING, without_modes(), torch.no_grad():
+            return self._with_settings(self._end, pending, build)
+
+    def _with_settings(self, freeze: Callable[..., Begun], *arguments: Any) -> Begun:
         settings = self.options.settings
         return freeze(*arguments) if settings is None else settings.copy().run(freeze, *arguments)
 
-    def freeze(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, others: Sequence[SizedCall] = (), ahead: bool = False
-    ) -> Slot:
-        """Make a graph for the call, or note why there can be none; the slot in the table.
+    def freeze(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Slot:
+        """Make a graph for the call, or note why there can be none; the slot in the table."""
+        begun = self._begin(args, kwargs)
+        if isinstance(begun, Slot):
+            return begun
+        begun.compiled_s = time.perf_counter()
+        self.options.report(self.name, "compile", None, str(begun.signature))
+        return self._end(begun, lambda: begun.build.run(begun.folder))
+
+    def _begin(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], others: Sequence[SizedCall] = (), *, ahead: bool = False
+    ) -> Slot | Pending:
+        """Do what comes before compiling: the slot where that is not needed, or cannot be done.
 
         ``others`` are calls of other sizes: the graph serves the whole range, or :class:`CannotFreezeError` is raised.
         ``ahead``: the pipeline does not make the call just now, so that a part which keeps state is in another one; it
@@ -432,42 +472,61 @@ class PartState(Host):
             with ExitStack() as stack:
                 if table.shelf is not None:
                     stack.enter_context(table.shelf.freezing(signature))
-                    known = {slot.kept.key for slot in table}
-                    table.read_shelf()
-                    for slot in table:
-                        theirs = slot.kept.signature
-                        fits = theirs.covers(observation.signature) if others else theirs == signature
-                        if slot.kept.key not in known and fits and (slot.refusal or self._is_usable(table, slot)):
-                            return slot
+                    if (made := self._made_meanwhile(table, observation.signature, others)) is not None:
+                        return made
                 folder = stack.enter_context(scratch_folder("graphs"))
                 if table.shelf is None:
                     folder = kept_scratch_folder()
-                compiled_s = time.perf_counter()
-                report(self.name, "compile", None, str(signature))
-                frozen = freeze_call(
-                    subject,
-                    observation,
-                    options=self.options.build,
-                    output_dir=folder,
+                prepared = prepare_call(subject, observation, options=self.options.build, others=others)
+                return Pending(prepared, table, signature, folder, started_s, stack.pop_all())
+        except CannotFreezeError as error:
+            return self._refused(table, signature, error, others)
+
+    def _end(self, pending: Pending, build: Callable[[], BuiltGraph]) -> Slot:
+        """Check and keep what ``build`` compiled, or note why it could not."""
+        prepared, table, report = pending.prepared, pending.table, self.options.report
+        signature = str(pending.signature)
+        with pending.held:
+            try:
+                frozen = finish_call(
+                    prepared,
+                    build(),
                     host=self,
                     on_step=lambda action, detail: report(self.name, action, None, detail),
-                    others=others,
                 )
-                seconds = time.perf_counter() - compiled_s
-                report(self.name, "compile", seconds, str(signature))
-                if table.shelf is None:
-                    return table.add(_in_memory(frozen))
-                return table.add(table.shelf.keep(frozen, time.perf_counter() - started_s))
-        except (TrainingModeError, CompilerMissingError, InterruptedBuildError, NotFiniteError, StatefulPartError):
-            raise
-        except CannotFreezeError as error:
+            except CannotFreezeError as error:
+                return self._refused(table, pending.signature, error, prepared.others)
+            report(self.name, "compile", time.perf_counter() - pending.compiled_s, signature)
+            if table.shelf is None:
+                return table.add(_in_memory(frozen))
+            return table.add(table.shelf.keep(frozen, time.perf_counter() - pending.started_s))
+
+    def _made_meanwhile(self, table: Table, wanted: Signature, others: Sequence[SizedCall]) -> Slot | None:
+        """What another process put on the shelf until this one held its lock."""
+        known = {slot.kept.key for slot in table}
+        table.read_shelf()
+        for slot in table:
+            theirs = slot.kept.signature
             if others:
-                raise
-            reason = str(error)
-            logger.info("%s cannot be frozen for %s: %s", self.name, signature, reason)
-            if table.shelf is not None:
-                return table.add(table.shelf.refuse(signature.without_fixed, reason))
-            return table.add(Kept(signature.without_fixed, signature.digest.hex, refusal=reason))
+                fits = all(theirs.covers(one) for one in (wanted, *(other.call.signature for other in others)))
+            else:
+                fits = theirs == wanted
+            if slot.kept.key not in known and fits and (slot.refusal or self._is_usable(table, slot)):
+                return slot
+        return None
+
+    def _refused(
+        self, table: Table, signature: Signature, error: CannotFreezeError, others: Sequence[SizedCall]
+    ) -> Slot:
+        """The slot that says why a call cannot be frozen; ``error`` is raised where it is no property of the call."""
+        of_the_moment = (TrainingModeError, CompilerMissingError, InterruptedBuildError, NotFiniteError)
+        if others or isinstance(error, (*of_the_moment, StatefulPartError)):
+            raise error
+        reason = str(error)
+        logger.info("%s cannot be frozen for %s: %s", self.name, signature, reason)
+        if table.shelf is not None:
+            return table.add(table.shelf.refuse(signature.without_fixed, reason))
+        return table.add(Kept(signature.without_fixed, signature.digest.hex, refusal=reason))
 
     def _refuse_gradients(self, call: DescribedCall) -> None:
         if not torch.is_grad_enabled():

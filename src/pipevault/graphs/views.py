@@ -28,6 +28,60 @@ def tracing_view(module: nn.Module, device: torch.device) -> nn.Module:
     return view
 
 
+_LEAST_OUTLINED_BYTES = 1 << 16
+"""Smaller tensors keep their values: a constant of a graph may come from one."""
+
+
+def outline(module: nn.Module) -> nn.Module:
+    """Return ``module`` with weights of the same layout and without memory, to be sent to another process."""
+    return _outline(module, {}, {})
+
+
+def _outline(module: nn.Module, known: dict[int, nn.Module], weights: dict[Any, torch.Tensor]) -> nn.Module:
+    if id(module) in known:
+        return known[id(module)]
+    twin: Any = type(module).__new__(type(module))
+    twin.__dict__ = dict(module.__dict__)
+    known[id(module)] = twin
+    for kind in ("_parameters", "_buffers"):
+        twin.__dict__[kind] = {
+            name: tensor if tensor is None else _outlined(tensor, weights)
+            for name, tensor in module.__dict__[kind].items()
+        }
+    twin.__dict__["_modules"] = {
+        name: child if child is None else _outline(child, known, weights) for name, child in module._modules.items()
+    }
+    result: nn.Module = twin
+    return result
+
+
+def _outlined(tensor: torch.Tensor, weights: dict[Any, torch.Tensor]) -> torch.Tensor:
+    """Tensors that share their memory, as tied weights do, become one."""
+    if tensor.numel() * tensor.element_size() < _LEAST_OUTLINED_BYTES:
+        return tensor
+    place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, type(tensor))
+    if place not in weights:
+        empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        weights[place] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+    return weights[place]
+
+
+def with_empty_weights(module: nn.Module) -> nn.Module:
+    """Give an :func:`outline` weights again, of any values; memory that nobody touches takes no room. Return it."""
+    known: dict[int, torch.Tensor] = {}
+    for child in module.modules():
+        for tensors in (child._parameters, child._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and tensor.is_meta:
+                    tensors[name] = known.setdefault(id(tensor), _filled(tensor))  # type: ignore[assignment]
+    return module
+
+
+def _filled(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
 def _is_moved(module: nn.Module) -> bool:
     own = module.__dict__
     return "_hf_hook" in own or "_diffusers_hook" in own

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from pipevault.cache.builders import Builders
 from pipevault.cache.call import CallShape
 from pipevault.cache.call_shapes import AskedShape, AskedSize, CallRange, call_shapes
 from pipevault.cache.identity import module_dtype, part_factors
@@ -51,6 +52,7 @@ from pipevault.runtime.pipeline import LoadedState, attach_state, loaded_state, 
 from pipevault.runtime.turn import resources
 from pipevault.settings import Settings, Tier
 from pipevault.store.manifest import Manifest
+from pipevault.store.stats import mean_compile_s
 from pipevault.store.tiers import Found, Tiers
 from pipevault.store.vault import Vault
 
@@ -88,6 +90,7 @@ class PipelineCache:
         allow_group_write: bool | None = None,
         shared: str | None = None,
         regions: str | None = None,
+        jobs: int | None = None,
         build_config: Mapping[str, bool | int | float | str] | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -111,6 +114,7 @@ class PipelineCache:
             allow_group_write=allow_group_write,
             shared=shared,
             regions=regions,
+            jobs=jobs,
         )
         self.build = BuildOptions(self.settings.weights, dict(build_config or {}))
         self._progress = progress
@@ -513,7 +517,17 @@ class _Session:
 
     def _rehearse_and_publish(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> Outcome:
         started_s, compiled_s = time.perf_counter(), self._compiled_s()
-        rehearsal = rehearse(self.pipe, self.states, shape, policy="compile", clock=self.clock, compare=True)
+        mean_s = mean_compile_s(self.cache.vault.layout)
+        with Builders(self.settings.build_processes, self.settings.level, mean_s) as builders:
+            rehearsal = rehearse(
+                self.pipe,
+                self.states,
+                shape,
+                policy="compile",
+                clock=self.clock,
+                compare=True,
+                builders=builders,
+            )
         for name in rehearsal.eager:
             self._leave_eager(name)
         for text in rehearsal.problems:

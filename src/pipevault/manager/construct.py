@@ -48,6 +48,7 @@ def from_pretrained(
     allow_group_write: bool | None = None,
     shared: str | None = None,
     regions: str | None = None,
+    jobs: int | None = None,
     build_config: Mapping[str, bool | int | float | str] | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -77,6 +78,7 @@ def from_pretrained(
         allow_group_write=allow_group_write,
         shared=shared,
         regions=regions,
+        jobs=jobs,
         build_config=build_config,
         progress=progress,
     )

@@ -4,17 +4,16 @@ whose weights moved. What a part's files give is remembered across processes in 
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from torch import nn
 
-from pipevault.digest import canonical_json
 from pipevault.errors import CannotFreezeError, NoHomeError, VaultError
+from pipevault.files.documents import Format, Sha256
 from pipevault.fingerprint.origin import weights_origin
 from pipevault.fingerprint.weights import weights_digest
 from pipevault.fingerprint.weights_stamp import Stamp, WeightsWatch, weights_stamp
@@ -29,7 +28,14 @@ ORIGINS = "_pipevault_origins"
 """Attribute of a pipeline that :func:`note_origins` looked at: for each part the name of its files, and its stamp."""
 
 _MEMORY_VERSION = 1
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class _Memory(msgspec.Struct):
+    pipevault_weights: int
+    sha256: Sha256
+
+
+_FORMAT = Format(_Memory, "pipevault_weights", _MEMORY_VERSION, canonical=False)
 
 
 class RecordedWeights:
@@ -87,18 +93,14 @@ def memory_file(origin: str, part: str) -> Path | None:
 
 def _remembered(file: Path) -> str | None:
     try:
-        document = json.loads(read_file(file))
-        digest = document["sha256"]
-        version = document["pipevault_weights"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return _FORMAT.parse(read_file(file), file).sha256
+    except (OSError, ValueError):
         return None  # absent, or not ours: computed again and written anew
-    fits = version == _MEMORY_VERSION and isinstance(digest, str) and _SHA256.fullmatch(digest)
-    return digest if fits else None
 
 
 def _remember(file: Path, digest: str) -> None:
     try:
         make_folder(file.parent)
-        write_file(file, canonical_json({"pipevault_weights": _MEMORY_VERSION, "sha256": digest}))
+        write_file(file, _FORMAT.write(_Memory(_MEMORY_VERSION, digest)))
     except VaultError as error:  # a full or read-only cache folder costs time, nothing else
         logger.debug("the digest of weights is not remembered: %s", error)

@@ -88,7 +88,8 @@ class Settings:
     their group may write are trusted, whatever group that is. ``shared``: ``group`` for a vault in which the members of
     its folder's group work together, and trust one another. ``regions``: ``blocks`` freezes the repeated blocks of a
     part that has any, one graph for each kind of block; ``off`` freezes each part whole; ``auto`` decides by their
-    number and size.
+    number and size. ``jobs``: how many graphs are compiled at a time, each by a process; 0 stands for as many as there
+    are cores.
     """
 
     dir: Path
@@ -110,6 +111,7 @@ class Settings:
     allow_group_write: bool = False
     shared: str = "no"
     regions: str = "auto"
+    jobs: int = 0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -129,6 +131,8 @@ class Settings:
         one_of("signature", self.signature, SIGNATURE_POLICIES)
         one_of("shared", self.shared, SHARED_MODES)
         one_of("regions", self.regions, REGIONS)
+        if self.jobs < 0:
+            raise SettingsError(f"jobs must be 0 (as many as there are cores) or more, not {self.jobs!r}.")
         for tier in self.tiers:
             one_of(f"signature of the tier {tier.dir}", tier.signature or "off", SIGNATURE_POLICIES)
         for name in ("lock_timeout_s", "turn_timeout_s", "tier_timeout_s"):
@@ -143,6 +147,11 @@ class Settings:
         in mode ``require``.
         """
         return self.on_unfrozen or ("compile" if self.mode == "compile" else "error")
+
+    @property
+    def build_processes(self) -> int:
+        """How many graphs are compiled at a time."""
+        return self.jobs or len(os.sched_getaffinity(0))
 
     @property
     def is_shared(self) -> bool:

@@ -92,6 +92,15 @@ def _seconds(name: str, value: Any, base: Path) -> float:
         raise SettingsError(message) from error
 
 
+def _count(name: str, value: Any, base: Path) -> int:
+    try:
+        if isinstance(value, bool) or int(value) != float(value):
+            raise ValueError(value)
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{name} must be a whole number, not {value!r}.") from error
+
+
 def _truth(name: str, value: Any, base: Path) -> bool:
     known = value if isinstance(value, bool) else _TRUTHS.get(str(value).lower())
     if known is None:
@@ -149,6 +158,7 @@ def _names(name: str, value: Any, base: Path) -> tuple[str, ...]:
 _CONVERTERS: Mapping[str, Callable[[str, Any, Path], Any]] = {
     "dir": _folder,
     "lock_timeout_s": _seconds,
+    "jobs": _count,
     "turn_timeout_s": _seconds,
     "tier_timeout_s": _seconds,
     "max_size": lambda name, value, base: parse_limit(name, value),

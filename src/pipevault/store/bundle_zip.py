@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import stat
 import struct
@@ -22,8 +21,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
+import msgspec
+
 from pipevault.digest import Digest, canonical_json
 from pipevault.errors import BundleError, NewerBundleError
+from pipevault.files.documents import Format, Problem
 from pipevault.store.byte_progress import Progress
 from pipevault.store.layout import Layout
 from pipevault.store.marker import VAULT_VERSION
@@ -56,6 +58,23 @@ class Member:
     artifact: Digest | None
     signed_key: Digest | None
     """The key of the entry that it signs."""
+
+
+class _Marker(msgspec.Struct, forbid_unknown_fields=True):
+    pipevault_vault: int
+
+
+def _damaged(problem: Problem) -> BundleError:
+    return _bad(problem.path, f"its {MARKER_NAME} is not {MARKER.decode()}: {problem.what}")
+
+
+def _newer(problem: Problem) -> NewerBundleError:
+    return NewerBundleError(
+        f"The {MARKER_NAME} of the bundle {problem} Upgrade pipevault. Nothing was imported.", problem.path
+    )
+
+
+_FORMAT = Format(_Marker, "pipevault_vault", VAULT_VERSION, damaged=_damaged, newer=_newer)
 
 
 @contextmanager
@@ -155,25 +174,12 @@ class BundleFile:
             raise self.bad(f"at byte {place} it differs from what `pipevault export` writes for these members")
 
     def bad(self, reason: str) -> BundleError:
-        return BundleError(
-            f"The bundle {self.path} is damaged: {reason}. Nothing was imported; get the bundle again.", self.path
-        )
+        return _bad(self.path, reason)
 
     def _check_marker(self) -> None:
         self._file.seek(_HEADER_SIZE_BYTES + len(MARKER_NAME))
         data = self._file.read(self._marker_bytes)
-        try:
-            version = json.loads(data)["pipevault_vault"]
-        except (ValueError, LookupError, TypeError, RecursionError):
-            version = None
-        if isinstance(version, int) and version > VAULT_VERSION:
-            raise NewerBundleError(
-                f"{self.path} is a bundle of version {version}; this pipevault reads up to {VAULT_VERSION}. Upgrade "
-                "pipevault. Nothing was imported.",
-                self.path,
-            )
-        if data != MARKER:
-            raise self.bad(f"its {MARKER_NAME} is not {MARKER.decode()}")
+        _FORMAT.parse(data, self.path)
 
     def _member(self, name: str, size_bytes: int) -> Member:
         place = _ROOT / name
@@ -199,6 +205,10 @@ class BundleFile:
             yield chunk
             place += len(chunk)
             left_bytes -= len(chunk)
+
+
+def _bad(path: Path, reason: str) -> BundleError:
+    return BundleError(f"The bundle {path} is damaged: {reason}. Nothing was imported; get the bundle again.", path)
 
 
 class _ReadError(Exception):

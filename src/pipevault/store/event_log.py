@@ -14,7 +14,6 @@ user's state folder, see :func:`state_layout`.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import re
@@ -22,9 +21,11 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
 
 from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import VaultError
@@ -41,22 +42,33 @@ FOLD_EVERY = 64
 LARGEST_FILE_BYTES = 1 << 20
 
 _YEAR_10000 = 253_402_300_800
-_LARGEST = 1e18
+_LARGEST = 10**18
 _LINE = re.compile(rb"[^\n]+")
 _WORD = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+Word: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^{_WORD.pattern}\Z")]
+WordOrNone: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^({_WORD.pattern})?\Z")]
+Amount: TypeAlias = (
+    Annotated[int, msgspec.Meta(ge=0, le=_LARGEST)] | Annotated[float, msgspec.Meta(ge=0, le=float(_LARGEST))]
+)
+"""What sums of a vault's life can hold; no NaN."""
+Time: TypeAlias = (
+    Annotated[int, msgspec.Meta(ge=0, lt=_YEAR_10000)] | Annotated[float, msgspec.Meta(ge=0, lt=float(_YEAR_10000))]
+)
+"""Seconds since the epoch, of a year that a calendar knows."""
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
 
 
-@dataclass(frozen=True)
-class Event:
-    """One line. ``time_s``: seconds since the epoch."""
+class Event(msgspec.Struct, frozen=True):
+    """One line. ``key`` is that of the entry; empty if it happened to none. ``time``: seconds since the epoch."""
 
-    event: str
-    key: str
-    """Of the entry; empty if it happened to none."""
-    reason: str
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    time_s: float = 0.0
+    event: Word
+    time: Time
+    key: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")] = ""
+    reason: WordOrNone = ""
+    numbers: dict[Word, Amount] = msgspec.field(default_factory=dict)
+
+
+_decoder = msgspec.json.Decoder(Event)
 
 
 @dataclass(frozen=True)
@@ -126,22 +138,6 @@ def try_own(descriptor: int) -> bool | None:
     return True
 
 
-def is_amount(value: Any) -> bool:
-    """Whether it is a number that sums of a vault's life can hold; no NaN."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _LARGEST
-
-
-def is_row(key: str, event: str, reason: str, numbers: Mapping[str, float]) -> bool:
-    """Whether this is what a sum may be of."""
-    words = [word for word in (event, reason, *numbers) if word]
-    return (not key or bool(Digest(key))) and all(map(_WORD.fullmatch, words)) and all(map(is_amount, numbers.values()))
-
-
-def is_time(value: Any) -> bool:
-    """Whether it is a number of seconds since the epoch, of a year that a calendar knows."""
-    return is_amount(value) and value < _YEAR_10000
-
-
 def _line(event: str, key: Digest | None, reason: str, numbers: Mapping[str, float]) -> bytes:
     if not _WORD.fullmatch(event):
         raise ValueError(f"{event!r} is no name of an event")
@@ -151,7 +147,7 @@ def _line(event: str, key: Digest | None, reason: str, numbers: Mapping[str, flo
     if reason:
         document["reason"] = reason if _WORD.fullmatch(reason) else OTHER_REASON
     if numbers:
-        document["numbers"] = {name: number for name, number in numbers.items() if is_amount(number)}
+        document["numbers"] = {name: number for name, number in numbers.items() if 0 <= number <= _LARGEST}
     return canonical_json(document) + b"\n"
 
 
@@ -195,13 +191,6 @@ def _forget(root: Path) -> None:
 
 def _parsed(line: bytes) -> Event | None:
     try:
-        document = json.loads(line)
-        event, reason, numbers = document["event"], document.get("reason", ""), document.get("numbers", {})
-        key = Digest(document["key"]).hex if "key" in document else ""
-        if not (_WORD.fullmatch(event) and (reason == "" or _WORD.fullmatch(reason)) and is_time(document["time"])):
-            return None
-        if not all(map(is_amount, numbers.values())) or not all(map(_WORD.fullmatch, numbers)):
-            return None
-        return Event(event, key, reason, numbers, document["time"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return _decoder.decode(line)
+    except (ValueError, RecursionError):
         return None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import logging
 import os
 import time
@@ -20,17 +19,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
-from pipevault.digest import canonical_json
+import msgspec
+
 from pipevault.errors import NewerVaultError, NoHomeError, VaultError
+from pipevault.files.documents import Format, Problem
 from pipevault.files.flock import HeldLock, NotLocked, try_lock
 from pipevault.reading import open_regular, read_file
 from pipevault.store.atomic import publish_file, vault_errors, write_file
 from pipevault.store.event_log import (
     LARGEST_FILE_BYTES,
-    is_row,
-    is_time,
+    Amount,
+    Time,
+    Word,
+    WordOrNone,
     parse_events,
     state_layout,
     try_own,
@@ -50,6 +53,21 @@ _MOST_AT_ONCE = 256  # files are open
 
 RowKey: TypeAlias = tuple[str, str, str]
 """Key digest or nothing, event, reason."""
+_KeyOrNone: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+_Row: TypeAlias = tuple[_KeyOrNone, Word, WordOrNone, dict[Word, Amount]]
+
+
+class _Totals(msgspec.Struct):
+    rows: list[_Row]
+    since: Time | None
+    totals_version: int
+
+
+def _newer(problem: Problem) -> NewerVaultError:
+    return NewerVaultError(f"{problem} Upgrade pipevault.", problem.path)
+
+
+_FORMAT = Format(_Totals, "totals_version", TOTALS_VERSION, newer=_newer, canonical=False)
 
 
 @dataclass
@@ -68,8 +86,8 @@ class Sums:
         self.since = min((time_s for time_s in (self.since, since) if time_s is not None), default=None)
 
     def to_bytes(self) -> bytes:
-        rows = [[*row_key, dict(numbers)] for row_key, numbers in sorted(self.rows.items())]
-        return canonical_json({"rows": rows, "since": self.since, "totals_version": TOTALS_VERSION})
+        rows: list[_Row] = [(*row_key, dict(numbers)) for row_key, numbers in sorted(self.rows.items())]
+        return _FORMAT.write(_Totals(rows, self.since, TOTALS_VERSION))
 
 
 def compact(layout: Layout) -> int:
@@ -202,7 +220,7 @@ def _add_file(path: Path, file: io.FileIO, sums: Sums) -> None:
     for event in events:
         numbers: Counter[str] = Counter({TIMES: 1})
         numbers.update(event.numbers)
-        sums.add((event.key, event.event, event.reason), numbers, event.time_s)
+        sums.add((event.key, event.event, event.reason), numbers, event.time)
     if strange:
         sums.unreadable.append(f"{path} has {strange} lines that are no events.")
 
@@ -211,20 +229,11 @@ def _add_totals(layout: Layout, sums: Sums) -> None:
     """Nothing where there are none; what is damaged is noted. ``OSError`` where they cannot be read."""
     path = layout.totals_file
     try:
-        document = json.loads(read_file(path))
-        version = document["totals_version"]
-        if isinstance(version, int) and version > TOTALS_VERSION:
-            raise NewerVaultError(
-                f"{path} has totals version {version}; this pipevault reads up to {TOTALS_VERSION}. Upgrade pipevault.",
-                path,
-            )
-        since, rows = document["since"], [((str(k), str(e), str(r)), numbers) for k, e, r, numbers in document["rows"]]
-        if not (since is None or is_time(since)) or not all(is_row(*row_key, numbers) for row_key, numbers in rows):
-            raise ValueError("a row or a time is none")
+        totals = _FORMAT.parse(read_file(path), path)
     except FileNotFoundError:
         return
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        sums.unreadable.append(f"{path} is damaged: {error}.")
+    except ValueError as error:
+        sums.unreadable.append(str(error))
         return
-    for row_key, numbers in rows:
-        sums.add(row_key, Counter(numbers), since)
+    for key, event, reason, numbers in totals.rows:
+        sums.add((key, event, reason), Counter(numbers), totals.since)

@@ -16,11 +16,12 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from pipevault.digest import canonical_json, digest_bytes
 
@@ -33,11 +34,11 @@ class ProcessIdentity:
     """One process among all that ever ran. ``started``: clock ticks since boot; ``None``: not known."""
 
     host: str
-    pid: int
+    pid: Annotated[int, msgspec.Meta(ge=1)]
     boot_id: str | None = None
     namespaces: str | None = None
     """Inodes of the pid and the time namespace: ``4026531836.4026531834``."""
-    started: int | None = None
+    started: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
     @classmethod
     def current(cls) -> ProcessIdentity:
@@ -47,26 +48,10 @@ class ProcessIdentity:
     @classmethod
     def from_json(cls, document: Any) -> ProcessIdentity:
         """What :meth:`to_json` made; ``ValueError`` if it is something else. Unknown fields are ignored."""
-        if not isinstance(document, Mapping):
-            raise ValueError("A process is described by an object.")
-        host, boot_id, namespaces = (document.get(name) for name in ("host", "boot_id", "namespaces"))
-        pid, started = document.get("pid"), document.get("started")
-        if not isinstance(host, str) or not isinstance(pid, int) or not _is_count(pid) or pid == 0:
-            raise ValueError("A process has a host and a pid of 1 or more.")
-        if not all(value is None or isinstance(value, str) for value in (boot_id, namespaces)):
-            raise ValueError("boot_id and namespaces are text or null.")
-        if started is not None and not _is_count(started):
-            raise ValueError("started is a number of clock ticks or null.")
-        return cls(host, pid, boot_id, namespaces, started)
+        return msgspec.convert(document, cls)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "host": self.host,
-            "pid": self.pid,
-            "boot_id": self.boot_id,
-            "namespaces": self.namespaces,
-            "started": self.started,
-        }
+        return asdict(self)
 
     @property
     def mark(self) -> str:
@@ -140,7 +125,3 @@ def _status(folder: Path) -> tuple[int, bool] | None:
         return None
     # The first thread may end before the others; then the process is no zombie though its first thread is.
     return start, state not in "ZXx" or threads > 1
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

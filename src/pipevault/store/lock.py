@@ -16,7 +16,6 @@ for that of a process that has the lock just now and is about to write its own.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from pipevault.digest import Digest, canonical_json
 from pipevault.errors import LockTimeoutError, VaultError
@@ -86,9 +88,9 @@ def key_lock(
 def read_holder(path: Path) -> Holder | None:
     """The note at ``path``, or ``None`` if there is none that can be read."""
     try:
-        document = json.loads(read_file(path))
+        document = msgspec.json.decode(read_file(path), type=dict[str, Any])
         return Holder(ProcessIdentity.from_json(document), str(document["since"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # such a note says nothing, like none
+    except (OSError, ValueError, KeyError, RecursionError):  # such a note says nothing, like none
         return None
 
 

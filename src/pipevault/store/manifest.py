@@ -19,25 +19,59 @@ and damage; it proves no origin.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import CorruptEntryError, NewerVaultError
+from pipevault.files.documents import Format, Problem, Sha256
 from pipevault.key import KEY_VERSION, Key
 
 MANIFEST_VERSION = 2
 
 LARGEST_SIZE_BYTES = 2**63 - 1
-_FIELDS = frozenset({"artifacts", "created_at", "info", "key", "manifest_version", "needs", "parts", "self_digest"})
-_ARTIFACT_FIELDS = frozenset({"digest", "name", "size_bytes"})
-_KEY_FIELDS = frozenset({"digest", "factors", "key_version"})
+
+
+class _Artifact(msgspec.Struct, forbid_unknown_fields=True):
+    digest: Sha256
+    name: str
+    size_bytes: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_SIZE_BYTES)]
+
+
+class _Key(msgspec.Struct, forbid_unknown_fields=True):
+    digest: Sha256
+    factors: dict[str, Any]
+    key_version: int
+
+
+class _Document(msgspec.Struct, forbid_unknown_fields=True):
+    artifacts: list[_Artifact]
+    created_at: str
+    info: dict[str, Any]
+    key: dict[str, Any]
+    manifest_version: int
+    needs: list[Sha256]
+    parts: dict[str, Any]
+    self_digest: Sha256
+
+
+def _damaged(problem: Problem) -> CorruptEntryError:
+    return CorruptEntryError(f"The manifest {problem}", problem.path)
+
+
+def _newer(problem: Problem) -> NewerVaultError:
+    return NewerVaultError(f"The manifest {problem} Upgrade pipevault, or give another folder.", problem.path)
+
+
+_FORMAT = Format(_Document, "manifest_version", MANIFEST_VERSION, damaged=_damaged, newer=_newer)
+_KEY_FORMAT = Format(_Key, "key_version", KEY_VERSION, damaged=_damaged, newer=_newer)
 
 _SCALARS = frozenset({str, int, bool, type(None)})
 
@@ -125,10 +159,10 @@ class Manifest:
         """
         try:
             return _parse(data, path)
-        except (ValueError, TypeError, RecursionError) as error:  # RecursionError: deeply nested JSON
+        except (ValueError, RecursionError) as error:  # RecursionError: parts that are deeply nested
             if isinstance(error, CorruptEntryError):
                 raise
-            raise CorruptEntryError(f"The manifest {path} is damaged: {error}", path) from error
+            raise _damaged(Problem(str(path), str(error).removesuffix("."))) from error
 
     @classmethod
     def published(cls, document: Mapping[str, Any]) -> Manifest:
@@ -164,73 +198,25 @@ class Manifest:
 
 
 def _parse(data: bytes, path: Path) -> Manifest:
-    document = json.loads(data.decode("utf-8"))
-    if not isinstance(document, dict):
-        raise ValueError("it is no JSON object")
-    _check_version(document.get("manifest_version"), MANIFEST_VERSION, "manifest", path)
-    _require_fields(document, _FIELDS, "the document")
-    if canonical_json(document) != data:
-        raise ValueError("its bytes are not the canonical form, so it was changed after it was published")
+    document = _FORMAT.parse(data, path)
     # The bytes are canonical and self_digest sorts last: cutting it off leaves the canonical form of the rest.
     rest = data[: data.rindex(b',"self_digest":')] + b"}"
-    if digest_bytes(rest).hex != document["self_digest"]:
+    if digest_bytes(rest).hex != document.self_digest:
         raise ValueError("its content does not match its self_digest, so it was changed after it was published")
-    key_document, artifacts = document["key"], document["artifacts"]
-    if not isinstance(key_document, dict) or not isinstance(artifacts, list):
-        raise ValueError("'key' must be an object and 'artifacts' a list")
-    _check_version(key_document.get("key_version"), KEY_VERSION, "key", path)
-    _require_fields(key_document, _KEY_FIELDS, "'key'")
-    if not isinstance(key_document["factors"], dict):
-        raise ValueError("'factors' must be an object")
-    key = Key(key_document["factors"])
-    if key.digest.hex != key_document["digest"]:
-        raise ValueError("the digest of its factors is not the key that it names")
-    needs = _parse_needs(document["needs"])
+    named = _KEY_FORMAT.check(document.key, path, within="key")
+    key = Key(named.factors)
+    if key.digest.hex != named.digest:
+        raise ValueError("field `key.digest`: the digest of its factors is not the key that it names")
+    if document.needs != sorted(set(document.needs)):
+        raise ValueError("field `needs`: it is not sorted, or names an entry twice")
     return Manifest(
         key=key,
-        parts=document["parts"],
-        artifacts=tuple(_parse_artifact(item) for item in artifacts),
-        info=document["info"],
-        created_at=document["created_at"],
-        needs=needs,
+        parts=document.parts,
+        artifacts=tuple(ArtifactRef(Digest(item.digest), item.size_bytes, item.name) for item in document.artifacts),
+        info=document.info,
+        created_at=document.created_at,
+        needs=tuple(map(Digest, document.needs)),
     )
-
-
-def _parse_needs(items: Any) -> tuple[Digest, ...]:
-    if not isinstance(items, list):
-        raise ValueError("'needs' must be a list")
-    needs = tuple(Digest(item) for item in items)
-    if list(needs) != sorted(set(needs)):
-        raise ValueError("'needs' is not sorted, or names an entry twice")
-    return needs
-
-
-def _parse_artifact(item: Any) -> ArtifactRef:
-    if not isinstance(item, dict):
-        raise ValueError("an artifact must be an object")
-    _require_fields(item, _ARTIFACT_FIELDS, "an artifact")
-    return ArtifactRef(Digest(item["digest"]), item["size_bytes"], item["name"])
-
-
-def _check_version(version: Any, known: int, what: str, path: Path) -> None:
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise ValueError(f"its {what}_version is {version!r}")
-    if version > known:
-        raise NewerVaultError(
-            f"{path} has {what} version {version}; this pipevault reads up to {known}. Upgrade pipevault, "
-            f"or give "
-            "another folder.",
-            path,
-        )
-    if version < known:
-        raise ValueError(f"its {what}_version {version} is no longer read")
-
-
-def _require_fields(document: Mapping[str, Any], fields: frozenset[str], what: str) -> None:
-    if missing := fields - document.keys():
-        raise ValueError(f"{what} lacks {', '.join(sorted(missing))}")
-    if unknown := document.keys() - fields:
-        raise ValueError(f"{what} has unknown fields: {', '.join(sorted(unknown))}")
 
 
 def _plain(value: Any, where: str) -> Any:

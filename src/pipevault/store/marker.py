@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
+
+import msgspec
 
 from pipevault.digest import canonical_json
 from pipevault.errors import (
@@ -15,6 +16,7 @@ from pipevault.errors import (
     VaultError,
     VaultNotWritableError,
 )
+from pipevault.files.documents import Format, Problem
 from pipevault.reading import read_file
 from pipevault.store.atomic import SHARED_FOLDER_MODE, is_shared, make_folder, vault_errors, write_file
 from pipevault.store.layout import SYSTEM_NAMES, Layout
@@ -23,6 +25,35 @@ from pipevault.store.staging import staging_folder
 
 VAULT_VERSION = 2
 _MARKER_LIMIT_BYTES = 1 << 20
+
+
+class _Marker(msgspec.Struct):
+    pipevault_vault: int
+
+
+def _no_marker(problem: Problem) -> NotAVaultError:
+    return NotAVaultError(
+        f'{problem} If it marks a vault, restore the file: {{"pipevault_vault": {VAULT_VERSION}}}; else give another '
+        "folder.",
+        problem.path.parent,
+    )
+
+
+def _newer(problem: Problem) -> NewerVaultError:
+    return NewerVaultError(f"{problem} Upgrade pipevault, or give another folder.", problem.path.parent)
+
+
+def _older(problem: Problem) -> OldVaultError:
+    return OldVaultError(
+        f"{problem} It marks a vault of version {problem.version}, which pipevault 0.1 wrote and which is left as it "
+        "is. Give another folder, or delete this one: graphs are frozen again where they are needed.",
+        problem.path.parent,
+    )
+
+
+_FORMAT = Format(
+    _Marker, "pipevault_vault", VAULT_VERSION, damaged=_no_marker, newer=_newer, older=_older, canonical=False
+)
 
 
 def ensure_vault(layout: Layout, *, create: bool, shared: bool = False) -> None:
@@ -94,30 +125,7 @@ def _read_marker(layout: Layout) -> bool:
         raise VaultNotWritableError(f"{path} may not be read by this user. Mend its permissions.", path) from error
     except OSError as error:
         raise VaultError(f"{path} cannot be read: {error.strerror}. Check the file system.", path) from error
-    try:
-        version = json.loads(data)["pipevault_vault"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        version = None
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise NotAVaultError(
-            f"{path} is no marker of a vault. If this is one, restore the file: "
-            f'{{"pipevault_vault": {VAULT_VERSION}}}; else give another folder.',
-            layout.root,
-        )
-    if version > VAULT_VERSION:
-        raise NewerVaultError(
-            f"{layout.root} is a vault of version {version}; this pipevault knows up to {VAULT_VERSION}. "
-            f"Upgrade "
-            "pipevault, or give another folder.",
-            layout.root,
-        )
-    if version < VAULT_VERSION:
-        raise OldVaultError(
-            f"{layout.root} is a vault of version {version}, which pipevault 0.1 wrote; this pipevault reads and "
-            f"writes version {VAULT_VERSION} alone, and leaves it as it is. Give another folder, or delete this one: "
-            "graphs are frozen again where they are needed.",
-            layout.root,
-        )
+    _FORMAT.parse(data, path)
     return True
 
 

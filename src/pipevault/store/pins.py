@@ -8,14 +8,12 @@ A pin that cannot be read may mean any entry, so nothing is removed until it is 
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Annotated
 
 import msgspec
 
 from pipevault.digest import Digest
 from pipevault.errors import PinError, UnknownKeyError, VaultError
-from pipevault.files.documents import Format
+from pipevault.files.documents import Format, Problem, Sha256
 from pipevault.reading import read_file
 from pipevault.store.atomic import create_file, fsync_folder, make_folder, vault_errors, write_file
 from pipevault.store.layout import PIN_NAME, Layout
@@ -27,23 +25,24 @@ PIN_VERSION = 1
 
 class _Pin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created_at: str
-    key: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    key: Sha256
     pin_version: int
 
 
-def _damaged(problem: str, path: Path) -> PinError:
+def _damaged(problem: Problem) -> PinError:
+    name = problem.path.stem
     return PinError(
         f"The pin {problem} What it holds is not known and nothing is removed. Remove it and pin the entry again: "
-        f"pipevault unpin {path.stem}",
-        path.stem,
+        f"pipevault unpin {name}",
+        name,
     )
 
 
-def _newer(problem: str, path: Path) -> PinError:
-    return PinError(f"The pin {problem} Upgrade pipevault.", path.stem)
+def _newer(problem: Problem) -> PinError:
+    return PinError(f"The pin {problem} Upgrade pipevault.", problem.path.stem)
 
 
-_FORMAT = Format(_Pin, "pin_version", PIN_VERSION, damaged=_damaged, newer=_newer, older=_damaged)
+_FORMAT = Format(_Pin, "pin_version", PIN_VERSION, damaged=_damaged, newer=_newer)
 
 
 def pins(layout: Layout) -> dict[str, Digest]:

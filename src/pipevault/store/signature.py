@@ -17,15 +17,17 @@ The fields ``key``, ``manifest`` and ``public_key`` prove nothing; they let a re
 from __future__ import annotations
 
 import base64
-import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipevault.digest import Digest, canonical_json
+import msgspec
+
+from pipevault.digest import Digest
 from pipevault.errors import SignatureError
+from pipevault.files.documents import Format, Problem
 from pipevault.store.atomic import make_folder, vault_errors, write_file
 from pipevault.store.layout import Layout
 from pipevault.store.manifest import Manifest
@@ -36,20 +38,47 @@ SIGNATURE_VERSION = 1
 ALGORITHM = "ed25519"
 
 _DOMAIN = "pipevault signature v1"
-_FIELDS = frozenset({"algorithm", "key", "manifest", "public_key", "signature", "signature_version"})
 _SIGNATURE_LENGTH = 64
 _MAX_FILE_SIZE_BYTES = 4096
 _SIGN_AGAIN = "sign the entry again"
 
 
+class _Signature(msgspec.Struct, forbid_unknown_fields=True):
+    algorithm: str
+    key: str
+    manifest: str
+    public_key: str
+    signature: str
+    signature_version: int
+
+
+class _NewerSignatureError(ValueError):
+    """A later pipevault wrote it."""
+
+
+def _damaged(problem: Problem) -> ValueError:
+    return ValueError(f"is damaged: {problem.path.name}: {problem.what}; {_SIGN_AGAIN}")
+
+
+def _newer(problem: Problem) -> ValueError:
+    return _NewerSignatureError(f"cannot be read: {problem.path.name} {problem.what}: upgrade pipevault")
+
+
+_FORMAT = Format(_Signature, "signature_version", SIGNATURE_VERSION, damaged=_damaged, newer=_newer)
+
+
 @dataclass(frozen=True)
 class SignatureState:
-    """What one signature file of an entry is worth: ``good``, ``bad`` (``reason`` says why) or ``unknown key``."""
+    """What one signature file of an entry is worth: ``good``, ``bad`` (``reason`` says why) or ``unknown key``.
+
+    ``newer``: it is bad because a later pipevault wrote it.
+    """
 
     path: Path
     public_key_id: str
     state: str
     reason: str = ""
+    newer: bool = False
 
 
 def signed_message(key: Digest, manifest: Digest) -> bytes:
@@ -91,18 +120,18 @@ def sign_entry(layout: Layout, manifest: Manifest, key: PrivateKey) -> bool:
     standing = _state(layout, manifest, key.public.id, [key.public])
     if standing is not None and standing.state == "good":
         return False
-    document = {
-        "algorithm": ALGORITHM,
-        "key": entry.hex,
-        "manifest": manifest.manifest_digest.hex,
-        "public_key": key.public.id,
-        "signature": base64.b64encode(key.sign(signed_message(entry, manifest.manifest_digest))).decode(),
-        "signature_version": SIGNATURE_VERSION,
-    }
+    document = _Signature(
+        algorithm=ALGORITHM,
+        key=entry.hex,
+        manifest=manifest.manifest_digest.hex,
+        public_key=key.public.id,
+        signature=base64.b64encode(key.sign(signed_message(entry, manifest.manifest_digest))).decode(),
+        signature_version=SIGNATURE_VERSION,
+    )
     path = layout.signature_file(entry, key.public.id)
     make_folder(path.parent)
     with staging_folder(layout) as folder:
-        write_file(path, canonical_json(document), staging=folder)
+        write_file(path, _FORMAT.write(document), staging=folder)
     return True
 
 
@@ -175,11 +204,12 @@ def _state(layout: Layout, manifest: Manifest, key_id: str, trusted: Sequence[Pu
     entry = manifest.key.digest
     path = layout.signature_file(entry, key_id)
     try:
-        signature = _parse(_read(path), manifest, key_id)
+        signature = _checked(_FORMAT.parse(_read(path), path), manifest, key_id)
     except FileNotFoundError:
         return None
     except ValueError as error:
-        return SignatureState(path, key_id, "bad", f"the signature by {key_id} {error}")
+        newer = isinstance(error, _NewerSignatureError)
+        return SignatureState(path, key_id, "bad", f"the signature by {key_id} {error}", newer)
     if not (keys := [key for key in trusted if key.id == key_id]):
         return SignatureState(path, key_id, "unknown key")
     message = signed_message(entry, manifest.manifest_digest)
@@ -189,37 +219,25 @@ def _state(layout: Layout, manifest: Manifest, key_id: str, trusted: Sequence[Pu
     return SignatureState(path, key_id, "bad", reason)
 
 
-def _parse(data: bytes, manifest: Manifest, key_id: str) -> bytes:
+def _checked(document: _Signature, manifest: Manifest, key_id: str) -> bytes:
     """The 64 bytes of a signature that claims to be over ``manifest`` by ``key_id``; ``ValueError`` ends a sentence."""
-    try:
-        document = json.loads(data.decode("utf-8"))
-        version = document["signature_version"]
-        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-            raise ValueError(f"its signature_version is {version!r}")
-        if version <= SIGNATURE_VERSION and (document.keys() != _FIELDS or canonical_json(document) != data):
-            raise ValueError("its fields or bytes are not those of the format")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        cause = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"is damaged: {cause}; {_SIGN_AGAIN}") from error
-    if version > SIGNATURE_VERSION:
-        raise ValueError(f"has version {version}; this pipevault reads up to {SIGNATURE_VERSION}: upgrade pipevault")
-    if document["algorithm"] != ALGORITHM:
-        raise ValueError(f"is of the algorithm {document['algorithm']!r}, not {ALGORITHM}: {_SIGN_AGAIN}")
-    if document["key"] != manifest.key.digest.hex:
-        raise ValueError(f"is that of another entry, {str(document['key'])[:12]}, moved here: {_SIGN_AGAIN}")
-    if document["public_key"] != key_id:
-        raise ValueError(f"names another public key, {document['public_key']}: {_SIGN_AGAIN}")
-    if document["manifest"] != manifest.manifest_digest.hex:
+    if document.algorithm != ALGORITHM:
+        raise ValueError(f"is of the algorithm {document.algorithm!r}, not {ALGORITHM}: {_SIGN_AGAIN}")
+    if document.key != manifest.key.digest.hex:
+        raise ValueError(f"is that of another entry, {document.key[:12]}, moved here: {_SIGN_AGAIN}")
+    if document.public_key != key_id:
+        raise ValueError(f"names another public key, {document.public_key}: {_SIGN_AGAIN}")
+    if document.manifest != manifest.manifest_digest.hex:
         raise ValueError(
-            f"is over another manifest of this key ({str(document['manifest'])[:12]}, not "
+            f"is over another manifest of this key ({document.manifest[:12]}, not "
             f"{manifest.manifest_digest.short}), so the entry was frozen again or changed after it was signed: if that "
             f"was meant, {_SIGN_AGAIN}"
         )
     try:
-        signature = base64.b64decode(document["signature"], validate=True)
-        if base64.b64encode(signature).decode() != document["signature"]:
+        signature = base64.b64decode(document.signature, validate=True)
+        if base64.b64encode(signature).decode() != document.signature:
             raise ValueError("another form of the same bytes")
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"is damaged: its signature is no base64; {_SIGN_AGAIN}") from error
     if len(signature) != _SIGNATURE_LENGTH:
         raise ValueError(f"is damaged: it has {len(signature)} bytes, not {_SIGNATURE_LENGTH}; {_SIGN_AGAIN}")

@@ -32,7 +32,7 @@ from pipevault.store.event_totals import TIMES, RowKey, compact, read_sums
 from pipevault.store.layout import MANIFEST_SUFFIX, Layout, stands_in
 from pipevault.store.read import iter_keys
 
-__all__ = ["Counts", "Statistics", "compact", "count", "find_entry", "summary"]
+__all__ = ["Counts", "Statistics", "compact", "count", "find_entry", "mean_compile_s", "summary"]
 
 NO_REASON = "unknown"
 
@@ -110,6 +110,12 @@ def summary(layout: Layout) -> Statistics:
         stored_bytes=stored_bytes,
         unreadable=tuple(sums.unreadable),
     )
+
+
+def mean_compile_s(layout: Layout) -> float | None:
+    """Return the seconds that a graph took to compile here, on average; ``None`` where none was."""
+    counts = _counts(read_sums(layout).rows.items())
+    return counts.compile_s / counts.compiled if counts.compiled else None
 
 
 def find_entry(layout: Layout, statistics: Statistics, prefix: str) -> Digest:

@@ -5,7 +5,6 @@ See :mod:`pipevault.store.verify`.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,11 +12,10 @@ from pathlib import Path
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, NewerVaultError, SignatureError, UnsafeVaultError
 from pipevault.files.opened import open_verified
-from pipevault.reading import read_file
 from pipevault.store.layout import Layout
 from pipevault.store.manifest import Manifest
 from pipevault.store.read import read_manifest
-from pipevault.store.signature import SIGNATURE_VERSION, check_signature, signature_states
+from pipevault.store.signature import check_signature, signature_states
 from pipevault.store.signing_keys import PublicKey
 from pipevault.store.trust import check_ownership, check_root
 from pipevault.store.vault import Vault
@@ -82,7 +80,7 @@ def signature_findings(
 ) -> Iterator[Finding]:
     """The signatures that prove nothing; those by keys that are not trusted are read, not verified."""
     for state in signature_states(layout, manifest, trusted, key_ids):
-        if state.state == "bad" and _is_newer_signature(state.path):
+        if state.newer:
             yield Finding("newer", state.path, f"{state.path}: {state.reason}.", bad=True)
         elif state.state == "bad":
             yield Finding("signature", state.path, f"{state.path}: {state.reason}.", bad=True, movable=True)
@@ -118,11 +116,3 @@ def _owner_findings(vault: Vault, kind: str, path: Path, keys: tuple[Digest, ...
         yield Finding(kind if error.path == path else "folder", error.path, str(error), bad=True, keys=keys)
     except OSError as error:
         yield Finding(kind, path, f"{path} cannot be looked at: {error.strerror}.", bad=True, keys=keys)
-
-
-def _is_newer_signature(path: Path) -> bool:
-    try:
-        version = json.loads(read_file(path))["signature_version"]
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
-        return False
-    return isinstance(version, int) and version > SIGNATURE_VERSION

@@ -67,10 +67,6 @@ class Tolerance:
     def to_json(self) -> dict[str, Any]:
         return {"limits": self.limits.to_json(), "margin": self.margin, "measured": dict(self.measured)}
 
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Tolerance:
-        return cls(Limits.from_json(document["limits"]), float(document["margin"]), document["measured"])
-
 
 @dataclass(frozen=True)
 class Golden:

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
 
 from pipevault.errors import SettingsError
 from pipevault.manager.request import Request
 
+Distance: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The largest distances that are let pass, in the units of the output: 0 to 255 for uint8 pixels.
 
     ``None``: not limited here.
     """
 
-    pixels_max_abs: float | None = None
-    pixels_mean_abs: float | None = None
-    latents_max_abs: float | None = None
-    latents_mean_abs: float | None = None
+    pixels_max_abs: Distance | None = None
+    pixels_mean_abs: Distance | None = None
+    latents_max_abs: Distance | None = None
+    latents_mean_abs: Distance | None = None
 
     def over(self, base: Limits) -> Limits:
         """These limits, and those of ``base`` where there is none here."""
@@ -30,19 +32,12 @@ class Limits:
 
     def to_json(self) -> dict[str, float]:
         """Those that are given."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
 
     @classmethod
-    def from_json(cls, table: Mapping[str, Any]) -> Limits:
-        """``ValueError`` with the name of the field and what is wrong with it, in this order."""
-        known = [field.name for field in fields(cls)]
-        for name, value in table.items():
-            if name not in known:
-                raise ValueError(name, f"is no limit; limits: {', '.join(known)}")
-            if not is_number(value) or value < 0:
-                raise ValueError(name, f"is {value!r}; a number of 0 or more is needed")
-        return cls(**{name: float(value) for name, value in table.items()})
+    def from_json(cls, table: Any) -> Limits:
+        """``ValueError`` says which field is wrong, and how."""
+        return msgspec.convert(table, cls)
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,3 @@ class Suite:
         if unknown := [name for name in names if name not in known]:
             raise SettingsError(f"{self.path} has no case {unknown[0]!r}. Its cases: {', '.join(known)}.")
         return tuple(case for case in self.cases if not names or case.name in names)
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -16,27 +16,27 @@ Canonical JSON, one line; rows are prompts, columns are seeds::
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, TypeAlias, get_type_hints
+
+import msgspec
 
 from pipevault.determinism.quality import SCORES
 from pipevault.determinism.seeds import MAX_SEED
 from pipevault.determinism.variance import SeedEffects, VarianceShares, seed_effects, variance_shares
 from pipevault.digest import canonical_json
 from pipevault.errors import SettingsError
+from pipevault.files.documents import Format, Problem, Sha256
 from pipevault.reading import read_file
 
 SWEEP_MARK = "pipevault_sweep"
 """The field that makes a JSON document a sweep; its value is the version."""
 SWEEP_VERSION = 1
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_Seed: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 
 
 def _now() -> str:
@@ -54,13 +54,13 @@ class SweepResult:
     model: str
     pipeline: str
     call: Mapping[str, Any]
-    batch_size: int
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    pixels: tuple[tuple[str, ...], ...]
+    batch_size: Annotated[int, msgspec.Meta(ge=1)]
+    prompts: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    seeds: Annotated[tuple[_Seed, ...], msgspec.Meta(min_length=1)]
+    pixels: tuple[tuple[Sha256, ...], ...]
     scores: Mapping[str, tuple[tuple[float, ...], ...]]
     not_available: Mapping[str, str]
-    key: str | None
+    key: Sha256 | None
     outcome: str
     level: Mapping[str, str]
     weights: Mapping[str, str]
@@ -98,30 +98,10 @@ class SweepResult:
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str = "the sweep") -> SweepResult:
         """Inverse of :meth:`to_json`. :class:`SettingsError` names ``source`` and the field that cannot be used."""
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise SettingsError(f"{source} is no sweep: it is not JSON ({error}). Give a sweep.json.") from error
-        if not isinstance(document, dict) or SWEEP_MARK not in document:
-            raise SettingsError(f"{source} is no sweep: it has no field {SWEEP_MARK!r}. Give a sweep.json.")
-        _check_version(document[SWEEP_MARK], source)
-        known = {item.name for item in fields(cls)}
-        content = {name: value for name, value in document.items() if name not in (SWEEP_MARK, "found")}
-        for name in sorted(known ^ set(content)):
-            _fail(source, name, "is missing" if name in known else "is none that a sweep has")
-        _check_fields(content, source)
-        return cls(
-            **content
-            | {
-                "prompts": tuple(content["prompts"]),
-                "seeds": tuple(content["seeds"]),
-                "pixels": tuple(map(tuple, content["pixels"])),
-                "scores": {
-                    name: tuple(tuple(map(float, row)) for row in table) for name, table in content["scores"].items()
-                },
-                "notes": tuple(content["notes"]),
-            }
-        )
+        document = _FORMAT.parse(text, source)
+        sweep = cls(**{item.name: getattr(document, item.name) for item in fields(cls)})
+        _check_tables(sweep, source)
+        return sweep
 
 
 def read_sweep(path: Path) -> SweepResult:
@@ -133,72 +113,33 @@ def read_sweep(path: Path) -> SweepResult:
     return SweepResult.from_json(text, source=str(path))
 
 
-def _check_version(version: Any, source: str) -> None:
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        _fail(source, SWEEP_MARK, f"is {version!r}, which is no version")
-    if version > SWEEP_VERSION:
-        raise SettingsError(
-            f"{source} is a sweep of version {version}; this pipevault knows up to {SWEEP_VERSION}. Upgrade pipevault, "
-            "or sweep again with this one."
-        )
+def _unusable(problem: Problem) -> SettingsError:
+    return SettingsError(f"The sweep {problem} Give a sweep.json as it was written.")
 
 
-def _check_fields(content: Mapping[str, Any], source: str) -> None:
-    for name in ("model", "pipeline", "outcome", "created_at"):
-        if not isinstance(content[name], str):
-            _fail(source, name, "is no text")
-    for name in ("call", "scores", "not_available", "level", "weights", "versions", "machine"):
-        if not isinstance(content[name], dict):
-            _fail(source, name, "is no object")
-    for name in ("not_available", "level", "weights"):
-        if not all(isinstance(value, str) for value in content[name].values()):
-            _fail(source, name, "holds what is no text")
-    if content["key"] is not None and not _is_sha256(content["key"]):
-        _fail(source, "key", "is no SHA-256")
-    if not _is_count(content["batch_size"]) or content["batch_size"] < 1:
-        _fail(source, "batch_size", "is no whole number above 0")
-    prompts, seeds = content["prompts"], content["seeds"]
-    if not _is_list_of(prompts, lambda prompt: isinstance(prompt, str)) or not prompts:
-        _fail(source, "prompts", "is no list of texts")
-    if not _is_list_of(seeds, lambda seed: _is_count(seed) and 0 <= seed <= MAX_SEED) or not seeds:
-        _fail(source, "seeds", "is no list of seeds")
-    for name, values in (("prompts", prompts), ("seeds", seeds)):
+def _newer(problem: Problem) -> SettingsError:
+    return SettingsError(f"The sweep {problem} Upgrade pipevault, or sweep again with this one.")
+
+
+_Document = msgspec.defstruct(
+    "_Document",
+    [(SWEEP_MARK, int), ("found", dict[str, Any], {}), *get_type_hints(SweepResult, include_extras=True).items()],
+    kw_only=True,
+    forbid_unknown_fields=True,
+)
+_FORMAT = Format(_Document, SWEEP_MARK, SWEEP_VERSION, damaged=_unusable, newer=_newer, canonical=False)
+
+
+def _check_tables(sweep: SweepResult, source: str) -> None:
+    for name, values in (("prompts", sweep.prompts), ("seeds", sweep.seeds)):
         if len(set(values)) != len(values):
-            _fail(source, name, "names one twice")
-    if not _is_list_of(content["notes"], lambda note: isinstance(note, str)):
-        _fail(source, "notes", "is no list of texts")
-    shape = (len(prompts), len(seeds))
-    _check_table(content["pixels"], shape, _is_sha256, source, "pixels")
-    for name, table in content["scores"].items():
-        if name not in SCORES:
-            _fail(source, f"scores.{name}", "is no score that this pipevault knows")
-        _check_table(table, shape, _is_finite, source, f"scores.{name}")
-
-
-def _check_table(table: Any, shape: tuple[int, int], accepts: Any, source: str, name: str) -> None:
-    rows, columns = shape
-    well_formed = _is_list_of(table, lambda row: _is_list_of(row, accepts) and len(row) == columns)
-    if not well_formed or len(table) != rows:
-        _fail(source, name, f"is no table of {rows} prompts by {columns} seeds")
-
-
-def _is_list_of(value: Any, accepts: Any) -> bool:
-    return isinstance(value, list) and all(map(accepts, value))
-
-
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _fail(source: str, name: str, complaint: str) -> NoReturn:
-    raise SettingsError(
-        f"{source} cannot be used: its field {name!r} {complaint}. Give a sweep.json as it was written."
-    )
+            raise _FORMAT.bad(source, name, "it names one twice")
+    if max(sweep.seeds) > MAX_SEED:
+        raise _FORMAT.bad(source, "seeds", f"expected numbers up to {MAX_SEED}")
+    if unknown := next((name for name in sweep.scores if name not in SCORES), None):
+        raise _FORMAT.bad(source, f"scores.{unknown}", "unknown")
+    rows, columns = len(sweep.prompts), len(sweep.seeds)
+    tables = {"pixels": sweep.pixels, **{f"scores.{name}": table for name, table in sweep.scores.items()}}
+    for name, table in tables.items():
+        if len(table) != rows or any(len(row) != columns for row in table):
+            raise _FORMAT.bad(source, name, f"expected a table of {rows} prompts by {columns} seeds")

@@ -1,0 +1,264 @@
+"""Compiling in several processes at once, within the memory that there is.
+
+This process observes and checks, which takes the weights; what is compiled goes to others as an outline: the modules
+with weights of the right shapes and without their values. A part that cannot be sent, such as one whose class stands in
+the program itself, is compiled here, and so are those for a GPU, whose kernels are compiled in processes anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import pickle
+import resource
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipevault import errors
+from pipevault.compat.pytorch import changed_inductor_options, with_inductor_options
+from pipevault.determinism.flags import code_flags
+from pipevault.determinism.levels import level as at_level
+from pipevault.errors import CannotFreezeError, InterruptedBuildError
+from pipevault.files.memory import available_memory_bytes
+from pipevault.graphs.inductor import Build, BuiltGraph
+from pipevault.graphs.signature import describe_call
+from pipevault.graphs.state import PartState, Pending
+from pipevault.graphs.views import outline, with_empty_weights
+
+logger = logging.getLogger("pipevault")
+
+JOB_FILE, RESULT_FILE, LOG_FILE = "job.pt", "result.pkl", "builder.log"
+EXPECTED_PEAK_BYTES = 1_500_000_000
+"""What a process is taken to need that compiles, until one has shown what it needs."""
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a process that is to find the modules of this one."""
+    return {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+@dataclass
+class Work:
+    """A graph to compile for a part. ``started`` is called when that begins, ``ended`` with what
+    :meth:`PartState.end_ahead` raised, or nothing.
+    """
+
+    state: PartState
+    pending: Pending
+    started: Callable[[], None]
+    ended: Callable[[CannotFreezeError | None], None]
+
+    def start(self) -> None:
+        self.pending.compiled_s = time.perf_counter()
+        self.started()
+
+    def end(self, build: Callable[[], BuiltGraph]) -> None:
+        try:
+            self.state.end_ahead(self.pending, build)
+        except CannotFreezeError as error:
+            self.ended(error)
+        else:
+            self.ended(None)
+
+    def build_here(self) -> None:
+        self.start()
+        self.end(lambda: self.pending.build.run(self.pending.folder))
+
+
+class Builders:
+    """As many processes that compile as ``jobs`` says, this one among them. They end with the context."""
+
+    def __init__(self, jobs: int, level: str, mean_s: float | None = None) -> None:
+        """``mean_s``: the seconds that earlier graphs of the vault took, on average."""
+        self._jobs = jobs
+        self._mean_s = mean_s
+        self._level = level
+        self._busy: dict[_Builder, Work] = {}
+        self._idle: list[_Builder] = []
+        self._stack = ExitStack()
+        self._selector = selectors.DefaultSelector()
+        self.peak_bytes = 0
+        """The most memory that one of the other processes needed."""
+
+    def __enter__(self) -> Builders:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+        self._selector.close()
+
+    def estimate(self, count: int) -> str:
+        """Return what compiling so many graphs is, and how long it may take."""
+        rounds = math.ceil(count / self._jobs)
+        about = f", about {rounds * self._mean_s:.0f} s as earlier ones took" if self._mean_s else ""
+        return f"{count} graph{'s' if count > 1 else ''}{about}"
+
+    def build_all(self, works: Sequence[Work]) -> None:
+        """Compile all of ``works``, and end each."""
+        waiting = list(works)
+        while waiting or self._busy:
+            while len(waiting) > 1 and self._has_room():
+                self._send(waiting.pop(0))
+            if waiting:
+                waiting.pop(0).build_here()
+            self._receive(wait=not waiting)
+
+    def _has_room(self) -> bool:
+        if len(self._busy) >= self._jobs - 1:
+            return False
+        if self._idle:
+            return True
+        return available_memory_bytes() > 2 * max(self.peak_bytes, EXPECTED_PEAK_BYTES)
+
+    def _send(self, work: Work) -> None:
+        build = work.pending.build
+        if build.options.weights == "baked" or any(p.device.type != "cpu" for p in build.module.parameters()):
+            work.build_here()
+            return
+        try:
+            job = {
+                "build": replace(build, module=outline(build.module)),
+                "values": build.program.values(build.leaves),
+                "threads": torch.get_num_threads(),
+                "default_dtype": torch.get_default_dtype(),
+                "level": self._level,
+                "flags": code_flags(),
+                "inductor": changed_inductor_options(),
+            }
+            torch.save(job, work.pending.folder / JOB_FILE)
+        except (OSError, pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
+            logger.info("%s is compiled here: it cannot be sent: %s", work.state.name, error)
+            work.build_here()
+            return
+        builder = self._idle.pop() if self._idle else self._started()
+        work.start()
+        builder.send(work.pending.folder)
+        self._busy[builder] = work
+
+    def _started(self) -> _Builder:
+        builder = _Builder()
+        self._stack.callback(builder.stop)
+        self._selector.register(builder.replies, selectors.EVENT_READ, builder)
+        return builder
+
+    def _receive(self, *, wait: bool) -> None:
+        if not self._busy:
+            return
+        for key, _ in self._selector.select(None if wait else 0):
+            builder: _Builder = key.data
+            work = self._busy.pop(builder)
+            if builder.receive():
+                self._idle.append(builder)
+            else:
+                self._selector.unregister(builder.replies)
+            work.end(lambda work=work, builder=builder: self._result(work, builder))  # type: ignore[misc]
+
+    def _result(self, work: Work, builder: _Builder) -> BuiltGraph:
+        try:
+            kind, content, peak_bytes = pickle.loads((work.pending.folder / RESULT_FILE).read_bytes())
+        except OSError:
+            raise InterruptedBuildError(
+                f"The process that compiled {work.state.name} ended with {builder.exit_code()}. It may have been "
+                "killed for lack of memory: free memory, or set jobs to 1, and try again.",
+                work.state.name,
+            ) from None
+        self.peak_bytes = max(self.peak_bytes, peak_bytes)
+        if kind == "built":
+            built: BuiltGraph = content
+            return built
+        if kind == "unlike":
+            logger.info("%s is compiled here: %s", work.state.name, content)
+            return work.pending.build.run(work.pending.folder)
+        name, message = content
+        raise getattr(errors, name, CannotFreezeError)(message, work.state.name)
+
+
+class _Builder:
+    """Another process that compiles, one graph after the other."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "pipevault.cache.builders"]
+        self._process = subprocess.Popen(
+            command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+
+    @property
+    def replies(self) -> Any:
+        return self._process.stdout
+
+    def send(self, folder: Path) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(os.fsencode(folder) + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended, which its replies tell
+
+    def receive(self) -> bool:
+        """Take one reply; ``False`` where the process has ended."""
+        return bool(self.replies.readline())
+
+    def exit_code(self) -> int | None:
+        return self._process.wait()
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+def main() -> int:
+    """Compile what each line of the standard input names the folder of: what another process runs."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what the compiler prints is no reply
+    for line in sys.stdin.buffer:
+        folder = Path(os.fsdecode(line.rstrip(b"\n")))
+        result = _result_of(folder)
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        (folder / RESULT_FILE).write_bytes(pickle.dumps((*result, peak_bytes)))
+        replies.write(b"done\n")
+        replies.flush()
+    return 0
+
+
+def _result_of(folder: Path) -> tuple[str, Any]:
+    try:
+        return "built", _built(folder)
+    except errors.PipevaultError as error:
+        return "failed", (type(error).__name__, str(error))
+    except Exception as error:  # whatever it is that this process lacks, the other one has it
+        return "unlike", f"another process cannot: {type(error).__name__}: {error}"
+
+
+def _built(folder: Path) -> BuiltGraph:
+    # The file is this user's own, in a folder that nobody else can write.
+    job = torch.load(folder / JOB_FILE, weights_only=False)
+    build: Build = job["build"]
+    torch.set_num_threads(job["threads"])
+    torch.set_default_dtype(job["default_dtype"])
+    describe_call(job["values"], {})  # so that this process knows the containers in them
+    autocast = build.program.signature.autocast
+    with ExitStack() as stack:
+        stack.enter_context(at_level(job["level"]))
+        stack.enter_context(with_inductor_options(job["inductor"]))
+        if (flags := code_flags()) != job["flags"]:
+            different = sorted(name for name in flags if flags[name] != job["flags"].get(name))
+            raise RuntimeError(f"its switches differ: {', '.join(different)}")
+        stack.enter_context(torch.autocast("cpu", getattr(torch, autocast or "bfloat16"), enabled=autocast is not None))
+        return replace(build, module=with_empty_weights(build.module)).run(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

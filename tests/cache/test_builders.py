@@ -1,0 +1,161 @@
+"""Compiling in other processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import pipevault
+from pipelines import FAST_BUILD, draw, stable_diffusion
+from pipevault.cache import builders
+from pipevault.cache.builders import Builders, environment
+from pipevault.errors import InterruptedBuildError
+from pipevault.files import memory
+from pipevault.graphs.part import FrozenPart
+from pipevault.graphs.views import outline, with_empty_weights
+from pipevault.store.vault import Vault
+
+
+def artifacts(root: Path) -> dict[str, list[str]]:
+    found = (m for m in Vault.open(root).manifests() if m.key.kind == "graph")  # type: ignore[union-attr]
+    return {m.info["signature_text"]: [ref.digest.hex for ref in m.artifacts] for m in found}  # type: ignore[union-attr]
+
+
+def test_two_processes_make_the_bytes_of_one(frozen_vault: Path, tmp_path: Path) -> None:
+    pipe, steps = stable_diffusion(tmp_path / "tokenizer"), []
+    cache = pipevault.PipelineCache(tmp_path / "vault", build_config=FAST_BUILD, jobs=2, progress=steps.append)
+    cache.load(pipe, batch_size=1)
+    assert artifacts(tmp_path / "vault") == artifacts(frozen_vault)
+    begun = [step for step in steps if step.action == "compile" and step.seconds is None]
+    assert begun[0].detail == "3 graphs"
+    assert [(step.part, step.position) for step in begun[1:]] == [
+        ("unet", "1 of 3"),
+        ("vae.decoder", "2 of 3"),
+        ("text_encoder", "3 of 3"),
+    ]
+    plain = draw(stable_diffusion(tmp_path / "tokenizer"))
+    torch.testing.assert_close(draw(pipe), plain, atol=1e-4, rtol=1e-4)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(256, 256)
+        self.second = nn.Linear(256, 256)
+        self.second.weight = self.first.weight
+        self.alias = self.first
+        self.register_buffer("table", torch.arange(100_000.0).reshape(1000, 100).t())
+        self.small = nn.Parameter(torch.ones(3))
+        self.again = nn.Parameter(self.first.weight.data)
+
+
+def test_an_outline_has_the_layout_of_a_module_and_none_of_its_weights() -> None:
+    module = Tied()
+    sent = outline(module)
+    assert sent is not module
+    assert type(sent) is Tied
+    assert sent.first.weight.is_meta
+    assert sent.table.is_meta
+    assert torch.equal(sent.small, module.small)
+    assert not module.first.weight.is_meta, "the module itself stays what it was"
+    there = with_empty_weights(sent)
+    assert there.first.weight is there.second.weight
+    assert there.again is there.first.weight, "what shares its memory is tied there"
+    assert there.alias is there.first
+    for (name, ours), (_, theirs) in zip(module.state_dict().items(), there.state_dict().items(), strict=True):
+        assert (ours.shape, ours.stride(), ours.dtype) == (theirs.shape, theirs.stride(), theirs.dtype), name
+        assert theirs.device.type == "cpu"
+
+
+class Local(nn.Module):
+    def __init__(self, factor: Any) -> None:
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        return x - self.factor(self.mix(x)) * step
+
+
+class TwoParts:
+    """Its parts hold a function without a name, which cannot be sent to another process."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.unet = Local(lambda x: x * 0.1).eval()
+        self.transformer = Local(lambda x: x * 0.2).eval()
+
+    def __call__(self, prompt: str = "", generator: torch.Generator | None = None) -> torch.Tensor:
+        with torch.no_grad():
+            x = torch.randn(2, 8, generator=generator)
+            return self.transformer(self.unet(x, torch.tensor(1.0)), torch.tensor(2.0))
+
+
+def test_what_cannot_be_sent_is_compiled_here(tmp_path: Path) -> None:
+    pipe = TwoParts()
+    pipevault.PipelineCache(tmp_path / "vault", build_config=FAST_BUILD, jobs=2).load(pipe, batch_size=1)
+    assert isinstance(pipe.unet, FrozenPart)
+    assert isinstance(pipe.transformer, FrozenPart)
+    assert pipevault.outcome(pipe).status == "miss"
+
+
+def test_a_process_that_is_killed_is_named_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = builders._Builder.send
+
+    def killed(self: Any, folder: Path) -> None:
+        send(self, folder)
+        os.kill(self._process.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(builders._Builder, "send", killed)
+    pipe = stable_diffusion(tmp_path / "tokenizer")
+    cache = pipevault.PipelineCache(tmp_path / "vault", build_config=FAST_BUILD, jobs=2)
+    with pytest.raises(InterruptedBuildError, match=r"compiled unet ended with -9.*set jobs to 1"):
+        cache.load(pipe, batch_size=1)
+    assert len(artifacts(tmp_path / "vault")) == 2, "the graphs of the other parts were stored"
+    assert not isinstance(pipe.unet, FrozenPart)
+    monkeypatch.undo()
+    cache.load(pipe, batch_size=1)
+    assert len(artifacts(tmp_path / "vault")) == 3
+
+
+def test_no_process_is_started_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builders, "available_memory_bytes", lambda: 1_000_000_000)
+    with Builders(4, "repeatable") as pool:
+        assert not pool._has_room()
+        monkeypatch.setattr(builders, "available_memory_bytes", lambda: 4_000_000_000)
+        assert pool._has_room()
+        pool.peak_bytes = 3_000_000_000
+        assert not pool._has_room()
+    with Builders(1, "repeatable") as pool:
+        assert not pool._has_room()
+
+
+def test_memory_is_that_of_the_container_if_that_is_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    whole = memory.available_memory_bytes()
+    assert 0 < whole < 1 << 50
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("400000\n")
+    assert memory.available_memory_bytes() == 600_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available_memory_bytes() > 600_000
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "none")
+    assert memory.available_memory_bytes() > 1 << 60
+
+
+def test_an_estimate_comes_from_earlier_graphs() -> None:
+    assert Builders(2, "repeatable").estimate(3) == "3 graphs"
+    assert Builders(2, "repeatable", 10.0).estimate(3) == "3 graphs, about 20 s as earlier ones took"
+    assert Builders(2, "repeatable", 10.0).estimate(1) == "1 graph, about 10 s as earlier ones took"
+
+
+def test_another_process_finds_the_modules_of_this_one() -> None:
+    assert str(Path(__file__).parents[1]) in environment()["PYTHONPATH"].split(os.pathsep)
