@@ -31,7 +31,11 @@ class Block(nn.Module):
         self.mix = nn.Linear(WIDTH, WIDTH)
         self.context = nn.Linear(WIDTH, WIDTH)
 
-    def forward(self, tokens: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, context: torch.Tensor, hidden_length: list[int]) -> torch.Tensor:
+        """``hidden_length`` says how the tokens are divided, which their shape says too where there is one sequence."""
+        return torch.cat([self.mixed(part, context) for part in tokens.split(hidden_length, dim=1)], dim=1)
+
+    def mixed(self, tokens: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         weights = torch.softmax(tokens @ context.transpose(1, 2), dim=-1)
         return tokens + torch.tanh(self.mix(tokens) + weights @ self.context(context))
 
@@ -57,7 +61,7 @@ class DiT(nn.Module):
             tokens = self.into(torch.cat([clip.flatten(2).transpose(1, 2) for clip in clips], dim=1))
             tokens = tokens + torch.cos(timestep_ratio / 1000)[:, None, None]
             for block in self.blocks:
-                tokens = block(tokens, context) + tokens.mean(dim=1, keepdim=True)
+                tokens = block(tokens, context, [tokens.shape[1]]) + tokens.mean(dim=1, keepdim=True)
             last = tokens[:, -clips[-1][0, 0].numel() :]
             made.append(self.out(last).transpose(1, 2).reshape(clips[-1].shape))
         return made
