@@ -182,7 +182,7 @@ class TestConfigFile:
 class TestSizes:
     @pytest.mark.parametrize(
         ("text", "size_bytes"),
-        [("0", 0), ("7", 7), ("20GB", 20 * 10**9), ("500 MiB", 500 << 20), ("1.5kb", 1500), ("2 tib", 2 << 40)],
+        [("7", 7), ("20GB", 20 * 10**9), ("500 MiB", 500 << 20), ("1.5kb", 1500), ("2 tib", 2 << 40)],
     )
     def test_bytes_with_and_without_a_unit(self, text: str, size_bytes: int) -> None:
         assert Settings.resolve(environ={}, max_size=text).max_size == size_bytes
@@ -198,6 +198,20 @@ class TestSizes:
     def test_no_size(self, value: Any) -> None:
         with pytest.raises(SettingsError, match="max_size must be"):
             Settings.resolve(environ={}, max_size=value)
+
+    @pytest.mark.parametrize("value", ["0", 0, "0GB"])
+    def test_zero_would_keep_nothing_and_is_no_word_for_no_limit(self, value: Any) -> None:
+        with pytest.raises(
+            SettingsError, match=r"1 or more bytes, not 0\. Write none for no limit.*the argument max_size"
+        ):
+            Settings.resolve(environ={}, max_size=value)
+
+    @pytest.mark.parametrize(("name", "kind"), [("trusted_users", "user"), ("trusted_groups", "group")])
+    def test_a_name_that_nobody_has_is_told_with_its_source(self, name: str, kind: str) -> None:
+        message = rf"{name} names 'nobody-of-this-name', and there is no such {kind} here\. .* It was set by the env"
+        with pytest.raises(SettingsError, match=message):
+            Settings.resolve(environ={f"PIPEVAULT_{name.upper()}": "root:nobody-of-this-name"})
+        assert getattr(Settings.resolve(environ={f"PIPEVAULT_{name.upper()}": "root:4711"}), name) == ("root", "4711")
 
 
 class TestTiers:
@@ -312,9 +326,9 @@ class TestWeakerTiers:
 
 class TestTrusted:
     def test_users_and_groups_by_name_or_number(self, tmp_path: Path) -> None:
-        environ = {"PIPEVAULT_TRUSTED_USERS": "1000:builder", "PIPEVAULT_TRUSTED_GROUPS": "100"}
+        environ = {"PIPEVAULT_TRUSTED_USERS": "1000:root", "PIPEVAULT_TRUSTED_GROUPS": "100"}
         settings = Settings.resolve(environ=environ, dir=tmp_path)
-        assert (settings.trusted_users, settings.trusted_groups) == (("1000", "builder"), ("100",))
+        assert (settings.trusted_users, settings.trusted_groups) == (("1000", "root"), ("100",))
         assert Settings.resolve(environ={}, dir=tmp_path, trusted_users=[1000]).trusted_users == ("1000",)
 
     @pytest.mark.parametrize("value", [[True], [-1], [""], 7, [1.5]])

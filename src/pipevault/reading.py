@@ -43,6 +43,11 @@ def read_open(file: io.FileIO, path: Path, *, limit_bytes: int = DOCUMENT_LIMIT_
     raise OSError(errno.EINVAL, f"it has more than {limit_bytes} bytes", str(path))
 
 
+def stamp_of(status: os.stat_result) -> str:
+    """A text that changes when the file does."""
+    return f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino} {status.st_size}"
+
+
 def _read(file: io.FileIO, most_bytes: int) -> bytes:
     """A file that grows meanwhile ends with the limit too."""
     chunks = []

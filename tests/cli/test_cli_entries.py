@@ -92,18 +92,17 @@ class TestLs:
         assert broken["key"] == broken_key.hex
         assert broken["path"] == str(vault.layout.manifest_file(broken_key))
 
-    def test_a_folder_that_does_not_exist_is_empty_and_stays_away(self, run: Run, tmp_path: Path) -> None:
-        result = run("ls", "--dir", tmp_path / "none")
-        assert result.exit_code == 0
-        assert result.stdout == ""
-        assert "0 entries" in result.stderr
+    @pytest.mark.parametrize("options", [(), ("--json",)])
+    def test_a_folder_without_a_vault_is_told_and_stays_as_it_is(
+        self, run: Run, tmp_path: Path, options: tuple[str, ...]
+    ) -> None:
+        (tmp_path / "empty").mkdir()
+        for name in ("none", "empty"):
+            result = run("ls", "--dir", tmp_path / name, *options)
+            assert (result.exit_code, result.stdout) == (8, "")
+            assert f"There is no vault at {tmp_path / name}" in result.stderr
         assert not (tmp_path / "none").exists()
-
-    def test_an_empty_folder_stays_empty(self, run: Run, tmp_path: Path) -> None:
-        empty = tmp_path / "empty"
-        empty.mkdir()
-        assert run("ls", "--dir", empty).exit_code == 0
-        assert list(empty.iterdir()) == []
+        assert list((tmp_path / "empty").iterdir()) == []
 
     def test_a_file_is_no_vault(self, run: Run, tmp_path: Path) -> None:
         file = tmp_path / "file"

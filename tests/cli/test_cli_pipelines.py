@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from pipevault import opening
+from pipevault.cli.options import CountRange
 from pipevault.cli.pipelines import DEMO_SHAPE, Size, parse_size, shapes_of
 from pipevault.errors import SettingsError
 from pipevault.opening import open_pipeline
@@ -139,3 +141,22 @@ class TestOpenPipeline:
         assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.bfloat16}
         assert pipe.device.type == "cpu"
         assert open_pipeline("demo").unet.dtype == torch.float32
+
+
+def test_a_range_of_sizes_is_two_with_dots_between() -> None:
+    assert shapes_of("./model", ["512x256..1024x256"], batch_size=(1, 4)) == [
+        {"height": 256, "width": (512, 1024), "batch_size": (1, 4)}
+    ]
+    with pytest.raises(SettingsError, match="is no size"):
+        shapes_of("./model", ["512x512.."])
+
+
+@pytest.mark.parametrize(("text", "value"), [("4", 4), ("1..4", (1, 4)), (" 2 .. 8 ", (2, 8))])
+def test_a_count_or_a_range(text: str, value: Any) -> None:
+    assert CountRange().convert(text, None, None) == value
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "a", "1..", "1..2..3", "..", "\u0664"])
+def test_what_is_no_count(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="no whole number above 0"):
+        CountRange().convert(text, None, None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_runner import Run
+from planned_entries import publish_planned
 
 from pipevault.digest import Digest
 from pipevault.fingerprint.toolchain import package_version
@@ -93,6 +94,29 @@ class TestPrune:
         assert result.stdout == f"Removed {other.key.digest.hex} ({what})\n"
         assert vault.lookup(small_key) is not None
         assert vault.lookup(current.digest) is not None
+
+    def test_a_plan_takes_the_graphs_with_it_that_nothing_else_needs(
+        self, run: Run, vault: Vault, tmp_path: Path
+    ) -> None:
+        planned = publish_planned(vault, tmp_path)
+        alone, shared = planned.graphs
+        other = Manifest(Key({"pipeline": {"class": "Other"}}), {}, (), {}, "2025-01-31T12:00:00+00:00", (shared,))
+        vault.publish(other, {})
+        result = run("prune", "--model", "StableDiffusionPipeline", "--dtype", "float16", "--dir", vault.root)
+        assert sorted(result.stdout.splitlines()) == sorted(
+            [
+                f"Removed {planned.plan.hex} (model StableDiffusionPipeline, dtype float16)",
+                f"Removed {alone.hex} (nothing else needs it)",
+            ]
+        )
+        assert vault.lookup(shared) is not None
+
+    def test_the_graphs_of_a_pinned_plan_stay_with_it(self, run: Run, vault: Vault, tmp_path: Path) -> None:
+        planned = publish_planned(vault, tmp_path)
+        vault.pin(planned.plan, "prod")
+        result = run("prune", "--model", "StableDiffusionPipeline", "--dtype", "float16", "--dir", vault.root)
+        assert result.stdout == ""
+        assert all(vault.lookup(key) is not None for key in (planned.plan, *planned.graphs))
 
     def test_all_that_is_asked_must_fit(self, run: Run, vault: Vault, small_key: Digest) -> None:
         asked = ("prune", "--dtype", "float32", "--toolchain", "old", "--dir", vault.root)

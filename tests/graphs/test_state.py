@@ -22,7 +22,7 @@ from pipevault.errors import (
     TrainingModeError,
     UnfrozenCallError,
 )
-from pipevault.graphs import freezing
+from pipevault.graphs import freezing, inductor
 from pipevault.graphs.part import part_state, unfrozen
 from pipevault.graphs.state import GENERATING, MAX_VALUES
 
@@ -228,7 +228,7 @@ class TestRefusals:
         for mode in range(MAX_VALUES):
             signature = call.signature.fix([1], (X, mode + 100))
             state.table.add(freezing_kept(signature))
-        monkeypatch.setattr(freezing, "build_graph", build)
+        monkeypatch.setattr(inductor, "build_graph", build)
         torch.testing.assert_close(part(X, mode=1), X * 2.0)
         assert made == []
         assert "vary with every call" in refusals_of(part)[0]
@@ -237,7 +237,7 @@ class TestRefusals:
         def build(*args: Any, **kwargs: Any) -> Any:
             raise CannotFreezeError("no")
 
-        monkeypatch.setattr(freezing, "build_graph", build)
+        monkeypatch.setattr(inductor, "build_graph", build)
         part = frozen(Modes())
         part(X, mode=1)
         monkeypatch.setattr(freezing, "observe", lambda *args: pytest.fail("tried again"))
@@ -264,7 +264,7 @@ class TestFailuresOfTheMoment:
             tries.append(1)
             raise InterruptedBuildError("AOTInductor was interrupted: Killed signal terminated program cc1plus")
 
-        monkeypatch.setattr(freezing, "build_graph", build)
+        monkeypatch.setattr(inductor, "build_graph", build)
         part = frozen(Small())
         for _ in range(3):
             torch.testing.assert_close(part(X), unfrozen(part)(X))
@@ -291,7 +291,7 @@ class TestFailuresOfTheMoment:
         def build(*args: Any, **kwargs: Any) -> Any:
             raise InterruptedBuildError("killed")
 
-        monkeypatch.setattr(freezing, "build_graph", build)
+        monkeypatch.setattr(inductor, "build_graph", build)
         monkeypatch.setattr(GENERATING, "rehearsing", True)
         with pytest.raises(InterruptedBuildError):
             frozen(Small())(X)
@@ -300,7 +300,7 @@ class TestFailuresOfTheMoment:
         def build(*args: Any, **kwargs: Any) -> Any:
             raise CompilerMissingError("No working C++ compiler")
 
-        monkeypatch.setattr(freezing, "build_graph", build)
+        monkeypatch.setattr(inductor, "build_graph", build)
         part = frozen(Small())
         with pytest.raises(CompilerMissingError):
             part(X)
@@ -398,7 +398,7 @@ def test_every_step_of_a_freeze_is_reported(monkeypatch: pytest.MonkeyPatch) -> 
     def build(*args: Any, **kwargs: Any) -> Any:
         raise CannotFreezeError("no")
 
-    monkeypatch.setattr(freezing, "build_graph", build)
+    monkeypatch.setattr(inductor, "build_graph", build)
     part = frozen(Small(), report=lambda name, step, seconds, detail: steps.append((name, step, seconds is None)))
     part(X)
     assert steps[:3] == [("Small", "capture", True), ("Small", "capture", False), ("Small", "compile", True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -325,7 +326,7 @@ class TestCompiling:
         assert parts["good"].status == "frozen"
         assert parts["caches"] == PartOutcome("frozen", "", 2)
         assert parts["counts"].status == "eager"
-        assert "frames: 0 became 1" in parts["counts"].reason
+        assert re.search(r"frames: \d became \d", parts["counts"].reason)
         assert parts["in_place"].status == "eager"
         assert "in place" in parts["in_place"].reason
         assert parts["odd"].status == "eager"

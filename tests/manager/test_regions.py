@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -240,3 +241,29 @@ def test_asked_for_blocks_where_there_are_none_is_an_error(tmp_path: Path) -> No
         cache(tmp_path / "vault", "compile", regions="blocks").load(Plain(), batch_size=1)
     with pytest.raises(SettingsError, match="regions must be one of auto, blocks, off"):
         cache(tmp_path / "vault", regions="some")
+
+
+@pytest.mark.parametrize(("frozen_s", "status"), [(0.98, "eager"), (0.5, "frozen")])
+def test_parts_that_gain_nothing_stay_eager_where_that_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen_s: float, status: str
+) -> None:
+    from pipevault.graphs import freezing
+
+    compare = freezing._compare
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        return replace(compare(*args, **kwargs), eager_s=1.0, frozen_s=frozen_s)
+
+    monkeypatch.setattr(freezing, "_compare", timed)
+
+    root = tmp_path / "vault"
+    pipe = cache(root, "compile").load(PlainPipeline(), batch_size=1, parts="auto")
+    part = pipevault.outcome(pipe).parts["transformer"]
+    assert (part.status, part.reason) == (status, "freezing it gains 2 %" if status == "eager" else "")
+    assert isinstance(pipe.transformer, FrozenPart) == (status == "frozen")
+    torch.testing.assert_close(draw(pipe), draw(PlainPipeline()), atol=1e-5, rtol=1e-5)
+    again = cache(root).load(PlainPipeline(), batch_size=1, parts="auto")
+    assert pipevault.outcome(again).parts["transformer"].status == status
+    key = cache(root).key(PlainPipeline(), batch_size=1, parts="auto")
+    assert key.factors["backend"]["parts"] == "auto"
+    assert key.digest != cache(root).key(PlainPipeline(), batch_size=1).digest

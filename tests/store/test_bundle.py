@@ -29,6 +29,7 @@ from pipevault.errors import (
     VaultFullError,
     VaultNotWritableError,
 )
+from pipevault.files.claims import claim_folder
 from pipevault.store import bundle_import, bundle_zip
 from pipevault.store.bundle import bundle_keys, export_bundle, import_bundle
 from pipevault.store.bundle_zip import MARKER
@@ -263,6 +264,27 @@ class TestExportErrors:
             export_bundle(vault, [pair[0].key], path, overwrite=True)
         assert path.read_text() == "mine"
         assert sorted(child.name for child in tmp_path.iterdir()) == ["source", "vault", "x.zip"]
+
+
+class TestKilledExports:
+    def test_what_one_left_goes_with_the_next(self, vault: Vault, pair: tuple[Entry, Entry], tmp_path: Path) -> None:
+        path = tmp_path / "out" / "x.pvb"
+        path.parent.mkdir()
+        for step in killed_at_each_step(lambda: export_bundle(vault, [pair[0].key], path, overwrite=True)):
+            left = sorted(path.parent.iterdir())
+            assert [item for item in left if not item.name.startswith(".")] in ([], [path]), step
+        (path.parent / ".x.pvb.4711.0123456789abcdef.part").mkdir()
+        export_bundle(vault, [pair[0].key], path, overwrite=True)
+        assert list(path.parent.iterdir()) == [path]
+
+    def test_that_of_one_that_lives_stays(self, vault: Vault, pair: tuple[Entry, Entry], tmp_path: Path) -> None:
+        claim = claim_folder(tmp_path / ".y.pvb.4711.0123456789abcdef.part")
+        assert claim is not None
+        (tmp_path / ".z.pvb.4711.0123456789abcdef.tmp").mkdir()
+        export_bundle(vault, [pair[0].key], tmp_path / "x.pvb")
+        assert claim.path.is_dir()
+        assert (tmp_path / ".z.pvb.4711.0123456789abcdef.tmp").is_dir(), "no file of an export"
+        claim.release()
 
 
 class TestImportIntoAVaultThatHoldsSome:

@@ -35,6 +35,7 @@ def build_key(
     build: BuildOptions,
     known: Mapping[str, Mapping[str, Any]] | None = None,
     regions: Mapping[str, str] | None = None,
+    worthwhile: bool = False,
 ) -> Key:
     """The key of the plan of ``pipe`` called at ``shape`` (see :func:`~pipevault.cache.call.resolve_shape`).
 
@@ -43,6 +44,7 @@ def build_key(
     """
     known = known or {}
     device = execution_device(pipe, parts)
+    chosen = {**({"regions": dict(regions)} if regions else {}), **({"parts": "auto"} if worthwhile else {})}
     weights: dict[str, Any] = {"policy": build.weights}
     if build.weights == "baked":
         weights["parts"] = {name: weights_digest(module) for name, module in parts.items()}
@@ -55,7 +57,7 @@ def build_key(
             "dtype": {name: module_dtype(module) for name, module in parts.items()},
             "machine": machine_factors(device),
             "toolchain": toolchain_factors(graph_format=GRAPH_FORMAT),
-            "backend": {"name": backend, **build.to_json(), **({"regions": dict(regions)} if regions else {})},
+            "backend": {"name": backend, **build.to_json(), **chosen},
             "determinism": code_flags(),
         }
     )

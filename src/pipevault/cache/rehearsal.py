@@ -43,6 +43,8 @@ from pipevault.graphs.check import Comparison, compare_trees, pipeline_tolerance
 from pipevault.graphs.state import GENERATING, PartState
 
 REHEARSAL_SEED = 0
+LEAST_GAIN = 0.03
+"""What share of its time a part must save to be frozen, where that is asked."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,12 @@ def rehearse(
     clock: Clock,
     compare: bool,
     builders: Builders | None = None,
+    worthwhile: bool = False,
 ) -> Rehearsal:
     """Run ``pipe`` at ``shape`` with ``policy`` for calls without a graph; at both ends of a range.
 
-    With ``compare``, run it eagerly first, freeze the calls that it makes, and compare the outputs.
+    With ``compare``, run it eagerly first, freeze the calls that it makes, and compare the outputs. With
+    ``worthwhile``, parts stay eager whose graphs gain less than :data:`LEAST_GAIN`.
 
     Raises :class:`BadCallError` if the pipeline refuses the call, what freezing a call raises, and
     :class:`NothingFrozenError` if no part could be frozen.
@@ -102,15 +106,18 @@ def rehearse(
                 state.start_listing()
             tasks = capture.tasks(ranges=isinstance(shape, CallRange))
             problems = _freeze_ahead(states, tasks, builders, clock)
+            if worthwhile:
+                eager.update(_idle_parts(states))
             for run, eager_output in drawn:
-                output = run()
+                with policies({name: state for name, state in states.items() if state.part in eager}, "off"):
+                    output = run()
                 with clock.step("check"):
                     compared = _checked(states, run, eager_output, output, eager)
                 check = compared if check is None else max(check, compared, key=lambda one: one.distance)
     by_part = graph_parts.by_part(states)
     parts = {name: part_outcome(members, eager.get(name, "")) for name, members in by_part.items()}
     graphs = {name: tuple(sorted(_used(members))) for name, members in by_part.items() if name not in eager}
-    if compare and not any(graphs.values()):
+    if compare and not worthwhile and not any(graphs.values()):
         details = "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if part.reason)
         raise NothingFrozenError(
             f"No part of {type(pipe).__name__} could be frozen ({details or 'no part was called'})."
@@ -177,6 +184,19 @@ def _freeze_ahead(
     if failures:
         raise failures[0]
     return list(dict.fromkeys(problems))
+
+
+def _idle_parts(states: Mapping[str, PartState]) -> dict[str, str]:
+    """The parts whose graphs were no faster than eager code when they were checked, with the reason to leave them."""
+    found = {}
+    for part, members in graph_parts.by_part(states).items():
+        slots = {slot.kept.key: slot for state in members for slot in state.graphs}
+        checks = [slot.kept.document.checks for slot in slots.values() if slot.kept.document is not None]
+        timed = [one for one in checks if one.get("eager_s") and one.get("frozen_s")]
+        eager_s, frozen_s = (sum(one[name] for one in timed) for name in ("eager_s", "frozen_s"))
+        if timed and frozen_s > (1 - LEAST_GAIN) * eager_s:
+            found[part] = f"freezing it gains {100 * (1 - frozen_s / eager_s):.0f} %"
+    return found
 
 
 def part_outcome(members: Sequence[PartState], eager: str = "") -> PartOutcome:

@@ -39,12 +39,16 @@ class Miss:
 
 
 class Search:
-    """One search for the entry of ``key``. With ``mend``, damaged files are set aside where that is possible."""
+    """One search for the entry of ``key``. With ``mend``, damaged files are set aside where that is possible.
 
-    def __init__(self, tiers: Tiers, key: Digest, *, mend: bool) -> None:
+    ``known``, which an earlier search found, is not read again if it still stands there unchanged.
+    """
+
+    def __init__(self, tiers: Tiers, key: Digest, *, mend: bool, known: Found | None = None) -> None:
         self._tiers = tiers
         self.key = key
         self._mend = mend
+        self._known = known
         self._own_error: VaultError | None = None
         self._refusals: list[str] = []
         self._word = "absent"
@@ -55,18 +59,23 @@ class Search:
 
     def entries(self) -> Iterator[Found]:
         """Entries with parts that can be read, nearest tier first. Nothing is copied."""
-        for candidate in self._tiers.candidates(self.key):
+        for candidate in self._tiers.candidates(self.key, self._known):
             if isinstance(candidate, Refused):
                 self.refuse(candidate, candidate.error)
                 continue
             if candidate.warning:
                 self.tell(candidate.warning)
             try:
-                check_parts(candidate.vault, candidate.manifest)
+                if not self.knows(candidate):
+                    check_parts(candidate.vault, candidate.manifest)
             except CorruptEntryError as error:
                 self.refuse(candidate, error)
                 continue
             yield candidate
+
+    def knows(self, found: Found) -> bool:
+        """Return whether ``found`` has the very manifest that an earlier search gave."""
+        return self._known is not None and found.manifest is self._known.manifest
 
     def places(self) -> Iterator[Found]:
         """The same, each first where it was copied to, if it was, and then where it was found."""

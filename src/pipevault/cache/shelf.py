@@ -107,9 +107,9 @@ class Store:
             )
         return vault
 
-    def search(self, key: Digest, *, mend: bool = True) -> Search:
+    def search(self, key: Digest, *, mend: bool = True, known: Found | None = None) -> Search:
         """In mode ``compile`` it sets damaged files aside, unless it shall not ``mend``."""
-        return _StoreSearch(self, key, mend=mend and self.settings.mode == "compile")
+        return _StoreSearch(self, key, mend=mend and self.settings.mode == "compile", known=known)
 
     def open_found(self, search: Search, check: Callable[[Found], None] = lambda found: None) -> Found | None:
         """The first place from which the entry can be used: leased, its files verified. ``None`` if there is none."""
@@ -174,8 +174,8 @@ class Store:
 class _StoreSearch(Search):
     """A search that tells its problems by way of its store, which tells each once."""
 
-    def __init__(self, store: Store, key: Digest, *, mend: bool) -> None:
-        super().__init__(store.tiers, key, mend=mend)
+    def __init__(self, store: Store, key: Digest, *, mend: bool, known: Found | None) -> None:
+        super().__init__(store.tiers, key, mend=mend, known=known)
         self._store = store
 
     def tell(self, problem: str) -> None:
@@ -201,6 +201,8 @@ class VaultShelf:
         self.identity = self._shelf.hex
         self._read: dict[Digest, Kept | None] = {}
         self._frozen_here: set[Digest] = set()
+        self._unopened: dict[Digest, Found] = {}
+        """The entries that were read and not opened yet."""
 
     def news(self, known: Collection[str]) -> Iterator[Kept]:
         keys, problems = self.store.tiers.shelf(self._shelf)
@@ -221,13 +223,14 @@ class VaultShelf:
         if found is None:
             self._tell(search)
             return None
-        kept = self._kept(found.manifest)
+        kept = self._kept(found)
         if kept is not None:
             self.store.origins[key] = found.tier.dir
         return kept
 
     def forget(self, key: str) -> None:
         self._read.pop(Digest(key), None)
+        self._unopened.pop(Digest(key), None)
 
     def _tell(self, search: Search) -> None:
         """Why an entry is not on the shelf, unless it was told with the name of its tier."""
@@ -299,7 +302,6 @@ class VaultShelf:
         files: Mapping[Digest, Path],
         info: Mapping[str, Any],
     ) -> Kept:
-        vault = self.store.own()
         name = str(self.factors["architecture"]["class"])
         details = {
             **info,
@@ -307,44 +309,42 @@ class VaultShelf:
             "machine": machine_record(),
             "toolchain": toolchain_record(graph_format=GRAPH_FORMAT),
         }
-        manifest = vault.publish(Manifest(key, {name: part}, tuple(artifacts), details, now_utc()), files)
+        manifest = Manifest(key, {name: part}, tuple(artifacts), details, now_utc())
+        published = self.store.tiers.publish(manifest, files)
         self._frozen_here.add(key.digest)
-        self.store.count("published", key.digest, bytes=manifest.size_bytes)
-        kept = self._kept(manifest)
+        self.store.count("published", key.digest, bytes=published.manifest.size_bytes)
+        kept = self._kept(published)
         if kept is None:
-            raise CorruptEntryError(
-                f"The entry {key.digest.short} was published and cannot be read.",
-                vault.layout.manifest_file(key.digest),
-            )
+            raise CorruptEntryError(f"The entry {key.digest.short} was published and cannot be read.", published.path)
         self._read[key.digest] = kept
-        tier = self.store.tiers.own_tier
-        self.store.limit_size(Found(vault, manifest, tier, tier))
+        self.store.limit_size(published)
         return kept
 
-    def _kept(self, manifest: Manifest) -> Kept | None:
-        """Read a manifest of this shelf; ``None`` if it is another part's (its folder shares 64 bits only)."""
-        key = manifest.key
+    def _kept(self, found: Found) -> Kept | None:
+        """Read an entry of this shelf; ``None`` if it is another part's (its folder shares 64 bits only)."""
+        manifest, key = found.manifest, found.manifest.key
         if key.shelf != self._shelf:
             return None
         [part] = manifest.parts.values()
         signature = Signature.from_json(key.factors["signature"])
         if part["status"] != "frozen":
             return Kept(signature, key.digest.hex, refusal=part["reason"])
-        document = GraphDocument.from_json(part["graphs"][0])
+        document = _document(manifest)
+        self._unopened[key.digest] = found
         return Kept(signature, key.digest.hex, document, lambda: self._files(key.digest, document))
 
     def _files(self, key: Digest, document: GraphDocument) -> GraphFiles:
         opened: dict[str, OpenedFile] = {}
+        search = self.store.search(key, known=self._unopened.pop(key, None))
 
         def check(found: Found) -> None:
             if mismatch := check_package_machine(document.machine, self.device):
                 library = found.vault.layout.artifact_file(Digest(document.library))
                 raise WrongMachineError(f"{library}, a graph of {self.part}, is for another machine: {mismatch}.")
-            if GraphDocument.from_json(next(iter(found.manifest.parts.values()))["graphs"][0]) != document:
+            if not search.knows(found) and _document(found.manifest) != document:
                 raise VaultError(f"the graph {key.short} was frozen again meanwhile", found.vault.root)
             opened.update(self.store.tiers.open_artifacts(found))
 
-        search = self.store.search(key)
         found = self.store.open_found(search, check)
         if found is None:
             reasons = "; ".join(search.reasons) or "it is gone"
@@ -365,3 +365,8 @@ class VaultShelf:
         paths = {digest: Path(shutil.copy2(path, folder)) for digest, path in frozen.paths.items()}
         kept = replace(frozen, paths=paths)
         return Kept(frozen.document.signature, key.digest.hex, frozen.document, kept.open)
+
+
+def _document(manifest: Manifest) -> GraphDocument:
+    [part] = manifest.parts.values()
+    return GraphDocument.from_json(part["graphs"][0])

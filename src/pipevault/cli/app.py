@@ -65,6 +65,7 @@ INTERRUPTED = 130
 COMMANDS: Mapping[str, str] = {
     "demo": "pipevault.cli.demo:demo",
     "prewarm": "pipevault.cli.prewarm:prewarm",
+    "bench": "pipevault.cli.bench:bench",
     "compare": "pipevault.cli.compare:compare",
     "sweep": "pipevault.cli.sweep:sweep",
     "replay": "pipevault.cli.replay:replay",

@@ -227,11 +227,10 @@ def check_tiers(settings: Settings) -> Iterator[Check]:
             continue
         name = f"tier {tier.dir}"
         try:
-            vault = tiers.open_tier(tier)
+            access = "writable" if tiers.is_writable(tier) else "read-only"
         except VaultError as error:
             yield Check(name, False, "is passed over by every load", str(error))
             continue
-        access = "writable" if vault is not None and vault.writable else "read-only"
         copied = "hits are copied" if tier.copy else "hits are not copied"
         yield Check(name, True, f"{access}, {copied}, signature {tiers.policy(tier)}")
 

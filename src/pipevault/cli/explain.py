@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -42,7 +43,7 @@ def explain(
     weights: str | None,
     level: str | None,
     regions: str | None,
-    parts: tuple[str, ...] | None,
+    parts: tuple[str, ...] | Literal["auto"] | None,
     mode: str | None,
     dir: Path | None,
     as_json: bool,

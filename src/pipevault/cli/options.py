@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -44,7 +44,7 @@ def call_options(function: Function) -> Function:
             metavar="NAMES",
             multiple=True,
             callback=_part_names,
-            help="Parts to freeze, with commas or the option again. Default: all that the call uses.",
+            help="Parts to freeze, with commas or the option again; auto: those that gain 3 %. Default: all.",
         ),
         click.option(
             "--regions",
@@ -80,8 +80,12 @@ def call_options(function: Function) -> Function:
     return function
 
 
-def _part_names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...] | None:
+def _part_names(
+    _: click.Context, __: click.Parameter, values: Sequence[str]
+) -> tuple[str, ...] | Literal["auto"] | None:
     """``("unet,vae.decoder", "text_encoder")`` as three names; ``None`` where the option was not given."""
+    if list(values) == ["auto"]:
+        return "auto"
     names = tuple(name.strip() for value in values for name in value.split(","))
     if not all(names):
         raise SettingsError("--parts takes names with commas between them, such as unet,vae.decoder.")

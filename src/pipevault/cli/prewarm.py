@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -52,6 +52,7 @@ class SizeResult:
 )
 @call_options
 @click.option("--pipeline-class", metavar="NAME", help="A class of diffusers in place of the model's.")
+@click.option("--profile", metavar="NAME", help="fast, balanced or max. Default: PIPEVAULT_COMPILE_PROFILE, balanced.")
 @click.option(
     "--jobs", metavar="NUMBER", type=click.IntRange(min=0), help="Graphs to compile at a time. Default: cores."
 )
@@ -69,8 +70,9 @@ def prewarm(
     weights: str | None,
     level: str | None,
     regions: str | None,
-    parts: tuple[str, ...] | None,
+    parts: tuple[str, ...] | Literal["auto"] | None,
     pipeline_class: str | None,
+    profile: str | None,
     jobs: int | None,
     dry_run: bool,
     dir: Path | None,
@@ -94,7 +96,14 @@ def prewarm(
     shapes = shapes_of(model, sizes, batch_size=batch_size, num_frames=frames, guidance=guidance)
     with StepProgress() as progress:
         cache = PipelineCache(
-            dir, mode="compile", weights=weights, level=level, regions=regions, jobs=jobs, progress=progress
+            dir,
+            mode="compile",
+            weights=weights,
+            level=level,
+            regions=regions,
+            jobs=jobs,
+            compile_profile=profile,
+            progress=progress,
         )
         pipe = open_pipeline(model, dtype=dtype, device=device, pipeline_class=pipeline_class)
         if dry_run:
@@ -115,7 +124,7 @@ def _dry_run(
     pipe: Any,
     shapes: Sequence[dict[str, Any]],
     sizes: Sequence[str],
-    parts: tuple[str, ...] | None,
+    parts: tuple[str, ...] | Literal["auto"] | None,
     as_json: bool,
 ) -> int:
     """Show what is in the vault for each size and what would be frozen; 0 if nothing would."""

@@ -56,10 +56,11 @@ def prune(
 ) -> None:
     """Remove entries that are old, unused or more than the vault may hold, and what dead processes left.
 
-    What is given of --toolchain, --model, --machine and --dtype must all fit an entry for it to go; a value that no
-    entry has is an error. Without an option the setting max_size decides, if there is one. Pinned entries, entries
-    that a live process has loaded, and the graphs that such plans need stay. Artifacts that no entry names go when
-    they are older than an hour, and quarantined files after 30 days or when they are more than 1 GB.
+    What is given of --toolchain, --model, --machine and --dtype must all fit an entry for it to go; with a plan go its
+    graphs that nothing else needs. A value that no entry has is an error. Without an option the setting max_size
+    decides, if there is one. Pinned entries, entries that a live process has loaded, and the graphs that such plans
+    need stay. Artifacts that no entry names go when they are older than an hour, and quarantined files after 30 days or
+    when they are more than 1 GB.
 
     \b
     Examples:

@@ -43,11 +43,16 @@ ABSOLUTE_FLOOR = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """The largest distance seen, the tolerance it was held against, and what was wrong (empty if nothing)."""
+    """The largest distance seen, the tolerance it was held against, and what was wrong (empty if nothing).
+
+    ``eager_s`` and ``frozen_s`` are the seconds that the two calls took, where they were timed.
+    """
 
     distance: float
     tolerance: float
     failure: str = ""
+    eager_s: float = 0.0
+    frozen_s: float = 0.0
 
     @property
     def passed(self) -> bool:

@@ -7,6 +7,7 @@ values. A call that no graph can stand in for is a :class:`CannotFreezeError` wi
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -467,7 +468,8 @@ def _check(subject: Subject, graph: RunGraph, observation: Observation) -> Mappi
         raise CannotFreezeError(f"the graph differs from eager code on other values: {other.failure}", subject.name)
     compared = [one for one in (own, other) if one is not None and one.passed]
     worst = max(compared, key=lambda one: one.distance)
-    return {"calls": len(compared), "distance": worst.distance, "tolerance": worst.tolerance}
+    times = {name: min(getattr(one, name) for one in compared) for name in ("eager_s", "frozen_s")}
+    return {"calls": len(compared), "distance": worst.distance, "tolerance": worst.tolerance, **times}
 
 
 def _check_size(
@@ -495,22 +497,35 @@ def _compare(
     subject: Subject, graph: RunGraph, program: Program, leaves: Sequence[Any], *, may_refuse: bool = False
 ) -> Any:
     """The distance of the graph from eager code on ``leaves``; ``None`` if eager code refuses them."""
+    given = copied_leaves(leaves)
+    started_s = _now_s(subject.device)
     try:
         with torch.no_grad():
-            expected = program.run(subject.module, subject.eager, copied_leaves(leaves))
+            expected = program.run(subject.module, subject.eager, given)
     except Exception:  # whatever a part raises for values that nobody gave it
         if may_refuse:
             return None
         raise
+    eager_s = _now_s(subject.device) - started_s
     with torch.no_grad():
-        actual = graph(copied_leaves(leaves))
-        comparison = compare_trees(expected, actual)
+        given = copied_leaves(leaves)
+        started_s = _now_s(subject.device)
+        actual = graph(given)
+        frozen_s = _now_s(subject.device) - started_s
+        comparison = replace(compare_trees(expected, actual), eager_s=eager_s, frozen_s=frozen_s)
         if comparison.passed or not 0.0 < comparison.distance <= _LARGEST_EXCESS * comparison.tolerance:
             return comparison
         shaken = program.run(subject.module, subject.eager, shaken_leaves(leaves))
     # A part that blows up rounding is no measure for its graph: the last bits of its inputs move it as far.
     allowed = _SENSITIVITIES * compare_trees(expected, shaken, tolerance=float("inf")).distance
     return replace(comparison, failure="", tolerance=allowed) if comparison.distance <= allowed else comparison
+
+
+def _now_s(device: torch.device) -> float:
+    """The time when all that was asked of ``device`` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 _SENSITIVITIES = 4.0

@@ -44,6 +44,17 @@ _CUSTOM_OBJECTS = "custom_objs_config.json"
 FOLDS_WEIGHTS = frozenset({"freezing", "aot_inductor.use_runtime_constant_folding"})
 
 
+PROFILE_OPTIONS: Mapping[str, Mapping[str, bool | int | float | str]] = {
+    "fast": {"aot_inductor.compile_wrapper_opt_level": "O0"},
+    "balanced": {},
+    "max": {"max_autotune": True, "coordinate_descent_tuning": True},
+}
+"""Options of Inductor by compile profile. What is tuned is tuned once: the winners are the code of the graph.
+
+``fast`` leaves the code that calls the kernels as it is written; with ``baked`` weights, ``max`` folds them.
+"""
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """What changes the generated code, and is therefore part of the key.
@@ -64,6 +75,12 @@ class BuildOptions:
                 f"build_config cannot override {', '.join(sorted(fixed))}: graphs take live weights from "
                 "outside. Leave it out, or use weights='baked' to let weights be folded."
             )
+
+    @classmethod
+    def of_profile(cls, profile: str, weights: str, config: Mapping[str, bool | int | float | str]) -> BuildOptions:
+        """Return the options of a compile profile, with those of ``config`` over them."""
+        folding = {"freezing": True} if (profile, weights) == ("max", "baked") else {}
+        return cls(weights, {**PROFILE_OPTIONS[profile], **folding, **config})
 
     def to_json(self) -> dict[str, Any]:
         return {"weights": self.weights, "config": dict(self.config), "graph_format": GRAPH_FORMAT}

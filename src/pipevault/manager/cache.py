@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -91,6 +91,7 @@ class PipelineCache:
         shared: str | None = None,
         regions: str | None = None,
         jobs: int | None = None,
+        compile_profile: str | None = None,
         build_config: Mapping[str, bool | int | float | str] | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -115,8 +116,10 @@ class PipelineCache:
             shared=shared,
             regions=regions,
             jobs=jobs,
+            compile_profile=compile_profile,
         )
-        self.build = BuildOptions(self.settings.weights, dict(build_config or {}))
+        profile, weights = self.settings.compile_profile, self.settings.weights
+        self.build = BuildOptions.of_profile(profile, weights, build_config or {})
         self._progress = progress
         self._vault: Vault | None = None
         self._tiers = Tiers(self.settings, self._own_vault)
@@ -152,7 +155,7 @@ class PipelineCache:
         call: Mapping[str, Any] | Callable[[Any], Any] | None = None,
         dynamic: bool = False,
         shapes: Sequence[Mapping[str, Any]] | None = None,
-        parts: Sequence[str] | None = None,
+        parts: Sequence[str] | Literal["auto"] | None = None,
     ) -> Pipeline:
         """Give ``pipe`` the frozen graphs of the vault, and return it.
 
@@ -162,7 +165,8 @@ class PipelineCache:
         exist. A size that is a pair, such as ``height=(512, 1024)``, asks for graphs that serve the whole range;
         ``dynamic`` makes ranges of the single sizes, from half to twice, and of up to four samples. Where a part cannot
         have such a graph, ``problems`` of the outcome say why, and single sizes are frozen as they come. A second load
-        adds to the first. ``parts`` names the parts to freeze; by default all. What happened:
+        adds to the first. ``parts`` names the parts to freeze; by default all. With ``auto``, those stay eager that
+        gain less than 3 %, by their times when their graphs were checked; the outcome says so. What happened:
         :func:`pipevault.outcome`. If it fails, the pipeline is what it was.
 
         Raises :class:`~pipevault.errors.MissError` in mode ``require``, :class:`~pipevault.errors.CannotFreezeError`
@@ -180,9 +184,11 @@ class PipelineCache:
         )
         wanted = {**resources(pipe), SWITCHES: needs(parse_level(self.settings.level))}
         with TURNS.take(wanted, what=f"loading {type(pipe).__name__}", timeout_s=self.settings.turn_timeout_s):
-            return self._load(pipe, asked, parts)
+            return self._load(pipe, asked, None if parts == "auto" else parts, worthwhile=parts == "auto")
 
-    def _load(self, pipe: Pipeline, asked: Sequence[AskedShape], parts: Sequence[str] | None) -> Pipeline:
+    def _load(
+        self, pipe: Pipeline, asked: Sequence[AskedShape], parts: Sequence[str] | None, *, worthwhile: bool
+    ) -> Pipeline:
         """:meth:`load`, in the turn of the pipeline."""
         if self.settings.mode == "off":
             unload(pipe)
@@ -194,7 +200,7 @@ class PipelineCache:
         with _unchanged_on_error(pipe), at_level(self.settings.level):
             previous = loaded_state(pipe)
             release_class(pipe)
-            session = _Session(self, pipe, names, previous)
+            session = _Session(self, pipe, names, previous, worthwhile=worthwhile)
             try:
                 outcomes = tuple(session.ensure(shape) for shape in wanted) or (session.attached(parts),)
                 result = combine(outcomes)
@@ -204,14 +210,22 @@ class PipelineCache:
                 raise
         return pipe
 
-    def key(self, pipe: Any, *, parts: Sequence[str] | None = None, **shape: Any) -> Key:
+    def key(self, pipe: Any, *, parts: Sequence[str] | Literal["auto"] | None = None, **shape: Any) -> Key:
         """Return the key of the plan for a call. ``shape`` takes the arguments of :meth:`load`."""
-        names = tuple(graph_parts.find_parts(pipe, parts))
+        names = tuple(graph_parts.find_parts(pipe, None if parts == "auto" else parts))
         resolved = AskedShape(**shape).resolve(pipe, self._per_sample)
         modules = {name: graph_parts.get_part(pipe, name) for name in names}
         regions = {name: str(its) for name, its in choose_regions(pipe, names, self.settings.regions).items()}
         with at_level(self.settings.level):
-            return build_key(pipe, modules, resolved, backend=self.settings.backend, build=self.build, regions=regions)
+            return build_key(
+                pipe,
+                modules,
+                resolved,
+                backend=self.settings.backend,
+                build=self.build,
+                regions=regions,
+                worthwhile=parts == "auto",
+            )
 
     def part_key(self, pipe: Any, part: str) -> Key:
         """Return the factors of the identity of a part, as the key of a graph without a signature."""
@@ -222,7 +236,7 @@ class PipelineCache:
         with at_level(self.settings.level):
             return Key(part_factors(module, device, backend=self.settings.backend, build=self.build))
 
-    def explain(self, pipe: Any, *, parts: Sequence[str] | None = None, **shape: Any) -> Explanation:
+    def explain(self, pipe: Any, *, parts: Sequence[str] | Literal["auto"] | None = None, **shape: Any) -> Explanation:
         """Return what :meth:`load` would do with these arguments, without doing it."""
         key = self.key(pipe, parts=parts, **shape)
         store = Store(self._tiers, self.settings, lambda: self.vault)
@@ -253,8 +267,17 @@ class PipelineCache:
 class _Session:
     """One load of one pipeline in progress."""
 
-    def __init__(self, cache: PipelineCache, pipe: Any, names: Sequence[str], previous: LoadedState | None) -> None:
+    def __init__(
+        self,
+        cache: PipelineCache,
+        pipe: Any,
+        names: Sequence[str],
+        previous: LoadedState | None,
+        *,
+        worthwhile: bool,
+    ) -> None:
         self.cache = cache
+        self.worthwhile = worthwhile
         self.pipe = pipe
         self.settings = cache.settings
         self.previous = previous
@@ -391,7 +414,7 @@ class _Session:
         graphs = list({Digest(slot.kept.key): None for state in self.states.values() for slot in state.graphs})
         if not graphs:
             tiers = self.cache._tiers
-            tiers.open_tier(tiers.own_tier)  # raises what makes it unusable
+            tiers.is_writable(tiers.own_tier)  # raises what makes it unusable
         if not graphs and self.settings.mode == "require":
             key = self.cache.key(self.pipe, parts=tuple(self.modules))
             raise self._missed(key, self.store.search(key.digest).miss(key), CallShape())
@@ -419,6 +442,7 @@ class _Session:
                 build=self.cache.build,
                 known=self.architectures,
                 regions={name: str(its) for name, its in self.regions.items() if name not in self.obstacles},
+                worthwhile=self.worthwhile,
             )
         self.store.unsigned = None
         hit, miss = self._from_plan(key)
@@ -527,6 +551,7 @@ class _Session:
                 clock=self.clock,
                 compare=True,
                 builders=builders,
+                worthwhile=self.worthwhile,
             )
         for name in rehearsal.eager:
             self._leave_eager(name)
@@ -537,9 +562,8 @@ class _Session:
         try:
             with self.clock.step("publish"):
                 published = self._publish(plan)
-                manifest = published.manifest_digest
-            tier = self.cache._tiers.own_tier
-            self.store.keep(self.cache._tiers.hold(Found(self.cache.vault, published, tier, tier), is_use=False))
+                manifest = published.manifest.manifest_digest
+            self.store.keep(self.cache._tiers.hold(published, is_use=False))
         except VaultError as error:
             problem = f"not stored: {error}"
         if miss.word == "damaged":
@@ -560,14 +584,14 @@ class _Session:
             problems=tuple(self.store.problems),
         )
 
-    def _publish(self, plan: Manifest) -> Manifest:
+    def _publish(self, plan: Manifest) -> Found:
         """What stands in the vault: a plan that is whole stays, unless it needs other graphs than the call does."""
-        vault = self.cache.vault
-        published = vault.publish(plan, {})
-        if published.needs == plan.needs:
+        tiers = self.cache._tiers
+        published = tiers.publish(plan, {})
+        if published.manifest.needs == plan.needs:
             return published
-        vault.quarantine(vault.layout.manifest_file(plan.key.digest), "The call does not need its graphs any more.")
-        return vault.publish(plan, {})
+        tiers.quarantine(published.vault, published.tier, published.path, "The call does not need its graphs any more.")
+        return tiers.publish(plan, {})
 
     def _obstructed(self) -> dict[str, PartOutcome]:
         return {name: PartOutcome("eager", what) for name, what in self.obstacles.items()}

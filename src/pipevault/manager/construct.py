@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pipevault.cache.call_shapes import AskedSize
 from pipevault.cache.outcome import Progress
@@ -27,7 +27,7 @@ def from_pretrained(
     call: Mapping[str, Any] | Callable[[Any], Any] | None = None,
     dynamic: bool = False,
     shapes: Sequence[Mapping[str, Any]] | None = None,
-    parts: Sequence[str] | None = None,
+    parts: Sequence[str] | Literal["auto"] | None = None,
     device: Any = None,
     dir: str | Path | None = None,
     mode: str | None = None,
@@ -49,6 +49,7 @@ def from_pretrained(
     shared: str | None = None,
     regions: str | None = None,
     jobs: int | None = None,
+    compile_profile: str | None = None,
     build_config: Mapping[str, bool | int | float | str] | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -79,6 +80,7 @@ def from_pretrained(
         shared=shared,
         regions=regions,
         jobs=jobs,
+        compile_profile=compile_profile,
         build_config=build_config,
         progress=progress,
     )

@@ -7,6 +7,7 @@ that an eager or a torch.compile run has of pipevault, and inside the parts, whi
 from __future__ import annotations
 
 import functools
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,7 @@ from torch.overrides import _pop_mode_temporarily
 from pipevault.cache.call import parameters
 from pipevault.cache.keys import execution_device
 from pipevault.cache.outcome import Outcome
+from pipevault.cache.regions import repeated_blocks
 from pipevault.determinism.describe import digest_array
 from pipevault.determinism.outputs import as_array, samples
 from pipevault.determinism.samples import samples_of
@@ -30,7 +32,7 @@ from pipevault.fingerprint.toolchain import toolchain_factors
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.manager.cache import PipelineCache
-from pipevault.manager.fresh_process import GenerationJob, GenerationResult
+from pipevault.manager.fresh_process import COMPILED_BY_BLOCKS, GenerationJob, GenerationResult
 from pipevault.opening import open_pipeline
 from pipevault.runtime.drawing import Sources, draw, needs_host_noise
 from pipevault.runtime.pipeline import outcome
@@ -82,6 +84,7 @@ def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> Ge
         threads=torch.get_num_threads(),
         capability=str(torch.backends.cpu.get_cpu_capability()),
         versions=toolchain_factors(graph_format=GRAPH_FORMAT),
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
 
 
@@ -94,12 +97,25 @@ def _check_prompt(pipe: Any, arguments: Mapping[str, Any]) -> None:
 def _make_ready(pipe: Any, job: GenerationJob) -> tuple[Draw, Outcome | None]:
     seed = job.request.seed
     if job.method == "frozen":
-        cache = PipelineCache(job.dir, mode=job.mode, level=job.level, build_config=job.build_config)
-        cache.load(pipe, **job.request.load_arguments(pipe))
+        cache = PipelineCache(
+            job.dir,
+            mode=job.mode,
+            level=job.level,
+            regions=job.regions,
+            jobs=job.jobs,
+            compile_profile=job.compile_profile,
+            build_config=job.build_config,
+        )
+        cache.load(pipe, **{**job.request.load_arguments(pipe), **job.load})
         return functools.partial(_draw_frozen, pipe, seed), outcome(pipe)
     for part in graph_parts.find_parts(pipe).values():
+        blocks = dict(repeated_blocks(part)) if job.method == COMPILED_BY_BLOCKS else {}
+        for block in blocks.values():
+            block.forward = _outside_modes(torch.compile(block.forward))
+        if blocks:
+            continue
         # The part's own arithmetic must run as it would without pipevault, and a mode must not be traced.
-        forward = torch.compile(part.forward) if job.method == "torch.compile" else part.forward
+        forward = part.forward if job.method == "eager" else torch.compile(part.forward)
         part.forward = _outside_modes(forward)
     return functools.partial(_draw_plain, pipe, seed), None
 

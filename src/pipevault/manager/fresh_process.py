@@ -25,7 +25,8 @@ from typing import Any
 from pipevault.errors import PipevaultError, SettingsError
 from pipevault.manager.request import Request
 
-METHODS = ("eager", "torch.compile", "frozen")
+COMPILED, COMPILED_BY_BLOCKS = "torch.compile", "torch.compile by blocks"
+METHODS = ("eager", COMPILED, COMPILED_BY_BLOCKS, "frozen")
 JOB_FILE, RESULT_FILE, ERROR_FILE, OUTPUT_FILE = "job.json", "result.json", "error.pickle", "output.txt"
 _CACHE_FOLDER = "compile-cache"
 _SHOWN_LINES = 12
@@ -36,8 +37,10 @@ class GenerationJob:
     """What a fresh process does: open ``model``, make it ready by ``method``, generate ``generations`` times.
 
     ``method``: ``eager`` (plain diffusers), ``torch.compile`` (each part that pipevault would freeze, with an empty
-    compile cache), or ``frozen`` (loaded from the vault ``dir`` in ``mode`` at ``level``). ``generations`` of 0 only
-    makes ready, which in mode ``compile`` freezes what the vault lacks. ``environment`` is laid over the parent's.
+    compile cache), ``torch.compile by blocks`` (their repeated blocks, each kind compiled once), or ``frozen`` (loaded
+    from the vault ``dir`` in ``mode`` at ``level``, with those settings and the further arguments ``load``).
+    ``generations`` of 0 only makes ready, which in mode ``compile`` freezes what the vault lacks. ``environment`` is
+    laid over the parent's.
     """
 
     model: str
@@ -52,6 +55,10 @@ class GenerationJob:
     build_config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     generations: int = 2
+    regions: str | None = None
+    jobs: int | None = None
+    compile_profile: str | None = None
+    load: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -78,6 +85,7 @@ class GenerationResult:
     ``warm_pixels`` is of the second generation. ``latents`` is a ``.npy`` file where the pipeline shows its steps.
     ``seconds``: ``import`` (from the start of the process), ``open``, ``ready`` (from the constructed pipeline),
     ``first`` and ``warm`` (the two generations). ``outcome`` is that of the load, empty unless frozen.
+    ``peak_bytes`` is the largest resident memory of the process.
     """
 
     pictures: tuple[Path, ...]
@@ -92,6 +100,7 @@ class GenerationResult:
     threads: int
     capability: str
     versions: Mapping[str, str]
+    peak_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Files as their names, without the folder."""
@@ -151,7 +160,7 @@ def generate_in_fresh_process(
 def _environment(job: GenerationJob, folder: Path) -> dict[str, str]:
     # Python 3.11 and later keep the working directory, which may hold a torch.py, off the module search path.
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-    if job.method == "torch.compile":
+    if job.method in (COMPILED, COMPILED_BY_BLOCKS):
         environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder / _CACHE_FOLDER)
         environment["TRITON_CACHE_DIR"] = str(folder / _CACHE_FOLDER / "triton")
     return environment | dict(job.environment)

@@ -99,6 +99,29 @@ def share_bars(shares: Mapping[str, Mapping[str, float]]) -> str:
         return _svg(figure)
 
 
+def time_bars(seconds: Mapping[str, tuple[float, float]]) -> str:
+    """Two horizontal bars for each name, on a logarithmic scale: seconds the first time, and from then on.
+
+    :class:`MissingExtraError` without matplotlib.
+    """
+    names = list(seconds)
+    with _figure(width_in=7.6, height_in=1.2 + 0.55 * len(names)) as figure:
+        axes = figure.add_subplot()
+        for index, (label, colour) in enumerate((("the first time", "#bab0ac"), ("from then on", _DOT_COLOUR))):
+            values = [seconds[name][index] for name in names]
+            places = [row - 0.2 + 0.4 * index for row in range(len(names))]
+            axes.barh(places, values, color=colour, label=label, height=0.38)
+            for place, value in zip(places, values, strict=True):
+                axes.text(value * 1.05, place, f"{value:.3g} s", va="center", fontsize=8, color="#222")
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(names)), labels=names, parse_math=False)
+        axes.invert_yaxis()
+        axes.set_xlabel("seconds from the constructed pipeline to the end of its first call")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=8)
+        axes.margins(x=0.2)
+        return _svg(figure)
+
+
 def prompt_labels(prompts: Sequence[str]) -> list[str]:
     """The prompts if all are short and in Latin-1, which every font holds; else each with a number from 1, and cut."""
     whole = [" ".join(prompt.split()) for prompt in prompts]

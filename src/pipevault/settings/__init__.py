@@ -44,6 +44,7 @@ LOCK_TIMEOUT_POLICIES = ("error", "compile")
 SIGNATURE_POLICIES = ("off", "warn", "require")
 SHARED_MODES = ("no", "group")
 REGIONS = ("auto", "blocks", "off")
+COMPILE_PROFILES = ("fast", "balanced", "max")
 LEVELS = ("off", "seeded", "repeatable", "strict", "invariant")
 PROFILES: Mapping[str, str] = {"development": "seeded", "test": "strict", "production": "repeatable"}
 """Names for levels by what a program is for.
@@ -89,7 +90,8 @@ class Settings:
     its folder's group work together, and trust one another. ``regions``: ``blocks`` freezes the repeated blocks of a
     part that has any, one graph for each kind of block; ``off`` freezes each part whole; ``auto`` decides by their
     number and size. ``jobs``: how many graphs are compiled at a time, each by a process; 0 stands for as many as there
-    are cores.
+    are cores. ``compile_profile``: ``fast`` spends less time on compiling than ``balanced``, ``max`` more, to try
+    kernels and keep the best.
     """
 
     dir: Path
@@ -112,6 +114,7 @@ class Settings:
     shared: str = "no"
     regions: str = "auto"
     jobs: int = 0
+    compile_profile: str = "balanced"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -131,6 +134,7 @@ class Settings:
         one_of("signature", self.signature, SIGNATURE_POLICIES)
         one_of("shared", self.shared, SHARED_MODES)
         one_of("regions", self.regions, REGIONS)
+        one_of("compile_profile", self.compile_profile, COMPILE_PROFILES)
         if self.jobs < 0:
             raise SettingsError(f"jobs must be 0 (as many as there are cores) or more, not {self.jobs!r}.")
         for tier in self.tiers:
@@ -138,8 +142,11 @@ class Settings:
         for name in ("lock_timeout_s", "turn_timeout_s", "tier_timeout_s"):
             if not getattr(self, name) >= 0:
                 raise SettingsError(f"{name} must be 0 or more seconds, not {getattr(self, name)!r}.")
-        if self.max_size is not None and self.max_size < 0:
-            raise SettingsError(f"max_size must be 0 or more bytes, not {self.max_size!r}.")
+        if self.max_size is not None and self.max_size <= 0:
+            raise SettingsError(
+                f"max_size must be 1 or more bytes, not {self.max_size!r}. Write none for no limit; `pipevault prune "
+                "--max-size 0` empties a vault."
+            )
 
     @property
     def unfrozen_policy(self) -> str:

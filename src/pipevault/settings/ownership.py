@@ -11,7 +11,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipevault.errors import UnsafeVaultError
+from pipevault.errors import SettingsError, UnsafeVaultError
 from pipevault.reading import open_regular
 
 _OVERFLOW_ID_FILE = Path("/proc/sys/kernel/overflowuid")
@@ -45,6 +45,26 @@ class Trust:
 
 
 ONLY_THIS_USER = Trust()
+
+
+def id_of(name: str, setting: str) -> int:
+    """Return the number of a user of ``trusted_users`` or a group of ``trusted_groups``, which may be given as such.
+
+    :class:`SettingsError`: there is no such user or group.
+    """
+    if name.isdecimal():
+        return int(name)
+    try:
+        if setting == "trusted_users":
+            import pwd
+
+            return pwd.getpwnam(name).pw_uid
+        import grp
+
+        return grp.getgrnam(name).gr_gid
+    except (KeyError, ImportError, ValueError) as error:
+        kind = "user" if setting == "trusted_users" else "group"
+        raise SettingsError(f"{setting} names {name!r}, and there is no such {kind} here. Give its number.") from error
 
 
 def open_owned(path: Path) -> io.FileIO:

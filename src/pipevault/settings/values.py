@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipevault.errors import NoHomeError, SettingsError
+from pipevault.settings.ownership import id_of
 from pipevault.settings.user_folders import expand_user
 
 _UNITS: Mapping[str, int] = {
@@ -152,6 +153,7 @@ def _names(name: str, value: Any, base: Path) -> tuple[str, ...]:
     for item in names:
         if isinstance(item, bool) or not isinstance(item, (str, int)) or not str(item) or str(item).startswith("-"):
             raise SettingsError(f"{name} must hold names or numbers, not {item!r}.")
+        id_of(str(item), name)
     return tuple(str(item) for item in names)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from pipevault.errors import (
     UnknownKeyError,
     VaultError,
 )
+from pipevault.files.claims import abandoned, claim_folder, remove
 from pipevault.reading import open_regular, read_file
 from pipevault.store.atomic import publish_file, vault_errors
 from pipevault.store.bundle_zip import (
@@ -37,6 +39,9 @@ from pipevault.store.trust import check_ownership
 from pipevault.store.vault import Vault
 
 _CHUNK_SIZE_BYTES = 1 << 20
+
+_PART_SUFFIX = ".part"
+_PART_NAME = re.compile(r"\..+\.\d+\.[0-9a-f]{16}\.part")
 
 _Source: TypeAlias = ArtifactRef | Manifest | Path
 """An artifact, a manifest, or the path of a signature."""
@@ -183,9 +188,16 @@ def _name(path: Path, vault: Vault) -> str:
 
 @contextmanager
 def _new_file(path: Path, overwrite: bool) -> Iterator[Path]:
-    """A unique name beside ``path`` for a file that is moved there at the end; what goes wrong removes it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
+    """A name for a file that is moved to ``path`` at the end, in a folder beside it that goes whatever happens. If the
+    process is killed, the next export to this place removes it.
+    """
+    claim = None
     try:
+        _sweep(path.parent)
+        while claim is None:
+            name = f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}{_PART_SUFFIX}"
+            claim = claim_folder(path.with_name(name))
+        temporary = claim.path / path.name
         yield temporary
         if not overwrite and os.path.lexists(path):
             raise CannotSaveError(f"{path} was made by somebody else meanwhile. Give another path.", path)
@@ -195,7 +207,16 @@ def _new_file(path: Path, overwrite: bool) -> Iterator[Path]:
     except OSError as error:
         raise CannotSaveError(f"{path} cannot be written: {error.strerror or error}.", path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if claim is not None:
+            claim.release()
+
+
+def _sweep(folder: Path) -> None:
+    for name in os.listdir(folder):
+        if _PART_NAME.fullmatch(name):
+            with abandoned(folder / name) as is_free:
+                if is_free:
+                    remove(folder / name)
 
 
 def _publish(temporary: Path, path: Path) -> None:

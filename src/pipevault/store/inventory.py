@@ -22,7 +22,7 @@ from pathlib import Path
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, NewerVaultError
 from pipevault.key import SHELF_DIGITS
-from pipevault.reading import DOCUMENT_LIMIT_BYTES
+from pipevault.reading import DOCUMENT_LIMIT_BYTES, stamp_of
 from pipevault.store.atomic import vault_errors
 from pipevault.store.layout import MANIFEST_SUFFIX, Layout, stands_in
 from pipevault.store.manifest import MANIFEST_VERSION, Manifest
@@ -206,7 +206,7 @@ def manifest_stamps(layout: Layout) -> dict[Digest, str]:
                     status = entry.stat(follow_symlinks=True)
                 except FileNotFoundError:
                     continue
-                stamps[key] = f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino} {status.st_size}"
+                stamps[key] = stamp_of(status)
     return stamps
 
 

@@ -25,7 +25,7 @@ from pipevault.store.inventory import FoundFile, FoundManifest, find_artifacts, 
 from pipevault.store.layout import QUARANTINE_TIME, Layout
 from pipevault.store.leases import describe_leases, find_leases
 from pipevault.store.leftovers import Leftover, find_leftovers
-from pipevault.store.needs import needed_by, needs_in
+from pipevault.store.needs import needed_by, needs_in, only_needed_by
 from pipevault.store.pins import pins
 from pipevault.store.removal import ORPHAN_MIN_AGE_S
 from pipevault.store.usage import last_uses_s
@@ -111,7 +111,7 @@ def plan_prune(
     hour ago and never used; then the least recently used until the vault has ``max_size`` bytes; orphans in any case.
 
     ``now_s``: seconds since the epoch; default: now. ``keep``: entries that stay, and what they need.
-    ``chosen``: entries that go besides, and why.
+    ``chosen``: entries that go besides, and why; with them goes what only they need, such as the graphs of a plan.
     :class:`VaultError`: the vault cannot be read. :class:`PinError`: a pin cannot be read, so that no entry is safe to
     remove.
     """
@@ -128,8 +128,11 @@ def plan_prune(
         **kept,
     }
     choice = _Choice(contents, protected)
+    chosen = chosen or {}
+    going = only_needed_by([key for key in chosen if key not in protected], contents.manifests)
+    chosen = {**dict.fromkeys(going, "nothing else needs it"), **chosen}
     for key in contents.ages.order:
-        if chosen and key in chosen:
+        if key in chosen:
             choice.drop(key, chosen[key])
     for key, reason in _by_age(contents, older_than_s, unused, now_s):
         choice.drop(key, reason)

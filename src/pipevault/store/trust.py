@@ -23,35 +23,19 @@ import os
 import stat
 from pathlib import Path
 
-from pipevault.errors import SettingsError, UnsafeVaultError
+from pipevault.errors import UnsafeVaultError
 from pipevault.files.file_systems import is_local
 from pipevault.settings import Settings
-from pipevault.settings.ownership import ONLY_THIS_USER, Trust, check_parent, check_status
+from pipevault.settings.ownership import ONLY_THIS_USER, Trust, check_parent, check_status, id_of
 
 
 def trust_of(settings: Settings) -> Trust:
     """Whom the settings trust. :class:`~pipevault.errors.SettingsError`: there is no such user or group."""
     return Trust(
-        frozenset(_number(name, "trusted_users") for name in settings.trusted_users),
-        frozenset(_number(name, "trusted_groups") for name in settings.trusted_groups),
+        frozenset(id_of(name, "trusted_users") for name in settings.trusted_users),
+        frozenset(id_of(name, "trusted_groups") for name in settings.trusted_groups),
         settings.allow_group_write,
     )
-
-
-def _number(name: str, setting: str) -> int:
-    if name.isdecimal():
-        return int(name)
-    try:
-        if setting == "trusted_users":
-            import pwd
-
-            return pwd.getpwnam(name).pw_uid
-        import grp
-
-        return grp.getgrnam(name).gr_gid
-    except (KeyError, ImportError, ValueError) as error:
-        kind = "user" if setting == "trusted_users" else "group"
-        raise SettingsError(f"{setting} names {name!r}, and there is no such {kind} here. Give its number.") from error
 
 
 def check_ownership(path: Path, *, root: Path, trust: Trust = ONLY_THIS_USER) -> None:

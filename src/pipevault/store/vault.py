@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, UnsafeVaultError, VaultError, VaultNotWritableError
 from pipevault.files.opened import OpenedFile, open_verified
-from pipevault.reading import open_regular, read_open
+from pipevault.reading import open_regular, read_open, stamp_of
 from pipevault.settings import Settings
 from pipevault.settings.ownership import ONLY_THIS_USER, Trust, check_status
 from pipevault.settings.user_folders import expand_user
@@ -44,6 +44,17 @@ if TYPE_CHECKING:  # what a load does not need is imported where it is used
     from pipevault.store.removal import RemovalPlan, RemovalReport
 
 __all__ = ["BrokenManifest", "Vault"]
+
+
+@dataclass(frozen=True)
+class ReadEntry:
+    """A manifest, and the ``stamp`` of the one file that it was read from. ``unowned``: why it is not *owned*, if it is
+    not; it then counts only if a trusted key signed it.
+    """
+
+    manifest: Manifest
+    unowned: UnsafeVaultError | None
+    stamp: str
 
 
 @dataclass(frozen=True)
@@ -94,34 +105,40 @@ class Vault:
         :class:`CorruptEntryError`: unreadable, edited, or another key's. :class:`NewerVaultError`: of a
         later format. :class:`UnsafeVaultError`: others may write it, the vault or a folder above it.
         """
-        manifest, unowned = self.read_entry(key)
-        if unowned is not None:
-            raise unowned
-        return manifest
+        read = self.read_entry(key)
+        if read is not None and read.unowned is not None:
+            raise read.unowned
+        return None if read is None else read.manifest
 
-    def read_entry(self, key: Digest) -> tuple[Manifest | None, UnsafeVaultError | None]:
-        """The manifest of ``key``, if there is one, and why it is not *owned*, if it is not: it then counts only if a
-        trusted key signed it. Both are told of the one file that was opened. Raises like :meth:`lookup`.
-        """
+    def read_entry(self, key: Digest) -> ReadEntry | None:
+        """The manifest of ``key``, if there is one, whoever owns it. Raises like :meth:`lookup` otherwise."""
         path = self.layout.manifest_file(key)
         try:
             with open_regular(path) as file:
-                unowned = self._unowned(path, os.fstat(file.fileno()))
-                return parse_manifest(read_open(file, path), path, key), unowned
+                status = os.fstat(file.fileno())
+                unowned = self._unowned(path, status)
+                return ReadEntry(parse_manifest(read_open(file, path), path, key), unowned, stamp_of(status))
         except FileNotFoundError:
             try:  # an unsafe vault is met before anything is frozen into it
                 check_root(self.root, trust=self.trust)
             except FileNotFoundError:  # nor is there a vault any more
-                return None, None
-            except UnsafeVaultError as error:
-                return None, error
+                return None
+            except UnsafeVaultError:  # an OSError too
+                raise
             except OSError as error:
                 raise _unreadable(path, error) from error
-            return None, None
+            return None
         except VaultError:  # some are OSErrors too
             raise
         except OSError as error:
             raise _unreadable(path, error) from error
+
+    def stands(self, key: Digest, stamp: str) -> bool:
+        """Return whether the manifest of ``key`` is still the file that had ``stamp`` when it was read."""
+        try:
+            return stamp_of(os.stat(self.layout.manifest_file(key))) == stamp
+        except OSError:
+            return False
 
     def check_owned(self, path: Path) -> None:
         """Raise unless the file at ``path`` and the folders above it belong to whom the settings trust."""

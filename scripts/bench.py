@@ -1,0 +1,80 @@
+"""Measure several models with ``pipevault bench``: the demo, a transformer of Flux's structure, SD 1.5's size.
+
+    OMP_NUM_THREADS=1 python scripts/bench.py demo dit --runs 3 --json bench.json --plot bench.svg
+
+Prints a Markdown table for each model. ``all`` stands for all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dit
+import sd15
+from pipevault.cli.bench import COLUMNS, rows
+from pipevault.cli.progress import StepProgress
+from pipevault.demo import DIGIT_WORDS
+from pipevault.manager.bench import ALL_WAYS, Bench, bench
+from pipevault.manager.request import Request
+from pipevault.report.plots import time_bars
+
+MODELS: dict[str, tuple[Callable[[], Any] | None, Request]] = {
+    "demo": (None, Request(prompts=tuple(f"a handwritten {word}" for word in DIGIT_WORDS)).with_defaults_of("demo")),
+    "dit": (dit.build, Request(prompts=("a lighthouse",), steps=4, height=128, width=128)),
+    "sd15": (sd15.build, Request(prompts=("a lighthouse",), steps=2, height=256, width=256)),
+}
+"""How each is built (the demo ships), and what is drawn."""
+
+
+def measure(model: str, folder: Path, options: argparse.Namespace) -> Bench:
+    build, request = MODELS[model]
+    if build is not None:
+        build().save_pretrained(folder)
+    with StepProgress() as progress:
+        progress.subject = model
+        return bench(
+            model if build is None else str(folder),
+            request,
+            ways=tuple(options.ways.split(",")),
+            runs=options.runs,
+            jobs=options.jobs,
+            progress=progress,
+        )
+
+
+def markdown(result: Bench) -> str:
+    lines = [COLUMNS, ("---", *("---:" for _ in COLUMNS[1:])), *rows(result)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", choices=[*MODELS, "all"])
+    parser.add_argument("--ways", default=",".join(ALL_WAYS))
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    names = list(MODELS) if "all" in options.models else options.models
+    results = {}
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            results[name] = measure(name, Path(folder, name), options)
+        print(f"\n{name}\n\n{markdown(results[name])}\n", flush=True)
+        for way, reason in results[name].skipped:
+            print(f"skipped {way}: {reason}", flush=True)
+        if options.json:
+            options.json.write_text(json.dumps({n: r.to_json() for n, r in results.items()}, indent=1))
+    if options.plot:
+        bars = {f"{name}: {one.name}": (one.miss_s, one.hit_s) for name in results for one in results[name].measured}
+        options.plot.write_text(time_bars(bars))
+
+
+if __name__ == "__main__":
+    main()

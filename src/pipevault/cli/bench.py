@@ -1,0 +1,112 @@
+"""``pipevault bench``: how soon a pipeline is ready, and how fast it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipevault.cli import render
+from pipevault.cli.options import json_option, model_argument
+from pipevault.cli.progress import StepProgress
+from pipevault.cli.request_options import opening_options, request_from, request_options, seed_option
+from pipevault.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pipevault.manager.bench import Bench
+
+COLUMNS = ("WAY", "MISS s", "READY s", "FIRST s", "WARM s", "READY+FIRST s", "WARM/EAGER", "PEAK")
+
+
+@click.command("bench", short_help="Measure how soon a model is ready and how fast it runs.")
+@model_argument
+@request_options
+@seed_option
+@opening_options
+@click.option("--ways", metavar="NAMES", multiple=True, help="With commas or the option again. Default: all.")
+@click.option("--runs", metavar="NUMBER", type=click.IntRange(min=1), default=3, help="Fresh processes. Default: 3.")
+@click.option("--jobs", metavar="NUMBER", type=click.IntRange(min=0), help="Graphs compiled at a time. Default: cores.")
+@click.option("--timeout", "timeout_s", metavar="SECONDS", type=click.FloatRange(min=1), help="For each process.")
+@click.option("--plot", metavar="SVG", type=click.Path(path_type=Path), help="Write bars. Needs the extra `report`.")
+@json_option
+def bench(
+    model: str,
+    prompts: tuple[str, ...],
+    steps: int | None,
+    guidance_scale: float | None,
+    size: str | None,
+    seed: int,
+    dtype: str | None,
+    device: str | None,
+    pipeline_class: str | None,
+    ways: tuple[str, ...],
+    runs: int,
+    jobs: int | None,
+    timeout_s: float | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Run MODEL in fresh processes: eager, torch.compile whole and by blocks; frozen whole, by blocks and as a range.
+
+    MODEL is a folder, a repository id, or `demo` for the pipeline that ships. MISS is the time from the constructed
+    pipeline to the end of its first call with nothing on disk; the other columns are medians of later processes.
+    FIRST and WARM are the first and the second call in a process. Nothing of it touches your vault.
+
+    \b
+    Examples:
+      pipevault bench demo
+      pipevault bench demo --ways eager,whole,blocks --runs 5 --json
+      pipevault bench ./my-model --prompt "a lighthouse" --steps 10 --size 512x512 --plot bench.svg
+    """
+    from pipevault.manager.bench import ALL_WAYS
+    from pipevault.manager.bench import bench as run_bench
+
+    if plot is not None and not plot.absolute().parent.is_dir():
+        raise SettingsError(f"The plot cannot be written to {plot}: give a file in a folder that exists as --plot.")
+    request = request_from(model, prompts=prompts, seed=seed, steps=steps, guidance_scale=guidance_scale, size=size)
+    names = tuple(name.strip() for value in ways for name in value.split(",")) or ALL_WAYS
+    with StepProgress() as progress:
+        result = run_bench(
+            model,
+            request,
+            dtype=dtype,
+            device=device,
+            pipeline_class=pipeline_class,
+            ways=names,
+            runs=runs,
+            jobs=jobs,
+            timeout_s=timeout_s,
+            progress=progress,
+        )
+    if plot is not None:
+        from pipevault.report.plots import time_bars
+
+        plot.write_text(time_bars({one.name: (one.miss_s, one.hit_s) for one in result.measured}), encoding="utf-8")
+    if as_json:
+        render.print_json(result.to_json())
+    else:
+        skipped = [(f"skipped {name}", reason) for name, reason in result.skipped]
+        render.show(
+            render.table(COLUMNS, rows(result), right=COLUMNS[1:]), *([render.facts(skipped)] if skipped else [])
+        )
+    click.get_current_context().exit(1 if result.skipped else 0)
+
+
+def rows(result: Bench) -> Sequence[tuple[str, ...]]:
+    """Return the table of a bench, a row for each way."""
+    eager = next((one.seconds["warm"] for one in result.measured if one.name == "eager"), None)
+    return [
+        (
+            one.name,
+            f"{one.miss_s:.1f}",
+            f"{one.seconds['ready']:.2f}",
+            f"{one.seconds['first']:.2f}",
+            f"{one.seconds['warm']:.2f}",
+            f"{one.hit_s:.2f}",
+            "" if eager is None else f"{one.seconds['warm'] / eager:.2f}",
+            render.size_text(one.peak_bytes),
+        )
+        for one in result.measured
+    ]
