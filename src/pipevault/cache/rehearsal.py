@@ -333,7 +333,7 @@ def _runner(pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, ima
     if adapter is not None and adapter.call is not None and not callable(given):
         asked = {n: v for n, v in shape.to_json().items() if n != "call" and v is not None}
         made_up = adapter.call(pipe, {**asked, **(given or {})})
-        given = made_up if callable(made_up) else {**made_up, **(given or {})}
+        given = made_up if callable(made_up) else {**(made_up or {}), **(given or {})}
     if callable(given):
         made = given
         function: Callable[..., Any] = functools.partial(made, pipe) if given is shape.call else made

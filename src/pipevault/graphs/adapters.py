@@ -1,4 +1,4 @@
-"""What pipevault must be told of a pipeline that is none of diffusers': its parts, its methods, a warm-up call.
+"""Adapters: the parts, the methods and a warm-up call of pipelines that are none of diffusers'.
 
 Adapters belong to a class, or to the name of one, so that a model's code need not be imported to tell of it. Those of
 ``_SHIPPED`` are here without a registration; one that was registered for the same class comes first.
@@ -22,14 +22,14 @@ WarmUp: TypeAlias = "Callable[[Any, Mapping[str, Any]], Any]"
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a pipeline class says of itself; see :func:`register_adapter`."""
+    """The description of a pipeline class; see :func:`register_adapter`."""
 
     parts: Parts | None
     methods: tuple[str, ...]
     call: WarmUp | None
 
     def part_names(self, pipe: Any) -> tuple[str, ...] | None:
-        """The parts that it names for ``pipe``; ``None`` if they are to be found."""
+        """Return the parts that it names for ``pipe``; ``None`` if they are to be found."""
         if self.parts is None:
             return None
         return tuple(self.parts(pipe) if callable(self.parts) else self.parts)
@@ -78,7 +78,7 @@ def _as_parts(parts: Parts | None) -> Parts | None:
 
 
 def adapter_of(pipe: Any) -> Adapter | None:
-    """The adapter of the nearest class of ``pipe`` that has one."""
+    """Return the adapter of the nearest class of ``pipe`` that has one."""
     return _adapter_of_class(type(pipe))
 
 
@@ -93,14 +93,14 @@ def _adapter_of_class(cls: type) -> Adapter | None:
 
 
 def generating_methods(cls: type) -> tuple[str, ...]:
-    """Names of the methods of a pipeline class that generate, the main one first."""
+    """Return the names of the methods of a pipeline class that generate, the main one first."""
     adapter = _adapter_of_class(cls)
     names = adapter.methods if adapter else METHODS
     return tuple(name for name in names if has_method(cls, name))
 
 
 def main_method(cls: type) -> str:
-    """Name of the method that a load makes the warm-up call of."""
+    """Return the name of the method that a load makes its warm-up call of."""
     adapter = _adapter_of_class(cls)
     return adapter.methods[0] if adapter else "__call__"
 

@@ -171,7 +171,7 @@ class Attributes:
 
 
 class Untouchable:
-    """Raises :class:`TypeError` where code uses it, as a container or as a value."""
+    """A value that raises :class:`TypeError` where code uses it, as a container or as a number."""
 
     def _refuse(self, *_: Any) -> Any:
         raise TypeError("this value must not be used")

@@ -47,7 +47,7 @@ class _Unread:
 
 
 UNREAD = _Unread()
-"""The value, in a description, of an attribute that a call sets without a look at what it was."""
+"""The value of an attribute that a call sets without a look at what it was."""
 
 _REAL_DTYPES = frozenset({"int32", "int64", "float32", "float64"})
 _LARGEST_CAST_DIM = 1
