@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pipevault import errors
+from pipevault.compat.onediff import announce_backend
 
 if TYPE_CHECKING:
     from pipevault.determinism.embed import read_record as read_record
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from pipevault.settings import Settings as Settings
 
 __version__ = "0.1.0"
+
+# So that onediffx.compile_pipe(pipe, backend="inductor") works; nothing is imported before.
+announce_backend("inductor", "pipevault.runtime.by_hand")
 
 _HOMES = {
     **dict.fromkeys(

@@ -41,6 +41,17 @@ class UnknownBackendError(SettingsError):
         self.known = known
 
 
+class UnusableBackendError(SettingsError):
+    """A backend cannot run here: what it needs is missing, or of a version that it does not support.
+
+    ``backend`` is its name.
+    """
+
+    def __init__(self, message: str, backend: str) -> None:
+        super().__init__(message)
+        self.backend = backend
+
+
 class UnknownModeError(SettingsError):
     """The mode is none of ``compile``, ``require``, ``off``."""
 

@@ -45,7 +45,12 @@ class TestDemo:
         assert document["key"] == KEY.digest.hex
         assert document["ready_s"] >= 0
         assert document["pixels_sha256"] == flat_pixels_sha256(7)
-        assert document["parts"]["vae.decoder"] == {"status": "eager", "reason": "it keeps state", "graphs": 0}
+        assert document["parts"]["vae.decoder"] == {
+            "status": "eager",
+            "reason": "it keeps state",
+            "graphs": 0,
+            "regions": "",
+        }
         assert "unet: compiling" in result.stderr
 
     def test_text(self, run: Run, tmp_path: Path) -> None:
@@ -185,7 +190,12 @@ class TestExplain:
         assert document["status"] == "partial"
         assert document["reason"] == "entry 1 is in the vault; vae.decoder: it keeps state"
         assert document["load"] == "would load the entry; some parts would run eagerly"
-        assert document["parts"]["vae.decoder"] == {"status": "eager", "reason": "it keeps state", "graphs": 0}
+        assert document["parts"]["vae.decoder"] == {
+            "status": "eager",
+            "reason": "it keeps state",
+            "graphs": 0,
+            "regions": "",
+        }
 
     @pytest.mark.usefixtures("_entry")
     def test_an_entry_whose_called_parts_are_frozen_is_a_hit(

@@ -93,6 +93,7 @@ def commands(root: Path) -> list[list[str]]:
         ],
         ["replay", record, *vault, "--json"],
         ["compare", EVIL],
+        ["bench", EVIL, "--ways", "eager"],
         ["sweep", EVIL, "--seeds", "0..1", "--out", str(root / "sweep")],
         ["golden", "check", EVIL],
         ["golden", "check", record],
@@ -106,7 +107,7 @@ def test_every_command_is_fed(root: Path) -> None:
     assert {line[0] for line in commands(root)} >= set(COMMANDS) - {"doctor"}
 
 
-@pytest.mark.parametrize("index", range(29))
+@pytest.mark.parametrize("index", range(30))
 def test_no_command_prints_what_a_terminal_obeys(root: Path, index: int) -> None:
     arguments = commands(root)[index]
     result = CliRunner().invoke(app, arguments)
@@ -119,7 +120,7 @@ def test_no_command_prints_what_a_terminal_obeys(root: Path, index: int) -> None
 
 
 def test_there_are_as_many_cases_as_commands_lines(root: Path) -> None:
-    assert len(commands(root)) == 29
+    assert len(commands(root)) == 30
 
 
 def test_markup_is_shown_as_it_stands(root: Path) -> None:

@@ -131,6 +131,17 @@ class TestInductorOptions:
         assert in_fresh_process(code) == "[]"
 
 
+class TestModes:
+    def test_modes_of_torch_compile_are_options_without_cuda_graphs(self) -> None:
+        assert {"default", "reduce-overhead", "max-autotune"} <= set(pytorch.compile_modes())
+        assert pytorch.compile_mode_options("max-autotune")["max_autotune"] is True
+        assert pytorch.compile_mode_options("reduce-overhead") == {}
+        assert pytorch.compile_mode_options(None) == {}
+
+    def test_options_have_names(self) -> None:
+        assert {"max_autotune", "aot_inductor.compile_wrapper_opt_level"} <= set(pytorch.inductor_option_names())
+
+
 class TestInductorSettings:
     @pytest.fixture(autouse=True)
     def _deterministic_as_before(self) -> Iterator[None]:

@@ -105,7 +105,8 @@ FORMATS = [
         refuses_unknown=False,
     ),
     case(recorded_weights._FORMAT, {"pipevault_weights": 1, "sha256": SHA256}, ValueError, refuses_unknown=False),
-    case(part._FORMAT, {"pipevault_part": 3, "graphs": []}, CorruptEntryError, refuses_unknown=False),
+    case(part._FORMAT, {"pipevault_part": 4, "graphs": [], "identity": None}, CorruptEntryError, refuses_unknown=False),
+    case(part._SAVED_FORMAT, {"pipevault_saved": 1, "parts": ["unet"]}, CorruptEntryError, refuses_unknown=False),
     case(
         record._FORMAT,
         RUN.record.to_document(),

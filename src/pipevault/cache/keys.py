@@ -11,6 +11,7 @@ from torch import nn
 from pipevault.cache.call import CallShape, described
 from pipevault.cache.call_shapes import CallRange, call_factors
 from pipevault.cache.identity import module_dtype
+from pipevault.cache.onediff_backends import backend_groups
 from pipevault.determinism.flags import code_flags
 from pipevault.fingerprint.classes import class_identity, is_released, original_class, qualified_name
 from pipevault.fingerprint.machine import machine_factors
@@ -43,6 +44,7 @@ def build_key(
     frozen by blocks.
     """
     known = known or {}
+    toolchain, backend_factors = backend_groups(backend, build)
     device = execution_device(pipe, parts)
     chosen = {**({"regions": dict(regions)} if regions else {}), **({"parts": "auto"} if worthwhile else {})}
     weights: dict[str, Any] = {"policy": build.weights}
@@ -56,8 +58,8 @@ def build_key(
             "call": {**call_factors(shape), "autocast": _autocast(device)},
             "dtype": {name: module_dtype(module) for name, module in parts.items()},
             "machine": machine_factors(device),
-            "toolchain": toolchain_factors(graph_format=GRAPH_FORMAT),
-            "backend": {"name": backend, **build.to_json(), **chosen},
+            "toolchain": {**toolchain_factors(graph_format=GRAPH_FORMAT), **toolchain},
+            "backend": {"name": backend, **build.to_json(), **backend_factors, **chosen},
             "determinism": code_flags(),
         }
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -123,6 +123,19 @@ def rehearse(
             f"No part of {type(pipe).__name__} could be frozen ({details or 'no part was called'})."
         )
     return Rehearsal(parts, graphs, eager, check, tuple(problems))
+
+
+def run_whole(pipe: Any, shape: CallShape) -> tuple[Callable[[], Any], Any]:
+    """Run ``pipe`` as it is at ``shape``; return what runs it again with the same randomness, and the output.
+
+    Raises :class:`BadCallError` if the pipeline refuses the call.
+    """
+    return _first_accepted(*_runners(pipe, {}, shape))
+
+
+def compare_whole(eager_output: Any, output: Any, modules: Iterable[nn.Module]) -> Comparison:
+    """Compare the whole output of compiled ``modules`` with the eager one."""
+    return _compare(eager_output, output, pipeline_tolerance(modules))
 
 
 def _captured(

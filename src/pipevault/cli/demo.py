@@ -66,9 +66,9 @@ def demo(dir: Path | None, out: Path, seed: int, mode: str | None, as_json: bool
     from pipevault import PipelineCache, outcome
 
     _check_writable(out)
-    pipe = open_pipeline(DEMO_MODEL)
     with StepProgress() as progress:
         cache = PipelineCache(dir, mode=mode, progress=progress)
+        pipe = open_pipeline(DEMO_MODEL)
         started_s = time.perf_counter()
         pipe = cache.load(pipe, **DEMO_SHAPE)
         ready_s = time.perf_counter() - started_s

@@ -18,8 +18,16 @@ import click
 
 from pipevault.cli import render
 from pipevault.cli.options import dir_option, json_option
+from pipevault.compat.nexfort import require_nexfort
 from pipevault.compat.versions import OLDEST_TORCH, is_too_old, untried_text
-from pipevault.errors import NoHomeError, PipevaultError, TemporaryFolderError, UnsafeVaultError, VaultError
+from pipevault.errors import (
+    NoHomeError,
+    PipevaultError,
+    TemporaryFolderError,
+    UnsafeVaultError,
+    UnusableBackendError,
+    VaultError,
+)
 from pipevault.files.scratch import scratch_folder, scratch_places, scratch_root
 from pipevault.settings import Settings
 from pipevault.settings.user_folders import user_folder
@@ -162,7 +170,11 @@ def check_torch() -> Check:
         return Check("torch", False, f"cannot be imported ({error})", _INSTALL_TORCH)
     version = str(torch.__version__)
     if is_too_old(version):
-        return Check("torch", False, version, _INSTALL_TORCH)
+        try:
+            require_nexfort()
+        except UnusableBackendError:
+            return Check("torch", False, version, _INSTALL_TORCH)
+        return Check("torch", True, f"{version}, for backend nexfort alone", f"For backend inductor: {_INSTALL_TORCH}")
     return Check("torch", True, version, untried_text(version) or "")
 
 

@@ -1,10 +1,20 @@
-"""onediffx: the parts that it lists, and its ``compile_pipe`` on those parts alone."""
+"""onediffx: the parts that it lists, and its ``compile_pipe``, ``save_pipe`` and ``load_pipe`` on those parts alone.
+
+The three functions do more than they say: ``compile_pipe`` casts SDXL's float16 VAE for good and patches the image
+processor. And less: ``save_pipe`` writes nothing without a word, ``load_pipe`` skips what is missing. So they are given
+a stand-in that holds the parts and nothing else, and what they did is looked at afterwards.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from pipevault.errors import CannotFreezeError, CorruptEntryError, NothingFrozenError
+
+_IGNORED = ("image_processor",)
 
 
 def listed_parts() -> tuple[str, ...]:
@@ -17,9 +27,7 @@ def listed_parts() -> tuple[str, ...]:
 def compile_parts(parts: Mapping[str, Any], *, backend: str, options: Any) -> dict[str, Any]:
     """Return each of ``parts``, by dotted name, compiled by ``backend``.
 
-    ``compile_pipe`` does more than compile: it casts SDXL's float16 VAE for good and patches the image processor. So it
-    is given a stand-in that holds the parts and nothing else. Parts that it does not list are compiled one by one with
-    OneDiff's ``compile``.
+    Parts that ``compile_pipe`` does not list are compiled one by one with OneDiff's ``compile``.
     """
     import onediffx
     from onediff.infer_compiler import compile as onediff_compile
@@ -28,22 +36,94 @@ def compile_parts(parts: Mapping[str, Any], *, backend: str, options: Any) -> di
     known = listed_parts()
     listed = {name: module for name, module in parts.items() if name in known}
     if listed:
-        stand_in = SimpleNamespace()
-        for name, module in listed.items():
-            owner: Any = stand_in
-            *path, attribute = name.split(".")
-            for step in path:
-                if not hasattr(owner, step):
-                    setattr(owner, step, SimpleNamespace())
-                owner = getattr(owner, step)
-            setattr(owner, attribute, module)
-        onediffx.compile_pipe(stand_in, backend=backend, options=options)
-        for name in listed:
-            owner = stand_in
-            for step in name.split("."):
-                owner = getattr(owner, step)
-            compiled[name] = owner
+        pipe = _stand_in(listed)
+        onediffx.compile_pipe(pipe, backend=backend, options=options)
+        compiled = {name: _part(pipe, name) for name in listed}
     for name, module in parts.items():
         if name not in listed:
             compiled[name] = onediff_compile(module, backend=backend, options=options)
     return compiled
+
+
+def check_deployable(parts: Mapping[str, Any]) -> None:
+    """Raise :class:`CannotFreezeError` for a compiled part that ``save_pipe`` or ``load_pipe`` cannot handle."""
+    from onediff.infer_compiler import DeployableModule
+
+    for name, part in parts.items():
+        if not isinstance(part, DeployableModule):
+            what = f"its backend made a {type(part).__name__} of it, which is no DeployableModule"
+        elif lacking := [method for method in ("save_graph", "load_graph") if not hasattr(type(part), method)]:
+            what = f"the {type(part).__name__} that its backend made of it has no {' and no '.join(lacking)}"
+        else:
+            continue
+        raise CannotFreezeError(f"{name} cannot be kept: {what}. Use a backend whose graphs can be saved.", name)
+
+
+def save_parts(parts: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+    """Save the compiled ``parts`` that were called, by ``save_pipe``; return their names.
+
+    Raises :class:`NothingFrozenError` if there is none, or if a part that has a graph was not written.
+    """
+    import onediffx
+
+    check_deployable(parts)
+    called = tuple(name for name, part in parts.items() if is_compiled(part))
+    if not called:
+        raise NothingFrozenError(
+            f"None of {', '.join(parts) or 'the parts'} has a graph, so there is nothing to save. "
+            "Run the pipeline first."
+        )
+    onediffx.save_pipe(_stand_in({name: parts[name] for name in called}), dir=str(folder), ignores=_IGNORED)
+    if missing := [name for name in called if not (folder / name).exists()]:
+        raise NothingFrozenError(
+            f"save_pipe wrote nothing for {', '.join(missing)}, which has a graph. "
+            f"It saves {', '.join(listed_parts())}.",
+            missing[0],
+        )
+    return called
+
+
+def load_parts(parts: Mapping[str, Any], folder: Path, names: Iterable[str]) -> None:
+    """Load the graphs of ``names`` into the compiled ``parts``, by ``load_pipe``.
+
+    Raises :class:`CorruptEntryError` for one that is missing in ``folder``, is no part, or has no graph afterwards.
+    """
+    import onediffx
+
+    names = tuple(names)
+    if missing := [name for name in names if name not in parts or not (folder / name).exists()]:
+        raise CorruptEntryError(
+            f"{folder} has no graph of {', '.join(missing)}. Save the pipeline again.", folder / missing[0]
+        )
+    chosen = {name: parts[name] for name in names}
+    check_deployable(chosen)
+    onediffx.load_pipe(_stand_in(chosen), dir=str(folder), ignores=_IGNORED)
+    if unloaded := [name for name, part in chosen.items() if not is_compiled(part)]:
+        raise CorruptEntryError(
+            f"load_pipe left {', '.join(unloaded)} without a graph. Save the pipeline again.", folder / unloaded[0]
+        )
+
+
+def is_compiled(part: Any) -> bool:
+    """Return whether a compiled part has a graph: what ``save_pipe`` asks."""
+    return part._deployable_module_dpl_graph is not None and bool(part.get_graph().is_compiled)
+
+
+def _stand_in(parts: Mapping[str, Any]) -> Any:
+    pipe = SimpleNamespace()
+    for name, module in parts.items():
+        owner: Any = pipe
+        *path, attribute = name.split(".")
+        for step in path:
+            if not hasattr(owner, step):
+                setattr(owner, step, SimpleNamespace())
+            owner = getattr(owner, step)
+        setattr(owner, attribute, module)
+    return pipe
+
+
+def _part(pipe: Any, name: str) -> Any:
+    value = pipe
+    for step in name.split("."):
+        value = getattr(value, step)
+    return value

@@ -169,6 +169,35 @@ def inductor_default(name: str, *, value: Any) -> Any:
     return entry.default
 
 
+def inductor_option_names() -> tuple[str, ...]:
+    """Return the names of all of Inductor's options."""
+    from torch._inductor import config
+
+    copy: Any = config.get_config_copy
+    return tuple(copy())
+
+
+def compile_modes() -> tuple[str, ...]:
+    """Return the modes of ``torch.compile`` by name."""
+    from torch import _inductor
+
+    modes: Any = _inductor.list_mode_options()
+    return tuple(modes)
+
+
+def compile_mode_options(mode: str | None) -> dict[str, Any]:
+    """Return the options of Inductor that a mode of ``torch.compile`` stands for, but for CUDA graphs.
+
+    A library of AOTInductor is not recorded in a CUDA graph. Raises ``KeyError`` for an unknown mode.
+    """
+    if mode is None:
+        return {}
+    from torch import _inductor
+
+    modes: Any = _inductor.list_mode_options()
+    return {name: value for name, value in modes[mode].items() if not name.startswith("triton.cudagraph")}
+
+
 def inductor_vector_settings() -> VectorSettings:
     """Read the options that decide which vector instructions Inductor generates, without importing it."""
     config: Any = sys.modules.get(_INDUCTOR_CONFIG)
@@ -195,14 +224,15 @@ def inductor_deterministic() -> bool:
     config: Any = sys.modules.get(_INDUCTOR_CONFIG)
     if config is None:  # what its import would read
         return os.environ.get("TORCHINDUCTOR_DETERMINISTIC") == "1"
-    return bool(config.deterministic)
+    return bool(getattr(config, "deterministic", False))  # torch 2.4 has none
 
 
 def set_inductor_deterministic(value: bool) -> None:
     """Switch Inductor's deterministic mode."""
     from torch._inductor import config
 
-    config.deterministic = value
+    if hasattr(config, "deterministic"):
+        config.deterministic = value
 
 
 def forget_vector_isa() -> None:
@@ -223,17 +253,24 @@ def forget_vector_isa() -> None:
 
 
 def cpu_capabilities() -> Mapping[str, Any]:
-    """Return the CPU's instruction sets and cache sizes by torch's names."""
+    """Return the CPU's instruction sets and cache sizes by torch's names; before torch 2.9 those that Linux names."""
     import torch
 
-    return torch.cpu.get_capabilities()
+    if hasattr(torch.cpu, "get_capabilities"):
+        return torch.cpu.get_capabilities()
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return {re.sub(r"^avx512_?", "avx512_", name): True for name in names}
 
 
 def init_amx() -> bool:
     """Ask the system for AMX, as Inductor does before it picks it: Linux grants it to a process on request."""
     import torch
 
-    return bool(torch.cpu._init_amx())
+    return hasattr(torch.cpu, "_init_amx") and bool(torch.cpu._init_amx())
 
 
 def mkl_threads() -> int | None:

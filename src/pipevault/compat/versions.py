@@ -9,6 +9,8 @@ import sys
 import threading
 from pathlib import Path
 
+from pipevault.errors import UnusableBackendError
+
 OLDEST_TORCH = (2, 9)
 TRIED_TORCH = ("2.11.0", "2.13", "2.15.0")
 """Releases, or whole series of them. The test suite runs with 2.13; the demo was frozen and loaded with the others."""
@@ -47,6 +49,17 @@ def is_too_old(version: str) -> bool:
     """Return whether ``version`` of torch lacks what the package needs."""
     found = re.match(r"(\d+)\.(\d+)", version)
     return found is not None and (int(found[1]), int(found[2])) < OLDEST_TORCH
+
+
+def require_inductor() -> None:
+    """Raise :class:`UnusableBackendError` beside a torch whose AOTInductor lacks what backend ``inductor`` needs."""
+    version = torch_version()
+    if version is not None and is_too_old(version):
+        raise UnusableBackendError(
+            f"backend 'inductor' needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer, and this is torch {version}. "
+            "Install a newer one; what works beside it are the vault's commands and backend 'nexfort'.",
+            "inductor",
+        )
 
 
 def is_tried(version: str) -> bool:

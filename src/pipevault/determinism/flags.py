@@ -31,10 +31,10 @@ def code_flags() -> dict[str, Any]:
         "default_device": torch.get_default_device().type,
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "float32_precision": read_precision(),
-        "float16_matmul": {name: getattr(backends.cuda.matmul, name) for name in FLOAT16_SWITCHES},
+        "float16_matmul": {name: getattr(backends.cuda.matmul, name, False) for name in FLOAT16_SWITCHES},
         "cudnn_benchmark": backends.cudnn.benchmark,
         "cudnn_deterministic": backends.cudnn.deterministic,
-        "mkldnn_deterministic": backends.mkldnn.deterministic,
+        "mkldnn_deterministic": getattr(backends.mkldnn, "deterministic", False),
         "attention": {
             **read_attention(),
             "diffusers": attention_backend(),

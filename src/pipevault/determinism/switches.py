@@ -49,17 +49,25 @@ def _backend(path: str) -> Any:
 
 
 def _attribute(name: str, path: str, attribute: str) -> Flag:
-    """The switch ``torch.backends.<path>.<attribute>``."""
-    return Flag(
-        name, lambda: getattr(_backend(path), attribute), lambda value: setattr(_backend(path), attribute, value)
-    )
+    """The switch ``torch.backends.<path>.<attribute>``; off, and not to be set, where torch is too old to have it."""
+
+    def write(value: Any) -> None:
+        if hasattr(_backend(path), attribute):
+            setattr(_backend(path), attribute, value)
+
+    return Flag(name, lambda: getattr(_backend(path), attribute, False), write)
 
 
 def _reduction(name: str) -> Flag:
     """A switch of ``torch.backends.cuda.matmul`` that a second one, for split-K, is set together with."""
     plain = _attribute(name, "cuda.matmul", name)
-    second = _attribute(name, "cuda.matmul", f"{name}_split_k")
-    return Flag(name, plain.read, plain.write, lambda: (plain.read(), second.read()))
+    second = f"{name}_split_k"
+
+    def snapshot() -> Any:
+        owner = _backend("cuda.matmul")
+        return (plain.read(), getattr(owner, second)) if hasattr(owner, second) else plain.read()
+
+    return Flag(name, plain.read, plain.write, snapshot)
 
 
 def read_precision() -> dict[str, str]:
@@ -71,7 +79,22 @@ def read_precision() -> dict[str, str]:
 
 
 def _raw_precision() -> dict[str, str]:
-    return {name: str(_backend(name).fp32_precision) for name in PRECISION_OPERATIONS}
+    if _has_precision():
+        return {name: str(_backend(name).fp32_precision) for name in PRECISION_OPERATIONS}
+    import torch
+
+    backends: Any = torch.backends
+    old = {
+        "cuda.matmul": "tf32" if backends.cuda.matmul.allow_tf32 else IEEE,
+        **dict.fromkeys(("cudnn.conv", "cudnn.rnn"), "tf32" if backends.cudnn.allow_tf32 else IEEE),
+        "mkldnn.matmul": "bf16" if torch.get_float32_matmul_precision() == "medium" else IEEE,
+    }
+    return {name: old.get(name, IEEE) for name in PRECISION_OPERATIONS}
+
+
+def _has_precision() -> bool:
+    """Whether torch has the interface of 2.9, a value for each kind of operation."""
+    return hasattr(_backend("cuda.matmul"), "fp32_precision")
 
 
 def _write_precision(values: Mapping[str, str]) -> None:
@@ -86,7 +109,7 @@ def _write_precision(values: Mapping[str, str]) -> None:
         old_names.get(values["mkldnn.matmul"]) or old_names.get(values["cuda.matmul"], "highest")
     )
     torch.backends.cudnn.allow_tf32 = values["cudnn.conv"] == "tf32"
-    for operation, value in values.items():
+    for operation, value in values.items() if _has_precision() else ():
         owner = _backend(operation)
         if owner.fp32_precision != value:
             owner.fp32_precision = value

@@ -2,6 +2,7 @@
 
     cached_pipe/
       unet                      this document
+      pipevault.json            {"pipevault_saved": 1, "parts": ["unet", ...]}: what must be there when one is loaded
       artifacts/<sha256>        libraries and lifted constants
 
 ::
@@ -11,14 +12,17 @@
                  "beside": {},
                  "inputs": [[0, [64, 8, 1]]], "results": [["tensor"]], "result_tree": "...", "ties": [...],
                  "layout": "<sha256>", "origins": [["freqs", ["rope", "freqs"], "<sha256>"]],
-                 "machine": {"AOTI_CPU_ISA": ...}, "checks": {...}}]}
+                 "machine": {"AOTI_CPU_ISA": ...}, "checks": {...}}],
+     "identity": {"architecture": {...}, "machine": {...}, "toolchain": {...}, ...} or null}
 
+``identity`` has the factors of the part that was frozen, ``null`` if a vault knows them.
 In a vault each graph has a manifest of its own, and the files are the vault's artifacts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,37 +34,82 @@ from pipevault.files.documents import Format, Problem
 from pipevault.graphs.frozen import GraphDocument
 from pipevault.reading import read_file
 
-PART_VERSION = 3
+PART_VERSION = 4
 ARTIFACTS = "artifacts"
+SAVED_PARTS = "pipevault.json"
+SAVED_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PartDocument:
+    """The content of a part's document."""
+
+    graphs: tuple[GraphDocument, ...]
+    identity: Mapping[str, Any] | None
 
 
 class _Part(msgspec.Struct):
     pipevault_part: int
     graphs: list[dict[str, Any]]
+    identity: dict[str, Any] | None
+
+
+class _Saved(msgspec.Struct):
+    pipevault_saved: int
+    parts: list[str]
 
 
 def _unreadable(problem: Problem) -> CorruptEntryError:
     return CorruptEntryError(f"The part document {problem} Freeze the part again.", problem.path)
 
 
+def _unlisted(problem: Problem) -> CorruptEntryError:
+    return CorruptEntryError(f"The list of parts {problem} Save the pipeline again.", problem.path)
+
+
 _FORMAT = Format(_Part, "pipevault_part", PART_VERSION, damaged=_unreadable, canonical=False)
+_SAVED_FORMAT = Format(_Saved, "pipevault_saved", SAVED_VERSION, damaged=_unlisted, canonical=False)
 
 
-def write_part(path: Path, graphs: Sequence[GraphDocument]) -> None:
-    path.write_bytes(part_bytes([graph.to_json() for graph in graphs]))
+def write_part(path: Path, graphs: Sequence[GraphDocument], identity: Mapping[str, Any] | None) -> None:
+    """Write the document of a part, and its name to the list of those that were saved beside it."""
+    document = {
+        "pipevault_part": PART_VERSION,
+        "graphs": [graph.to_json() for graph in graphs],
+        "identity": None if identity is None else dict(identity),
+    }
+    path.write_bytes(canonical_json(document))
+    names = sorted({*_saved_parts(path.parent), path.name})
+    (path.parent / SAVED_PARTS).write_bytes(canonical_json({"pipevault_saved": SAVED_VERSION, "parts": names}))
 
 
-def part_bytes(graphs: Sequence[Mapping[str, Any]]) -> bytes:
-    return canonical_json({"pipevault_part": PART_VERSION, "graphs": list(graphs)})
-
-
-def read_part(path: Path) -> tuple[GraphDocument, ...]:
-    """Raises :class:`CorruptEntryError` if ``path`` is no part document of this version."""
+def _saved_parts(folder: Path) -> list[str]:
+    listing = folder / SAVED_PARTS
     try:
-        graphs = _FORMAT.parse(read_file(path), path).graphs
+        return _SAVED_FORMAT.parse(read_file(listing), listing).parts
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CorruptEntryError(f"{listing} cannot be read: {error}. Save the pipeline again.", listing) from error
+
+
+def read_part(path: Path) -> PartDocument:
+    """Read a part's document. ``load_pipe`` skips a part whose document is gone, so one that is left tells of it.
+
+    Raises :class:`CorruptEntryError` if ``path`` is no part document of this version, or another part that was saved
+    beside it is missing.
+    """
+    if missing := [name for name in _saved_parts(path.parent) if not (path.parent / name).is_file()]:
+        raise CorruptEntryError(
+            f"{path.parent} lacks {', '.join(missing)}, which was saved there. Save the pipeline again.",
+            path.parent / missing[0],
+        )
+    try:
+        part = _FORMAT.parse(read_file(path), path)
     except OSError as error:
         raise CorruptEntryError(f"{path} cannot be read: {error}. Freeze the part again.", path) from error
-    return tuple(_graph(graph, path, f"graphs[{index}]") for index, graph in enumerate(graphs))
+    graphs = tuple(_graph(graph, path, f"graphs[{index}]") for index, graph in enumerate(part.graphs))
+    return PartDocument(graphs, part.identity)
 
 
 def _graph(document: Mapping[str, Any], path: Path, field: str) -> GraphDocument:

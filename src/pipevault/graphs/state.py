@@ -14,7 +14,7 @@ from contextvars import Context
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -76,6 +76,22 @@ class _Generating(threading.local):
 GENERATING = _Generating()
 
 
+class Watch(Protocol):
+    """What looks at a part that was compiled by hand, with no loaded pipeline whose guard does."""
+
+    def calling(self, state: PartState) -> None:
+        """Raise :class:`ChangedPartError` if the part is not what was frozen."""
+
+    def lacking(self, state: PartState) -> None:
+        """Raise :class:`NothingFrozenError` if a part without graphs means that nothing at all can be saved."""
+
+    def saving(self, state: PartState) -> Mapping[str, Any]:
+        """Return the identity of the part for its document, as plain JSON."""
+
+    def loading(self, state: PartState, identity: Mapping[str, Any] | None, path: Path) -> None:
+        """Raise for a document of another identity than the part has; ``None`` stands in those that have none."""
+
+
 class StatefulPartError(CannotFreezeError):
     """The part keeps state between its calls, so that they are frozen as the pipeline makes them, and not ahead."""
 
@@ -92,6 +108,7 @@ class PartOptions:
     ``settings`` has Inductor's options as they were when the part was loaded: torch keeps them for each context, and
     another thread has others. ``verify`` looks at a part whose sub-modules changed and says what its graphs cannot
     follow, or nothing.
+    ``watch`` does what ``guard`` does for a part that belongs to no loaded pipeline.
     ``background`` has a call frozen in another process; it returns why the call runs eagerly until then, and whether
     that will stay so. ``report`` is told of every step of a freeze.
     """
@@ -102,6 +119,7 @@ class PartOptions:
     build: BuildOptions = field(default_factory=BuildOptions)
     shelf: Callable[[str, nn.Module, torch.device], Shelf] | None = None
     guard: Callable[[str], None] | None = None
+    watch: Watch | None = None
     verify: Callable[[Shelf | None, nn.Module], str] | None = None
     background: Callable[[PartState, Sequence[Any], Mapping[str, Any]], tuple[str, bool]] | None = None
     report: Callable[[str, str, float | None, str], None] = lambda part, action, seconds, detail: None
@@ -164,8 +182,11 @@ class PartState(Host):
 
     @property
     def is_compiled(self) -> bool:
-        """Read by ``save_pipe``: whether there is anything to save."""
-        return any(slot.kept.document for slot in self.table)
+        """Whether there is anything to save: ``save_pipe`` reads it. Where there is not, ``watch`` may raise."""
+        found = any(slot.kept.document for slot in self.table)
+        if not found and self.options.watch is not None:
+            self.options.watch.lacking(self)
+        return found
 
     @property
     def table(self) -> Table:
@@ -208,6 +229,8 @@ class PartState(Host):
         guarded = id(self) in GENERATING.parts
         if not guarded and self.options.guard is not None:
             self.options.guard(self.name)
+        if not guarded and self.options.watch is not None:
+            self.options.watch.calling(self)
         # A mode such as the one that logs noise would see each look at each weight.
         with torch._C.DisableTorchFunction():
             found = self._find(args, kwargs)
@@ -580,6 +603,7 @@ class PartState(Host):
         graphs = self.graphs
         if not graphs:
             raise NothingFrozenError(f"{self.name} has no graphs, so there is nothing to save.", self.name)
+        identity = self.options.watch.saving(self) if self.options.watch is not None else None
         artifacts = path.parent / ARTIFACTS
         artifacts.mkdir(parents=True, exist_ok=True)
         for slot in graphs:
@@ -590,12 +614,15 @@ class PartState(Host):
                 for name, digest in document.files.items():
                     if not (artifacts / digest).exists():
                         shutil.copyfile(files[name].path, artifacts / digest)
-        write_part(path, [slot.kept.document for slot in graphs if slot.kept.document])
+        write_part(path, [slot.kept.document for slot in graphs if slot.kept.document], identity)
 
     def load(self, path: Path) -> None:
         """Add the graphs of a document; a call that none of them fits is an error from now on."""
+        part = read_part(path)
+        if self.options.watch is not None:
+            self.options.watch.loading(self, part.identity, path)
         table = self.table
-        for document in read_part(path):
+        for document in part.graphs:
             files = partial(_files_beside, path, document)
             self.open(table.add(Kept(document.signature, document.signature.digest.hex, document, files)))
         self.options = replace(self.options, policy="error")

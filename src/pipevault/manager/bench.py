@@ -16,6 +16,7 @@ from pipevault.files.scratch import scratch_folder
 from pipevault.fingerprint.machine import machine_record
 from pipevault.fingerprint.toolchain import toolchain_factors
 from pipevault.graphs.inductor import GRAPH_FORMAT
+from pipevault.manager.compare.run import Run
 from pipevault.manager.fresh_process import (
     COMPILED,
     COMPILED_BY_BLOCKS,
@@ -120,6 +121,7 @@ def bench(
     jobs: int | None = None,
     timeout_s: float | None = None,
     progress: Progress | None = None,
+    generate: Run = generate_in_fresh_process,
 ) -> Bench:
     """Run ``model`` in each of ``ways``, ``runs`` times after the first where it keeps something.
 
@@ -143,14 +145,14 @@ def bench(
     measured, skipped = [], []
     for name in ways:
         try:
-            measured.append(_measure(known[name], job, runs, timeout_s, clock))
+            measured.append(_measure(known[name], job, runs, timeout_s, clock, generate))
         except PipevaultError as error:  # what one way cannot do, the others may
             skipped.append((name, str(error)))
     versions = toolchain_factors(graph_format=GRAPH_FORMAT)
     return Bench(model, request, tuple(measured), tuple(skipped), machine_record(), versions)
 
 
-def _measure(way: Way, job: GenerationJob, runs: int, timeout_s: float | None, clock: Clock) -> Measured:
+def _measure(way: Way, job: GenerationJob, runs: int, timeout_s: float | None, clock: Clock, generate: Run) -> Measured:
     with scratch_folder("bench") as scratch:
         kept = {"TORCHINDUCTOR_CACHE_DIR": str(scratch / "cache"), "TRITON_CACHE_DIR": str(scratch / "cache/triton")}
         own = replace(
@@ -167,7 +169,7 @@ def _measure(way: Way, job: GenerationJob, runs: int, timeout_s: float | None, c
         def run(number: int) -> GenerationResult:
             label = f"{way.name}, {'nothing on disk' if number == 0 and way.keeps else f'run {number + 1}'}"
             with clock.step("running in a fresh process", label):
-                return generate_in_fresh_process(own, scratch / f"run-{number}", label=label, timeout_s=timeout_s)
+                return generate(own, scratch / f"run-{number}", label=label, timeout_s=timeout_s)
 
         first = run(0)
         later = [run(number) for number in range(1, runs + (1 if way.keeps else 0))] or [first]

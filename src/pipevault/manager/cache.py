@@ -21,13 +21,14 @@ from pipevault.cache.call import CallShape
 from pipevault.cache.call_shapes import AskedShape, AskedSize, CallRange, call_shapes
 from pipevault.cache.identity import module_dtype, part_factors
 from pipevault.cache.keys import build_key, execution_device
+from pipevault.cache.onediff_backends import onediff_backend
 from pipevault.cache.outcome import Clock, Explanation, Outcome, PartOutcome, Progress, Step, combine
 from pipevault.cache.plan import lists_part, make_plan, open_graphs, plan_outcomes
 from pipevault.cache.regions import choose_regions
 from pipevault.cache.rehearsal import rehearse
 from pipevault.cache.search import Miss, open_vault
 from pipevault.cache.shelf import Store, VaultShelf
-from pipevault.compat.versions import warn_untried
+from pipevault.compat.versions import require_inductor, warn_untried
 from pipevault.determinism.levels import SWITCHES, needs, parse_level
 from pipevault.determinism.levels import level as at_level
 from pipevault.determinism.turns import TURNS
@@ -48,6 +49,7 @@ from pipevault.graphs.part import obstacle
 from pipevault.graphs.state import FREEZING, PartOptions, PartState
 from pipevault.key import Key
 from pipevault.runtime.leases import HeldLeases
+from pipevault.runtime.onediff_pipeline import OnediffState
 from pipevault.runtime.pipeline import LoadedState, attach_state, loaded_state, release_class, unload
 from pipevault.runtime.turn import resources
 from pipevault.settings import Settings, Tier
@@ -121,6 +123,9 @@ class PipelineCache:
         profile, weights = self.settings.compile_profile, self.settings.weights
         self.build = BuildOptions.of_profile(profile, weights, build_config or {})
         self._progress = progress
+        self._backend = onediff_backend(self.settings.backend, self.build)
+        if self.settings.mode != "off":
+            require_inductor() if self._backend is None else self._backend.require()
         self._vault: Vault | None = None
         self._tiers = Tiers(self.settings, self._own_vault)
 
@@ -194,6 +199,13 @@ class PipelineCache:
             unload(pipe)
             attach_state(pipe, LoadedState(Outcome("off", reason="mode is off"), weakref.ref(pipe)))
             return pipe
+        if self._backend is not None:
+            from pipevault.manager.onediff_load import load_onediff
+
+            load_onediff(self, self._backend, pipe, asked, parts)
+            return pipe
+        if isinstance(loaded_state(pipe), OnediffState):
+            unload(pipe)
         warn_untried()
         wanted = [shape.resolve(pipe, self._per_sample) for shape in asked]
         names = tuple(graph_parts.find_parts(pipe, parts))
@@ -215,7 +227,8 @@ class PipelineCache:
         names = tuple(graph_parts.find_parts(pipe, None if parts == "auto" else parts))
         resolved = AskedShape(**shape).resolve(pipe, self._per_sample)
         modules = {name: graph_parts.get_part(pipe, name) for name in names}
-        regions = {name: str(its) for name, its in choose_regions(pipe, names, self.settings.regions).items()}
+        chosen = choose_regions(pipe, names, self.settings.regions) if self._backend is None else {}
+        regions = {name: str(its) for name, its in chosen.items()}
         with at_level(self.settings.level):
             return build_key(
                 pipe,
@@ -224,7 +237,7 @@ class PipelineCache:
                 backend=self.settings.backend,
                 build=self.build,
                 regions=regions,
-                worthwhile=parts == "auto",
+                worthwhile=parts == "auto" and self._backend is None,
             )
 
     def part_key(self, pipe: Any, part: str) -> Key:
@@ -255,7 +268,8 @@ class PipelineCache:
         tiers = [found.tier, *(place.tier for place in graphs.values() if place is not None)]
         farthest = max(tiers, key=self._tiers.order.index).dir
         where = "the vault" if len(self._tiers.order) == 1 else f"tier {farthest}"
-        reason = f"the plan {key.digest.short} and its {len(graphs)} graphs are in {where}"
+        what = f"the plan {key.digest.short} and its {len(graphs)} graphs are" if graphs else f"{key.digest.short} is"
+        reason = f"{what} in {where}"
         return Explanation(key, "hit", reason, parts=parts_found, tier=str(farthest), problems=problems)
 
     def _per_sample(self, shape: CallShape) -> CallShape:

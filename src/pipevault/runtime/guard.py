@@ -16,6 +16,7 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -45,6 +46,42 @@ _WAYS_OUT = {
 }
 
 
+@dataclass(frozen=True)
+class Change:
+    """A difference between a module and what it was. ``is_sure``: it surely changes what the module computes."""
+
+    text: str
+    is_sure: bool
+    digest: str
+
+
+class WatchedModule:
+    """A module as it is now, to be told later what changed about it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self.digest: str = architecture(module)["digest"]
+        self._accepted: set[str] = set()
+        self._readable = snapshot(module)
+        self._attributes = _attributes(module)
+
+    def change(self) -> Change | None:
+        """Return what is not as it was; ``None`` if nothing is, or if it was accepted."""
+        if _unchanged(self._attributes):
+            return None
+        digest = architecture(self._module)["digest"]
+        if digest == self.digest or digest in self._accepted:
+            self._attributes = _attributes(self._module)
+            return None
+        now = snapshot(self._module)
+        text = describe_difference(self._readable, now) or "its structure changed"
+        return Change(text, _is_sure(changed_names(self._readable, now)), digest)
+
+    def accept(self, change: Change) -> None:
+        """Take the module for unchanged as it is after ``change``."""
+        self._accepted.add(change.digest)
+
+
 class Guard:
     """Watches the frozen parts of a pipeline and the modules that own them, such as a VAE with its tiling.
 
@@ -54,7 +91,6 @@ class Guard:
     def __init__(self, pipe: Any, digests: Mapping[str, str]) -> None:
         """``digests`` has the architecture digest of each frozen part from when it was frozen."""
         self._parts = {name: graph_parts.get_part(pipe, name) for name in digests}
-        self._baselines: dict[str, set[str]] = {}
         for name, digest in digests.items():
             part = self._parts[name]
             if not isinstance(part, FrozenPart):
@@ -62,10 +98,8 @@ class Guard:
             if architecture(part)["digest"] != digest:
                 self._fail(name, "its architecture is not the one that was loaded")
         self._owners = {name: _owner_name(pipe, name) for name in digests}
-        self._watched = {name: graph_parts.get_part(pipe, name) for name in sorted(set(self._owners.values()))}
-        self._digests = {name: architecture(module)["digest"] for name, module in self._watched.items()}
-        self._readable = {name: snapshot(module) for name, module in self._watched.items()}
-        self._attributes = {name: _attributes(module) for name, module in self._watched.items()}
+        owners = {name: graph_parts.get_part(pipe, name) for name in sorted(set(self._owners.values()))}
+        self._watched = {name: WatchedModule(module) for name, module in owners.items()}
 
     def check(self, pipe: Any) -> None:
         """Raises :class:`ChangedPartError` that names what changed and what to do."""
@@ -82,20 +116,14 @@ class Guard:
             self._check_owner(self._owners[name])
 
     def _check_owner(self, name: str) -> None:
-        module = self._watched[name]
-        if _unchanged(self._attributes[name]):
+        change = self._watched[name].change()
+        if change is None:
             return
-        digest = architecture(module)["digest"]
-        if digest == self._digests[name] or digest in self._baselines.get(name, ()):
-            self._attributes[name] = _attributes(module)
-            return
-        now = snapshot(module)
-        what = describe_difference(self._readable[name], now) or "its structure changed"
-        if _is_sure(changed_names(self._readable[name], now)):
-            self._fail(name, what)
-        self._put_to_the_test(name, what, digest)
+        if change.is_sure:
+            self._fail(name, change.text)
+        self._put_to_the_test(name, change)
 
-    def _put_to_the_test(self, owner: str, what: str, digest: str) -> None:
+    def _put_to_the_test(self, owner: str, change: Change) -> None:
         """Have the next call of each frozen part of ``owner`` run eagerly too; an equal output accepts the change."""
         guard = weakref.ref(self)
         names = [name for name, its_owner in self._owners.items() if its_owner == owner]
@@ -106,22 +134,27 @@ class Guard:
             if mine is None:
                 return
             if difference:
-                mine._fail(owner, f"{what}; {difference}")
+                mine._fail(owner, f"{change.text}; {difference}")
             waiting.discard(name)
             if not waiting:
-                logger.info("%s was changed (%s), which does not change what it computes", owner, what)
-                mine._baselines.setdefault(owner, set()).add(digest)
+                logger.info("%s was changed (%s), which does not change what it computes", owner, change.text)
+                mine._watched[owner].accept(change)
 
         for name in names:
             part_state(self._parts[name]).trial = lambda difference, name=name: judge(name, difference)
 
     def _fail(self, name: str, what: str) -> None:
-        way_out = _WAYS_OUT["lora" if "lora" in what.lower() else ""]
-        raise ChangedPartError(
-            f"{name} was changed after it was frozen: {what}. {way_out}, or freeze the new state: call "
-            "PipelineCache.load(pipe) again.",
-            name,
-        )
+        raise changed_error(name, what, "PipelineCache.load(pipe)")
+
+
+def changed_error(name: str, what: str, freeze_again: str) -> ChangedPartError:
+    """Return the error for a frozen part that was changed; ``freeze_again`` is the call that freezes its new state."""
+    way_out = _WAYS_OUT["lora" if "lora" in what.lower() else ""]
+    return ChangedPartError(
+        f"{name} was changed after it was frozen: {what}. {way_out}, or freeze the new state: call "
+        f"{freeze_again} again.",
+        name,
+    )
 
 
 def _owner_name(pipe: Any, name: str) -> str:

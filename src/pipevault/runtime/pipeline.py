@@ -69,6 +69,13 @@ class LoadedState:
         parts = {name: graph_parts.get_part(pipe, name) for name in self.names}
         return {name: part_state(part) for name, part in parts.items() if isinstance(part, FrozenPart)}
 
+    def give_back(self, pipe: Any) -> None:
+        """Put the eager parts back in their places."""
+        for name, part in self.states(pipe).items():
+            part.holders.discard(self)
+            if not part.holders:
+                graph_parts.detach(pipe, [name])
+
     def check(self, pipe: Any) -> None:
         """Raises :class:`~pipevault.errors.ChangedPartError` if the pipeline is not the one that was frozen."""
         if self.guard is None:
@@ -158,10 +165,7 @@ def unload(pipe: Any) -> Any:
         state = loaded_state(pipe)
         if state is None:
             return pipe
-        for name, part in state.states(pipe).items():
-            part.holders.discard(state)
-            if not part.holders:
-                graph_parts.detach(pipe, [name])
+        state.give_back(pipe)
         release_class(pipe)
         state.leases.release()
     return pipe

@@ -38,7 +38,7 @@ __all__ = ["LEVELS", "PROFILES", "Settings", "Tier", "config_file", "default_dir
 
 MODES = ("compile", "require", "off")
 WEIGHTS_POLICIES = ("bound", "baked")
-BACKENDS = ("inductor",)
+BACKENDS = ("inductor", "nexfort", "oneflow")
 UNFROZEN_POLICIES = ("compile", "eager", "background", "error")
 LOCK_TIMEOUT_POLICIES = ("error", "compile")
 SIGNATURE_POLICIES = ("off", "warn", "require")
@@ -70,7 +70,8 @@ DEFAULT_MAX_SIZE = 50_000_000_000
 class Settings:
     """What a :class:`pipevault.PipelineCache` works with.
 
-    ``dir``: the vault's folder. ``mode``: ``compile`` (a miss compiles and publishes), ``require`` (a miss is an
+    ``dir``: the vault's folder. ``backend``: what compiles, ``inductor`` or one of OneDiff's own, ``nexfort`` or
+    ``oneflow``. ``mode``: ``compile`` (a miss compiles and publishes), ``require`` (a miss is an
     error), ``off`` (pipelines are left alone). ``weights``: ``bound`` (a graph takes the live weights) or ``baked``
     (weights are compiled in and are part of the key). ``on_unfrozen``: what a call does that has no graph:
     ``compile`` (it is frozen on the spot), ``eager``, ``background`` (eager now, frozen by another process for later
@@ -135,6 +136,11 @@ class Settings:
         one_of("shared", self.shared, SHARED_MODES)
         one_of("regions", self.regions, REGIONS)
         one_of("compile_profile", self.compile_profile, COMPILE_PROFILES)
+        if self.backend != "inductor" and self.compile_profile != "balanced":
+            raise SettingsError(
+                f"compile_profile {self.compile_profile!r} is one of backend 'inductor'. Give {self.backend} its own "
+                "options in build_config."
+            )
         if self.jobs < 0:
             raise SettingsError(f"jobs must be 0 (as many as there are cores) or more, not {self.jobs!r}.")
         for tier in self.tiers:

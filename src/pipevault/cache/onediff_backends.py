@@ -1,0 +1,165 @@
+"""OneDiff's own backends, ``nexfort`` and ``oneflow``: what is kept of a pipeline that they compiled, and its key.
+
+Neither has graphs for a part and a signature. What is kept is one archive for a pipeline and a call shape: the compile
+cache of nexfort, or what ``save_pipe`` wrote of OneFlow's graphs. The entry has the key of a plan and one artifact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from pipevault.compat import nexfort, onediffx, oneflow
+from pipevault.errors import SettingsError
+from pipevault.files.scratch import kept_scratch_folder
+from pipevault.fingerprint.toolchain import package_version
+from pipevault.graphs.inductor import BuildOptions
+
+ARTIFACT = "onediff.tar"
+
+
+class OnediffBackend(Protocol):
+    """What a load asks of one of OneDiff's own backends."""
+
+    name: str
+    takes_many_shapes: bool
+    """Whether what was kept for one call shape can be used beside that for another."""
+
+    def require(self) -> None:
+        """Raise :class:`~pipevault.errors.UnusableBackendError` unless it can run here. Changes and imports nothing."""
+
+    def toolchain(self) -> Mapping[str, str]:
+        """Return the versions that decide what it compiles, beside those of every graph."""
+
+    def factors(self) -> Mapping[str, Any]:
+        """Return what else decides it, for the key."""
+
+    def prepare(self) -> Path:
+        """Make the process ready to compile, and return the folder to which archives are unpacked."""
+
+    def compile(self, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
+        """Return the parts compiled, which for a lazy compiler means ready to be."""
+
+    def load(self, compiled: Mapping[str, Any], folder: Path, names: tuple[str, ...]) -> None:
+        """Give the compiled parts what was unpacked to ``folder``."""
+
+    def collect(self, compiled: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+        """Return the files to keep of parts that ran, by relative name; ``folder`` is empty, for files to be made."""
+
+    def new_compilations(self) -> int:
+        """Count what it compiled in this process since it was last asked."""
+
+
+class Nexfort:
+    """nexfort, whose compile cache is kept. One folder for the process has all that was restored or compiled."""
+
+    name = "nexfort"
+    takes_many_shapes = True
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = nexfort.compile_options(options)
+
+    def require(self) -> None:
+        nexfort.require_nexfort()
+
+    def toolchain(self) -> Mapping[str, str]:
+        return {"nexfort": nexfort.nexfort_version()}
+
+    def factors(self) -> Mapping[str, Any]:
+        return {"mode": self._options["mode"]}
+
+    def prepare(self) -> Path:
+        folder = _nexfort_folder()
+        nexfort.use_cache(folder)
+        return folder
+
+    def compile(self, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
+        return onediffx.compile_parts(parts, backend=self.name, options=dict(self._options))
+
+    def load(self, compiled: Mapping[str, Any], folder: Path, names: tuple[str, ...]) -> None:
+        """Nothing is to be done: nexfort finds the files when it would compile."""
+        _known_graphs.update(nexfort.cached_graphs(folder))
+
+    def collect(self, compiled: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+        return nexfort.cached_files(_nexfort_folder())
+
+    def new_compilations(self) -> int:
+        graphs = nexfort.cached_graphs(_nexfort_folder())
+        count = len(graphs - _known_graphs)
+        _known_graphs.update(graphs)
+        return count
+
+
+class Oneflow:
+    """OneFlow, whose graphs go through ``save_pipe`` and ``load_pipe``."""
+
+    name = "oneflow"
+    takes_many_shapes = False
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = dict(options)
+        oneflow.compile_options(self._options)
+
+    def require(self) -> None:
+        oneflow.require_oneflow()
+
+    def toolchain(self) -> Mapping[str, str]:
+        return {"oneflow": package_version("oneflow")}
+
+    def factors(self) -> Mapping[str, Any]:
+        return {"variables": oneflow.variables(self._options)}
+
+    def prepare(self) -> Path:
+        oneflow.pin_variables(self._options)
+        return kept_scratch_folder()
+
+    def compile(self, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
+        compiled = onediffx.compile_parts(parts, backend=self.name, options=oneflow.compile_options(self._options))
+        onediffx.check_deployable(compiled)
+        return compiled
+
+    def load(self, compiled: Mapping[str, Any], folder: Path, names: tuple[str, ...]) -> None:
+        onediffx.load_parts(compiled, folder, names)
+
+    def collect(self, compiled: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+        onediffx.save_parts(compiled, folder)
+        return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+    def new_compilations(self) -> int:
+        """OneFlow does not tell."""
+        return 0
+
+
+_KINDS: Mapping[str, Any] = {"nexfort": Nexfort, "oneflow": Oneflow}
+
+_known_graphs: set[str] = set()
+"""The graphs in nexfort's folder that are accounted for."""
+
+
+def onediff_backend(name: str, build: BuildOptions) -> OnediffBackend | None:
+    """Return OneDiff's own backend of that name; ``None`` for the others.
+
+    Raises :class:`SettingsError` for options that it does not take.
+    """
+    kind = _KINDS.get(name)
+    if kind is None:
+        return None
+    if build.weights != "bound":
+        raise SettingsError(f"weights {build.weights!r} needs backend 'inductor': {name} takes the live weights.")
+    backend: OnediffBackend = kind(build.config)
+    return backend
+
+
+def backend_groups(name: str, build: BuildOptions) -> tuple[Mapping[str, str], Mapping[str, Any]]:
+    """Return what the backend adds to the groups ``toolchain`` and ``backend`` of a key; nothing for ``inductor``."""
+    backend = onediff_backend(name, build)
+    return ({}, {}) if backend is None else (backend.toolchain(), backend.factors())
+
+
+@cache
+def _nexfort_folder() -> Path:
+    return kept_scratch_folder()

@@ -1,0 +1,276 @@
+"""Parts that are compiled by hand: ``onediffx.compile_pipe(pipe, backend="inductor")``, ``save_pipe``, ``load_pipe``.
+
+Importing this module registers the backend. Each part freezes the calls that it gets, runs the frozen graph from the
+first call on, and has a guard of its own, for there is no loaded pipeline that has one.
+
+``options`` is a mapping, its JSON, or a file that holds it::
+
+    {"on_unfrozen": "compile",            compile, eager or error: what a call does that has no graph
+     "weights": "bound",                  bound (live weights) or baked (compiled in)
+     "mode": "max-autotune",              a mode of torch.compile
+     "memory_format": "channels_last",    for weights with four dimensions, as OneDiff's own backends take it
+     "dynamic": false,                    sizes are never dynamic: each has a graph of its own
+     "build_config": {"max_autotune": true}}   fields of torch._inductor.config
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipevault.cache.identity import part_factors
+from pipevault.compat.onediff import register_backend
+from pipevault.compat.pytorch import compile_mode_options, compile_modes, inductor_option_names
+from pipevault.compat.versions import require_inductor
+from pipevault.digest import digest_json
+from pipevault.errors import ChangedPartError, MissError, NothingFrozenError, SettingsError, WrongMachineError
+from pipevault.graphs import backend
+from pipevault.graphs.freezing import part_device
+from pipevault.graphs.inductor import BuildOptions
+from pipevault.graphs.part import FrozenPart, part_state, unfrozen
+from pipevault.graphs.state import PartOptions, PartState
+from pipevault.key import leaf_differences
+from pipevault.reading import read_file
+from pipevault.runtime.guard import WatchedModule, changed_error
+
+logger = logging.getLogger("pipevault")
+
+_AGAIN = f'compile_pipe(pipe, backend="{backend.NAME}")'
+_OPTIONS = ("on_unfrozen", "weights", "mode", "memory_format", "dynamic", "build_config")
+_POLICIES = ("compile", "eager", "error")
+_WEIGHTS = ("bound", "baked")
+_MEMORY_FORMATS: Mapping[str, Mapping[int, torch.memory_format]] = {
+    "preserve_format": {},
+    "contiguous_format": {4: torch.contiguous_format, 5: torch.contiguous_format},
+    "channels_last": {4: torch.channels_last},
+    "channels_last_3d": {5: torch.channels_last_3d},
+}
+_LISTED_DIFFERENCES = 4
+
+_COMPILED: weakref.WeakSet[PartState] = weakref.WeakSet()
+"""All parts that were compiled by hand and are still there."""
+
+
+def compile_module(torch_module: nn.Module | None = None, *, options: Any = None) -> Any:
+    """Freeze a module, as ``onediff.infer_compiler.compile(module, backend="inductor", options=…)`` asks for.
+
+    ``options`` of this package's own type are taken as they are. Raises :class:`SettingsError` for other ones that
+    :func:`read_options` does not know, :class:`~pipevault.errors.CannotFreezeError` for a module that cannot be frozen.
+    """
+    if torch_module is None:
+        return lambda module: compile_module(module, options=options)
+    require_inductor()
+    if isinstance(options, PartOptions):
+        return backend.compile_module(torch_module, options)
+    given = read_options(options)
+    if isinstance(torch_module, nn.Module):
+        _set_memory_format(unfrozen(torch_module), given["memory_format"])
+    was_frozen = isinstance(torch_module, FrozenPart)
+    build = BuildOptions(given["weights"], {**compile_mode_options(given["mode"]), **given["build_config"]})
+    ours = PartOptions(
+        policy=given["on_unfrozen"],
+        context=repr(build.to_json()),
+        build=build,
+        watch=_PartWatch(build),
+        freeze_hint="Freeze it with on_unfrozen='compile' and save_pipe",
+    )
+    if was_frozen and _is_as_frozen(part_state(torch_module), build):
+        ours = PartOptions(**{**vars(ours), "watch": part_state(torch_module).options.watch})
+        return backend.compile_module(torch_module, ours)
+    part = backend.compile_module(torch_module, ours)
+    _COMPILED.add(part_state(part))
+    if was_frozen:
+        part_state(part).attach(part_device(part_state(part).module))
+    return part
+
+
+def read_options(options: Any) -> dict[str, Any]:
+    """Return every option of the backend as it was given, else its default. Nothing of ``options`` is changed.
+
+    Raises :class:`SettingsError` for an option or a value that is unknown, and for what is no mapping.
+    """
+    given = _mapping(options)
+    for name in given:
+        if name not in _OPTIONS:
+            close = _close_name(str(name), _OPTIONS)
+            raise SettingsError(
+                f"The backend {backend.NAME!r} has no option {name!r}."
+                + (f" Did you mean {close}?" if close else "")
+                + f" Options: {', '.join(_OPTIONS)}."
+            )
+    values: dict[str, Any] = {
+        "on_unfrozen": "compile",
+        "weights": "bound",
+        "mode": None,
+        "memory_format": "preserve_format",
+        "dynamic": False,
+        "build_config": {},
+        **{name: value for name, value in given.items() if value is not None},
+    }
+    for name, allowed in (("on_unfrozen", _POLICIES), ("weights", _WEIGHTS), ("memory_format", tuple(_MEMORY_FORMATS))):
+        if values[name] not in allowed:
+            raise SettingsError(f"The option {name} must be one of {', '.join(allowed)}, not {values[name]!r}.")
+    if values["dynamic"] is not False:
+        raise SettingsError(
+            f"The option dynamic is {values['dynamic']!r}, and each size has a graph of its own, which is frozen when "
+            "it is first called. Leave the option out."
+        )
+    if not isinstance(values["build_config"], Mapping):
+        raise SettingsError(
+            f"The option build_config must be a mapping of torch._inductor.config, not {values['build_config']!r}."
+        )
+    if values["mode"] is not None and values["mode"] not in (modes := compile_modes()):
+        raise SettingsError(f"The option mode must be one of {', '.join(modes)}, not {values['mode']!r}.")
+    if unknown := sorted(set(values["build_config"]) - set(known := inductor_option_names())):
+        close = _close_name(unknown[0], known)
+        raise SettingsError(
+            f"torch._inductor.config has no field {unknown[0]!r}, which build_config sets."
+            + (f" Did you mean {close}?" if close else " Leave it out.")
+        )
+    return values
+
+
+def _mapping(options: Any) -> Mapping[str, Any]:
+    if options is None:
+        return {}
+    source = "The options"
+    if isinstance(options, (str, Path)):
+        try:
+            text = str(options)
+            if not text.lstrip().startswith("{"):
+                source = f"The options file {text}"
+                text = read_file(Path(text)).decode()
+            options = json.loads(text)
+        except (OSError, ValueError) as error:
+            raise SettingsError(
+                f"{source} of the backend {backend.NAME!r} cannot be read: {error}. Give a mapping, its JSON, or a "
+                "file that holds it."
+            ) from error
+    if not isinstance(options, Mapping):
+        raise SettingsError(
+            f"{source} of the backend {backend.NAME!r} must be a mapping, not a {type(options).__name__}. "
+            f"Options: {', '.join(_OPTIONS)}."
+        )
+    return options
+
+
+def _close_name(name: str, known: tuple[str, ...]) -> str:
+    from difflib import get_close_matches
+
+    return "".join(get_close_matches(name, known, n=1, cutoff=0.5))
+
+
+def _set_memory_format(module: nn.Module, name: str) -> None:
+    formats = _MEMORY_FORMATS[name]
+    for tensor in (*module.parameters(), *module.buffers()) if formats else ():
+        if (wanted := formats.get(tensor.dim())) is not None:
+            tensor.data = tensor.data.to(memory_format=wanted)
+
+
+def _is_as_frozen(state: PartState, build: BuildOptions) -> bool:
+    """Tell whether the graphs of a part that is compiled again are still good."""
+    watch = state.options.watch
+    return isinstance(watch, _PartWatch) and watch.build == build and not watch.is_changed(state)
+
+
+class _PartWatch:
+    """Guards one part, as it is for each set of dtypes that its weights have.
+
+    Pipelines cast parts for the length of a call. The watch holds the eager module and not the part, so that a dropped
+    pipeline frees its weights at once.
+    """
+
+    def __init__(self, build: BuildOptions) -> None:
+        self.build = build
+        self._watched: dict[frozenset[torch.dtype], WatchedModule] = {}
+        self._parameters: list[nn.Parameter] = []
+        """Those of the part when it was last looked at closely: listing them takes longer than all the rest."""
+
+    def calling(self, state: PartState) -> None:
+        watched = self._watched.get(self._dtypes())
+        if watched is None:
+            self._watch(state)  # the call will freeze what the part is now
+            return
+        change = watched.change()
+        if change is None:
+            return
+        if not any(True for _ in state.table):  # nothing was frozen of it yet
+            self._watch(state)
+        elif change.is_sure:
+            raise changed_error(state.name, change.text, _AGAIN)
+        else:
+            state.trial = _judge(state.name, watched, change)
+
+    def is_changed(self, state: PartState) -> bool:
+        watched = self._watched.get(self._dtypes())
+        return watched is None or watched.change() is not None
+
+    def lacking(self, state: PartState) -> None:
+        """A part that the pipeline does not call has no graphs, and ``save_pipe`` skips it. But where no part at all
+        has any, it would write an empty folder without a word.
+        """
+        if not any(slot.kept.document for other in tuple(_COMPILED) for slot in other.table):
+            raise NothingFrozenError(
+                f"{state.name} has no graphs, and neither has any other part that was compiled by hand, so there is "
+                "nothing to save. Run the pipeline first: its calls are frozen as they come.",
+                state.name,
+            )
+
+    def saving(self, state: PartState) -> Mapping[str, Any]:
+        watched = self._watched.get(self._dtypes())
+        if watched is not None and (change := watched.change()) is not None:
+            raise changed_error(state.name, change.text, _AGAIN)
+        return self._factors(state)
+
+    def loading(self, state: PartState, identity: Mapping[str, Any] | None, path: Path) -> None:
+        if identity is not None and (differences := leaf_differences(self._factors(state), identity)):
+            told = "; ".join(
+                f"{difference.factor} is {difference.theirs!r} there and {difference.ours!r} here"
+                for difference in differences[:_LISTED_DIFFERENCES]
+            )
+            more = f"; and {len(differences) - _LISTED_DIFFERENCES} more" if differences[_LISTED_DIFFERENCES:] else ""
+            message = (
+                f"The graphs of {state.name} in {path} are not for this part: {told}{more}. Make both the same, or "
+                "freeze it here: run the pipeline without load_pipe, then save_pipe."
+            )
+            groups = {difference.factor.partition(".")[0] for difference in differences}
+            if groups & {"architecture", "dtype", "weights"}:
+                raise ChangedPartError(message, state.name)
+            if "machine" in groups:
+                raise WrongMachineError(message)
+            raise MissError(message, digest_json(dict(identity)).hex, told)
+        self._watch(state)
+
+    def _watch(self, state: PartState) -> None:
+        self._parameters = list(state.module.parameters())
+        self._watched[self._dtypes()] = WatchedModule(state.module)
+
+    def _dtypes(self) -> frozenset[torch.dtype]:
+        return frozenset([parameter.dtype for parameter in self._parameters])
+
+    def _factors(self, state: PartState) -> dict[str, Any]:
+        factors = part_factors(state.module, part_device(state.module), backend=backend.NAME, build=self.build)
+        plain: dict[str, Any] = json.loads(json.dumps(factors))
+        return plain
+
+
+def _judge(name: str, watched: WatchedModule, change: Any) -> Callable[[str], None]:
+    """Return what takes the result of running the changed part eagerly too; it must not hold the part."""
+
+    def judge(difference: str) -> None:
+        if difference:
+            raise changed_error(name, f"{change.text}; {difference}", _AGAIN)
+        logger.info("%s was changed (%s), which does not change what it computes", name, change.text)
+        watched.accept(change)
+
+    return judge
+
+
+register_backend(backend.NAME, compile_module)
