@@ -13,7 +13,7 @@ import diffusers
 from diffusers import DiffusionPipeline
 from diffusers.modular_pipelines import ModularPipeline
 
-from pipevault.graphs.parts import METHODS
+from pipevault.graphs.adapters import METHODS
 
 _PACKAGES = ("diffusers.pipelines", "diffusers.modular_pipelines", "diffusers.experimental")
 

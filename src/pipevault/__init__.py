@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipevault.determinism.seeds import seed_everything as seed_everything
     from pipevault.determinism.streams import generators as generators
     from pipevault.determinism.streams import sample_seed as sample_seed
-    from pipevault.graphs.parts import register_adapter as register_adapter
+    from pipevault.graphs.adapters import register_adapter as register_adapter
     from pipevault.manager import Explanation as Explanation
     from pipevault.manager import Outcome as Outcome
     from pipevault.manager import PartOutcome as PartOutcome
@@ -45,7 +45,7 @@ _HOMES = {
         ("Explanation", "Outcome", "PartOutcome", "PipelineCache", "Step", "from_pretrained", "outcome", "unload"),
         "pipevault.manager",
     ),
-    "register_adapter": "pipevault.graphs.parts",
+    "register_adapter": "pipevault.graphs.adapters",
     "Settings": "pipevault.settings",
     "RunRecord": "pipevault.determinism.record",
     "record_of": "pipevault.runtime.records",

@@ -173,6 +173,31 @@ def test_state_on_modules_is_carried_from_call_to_call_and_started_anew() -> Non
     assert graphs_of(part) <= 3
 
 
+class Restarted(nn.Module):
+    """Keeps its last input; the first chunk does not look at what the video before it has left, whatever its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: deque[torch.Tensor] = deque()
+
+    def forward(self, x: torch.Tensor, is_first: bool) -> torch.Tensor:
+        y = x * 2 if is_first else x + self.cache[0].mean(dim=0, keepdim=True)
+        self.cache = deque([x.clone()])
+        return torch.tanh(y)
+
+
+def test_a_chunk_that_looks_at_no_state_has_one_graph_whatever_was_left() -> None:
+    part, eager = frozen(Restarted()), Restarted()
+    wide = torch.cat([X, X])
+    for video in range(2):
+        for x, is_first in ((X, True), (X + video, False), (wide, False), (wide, True), (X, False), (X, True)):
+            assert_same(part(x, is_first=is_first), eager(x, is_first=is_first))
+            assert_same(list(part.cache), list(eager.cache))
+    firsts = [slot for slot in part_state(part).graphs if slot.kept.signature.unread]
+    assert len(firsts) == 2  # one for each size of the chunk
+    assert uses_of(part).keys() == {"frozen"}
+
+
 class Rope(nn.Module):
     """Tables that are filled at the first call: one whatever it is given, one for each length."""
 

@@ -428,6 +428,38 @@ class TestStateOrCache:
         assert self.state_of(module, X) == (":is_first",)
         assert module.is_first is True
 
+    @pytest.mark.parametrize("before", [None, deque(), deque([X, X])])
+    def test_what_is_set_without_a_look_at_it_is_unread(self, before: Any) -> None:
+        def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+            del self.queue
+            self.queue = deque([x])
+            return x * 2
+
+        module = Doing(forward, queue=before)
+        assert observe_call(subject_of(module), (X,), {}).signature.state == ((":queue", ("unread", "", None)),)
+        assert module.queue is before
+
+    @pytest.mark.parametrize(
+        "look",
+        [
+            lambda self: len(self.queue),
+            lambda self: 1 if self.queue else 0,
+            lambda self: 1 if self.queue is None else 0,
+            lambda self: 1 if isinstance(self.queue, deque) else 0,
+            lambda self: sum(int(item[0, 0] > 100) for item in self.queue),
+            lambda self: self.queue.clear() or 0,
+        ],
+    )
+    def test_any_look_at_it_is_seen(self, look: Callable[[Any], int]) -> None:
+        def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+            steered = look(self)
+            self.queue = deque([x])
+            return x + steered
+
+        module = Doing(forward, queue=deque([X]))
+        assert observe_call(subject_of(module), (X,), {}).signature.unread == frozenset()
+        assert len(module.queue) == 1
+
     def test_a_flag_beside_state_is_state(self) -> None:
         def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
             front = self.queue.popleft() if self.is_full else x * 0

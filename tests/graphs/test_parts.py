@@ -8,26 +8,16 @@ import pytest
 from torch import nn
 
 from pipevault.errors import SettingsError
-from pipevault.graphs import parts as parts_module
+from pipevault.graphs import adapters
+from pipevault.graphs.adapters import adapter_of, generating_methods, main_method, register_adapter
 from pipevault.graphs.part import FrozenPart, unfrozen
-from pipevault.graphs.parts import (
-    adapter_of,
-    attach,
-    detach,
-    find_parts,
-    frozen_parts,
-    generating_methods,
-    get_part,
-    members,
-    register_adapter,
-    replace_part,
-)
+from pipevault.graphs.parts import attach, detach, find_parts, frozen_parts, get_part, members, replace_part
 from pipevault.graphs.state import PartOptions
 
 
 @pytest.fixture(autouse=True)
 def _no_adapters_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts_module, "_ADAPTERS", {})
+    monkeypatch.setattr(adapters, "_ADAPTERS", {})
 
 
 def layer() -> nn.Linear:
@@ -169,10 +159,27 @@ class TestAdapters:
         assert list(find_parts(pipe, ["unet"])) == ["unet"]
         assert generating_methods(Pipe) == ("__call__",)
 
+    def test_by_the_name_of_a_class_that_is_not_imported(self) -> None:
+        register_adapter("Own", parts=lambda pipe: [f"net{pipe.number}"], methods=["paint"])
+
+        class Own(Pipe):
+            def paint(self) -> None:
+                """Draw nothing."""
+
+        class Derived(Own):
+            pass
+
+        assert list(find_parts(Derived(net3=layer(), net4=layer(), number=4))) == ["net4"]
+        assert generating_methods(Derived) == ("paint",)
+        assert main_method(Derived) == "paint"
+        register_adapter(Own, parts=["net3"], methods=["paint"])
+        assert list(find_parts(Derived(net3=layer(), net4=layer(), number=4))) == ["net3"], "the class comes first"
+
     @pytest.mark.parametrize(
         ("cls", "arguments", "text"),
         [
-            (Pipe(), {}, "takes a class"),
+            ("not a name", {}, "takes a class or the name of one"),
+            (Pipe(), {}, "takes a class or the name of one"),
             (Pipe, {"methods": ["paint"]}, "has none of the methods paint"),
             (BareSlots, {}, "has none of the methods __call__, generate"),
             (Pipe, {"methods": ["__call__", "paint"]}, "has no method paint. Its adapter was not registered"),
@@ -183,7 +190,7 @@ class TestAdapters:
     ) -> None:
         with pytest.raises(SettingsError, match=text):
             register_adapter(cls, **arguments)
-        assert parts_module._ADAPTERS == {}
+        assert adapters._ADAPTERS == {}
 
     def test_a_part_that_is_not_there_is_an_error(self) -> None:
         register_adapter(Pipe, parts=["unet", "gone", "number"])

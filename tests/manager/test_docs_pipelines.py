@@ -10,14 +10,14 @@ import torch
 
 import pipevault
 from pipelines import FAST_BUILD
-from pipevault.graphs.parts import _ADAPTERS
+from pipevault.graphs.adapters import _ADAPTERS
 from pipevault.runtime.pipeline import loaded_state
 
 PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
 
 
 def test_the_example_of_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)[0]
     real = pipevault.PipelineCache
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipevault, "PipelineCache", lambda dir: real(dir, build_config=FAST_BUILD), raising=False)

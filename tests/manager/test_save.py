@@ -79,6 +79,16 @@ def test_a_bare_list_and_frames_of_two_videos(tmp_path: Path) -> None:
         assert third.getpixel((0, 0)) == (3, 0, 0)
 
 
+def test_the_frames_of_several_videos_in_one_list(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (32, 32), (40 * value, 0, 0)) for value in range(6)]
+    files = pipevault.save(recorded(frames, prompts=2), tmp_path / "a.mp4")
+    assert names(files) == ["a-0.mp4", "a-1.mp4"]
+    with av_open(tmp_path / "a-1.mp4") as video:
+        assert len(list(video.decode(video=0))) == 3
+    assert [pipevault.read_record(file).sample for file in files if file.suffix == ".mp4"] == [0, 3]
+    assert names(pipevault.save(recorded(frames[:3], prompts=2), tmp_path / "b.mp4")) == ["b.mp4"]
+
+
 @pytest.mark.parametrize("kind", ["pil", "np"])
 def test_videos_one_file_each(tmp_path: Path, kind: str) -> None:
     frames = [[Image.new("RGB", (32, 32), (value, 0, 0)) for value in (10, 200)] for _ in range(2)]

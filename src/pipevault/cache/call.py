@@ -27,6 +27,7 @@ from pipevault.determinism.samples import given_prompts, repeats_of
 from pipevault.digest import digest_json
 from pipevault.errors import BadCallError
 from pipevault.fingerprint.classes import class_identity, function_identity, qualified_name
+from pipevault.graphs.adapters import adapter_of, main_method
 
 Call: TypeAlias = "Mapping[str, Any] | Callable[[Any], Any] | None"
 
@@ -206,8 +207,8 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def parameters(pipe: Any) -> dict[str, inspect.Parameter]:
-    """What ``pipe(...)`` takes: the parameters of its class's ``__call__`` after the first, which is the pipeline."""
-    return dict(_parameters(type(pipe).__call__))
+    """The parameters of the pipeline's main method, ``__call__`` unless an adapter says another, after ``self``."""
+    return dict(_parameters(getattr(type(pipe), main_method(type(pipe)))))
 
 
 @functools.lru_cache(maxsize=32)
@@ -219,7 +220,7 @@ def takes_any_name(pipe: Any, accepted: Mapping[str, inspect.Parameter]) -> bool
     """Whether ``**kwargs`` of the call are for the caller; diffusers drops what it does not know without a word."""
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         return False
-    module = getattr(inspect.unwrap(type(pipe).__call__), "__module__", None) or ""
+    module = getattr(inspect.unwrap(getattr(type(pipe), main_method(type(pipe)))), "__module__", None) or ""
     return module.partition(".")[0] != "diffusers"
 
 
@@ -231,9 +232,12 @@ def _check_names(
     names = [name for name, parameter in accepted.items() if parameter.kind not in _VARIADIC]
     hidden = _UNLISTED_BY_DIFFUSERS if len(names) < len(accepted) else frozenset()
     chosen = [name for name in SIZES if getattr(shape, name) is not None]
-    if any(name in accepted for name in IMAGES):
+    adapter = adapter_of(pipe)
+    if adapter is not None and adapter.call is not None:
+        chosen = []  # the adapter makes of them what the method takes
+    elif any(name in accepted for name in IMAGES):
         chosen = [name for name in chosen if name == "num_frames"]  # the image that is made up has the size
-    if shape.guidance is not None:
+    if shape.guidance is not None and (adapter is None or adapter.call is None):
         chosen.append("guidance_scale")
     for name in (*arguments, *chosen):
         if name in names or name in hidden:

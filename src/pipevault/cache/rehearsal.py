@@ -38,6 +38,7 @@ from pipevault.errors import (
     TrainingModeError,
 )
 from pipevault.graphs import parts as graph_parts
+from pipevault.graphs.adapters import adapter_of
 from pipevault.graphs.check import Comparison, compare_trees, pipeline_tolerance
 from pipevault.graphs.state import GENERATING, PartState
 
@@ -329,7 +330,7 @@ def _runners(
     pipe: Any, states: Mapping[str, PartState], shape: CallShape
 ) -> tuple[Callable[[], Any], Callable[[], Any] | None]:
     """A function that runs the pipeline at ``shape``; another one to try where the pipeline may want an image."""
-    own_call = graph_parts.adapter_of(pipe) is None and not callable(shape.call)
+    own_call = adapter_of(pipe) is None and not callable(shape.call)
     if own_call and has_optional_images(pipe, shape):
         return _runner(pipe, states, shape, images=False), _runner(pipe, states, shape)
     return _runner(pipe, states, shape), None
@@ -337,12 +338,14 @@ def _runners(
 
 def _runner(pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, images: bool = True) -> Callable[[], Any]:
     """A function that runs the pipeline at ``shape``, with the same randomness each time and none left behind."""
-    adapter = graph_parts.adapter_of(pipe)
+    adapter = adapter_of(pipe)
     given = shape.call
     streams = _Streams()
     arguments: dict[str, Any] = {}
-    if given is None and adapter is not None and adapter.call is not None:
-        given = adapter.call(pipe, {n: v for n, v in shape.to_json().items() if n != "call" and v is not None})
+    if adapter is not None and adapter.call is not None and not callable(given):
+        asked = {n: v for n, v in shape.to_json().items() if n != "call" and v is not None}
+        made_up = adapter.call(pipe, {**asked, **(given or {})})
+        given = made_up if callable(made_up) else {**(made_up or {}), **(given or {})}
     if callable(given):
         made = given
         function: Callable[..., Any] = functools.partial(made, pipe) if given is shape.call else made

@@ -1,7 +1,7 @@
 """The table behind :mod:`pipevault.determinism.samples`: the role of each argument of a diffusion pipeline.
 
 A role belongs to a name, whatever the length of its value. It was read from the source of every pipeline of diffusers
-0.42; what a pipeline class does otherwise stands in ``_OF_CLASS``.
+0.42, and of Pyramid-Flow; what a pipeline class does otherwise stands in ``_OF_CLASS``.
 """
 
 from __future__ import annotations
@@ -386,6 +386,7 @@ _OF_CLASS: Mapping[str, Mapping[str, Role]] = {
     "KandinskyV22PriorEmb2EmbPipeline": {"image": _PROMPT},
     "LDMSuperResolutionPipeline": {"batch_size": _SHARED},
     "LTXConditionPipeline": {"image": _SHARED, "video": _SHARED},
+    "PyramidDiTForVideoGeneration": {"video_num_inference_steps": _SHARED},
     "StableAudio3InpaintPipeline": {"mask": _CONDITION},
     "UniDiffuserPipeline": {"latents": _UNPLACED},
     "WanVACEPipeline": {"mask": Role(Kind.CONDITION, VIDEO)},

@@ -35,7 +35,17 @@ from pipevault.graphs.frozen import (
 )
 from pipevault.graphs.inductor import Build, BuildOptions, BuiltGraph, build_digest
 from pipevault.graphs.library import CONSTANTS_NAME, LIBRARY_NAME, GraphFiles, map_library
-from pipevault.graphs.observe import Attributes, Observed, RandomState, held, observe, read_state, same_values
+from pipevault.graphs.observe import (
+    Attributes,
+    Observed,
+    RandomState,
+    Untouchable,
+    find_owner,
+    held,
+    observe,
+    read_state,
+    same_values,
+)
 from pipevault.graphs.program import (
     Program,
     Results,
@@ -47,7 +57,7 @@ from pipevault.graphs.program import (
     with_number_tensors,
 )
 from pipevault.graphs.ranges import Sizes, Symbol
-from pipevault.graphs.signature import DescribedCall, Signature, describe_call, is_number, rebuild
+from pipevault.graphs.signature import UNREAD, DescribedCall, Signature, describe_call, is_number, rebuild
 from pipevault.graphs.views import tracing_view
 
 OnStep = Callable[[str, str], None]
@@ -144,7 +154,9 @@ def _observed(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any], 
         seen.state = {path: held(value) for path, value in seen.state.items()}  # restoring refills containers
         paths |= _state_of(subject, eager, before, seen, args, kwargs)
         refuse_counters(subject, {path: seen.state[path] for path in paths & written})
-    state = read_state(subject.module, sorted(paths))
+    state: dict[str, Any] = read_state(subject.module, sorted(paths))
+    if paths and _is_unread(subject, eager, before, seen, args, kwargs, paths):
+        state = {path: UNREAD for path in sorted(paths & written)}
     call = describe_call(args, kwargs, state)
     if call.opaque:
         raise CannotFreezeError(f"it keeps state that no graph can take: {call.opaque}", subject.name)
@@ -192,6 +204,37 @@ def _state_of(
         state = set(paths)
     before.restore(tuple(state))
     return state
+
+
+def _is_unread(
+    subject: Subject,
+    eager: Callable[..., Any],
+    before: Attributes,
+    seen: Observed,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    paths: set[str],
+) -> bool:
+    """Whether the call sets each of the attributes at ``paths``, or leaves it, without a look at what it was.
+
+    It is made again with ``None`` in their places, and with what raises if it is touched: a chunk of a video that
+    begins it fills the caches anew, whatever the video before has left there.
+    """
+    for other in (None, Untouchable()):
+        try:
+            for owner, name in (find_owner(subject.module, path) for path in paths):
+                owner[name] = other
+            again = observe(subject.module, eager, args, kwargs)
+            now = read_state(subject.module, tuple(paths))
+            expected = {path: seen.state.get(path, other) for path in paths}
+            same = compare_trees(seen.output, again.output, tolerance=1e-4, same_non_finite=True).passed
+            if not same or not all(same_values(expected[path], now[path]) for path in paths):
+                return False
+        except Exception:  # whatever a part raises where it finds nothing
+            return False
+        finally:
+            before.restore(tuple(paths))
+    return True
 
 
 def refuse_counters(subject: Subject, final: Mapping[str, Any]) -> None:

@@ -170,6 +170,16 @@ class Attributes:
                     tensor.copy_(value)
 
 
+class Untouchable:
+    """A value that raises :class:`TypeError` where code uses it, as a container or as a number."""
+
+    def _refuse(self, *_: Any) -> Any:
+        raise TypeError("this value must not be used")
+
+    __getattr__ = __getitem__ = __setitem__ = __delitem__ = __contains__ = _refuse
+    __len__ = __iter__ = __bool__ = __call__ = __float__ = __int__ = __index__ = _refuse
+
+
 def find_owner(module: nn.Module, path: Path) -> tuple[dict[str, Any], str]:
     """Return the ``__dict__`` in which the attribute at ``path`` lies, and its name there."""
     where, _, name = path.rpartition(":")

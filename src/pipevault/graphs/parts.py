@@ -6,8 +6,7 @@ pipeline that the pipeline holds. One module in several places is one part, repl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -15,70 +14,13 @@ from torch import nn
 from pipevault.compat.onediffx import compile_parts, listed_parts
 from pipevault.errors import SettingsError
 from pipevault.graphs import backend
+from pipevault.graphs.adapters import adapter_of
 from pipevault.graphs.part import FrozenPart, part_state, release, unfrozen
 from pipevault.graphs.state import PartOptions, PartState
 
 NEVER_PARTS = frozenset({"safety_checker", "feature_extractor", "watermark"})
 _MODULE_LISTS = (nn.ModuleList, nn.ModuleDict)
 _MAX_DEPTH = 3
-
-METHODS = ("__call__", "generate", "generate_i2v", "sample")
-"""The methods that generate, of pipelines without an adapter."""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """What a pipeline class says of itself; see :func:`register_adapter`."""
-
-    parts: tuple[str, ...] | None
-    methods: tuple[str, ...]
-    call: Callable[[Any, Mapping[str, Any]], Any] | None
-
-
-_ADAPTERS: dict[type, Adapter] = {}
-
-
-def register_adapter(
-    cls: type,
-    *,
-    parts: Sequence[str] | None = None,
-    methods: Sequence[str] = METHODS,
-    call: Callable[[Any, Mapping[str, Any]], Any] | None = None,
-) -> None:
-    """Tell how pipelines of ``cls`` and its subclasses are built.
-
-    ``parts`` are the modules to freeze, by dotted name (``text_encoder.text_encoder_2``, ``experts.0``); by default
-    they are found. ``methods`` generate: each is guarded, seeded and recorded. ``call(pipe, shape)`` makes the warm-up
-    call for a load: it gets what ``load`` was given (``height``, ``batch_size``, …) and returns keyword arguments of
-    the first of ``methods``, or a function without arguments. Raises :class:`SettingsError` for a class that has none
-    of the methods.
-    """
-    if not isinstance(cls, type):
-        raise SettingsError(f"register_adapter takes a class, not {cls!r}.")
-    known = tuple(name for name in methods if _has_method(cls, name))
-    if not known:
-        raise SettingsError(f"{cls.__name__} has none of the methods {', '.join(methods)}. Name one that generates.")
-    if tuple(methods) != METHODS and len(known) != len(methods):
-        missing = ", ".join(name for name in methods if name not in known)
-        raise SettingsError(f"{cls.__name__} has no method {missing}. Its adapter was not registered.")
-    _ADAPTERS[cls] = Adapter(None if parts is None else tuple(parts), known, call)
-
-
-def adapter_of(pipe: Any) -> Adapter | None:
-    """The adapter of the nearest class of ``pipe`` that has one."""
-    return next((_ADAPTERS[cls] for cls in type(pipe).__mro__ if cls in _ADAPTERS), None)
-
-
-def generating_methods(cls: type) -> tuple[str, ...]:
-    """Names of the methods of a pipeline class that generate."""
-    adapter = next((_ADAPTERS[base] for base in cls.__mro__ if base in _ADAPTERS), None)
-    names = adapter.methods if adapter else METHODS
-    return tuple(name for name in names if _has_method(cls, name))
-
-
-def _has_method(cls: type, name: str) -> bool:
-    """Whether instances have the method; every class can be called itself, which does not count."""
-    return any(name in vars(base) for base in cls.__mro__ if base is not object) and callable(getattr(cls, name))
 
 
 def pipeline_modules(pipe: Any) -> dict[str, nn.Module]:
@@ -125,8 +67,9 @@ def find_parts(pipe: Any, wanted: Sequence[str] | None = None) -> dict[str, nn.M
     Raises :class:`SettingsError` if ``wanted``, or an adapter, names one that is not there.
     """
     adapter = adapter_of(pipe)
-    if wanted is None and adapter is not None and adapter.parts is not None:
-        return _named(pipe, adapter.parts, f"The adapter of {type(pipe).__name__} names")
+    named = adapter.part_names(pipe) if adapter is not None else None
+    if wanted is None and named is not None:
+        return _named(pipe, named, f"The adapter of {type(pipe).__name__} names")
     parts: dict[str, nn.Module] = {}
     seen: set[int] = set()
     for name, module in _candidates(pipe):

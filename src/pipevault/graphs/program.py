@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipevault.errors import CannotFreezeError
 from pipevault.graphs.check import compare_trees
 from pipevault.graphs.observe import find_owner, read_state
-from pipevault.graphs.signature import ABSENT, DescribedCall, Leaf, Signature, rebuild
+from pipevault.graphs.signature import ABSENT, UNREAD, DescribedCall, Leaf, Signature, rebuild
 
 # What a number is compared at beside its captured value: far enough to show in the output.
 _SECOND_VALUES: Mapping[type, Callable[[Any], Any]] = {
@@ -61,7 +61,7 @@ def _state_set(module: nn.Module, state: Mapping[str, Any]) -> Iterator[None]:
     before = [(*find_owner(module, path), value) for path, value in read_state(module, tuple(state)).items()]
     try:
         for path, value in state.items():
-            _put(*find_owner(module, path), value)
+            _put(*find_owner(module, path), None if value is UNREAD else value)
         yield
     finally:
         for owner, name, value in before:

@@ -38,9 +38,20 @@ class _Absent:
 ABSENT = _Absent()
 """The value of an attribute that is not there."""
 
+
+class _Unread:
+    """See :data:`UNREAD`."""
+
+    def __repr__(self) -> str:
+        return "unread"
+
+
+UNREAD = _Unread()
+"""The value of an attribute that a call sets without a look at what it was."""
+
 _REAL_DTYPES = frozenset({"int32", "int64", "float32", "float64"})
 _LARGEST_CAST_DIM = 1
-LEAF_KINDS = frozenset({"value", "number", "opaque", "absent"})
+LEAF_KINDS = frozenset({"value", "number", "opaque", "absent", "unread"})
 """Kinds of shapes, beside ``tensor``, that have no children."""
 
 
@@ -149,6 +160,11 @@ class Signature:
         return tuple(path for path, _ in self.state)
 
     @property
+    def unread(self) -> frozenset[str]:
+        """The paths of state that the call sets whatever it was."""
+        return frozenset(path for path, shape in self.state if shape[0] == "unread")
+
+    @property
     def loose(self) -> Signature:
         """The signature with the dtypes of scalars and vectors of real numbers left open, such as time steps."""
         state = tuple((path, _loose(shape)) for path, shape in self.state)
@@ -227,6 +243,8 @@ def rebuild(shape: Shape, leaves: Iterator[Any]) -> Any:
         return next(leaves)
     if kind == "value":
         return _value(shape[1], shape[2])
+    if kind == "unread":
+        return UNREAD
     if kind == "absent":
         return ABSENT
     node, context = _NODES[kind, shape[1]]
@@ -255,6 +273,8 @@ class _Description:
             return ("number", type(number).__name__, None)
         if value is ABSENT:
             return ("absent", "", None)
+        if value is UNREAD:
+            return ("unread", "", None)
         if value is None or isinstance(value, (bool, str)):
             return ("value", type(value).__name__, value)
         if isinstance(value, (torch.dtype, torch.device)):
@@ -365,6 +385,6 @@ def _readable(shape: Shape, counter: Iterator[int], values: Mapping[int, str]) -
         return repr(content) if detail == "str" else str(content)
     if kind == "opaque":
         return str(detail)
-    if kind == "absent":
-        return "absent"
+    if kind in ("absent", "unread"):
+        return str(kind)
     return f"{kind.rpartition('.')[2]}({', '.join(_readable(child, counter, values) for child in content)})"

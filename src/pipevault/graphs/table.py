@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 from weakref import WeakSet
 
 import torch
@@ -18,7 +18,7 @@ from pipevault.graphs.freezing import CallTimes, Frozen
 from pipevault.graphs.frozen import FrozenGraph, GraphDocument, constant_sha256, live_constant
 from pipevault.graphs.library import GraphFiles
 from pipevault.graphs.observe import read_state
-from pipevault.graphs.signature import LEAF_KINDS, DescribedCall, Leaf, Shape, Signature, describe_call
+from pipevault.graphs.signature import LEAF_KINDS, UNREAD, DescribedCall, Leaf, Shape, Signature, describe_call
 
 logger = logging.getLogger("pipevault")
 
@@ -67,6 +67,10 @@ class Shelf(Protocol):
         """Store that a call cannot be frozen."""
 
 
+StatePaths: TypeAlias = "tuple[tuple[str, ...], frozenset[str]]"
+"""The paths of the state of a signature, and which of them its calls set whatever they were."""
+
+
 @dataclass
 class Slot:
     """A graph at its place in a table. ``casts`` are the dtypes of inputs for which it was compared with eager code."""
@@ -112,12 +116,12 @@ class Table:
         self._loose: dict[Signature, list[Slot]] = {}
         self._ranges: dict[Signature, list[Slot]] = {}
         self._covered: dict[Signature, tuple[Slot, ...]] = {}
-        self._state_paths: tuple[tuple[str, ...], ...] = ((),)
+        self._states: tuple[StatePaths, ...] = (((), frozenset()),)
 
     @property
     def state_paths(self) -> tuple[str, ...]:
         """Every attribute that a graph here takes as state."""
-        return tuple(sorted({path for paths in self._state_paths for path in paths}))
+        return tuple(sorted({path for paths, _ in self._states for path in paths}))
 
     def add(self, kept: Kept) -> Slot:
         """Add what a shelf holds; what is here already stays."""
@@ -136,9 +140,9 @@ class Table:
                 ranges.sort(key=lambda one: one.kept.signature.width)
             elif kept.document is not None:
                 self._loose.setdefault(kept.signature.loose, []).append(slot)
-            paths = kept.signature.state_paths
-            if paths not in self._state_paths:
-                self._state_paths = (*self._state_paths, paths)
+            paths = kept.signature.state_paths, kept.signature.unread
+            if paths not in self._states:
+                self._states = (*self._states, paths)
             return slot
 
     def remove(self, slot: Slot) -> None:
@@ -164,8 +168,8 @@ class Table:
         else that of the tightest range.
         """
         call: DescribedCall | None = None
-        for paths in reversed(self._state_paths):  # state first: a graph without it is older knowledge
-            call = describe_call(args, kwargs, read_state(module, paths))
+        for paths in reversed(self._states):  # state first: a graph without it is older knowledge
+            call = describe_call(args, kwargs, _state(module, *paths))
             if call.opaque:
                 continue
             for slot in self._by_signature.get(call.signature, ()):
@@ -196,8 +200,8 @@ class Table:
         """A slot whose graph takes the call once scalars and vectors, such as time steps, are cast to other dtypes
         that hold the same values; and the call with the cast leaves, and the dtypes that were cast.
         """
-        for paths in reversed(self._state_paths):
-            call = describe_call(args, kwargs, read_state(module, paths))
+        for paths in reversed(self._states):
+            call = describe_call(args, kwargs, _state(module, *paths))
             if call.opaque:
                 continue
             for slot in self._loose.get(call.signature.loose, ()):
@@ -212,6 +216,11 @@ class Table:
 
     def __iter__(self) -> Iterator[Slot]:
         return iter(tuple(self.slots))
+
+
+def _state(module: nn.Module, paths: Sequence[str], unread: frozenset[str]) -> dict[str, Any]:
+    read = read_state(module, [path for path in paths if path not in unread])
+    return {path: read.get(path, UNREAD) for path in paths}
 
 
 def cast_leaves(leaves: Sequence[Leaf], dtypes: Sequence[str]) -> tuple[Leaf, ...] | None:

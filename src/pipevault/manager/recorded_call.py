@@ -14,16 +14,18 @@ from pipevault.determinism.layers import parse_state, unpack
 from pipevault.determinism.record import RunRecord
 from pipevault.determinism.samples import recorded_samples
 from pipevault.errors import BadCallError, BadRecordError
-from pipevault.graphs import parts as graph_parts
+from pipevault.graphs.adapters import generating_methods, main_method
 
 REPLAY_LIMITS: Mapping[str, int] = {
     "num_inference_steps": 10_000,
     "prior_num_inference_steps": 10_000,
     "decoder_num_inference_steps": 10_000,
+    "video_num_inference_steps": 10_000,
     "height": 16_384,
     "width": 16_384,
     "num_frames": 4_096,
     "video_length": 4_096,
+    "temp": 512,
     "num_images_per_prompt": 1_024,
     "num_videos_per_prompt": 1_024,
     "num_waveforms_per_prompt": 1_024,
@@ -32,7 +34,9 @@ REPLAY_LIMITS: Mapping[str, int] = {
     "audio_length_in_s": 3_600,
     "audio_end_in_s": 3_600,
 }
-"""The largest number that a replay takes for an argument; a generation of one's own may go beyond."""
+"""The largest number that a replay takes for an argument, or for an item of one that is a list of numbers, such as the
+steps of each stage; a generation of one's own may go beyond.
+"""
 
 SAMPLES_LIMIT = 1_024
 _DEPTH_LIMIT = 16
@@ -56,12 +60,11 @@ def check_limits(record: RunRecord) -> None:
         if isinstance(value, (int, float)) and not -_NUMBER_LIMIT < value < _NUMBER_LIMIT:
             raise _beyond(field, value, "numbers below 2**64")
     for name, limit in REPLAY_LIMITS.items():
-        value = record.call.get(name)
-        if value is None:
-            continue
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or (isinstance(value, float) and not name.endswith("_s")) or not 0 <= value <= limit:
-            raise _beyond(f"call.{name}", value, f"a number from 0 to {limit}")
+        given = record.call.get(name)
+        for value in given if isinstance(given, list) else [] if given is None else [given]:
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or (isinstance(value, float) and not name.endswith("_s")) or not 0 <= value <= limit:
+                raise _beyond(f"call.{name}", given, f"a number from 0 to {limit}")
     if (count := len(record.seeds["samples"])) > SAMPLES_LIMIT:
         raise _beyond("seeds.samples", f"{count} seeds", f"at most {SAMPLES_LIMIT}")
     if (drawn := recorded_samples(record.call, pipeline=record.pipeline["class"]).count) > SAMPLES_LIMIT:
@@ -89,7 +92,7 @@ def _beyond(field: str, value: Any, limit: str) -> BadRecordError:
 def recorded_method(record: RunRecord, pipe: Any) -> str:
     """Return the method that was called. :class:`BadRecordError` unless it is one that generates."""
     method = record.pipeline.get("method", "__call__")
-    if method not in graph_parts.generating_methods(type(pipe)) or not callable(getattr(type(pipe), method, None)):
+    if method not in generating_methods(type(pipe)) or not callable(getattr(type(pipe), method, None)):
         raise BadRecordError(
             f"The record names {str(method)[:_SHOWN]!r} as what was called, which generates nothing.",
             "pipeline.method",
@@ -100,7 +103,7 @@ def recorded_method(record: RunRecord, pipe: Any) -> str:
 def recorded_arguments(record: RunRecord, pipe: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of the call but for its generators; ``inputs`` are those that it holds by digest only."""
     accepted = parameters(pipe)
-    is_checked = recorded_method(record, pipe) == "__call__" and not takes_any_name(pipe, accepted)
+    is_checked = recorded_method(record, pipe) == main_method(type(pipe)) and not takes_any_name(pipe, accepted)
     if is_checked and (unknown := [name for name in record.call if name not in accepted]):
         raise BadCallError(f"{type(pipe).__name__} takes no {', '.join(unknown)[:_SHOWN]}, which the record has.")
     arguments: dict[str, Any] = {}

@@ -25,6 +25,7 @@ from pipevault.determinism.embed import (
 )
 from pipevault.determinism.outputs import Place, Position, Sample, as_array, is_array, kind_of, leaves, samples
 from pipevault.determinism.record import RunRecord
+from pipevault.determinism.samples import recorded_samples
 from pipevault.errors import SettingsError, UnknownFormatError
 from pipevault.runtime.records import origin_of, record_of
 
@@ -61,8 +62,9 @@ def save(output: Any, path: str | Path, *, fps: float = 8.0, sampling_rate: int 
     ==================  ==============================================================================================
     ``.png``, ``.jpg``  PIL images; only PNG holds a depth map of 16 bits, and it keeps every bit
     ``.webp``
-    ``.mp4``            lists of frames as PIL images; arrays of (frames, height, width, 3), one or several of them,
-                        with floats from 0 to 1 (rounded as diffusers does) or bytes; ``fps`` frames per second
+    ``.mp4``            lists of frames as PIL images, one for each video or one for all; arrays of (frames, height,
+                        width, 3), one or several of them, with floats from 0 to 1 (rounded as diffusers does) or
+                        bytes; ``fps`` frames per second
     ``.wav``            audio: (samples,) or (channels, samples) in a list, (clips, samples) or (clips, channels,
                         samples) as one array, with floats from -1 to 1 (rounded to 16 bits) or 16-bit integers;
                         ``sampling_rate`` in Hz, unless the output has one
@@ -92,7 +94,8 @@ def save(output: Any, path: str | Path, *, fps: float = 8.0, sampling_rate: int 
         def write(one: _Item, to: Path) -> Path:
             return write_video(one.value, to, record, fps=fps, index=one.index, batch=one.batch)
 
-        return _save_each(_videos(output, found), path, record, write)
+        count = recorded_samples(record.call, pipeline=record.pipeline["class"]).count
+        return _save_each(_videos(output, found, count), path, record, write)
     if suffix in AUDIO_SUFFIXES:
         rate = _sampling_rate(output) if sampling_rate is None else sampling_rate
 
@@ -137,13 +140,13 @@ def _images(output: Any, found: Sequence[Sample]) -> list[_Item]:
     return images
 
 
-def _videos(output: Any, found: Sequence[Sample]) -> list[_Item]:
+def _videos(output: Any, found: Sequence[Sample], count: int) -> list[_Item]:
     videos: dict[tuple[str, tuple[int, ...]], list[Sample]] = {}
     for one in found:
         if one.is_image and one.place.numbers:
             videos.setdefault((one.place.field, one.place.numbers[:-1]), []).append(one)
     if videos:
-        return [_video_of_images(Place("", *key), frames) for key, frames in videos.items()]
+        return [item for key, frames in videos.items() for item in _videos_of_images(Place("", *key), frames, count)]
     arrays = [item for of_leaf in _by_leaf(found) for item in _videos_of_array(of_leaf)]
     if not arrays:
         raise SettingsError(
@@ -153,11 +156,22 @@ def _videos(output: Any, found: Sequence[Sample]) -> list[_Item]:
     return arrays
 
 
-def _video_of_images(place: Place, frames: Sequence[Sample]) -> _Item:
-    first = frames[0].position
+def _videos_of_images(place: Place, frames: Sequence[Sample], count: int) -> list[_Item]:
+    """The video of a list of frames; one list may hold those of all ``count`` samples, one after the other."""
+    if place.numbers:
+        return [_Item(place, [one.leaf for one in frames], frames[0].position)]
+    several = len(frames) > count and len(frames) % count == 0
+    length = len(frames) // count if several else len(frames)
+    videos = [frames[start : start + length] for start in range(0, len(frames), length)]
     # In a list that is not one of several, a frame's number is no sample's.
-    position = first if place.numbers else Position(first.index, 0, 1)
-    return _Item(place, [one.leaf for one in frames], position)
+    return [
+        _Item(
+            place.numbered(number) if len(videos) > 1 else place,
+            [one.leaf for one in video],
+            Position(video[0].position.index, number, len(videos)),
+        )
+        for number, video in enumerate(videos)
+    ]
 
 
 def _videos_of_array(of_leaf: Sequence[Sample]) -> list[_Item]:

@@ -20,6 +20,7 @@ from pipevault.cache.outcome import Outcome, PartOutcome
 from pipevault.determinism.turns import DEFAULT_TIMEOUT_S
 from pipevault.errors import SettingsError
 from pipevault.graphs import parts as graph_parts
+from pipevault.graphs.adapters import generating_methods
 from pipevault.graphs.part import FrozenPart, part_state, unfrozen
 from pipevault.graphs.state import PartState
 from pipevault.runtime.guard import Guard
@@ -210,7 +211,7 @@ def freeze_pipeline_class(original: Any) -> type[Any]:
         "_pipevault_original_class": original,
         "__reduce_ex__": FrozenPipeline.__reduce_ex__,
     }
-    for name in graph_parts.generating_methods(original):
+    for name in generating_methods(original):
         attributes[name] = _guarded(getattr(original, name))
     if isinstance(getattr(original, "components", None), property):
         attributes["components"] = property(lambda pipe: _eager_components(original.components.__get__(pipe)))
