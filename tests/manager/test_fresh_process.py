@@ -135,7 +135,7 @@ def test_the_compile_cache_is_gone_afterwards(child: Child, folder: Path) -> Non
 
 
 def test_an_unknown_method() -> None:
-    with pytest.raises(SettingsError, match=r"'jit'.*eager, torch\.compile, frozen"):
+    with pytest.raises(SettingsError, match=r"'jit'.*eager, torch\.compile, .*frozen"):
         GenerationJob("./model", Request(), "jit")
 
 

@@ -36,7 +36,7 @@ from pipevault.files.opened import OpenedFile
 from pipevault.files.scratch import kept_scratch_folder
 from pipevault.fingerprint.machine import check_package_machine, machine_record
 from pipevault.fingerprint.toolchain import find_cxx_compiler, toolchain_record
-from pipevault.graphs.freezing import Frozen
+from pipevault.graphs.freezing import CallTimes, Frozen
 from pipevault.graphs.frozen import GraphDocument
 from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.graphs.library import GraphFiles
@@ -280,7 +280,7 @@ class VaultShelf:
         part = {"status": "frozen", "reason": "", "graphs": [document.to_json()]}
         self.store.count("compiled", key.digest, seconds=round(seconds, 3))
         try:
-            return self._publish(key, part, artifacts, files, {"compile_s": round(seconds, 3)})
+            return self._publish(key, part, artifacts, files, {"compile_s": round(seconds, 3), **_times(frozen.times)})
         except VaultError as error:
             self.store.tell(f"{self.part} was frozen and not stored: {error}")
             return self._in_memory(key, frozen)
@@ -331,7 +331,8 @@ class VaultShelf:
             return Kept(signature, key.digest.hex, refusal=part["reason"])
         document = _document(manifest)
         self._unopened[key.digest] = found
-        return Kept(signature, key.digest.hex, document, lambda: self._files(key.digest, document))
+        times = _read_times(manifest.info)
+        return Kept(signature, key.digest.hex, document, lambda: self._files(key.digest, document), times=times)
 
     def _files(self, key: Digest, document: GraphDocument) -> GraphFiles:
         opened: dict[str, OpenedFile] = {}
@@ -370,3 +371,14 @@ class VaultShelf:
 def _document(manifest: Manifest) -> GraphDocument:
     [part] = manifest.parts.values()
     return GraphDocument.from_json(part["graphs"][0])
+
+
+def _times(times: CallTimes | None) -> dict[str, float]:
+    return {} if times is None else {"eager_s": round(times.eager_s, 6), "frozen_s": round(times.frozen_s, 6)}
+
+
+def _read_times(info: Mapping[str, Any]) -> CallTimes | None:
+    """The times of a graph, where whoever froze it noted them."""
+    eager_s, frozen_s = info.get("eager_s"), info.get("frozen_s")
+    is_noted = isinstance(eager_s, (int, float)) and isinstance(frozen_s, (int, float))
+    return CallTimes(float(eager_s), float(frozen_s)) if is_noted else None  # type: ignore[arg-type]

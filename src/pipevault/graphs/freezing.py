@@ -459,9 +459,7 @@ def part_device(module: nn.Module) -> torch.device:
     return next((device for device in iter_devices(module) if device.type != "meta"), torch.device("cpu"))
 
 
-def _check(
-    subject: Subject, graph: RunGraph, observation: Observation
-) -> tuple[Mapping[str, Any], CallTimes]:
+def _check(subject: Subject, graph: RunGraph, observation: Observation) -> tuple[Mapping[str, Any], CallTimes]:
     call, program, free = observation.call, observation.program, observation.free
     varied = [
         leaf if index in call.numbers and index not in free else other
