@@ -133,7 +133,8 @@ def test_a_signature_with_other_code_in_it_is_refused(text: str) -> None:
 
 
 def sized(cause: str, *shapes: tuple[int, ...]) -> SizedCall:
-    return SizedCall(describe_call([torch.empty(shape) for shape in shapes], {}), cause)
+    causes = frozenset(filter(None, cause.split()))
+    return SizedCall(describe_call([torch.empty(shape) for shape in shapes], {}), causes)
 
 
 def test_sizes_are_called_by_what_they_vary_with() -> None:
@@ -142,7 +143,7 @@ def test_sizes_are_called_by_what_they_vary_with() -> None:
         sized("height", (4, 32), (4, 4, 8), (4, 2)),
         sized("width", (4, 32), (4, 8, 4), (4, 2)),
         sized("batch_size", (2, 64), (2, 8, 8), (2, 2)),
-        sized("all", (2, 16), (2, 4, 4), (2, 2)),
+        sized("height width batch_size", (2, 16), (2, 4, 4), (2, 2)),
     ]
     names = {place: str(symbol) for place, symbol in varying_sizes(base, others).items()}
     assert names == {
@@ -156,17 +157,29 @@ def test_sizes_are_called_by_what_they_vary_with() -> None:
     assert [str(one) for one in varying_sizes(base, [sized("", (4, 60), (4, 8, 8), (4, 2))]).values()] == [
         "length 60-64"
     ]
-    drafted = range_signature(base, varying_sizes(base, others))
+    drafted = range_signature(base, [], others)
     assert drafted.sizes == ("batch", "tokens", "batch", "height", "width", "batch", 2)
-    assert range_signature(base, {}) is base
+    assert range_signature(base, [], []) is base
 
 
 def test_calls_that_differ_in_more_than_sizes_have_no_range() -> None:
     base = signature_of((4, 64))
     with pytest.raises(CannotFreezeError, match="more than sizes"):
         varying_sizes(base, [sized("height", (4, 32), (1,))])
-    fixed = describe_call([torch.empty(4), 4], {})
-    with pytest.raises(CannotFreezeError, match="number that steers"):
-        varying_sizes(
-            fixed.signature.fix([1], fixed.leaves), [SizedCall(describe_call([torch.empty(8), 8], {}), "height")]
-        )
+    fixed = describe_call([torch.empty(4), 3], {})
+    other = SizedCall(describe_call([torch.empty(8), 5], {}))
+    with pytest.raises(CannotFreezeError, match=r"number that steers its code and is no size \(3, 5\)"):
+        range_signature(fixed.signature.fix([1], fixed.leaves), fixed.leaves, [other])
+
+
+def test_a_number_that_is_a_size_counts_it() -> None:
+    base = describe_call([torch.empty(2, 8), [8, 3]], {})
+    other = SizedCall(describe_call([torch.empty(2, 6), [6, 3]], {}))
+    ranged = range_signature(base.signature.fix([1, 2], base.leaves), base.leaves, [other])
+    assert (ranged.counted, ranged.fixed) == (((1, 0, 1),), ((2, "3"),))
+    assert Signature.from_json(ranged.to_json()) == ranged
+    for length, count, third, admitted in ((8, 8, 3, True), (7, 7, 3, True), (7, 8, 3, False), (7, 7, 4, False)):
+        call = describe_call([torch.empty(2, length), [count, third]], {})
+        assert ranged.covers(call.signature) == (6 <= length <= 8)
+        assert ranged.admits(call.leaves) == admitted
+    assert not ranged.admits(describe_call([torch.empty(2), [2, 3]], {}).leaves)

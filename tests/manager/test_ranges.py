@@ -44,6 +44,35 @@ class Stubborn(nn.Module):
         return latents - 0.1 * torch.tanh(self.mix(latents)) * torch.cos(step) * float(latents.shape[1] == 12)
 
 
+class Lengths(nn.Module):
+    """Takes the lengths of what it is given as numbers, as transformers of packed sequences do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+
+    def forward(self, latents: torch.Tensor, step: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+        [own] = torch.split(latents, lengths, dim=1)
+        return own - 0.1 * torch.tanh(self.mix(own)) * torch.cos(step)
+
+
+class LengthsPipeline(PlainPipeline):
+    """Calls its part at six lengths in one run, the last of them 1."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.transformer = Lengths().eval()
+
+    def __call__(self, prompt: str = "", height: int = 16, generator: torch.Generator | None = None) -> torch.Tensor:
+        latents = torch.randn(1, height, 8, generator=generator)
+        drawn = []
+        with torch.no_grad():
+            for number, length in enumerate((height, height - 1, 12, 9, 5, 1)):
+                part = latents[:, :length]
+                drawn.append(self.transformer(part, torch.tensor(float(number)), [length]))
+        return torch.cat(drawn, dim=1)
+
+
 class SizedPipeline(PlainPipeline):
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -177,6 +206,38 @@ def test_what_a_model_refuses_is_told_and_frozen_size_by_size(tmp_path: Path) ->
         torch.testing.assert_close(draw(pipe, height=height), draw(plain, height=height), atol=1e-5, rtol=1e-5)
     again = cache(tmp_path / "vault").load(StubbornPipeline(), height=(8, 12))
     assert pipevault.outcome(again).status == "hit"
+
+
+def test_many_sizes_in_one_run_make_a_range_of_themselves(tmp_path: Path) -> None:
+    def drawn(pipe: Any, height: int) -> torch.Tensor:
+        output: torch.Tensor = pipe(height=height, generator=torch.Generator().manual_seed(1))
+        return output
+
+    pipe, plain = LengthsPipeline(), LengthsPipeline()
+    cache(tmp_path / "vault", "compile").load(pipe, batch_size=1)
+    assert graphs_in(tmp_path / "vault") == [
+        "float32[1,1,8], float32[], list(1)",
+        "float32[1,length,8], float32[], list(int) where length 5-16",
+    ]
+    for height in (16, 13, 12):
+        torch.testing.assert_close(drawn(pipe, height), drawn(plain, height), atol=1e-5, rtol=1e-5)
+    assert len(graphs_in(tmp_path / "vault")) == 2
+    assert pipevault.outcome(pipe).problems == ()
+    again = cache(tmp_path / "vault").load(LengthsPipeline())
+    assert torch.equal(drawn(again, 15), drawn(pipe, 15))
+
+
+def test_one_sample_is_apart_from_several(tmp_path: Path) -> None:
+    pipe, plain = SizedPipeline(), SizedPipeline()
+    cache(tmp_path / "vault", "compile").load(pipe, height=(8, 16), batch_size=(1, 4))
+    assert graphs_in(tmp_path / "vault") == [
+        "float32[1,1,height,8], float32[] where height 8-16",
+        "float32[batch,1,height,8], float32[] where batch 2-4, height 8-16",
+    ]
+    for height, batch in ((8, 1), (12, 1), (16, 3), (10, 2)):
+        arguments = {"height": height, "prompt": ["a"] * batch}
+        torch.testing.assert_close(draw(pipe, **arguments), draw(plain, **arguments), atol=1e-5, rtol=1e-5)
+    assert len(graphs_in(tmp_path / "vault")) == 2
 
 
 def test_dynamic_makes_ranges_of_the_default_sizes(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 
 from pipevault.cache.call import CallShape, resolve_shape, shape_factors, size_multiple
 from pipevault.errors import BadCallError, SettingsError
-from pipevault.graphs.freezing import ALL_SIZES
 
 AskedSize: TypeAlias = "int | tuple[int, int] | None"
 """A size, or the smallest and the largest of a range."""
@@ -29,16 +28,18 @@ class CallRange:
         """Names of the sizes that vary."""
         return tuple(name for name in RANGED if getattr(self.least, name) != getattr(self.most, name))
 
-    @property
-    def cause(self) -> str:
-        """What makes the calls at :attr:`least` other than those at :attr:`most`."""
-        return self.ranged[0] if len(self.ranged) == 1 else ALL_SIZES
+    def between(self) -> Iterator[tuple[frozenset[str], CallShape]]:
+        """Yield, for each of several sizes that vary, its name and the shape in which it alone is at its least.
 
-    def between(self) -> Iterator[tuple[str, CallShape]]:
-        """Yield, for each of several sizes that vary, its name and the shape in which it alone is at its least."""
+        One sample is apart from several, which begin at two: torch compiles a size of 1 as a constant.
+        """
         if len(self.ranged) > 1:
             for name in self.ranged:
-                yield name, replace(self.most, **{name: getattr(self.least, name)})
+                yield frozenset({name}), replace(self.most, **{name: getattr(self.least, name)})
+        if self.least.batch_size == 1 and self.most.batch_size > 2:
+            yield frozenset({"batch_size"}), replace(self.most, batch_size=2)
+            if len(self.ranged) > 1:
+                yield frozenset(self.ranged), replace(self.least, batch_size=2)
 
     def to_json(self) -> dict[str, Any]:
         """A size that varies is a list of its least and its most."""

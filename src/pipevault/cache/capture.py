@@ -25,15 +25,15 @@ MAX_SIZES = 4
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a part, with copies of its arguments. ``cause`` is the argument of the pipeline that differed from
-    that of the first run, such as ``height``.
+    """One call of a part, with copies of its arguments. ``causes`` are the arguments of the pipeline that differed from
+    those of the first run, such as ``height``.
     """
 
     state: PartState
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     described: DescribedCall
-    cause: str
+    causes: frozenset[str]
     placement: tuple[Any, ...]
 
     @property
@@ -57,7 +57,9 @@ class Task:
         return -modules, self.call.described.signature.digest, len(self.others)
 
     def sized(self) -> tuple[SizedCall, ...]:
-        return tuple(SizedCall(describe_call(other.args, other.kwargs), other.cause) for other in self.others)
+        return tuple(
+            SizedCall(describe_call(other.args, other.kwargs), other.causes - self.call.causes) for other in self.others
+        )
 
 
 class Capture:
@@ -66,7 +68,7 @@ class Capture:
     def __init__(self) -> None:
         self._calls: dict[tuple[str, Signature], Call] = {}
         self._before: dict[tuple[str, Signature], Call] = {}
-        self._cause = ""
+        self._causes: frozenset[str] = frozenset()
 
     def __call__(self, state: PartState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         with torch._C.DisableTorchFunction():
@@ -77,12 +79,12 @@ class Capture:
             place = (shelf.identity if shelf else state.name, described.signature)
             if place not in self._calls:
                 held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
-                self._calls[place] = Call(state, held_args, held_kwargs, described, self._cause, _placement(state))
+                self._calls[place] = Call(state, held_args, held_kwargs, described, self._causes, _placement(state))
 
     @contextmanager
-    def run(self, states: Mapping[str, PartState], cause: str = "") -> Iterator[None]:
-        """Note what ``states`` are called with inside, and that ``cause`` differs from the first run."""
-        self._cause = cause
+    def run(self, states: Mapping[str, PartState], causes: frozenset[str] = frozenset()) -> Iterator[None]:
+        """Note what ``states`` are called with inside, and that ``causes`` differ from the first run."""
+        self._causes = causes
         self._before = dict(self._calls)
         for state in states.values():
             state.capture = self
@@ -102,14 +104,25 @@ class Capture:
         for (identity, signature), call in self._calls.items():
             groups.setdefault((identity, signature.sizeless), []).append(call)
         tasks = []
-        for calls in groups.values():
+        for calls in (part for group in groups.values() for part in _apart(group)):
             if len(calls) > (1 if ranges else MAX_SIZES):
                 # The first run's largest call has the sizes that code is tuned for.
-                calls.sort(key=lambda call: (bool(call.cause), -_elements(call)))
+                calls.sort(key=lambda call: (len(call.causes), -_elements(call)))
                 tasks.append(Task(calls[0], tuple(calls[1:])))
             else:
                 tasks += [Task(call) for call in calls]
         return tasks
+
+
+def _apart(calls: Sequence[Call]) -> list[list[Call]]:
+    """The calls by which of their sizes are 1: torch compiles a size of 1 as a constant, also where it varies."""
+    columns = list(zip(*(call.described.signature.sizes for call in calls), strict=True))
+    varying = [index for index, sizes in enumerate(columns) if len(set(sizes)) > 1]
+    parts: dict[tuple[int, ...], list[Call]] = {}
+    for call in calls:
+        sizes = call.described.signature.sizes
+        parts.setdefault(tuple(index for index in varying if sizes[index] == 1), []).append(call)
+    return list(parts.values())
 
 
 def _placement(state: PartState) -> tuple[Any, ...]:

@@ -96,11 +96,11 @@ def rehearse(
     else:
         capture = Capture()
         with clock.step("capture"), policies(states, "off"):
-            drawn = [_captured(capture, states, runs[0], "")]
+            drawn = [_captured(capture, states, runs[0], frozenset())]
             if isinstance(shape, CallRange):
-                for cause, other in shape.between():
-                    _captured(capture, states, _runners(pipe, states, other), cause)
-                drawn.append(_captured(capture, states, runs[1], shape.cause))
+                for causes, other in shape.between():
+                    _captured(capture, states, _runners(pipe, states, other), causes)
+                drawn.append(_captured(capture, states, runs[1], frozenset(shape.ranged)))
         with policies(states, policy):
             for state in states.values():
                 state.start_listing()
@@ -142,11 +142,11 @@ def _captured(
     capture: Capture,
     states: Mapping[str, PartState],
     runs: tuple[Callable[[], Any], Callable[[], Any] | None],
-    cause: str,
+    causes: frozenset[str],
 ) -> tuple[Callable[[], Any], Any]:
     """The run that the pipeline accepts, whose calls are captured, and its output."""
     run, alternative = runs
-    with capture.run(states, cause):
+    with capture.run(states, causes):
         return _first_accepted(run, alternative, between=capture.forget_run)
 
 
@@ -217,9 +217,11 @@ def part_outcome(members: Sequence[PartState], eager: str = "") -> PartOutcome:
     unstored = [why for state in members for why in state.unstored.values()]
     reasons = "; ".join(dict.fromkeys([*([eager] if eager else []), *refused, *unstored]))
     regions = members[0].regions
+    if eager:
+        return PartOutcome("eager", reasons, 0, regions)
     if not any(state.touched or state.unstored for state in members):
         return PartOutcome("not called", regions=regions)
-    return PartOutcome("eager" if reasons else "frozen", reasons, 0 if eager else len(_used(members)), regions)
+    return PartOutcome("eager" if reasons else "frozen", reasons, len(_used(members)), regions)
 
 
 def _used(members: Sequence[PartState]) -> set[str]:

@@ -284,7 +284,7 @@ def prepare_call(
     with torch.no_grad():
         expected = program.run(subject.module, subject.eager, leaves)
     varying = varying_sizes(program.signature, others) if others else {}
-    signature = range_signature(program.signature, varying)
+    signature = range_signature(program.signature, call.leaves, others)
     inputs: list[Any] = with_number_tensors(copied_leaves(call.leaves), observation.free, subject.device)
     if varying:
         inputs = [leaf.contiguous() if isinstance(leaf, torch.Tensor) else leaf for leaf in inputs]
@@ -298,6 +298,7 @@ def prepare_call(
         digest=build_digest(subject.identity, signature, options),
         options=options,
         varying={(places.index(leaf), dim): symbol for (leaf, dim), symbol in varying.items()},
+        counted=signature.counted,
     )
     return Prepared(subject, observation, tuple(others), leaves, results, build)
 
@@ -314,7 +315,8 @@ def finish_call(
     program = observation.program
     document, paths = _describe(built, program, leaves, prepared.results, prepared.build.digest)
     if built.sizes is not None:
-        signature = with_derived_sizes(program.signature, leaves, built.sizes)
+        counted = {index: (leaf, dim) for index, leaf, dim in prepared.build.counted}
+        signature = with_derived_sizes(program.signature.count(counted), leaves, built.sizes)
         document = replace(document, signature=signature)
     document = replace(document, origins=_origin_digests(subject.module, built.origins, observation.caches))
     if prepared.build.options.weights == "bound":
@@ -381,12 +383,14 @@ Varying = Mapping[tuple[int, int], Symbol]
 
 @dataclass(frozen=True)
 class SizedCall:
-    """A call of another size. ``cause`` is the argument of the pipeline that made it so, such as ``height``; empty for
-    one that comes in the same run of the pipeline.
+    """A call of another size.
+
+    ``causes`` are the arguments of the pipeline that made it so, such as ``height``; none for one that comes in the
+    same run of the pipeline.
     """
 
     call: DescribedCall
-    cause: str = ""
+    causes: frozenset[str] = frozenset()
 
 
 _SIZE_NAMES: Mapping[frozenset[str], str] = {
@@ -397,8 +401,6 @@ _SIZE_NAMES: Mapping[frozenset[str], str] = {
     frozenset({"num_frames"}): "frames",
 }
 """What a size is called that varies with these arguments of the pipeline; one of several counts tokens."""
-ALL_SIZES = "all"
-"""The cause of calls in a run for which all the arguments differ."""
 
 
 def varying_sizes(base: Signature, others: Sequence[SizedCall]) -> Varying:
@@ -409,8 +411,6 @@ def varying_sizes(base: Signature, others: Sequence[SizedCall]) -> Varying:
     for other in others:
         if other.call.signature.sizeless != base.sizeless:
             raise CannotFreezeError("its calls differ in more than sizes")
-        if not base.admits(other.call.leaves):
-            raise CannotFreezeError("it takes a size as a number that steers its code")
     seen: dict[tuple[int, ...], Symbol] = {}
     varying: dict[tuple[int, int], Symbol] = {}
     columns = zip(base.sizes, *(other.call.signature.sizes for other in others), strict=True)
@@ -418,22 +418,47 @@ def varying_sizes(base: Signature, others: Sequence[SizedCall]) -> Varying:
         numbers = tuple(int(value) for value in values)
         if len(set(numbers)) == 1:
             continue
-        usual = {numbers[0], *(n for n, other in zip(numbers[1:], others, strict=True) if not other.cause)}
-        moved = {o.cause for n, o in zip(numbers[1:], others, strict=True) if o.cause and n not in usual}
-        causes = frozenset(moved - {ALL_SIZES} or moved)
-        name = _SIZE_NAMES.get(causes, "tokens")
+        usual = {numbers[0], *(n for n, other in zip(numbers[1:], others, strict=True) if not other.causes)}
+        moved = {other.causes for n, other in zip(numbers[1:], others, strict=True) if n not in usual}
+        single = {causes for causes in moved if len(causes) == 1}
+        name = _SIZE_NAMES.get(frozenset().union(*(single or moved)), "tokens")
         varying[place] = seen.setdefault(numbers, Symbol(name, min(numbers), max(numbers)))
     return varying
 
 
-def range_signature(base: Signature, varying: Varying) -> Signature:
-    """Return ``base`` with the sizes that vary as symbols, before anything is known of how they hang together."""
+def counted_numbers(base: Signature, leaves: Sequence[Any], others: Sequence[SizedCall]) -> dict[int, tuple[int, int]]:
+    """Return the numbers that steer the code and differ between the calls, each with the size that it is in all calls:
+    index of the leaf and of its dimension. Raises :class:`CannotFreezeError` for one that is no size.
+    """
+    calls = [leaves, *(other.call.leaves for other in others)]
+    counted = {}
+    for index, _ in base.fixed:
+        values = [call[index] for call in calls]
+        if len(set(map(repr, values))) == 1:
+            continue
+        places = [
+            (leaf, dim)
+            for leaf, dim in base.places
+            if all(call[leaf].shape[dim] == value for call, value in zip(calls, values, strict=True))
+        ]
+        if not places:
+            raise CannotFreezeError(f"it takes a number that steers its code and is no size ({values[0]}, {values[1]})")
+        counted[index] = places[0]
+    return counted
+
+
+def range_signature(base: Signature, leaves: Sequence[Any], others: Sequence[SizedCall]) -> Signature:
+    """Return ``base``, of a call with ``leaves``, with the sizes in which ``others`` differ from it as symbols: before
+    anything is known of how they hang together. Raises :class:`CannotFreezeError` if they differ in more.
+    """
+    varying = varying_sizes(base, others) if others else {}
     if not varying:
         return base
     sizes = [
         varying[place].name if place in varying else size for place, size in zip(base.places, base.sizes, strict=True)
     ]
-    return base.with_sizes(sizes, tuple(dict.fromkeys(varying.values())), ())
+    counted = counted_numbers(base, leaves, others)
+    return base.count(counted).with_sizes(sizes, tuple(dict.fromkeys(varying.values())), ())
 
 
 def with_derived_sizes(signature: Signature, leaves: Sequence[Any], derived: Sizes) -> Signature:

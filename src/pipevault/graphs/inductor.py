@@ -121,6 +121,7 @@ class Build:
     digest: Digest
     options: BuildOptions
     varying: Varying
+    counted: tuple[tuple[int, int, int], ...] = ()
 
     def run(self, output_dir: Path) -> BuiltGraph:
         """Compile here."""
@@ -133,6 +134,7 @@ class Build:
             options=self.options,
             output_dir=output_dir,
             varying=self.varying,
+            counted=self.counted,
         )
 
 
@@ -151,16 +153,18 @@ def build_graph(
     options: BuildOptions,
     output_dir: Path,
     varying: Varying | None = None,
+    counted: Sequence[tuple[int, int, int]] = (),
 ) -> BuiltGraph:
     """Compile ``program`` on ``module`` for ``leaves``, whose tensors are its inputs; the files go to ``output_dir``.
 
     ``build`` is the :func:`build_digest`: it fixes the path of the build folder, which Inductor writes into the code,
-    so that a second build is byte-identical. ``varying`` makes one graph for a range of sizes. Raises
+    so that a second build is byte-identical. ``varying`` makes one graph for a range of sizes; numbers that are
+    ``counted`` are sizes of its inputs (see :class:`~pipevault.graphs.signature.Signature`). Raises
     :class:`CannotFreezeError` with the reason when the call cannot be exported or compiled, and
     :class:`InterruptedBuildError` when it failed for a reason of the moment.
     """
     inputs = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    traced = _export(_as_function(module, program, leaves, results), inputs, varying or {})
+    traced = _export(_as_function(module, program, leaves, results, counted), inputs, varying or {})
     _refuse_mutation(traced)
     asked = TracedSizes(traced).conditions() if varying else []
     with _build_folder(build) as folder, _inductor_caches_in(folder):
@@ -180,13 +184,21 @@ def build_graph(
     )
 
 
-def _as_function(module: nn.Module, program: Program, leaves: Sequence[Any], results: Results) -> nn.Module:
+def _as_function(
+    module: nn.Module,
+    program: Program,
+    leaves: Sequence[Any],
+    results: Results,
+    counted: Sequence[tuple[int, int, int]],
+) -> nn.Module:
     """A view of ``module`` whose ``forward`` takes the tensors among ``leaves`` and returns the graph's tensors."""
     original = type(module)
 
     def forward(self: nn.Module, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         given = iter(inputs)
-        filled = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        filled: list[Any] = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        for index, leaf, dim in counted:
+            filled[index] = filled[leaf].shape[dim]
         return results.tensors(program.run(self, functools.partial(original.forward, self), filled))
 
     cls: Any = type(original.__name__, (original,), {"forward": forward, "__module__": original.__module__})

@@ -62,7 +62,8 @@ class Signature:
     ``autocast`` names the dtype of an active autocast, which changes the arithmetic. ``state`` has path and shape of
     each piece of state on the modules. ``fixed`` has the index, among the leaves of the call, and the text of each
     number whose value is compiled in. A signature of a range of sizes has ``symbols``, expressions in them among the
-    sizes of its tensors, and ``conditions``: see :mod:`pipevault.graphs.ranges`.
+    sizes of its tensors, and ``conditions``: see :mod:`pipevault.graphs.ranges`. ``counted`` has for each number that
+    is the size of a tensor, and steers the code as such, its index and those of the tensor and of the dimension.
     """
 
     arguments: Shape
@@ -71,6 +72,7 @@ class Signature:
     fixed: tuple[tuple[int, str], ...] = ()
     symbols: tuple[Symbol, ...] = ()
     conditions: tuple[str, ...] = ()
+    counted: tuple[tuple[int, int, int], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         symbols = [(one.name, one.least, one.most) for one in self.symbols]
@@ -80,6 +82,7 @@ class Signature:
             "state": self.state,
             "fixed": self.fixed,
             **({"symbols": symbols, "conditions": self.conditions} if symbols else {}),
+            **({"counted": self.counted} if self.counted else {}),
         }
 
     @classmethod
@@ -90,8 +93,9 @@ class Signature:
         conditions = tuple(str(text) for text in document.get("conditions", ()))
         for text in conditions:
             expression(text)
-        state = _tuples(document["state"])
-        signature = cls(_tuples(document["arguments"]), document["autocast"], state, fixed, symbols, conditions)
+        counted = tuple((int(index), int(leaf), int(dim)) for index, leaf, dim in document.get("counted", ()))
+        arguments, state = _tuples(document["arguments"]), _tuples(document["state"])
+        signature = cls(arguments, document["autocast"], state, fixed, symbols, conditions, counted)
         for size in signature.sizes:
             if isinstance(size, str):
                 expression(size)
@@ -153,7 +157,7 @@ class Signature:
     @property
     def without_fixed(self) -> Signature:
         """The signature under which calls are looked up: whatever the values of its numbers."""
-        return replace(self, fixed=()) if self.fixed else self
+        return replace(self, fixed=(), counted=()) if self.fixed or self.counted else self
 
     @property
     def state_paths(self) -> tuple[str, ...]:
@@ -170,13 +174,21 @@ class Signature:
         state = tuple((path, _loose(shape)) for path, shape in self.state)
         return replace(self, arguments=_loose(self.arguments), state=state, fixed=())
 
+    def count(self, counted: Mapping[int, tuple[int, int]]) -> Signature:
+        """The signature with the numbers in ``counted`` as sizes of tensors, by leaf and dimension, and not fixed."""
+        fixed = tuple((index, text) for index, text in self.fixed if index not in counted)
+        places = tuple((index, *place) for index, place in sorted(counted.items()))
+        return replace(self, fixed=fixed, counted=places)
+
     def fix(self, indices: Sequence[int], leaves: Sequence[Leaf]) -> Signature:
         """The signature with the values of the numbers at ``indices`` as part of it."""
         return replace(self, fixed=tuple((index, repr(leaves[index])) for index in sorted(indices)))
 
     def admits(self, leaves: Sequence[Leaf]) -> bool:
-        """Return whether the fixed numbers of the signature are those of a call with ``leaves``."""
-        return all(repr(leaves[index]) == text for index, text in self.fixed)
+        """Return whether the fixed and counted numbers of the signature are those of a call with ``leaves``."""
+        if not all(repr(leaves[index]) == text for index, text in self.fixed):
+            return False
+        return all(_size(leaves, leaf, dim) == leaves[index] for index, leaf, dim in self.counted)
 
     def __str__(self) -> str:
         values = dict(self.fixed)
@@ -339,6 +351,11 @@ def _loose(shape: Shape) -> Shape:
     if shape[0] in LEAF_KINDS:
         return shape
     return (shape[0], shape[1], tuple(_loose(child) for child in shape[2]))
+
+
+def _size(leaves: Sequence[Leaf], index: int, dim: int) -> int | None:
+    leaf = leaves[index] if index < len(leaves) else None
+    return leaf.shape[dim] if isinstance(leaf, torch.Tensor) and dim < leaf.dim() else None
 
 
 def _leaf_shapes(shape: Shape) -> Iterator[Shape]:

@@ -47,7 +47,6 @@ from pipevault.graphs.freezing import (
     prepare_call,
     range_signature,
     refuse_training,
-    varying_sizes,
 )
 from pipevault.graphs.frozen import FrozenGraph, GraphDocument, Host
 from pipevault.graphs.inductor import Build, BuildOptions, BuiltGraph
@@ -485,7 +484,7 @@ class PartState(Host):
             if ahead and signature.state:
                 raise StatefulPartError("it keeps state between its calls", self.name)
             if others:
-                signature = range_signature(signature, varying_sizes(signature, others))
+                signature = range_signature(signature, observation.call.leaves, others)
             same = [slot for slot in table if slot.kept.signature.without_fixed == signature.without_fixed]
             if signature.fixed and len(same) >= MAX_VALUES:
                 raise CannotFreezeError(
