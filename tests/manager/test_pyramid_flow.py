@@ -101,6 +101,21 @@ def test_longer_and_shorter_videos_than_those_of_the_load(vault: Path, temp: int
     assert len(model.__dict__["_pipevault"].states(model)["vae.decoder"].graphs) <= 3
 
 
+def test_blocks_serve_videos_of_every_length_with_a_dozen_graphs(tmp_path: Path) -> None:
+    size, temps = {"height": 64, "width": 64}, (1, 2, 5, 8)
+    cache = pipevault.PipelineCache(tmp_path / "vault", build_config=FAST_BUILD, regions="blocks")
+    model = cache.load(PyramidDiTForVideoGeneration(), num_frames=8 * 7 + 1, **size)
+    assert pipevault.outcome(model).parts["dit"].regions == "2 Block"
+    for temp in temps:
+        video = model.generate("waves", seed=0, temp=temp, **size)
+        expected = eager("generate", seed=0, prompt="waves", temp=temp, **size)
+        assert np.abs(pixels(video) - pixels(expected)).max() <= 1
+        assert np.array_equal(pixels(video), pixels(model.generate("waves", seed=0, temp=temp, **size)))
+    parts = pipevault.outcome(model).parts
+    assert {part.status for part in parts.values()} == {"frozen"}
+    assert sum(part.graphs for part in parts.values()) <= 12, parts
+
+
 def test_an_image_to_video(vault: Path) -> None:
     model = load(vault, "require")
     video = model.generate_i2v("waves", input_image=picture(), seed=5, temp=2)
