@@ -139,7 +139,7 @@ def _dit(model_name: str) -> Any:
     if model_name == "pyramid_flux":
         return importlib.import_module("pyramid_dit.flux_modules").PyramidFluxTransformer(
             in_channels=4 * _CHANNELS,
-            num_layers=1,
+            num_layers=2,
             num_single_layers=2,
             attention_head_dim=64,
             num_attention_heads=1,
@@ -149,7 +149,7 @@ def _dit(model_name: str) -> Any:
     return importlib.import_module("pyramid_dit.mmdit_modules").PyramidDiffusionMMDiT(
         sample_size=16,
         in_channels=_CHANNELS,
-        num_layers=2,
+        num_layers=3,
         attention_head_dim=32,
         num_attention_heads=2,
         caption_projection_dim=64,

@@ -96,6 +96,26 @@ def test_every_frame_is_the_eager_one(generation: Generation) -> None:
     assert decoder.uses["eager"] == 0
 
 
+def test_blocks_serve_videos_of_every_length_with_a_dozen_graphs(generation: Generation) -> None:
+    cache = pipevault.PipelineCache(generation.folder / "blocks", regions="blocks", build_config=FAST_BUILD)
+    model = cache.load(generation.model(), parts=["dit"], num_frames=8 * 30 + 1, **SIZE)
+    regions = {
+        "pyramid_flux": "2 FluxTransformerBlock, 2 FluxSingleTransformerBlock",
+        "pyramid_mmdit": "2 JointTransformerBlock",
+    }
+    assert pipevault.outcome(model).parts["dit"].regions == regions[generation.name]
+    steps = {"num_inference_steps": [1, 1, 1], "video_num_inference_steps": [1, 1, 1]}
+    for temp in (2, 8, 16, 31):
+        arguments = {"prompt": "waves", "temp": temp, **SIZE, **steps}
+        video = model.generate(seed=0, **arguments)
+        expected = generation.eager("generate", seed=0, **arguments)
+        assert len(video) == 8 * (temp - 1) + 1
+        assert max(np.abs(np.int16(a) - np.int16(b)).max() for a, b in zip(video, expected, strict=True)) <= 1
+    part = pipevault.outcome(model).parts["dit"]
+    assert part.status == "frozen"
+    assert part.graphs <= 12
+
+
 def test_another_process_draws_what_the_one_drew_that_froze_the_graphs(generation: Generation) -> None:
     script = (
         "import sys; sys.path[:0] = sys.argv[3:]\n"

@@ -267,3 +267,57 @@ def test_parts_that_gain_nothing_stay_eager_where_that_is_asked(
     key = cache(root).key(PlainPipeline(), batch_size=1, parts="auto")
     assert key.factors["backend"]["parts"] == "auto"
     assert key.digest != cache(root).key(PlainPipeline(), batch_size=1).digest
+
+
+def offloaded_one_by_one(stack: nn.Module) -> None:
+    from accelerate import cpu_offload
+
+    cpu_offload(stack, execution_device=torch.device("cpu"))
+
+
+def offloaded_by_groups(stack: nn.Module) -> None:
+    from diffusers.hooks import apply_group_offloading
+
+    apply_group_offloading(
+        stack,
+        onload_device=torch.device("cpu"),
+        offload_device=torch.device("cpu"),
+        offload_type="block_level",
+        num_blocks_per_group=1,
+    )
+
+
+@pytest.mark.parametrize("offload", [offloaded_one_by_one, offloaded_by_groups])
+@pytest.mark.parametrize("first", [True, False])
+def test_blocks_that_are_offloaded(vault: Path, no_compiling: None, offload: Any, first: bool) -> None:
+    expected = draw(cache(vault).load(StackPipeline()))
+    pipe = StackPipeline()
+    pipe._execution_device = torch.device("cpu")  # as pipelines of diffusers tell it
+    if first:
+        offload(pipe.transformer)
+    cache(vault).load(pipe)
+    if not first:
+        offload(pipe.transformer)
+    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(draw(pipe), expected)
+    part = pipevault.outcome(pipe).parts["transformer"]
+    assert (part.status, part.reason) == ("frozen", "")
+
+
+def test_a_lora_that_is_fused_into_blocks_is_followed(vault: Path, no_compiling: None) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    def fused(pipe: StackPipeline) -> StackPipeline:
+        torch.manual_seed(7)
+        config = LoraConfig(r=2, target_modules=["mix"], init_lora_weights=False)
+        inject_adapter_in_model(config, pipe.transformer)
+        for module in pipe.transformer.modules():
+            if hasattr(module, "merge"):
+                module.merge()
+        return pipe
+
+    plain = draw(fused(StackPipeline()))
+    assert not torch.allclose(plain, draw(StackPipeline()), atol=1e-4)
+    pipe = cache(vault).load(fused(StackPipeline()))
+    torch.testing.assert_close(draw(pipe), plain, atol=1e-5, rtol=1e-5)
+    assert pipevault.outcome(pipe).parts["transformer"].regions == f"{BLOCKS} Layer"

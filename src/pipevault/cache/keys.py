@@ -96,12 +96,16 @@ def pipeline_factors(pipe: Any, parts: Mapping[str, nn.Module]) -> dict[str, Any
 
 def execution_device(pipe: Any, parts: Mapping[str, nn.Module]) -> torch.device:
     """Where the parts compute: an offloaded pipeline's weights rest elsewhere, which diffusers takes 10 ms to find."""
-    if any(hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook") for module in parts.values()):
+    if any(_is_hooked(module) or _is_hooked(get_part(pipe, name.partition(".")[0])) for name, module in parts.items()):
         device = getattr(pipe, "_execution_device", None)
         if isinstance(device, torch.device):
             return device
     tensor = next((tensor for module in parts.values() for tensor in module.parameters()), None)
     return torch.device("cpu") if tensor is None else tensor.device
+
+
+def _is_hooked(module: Any) -> bool:
+    return hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook")
 
 
 def _class(value: Any) -> dict[str, str]:

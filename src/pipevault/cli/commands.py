@@ -233,11 +233,12 @@ def _is_frozen(part: Any) -> bool:
 
 
 def _part_text(part: Any) -> str:
-    """``frozen, 2 graphs`` or ``eager: reason``; what has another form is shown as it stands."""
+    """``frozen, 2 graphs for 19 FluxTransformerBlock`` or ``eager: reason``; what has another form stands as it is."""
     if not isinstance(part, Mapping) or "status" not in part:
         return render.value_text(part)
     graphs = part.get("graphs")
     number = graphs if isinstance(graphs, int) else len(graphs) if graphs else 0
-    counted = f", {render.count_text(number, 'graph', 'graphs')}" if number else ""
+    regions = f" for {part['regions']}" if part.get("regions") else ""
+    counted = f", {render.count_text(number, 'graph', 'graphs')}{regions}" if number else ""
     reason = f": {part['reason']}" if part.get("reason") else ""
     return f"{part['status']}{counted}{reason}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 REGISTRY_ATTRIBUTE = "_diffusers_hook"
@@ -38,6 +39,12 @@ PLACEMENT_HOOKS = frozenset({"group_offloading", "layer_execution_tracker", "laz
 def placement_hooks_only(registry: Any) -> bool:
     """Return whether the hooks of a ``HookRegistry`` do nothing but move weights between devices."""
     return set(getattr(registry, "hooks", {"unknown": None})) <= PLACEMENT_HOOKS
+
+
+def moves_weights_only(attributes: Mapping[str, Any]) -> bool:
+    """Return whether a module with these attributes has a registry whose hooks do nothing but move its weights."""
+    registry = attributes.get(REGISTRY_ATTRIBUTE)
+    return bool(getattr(registry, "hooks", None)) and placement_hooks_only(registry)
 
 
 def inner_forwards(registry: Any) -> list[tuple[Any, str]]:

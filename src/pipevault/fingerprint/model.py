@@ -159,6 +159,9 @@ class _Walk:
         if accelerate.is_hooked(values):
             values, hooks = _without_placement(values)
             lines.extend(f"{accelerate.HOOK_ATTRIBUTE}[{place}]={hook}" for place, hook in enumerate(hooks))
+        if diffusers.moves_weights_only(values):
+            left_out = {diffusers.REGISTRY_ATTRIBUTE, "forward"}
+            values = {name: value for name, value in values.items() if name not in left_out}
         for name, value in values.items():
             if SKIPPED_NAMES[name] or (name == "lora_scale" and "_safe_fusing" in values):
                 continue
@@ -431,6 +434,7 @@ _WRITERS_BY_BASE: tuple[tuple[type, _Writer], ...] = (
     (torch.Tensor, _Walk._tensor_attribute),
     (enum.Enum, lambda walk, value, depth: f"{qualified_name(type(value))}.{value.name}"),
     (type, lambda walk, value, depth: None if is_ours(value) else walk._class(value)[0]),
+    (types.ModuleType, lambda walk, value, depth: f"module {value.__name__}"),
     (RemovableHandle, lambda walk, value, depth: None),
     (PurePath, lambda walk, value, depth: None),
     (weakref.ref, lambda walk, value, depth: "weakref"),
