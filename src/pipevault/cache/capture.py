@@ -7,6 +7,7 @@ for them all. Calls that differ in nothing but sizes may share a graph for a ran
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from pipevault.graphs.state import PartState
 
 MAX_SIZES = 4
 """So many graphs of a part may differ in sizes alone, in one run of a pipeline, before a range is tried."""
+MAX_HELD = 4
+"""Of so many calls of one run that differ in sizes alone the arguments are held: the largest, the smallest, and others
+to compare a graph with. A long video has a hundred such calls, and each may take hundreds of megabytes.
+"""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,10 @@ class Capture:
     def __init__(self) -> None:
         self._calls: dict[tuple[str, Signature], Call] = {}
         self._before: dict[tuple[str, Signature], Call] = {}
+        self._let_go: Counter[tuple[str, Signature]] = Counter()
+        """How many calls were not held, by identity and signature without sizes."""
+        self._seen: set[tuple[str, Signature]] = set()
+        self._seen_before: set[tuple[str, Signature]] = set()
         self._causes: frozenset[str] = frozenset()
 
     def __call__(self, state: PartState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -76,16 +85,36 @@ class Capture:
             if described.opaque:
                 return
             shelf = state.table_on(described.device).shelf
-            place = (shelf.identity if shelf else state.name, described.signature)
-            if place not in self._calls:
-                held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
-                self._calls[place] = Call(state, held_args, held_kwargs, described, self._causes, _placement(state))
+            identity = shelf.identity if shelf else state.name
+            if (identity, described.signature) in self._seen:
+                return
+            self._seen.add((identity, described.signature))
+            held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
+            call = Call(state, held_args, held_kwargs, described, self._causes, _placement(state))
+            self._calls[identity, described.signature] = call
+            self._let_one_go(identity, call)
+
+    def _let_one_go(self, identity: str, new: Call) -> None:
+        """Keep :data:`MAX_HELD` calls of the run that are like ``new``: not the one nearest to the smallest."""
+        sizeless, ones = new.described.signature.sizeless, _ones(new.described.signature)
+        alike = [
+            (_elements(call), place)
+            for place, call in self._calls.items()
+            if place[0] == identity
+            and call.causes == new.causes
+            and place[1].sizeless == sizeless
+            and _ones(place[1]) == ones
+        ]
+        if len(alike) > MAX_HELD:
+            alike.sort(key=lambda one: one[0])
+            del self._calls[alike[1][1]]
+            self._let_go[identity, sizeless] += 1
 
     @contextmanager
     def run(self, states: Mapping[str, PartState], causes: frozenset[str] = frozenset()) -> Iterator[None]:
         """Note what ``states`` are called with inside, and that ``causes`` differ from the first run."""
         self._causes = causes
-        self._before = dict(self._calls)
+        self._before, self._seen_before = dict(self._calls), set(self._seen)
         for state in states.values():
             state.capture = self
         try:
@@ -96,7 +125,7 @@ class Capture:
 
     def forget_run(self) -> None:
         """Forget the calls of a run that failed."""
-        self._calls = dict(self._before)
+        self._calls, self._seen = dict(self._before), set(self._seen_before)
 
     def tasks(self, *, ranges: bool) -> list[Task]:
         """Return what to freeze: the calls one by one, but for those of many sizes. With ``ranges``, two are many."""
@@ -104,8 +133,8 @@ class Capture:
         for (identity, signature), call in self._calls.items():
             groups.setdefault((identity, signature.sizeless), []).append(call)
         tasks = []
-        for calls in (part for group in groups.values() for part in _apart(group)):
-            if len(calls) > (1 if ranges else MAX_SIZES):
+        for group, calls in ((group, part) for group, every in groups.items() for part in _apart(every)):
+            if len(calls) > 1 and (ranges or len(calls) + self._let_go[group] > MAX_SIZES):
                 # The first run's largest call has the sizes that code is tuned for.
                 calls.sort(key=lambda call: (len(call.causes), -_elements(call)))
                 tasks.append(Task(calls[0], tuple(calls[1:])))
@@ -123,6 +152,10 @@ def _apart(calls: Sequence[Call]) -> list[list[Call]]:
         sizes = call.described.signature.sizes
         parts.setdefault(tuple(index for index in varying if sizes[index] == 1), []).append(call)
     return list(parts.values())
+
+
+def _ones(signature: Signature) -> tuple[int, ...]:
+    return tuple(index for index, size in enumerate(signature.sizes) if size == 1)
 
 
 def _placement(state: PartState) -> tuple[Any, ...]:
