@@ -89,6 +89,11 @@ def test_ways_keep_their_own_folders_and_settings() -> None:
     cached = [job.environment["TORCHINDUCTOR_CACHE_DIR"] for job in jobs["torch.compile"]]
     assert len(set(cached)) == 1
     assert jobs["eager"][0].environment == {}
+    mega = jobs["torch.compile, Mega-cache"]
+    assert mega[0].artifacts is not None
+    assert mega[0].artifacts == mega[1].artifacts
+    assert mega[0].environment == {}, "each process has an empty cache folder of its own"
+    assert GenerationJob.from_json(mega[0].to_json()) == mega[0]
 
 
 def test_a_way_that_fails_is_told_and_the_others_go_on() -> None:

@@ -38,6 +38,7 @@ class Way:
     regions: str | None = None
     compile_profile: str | None = None
     load: Mapping[str, Any] = field(default_factory=dict)
+    mega_cache: bool = False
 
     @property
     def keeps(self) -> bool:
@@ -47,6 +48,7 @@ class Way:
 WAYS = (
     Way("eager", "eager"),
     Way("torch.compile", COMPILED),
+    Way("torch.compile, Mega-cache", COMPILED, mega_cache=True),
     Way("torch.compile by blocks", COMPILED_BY_BLOCKS),
     Way("whole", "frozen", "off"),
     Way("blocks", "frozen", "blocks"),
@@ -163,7 +165,8 @@ def _measure(way: Way, job: GenerationJob, runs: int, timeout_s: float | None, c
             load=way.load,
             dir=scratch / "vault",
             mode="compile",
-            environment=kept if way.method in (COMPILED, COMPILED_BY_BLOCKS) else {},
+            environment=kept if way.method in (COMPILED, COMPILED_BY_BLOCKS) and not way.mega_cache else {},
+            artifacts=scratch / "artifacts" if way.mega_cache else None,
         )
 
         def run(number: int) -> GenerationResult:

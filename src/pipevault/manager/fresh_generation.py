@@ -71,6 +71,8 @@ def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> Ge
         drawn = list(_samples(output))
         samples = samples or drawn
         pixels.append(tuple(map(digest_array, drawn)))
+    if job.artifacts is not None and not job.artifacts.exists() and (kept := torch.compiler.save_cache_artifacts()):
+        job.artifacts.write_bytes(kept[0])
     return GenerationResult(
         pictures=tuple(_write(sample, folder / f"picture-{index}") for index, sample in enumerate(samples)),
         pixels=pixels[0] if pixels else (),
@@ -108,6 +110,8 @@ def _make_ready(pipe: Any, job: GenerationJob) -> tuple[Draw, Outcome | None]:
         )
         cache.load(pipe, **{**job.request.load_arguments(pipe), **job.load})
         return functools.partial(_draw_frozen, pipe, seed), outcome(pipe)
+    if job.artifacts is not None and job.artifacts.exists():
+        torch.compiler.load_cache_artifacts(job.artifacts.read_bytes())
     for part in graph_parts.find_parts(pipe).values():
         blocks = dict(repeated_blocks(part)) if job.method == COMPILED_BY_BLOCKS else {}
         for block in blocks.values():

@@ -40,7 +40,8 @@ class GenerationJob:
     compile cache), ``torch.compile by blocks`` (their repeated blocks, each kind compiled once), or ``frozen`` (loaded
     from the vault ``dir`` in ``mode`` at ``level``, with those settings and the further arguments ``load``).
     ``generations`` of 0 only makes ready, which in mode ``compile`` freezes what the vault lacks. ``environment`` is
-    laid over the parent's.
+    laid over the parent's. ``artifacts`` is a file for what torch.compile keeps (its Mega-cache): read if it is there,
+    else written after the last generation.
     """
 
     model: str
@@ -59,6 +60,7 @@ class GenerationJob:
     jobs: int | None = None
     compile_profile: str | None = None
     load: Mapping[str, Any] = field(default_factory=dict)
+    artifacts: Path | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -69,13 +71,13 @@ class GenerationJob:
             **asdict(self),
             "request": self.request.to_json(),
             "dir": None if self.dir is None else str(self.dir),
+            "artifacts": None if self.artifacts is None else str(self.artifacts),
         }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> GenerationJob:
-        dir = document["dir"]
-        request = Request.from_json(document["request"])
-        return cls(**{**document, "request": request, "dir": None if dir is None else Path(dir)})
+        paths = {name: None if (path := document[name]) is None else Path(path) for name in ("dir", "artifacts")}
+        return cls(**{**document, **paths, "request": Request.from_json(document["request"])})
 
 
 @dataclass(frozen=True)
