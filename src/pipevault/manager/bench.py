@@ -48,13 +48,13 @@ class Way:
 WAYS = (
     Way("eager", "eager"),
     Way("torch.compile", COMPILED),
-    Way("torch.compile, Mega-cache", COMPILED, mega_cache=True),
+    Way("torch.compile Mega-cache", COMPILED, mega_cache=True),
     Way("torch.compile by blocks", COMPILED_BY_BLOCKS),
     Way("whole", "frozen", "off"),
     Way("blocks", "frozen", "blocks"),
     Way("range", "frozen", "off", load={"dynamic": True}),
-    Way("whole, fast", "frozen", "off", "fast"),
-    Way("whole, max", "frozen", "off", "max"),
+    Way("whole fast", "frozen", "off", "fast"),
+    Way("whole max", "frozen", "off", "max"),
 )
 ALL_WAYS = tuple(way.name for way in WAYS)
 
