@@ -25,7 +25,7 @@ from pipevault.report.plots import time_bars
 
 MODELS: dict[str, tuple[Callable[[], Any] | None, Request]] = {
     "demo": (None, Request(prompts=tuple(f"a handwritten {word}" for word in DIGIT_WORDS)).with_defaults_of("demo")),
-    "dit": (dit.build, Request(prompts=("a lighthouse",), steps=4, height=128, width=128)),
+    "dit": (dit.build, Request(prompts=("a lighthouse",), steps=4, height=64, width=64)),
     "sd15": (sd15.build, Request(prompts=("a lighthouse",), steps=2, height=256, width=256)),
 }
 """How each is built (the demo ships), and what is drawn."""

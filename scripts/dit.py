@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def build(width: int = 1024) -> Any:
+def build(width: int = 512) -> Any:
     """Return a ``FluxPipeline`` in float32: 4 double and 8 single blocks of ``width``, small encoders and VAE."""
     import sys
 
@@ -39,6 +39,6 @@ def build(width: int = 1024) -> Any:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--width", type=int, default=512)
     options = parser.parse_args()
     build(options.width).save_pretrained(options.folder)
