@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import selectors
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -159,3 +161,66 @@ def test_an_estimate_comes_from_earlier_graphs() -> None:
 
 def test_another_process_finds_the_modules_of_this_one() -> None:
     assert str(Path(__file__).parents[1]) in environment()["PYTHONPATH"].split(os.pathsep)
+
+
+class Stub:
+    """In place of another process: its replies are what the test writes."""
+
+    def __init__(self) -> None:
+        reading, self._writing = os.pipe()
+        self.replies = os.fdopen(reading, "rb", buffering=0)
+
+    def reply(self, text: bytes) -> None:
+        os.write(self._writing, text)
+
+    def end(self) -> None:
+        os.close(self._writing)
+
+    def receive(self) -> bool:
+        return bool(self.replies.readline())
+
+    def exit_code(self) -> int:
+        return -9
+
+
+class Ended:
+    """In place of work: remembers what came of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pending = SimpleNamespace(folder=folder)
+        self.state = SimpleNamespace(name="unet")
+        self.error: Exception | None = None
+
+    def end(self, build: Any) -> None:
+        try:
+            build()
+        except InterruptedBuildError as error:
+            self.error = error
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x80\x04"])
+def test_a_process_that_ends_idle_or_half_way_through_a_result(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / builders.RESULT_FILE).write_bytes(content)
+    idle, busy, work = Stub(), Stub(), Ended(tmp_path)
+    with Builders(3, "repeatable") as pool:
+        for stub in (idle, busy):
+            pool._selector.register(stub.replies, selectors.EVENT_READ, stub)
+        pool._idle, pool._busy = [idle], {busy: work}  # type: ignore[list-item,dict-item]
+        idle.end()
+        busy.reply(b"done\n") if content is not None else busy.end()
+        while pool._busy:
+            pool._receive(wait=True)
+        pool._receive(wait=False)
+        assert isinstance(work.error, InterruptedBuildError)
+        assert "compiled unet ended with -9" in str(work.error)
+        assert idle not in pool._idle or content is None
+
+
+def test_a_process_that_is_gone_takes_no_work_and_stops_quietly(tmp_path: Path) -> None:
+    builder = builders._Builder()
+    os.kill(builder._process.pid, signal.SIGKILL)
+    builder._process.wait()
+    builder.send(tmp_path)
+    assert not builder.receive()
+    builder.stop()

@@ -240,6 +240,38 @@ def test_one_sample_is_apart_from_several(tmp_path: Path) -> None:
     assert len(graphs_in(tmp_path / "vault")) == 2
 
 
+@pytest.mark.parametrize("kind", ["number", "cache"])
+def test_what_depends_on_the_size_in_another_way_has_no_range(tmp_path: Path, kind: str) -> None:
+    class Odd(Stubborn):
+        def forward(self, latents: torch.Tensor, step: torch.Tensor) -> Any:
+            drawn = latents - 0.1 * torch.tanh(self.mix(latents)) * torch.cos(step)
+            if kind == "number":
+                return {"x": drawn, "rest": latents.shape[1] % 4}
+            if getattr(self, "table", None) is None or self.table.shape[0] != latents.shape[1]:
+                self.table = torch.arange(float(latents.shape[1])) / latents.shape[1]
+            return {"x": drawn + self.table[: latents.shape[1], None], "rest": 0}
+
+    class Pipeline(PlainPipeline):
+        def __init__(self) -> None:
+            torch.manual_seed(0)
+            self.transformer = Odd().eval()
+
+        def __call__(self, prompt: str = "", height: int = 8, generator: torch.Generator | None = None) -> torch.Tensor:
+            with torch.no_grad():
+                found = self.transformer(torch.randn(1, height, 8, generator=generator), torch.tensor(1.0))
+            drawn: torch.Tensor = found["x"] + found["rest"]
+            return drawn
+
+    def drawn(pipe: Any, height: int) -> torch.Tensor:
+        output: torch.Tensor = pipe(height=height, generator=torch.Generator().manual_seed(1))
+        return output
+
+    pipe = cache(tmp_path / "vault", "compile").load(Pipeline(), height=(8, 16))
+    assert any("no graph for a range" in text for text in pipevault.outcome(pipe).problems)
+    for height in (10, 16, 8):
+        torch.testing.assert_close(drawn(pipe, height), drawn(Pipeline(), height), atol=1e-5, rtol=1e-5)
+
+
 def test_dynamic_makes_ranges_of_the_default_sizes(tmp_path: Path) -> None:
     pipe = cache(tmp_path / "vault", "compile").load(SizedPipeline(), dynamic=True, batch_size=(2, 4))
     assert graphs_in(tmp_path / "vault") == [

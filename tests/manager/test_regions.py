@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -321,3 +324,76 @@ def test_a_lora_that_is_fused_into_blocks_is_followed(vault: Path, no_compiling:
     pipe = cache(vault).load(fused(StackPipeline()))
     torch.testing.assert_close(draw(pipe), plain, atol=1e-5, rtol=1e-5)
     assert pipevault.outcome(pipe).parts["transformer"].regions == f"{BLOCKS} Layer"
+
+
+class Schedule(Stack):
+    """Sets a number on its blocks late in a generation, where no guard looks."""
+
+    calls = 0
+
+    def forward(self, latents: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            layer.scale = 0.0 if step >= 6 else 1.0
+        drawn = super().forward(latents, step)
+        for layer in self.layers:
+            layer.scale = 1.0
+        return drawn
+
+
+def test_a_number_that_is_set_on_a_block_within_a_generation_is_followed(vault: Path) -> None:
+    def made() -> StackPipeline:
+        pipe = StackPipeline()
+        pipe.transformer.__class__ = Schedule
+        return pipe
+
+    pipe = cache(vault).load(made())
+    for steps in (5, 10, 5):
+        expected = draw(made(), num_inference_steps=steps)
+        torch.testing.assert_close(draw(pipe, num_inference_steps=steps), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_blocks_of_a_pipeline_that_is_gone_are_eager(vault: Path) -> None:
+    pipe = cache(vault).load(StackPipeline())
+    other = StackPipeline()
+    other.transformer = pipe.transformer
+    del pipe
+    gc.collect()
+    for layer in other.transformer.layers:
+        layer.scale = 0.0
+    plain = StackPipeline()
+    for layer in plain.transformer.layers:
+        layer.scale = 0.0
+    assert torch.equal(draw(other), draw(plain))
+
+
+def test_a_failed_load_leaves_the_graphs_of_the_one_before(vault: Path, tmp_path: Path) -> None:
+    pipe = cache(vault).load(StackPipeline())
+    draw(pipe)
+    before = [part.table for part in pipe.__dict__["_pipevault"].states(pipe).values()]
+    other = shutil.copytree(vault, tmp_path / "other")
+    with pytest.raises(MissError):
+        cache(other).load(pipe, batch_size=3)
+    states = pipe.__dict__["_pipevault"].states(pipe).values()
+    assert all(part.table is table for part, table in zip(states, before, strict=True))
+    shelves = {part.table.shelf for part in states}
+    assert all(str(vault) in str(shelf.store.settings.dir) for shelf in shelves)
+
+
+def test_pipelines_that_share_a_part_keep_their_regions(vault: Path, tmp_path: Path) -> None:
+    first, second = StackPipeline(), StackPipeline()
+    second.transformer = first.transformer
+    cache(vault).load(second)
+    drawn = draw(second)
+    cache(tmp_path / "whole", "compile", regions="off", on_unfrozen="eager").load(first, parts=["transformer"])
+    part = pipevault.outcome(first).parts["transformer"]
+    assert part.status == "eager"
+    assert "another pipeline" in part.reason
+    assert torch.equal(draw(second), drawn)
+
+
+def test_decoders_and_language_models_stay_whole() -> None:
+    pipe = StackPipeline()
+    pipe.decoder = pipe.transformer
+    assert choose_regions(pipe, ["decoder"], "auto") == {}
+    pipe.transformer.config = SimpleNamespace(use_cache=True)
+    assert choose_regions(pipe, ["transformer"], "auto") == {}

@@ -136,7 +136,7 @@ class Builders:
                 "inductor": changed_inductor_options(),
             }
             torch.save(job, work.pending.folder / JOB_FILE)
-        except (OSError, pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
+        except Exception as error:  # whatever the attributes of a module raise when they are pickled
             logger.info("%s is compiled here: it cannot be sent: %s", work.state.name, error)
             work.build_here()
             return
@@ -156,17 +156,21 @@ class Builders:
             return
         for key, _ in self._selector.select(None if wait else 0):
             builder: _Builder = key.data
-            work = self._busy.pop(builder)
+            work = self._busy.pop(builder, None)
             if builder.receive():
                 self._idle.append(builder)
             else:
                 self._selector.unregister(builder.replies)
+                if builder in self._idle:  # it ended with nothing to do
+                    self._idle.remove(builder)
+            if work is None:
+                continue
             work.end(lambda work=work, builder=builder: self._result(work, builder))  # type: ignore[misc]
 
     def _result(self, work: Work, builder: _Builder) -> BuiltGraph:
         try:
             kind, content, peak_bytes = pickle.loads((work.pending.folder / RESULT_FILE).read_bytes())
-        except OSError:
+        except (OSError, EOFError, pickle.UnpicklingError):
             raise InterruptedBuildError(
                 f"The process that compiled {work.state.name} ended with {builder.exit_code()}. It may have been "
                 "killed for lack of memory: free memory, or set jobs to 1, and try again.",
@@ -189,7 +193,12 @@ class _Builder:
     def __init__(self) -> None:
         command = [sys.executable, "-m", "pipevault.cache.builders"]
         self._process = subprocess.Popen(
-            command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command,
+            bufsize=0,  # nothing is left to be written where the process has ended
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
 
     @property
@@ -227,7 +236,8 @@ def main() -> int:
         folder = Path(os.fsdecode(line.rstrip(b"\n")))
         result = _result_of(folder)
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        (folder / RESULT_FILE).write_bytes(pickle.dumps((*result, peak_bytes)))
+        (folder / f".{RESULT_FILE}").write_bytes(pickle.dumps((*result, peak_bytes)))
+        os.replace(folder / f".{RESULT_FILE}", folder / RESULT_FILE)
         replies.write(b"done\n")
         replies.flush()
     return 0

@@ -35,6 +35,7 @@ class Call:
     """
 
     state: PartState
+    identity: str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     described: DescribedCall
@@ -59,7 +60,7 @@ class Task:
     def order(self) -> tuple[Any, ...]:
         """What comes first takes longest to compile; a property of the graph alone."""
         modules = sum(1 for _ in self.call.state.module.modules())
-        return -modules, self.call.described.signature.digest, len(self.others)
+        return -modules, self.call.identity, self.call.described.signature.digest, len(self.others)
 
     def sized(self) -> tuple[SizedCall, ...]:
         return tuple(
@@ -90,7 +91,7 @@ class Capture:
                 return
             self._seen.add((identity, described.signature))
             held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
-            call = Call(state, held_args, held_kwargs, described, self._causes, _placement(state))
+            call = Call(state, identity, held_args, held_kwargs, described, self._causes, _placement(state))
             self._calls[identity, described.signature] = call
             self._let_one_go(identity, call)
 

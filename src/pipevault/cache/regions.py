@@ -58,6 +58,8 @@ def choose_regions(pipe: Any, parts: Sequence[str], regions: str) -> dict[str, R
 
 
 def _regions(name: str, part: nn.Module, *, always: bool) -> Regions | None:
+    if name.endswith("decoder") or getattr(getattr(part, "config", None), "use_cache", False):
+        return None  # latents are noted where a decoder is called; blocks of language models share a cache
     blocks = dict(repeated_blocks(part))
     if not blocks or not (always or _is_worth_it(part, blocks)):
         return None

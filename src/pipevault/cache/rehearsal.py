@@ -305,6 +305,8 @@ def policies(states: Mapping[str, PartState], policy: str) -> Iterator[None]:
 def generating(states: Mapping[str, PartState], *, rehearsing: bool = False) -> Iterator[None]:
     """Mark the parts of a pipeline as called by a generation whose guard has looked at them."""
     before = GENERATING.parts, GENERATING.rehearsing
+    for state in states.values():
+        state.note_scalars()
     GENERATING.parts = before[0] | {id(state) for state in states.values()}
     GENERATING.rehearsing = rehearsing or before[1]
     try:

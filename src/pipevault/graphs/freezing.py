@@ -280,6 +280,9 @@ def prepare_call(
     call, program = observation.call, observation.program
     if others and program.signature.state:
         raise CannotFreezeError("it keeps state between its calls", subject.name)
+    if others and observation.caches:
+        names = ", ".join(sorted(path.lstrip(":") for path in observation.caches))
+        raise CannotFreezeError(f"it fills caches, which may depend on the size ({names})", subject.name)
     leaves = with_number_tensors(copied_leaves(call.leaves), observation.free, subject.device)
     with torch.no_grad():
         expected = program.run(subject.module, subject.eager, leaves)

@@ -166,7 +166,7 @@ def build_graph(
     inputs = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     traced = _export(_as_function(module, program, leaves, results, counted), inputs, varying or {})
     _refuse_mutation(traced)
-    asked = TracedSizes(traced).conditions() if varying else []
+    asked = Asked.of(TracedSizes(traced)) if varying else None
     with _build_folder(build) as folder, _inductor_caches_in(folder):
         files, constants = _compile(traced, options)
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ def build_graph(
         constants=_write_constants(lifted, output_dir / CONSTANTS_NAME) if lifted else None,
         ties=_ties(module),
         origins=_origins(module, traced),
-        sizes=_sizes(traced, varying, asked) if varying else None,
+        sizes=_sizes(traced, varying, asked) if varying and asked else None,
     )
 
 
@@ -217,7 +217,20 @@ def _origins(module: nn.Module, traced: torch.export.ExportedProgram) -> dict[st
     }
 
 
-def _sizes(traced: torch.export.ExportedProgram, varying: Varying, asked: Sequence[Any]) -> Sizes:
+@dataclass(frozen=True)
+class Asked:
+    """What tracing asked of sizes, before compiling adds to it: conditions, and the bounds of each symbol."""
+
+    conditions: Sequence[Any]
+    bounds: Mapping[Any, tuple[int, int]]
+
+    @classmethod
+    def of(cls, sizes: TracedSizes) -> Asked:
+        symbols = {symbol for tensor in sizes.inputs for size in tensor for symbol in sizes.symbols_in(size)}
+        return cls(sizes.conditions(), {symbol: sizes.bounds(symbol) for symbol in symbols})
+
+
+def _sizes(traced: torch.export.ExportedProgram, varying: Varying, asked: Asked) -> Sizes:
     """What is asked of the sizes, as torch derived it: which depend on which, and what its code relies on.
 
     Tracing ``asked`` for something, and compiling may have added equations. The inequalities that it adds choose among
@@ -232,14 +245,14 @@ def _sizes(traced: torch.export.ExportedProgram, varying: Varying, asked: Sequen
             if term not in known:
                 taken = {other.name for other in known.values()}
                 name = next(name for name in _numbered(symbol.name) if name not in taken)
-                least, most = found.bounds(term)
+                least, most = asked.bounds.get(term) or found.bounds(term)
                 bare = size == term
                 known[term] = Symbol(
                     name, max(symbol.least, least) if bare else least, min(symbol.most, most) if bare else most
                 )
     if not known:
-        asked = ", ".join(sorted({str(one) for one in varying.values()}))
-        raise CannotFreezeError(f"torch took its sizes as constant ({asked})")
+        ranges = ", ".join(sorted({str(one) for one in varying.values()}))
+        raise CannotFreezeError(f"torch took its sizes as constant ({ranges})")
 
     def write(term: Any) -> str:
         if unknown := found.symbols_in(term) - known.keys():
@@ -253,7 +266,9 @@ def _sizes(traced: torch.export.ExportedProgram, varying: Varying, asked: Sequen
         return text
 
     sizes = tuple(size if isinstance(size, int) else write(size) for sizes in found.inputs for size in sizes)
-    conditions = tuple(dict.fromkeys(write(term) for term in (*asked, *found.conditions(equations_only=True))))
+    conditions = tuple(
+        dict.fromkeys(write(term) for term in (*asked.conditions, *found.conditions(equations_only=True)))
+    )
     return Sizes(sizes, tuple(known.values()), conditions)
 
 

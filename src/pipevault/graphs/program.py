@@ -217,6 +217,11 @@ class Results:
         found = pytree.tree_leaves(result)
         if len(found) != len(self.leaves):
             raise CannotFreezeError(f"traced, it returns {len(found)} values instead of {len(self.leaves)}")
+        symbolic = (torch.SymInt, torch.SymFloat, torch.SymBool)
+        if any(
+            kind[0] == "value" and isinstance(leaf, symbolic) for leaf, kind in zip(found, self.leaves, strict=True)
+        ):
+            raise CannotFreezeError("it returns a number that depends on sizes")
         kept = [leaf for leaf, kind in zip(found, self.leaves, strict=True) if kind[0] == "tensor"]
         if not all(isinstance(leaf, torch.Tensor) for leaf in kept):
             raise CannotFreezeError("traced, it returns values of other kinds")

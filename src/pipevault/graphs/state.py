@@ -58,11 +58,14 @@ from pipevault.graphs.table import UNUSABLE, Kept, Shelf, Slot, Table
 
 logger = logging.getLogger("pipevault")
 
+_SCALARS = (bool, int, float, str)
 MAX_VALUES = 8
 """Graphs of a part that differ in the values of numbers alone; one that asks for more counts its calls or the like."""
 
 # Export and compile patch torch's global state, so that a process freezes one call at a time.
 FREEZING = threading.RLock()
+_OPENING = threading.Lock()
+"""Held while the graphs in use of an entry are looked at, or become more."""
 
 
 class _Generating(threading.local):
@@ -89,6 +92,11 @@ class Watch(Protocol):
 
     def loading(self, state: PartState, identity: Mapping[str, Any] | None, path: Path) -> None:
         """Raise for a document of another identity than the part has; ``None`` stands in those that have none."""
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Return whether ``module`` is a frozen part (:class:`~pipevault.graphs.part.FrozenPart`)."""
+    return hasattr(type(module), "_pipevault_original_class")
 
 
 class StatefulPartError(CannotFreezeError):
@@ -176,6 +184,7 @@ class PartState(Host):
         """Why calls since then run eagerly, where no shelf knows it."""
         self._tables: dict[Any, Table] = {}
         self._table: Table | None = None
+        self._scalars: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._told: set[Signature] = set()
         self._failed: dict[Signature, str] = {}
 
@@ -217,6 +226,34 @@ class PartState(Host):
     def eager(self, *args: Any, **kwargs: Any) -> Any:
         return type(self.module).forward(self.module, *args, **kwargs)
 
+    def place(self) -> tuple[Any, ...]:
+        """Return what a load sets, to be given to :meth:`put_back` if it fails."""
+        return self.options, self.name, self.part, self.regions, self._table, getattr(self, "_device", None)
+
+    def put_back(self, place: tuple[Any, ...]) -> None:
+        """Set what a load set to what it was."""
+        self.options, self.name, self.part, self.regions, self._table, device = place
+        if device is not None:
+            self._device = device
+
+    def note_scalars(self) -> None:
+        """Remember the plain numbers and words on the modules of a block: code around it may set them between calls,
+        where no guard looks.
+        """
+        if self.part != self.name:
+            self._scalars = [
+                (own, {name: value for name, value in own.items() if type(value) in _SCALARS})
+                for own in (child.__dict__ for child in self.module.modules())
+            ]
+
+    def _changed_scalar(self) -> str:
+        for own, before in self._scalars:
+            for name, value in before.items():
+                now = own.get(name)
+                if now is not value and (type(now) is not type(value) or now != value):
+                    return name
+        return ""
+
     def start_listing(self) -> None:
         self.touched, self.unstored = {}, {}
 
@@ -226,6 +263,12 @@ class PartState(Host):
                 self.capture(self, args, kwargs)
             return self.eager(*args, **kwargs)
         guarded = id(self) in GENERATING.parts
+        if self.part != self.name:
+            if not guarded and not self.holders:  # its pipeline is gone: nobody looks at it any more
+                return self.eager(*args, **kwargs)
+            if guarded and (changed := self._changed_scalar()):
+                signature = describe_call(args, kwargs).signature
+                return self._run_eager(args, kwargs, f"{changed} was set within the generation", signature)
         if not guarded and self.options.guard is not None:
             self.options.guard(self.name)
         if not guarded and self.options.watch is not None:
@@ -252,14 +295,16 @@ class PartState(Host):
             kept = slot.kept
             assert kept.document is not None
             assert kept.files is not None
-            known = next((graph for graph in kept.opened if graph.device == self._device), None)
+            with _OPENING:
+                known = next((graph for graph in kept.opened if graph.device == self._device), None)
             if known is not None and not known.is_baked:
                 graph = known.twin(self.name)
             else:
                 with kept.files() as files:
                     graph = FrozenGraph(kept.document, files, device=self._device, part=self.name)
             graph.bind(self.module, self)
-            kept.opened.add(graph)
+            with _OPENING:
+                kept.opened.add(graph)
             slot.graph = graph
         return slot.graph
 
@@ -330,6 +375,8 @@ class PartState(Host):
                 write_back(args[int(name)] if name.isdigit() else kwargs[name], value)
             for path, value in result["state"].items():
                 write_state(self.module, path, value)
+        if result["state"]:
+            self.note_scalars()
         slot.calls += 1
         self.uses["frozen"] += 1
         self.touched[slot.kept.key] = slot
@@ -469,6 +516,12 @@ class PartState(Host):
         )
         subject = Subject(self.name, identity, self.module, self.eager, device, table.state_paths)
         refuse_training(self.name, self.module)
+        if any(is_frozen(child) for child in self.module.modules()):
+            raise InterruptedBuildError(
+                f"{self.name} cannot be frozen now: its blocks are frozen for another pipeline that shares it. Unload "
+                "that one, or load both with the same regions.",
+                self.name,
+            )
         report = self.options.report
         signature = describe_call(args, kwargs).signature
         # A load has told that it freezes; a call that takes minutes must tell of itself.

@@ -187,11 +187,12 @@ class Table:
             return ()
         covering = self._covered.get(signature)
         if covering is None:
-            ranges = self._ranges.get(signature.sizeless, ())
-            covering = tuple(slot for slot in ranges if slot.kept.signature.covers(signature))
-            if len(self._covered) >= _MAX_COVERED:
-                self._covered.clear()
-            self._covered[signature] = covering
+            with self._lock:  # what another thread adds meanwhile must not be missing from what is remembered
+                ranges = self._ranges.get(signature.sizeless, ())
+                covering = tuple(slot for slot in ranges if slot.kept.signature.covers(signature))
+                if len(self._covered) >= _MAX_COVERED:
+                    self._covered.clear()
+                self._covered[signature] = covering
         return covering
 
     def find_cast(

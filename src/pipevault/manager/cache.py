@@ -313,8 +313,8 @@ class _Session:
             frozen = [*whole, *blocks]
             obstacles = {name: what for name in frozen if (what := obstacle(graph_parts.get_part(pipe, name)))}
             self.obstacles = {blocks.get(name, name): what for name, what in obstacles.items()}
+            self.obstacles |= self._give_up_otherwise(whole)
             blocks = {path: name for path, name in blocks.items() if name not in self.obstacles}
-            graph_parts.detach(pipe, self._frozen_otherwise(whole))
             self.states = self._attach([*(name for name in whole if name not in self.obstacles), *blocks], blocks)
         earlier = previous.names if previous else ()
         self.names = tuple(dict.fromkeys([*earlier, *(name for name in names if name not in self.regions), *blocks]))
@@ -333,14 +333,22 @@ class _Session:
         self.known.clear()
         return states
 
-    def _frozen_otherwise(self, whole: Sequence[str]) -> list[str]:
-        """What an earlier load froze whole and this one freezes by blocks, and the other way round."""
-        frozen = graph_parts.frozen_parts(self.pipe)
-        return [
-            name
-            for name, state in frozen.items()
-            if name in self.regions or (state.part != name and state.part in whole)
-        ]
+    def _give_up_otherwise(self, whole: Sequence[str]) -> dict[str, str]:
+        """Unfreeze what an earlier load froze whole and this one freezes by blocks, and the other way round.
+
+        Return what stands in the way, by part: another pipeline holds them.
+        """
+        held = {}
+        for name, state in graph_parts.frozen_parts(self.pipe).items():
+            if name not in self.regions and (state.part == name or state.part not in whole):
+                continue
+            if any(other is not self.previous and other.owner() is not None for other in state.holders):
+                held[state.part] = (
+                    "another pipeline that shares it has it frozen by other regions: unload that one first"
+                )
+            else:
+                graph_parts.detach(self.pipe, [name])
+        return held
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -354,7 +362,7 @@ class _Session:
 
     def _take_over(self, shelf: VaultShelf) -> None:
         """A part keeps the shelf of an earlier load; what is opened from now on is told of and held by this one."""
-        self.shelves[shelf] = shelf.store
+        self.shelves.setdefault(shelf, shelf.store)
         self.store.origins |= shelf.store.origins
         shelf.store = self.store
 
@@ -699,7 +707,7 @@ def _unchanged_on_error(pipe: Any) -> Any:
     """Leave the pipeline exactly as it was if a load fails: its parts, its class, what was loaded before."""
     state = loaded_state(pipe)
     frozen = graph_parts.frozen_parts(pipe)
-    options = {name: part.options for name, part in frozen.items()}
+    places = {name: part.place() for name, part in frozen.items()}
     modules = {name: graph_parts.get_part(pipe, name) for name in frozen}
     try:
         yield
@@ -710,7 +718,7 @@ def _unchanged_on_error(pipe: Any) -> Any:
         for name, part in frozen.items():
             if (now := graph_parts.get_part(pipe, name)) is not modules[name]:
                 graph_parts.replace_part(pipe, now, modules[name])
-            part.options = options[name]
+            part.put_back(places[name])
         if state is not None:
             attach_state(pipe, state)
         raise
