@@ -7,6 +7,7 @@ the program itself, is compiled here, and so are those for a GPU, whose kernels 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
@@ -96,6 +97,11 @@ class Builders:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
         self._selector.close()
+
+    def start_one(self) -> None:
+        """Start a process that will be needed soon: it imports the compiler meanwhile, which takes seconds."""
+        if not self._busy and not self._idle and self._has_room():
+            self._idle.append(self._started())
 
     def estimate(self, count: int) -> str:
         """Return what compiling so many graphs is, and how long it may take."""
@@ -232,6 +238,7 @@ def main() -> int:
     """Compile what each line of the standard input names the folder of: what another process runs."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the compiler prints is no reply
+    importlib.import_module("torch._inductor.compile_fx")
     for line in sys.stdin.buffer:
         folder = Path(os.fsdecode(line.rstrip(b"\n")))
         result = _result_of(folder)

@@ -95,6 +95,8 @@ def rehearse(
                 _first_accepted(run, alternative)
     else:
         capture = Capture()
+        if builders is not None and len(graph_parts.by_part(states)) > 1:
+            builders.start_one()
         with clock.step("capture"), policies(states, "off"):
             drawn = [_captured(capture, states, runs[0], frozenset())]
             if isinstance(shape, CallRange):
