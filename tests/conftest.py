@@ -57,7 +57,7 @@ def frozen_vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("frozen") / "vault"
     pipe = stable_diffusion(tmp_path_factory.mktemp("tokenizer"))
     pipevault.PipelineCache(root, build_config=FAST_BUILD).load(pipe, batch_size=1)
-    assert pipevault.outcome(pipe).status == "miss", pipevault.outcome(pipe)
+    assert pipevault.outcome(pipe).status == "miss", pipevault.outcome(pipe).reason
     import numpy as np
 
     np.save(root.parent / "pixels_of_the_compiling_process.npy", draw(pipe).numpy())

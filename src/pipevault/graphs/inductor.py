@@ -465,7 +465,9 @@ _PASSING_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EIO
 _PASSING_TEXTS = re.compile(
     r"Killed signal[^\n]*|No space left on device|Cannot allocate memory|out of memory[^\n]*"
     r"|virtual memory exhausted[^\n]*|Disk quota exceeded|Too many open files|Resource temporarily unavailable"
-    r"|terminated by signal[^\n]*|died with <Signals[^\n]*",
+    r"|terminated by signal[^\n]*|died with <Signals[^\n]*"
+    # setuptools, which the compiler imports, refuses a process that has imported Python's own distutils before.
+    r"|AssertionError: \S*distutils\S*core\.py",
     re.IGNORECASE,
 )
 _DIAGNOSTIC = re.compile(r":\d+:\d+: (fatal )?error:|undefined reference|error: (unrecognized|unknown)")
