@@ -40,7 +40,7 @@ logger = logging.getLogger("pipevault")
 
 JOB_FILE, RESULT_FILE, LOG_FILE = "job.pt", "result.pkl", "builder.log"
 EXPECTED_PEAK_BYTES = 1_500_000_000
-"""What a process is taken to need that compiles, until one has shown what it needs."""
+"""The memory that a process which compiles is taken to need, until one has shown what it needs."""
 
 
 def environment() -> dict[str, str]:

@@ -23,7 +23,7 @@ from pipevault.graphs.state import PartState
 MAX_SIZES = 4
 """So many graphs of a part may differ in sizes alone, in one run of a pipeline, before a range is tried."""
 MAX_HELD = 4
-"""Of so many calls of one run that differ in sizes alone the arguments are held: the largest, the smallest, and others
+"""The number of calls of one run, alike but for sizes, whose arguments are held: the largest, the smallest, and others
 to compare a graph with. A long video has a hundred such calls, and each may take hundreds of megabytes.
 """
 
@@ -44,7 +44,7 @@ class Call:
 
     @property
     def is_as_then(self) -> bool:
-        """Tells whether the call would be the same one now: weights are where they were, under the same autocast."""
+        """True if the call would be the same one now: weights are where they were, under the same autocast."""
         same = describe_call(self.args, self.kwargs).signature == self.described.signature
         return same and _placement(self.state) == self.placement
 
@@ -58,7 +58,7 @@ class Task:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """What comes first takes longest to compile; a property of the graph alone."""
+        """Sort key: longest to compile first; a property of the graph alone."""
         modules = sum(1 for _ in self.call.state.module.modules())
         return -modules, self.call.identity, self.call.described.signature.digest, len(self.others)
 

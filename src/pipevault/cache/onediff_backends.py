@@ -23,11 +23,11 @@ ARTIFACT = "onediff.tar"
 
 
 class OnediffBackend(Protocol):
-    """What a load asks of one of OneDiff's own backends."""
+    """One of OneDiff's own backends, as a load uses it."""
 
     name: str
     takes_many_shapes: bool
-    """Whether what was kept for one call shape can be used beside that for another."""
+    """True if what was kept for one call shape can be used beside that for another."""
 
     def require(self) -> None:
         """Raise :class:`~pipevault.errors.UnusableBackendError` unless it can run here. Changes and imports nothing."""

@@ -111,6 +111,6 @@ def _of_lists(owner: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _kind(module: nn.Module) -> tuple[Any, ...]:
-    """What equal blocks have in common at least; their architecture, which takes longer to tell, decides."""
+    """Class and weights, which equal blocks have in common; their architecture, which takes longer to tell, decides."""
     weights = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in module.named_parameters())
     return original_class(module), weights

@@ -44,7 +44,7 @@ from pipevault.graphs.state import GENERATING, PartState
 
 REHEARSAL_SEED = 0
 LEAST_GAIN = 0.03
-"""What share of its time a part must save to be frozen, where that is asked."""
+"""The share of its time that a part must save to be frozen, where that is asked."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,8 @@ def _freeze_ahead(
                 stack.push(pending.held)
                 begun = functools.partial(tell, call.state.name, str(pending.signature))
                 works.append(Work(call.state, pending, begun, functools.partial(ended, task)))
+        if failures:  # known before minutes are spent on compiling the others
+            raise failures[0]
         if builders is not None and works:
             with clock.step("compile", detail=builders.estimate(len(works))):
                 builders.build_all(works)
