@@ -1,4 +1,4 @@
-"""Measure several models with ``pipevault bench``: the demo, a transformer of Flux's structure, SD 1.5's size.
+"""Measure several models with ``pipevault bench``: the demo, a transformer of Flux's structure, SD 1.5's size, SDXL's.
 
     OMP_NUM_THREADS=1 python scripts/bench.py demo dit --runs 3 --json bench.json --plot bench.svg
 
@@ -16,6 +16,7 @@ from typing import Any
 
 import dit
 import sd15
+import sdxl
 from pipevault.cli.bench import COLUMNS, rows
 from pipevault.cli.progress import StepProgress
 from pipevault.demo import DIGIT_WORDS
@@ -26,7 +27,8 @@ from pipevault.report.plots import time_bars
 MODELS: dict[str, tuple[Callable[[], Any] | None, Request]] = {
     "demo": (None, Request(prompts=tuple(f"a handwritten {word}" for word in DIGIT_WORDS)).with_defaults_of("demo")),
     "dit": (dit.build, Request(prompts=("a lighthouse",), steps=4, height=64, width=64)),
-    "sd15": (sd15.build, Request(prompts=("a lighthouse",), steps=2, height=256, width=256)),
+    "sd15": (sd15.build, Request(prompts=("a lighthouse",), steps=4, height=256, width=256)),
+    "sdxl": (sdxl.build, Request(prompts=("a lighthouse",), steps=4, height=128, width=128)),
 }
 """How each is built (the demo ships), and what is drawn."""
 
@@ -42,6 +44,7 @@ def measure(model: str, folder: Path, options: argparse.Namespace) -> Bench:
             request,
             ways=tuple(options.ways.split(",")),
             runs=options.runs,
+            calls=options.calls,
             jobs=options.jobs,
             progress=progress,
         )
@@ -57,6 +60,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", choices=[*MODELS, "all"])
     parser.add_argument("--ways", default=",".join(ALL_WAYS))
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--calls", type=int, default=2, help="of each process")
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)

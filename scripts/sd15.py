@@ -27,10 +27,10 @@ def build() -> Any:
         "sample_size": 512,
     }
     pipe = StableDiffusionPipeline(
-        unet=_filled(lambda: UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)),
-        vae=_filled(lambda: AutoencoderKL(**vae)),
-        text_encoder=_filled(lambda: CLIPTextModel(text)),
-        tokenizer=_tokenizer(),
+        unet=filled(lambda: UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)),
+        vae=filled(lambda: AutoencoderKL(**vae)),
+        text_encoder=filled(lambda: CLIPTextModel(text)),
+        tokenizer=tokenizer(),
         scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
@@ -40,7 +40,7 @@ def build() -> Any:
     return pipe
 
 
-def _filled(make: Any) -> Any:
+def filled(make: Any) -> Any:
     """A model with small seeded weights, which is much faster than each layer's own initialisation."""
     import torch
     from transformers.initialization import no_init_weights
@@ -57,7 +57,7 @@ def _filled(make: Any) -> Any:
     return model
 
 
-def _tokenizer() -> Any:
+def tokenizer() -> Any:
     from transformers import CLIPTokenizer
 
     characters = [chr(code) for code in range(33, 127)]

@@ -5,16 +5,22 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from graph_parts import frozen, graphs_of, refusals_of, uses_of
+from onediff.infer_compiler import compile
 from torch import nn
 
-from pipevault.graphs import freezing
+from pipelines import FAST_BUILD
+from pipevault.errors import CannotFreezeError
+from pipevault.graphs import backend, freezing
 from pipevault.graphs.check import Comparison
+from pipevault.graphs.inductor import BuildOptions
 from pipevault.graphs.part import part_state, unfrozen
+from pipevault.graphs.state import PartOptions
 
 X = torch.linspace(-1, 1, 32).reshape(2, 16)
 
@@ -396,3 +402,48 @@ def test_a_graph_that_differs_from_eager_code_is_refused(monkeypatch: pytest.Mon
     assert uses_of(part) == {"eager": 1}
     (reason,) = refusals_of(part)
     assert "differs from eager code on other values" in reason
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.mix(x)) * 2 + 1
+
+
+def test_of_several_candidates_the_fastest_right_one_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Small().eval()
+    tags = ({}, {"aot_inductor.compile_wrapper_opt_level": "O1"}, {"aot_inductor.compile_wrapper_opt_level": "O2"})
+    configs = [{**FAST_BUILD, **one} for one in tags]
+    made: list[str] = []
+    seconds = {0: 3.0, 1: 1.0, 2: 2.0}
+    finished = freezing._finish
+
+    def finish(prepared: Any, built: Any, **rest: Any) -> Any:
+        found = finished(prepared, built, **rest)
+        made.append(found.document.library)
+        if len(made) == len(configs):
+            raise CannotFreezeError("the last one is wrong")
+        return replace(found, times=replace(found.times, frozen_s=seconds[len(made) - 1]))
+
+    monkeypatch.setattr(freezing, "_finish", finish)
+    options = BuildOptions(config=configs[0], candidates=tuple(configs[1:]))
+    part = compile(module, backend=backend.NAME, options=PartOptions(build=options))
+    assert_same(part(X), Small().eval()(X))
+    [slot] = part_state(part).graphs
+    assert len(made) == 3
+    assert slot.kept.document.library == made[1]
+    assert made[1] != made[0]
+
+
+def test_the_profile_max_has_candidates_and_they_are_part_of_the_key() -> None:
+    of = BuildOptions.of_profile
+    assert of("balanced", "bound", {}).candidates == ()
+    chosen = of("max", "bound", {"epilogue_fusion": False})
+    assert len(chosen.candidates) == 2
+    assert all(one["epilogue_fusion"] is False for one in (chosen.config, *chosen.candidates))
+    assert chosen.to_json() != replace(chosen, candidates=()).to_json()
+    assert "candidates" not in of("balanced", "bound", {}).to_json()

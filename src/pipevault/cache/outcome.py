@@ -152,6 +152,15 @@ class Clock:
             self._progress(step)
 
     @contextmanager
+    def timed(self, action: str) -> Iterator[None]:
+        """Measure what is too short to be reported."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[action] = self.seconds.get(action, 0.0) + time.perf_counter() - start
+
+    @contextmanager
     def step(self, action: str, part: str = "", detail: str = "") -> Iterator[None]:
         self.report(Step(part, action, None, detail))
         start = time.perf_counter()

@@ -27,6 +27,7 @@ COLUMNS = ("WAY", "MISS s", "READY s", "FIRST s", "WARM s", "READY+FIRST s", "WA
 @opening_options
 @click.option("--ways", metavar="NAMES", multiple=True, help="With commas or the option again. Default: all.")
 @click.option("--runs", metavar="NUMBER", type=click.IntRange(min=1), default=3, help="Fresh processes. Default: 3.")
+@click.option("--calls", metavar="NUMBER", type=click.IntRange(min=2), default=2, help="In each process. Default: 2.")
 @click.option("--jobs", metavar="NUMBER", type=click.IntRange(min=0), help="Graphs compiled at a time. Default: cores.")
 @click.option("--timeout", "timeout_s", metavar="SECONDS", type=click.FloatRange(min=1), help="For each process.")
 @click.option("--plot", metavar="SVG", type=click.Path(path_type=Path), help="Write bars. Needs the extra `report`.")
@@ -43,6 +44,7 @@ def bench(
     pipeline_class: str | None,
     ways: tuple[str, ...],
     runs: int,
+    calls: int,
     jobs: int | None,
     timeout_s: float | None,
     plot: Path | None,
@@ -76,6 +78,7 @@ def bench(
             pipeline_class=pipeline_class,
             ways=names,
             runs=runs,
+            calls=calls,
             jobs=jobs,
             timeout_s=timeout_s,
             progress=progress,

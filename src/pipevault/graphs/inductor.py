@@ -49,6 +49,11 @@ PROFILE_OPTIONS: Mapping[str, Mapping[str, bool | int | float | str]] = {
     "balanced": {},
     "max": {"max_autotune": True, "coordinate_descent_tuning": True},
 }
+MAX_CANDIDATES: Sequence[Mapping[str, bool]] = (
+    {"max_autotune": False, "coordinate_descent_tuning": False},
+    {"conv_1x1_as_mm": True},
+)
+"""What profile ``max`` compiles besides, laid over its options: of the graphs of a call, the fastest is kept."""
 """Options of Inductor by compile profile. What is tuned is tuned once: the winners are the code of the graph.
 
 ``fast`` leaves the code that calls the kernels as it is written; with ``baked`` weights, ``max`` folds them.
@@ -59,11 +64,13 @@ PROFILE_OPTIONS: Mapping[str, Mapping[str, bool | int | float | str]] = {
 class BuildOptions:
     """What changes the generated code, and is therefore part of the key.
 
-    ``weights``: ``bound`` or ``baked``. ``config``: overrides of ``torch._inductor.config``.
+    ``weights``: ``bound`` or ``baked``. ``config``: overrides of ``torch._inductor.config``. ``candidates``: others in
+    place of ``config``, with which each graph is compiled too; the fastest of them is kept.
     """
 
     weights: str = "bound"
     config: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    candidates: tuple[Mapping[str, bool | int | float | str], ...] = ()
 
     def __post_init__(self) -> None:
         """Raises :class:`SettingsError` for an override that the format depends on."""
@@ -80,10 +87,13 @@ class BuildOptions:
     def of_profile(cls, profile: str, weights: str, config: Mapping[str, bool | int | float | str]) -> BuildOptions:
         """Return the options of a compile profile, with those of ``config`` over them."""
         folding = {"freezing": True} if (profile, weights) == ("max", "baked") else {}
-        return cls(weights, {**PROFILE_OPTIONS[profile], **folding, **config})
+        first = {**PROFILE_OPTIONS[profile], **folding}
+        others = MAX_CANDIDATES if profile == "max" else ()
+        return cls(weights, {**first, **config}, tuple({**first, **other, **config} for other in others))
 
     def to_json(self) -> dict[str, Any]:
-        return {"weights": self.weights, "config": dict(self.config), "graph_format": GRAPH_FORMAT}
+        candidates = {"candidates": [dict(one) for one in self.candidates]} if self.candidates else {}
+        return {"weights": self.weights, "config": dict(self.config), **candidates, "graph_format": GRAPH_FORMAT}
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,8 @@ class BuiltGraph:
     machine: Mapping[str, str]
     ties: tuple[tuple[str, ...], ...]
     origins: Mapping[str, tuple[str | int, ...]]
+    candidates: tuple[BuiltGraph, ...] = ()
+    """The same call compiled with other options."""
     sizes: Sizes | None = None
     """Of a graph for a range of sizes: what it asks of the sizes of its inputs, in their order."""
 
@@ -124,14 +136,26 @@ class Build:
     counted: tuple[tuple[int, int, int], ...] = ()
 
     def run(self, output_dir: Path) -> BuiltGraph:
-        """Compile here."""
+        """Compile here, with each of the candidates too. One that the compiler refuses is left out."""
+        first = self._run(self.options, output_dir)
+        others = []
+        for number, config in enumerate(self.options.candidates, start=1):
+            try:
+                others.append(self._run(replace(self.options, config=config), output_dir / f"candidate-{number}"))
+            except InterruptedBuildError:
+                raise
+            except CannotFreezeError as error:
+                logger.info("a candidate with %s cannot be compiled: %s", dict(config), error)
+        return replace(first, candidates=tuple(others))
+
+    def _run(self, options: BuildOptions, output_dir: Path) -> BuiltGraph:
         return build_graph(
             self.module,
             self.program,
             self.leaves,
             self.results,
             build=self.digest,
-            options=self.options,
+            options=options,
             output_dir=output_dir,
             varying=self.varying,
             counted=self.counted,

@@ -9,7 +9,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -117,7 +117,8 @@ class PartOptions:
     follow, or nothing.
     ``watch`` does what ``guard`` does for a part that belongs to no loaded pipeline.
     ``background`` has a call frozen in another process; it returns why the call runs eagerly until then, and whether
-    that will stay so. ``report`` is told of every step of a freeze.
+    that will stay so. ``report`` is told of every step of a freeze,
+    ``timed`` measures the steps of opening a graph: ``verify``, ``open``, ``bind``.
     """
 
     policy: str = "compile"
@@ -130,6 +131,7 @@ class PartOptions:
     verify: Callable[[Shelf | None, nn.Module], str] | None = None
     background: Callable[[PartState, Sequence[Any], Mapping[str, Any]], tuple[str, bool]] | None = None
     report: Callable[[str, str, float | None, str], None] = lambda part, action, seconds, detail: None
+    timed: Callable[[str], AbstractContextManager[None]] = lambda action: nullcontext()
     freeze_hint: str = "Load the pipeline for such calls in mode 'compile'"
 
 
@@ -297,12 +299,16 @@ class PartState(Host):
             assert kept.files is not None
             with _OPENING:
                 known = next((graph for graph in kept.opened if graph.device == self._device), None)
+            timed = self.options.timed
             if known is not None and not known.is_baked:
                 graph = known.twin(self.name)
             else:
-                with kept.files() as files:
+                with timed("verify"):
+                    files = kept.files()
+                with files, timed("open"):
                     graph = FrozenGraph(kept.document, files, device=self._device, part=self.name)
-            graph.bind(self.module, self)
+            with timed("bind"):
+                graph.bind(self.module, self)
             with _OPENING:
                 kept.opened.add(graph)
             slot.graph = graph

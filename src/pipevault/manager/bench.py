@@ -64,7 +64,9 @@ class Measured:
     """What one way took.
 
     ``miss`` is the run that had nothing on disk; ``seconds`` are medians over the runs after it, by :data:`SECONDS`;
-    ``peak_bytes`` is the largest resident memory of such a run.
+    ``peak_bytes`` is the largest resident memory of such a run. ``start`` are the seconds of each step of a load that
+    is a hit (``fingerprint``, ``lookup``, ``verify``, ``open``, ``bind``); ``calls_s`` those of each call of a process;
+    ``steps_s`` when the denoising steps of its first call ended, from the begin of the call.
     """
 
     name: str
@@ -73,6 +75,9 @@ class Measured:
     peak_bytes: int
     runs: int
     pixels: tuple[str, ...]
+    start: Mapping[str, float] = field(default_factory=dict)
+    calls_s: tuple[float, ...] = ()
+    steps_s: tuple[float, ...] = ()
 
     @property
     def miss_s(self) -> float:
@@ -86,7 +91,8 @@ class Measured:
 
     def to_json(self) -> dict[str, Any]:
         own = {"name": self.name, "miss": dict(self.miss), "seconds": dict(self.seconds), "runs": self.runs}
-        return {**own, "peak_bytes": self.peak_bytes, "miss_s": self.miss_s, "hit_s": self.hit_s}
+        split = {"start": dict(self.start), "calls_s": self.calls_s, "steps_s": self.steps_s}
+        return {**own, **split, "peak_bytes": self.peak_bytes, "miss_s": self.miss_s, "hit_s": self.hit_s}
 
 
 @dataclass(frozen=True)
@@ -120,12 +126,14 @@ def bench(
     pipeline_class: str | None = None,
     ways: Sequence[str] = ALL_WAYS,
     runs: int = 3,
+    calls: int = 2,
     jobs: int | None = None,
     timeout_s: float | None = None,
     progress: Progress | None = None,
     generate: Run = generate_in_fresh_process,
 ) -> Bench:
-    """Run ``model`` in each of ``ways``, ``runs`` times after the first where it keeps something.
+    """Run ``model`` in each of ``ways``, ``runs`` times after the first where it keeps something; each process makes
+    ``calls`` calls.
 
     A way that fails is in ``skipped``; :class:`SettingsError` for an unknown one.
     """
@@ -134,6 +142,8 @@ def bench(
         raise SettingsError(f"There is no way {unknown[0]!r}. Ways: {', '.join(known)}.")
     if runs < 1:
         raise SettingsError(f"runs must be 1 or more, not {runs}.")
+    if calls < 2:
+        raise SettingsError(f"calls must be 2 or more, not {calls}: the first one is not like the others.")
     clock = Clock(progress)
     job = GenerationJob(
         model=model,
@@ -143,6 +153,7 @@ def bench(
         device=device,
         pipeline_class=pipeline_class,
         jobs=jobs,
+        generations=calls,
     )
     measured, skipped = [], []
     for name in ways:
@@ -183,4 +194,10 @@ def _measure(way: Way, job: GenerationJob, runs: int, timeout_s: float | None, c
             max(one.peak_bytes for one in later),
             len(later),
             later[-1].pixels,
+            {
+                name: statistics.median(one.load_seconds.get(name, 0.0) for one in later)
+                for name in later[0].load_seconds
+            },
+            tuple(map(statistics.median, zip(*(one.calls_s for one in later), strict=True))),
+            tuple(map(statistics.median, zip(*(one.steps_s for one in later), strict=True))),
         )

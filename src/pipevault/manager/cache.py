@@ -412,6 +412,7 @@ class _Session:
             verify=_verify,
             background=background,
             report=report,
+            timed=clock.timed,
             freeze_hint=(
                 "Freeze such calls too, with PipelineCache.load(pipe, shapes=[...]) in mode 'compile' or with "
                 "`pipevault prewarm`"

@@ -59,18 +59,25 @@ def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> Ge
     device = execution_device(pipe, graph_parts.find_parts(pipe))
     with _timed(seconds, "ready"):
         draw, loaded = _make_ready(pipe, job)
+    load_seconds = dict(loaded.seconds) if loaded else {}
     samples: list[np.ndarray[Any, Any]] = []
     pixels: list[tuple[str, ...]] = []
     noise: str | None = None
     steps = _LastLatents()
-    for name in ("first", "warm")[: job.generations]:
+    steps_s: tuple[float, ...] = ()
+    calls_s: list[float] = []
+    for number in range(job.generations):
         steps.clear()
         call = {**arguments, _STEP_CALLBACK: steps} if _STEP_CALLBACK in parameters(pipe) else arguments
-        with _timed(seconds, name):
-            output, noise = draw(call)
+        begun_s = time.perf_counter()
+        output, noise = draw(call)
+        calls_s.append(time.perf_counter() - begun_s)
+        if number == 0:
+            steps_s = tuple(ended_s - begun_s for ended_s in steps.ended_s)
         drawn = list(_samples(output))
         samples = samples or drawn
         pixels.append(tuple(map(digest_array, drawn)))
+    seconds |= dict(zip(("first", "warm"), calls_s, strict=False))
     if job.artifacts is not None and not job.artifacts.exists() and (kept := torch.compiler.save_cache_artifacts()):
         job.artifacts.write_bytes(kept[0])
     return GenerationResult(
@@ -87,6 +94,9 @@ def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> Ge
         capability=str(torch.backends.cpu.get_cpu_capability()),
         versions=toolchain_factors(graph_format=GRAPH_FORMAT),
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        load_seconds=load_seconds,
+        calls_s=tuple(calls_s),
+        steps_s=steps_s,
     )
 
 
@@ -155,11 +165,15 @@ class _LastLatents:
 
     def __init__(self) -> None:
         self._of_calls: list[torch.Tensor] = []
+        self.ended_s: list[float] = []
+        """When each step ended."""
 
     def clear(self) -> None:
         self._of_calls.clear()
+        self.ended_s.clear()
 
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        self.ended_s.append(time.perf_counter())
         if isinstance(latents := tensors.get("latents"), torch.Tensor):
             if step > 0 and self._of_calls:
                 self._of_calls.pop()

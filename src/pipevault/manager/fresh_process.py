@@ -86,7 +86,9 @@ class GenerationResult:
 
     ``warm_pixels`` is of the second generation. ``latents`` is a ``.npy`` file where the pipeline shows its steps.
     ``seconds``: ``import`` (from the start of the process), ``open``, ``ready`` (from the constructed pipeline),
-    ``first`` and ``warm`` (the two generations). ``outcome`` is that of the load, empty unless frozen.
+    ``first`` and ``warm`` (the first two generations). ``load_seconds`` are the steps of the load, if frozen;
+    ``calls_s`` the generations, ``steps_s`` when the steps of the first one ended, from its begin. ``outcome`` is that
+    of the load, empty unless frozen.
     ``peak_bytes`` is the largest resident memory of the process.
     """
 
@@ -103,6 +105,9 @@ class GenerationResult:
     capability: str
     versions: Mapping[str, str]
     peak_bytes: int = 0
+    load_seconds: Mapping[str, float] = field(default_factory=dict)
+    calls_s: tuple[float, ...] = ()
+    steps_s: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Files as their names, without the folder."""
@@ -122,6 +127,8 @@ class GenerationResult:
                 "pixels": tuple(document["pixels"]),
                 "warm_pixels": tuple(document["warm_pixels"]),
                 "latents": None if latents is None else folder / latents,
+                "calls_s": tuple(document.get("calls_s", ())),
+                "steps_s": tuple(document.get("steps_s", ())),
             }
         )
 
