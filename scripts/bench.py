@@ -20,8 +20,8 @@ import sdxl
 from pipevault.cli.bench import COLUMNS, rows
 from pipevault.cli.progress import StepProgress
 from pipevault.demo import DIGIT_WORDS
-from pipevault.manager.bench import ALL_WAYS, Bench, bench
-from pipevault.manager.request import Request
+from pipevault.evidence.bench import ALL_WAYS, Bench, bench
+from pipevault.evidence.request import Request
 from pipevault.report.plots import time_bars
 
 MODELS: dict[str, tuple[Callable[[], Any] | None, Request]] = {

@@ -22,7 +22,7 @@ help() {
 $usage
 
 For each version: makes FOLDER/torch-VERSION, installs that torch, the package and its development tools, runs
-\`pipevault demo\` twice (a miss, then a hit with the same pixels), then the tests of graphs and of the manager.
+\`pipevault demo\` twice (a miss, then a hit with the same pixels), then the tests of graphs and of the cache.
 Prints one line for each version, "VERSION ok, ..." or "VERSION failed: ..."; what the steps print goes to
 FOLDER/torch-VERSION.log. Exit code 1 if a version failed.
 
@@ -121,7 +121,7 @@ try_version() {
         printf 'ok, %s, tests left out\n' "$ready"
         return 0
     fi
-    if ! (cd "$root" && "$python" -m pytest -q -p no:cacheprovider tests/graphs tests/manager) >>"$log" 2>&1; then
+    if ! (cd "$root" && "$python" -m pytest -q -p no:cacheprovider tests/graphs tests/cache) >>"$log" 2>&1; then
         printf 'failed: tests; %s\n' "$ready"
         return 1
     fi

@@ -514,7 +514,7 @@ class Bench:
 
     def ready(self) -> bool:
         started_s = time.perf_counter()
-        import pipevault.manager  # noqa: F401
+        import pipevault.cache.pipeline_cache  # noqa: F401
 
         imported_s = time.perf_counter()
         self.reset_peak()

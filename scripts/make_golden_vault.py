@@ -22,8 +22,8 @@ from pipevault.key import Key
 from pipevault.store.bundle import export_bundle
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.marker import VAULT_VERSION
-from pipevault.store.signing_keys import read_private_key, write_key_pair
-from pipevault.store.stats import count
+from pipevault.store.stats.stats import count
+from pipevault.store.trust.signing_keys import read_private_key, write_key_pair
 from pipevault.store.vault import Vault
 
 CREATED_AT = "2026-11-22T12:00:00+00:00"

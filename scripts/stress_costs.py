@@ -53,8 +53,8 @@ def _overhead_ms(pipe: Any) -> float:
     import torch
     from PIL import Image
 
+    from pipevault.cache.loaded import loaded_state
     from pipevault.runtime.generation import generate
-    from pipevault.runtime.pipeline import loaded_state
 
     def method(self: Any, prompt: str = "", generator: Any = None) -> list[Image.Image]:
         torch.randn(1, 4, 8, 8, generator=generator)

@@ -18,10 +18,10 @@ from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import LockTimeoutError, VaultError
 from pipevault.key import Key
 from pipevault.store.bundle import export_bundle, import_bundle
-from pipevault.store.leftovers import sweep
-from pipevault.store.prune import carry_out, plan_prune
-from pipevault.store.signature import check_signature, sign_entry
-from pipevault.store.signing_keys import PrivateKey, PublicKey
+from pipevault.store.retention.leftovers import sweep
+from pipevault.store.retention.prune import carry_out, plan_prune
+from pipevault.store.trust.signature import check_signature, sign_entry
+from pipevault.store.trust.signing_keys import PrivateKey, PublicKey
 from pipevault.store.vault import Vault
 from stress_entries import Entry, end_of, in_child, killed_at, small_entry, state_of
 

@@ -15,9 +15,9 @@ from unittest import mock
 from figures import Figure
 from pipevault.digest import Digest
 from pipevault.errors import NotAVaultError, VaultError, VaultFullError, VaultNotWritableError
-from pipevault.store.leftovers import sweep
-from pipevault.store.prune import carry_out, plan_prune
-from pipevault.store.stats import compact, count, summary
+from pipevault.store.retention.leftovers import sweep
+from pipevault.store.retention.prune import carry_out, plan_prune
+from pipevault.store.stats.stats import compact, count, summary
 from pipevault.store.vault import Vault
 from stress_entries import Entry, end_of, in_child, load, small_entry, state_of
 

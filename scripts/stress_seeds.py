@@ -27,7 +27,7 @@ from figures import Figure, markdown
 from stress_costs import measure_costs
 from stress_server import Load, measure_server
 
-FUZZ = Path(__file__).resolve().parents[1] / "tests" / "manager" / "test_replay_fuzz.py"
+FUZZ = Path(__file__).resolve().parents[1] / "tests" / "evidence" / "test_replay_fuzz.py"
 
 
 @dataclass(frozen=True)

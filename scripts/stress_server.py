@@ -95,7 +95,7 @@ def draw_alone(load: Load, vault: Path) -> list[list[str]]:
 
 def _draw_alone(load: Load, vault: Path) -> list[list[str]]:
     from pipevault import PipelineCache
-    from pipevault.determinism.describe import pixels_sha256
+    from pipevault.calls.describe import pixels_sha256
     from pipevault.opening import open_pipeline
 
     cache = PipelineCache(vault, mode="require") if load.frozen else PipelineCache(vault, on_unfrozen="eager")
@@ -289,7 +289,7 @@ def _looked_at(response: httpx.Response) -> _Answer:
     from PIL import Image
 
     from pipevault import read_record
-    from pipevault.determinism.describe import pixels_sha256
+    from pipevault.calls.describe import pixels_sha256
     from pipevault.errors import RecordError
 
     pixels, stated = [], response.headers.get("x-pipevault-record", "").split(", ")

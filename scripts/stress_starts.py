@@ -20,8 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from figures import Figure, markdown
-from pipevault.store.leases import leased_keys
-from pipevault.store.prune import enforce_max_size, vault_size_bytes
+from pipevault.store.locks.leases import leased_keys
+from pipevault.store.retention.prune import enforce_max_size, vault_size_bytes
 from pipevault.store.vault import Vault
 from stress_entries import Entry, end_of, in_child, small_entry
 

@@ -18,7 +18,7 @@ from figures import Figure
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "runtime")]
 
-from loaded import Paused  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
+from helpers.loaded import Paused  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 
 THREADS = 64
 LEVELS = ("off", "repeatable", "strict", "repeatable")

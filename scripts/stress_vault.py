@@ -29,9 +29,9 @@ from pipevault.cache.search import explain_miss
 from pipevault.digest import Digest
 from pipevault.key import Key
 from pipevault.settings import Settings
-from pipevault.store.prune import plan_prune
-from pipevault.store.stats import compact, count, summary
-from pipevault.store.tiers import Tiers
+from pipevault.store.retention.prune import plan_prune
+from pipevault.store.stats.stats import compact, count, summary
+from pipevault.store.tiers.tiers import Tiers
 from pipevault.store.vault import Vault
 from stress_entries import Entry, end_of, fill, in_child, load, make_entry
 from stress_faults import measure_damages, measure_kills
@@ -47,7 +47,7 @@ COUNT_CODE = """
 import json, sys, time
 from pathlib import Path
 from pipevault.digest import Digest
-from pipevault.store.event_log import count
+from pipevault.store.stats.event_log import count
 from pipevault.store.vault import Vault
 
 vault, key, times = Vault.open(Path(sys.argv[1])), Digest(sys.argv[2]), []
@@ -77,7 +77,7 @@ FULL = Amounts(kills=300, damages=2000, few=1000, many=10_000, warm_rounds=5)
 
 
 def measure_race(folder: Path) -> list[Figure]:
-    """As ``manager/cache.py`` does on a miss: look up, take the lock, look again, compile, publish, load."""
+    """As ``cache/session.py`` does on a miss: look up, take the lock, look again, compile, publish, load."""
     vault = Vault.open(folder / "vault")
     entry = _large_entry(folder)
     compiled, loaded = folder / "compiled", folder / "loaded"

@@ -33,7 +33,7 @@ def block_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from onediff.infer_compiler import compile as onediff_compile
 
-    from pipelines import FAST_BUILD, Block
+    from helpers.pipelines import FAST_BUILD, Block
     from pipevault.graphs import backend
     from pipevault.graphs.inductor import BuildOptions
     from pipevault.graphs.state import PartOptions
@@ -52,7 +52,7 @@ def block_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def frozen_vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A vault that holds the tiny Stable Diffusion pipeline at its default size. Tests must not write to it."""
     import pipevault
-    from pipelines import FAST_BUILD, draw, stable_diffusion
+    from helpers.pipelines import FAST_BUILD, draw, stable_diffusion
 
     root = tmp_path_factory.mktemp("frozen") / "vault"
     pipe = stable_diffusion(tmp_path_factory.mktemp("tokenizer"))
@@ -68,7 +68,7 @@ def frozen_vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain_vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A vault that holds ``PlainPipeline`` at 8x8. Tests copy it before they write to it."""
     import pipevault
-    from pipelines import FAST_BUILD, PlainPipeline
+    from helpers.pipelines import FAST_BUILD, PlainPipeline
 
     root = tmp_path_factory.mktemp("plain") / "vault"
     pipevault.PipelineCache(root, build_config=FAST_BUILD).load(PlainPipeline(), batch_size=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from browser import check_page, require_chromium, screenshot
+from helpers.browser import check_page, require_chromium, screenshot
 from pipevault.report.page import picture_uri
 
 POLICY = '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:">'

@@ -14,9 +14,9 @@ from pipevault.digest import digest_bytes
 from pipevault.errors import NoHomeError, SettingsError
 from pipevault.settings import Settings, config_file
 from pipevault.settings.user_folders import expand_user, user_folder
-from pipevault.store.event_log import count
-from pipevault.store.event_totals import compact, read_sums
-from pipevault.store.usage import last_use_s, record_use
+from pipevault.store.retention.usage import last_use_s, record_use
+from pipevault.store.stats.event_log import count
+from pipevault.store.stats.event_totals import compact, read_sums
 from pipevault.store.vault import Vault
 
 KEY = digest_bytes(b"key")

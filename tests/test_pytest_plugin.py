@@ -11,14 +11,14 @@ import pytest
 # Runs in this process forget what they import, and NumPy and torch cannot be imported twice.
 import skimage.metrics  # noqa: F401
 
-import pipevault.manager.golden.fixture  # noqa: F401
+import pipevault.evidence.golden.fixture  # noqa: F401
 
 pytest_plugins = ["pytester"]
 
 PAINT = """
     import sys
     sys.path.insert(0, {tests!r})
-    from golden_runs import a_run, brighter, picture, MACHINE, OTHER_KEY
+    from helpers.golden_runs import a_run, brighter, picture, MACHINE, OTHER_KEY
 
     class Output(dict):
         def __init__(self, run):
@@ -70,7 +70,7 @@ def test_a_run_that_does_not_use_it_imports_nothing_heavy(pytester: pytest.Pytes
         import sys
 
         def test_imports():
-            heavy = {"torch", "numpy", "PIL", "diffusers", "transformers", "onediff", "click", "pipevault.manager"}
+            heavy = {"torch", "numpy", "PIL", "diffusers", "transformers", "onediff", "click", "pipevault.cache"}
             assert "pipevault.pytest_plugin" in sys.modules
             assert heavy & set(sys.modules) == set()
         """
@@ -205,8 +205,8 @@ name = "two"
 seed = 2
 """
 CHECK_SUITE = """
-    from pipevault.manager.golden import fixture as golden_fixture
-    from pipevault.manager.golden import run as golden
+    from pipevault.evidence.golden import fixture as golden_fixture
+    from pipevault.evidence.golden import run as golden
 
     class Painter(golden.SuiteRunner):
         by = 0

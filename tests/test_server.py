@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import pipevault
-from pipelines import FAST_BUILD, stable_diffusion
+from helpers.pipelines import FAST_BUILD, stable_diffusion
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))

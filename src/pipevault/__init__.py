@@ -9,29 +9,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pipevault import errors
+from pipevault.cache.generation_hook import announce_generation
 from pipevault.compat.onediff import announce_backend
 
 if TYPE_CHECKING:
-    from pipevault.determinism.embed import read_record as read_record
+    from pipevault.cache.loaded import outcome as outcome
+    from pipevault.cache.loaded import unload as unload
+    from pipevault.cache.outcome import Explanation as Explanation
+    from pipevault.cache.outcome import Outcome as Outcome
+    from pipevault.cache.outcome import PartOutcome as PartOutcome
+    from pipevault.cache.outcome import Step as Step
+    from pipevault.cache.pipeline_cache import PipelineCache as PipelineCache
     from pipevault.determinism.levels import level as level
     from pipevault.determinism.noise import noise as noise
-    from pipevault.determinism.record import RunRecord as RunRecord
     from pipevault.determinism.seeds import isolated_rng as isolated_rng
     from pipevault.determinism.seeds import seed_everything as seed_everything
     from pipevault.determinism.streams import generators as generators
     from pipevault.determinism.streams import sample_seed as sample_seed
+    from pipevault.evidence.record_files.embed import read_record as read_record
+    from pipevault.evidence.replay import Replay as Replay
+    from pipevault.evidence.replay import replay as replay
+    from pipevault.evidence.save import save as save
     from pipevault.graphs.adapters import register_adapter as register_adapter
-    from pipevault.manager import Explanation as Explanation
-    from pipevault.manager import Outcome as Outcome
-    from pipevault.manager import PartOutcome as PartOutcome
-    from pipevault.manager import PipelineCache as PipelineCache
-    from pipevault.manager import Step as Step
-    from pipevault.manager import from_pretrained as from_pretrained
-    from pipevault.manager import outcome as outcome
-    from pipevault.manager import unload as unload
-    from pipevault.manager.replay import Replay as Replay
-    from pipevault.manager.replay import replay as replay
-    from pipevault.manager.save import save as save
+    from pipevault.runtime.construct import from_pretrained as from_pretrained
+    from pipevault.runtime.record import RunRecord as RunRecord
     from pipevault.runtime.records import record_of as record_of
     from pipevault.settings import Settings as Settings
 
@@ -39,19 +40,20 @@ __version__ = "0.1.0"
 
 # So that onediffx.compile_pipe(pipe, backend="inductor") works; nothing is imported before.
 announce_backend("inductor", "pipevault.runtime.by_hand")
+announce_generation("pipevault.runtime.generation")
 
 _HOMES = {
-    **dict.fromkeys(
-        ("Explanation", "Outcome", "PartOutcome", "PipelineCache", "Step", "from_pretrained", "outcome", "unload"),
-        "pipevault.manager",
-    ),
+    **dict.fromkeys(("Explanation", "Outcome", "PartOutcome", "Step"), "pipevault.cache.outcome"),
+    "PipelineCache": "pipevault.cache.pipeline_cache",
+    **dict.fromkeys(("outcome", "unload"), "pipevault.cache.loaded"),
+    "from_pretrained": "pipevault.runtime.construct",
     "register_adapter": "pipevault.graphs.adapters",
     "Settings": "pipevault.settings",
-    "RunRecord": "pipevault.determinism.record",
+    "RunRecord": "pipevault.runtime.record",
     "record_of": "pipevault.runtime.records",
-    "read_record": "pipevault.determinism.embed",
-    "save": "pipevault.manager.save",
-    **dict.fromkeys(("Replay", "replay"), "pipevault.manager.replay"),
+    "read_record": "pipevault.evidence.record_files.embed",
+    "save": "pipevault.evidence.save",
+    **dict.fromkeys(("Replay", "replay"), "pipevault.evidence.replay"),
     "level": "pipevault.determinism.levels",
     **dict.fromkeys(("seed_everything", "isolated_rng"), "pipevault.determinism.seeds"),
     **dict.fromkeys(("generators", "sample_seed"), "pipevault.determinism.streams"),

@@ -22,8 +22,8 @@ import pytest
 from pipevault.errors import PipevaultError, SettingsError
 
 if TYPE_CHECKING:
-    from pipevault.determinism.record import RunRecord
-    from pipevault.manager.golden.check import Passed, Rules
+    from pipevault.evidence.golden.check import Passed, Rules
+    from pipevault.runtime.record import RunRecord
 
 Result = TypeVar("Result")
 
@@ -79,7 +79,7 @@ class GoldenFixture:
         ``{"pixels_max_abs": 3}``.
         """
         __tracebackhide__ = True
-        from pipevault.manager.golden import fixture as golden_fixture
+        from pipevault.evidence.golden import fixture as golden_fixture
         from pipevault.runtime.records import record_of
 
         if name in self._used:
@@ -105,7 +105,7 @@ class GoldenFixture:
         ``suite`` is relative to the test file. The first error is raised once all cases were looked at.
         """
         __tracebackhide__ = True
-        from pipevault.manager.golden import fixture as golden_fixture
+        from pipevault.evidence.golden import fixture as golden_fixture
 
         return _shortly(
             lambda: golden_fixture.hold_suite(
@@ -128,8 +128,8 @@ class GoldenFixture:
         return self._tmp_path / "pipevault-golden" / case
 
     def _rules(self, tolerance: Mapping[str, float]) -> Rules:
-        from pipevault.manager.golden.check import Rules
-        from pipevault.manager.golden.suite import Limits
+        from pipevault.evidence.golden.check import Rules
+        from pipevault.evidence.golden.suite import Limits
 
         try:
             limits = Limits.from_json(tolerance)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import pipevault
-from pipelines import FAST_BUILD, draw, stable_diffusion
+from helpers.pipelines import FAST_BUILD, draw, stable_diffusion
 from pipevault.cache import builders
 from pipevault.cache.builders import Builders, environment
 from pipevault.errors import InterruptedBuildError

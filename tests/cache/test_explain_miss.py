@@ -12,9 +12,9 @@ import pytest
 from pipevault.cache.search import explain_miss
 from pipevault.key import Key
 from pipevault.settings import Settings
-from pipevault.store import folder as folder_module
 from pipevault.store.manifest import Manifest
-from pipevault.store.tiers import Tiers
+from pipevault.store.tiers import folder as folder_module
+from pipevault.store.tiers.tiers import Tiers
 from pipevault.store.vault import Vault
 
 

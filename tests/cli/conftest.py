@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from command_runner import Run
-from planned_entries import Planned, publish_planned
 
+from helpers.command_runner import Run
+from helpers.planned_entries import Planned, publish_planned
 from pipevault.digest import Digest, digest_bytes
 from pipevault.key import Key
 from pipevault.store.manifest import ArtifactRef, Manifest

@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from command_runner import Run
 
+from helpers.command_runner import Run
 from pipevault import errors
 from pipevault.cli.app import COMMANDS, EXIT_CODES, INTERRUPTED, Commands, exit_code
 from pipevault.digest import Digest

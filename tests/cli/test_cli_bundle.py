@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from command_runner import Run
-from planned_entries import Planned
 
+from helpers.command_runner import Run
+from helpers.planned_entries import Planned
 from pipevault.digest import Digest
 from pipevault.store.vault import Vault
 
@@ -202,7 +202,7 @@ def test_no_torch(vault: Vault, tmp_path: Path) -> None:
 def test_entries_that_a_load_will_refuse_are_told_of(
     run: Run, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipevault.store.signing_keys import write_key_pair
+    from pipevault.store.trust.signing_keys import write_key_pair
 
     public = write_key_pair(tmp_path / "signing.key", comment="")
     assert "no signature" not in run("import", bundle, "--dir", tmp_path / "first").stderr

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_runner import Run
 
-from comparison_runs import FakeRuns, brighter
+from helpers.command_runner import Run
+from helpers.comparison_runs import FakeRuns, brighter
 from pipevault.demo import DEFAULT_STEPS
 from pipevault.errors import MissingExtraError, PipevaultError
-from pipevault.manager.compare import run as compare_module
+from pipevault.evidence.compare import run as compare_module
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_runner import Run
 from PIL import Image
-from stand_ins import KEY, NEAREST, FakeCache, FlatPipeline, fake_outcome
 
 import pipevault
+from helpers.command_runner import Run
+from helpers.stand_ins import KEY, NEAREST, FakeCache, FlatPipeline, fake_outcome
 from pipevault.cache.outcome import PartOutcome
 from pipevault.cli import demo, explain
 from pipevault.demo import DIGIT_WORDS

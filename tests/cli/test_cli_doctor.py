@@ -13,9 +13,9 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from command_runner import Run
 
-from mounts import silent
+from helpers.command_runner import Run
+from helpers.mounts import silent
 from pipevault.cli import doctor
 from pipevault.cli.doctor import (
     Check,
@@ -185,7 +185,7 @@ class TestFolders:
         def homeless(kind: str) -> Path:
             raise NoHomeError(f"no {kind} folder")
 
-        for module in ("pipevault.cli.doctor", "pipevault.settings", "pipevault.store.event_log"):
+        for module in ("pipevault.cli.doctor", "pipevault.settings", "pipevault.store.stats.event_log"):
             monkeypatch.setattr(f"{module}.user_folder", homeless)
         monkeypatch.delenv("PIPEVAULT_DIR", raising=False)
         result = run("doctor")

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from command_runner import Run
-from planned_entries import Planned
 
+from helpers.command_runner import Run
+from helpers.planned_entries import Planned
 from pipevault.cli.commands import _call_text
 from pipevault.digest import Digest, digest_bytes
 from pipevault.store.vault import Vault

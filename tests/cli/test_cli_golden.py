@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from command_runner import Run
 
-from golden_runs import MACHINE, OTHER_KEY, a_run, brighter, picture
+from helpers.command_runner import Run
+from helpers.golden_runs import MACHINE, OTHER_KEY, a_run, brighter, picture
 from pipevault.errors import BadCallError
-from pipevault.manager.golden import run as golden
-from pipevault.manager.golden.draw import Drawn
-from pipevault.manager.golden.drift import tolerance_of
-from pipevault.manager.golden.suite import Case, Suite
+from pipevault.evidence.golden import run as golden
+from pipevault.evidence.golden.draw import Drawn
+from pipevault.evidence.golden.drift import tolerance_of
+from pipevault.evidence.golden.suite import Case, Suite
 
 SUITE = """pipevault_suite = 1
 model = "demo"

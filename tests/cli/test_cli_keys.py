@@ -8,12 +8,12 @@ import stat
 from pathlib import Path
 
 import pytest
-from command_runner import Run
-from planned_entries import Planned
 
+from helpers.command_runner import Run
+from helpers.planned_entries import Planned
 from pipevault.digest import Digest
-from pipevault.store.signature import check_signature, signature_files
-from pipevault.store.signing_keys import load_trusted
+from pipevault.store.trust.signature import check_signature, signature_files
+from pipevault.store.trust.signing_keys import load_trusted
 from pipevault.store.vault import Vault
 
 

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from command_runner import Run
 
+from helpers.command_runner import Run
 from pipevault.cli import listing, render
 from pipevault.digest import Digest
 from pipevault.store import inventory

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_runner import Run
-from stand_ins import KEY, PARTS, FakeCache, FlatPipeline, fake_outcome
 
 import pipevault
+from helpers.command_runner import Run
+from helpers.stand_ins import KEY, PARTS, FakeCache, FlatPipeline, fake_outcome
 from pipevault.cache.outcome import Outcome
 from pipevault.cli import prewarm
 from pipevault.errors import BadCallError, CompilerMissingError

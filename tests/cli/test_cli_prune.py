@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 
 import pytest
-from command_runner import Run
-from planned_entries import publish_planned
 
+from helpers.command_runner import Run
+from helpers.planned_entries import publish_planned
 from pipevault.digest import Digest
 from pipevault.fingerprint.toolchain import package_version
 from pipevault.key import Key
 from pipevault.store.manifest import Manifest
-from pipevault.store.prune import vault_size_bytes
+from pipevault.store.retention.prune import vault_size_bytes
 from pipevault.store.vault import Vault
 
 

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_runner import Run
 from PIL import Image
 
-import browser
 import pipevault
+from helpers import browser
+from helpers.command_runner import Run
+from helpers.sweeps import Painter, sweep_result
 from pipevault.cli import sweep
 from pipevault.cli.seed_ranges import parse_seeds
 from pipevault.demo import DIGIT_WORDS
 from pipevault.errors import BadSeedError, SettingsError
-from pipevault.manager.sweep import scoring as sweep_scoring
-from sweeps import Painter, sweep_result
+from pipevault.evidence.sweep import scoring as sweep_scoring
 
 
 class GuidedPainter(Painter):

@@ -6,7 +6,6 @@ import ast
 import json
 import logging
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,15 @@ import pytest
 from click.testing import CliRunner
 
 import pipevault
+from helpers.sample_records import sample_record
 from pipevault.cli import app as app_module
 from pipevault.cli import render
 from pipevault.cli.app import COMMANDS, app
 from pipevault.digest import Digest, digest_bytes
 from pipevault.key import Key
 from pipevault.store.manifest import ArtifactRef, Manifest
-from pipevault.store.stats import count
+from pipevault.store.stats.stats import count
 from pipevault.store.vault import Vault
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "determinism"))
-from sample_records import sample_record
 
 EVIL = "\x1b[31mred\x1b[0m\x1b]0;title\x07\x1b]8;;http://evil\x1b\\link\x9b2J\x85\rover\x08\x00\u202egnp\u2066[bold]x[/bold]"
 FILE_NAME = f"{EVIL.replace('/', '').replace(chr(0), '')}.png"

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from command_runner import Run
 
+from helpers.command_runner import Run
 from pipevault.cli.byte_bar import byte_bar
 from pipevault.digest import Digest, digest_bytes
 from pipevault.store.vault import Vault

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command_runner import Run
 
+from helpers.command_runner import Run
 from pipevault.digest import Digest
 from pipevault.errors import PipevaultError
-from pipevault.store.event_log import count
-from pipevault.store.signing_keys import read_private_key, write_key_pair
-from pipevault.store.stats import compact
+from pipevault.store.stats.event_log import count
+from pipevault.store.stats.stats import compact
+from pipevault.store.trust.signing_keys import read_private_key, write_key_pair
 from pipevault.store.vault import Vault
 
 LIMIT_S = 10

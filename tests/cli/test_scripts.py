@@ -250,7 +250,7 @@ class TestCheckVersions:
         torch, package, tests = (tmp_path / "pip.txt").read_text().splitlines()[:3]
         assert torch.endswith("torch==2.9.1")
         assert package.endswith(f"--editable {ROOT}[dev] torch==2.9.1")
-        assert tests.endswith("tests/graphs tests/manager")
+        assert tests.endswith("tests/graphs tests/cache")
         assert list(tmp_path.glob("pipevault-versions.*")) == []
 
     def test_the_pin_of_torch_is_left_out(self, run: Run, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ import torch
 
 import pipevault
 from families.build import FAMILIES, Family
-from pipelines import FAST_BUILD
-from pipevault.runtime.pipeline import loaded_state
+from helpers.pipelines import FAST_BUILD
+from pipevault.cache.loaded import loaded_state
 
 SEED = 5
 TOLERANCE = {"float32": 2e-3, "float16": 5e-2, "bfloat16": 2e-1}

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from golden_runs import a_golden, a_run, picture
-from pipevault.determinism import record
-from pipevault.determinism.record import RunRecord
+from helpers.golden_runs import a_golden, a_run, picture
+from helpers.sweeps import sweep_result
 from pipevault.digest import canonical_json, digest_bytes, digest_json
 from pipevault.errors import (
     BadRecordError,
@@ -27,17 +26,21 @@ from pipevault.errors import (
     RecordDigestError,
     SettingsError,
 )
+from pipevault.evidence.golden import files as golden_files
+from pipevault.evidence.golden import read as golden
+from pipevault.evidence.sweep import result as sweep
+from pipevault.evidence.sweep.result import SweepResult
 from pipevault.files.documents import Format
 from pipevault.graphs import document as part
 from pipevault.key import Key
-from pipevault.manager.golden import files as golden_files
-from pipevault.manager.golden import read as golden
-from pipevault.manager.sweep import result as sweep
-from pipevault.manager.sweep.result import SweepResult
-from pipevault.runtime import recorded_weights
-from pipevault.store import bundle_zip, event_totals, manifest, marker, pins, signature
+from pipevault.runtime import record, recorded_weights
+from pipevault.runtime.record import RunRecord
+from pipevault.store import manifest, marker
+from pipevault.store.bundle import zip_file
 from pipevault.store.manifest import ArtifactRef, Manifest
-from sweeps import sweep_result
+from pipevault.store.retention import pins
+from pipevault.store.stats import event_totals
+from pipevault.store.trust import signature
 
 PATH = Path("folder/kept.json")
 SHA256 = "a" * 64
@@ -86,7 +89,7 @@ GOLDEN = golden_files._to_document(a_golden(Path(), RUN))
 FORMATS = [
     case(pins._FORMAT, {"created_at": TIME, "key": SHA256, "pin_version": 1}, PinError),
     case(marker._FORMAT, {"pipevault_vault": 2}, NotAVaultError, NewerVaultError, refuses_unknown=False),
-    case(bundle_zip._FORMAT, {"pipevault_vault": 2}, BundleError, NewerBundleError),
+    case(zip_file._FORMAT, {"pipevault_vault": 2}, BundleError, NewerBundleError),
     case(manifest._FORMAT, MANIFEST, CorruptEntryError, NewerVaultError),
     case(manifest._KEY_FORMAT, MANIFEST["key"], CorruptEntryError, NewerVaultError),
     case(

@@ -8,9 +8,9 @@ import pytest
 import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
-from tiny_models import Net, tiny_text_encoder, tiny_unet, tiny_vae
 from torch import nn
 
+from helpers.tiny_models import Net, tiny_text_encoder, tiny_unet, tiny_vae
 from pipevault.fingerprint.model import architecture, describe_difference, snapshot
 from pipevault.fingerprint.weights import weights_digest
 

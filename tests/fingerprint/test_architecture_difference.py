@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from peft import LoraConfig
-from tiny_models import Net, tiny_text_encoder, tiny_unet, tiny_vae
 from torch import nn
 
+from helpers.tiny_models import Net, tiny_text_encoder, tiny_unet, tiny_vae
 from pipevault.fingerprint.model import describe_difference, snapshot
 
 

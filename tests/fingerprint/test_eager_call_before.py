@@ -10,11 +10,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan, FluxTransformer2DModel, WanTransformer3DModel
 from diffusers.hooks import HookRegistry, ModelHook
-from fresh_python import run_python
-from tiny_models import tiny_text_encoder, tiny_unet
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, T5Config, T5EncoderModel
 
+from helpers.fresh_python import run_python
+from helpers.tiny_models import tiny_text_encoder, tiny_unet
 from pipevault.fingerprint.model import architecture, describe_difference, snapshot
 
 

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from fresh_python import SOURCE, run_python
 
+from helpers.fresh_python import SOURCE, run_python
 from pipevault.fingerprint import distributions
 from pipevault.fingerprint.names import is_released, place_in_package
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from fresh_python import run_python
 
+from helpers.fresh_python import run_python
 from pipevault.digest import canonical_json
 from pipevault.fingerprint import machine
 

@@ -17,12 +17,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models import attention_processor
-from fresh_python import run_python
 from peft import LoraConfig
-from tiny_models import Net, tiny_text_encoder, tiny_unet, tiny_vae
 from torch import nn
 from transformers import CLIPTextModel
 
+from helpers.fresh_python import run_python
+from helpers.tiny_models import Net, tiny_text_encoder, tiny_unet, tiny_vae
 from pipevault.fingerprint import model as fingerprint
 from pipevault.fingerprint.model import architecture
 
@@ -72,7 +72,7 @@ def test_folder_that_a_model_was_loaded_from_does_not_count(
 
 def test_digest_is_the_same_in_other_processes(tmp_path: Path) -> None:
     code = (
-        "from tiny_models import *; from pipevault.fingerprint.model import architecture as a;"
+        "from helpers.tiny_models import *; from pipevault.fingerprint.model import architecture as a;"
         "print(*(a(m)['digest'] for m in (Net(), tiny_unet(), tiny_vae(), tiny_text_encoder())))"
     )
     (tmp_path / "elsewhere").mkdir()

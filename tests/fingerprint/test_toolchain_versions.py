@@ -10,8 +10,8 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from fresh_python import run_python
 
+from helpers.fresh_python import run_python
 from pipevault.fingerprint import toolchain
 
 

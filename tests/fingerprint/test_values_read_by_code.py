@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fresh_python import run_python
-from tiny_models import Net
 from torch import nn
 
+from helpers.fresh_python import run_python
+from helpers.tiny_models import Net
 from pipevault.fingerprint.classes import class_identity, function_identity
 from pipevault.fingerprint.model import architecture, describe_difference, snapshot
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from fresh_python import run_python
-from tiny_models import Net, tiny_unet
 from torch import nn
 
+from helpers.fresh_python import run_python
+from helpers.tiny_models import Net, tiny_unet
 from pipevault.errors import CannotFreezeError
-from pipevault.fingerprint import weights
-from pipevault.fingerprint.weights import tensor_digest, weights_digest
+from pipevault.fingerprint import tensors
+from pipevault.fingerprint.tensors import tensor_digest
+from pipevault.fingerprint.weights import weights_digest
 
 
 def test_equal_weights_have_equal_digests() -> None:
@@ -97,13 +98,13 @@ def test_scalar_empty_and_conjugate_tensors() -> None:
 
 def test_no_second_copy_of_a_contiguous_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    view = weights._bytes_view
+    view = tensors._bytes_view
 
     def record(tensor: torch.Tensor) -> memoryview:
         seen.append(tensor.data_ptr())
         return view(tensor)
 
-    monkeypatch.setattr(weights, "_bytes_view", record)
+    monkeypatch.setattr(tensors, "_bytes_view", record)
     weight = torch.randn(64, 64)
     tensor_digest(weight, chunk_size_bytes=256)
     assert seen == [weight.data_ptr()]
@@ -111,13 +112,13 @@ def test_no_second_copy_of_a_contiguous_weight(monkeypatch: pytest.MonkeyPatch) 
 
 def test_copies_of_strided_weights_stay_below_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    view = weights._bytes_view
+    view = tensors._bytes_view
 
     def record(tensor: torch.Tensor) -> memoryview:
         sizes.append(tensor.numel() * tensor.element_size())
         return view(tensor)
 
-    monkeypatch.setattr(weights, "_bytes_view", record)
+    monkeypatch.setattr(tensors, "_bytes_view", record)
     tensor_digest(torch.randn(64, 64).t(), chunk_size_bytes=1000)
     assert max(sizes) <= 1000
     assert sum(sizes) == 64 * 64 * 4

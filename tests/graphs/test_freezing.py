@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from graph_parts import frozen, graphs_of, refusals_of, uses_of
 from onediff.infer_compiler import compile
 from torch import nn
 
-from pipelines import FAST_BUILD
+from helpers.graph_parts import frozen, graphs_of, refusals_of, uses_of
+from helpers.pipelines import FAST_BUILD
 from pipevault.errors import CannotFreezeError
 from pipevault.graphs import backend, freezing
 from pipevault.graphs.check import Comparison

@@ -15,7 +15,7 @@ import torch
 from onediff.infer_compiler import compile as onediff_compile
 from torch import nn
 
-from mounts import with_own_tmpfs
+from helpers.mounts import with_own_tmpfs
 from pipevault.digest import digest_file
 from pipevault.errors import CannotFreezeError, CorruptEntryError, UnloadableGraphError
 from pipevault.files.opened import open_verified

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from graph_parts import subject_of
 from torch import nn
 
+from helpers.graph_parts import subject_of
 from pipevault.errors import CannotFreezeError
 from pipevault.graphs.freezing import observe_call
 from pipevault.graphs.observe import (

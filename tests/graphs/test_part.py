@@ -14,13 +14,13 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
-from graph_parts import frozen, uses_of
 from onediff.infer_compiler import DeployableModule
 from onediff.infer_compiler import compile as onediff_compile
 from torch import nn
 from torch.nn.utils import prune
 
-from pipelines import Block
+from helpers.graph_parts import frozen, uses_of
+from helpers.pipelines import Block
 from pipevault.errors import (
     CannotFreezeError,
     ChangedPartError,

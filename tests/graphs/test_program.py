@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from graph_parts import subject_of
 from torch import nn
 
+from helpers.graph_parts import subject_of
 from pipevault.errors import CannotFreezeError
 from pipevault.graphs.program import (
     Program,

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from graph_parts import frozen, graphs_of, refusals_of, uses_of
 from torch import nn
 
+from helpers.graph_parts import frozen, graphs_of, refusals_of, uses_of
 from pipevault.errors import (
     CannotFreezeError,
     ChangedPartError,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from graph_parts import frozen, graphs_of, uses_of
 from torch import nn
 
+from helpers.graph_parts import frozen, graphs_of, uses_of
 from pipevault.errors import ChangedPartError
 from pipevault.graphs.frozen import GraphDocument, constant_sha256
 from pipevault.graphs.part import part_state

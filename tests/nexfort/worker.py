@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 import pipevault
-from pipelines import PlainPipeline, draw, stable_diffusion
+from helpers.pipelines import PlainPipeline, draw, stable_diffusion
 from pipevault.cache.onediff_backends import _nexfort_folder
 from pipevault.compat.nexfort import cached_files, cached_graphs
 

@@ -18,7 +18,7 @@ import torch
 from onediff.infer_compiler import compile as onediff_compile
 from torch import nn
 
-from pipelines import FAST_BUILD, Block, draw, stable_diffusion
+from helpers.pipelines import FAST_BUILD, Block, draw, stable_diffusion
 from pipevault.errors import (
     ChangedPartError,
     CorruptEntryError,
@@ -87,7 +87,7 @@ class TestSavedAndLoaded:
 import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import pipevault, onediffx, torch, numpy as np
 from pathlib import Path
-from pipelines import draw, stable_diffusion
+from helpers.pipelines import draw, stable_diffusion
 pipe = stable_diffusion(Path({str(tmp_path)!r}))
 onediffx.compile_pipe(pipe, backend="inductor", ignores={ONLY_UNET!r}, options={OPTIONS!r})
 onediffx.load_pipe(pipe, dir={str(saved)!r}, ignores={ONLY_UNET!r})

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from loaded import load
 
 import pipevault
-from pipelines import PlainPipeline, stable_diffusion
+from helpers.loaded import load
+from helpers.pipelines import PlainPipeline, stable_diffusion
 from pipevault.determinism.layers import capture, moved
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pipevault
-from pipelines import FAST_BUILD, PlainPipeline, stable_diffusion
+from helpers.pipelines import FAST_BUILD, PlainPipeline, stable_diffusion
 from pipevault.determinism.layers import capture, moved, parse_state
 from pipevault.errors import BadCallError, GeneratorCountError, SettingsError
 
@@ -179,7 +179,7 @@ def test_a_tuple_has_a_record_and_what_was_not_generated_has_none(pipe: Any, tmp
 
 
 def test_invariant_gives_a_sample_the_same_bits_at_every_batch_size(tmp_path: Path) -> None:
-    from pipelines import PlainPipeline
+    from helpers.pipelines import PlainPipeline
 
     pipe = pipevault.PipelineCache(tmp_path / "vault", build_config=FAST_BUILD, level="invariant").load(
         PlainPipeline(), batch_size=1

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines import PlainPipeline
+from helpers.pipelines import PlainPipeline
 from pipevault.fingerprint.origin import weights_origin
 from pipevault.fingerprint.weights import weights_digest
 from pipevault.graphs.parts import find_parts
@@ -144,7 +144,7 @@ class TestOrigin:
 
 def test_the_one_line_form_notes_origins(tmp_path: Path) -> None:
     import pipevault
-    from pipelines import stable_diffusion
+    from helpers.pipelines import stable_diffusion
 
     stable_diffusion(tmp_path / "tokenizer").save_pretrained(tmp_path / "model")
     from diffusers import StableDiffusionPipeline

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gc
-import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "determinism"))
-from sample_records import fields, sample_record
-
-from pipevault.determinism.outputs import digests
+from helpers.sample_records import fields, sample_record
+from pipevault.calls.outputs import digests
 from pipevault.errors import SettingsError
 from pipevault.runtime import records
 from pipevault.runtime.records import attach_record, origin_of, record_of

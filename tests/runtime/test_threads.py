@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loaded import Paused, load
 from torch._inductor import config as inductor_config
 
 import pipevault
+from helpers.loaded import Paused, load
+from pipevault.cache.loaded import loaded_state
 from pipevault.determinism.layers import capture, moved
 from pipevault.determinism.switches import FLAGS
 from pipevault.errors import BadCallError, TurnTimeoutError
-from pipevault.runtime.pipeline import loaded_state
 
 WAIT_S = 20.0
 LEVELS = ("off", "repeatable", "strict")

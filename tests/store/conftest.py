@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from store_entries import Entry, make_entry
 
+from helpers.store_entries import Entry, make_entry
 from pipevault.store.vault import Vault
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import bundle_bytes, everything_below, files_of
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from fault_steps import GROWING_CALLS, disk_full, killed_at_each_step, strike_at
-from store_entries import CREATED_AT, Entry, leftovers, make_entry, make_key, whole
 
+from helpers.bundles import bundle_bytes, everything_below, files_of
+from helpers.fault_steps import GROWING_CALLS, disk_full, killed_at_each_step, strike_at
+from helpers.store_entries import CREATED_AT, Entry, leftovers, make_entry, make_key, whole
 from pipevault.digest import canonical_json, digest_bytes
 from pipevault.errors import (
     BundleError,
@@ -30,14 +30,13 @@ from pipevault.errors import (
     VaultNotWritableError,
 )
 from pipevault.files.claims import claim_folder
-from pipevault.store import bundle_import, bundle_zip
-from pipevault.store.bundle import bundle_keys, export_bundle, import_bundle
-from pipevault.store.bundle_zip import MARKER
+from pipevault.store.bundle import bundle_keys, export_bundle, import_bundle, importing, zip_file
+from pipevault.store.bundle.zip_file import MARKER
+from pipevault.store.check.verify import verify
 from pipevault.store.manifest import ArtifactRef, Manifest
-from pipevault.store.signature import check_signature, signature_files
-from pipevault.store.signing_keys import PrivateKey
+from pipevault.store.trust.signature import check_signature, signature_files
+from pipevault.store.trust.signing_keys import PrivateKey
 from pipevault.store.vault import Vault
-from pipevault.store.verify import verify
 
 OURS = PrivateKey(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
 SHARED = b"shared" * 500
@@ -367,7 +366,7 @@ class TestSpace:
     def test_too_little_is_said_before_anything_is_written(
         self, bundle: Path, other: Vault, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(bundle_import.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 100))
+        monkeypatch.setattr(importing.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 100))
         with pytest.raises(VaultFullError, match="100 left"):
             import_bundle(other, bundle)
         assert files_of(other) == []
@@ -528,7 +527,7 @@ class TestDamage:
                     raise OSError(5, "Input/output error")
                 return super().readinto(buffer)
 
-        monkeypatch.setattr(bundle_zip.io, "FileIO", Broken)
+        monkeypatch.setattr(zip_file.io, "FileIO", Broken)
         refused(other, bundle, "Input/output error")
         assert left[0] < 0
 
@@ -646,13 +645,13 @@ class TestUnsafe:
     def test_a_document_too_large_to_read(
         self, vault: Vault, bundle: Path, other: Vault, place: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(bundle_zip, "MANIFEST_LIMIT_BYTES", 5000)
+        monkeypatch.setattr(zip_file, "MANIFEST_LIMIT_BYTES", 5000)
         files = [(name, data + b" " * 5000 if name.startswith(place) else data) for name, data in files_of(vault)]
         bundle.write_bytes(bundle_bytes(files))
         refused(other, bundle, "the limit is")
 
     def test_too_many_members(self, bundle: Path, other: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(bundle_zip, "MEMBER_LIMIT", 5)
+        monkeypatch.setattr(zip_file, "MEMBER_LIMIT", 5)
         refused(other, bundle, "6 members; the limit is 5")
 
 

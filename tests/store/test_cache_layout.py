@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipevault.digest import canonical_json, digest_bytes
-from pipevault.store.lock import read_holder
+from pipevault.store.locks.lock import read_holder
 from pipevault.store.manifest import Manifest
 from pipevault.store.marker import VAULT_VERSION
 from pipevault.store.vault import Vault

@@ -9,8 +9,8 @@ from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 
 import pytest
-from store_entries import Entry, leftovers, make_entry, whole
 
+from helpers.store_entries import Entry, leftovers, make_entry, whole
 from pipevault.errors import CannotFreezeError
 from pipevault.store.vault import Vault
 

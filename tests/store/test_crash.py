@@ -10,7 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from fault_steps import (
+
+import pipevault.store
+from helpers.fault_steps import (
     CHANGING_CALLS,
     GROWING_CALLS,
     disk_full,
@@ -19,16 +21,14 @@ from fault_steps import (
     strike_at,
     uncounted_changes,
 )
-from store_entries import Entry, leftovers, make_entry, make_graph, make_plan, whole
-
-import pipevault.store
+from helpers.store_entries import Entry, leftovers, make_entry, make_graph, make_plan, whole
 from pipevault.errors import CorruptEntryError, VaultFullError
 from pipevault.files.flock import HeldLock, try_lock
-from pipevault.store import lock as lock_module
-from pipevault.store.leftovers import sweep
-from pipevault.store.lock import read_holder
+from pipevault.store.check.verify import verify
+from pipevault.store.locks import lock as lock_module
+from pipevault.store.locks.lock import read_holder
+from pipevault.store.retention.leftovers import sweep
 from pipevault.store.vault import Vault
-from pipevault.store.verify import verify
 
 SHARED = b"shared" * 500
 HARMLESS = frozenset(
@@ -312,7 +312,9 @@ def test_every_change_of_the_file_system_is_a_step(
     assert uncounted_changes(operations(vault, old, new)[name]) == 0
 
 
-@pytest.mark.parametrize("path", sorted(Path(pipevault.store.__file__).parent.glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(Path(pipevault.store.__file__).parent.rglob("*.py")), ids=lambda path: path.name
+)
 def test_the_store_uses_nothing_of_os_that_is_not_known(path: Path) -> None:
     """A call that changes files and that the interpreter does not report, such as ``os.pwrite``, must be known here."""
     nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from store_entries import Entry, make_entry
 
+from helpers.store_entries import Entry, make_entry
 from pipevault.digest import Digest, canonical_json
 from pipevault.errors import CorruptEntryError, SignatureError, UnsafeVaultError, VaultNotWritableError
-from pipevault.store import signature
 from pipevault.store.manifest import Manifest
-from pipevault.store.signature import (
+from pipevault.store.trust import signature
+from pipevault.store.trust.signature import (
     check_signature,
     copy_signatures,
     sign_entry,
@@ -29,7 +29,7 @@ from pipevault.store.signature import (
     signature_states,
     signed_message,
 )
-from pipevault.store.signing_keys import PrivateKey, PublicKey
+from pipevault.store.trust.signing_keys import PrivateKey, PublicKey
 from pipevault.store.vault import Vault
 
 OURS = PrivateKey(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from store_entries import Entry, leftovers, make_entry, whole
 
-from mounts import in_child, with_own_tmpfs
+from helpers.mounts import in_child, with_own_tmpfs
+from helpers.store_entries import Entry, leftovers, make_entry, whole
 from pipevault.errors import VaultFullError, VaultNotWritableError
 from pipevault.store.vault import Vault
 

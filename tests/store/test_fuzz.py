@@ -6,19 +6,19 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from bundles import Files, bundle_bytes, everything_below, files_of
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_entries import make_entry, whole
 
+from helpers.bundles import Files, bundle_bytes, everything_below, files_of
+from helpers.store_entries import make_entry, whole
 from pipevault.errors import BundleError, CorruptEntryError, NewerVaultError
 from pipevault.store.bundle import export_bundle, import_bundle
-from pipevault.store.bundle_zip import MARKER
+from pipevault.store.bundle.zip_file import MARKER
+from pipevault.store.check.verify import verify
 from pipevault.store.manifest import Manifest
-from pipevault.store.signing_keys import PrivateKey
+from pipevault.store.trust.signing_keys import PrivateKey
 from pipevault.store.vault import Vault
-from pipevault.store.verify import verify
 
 FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 NAMES = ("../evil", "/tmp/evil", "vault.json", "entries/../../evil", "artifacts/aa", "pins/a.json", "")

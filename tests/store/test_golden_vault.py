@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import everything_below
-from store_entries import whole
 
+from helpers.bundles import everything_below
+from helpers.store_entries import whole
 from pipevault.cache.search import check_parts
 from pipevault.digest import Digest
 from pipevault.errors import BundleError, NewerBundleError, OldVaultError, VaultError
 from pipevault.settings import Settings, Tier
 from pipevault.store.bundle import bundle_keys, import_bundle
+from pipevault.store.check.verify import verify
 from pipevault.store.manifest import Manifest
 from pipevault.store.marker import VAULT_VERSION
-from pipevault.store.prune import carry_out, plan_prune
-from pipevault.store.signature import check_signature
-from pipevault.store.signing_keys import load_trusted
-from pipevault.store.stats import summary
-from pipevault.store.tiers import Tiers
-from pipevault.store.usage import last_use_s
+from pipevault.store.retention.prune import carry_out, plan_prune
+from pipevault.store.retention.usage import last_use_s
+from pipevault.store.stats.stats import summary
+from pipevault.store.tiers.tiers import Tiers
+from pipevault.store.trust.signature import check_signature
+from pipevault.store.trust.signing_keys import load_trusted
 from pipevault.store.vault import Vault
-from pipevault.store.verify import verify
 
 HERE = Path(__file__).parent
 OLD = ["golden_vault_1"]

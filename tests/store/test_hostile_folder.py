@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
-from store_entries import Entry
 
+from helpers.store_entries import Entry
 from pipevault.digest import canonical_json
 from pipevault.errors import PinError, UnsafeVaultError, VaultError
 from pipevault.store.layout import Layout
-from pipevault.store.prune import carry_out, plan_prune
-from pipevault.store.stats import compact, summary
+from pipevault.store.retention.prune import carry_out, plan_prune
+from pipevault.store.stats.stats import compact, summary
 from pipevault.store.vault import BrokenManifest, Vault
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from store_entries import Entry, make_entry, make_graph, make_key, make_plan
 
+from helpers.store_entries import Entry, make_entry, make_graph, make_key, make_plan
 from pipevault.digest import Digest, digest_bytes
 from pipevault.store import inventory
 from pipevault.store.inventory import _named_quickly, find_artifacts, find_files, find_manifests, manifest_keys

@@ -15,16 +15,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from fault_steps import killed_at_each_step
-from store_entries import Entry, leftovers
 
+from helpers.fault_steps import killed_at_each_step
+from helpers.store_entries import Entry, leftovers
 from pipevault.digest import digest_bytes
 from pipevault.files import claims
 from pipevault.files.flock import HeldLock, NotLocked, lock_open
 from pipevault.files.heartbeat import BEAT_LIMIT_S
-from pipevault.store.leases import find_leases, leased_keys
-from pipevault.store.leftovers import TIDY_ABOVE, find_leftovers, sweep
-from pipevault.store.prune import enforce_max_size
+from pipevault.store.locks.leases import find_leases, leased_keys
+from pipevault.store.retention.leftovers import TIDY_ABOVE, find_leftovers, sweep
+from pipevault.store.retention.prune import enforce_max_size
 from pipevault.store.vault import Vault
 
 KEY = digest_bytes(b"key")

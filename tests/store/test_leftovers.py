@@ -11,17 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fault_steps import in_child
-from store_entries import Entry, leftovers
 
+from helpers.fault_steps import in_child
+from helpers.store_entries import Entry, leftovers
 from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import LockTimeoutError
 from pipevault.files import claims
 from pipevault.files.flock import HeldLock, try_lock
 from pipevault.files.heartbeat import BEAT_LIMIT_S
+from pipevault.files.liveness import ProcessIdentity
 from pipevault.files.scratch import scratch_folder
-from pipevault.store.leftovers import LOCK_MIN_AGE_S, TIDY_ABOVE, Leftover, find_leftovers, sweep, tidy
-from pipevault.store.liveness import ProcessIdentity
+from pipevault.store.retention.leftovers import LOCK_MIN_AGE_S, TIDY_ABOVE, Leftover, find_leftovers, sweep, tidy
 from pipevault.store.vault import Vault
 
 KEY = digest_bytes(b"key")

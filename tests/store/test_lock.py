@@ -20,18 +20,18 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from fault_steps import disk_full, in_child, strike_at
-from store_entries import Entry, leftovers
 
+from helpers.fault_steps import disk_full, in_child, strike_at
+from helpers.store_entries import Entry, leftovers
 from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import LockTimeoutError, VaultError, VaultNotWritableError
 from pipevault.files import flock
 from pipevault.files.flock import HeldLock, try_lock
 from pipevault.files.heartbeat import BEAT_LIMIT_S
-from pipevault.store import lock as lock_module
+from pipevault.files.liveness import ProcessIdentity
 from pipevault.store.layout import Layout
-from pipevault.store.liveness import ProcessIdentity
-from pipevault.store.lock import Holder, read_holder
+from pipevault.store.locks import lock as lock_module
+from pipevault.store.locks.lock import Holder, read_holder
 from pipevault.store.vault import Vault
 
 KEY = digest_bytes(b"key")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from store_entries import CREATED_AT, make_key
 
+from helpers.store_entries import CREATED_AT, make_key
 from pipevault.digest import Digest, canonical_json, digest_bytes, digest_json
 from pipevault.errors import CorruptEntryError, NewerVaultError
 from pipevault.key import FACTOR_GROUPS, Key

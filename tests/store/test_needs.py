@@ -10,21 +10,21 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from bundles import bundle_bytes, files_of
 from hypothesis import given
 from hypothesis import strategies as st
-from store_entries import Entry, make_entry, make_graph, make_graph_key, make_plan, whole
 
+from helpers.bundles import bundle_bytes, files_of
+from helpers.store_entries import Entry, make_entry, make_graph, make_graph_key, make_plan, whole
 from pipevault.digest import Digest, digest_bytes
 from pipevault.errors import BundleError, EntryInUseError, UnknownKeyError
-from pipevault.store import prune
 from pipevault.store.bundle import export_bundle, import_bundle
+from pipevault.store.check.verify import verify
 from pipevault.store.inventory import manifest_keys
 from pipevault.store.needs import needed_by, needed_first
-from pipevault.store.prune import carry_out, enforce_max_size, plan_prune
-from pipevault.store.removal import refuse_in_use
+from pipevault.store.retention import prune
+from pipevault.store.retention.prune import carry_out, enforce_max_size, plan_prune
+from pipevault.store.retention.removal import refuse_in_use
 from pipevault.store.vault import Vault
-from pipevault.store.verify import verify
 
 KEYS = [digest_bytes(bytes([number])) for number in range(6)]
 needs_of_each = st.dictionaries(st.sampled_from(KEYS), st.lists(st.sampled_from(KEYS), max_size=3))

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fault_steps import killed_at_each_step
-from store_entries import Entry, leftovers, make_entry
 
+from helpers.fault_steps import killed_at_each_step
+from helpers.store_entries import Entry, leftovers, make_entry
 from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import PinError, UnknownKeyError, VaultNotWritableError
-from pipevault.store import pins as pins_module
 from pipevault.store.layout import Layout
+from pipevault.store.retention import pins as pins_module
 from pipevault.store.vault import Vault
 
 

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_steps import killed_at_each_step
-from store_entries import Entry, make_entry, whole
 
+from helpers.fault_steps import killed_at_each_step
+from helpers.store_entries import Entry, make_entry, whole
 from pipevault.digest import Digest, digest_bytes
 from pipevault.errors import PinError, VaultNotWritableError
 from pipevault.store.inventory import find_manifests
 from pipevault.store.layout import QUARANTINE_TIME, Layout
-from pipevault.store.prune import carry_out, enforce_max_size, plan_prune, vault_size_bytes
-from pipevault.store.removal import ORPHAN_MIN_AGE_S
-from pipevault.store.usage import last_use_s
+from pipevault.store.retention.prune import carry_out, enforce_max_size, plan_prune, vault_size_bytes
+from pipevault.store.retention.removal import ORPHAN_MIN_AGE_S
+from pipevault.store.retention.usage import last_use_s
 from pipevault.store.vault import Vault
 
 DAY = 86_400.0
@@ -254,7 +254,7 @@ class TestCarryOut:
     def test_a_lease_that_appears_while_entries_go_is_noticed(
         self, vault: Vault, three: list[Entry], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from pipevault.store import prune
+        from pipevault.store.retention import prune
 
         plan = plan_prune(vault, max_size=0, now_s=NOW)
         remove = prune.take_aside
@@ -284,7 +284,7 @@ class TestCarryOut:
     def test_an_artifact_that_a_publisher_has_touched_meanwhile_stays(
         self, vault: Vault, three: list[Entry], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from pipevault.store import removal
+        from pipevault.store.retention import removal
 
         plan = plan_prune(vault, max_size=0, now_s=NOW)
         find = removal.mentioned
@@ -304,7 +304,7 @@ class TestCarryOut:
 def test_a_pin_that_cannot_be_read_by_now_gives_the_entry_back(
     vault: Vault, three: list[Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipevault.store import prune
+    from pipevault.store.retention import prune
 
     plan, take_aside = plan_prune(vault, max_size=0, now_s=NOW), prune.take_aside
     there = len(list(vault.manifests()))
@@ -350,7 +350,7 @@ class TestLeftBehind:
     def test_quarantine_is_bounded_by_age_and_by_size(
         self, vault: Vault, three: list[Entry], monkeypatch: pytest.MonkeyPatch, enforce: bool
     ) -> None:
-        monkeypatch.setattr("pipevault.store.prune_plan.QUARANTINE_MAX_BYTES", 250)
+        monkeypatch.setattr("pipevault.store.retention.prune_plan.QUARANTINE_MAX_BYTES", 250)
         now_s = time.time()
         folder = vault.layout.quarantine_dir
         folder.mkdir(exist_ok=True)
@@ -402,7 +402,7 @@ class TestEnforce:
     def test_no_limit_and_far_below_it_no_manifest_is_read(
         self, vault: Vault, three: list[Entry], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("pipevault.store.prune.plan_prune", None)
+        monkeypatch.setattr("pipevault.store.retention.prune.plan_prune", None)
         assert enforce_max_size(vault, three[0].key, max_size=None) is None
         assert enforce_max_size(vault, three[0].key, max_size=10**9) is None
 

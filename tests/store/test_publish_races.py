@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from store_entries import Entry, leftovers, make_entry, whole
 
+from helpers.store_entries import Entry, leftovers, make_entry, whole
 from pipevault.errors import CorruptEntryError, VaultError, VaultFullError
 from pipevault.store import publish
 from pipevault.store.vault import Vault

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from store_entries import Entry, make_entry, whole
 
+from helpers.store_entries import Entry, make_entry, whole
 from pipevault.digest import Digest, digest_bytes
 from pipevault.errors import UnknownKeyError, VaultError, VaultNotWritableError
-from pipevault.store.removal import ORPHAN_MIN_AGE_S, find_orphans, plan_orphans_removal
+from pipevault.store.retention.removal import ORPHAN_MIN_AGE_S, find_orphans, plan_orphans_removal
 from pipevault.store.vault import Vault
 
 SHARED, OWN = b"shared" * 100, b"own" * 50
@@ -201,8 +201,8 @@ def test_a_removal_that_fails_half_way_gives_every_entry_back(
 
 
 def test_what_was_taken_aside_is_not_swept_as_a_leftover(vault: Vault, pair: tuple[Entry, Entry]) -> None:
-    from pipevault.store.leftovers import sweep
-    from pipevault.store.removal import take_aside
+    from pipevault.store.retention.leftovers import sweep
+    from pipevault.store.retention.removal import take_aside
 
     aside = take_aside(vault.layout, pair[0].key)
     assert aside is not None

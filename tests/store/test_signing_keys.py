@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pipevault.errors import KeyFileError
-from pipevault.store import signing_keys
-from pipevault.store.signing_keys import (
+from pipevault.store.trust import signing_keys
+from pipevault.store.trust.signing_keys import (
     PublicKey,
     load_trusted,
     parse_public_key,

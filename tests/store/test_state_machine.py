@@ -13,21 +13,21 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from fault_steps import strike_at
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from store_entries import Entry, make_entry
 
+from helpers.fault_steps import strike_at
+from helpers.store_entries import Entry, make_entry
 from pipevault.digest import Digest, digest_file
 from pipevault.errors import CorruptEntryError, EntryInUseError, PinError, UnknownKeyError
 from pipevault.store.bundle import export_bundle, import_bundle
-from pipevault.store.leases import Lease, leased_keys
-from pipevault.store.prune import carry_out, plan_prune
-from pipevault.store.removal import refuse_in_use
+from pipevault.store.locks.leases import Lease, leased_keys
+from pipevault.store.retention.prune import carry_out, plan_prune
+from pipevault.store.retention.removal import refuse_in_use
 from pipevault.store.vault import Vault
 
-HAS_VERIFY = importlib.util.find_spec("pipevault.store.verify") is not None
+HAS_VERIFY = importlib.util.find_spec("pipevault.store.check.verify") is not None
 SHARED = b"shared by all" * 100
 NAMES = ("a", "b", "c", "d")
 names = st.sampled_from(NAMES)
@@ -271,7 +271,7 @@ class VaultMachine(RuleBasedStateMachine):
     @precondition(lambda self: HAS_VERIFY)
     @rule(fix=st.booleans())
     def verify(self, fix: bool) -> None:
-        from pipevault.store.verify import verify
+        from pipevault.store.check.verify import verify
 
         whole = {name for name in NAMES if self.is_whole(name)}
         verify(self.vault, fix=fix, progress=lambda *_: None)

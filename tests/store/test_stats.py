@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_steps import in_child, killed_at_each_step
-from store_entries import Entry
 
+from helpers.fault_steps import in_child, killed_at_each_step
+from helpers.store_entries import Entry
 from pipevault.digest import digest_bytes
 from pipevault.errors import NewerVaultError, UnknownKeyError, VaultError
-from pipevault.store import event_log, event_totals
-from pipevault.store.event_log import state_layout
 from pipevault.store.layout import Layout
-from pipevault.store.stats import compact, count, find_entry, summary
+from pipevault.store.stats import event_log, event_totals
+from pipevault.store.stats.events import state_layout
+from pipevault.store.stats.stats import compact, count, find_entry, summary
 from pipevault.store.vault import Vault
 
 KEY, OTHER_KEY = digest_bytes(b"a"), digest_bytes(b"b")

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from store_entries import Entry, make_entry, make_graph, whole
 
-from memory_store import MemoryStore
+from helpers.memory_store import MemoryStore
+from helpers.store_entries import Entry, make_entry, make_graph, whole
 from pipevault.digest import Digest, digest_bytes
 from pipevault.errors import (
     CorruptEntryError,
@@ -25,13 +25,13 @@ from pipevault.errors import (
     VaultNotWritableError,
 )
 from pipevault.settings import Settings, Tier
-from pipevault.store.folder import Folder, OwnFolder, open_vault
-from pipevault.store.interface import EntryStore, Found, Refused
-from pipevault.store.signed import Signed, TrustedKeys
-from pipevault.store.signing_keys import PrivateKey, read_private_key, write_key_pair
-from pipevault.store.timed import Timed
+from pipevault.store.tiers.folder import Folder, OwnFolder, open_vault
+from pipevault.store.tiers.interface import EntryStore, Found, Refused
+from pipevault.store.tiers.signed import Signed, TrustedKeys
+from pipevault.store.tiers.timed import Timed
+from pipevault.store.tiers.wrapper import Wrapper
+from pipevault.store.trust.signing_keys import PrivateKey, read_private_key, write_key_pair
 from pipevault.store.vault import Vault
-from pipevault.store.wrapper import Wrapper
 
 MAX_SIZE = 100_000
 
@@ -326,7 +326,7 @@ class TestTimed:
         found = made.found(entry.key)
         let_go = threading.Event()
         monkeypatch.setattr(made.store, question, lambda *given, **more: let_go.wait())
-        monkeypatch.setattr("pipevault.store.deadline.MIN_BYTES_PER_S", 1 << 40)
+        monkeypatch.setattr("pipevault.store.tiers.deadline.MIN_BYTES_PER_S", 1 << 40)
         store = Timed(made.store, 0.05)
         with pytest.raises(SlowTierError, match="did not answer within"):
             self.QUESTIONS[question](store, found)
@@ -349,7 +349,7 @@ class TestTimed:
         for read_s, count in ((29, 2), (31, 1)):
             times = iter([0, read_s, read_s])
             monkeypatch.setattr(
-                "pipevault.store.timed.time", SimpleNamespace(monotonic=lambda times=times: next(times))
+                "pipevault.store.tiers.timed.time", SimpleNamespace(monotonic=lambda times=times: next(times))
             )
             assert len(list(Timed(signed(made.store), 60).newest(5))) == count
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipevault.store import leftovers, vault
+from pipevault.store import vault
+from pipevault.store.retention import leftovers
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 STARTS = 30

@@ -62,7 +62,7 @@ class TestItNotices:
         self, script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def publish(vault: Vault, manifest: Manifest, files: Mapping[Digest, Path]) -> Manifest:
-            from pipevault.store.atomic import make_folder, write_file
+            from pipevault.files.atomic import make_folder, write_file
 
             contents = {vault.layout.manifest_file(manifest.key.digest): manifest.to_bytes()}
             contents |= {vault.layout.artifact_file(digest): path.read_bytes() for digest, path in files.items()}

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_entries import Entry, make_entry
 
+from helpers.store_entries import Entry, make_entry
 from pipevault.errors import CorruptEntryError, UnsafeVaultError
 from pipevault.settings.ownership import Trust
 from pipevault.store.vault import Vault

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from store_entries import Entry, leftovers, make_entry, read_artifacts, whole
 from test_file_systems import as_user_without_permission, with_own_tmpfs
 
+from helpers.store_entries import Entry, leftovers, make_entry, read_artifacts, whole
 from pipevault.digest import digest_bytes
 from pipevault.errors import CorruptEntryError, VaultNotWritableError
 from pipevault.settings import Settings, Tier
-from pipevault.store.tiers import Found, Tiers
+from pipevault.store.tiers.tiers import Found, Tiers
 from pipevault.store.vault import Vault
 
 Prepare = Callable[[Vault], None]

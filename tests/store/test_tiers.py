@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_steps import disk_full, strike_at
-from store_entries import Entry, leftovers, make_entry, make_graph, read_artifacts, whole
 
-from mounts import silent, with_own_tmpfs
+from helpers.fault_steps import disk_full, strike_at
+from helpers.mounts import silent, with_own_tmpfs
+from helpers.store_entries import Entry, leftovers, make_entry, make_graph, read_artifacts, whole
 from pipevault.errors import (
     CorruptEntryError,
     KeyFileError,
@@ -28,10 +28,11 @@ from pipevault.errors import (
     VaultNotWritableError,
 )
 from pipevault.settings import Settings, Tier
-from pipevault.store import deadline, marker
-from pipevault.store.deadline import RETRY_AFTER_S, ask, left_out_s
-from pipevault.store.signing_keys import read_private_key, write_key_pair
-from pipevault.store.tiers import Found, Refused, Tiers, open_vault, search_order
+from pipevault.store import marker
+from pipevault.store.tiers import deadline
+from pipevault.store.tiers.deadline import RETRY_AFTER_S, ask, left_out_s
+from pipevault.store.tiers.tiers import Found, Refused, Tiers, open_vault, search_order
+from pipevault.store.trust.signing_keys import read_private_key, write_key_pair
 from pipevault.store.vault import Vault
 
 SHORT_S = 0.2

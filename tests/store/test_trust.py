@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-from store_entries import Entry
 
+from helpers.store_entries import Entry
 from pipevault.errors import UnsafeVaultError
 from pipevault.settings.ownership import Trust
-from pipevault.store.trust import check_ownership, check_root
+from pipevault.store.trust.trust import check_ownership, check_root
 from pipevault.store.vault import Vault
 
 

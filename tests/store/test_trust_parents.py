@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_entries import Entry, make_entry
 
+from helpers.store_entries import Entry, make_entry
 from pipevault.errors import UnsafeVaultError
 from pipevault.settings import ownership
 from pipevault.settings.ownership import Trust, open_owned
-from pipevault.store.trust import check_ownership, check_root
+from pipevault.store.trust.trust import check_ownership, check_root
 from pipevault.store.vault import Vault
 
 NOBODY, SOMEBODY = 65534, 4242

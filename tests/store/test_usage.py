@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipevault.digest import Digest, digest_bytes
-from pipevault.store.aging import CLOCK_TOLERANCE_S, Times, judge
-from pipevault.store.usage import forget_use, last_use_s, last_uses_s, record_use, set_last_use
+from pipevault.store.retention.aging import CLOCK_TOLERANCE_S, Times, judge
+from pipevault.store.retention.usage import forget_use, last_use_s, last_uses_s, record_use, set_last_use
 from pipevault.store.vault import Vault
 
 KEY, OTHER = digest_bytes(b"key"), digest_bytes(b"other")

@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_entries import Entry, make_entry, read_artifacts
 
-from mounts import in_child
+from helpers.mounts import in_child
+from helpers.store_entries import Entry, make_entry, read_artifacts
 from pipevault.errors import SignatureError, UnsafeVaultError, VaultError
 from pipevault.settings import Settings
-from pipevault.store.leases import find_leases
-from pipevault.store.prune import carry_out
-from pipevault.store.prune_plan import plan_prune
-from pipevault.store.signing_keys import PrivateKey, read_private_key, write_key_pair
-from pipevault.store.tiers import Tiers
+from pipevault.store.locks.leases import find_leases
+from pipevault.store.retention.prune import carry_out
+from pipevault.store.retention.prune_plan import plan_prune
+from pipevault.store.tiers.tiers import Tiers
+from pipevault.store.trust.signing_keys import PrivateKey, read_private_key, write_key_pair
 from pipevault.store.vault import Vault
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may act as other users"
 )
 
-for name in ("grp", "pwd", "encodings.ascii", "pipevault.store.signature"):
+for name in ("grp", "pwd", "encodings.ascii", "pipevault.store.trust.signature"):
     import_module(name)  # other users may not read the interpreter's own folder
 
 BUILDER, WORKER, STRANGER = 54001, 54002, 54003

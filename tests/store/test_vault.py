@@ -9,8 +9,8 @@ import stat
 from pathlib import Path
 
 import pytest
-from store_entries import Entry, leftovers, make_entry, make_key, whole
 
+from helpers.store_entries import Entry, leftovers, make_entry, make_key, whole
 from pipevault.digest import digest_bytes
 from pipevault.errors import (
     CorruptEntryError,

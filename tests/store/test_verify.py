@@ -11,18 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bundles import everything_below
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from store_entries import CREATED_AT, Entry, make_entry, make_key, whole
 
+from helpers.bundles import everything_below
+from helpers.store_entries import CREATED_AT, Entry, make_entry, make_key, whole
 from pipevault.digest import canonical_json, digest_bytes
 from pipevault.errors import CorruptEntryError, NewerVaultError, NotAVaultError, VaultNotWritableError
 from pipevault.settings.ownership import Trust
+from pipevault.store.check.findings import Finding
+from pipevault.store.check.verify import VerifyReport, verify
 from pipevault.store.manifest import ArtifactRef, Manifest
-from pipevault.store.signing_keys import PrivateKey
+from pipevault.store.trust.signing_keys import PrivateKey
 from pipevault.store.vault import Vault
-from pipevault.store.verify import VerifyReport, verify
-from pipevault.store.verify_findings import Finding
 
 OURS = PrivateKey(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
 SHARED, OWN = b"shared" * 500, b"own" * 50
@@ -301,7 +301,7 @@ def test_what_was_healed_meanwhile_is_not_moved(
 ) -> None:
     overwrite(artifact(vault, OWN), b"bad")
     overwrite(vault.layout.manifest_file(pair[1].key), b"bad")
-    from pipevault.store import verify as module
+    from pipevault.store.check import verify as module
 
     def heal(layout: object) -> object:
         for entry in pair:
@@ -319,7 +319,7 @@ def test_what_was_healed_meanwhile_is_not_moved(
 def test_an_entry_that_is_removed_meanwhile_is_no_finding(
     vault: Vault, pair: tuple[Entry, Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipevault.store import verify as module
+    from pipevault.store.check import verify as module
 
     real = module.artifact_findings
 

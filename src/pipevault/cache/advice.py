@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipevault.cache.call import CallShape
-from pipevault.cache.call_shapes import CallRange
 from pipevault.cache.keys import execution_device
+from pipevault.calls.call import CallShape
+from pipevault.calls.call_shapes import CallRange
 from pipevault.determinism.levels import parse_level
 
 LEVELS_WITH_GRAPHS = ("strict", "invariant")

@@ -151,7 +151,7 @@ def _freeze(job: Mapping[str, Any]) -> None:
     from pipevault.cache.identity import part_factors
     from pipevault.cache.shelf import Store, VaultShelf
     from pipevault.determinism.levels import level
-    from pipevault.store.tiers import Tiers
+    from pipevault.store.tiers.tiers import Tiers
     from pipevault.store.vault import Vault
 
     settings: Settings = job["settings"]

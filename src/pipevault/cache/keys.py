@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipevault.cache.call import CallShape, described
-from pipevault.cache.call_shapes import CallRange, call_factors
 from pipevault.cache.identity import module_dtype
 from pipevault.cache.onediff_backends import backend_groups
+from pipevault.calls.call import CallShape, described
+from pipevault.calls.call_shapes import CallRange, call_factors
 from pipevault.determinism.flags import code_flags
 from pipevault.fingerprint.classes import class_identity, is_released, original_class, qualified_name
 from pipevault.fingerprint.machine import machine_factors
@@ -38,7 +38,7 @@ def build_key(
     regions: Mapping[str, str] | None = None,
     worthwhile: bool = False,
 ) -> Key:
-    """The key of the plan of ``pipe`` called at ``shape`` (see :func:`~pipevault.cache.call.resolve_shape`).
+    """The key of the plan of ``pipe`` called at ``shape`` (see :func:`~pipevault.calls.call.resolve_shape`).
 
     ``known`` has the architecture of parts for which it was computed already, ``regions`` the blocks of those that are
     frozen by blocks.

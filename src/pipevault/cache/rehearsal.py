@@ -19,13 +19,13 @@ import torch
 from torch import nn
 
 from pipevault.cache.builders import Builders, Work
-from pipevault.cache.call import CallShape, has_optional_images, parameters, warm_up_arguments
-from pipevault.cache.call_shapes import CallRange
 from pipevault.cache.capture import Capture, Task
 from pipevault.cache.outcome import Clock, PartOutcome, Step
-from pipevault.determinism.describe import digest_array, has_bytes
+from pipevault.calls.call import CallShape, has_optional_images, parameters, warm_up_arguments
+from pipevault.calls.call_shapes import CallRange
+from pipevault.calls.describe import digest_array, has_bytes
+from pipevault.calls.outputs import as_array, is_image, is_media, leaves, plain_value
 from pipevault.determinism.layers import BESIDE, STREAMS, capture, moved
-from pipevault.determinism.outputs import as_array, is_image, is_media, leaves, plain_value
 from pipevault.determinism.seeds import isolated_rng
 from pipevault.determinism.turns import TURNS
 from pipevault.errors import (

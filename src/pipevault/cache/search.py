@@ -13,7 +13,7 @@ from pipevault.graphs.document import malformed_parts
 from pipevault.graphs.frozen import GraphDocument
 from pipevault.key import Difference, Key, nearest
 from pipevault.store.manifest import Manifest
-from pipevault.store.tiers import Found, Refused, Tiers, open_vault
+from pipevault.store.tiers.tiers import Found, Refused, Tiers, open_vault
 from pipevault.store.vault import Vault
 
 __all__ = ["Miss", "Search", "check_parts", "explain_miss", "open_vault"]

@@ -44,14 +44,14 @@ from pipevault.graphs.signature import Signature
 from pipevault.graphs.table import Kept
 from pipevault.key import Key
 from pipevault.settings import Settings
-from pipevault.store.event_log import count
 from pipevault.store.layout import Layout
 from pipevault.store.manifest import ArtifactRef, Manifest, now_utc
-from pipevault.store.tiers import Found, Refused, Tiers
+from pipevault.store.stats.event_log import count
+from pipevault.store.tiers.tiers import Found, Refused, Tiers
 from pipevault.store.vault import Vault
 
 if TYPE_CHECKING:
-    from pipevault.store.leases import Lease
+    from pipevault.store.locks.leases import Lease
 
 _SLOW = " did not answer "
 

@@ -15,7 +15,7 @@ from pipevault.cli.request_options import opening_options, request_from, request
 from pipevault.errors import SettingsError
 
 if TYPE_CHECKING:
-    from pipevault.manager.bench import Bench
+    from pipevault.evidence.bench import Bench
 
 COLUMNS = ("WAY", "MISS s", "READY s", "FIRST s", "WARM s", "READY+FIRST s", "WARM/EAGER", "PEAK")
 
@@ -62,8 +62,8 @@ def bench(
       pipevault bench demo --ways eager,whole,blocks --runs 5 --json
       pipevault bench ./my-model --prompt "a lighthouse" --steps 10 --size 512x512 --plot bench.svg
     """
-    from pipevault.manager.bench import ALL_WAYS
-    from pipevault.manager.bench import bench as run_bench
+    from pipevault.evidence.bench import ALL_WAYS
+    from pipevault.evidence.bench import bench as run_bench
 
     if plot is not None and not plot.absolute().parent.is_dir():
         raise SettingsError(f"The plot cannot be written to {plot}: give a file in a folder that exists as --plot.")

@@ -111,8 +111,8 @@ def import_(bundle: Path, dir: Path | None, as_json: bool) -> None:
 
 
 def _unsigned(settings: Settings, vault: Vault, keys: Sequence[Digest]) -> list[Digest]:
-    from pipevault.store.signature import check_signature
-    from pipevault.store.signing_keys import load_trusted
+    from pipevault.store.trust.signature import check_signature
+    from pipevault.store.trust.signing_keys import load_trusted
 
     trusted = load_trusted(settings.trusted_keys)
     manifests = [manifest for key in keys if (manifest := vault.lookup(key)) is not None]

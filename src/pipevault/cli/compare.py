@@ -17,7 +17,7 @@ from pipevault.cli.request_options import opening_options, request_from, request
 from pipevault.errors import SettingsError
 
 if TYPE_CHECKING:
-    from pipevault.manager.compare.result import Comparison, FinishedRun
+    from pipevault.evidence.compare.result import Comparison, FinishedRun
 
 COLUMNS = (
     *("RUN", "COMPARED WITH", "EQUAL", "PIXELS DIFFERENT", "MAX", "MEAN", "PSNR dB", "SSIM", "LATENTS MAX"),
@@ -73,7 +73,7 @@ def compare(
       pipevault compare demo --without-torch-compile --json
       pipevault compare ./my-model --prompt "a lighthouse at dusk" --seed 7 --size 512x512 --runs eager,frozen
     """
-    from pipevault.manager.compare.run import compare as run_comparison
+    from pipevault.evidence.compare.run import compare as run_comparison
 
     if report is not None:
         _check_report(report)
@@ -101,7 +101,7 @@ def compare(
 
 
 def _groups(runs: Sequence[str], without_torch_compile: bool) -> tuple[str, ...]:
-    from pipevault.manager.compare.run import GROUPS
+    from pipevault.evidence.compare.run import GROUPS
 
     names = tuple(name.strip() for value in runs for name in value.split(",")) or GROUPS
     return tuple(name for name in names if not (without_torch_compile and name == "torch.compile"))
@@ -152,7 +152,7 @@ def _check_report(path: Path) -> None:
 
 
 def _write_report(comparison: Comparison, path: Path, command: str) -> None:
-    from pipevault.manager.compare.report import comparison_page
+    from pipevault.evidence.compare.report import comparison_page
 
     try:
         path.write_text(comparison_page(comparison, command=command), encoding="utf-8")

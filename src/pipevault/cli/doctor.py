@@ -28,12 +28,12 @@ from pipevault.errors import (
     UnusableBackendError,
     VaultError,
 )
+from pipevault.files.atomic import is_shared
 from pipevault.files.scratch import scratch_folder, scratch_places, scratch_root
 from pipevault.settings import Settings
 from pipevault.settings.user_folders import user_folder
-from pipevault.store.atomic import is_shared
-from pipevault.store.removal import find_orphans
-from pipevault.store.trust import check_ownership, check_root
+from pipevault.store.retention.removal import find_orphans
+from pipevault.store.trust.trust import check_ownership, check_root
 from pipevault.store.vault import BrokenManifest, Vault
 
 FREE_SPACE_NEEDED_BYTES = 1_000_000_000
@@ -142,7 +142,7 @@ def check_user_folders() -> Iterator[Check]:
 
 def check_signatures(settings: Settings) -> Check:
     """Whether the trusted keys can be read, and are enough for the policy."""
-    from pipevault.store.signing_keys import load_trusted
+    from pipevault.store.trust.signing_keys import load_trusted
 
     try:
         trusted = load_trusted(settings.trusted_keys)
@@ -231,7 +231,7 @@ def check_gpu() -> Check:
 
 def check_tiers(settings: Settings) -> Iterator[Check]:
     """A line for each tier but the vault of ``settings.dir``, which has lines of its own."""
-    from pipevault.store.tiers import Tiers
+    from pipevault.store.tiers.tiers import Tiers
 
     tiers = Tiers.open(settings)
     for tier in tiers.order:

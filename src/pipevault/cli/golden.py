@@ -12,9 +12,9 @@ from pipevault.cli.options import dir_option, json_option
 from pipevault.cli.progress import StepProgress
 
 if TYPE_CHECKING:
-    from pipevault.determinism.metrics import Distance
-    from pipevault.manager.golden.files import Golden
-    from pipevault.manager.golden.run import Checked
+    from pipevault.evidence.golden.files import Golden
+    from pipevault.evidence.golden.run import Checked
+    from pipevault.evidence.metrics import Distance
 
 suite_argument = click.argument("suite", metavar="SUITE", type=click.Path(path_type=Path))
 case_option = click.option(
@@ -70,8 +70,8 @@ def record(
       pipevault golden record digits.toml --case seven --overwrite
       pipevault golden record digits.toml --measure-tolerance
     """
-    from pipevault.manager.golden.run import SuiteRunner, record_suite
-    from pipevault.manager.golden.suite_file import read_suite
+    from pipevault.evidence.golden.run import SuiteRunner, record_suite
+    from pipevault.evidence.golden.suite_file import read_suite
 
     with StepProgress() as progress:
         runner = SuiteRunner(read_suite(suite), dir=dir, mode=mode, progress=progress)
@@ -125,8 +125,8 @@ def check(
       pipevault golden check digits.toml --other-machine --json
     """
     from pipevault.cli.app import report
-    from pipevault.manager.golden.run import SuiteRunner, check_suite
-    from pipevault.manager.golden.suite_file import read_suite
+    from pipevault.evidence.golden.run import SuiteRunner, check_suite
+    from pipevault.evidence.golden.suite_file import read_suite
 
     with StepProgress() as progress:
         runner = SuiteRunner(read_suite(suite), dir=dir, mode=mode, progress=progress)

@@ -17,8 +17,8 @@ from pipevault.settings import Settings
 
 if TYPE_CHECKING:
     from pipevault.store.manifest import Manifest
-    from pipevault.store.signature import SignatureState
-    from pipevault.store.signing_keys import PrivateKey
+    from pipevault.store.trust.signature import SignatureState
+    from pipevault.store.trust.signing_keys import PrivateKey
     from pipevault.store.vault import Vault
 
 STATE_TEXTS = {"good": "good, by a trusted key", "unknown key": "by a key that is not in trusted_keys"}
@@ -54,7 +54,7 @@ def keygen(output: Path, comment: str, as_json: bool) -> None:
       pipevault keygen -o ~/.config/pipevault/signing.key --comment "build machine"
       pipevault keygen -o signing.key --json
     """
-    from pipevault.store.signing_keys import PUBLIC_SUFFIX, write_key_pair
+    from pipevault.store.trust.signing_keys import PUBLIC_SUFFIX, write_key_pair
 
     public = write_key_pair(output, comment=comment)
     public_file = output.with_name(output.name + PUBLIC_SUFFIX)
@@ -95,7 +95,7 @@ def sign(keys: tuple[str, ...], all_entries: bool, key_file: Path, dir: Path | N
     if bool(keys) is all_entries:
         raise SettingsError("sign needs entries: give the beginning of one KEY or more, or --all alone.")
     from pipevault.store.read import iter_keys
-    from pipevault.store.signing_keys import read_private_key
+    from pipevault.store.trust.signing_keys import read_private_key
     from pipevault.store.vault import Vault
 
     private = read_private_key(key_file)
@@ -111,8 +111,8 @@ def sign(keys: tuple[str, ...], all_entries: bool, key_file: Path, dir: Path | N
 
 def entry_signatures(vault: Vault, manifest: Manifest, settings: Settings) -> tuple[SignatureState, ...]:
     """The signatures of an entry and what they are worth with the trusted keys of ``settings``."""
-    from pipevault.store.signature import signature_states
-    from pipevault.store.signing_keys import load_trusted
+    from pipevault.store.trust.signature import signature_states
+    from pipevault.store.trust.signing_keys import load_trusted
 
     return signature_states(vault.layout, manifest, load_trusted(settings.trusted_keys))
 

@@ -103,7 +103,7 @@ def _load(file: Path) -> dict[str, _Record]:
 
 
 def _save(file: Path, rows: dict[str, _Record]) -> None:
-    from pipevault.store.atomic import make_folder
+    from pipevault.files.atomic import make_folder
 
     data = msgspec.json.encode(_Listing(_FORM, rows))
     temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")

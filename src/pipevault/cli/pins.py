@@ -65,7 +65,7 @@ def pins(dir: Path | None, as_json: bool) -> None:
       pipevault pins
       pipevault pins --json
     """
-    from pipevault.store.pins import pin_names, read_pin
+    from pipevault.store.retention.pins import pin_names, read_pin
 
     layout = open_vault(dir).layout
     rows: list[tuple[str, str | None, str]] = []

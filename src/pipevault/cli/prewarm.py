@@ -19,7 +19,7 @@ from pipevault.opening import open_pipeline
 
 if TYPE_CHECKING:
     from pipevault.cache.outcome import Outcome
-    from pipevault.manager import PipelineCache
+    from pipevault.cache.pipeline_cache import PipelineCache
 
 OWN_SIZE = "default size"
 

@@ -18,7 +18,7 @@ from pipevault.settings.values import parse_limit
 
 if TYPE_CHECKING:
     from pipevault.digest import Digest
-    from pipevault.store.prune import PrunePlan, PruneReport, Staying
+    from pipevault.store.retention.prune import PrunePlan, PruneReport, Staying
     from pipevault.store.vault import Vault
 
 _AGE = re.compile(r"(-?\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
@@ -69,7 +69,7 @@ def prune(
       pipevault prune --older-than 30d --unused --json
       pipevault prune --toolchain old --dtype float16 --dry-run
     """
-    from pipevault.store.prune import carry_out, plan_prune
+    from pipevault.store.retention.prune import carry_out, plan_prune
 
     limit = parse_limit("--max-size", max_size)
     age_s = _age_s(older_than)

@@ -16,7 +16,7 @@ from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, NewerVaultError, SettingsError
 
 if TYPE_CHECKING:
-    from pipevault.store.removal import RemovalPlan, RemovalReport
+    from pipevault.store.retention.removal import RemovalPlan, RemovalReport
     from pipevault.store.vault import Vault
 
 
@@ -79,7 +79,7 @@ def _plan_entries(vault: Vault, prefixes: Sequence[str], force: bool, with_graph
 
 
 def _refuse_in_use(vault: Vault, keys: Sequence[Digest], force: bool) -> None:
-    from pipevault.store.removal import refuse_in_use
+    from pipevault.store.retention.removal import refuse_in_use
 
     if keys:
         refuse_in_use(vault.layout, keys, ignore_leases=force)
@@ -87,7 +87,7 @@ def _refuse_in_use(vault: Vault, keys: Sequence[Digest], force: bool) -> None:
 
 def _plan_orphans(vault: Vault) -> tuple[RemovalPlan, tuple[Digest, ...]]:
     """The plan, and the orphans that are too young for it."""
-    from pipevault.store.removal import find_orphans, plan_orphans_removal
+    from pipevault.store.retention.removal import find_orphans, plan_orphans_removal
 
     orphans = find_orphans(vault.layout)
     return plan_orphans_removal(orphans), tuple(orphan.digest for orphan in orphans if not orphan.removable)

@@ -17,8 +17,8 @@ from pipevault.errors import PipevaultError, SettingsError
 from pipevault.opening import DEMO_MODEL, open_pipeline
 
 if TYPE_CHECKING:
-    from pipevault.determinism.record import RunRecord
-    from pipevault.manager.replay import Replay
+    from pipevault.evidence.replay import Replay
+    from pipevault.runtime.record import RunRecord
 
 MAX_EXIT_CODE = 100
 

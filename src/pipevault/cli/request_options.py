@@ -13,7 +13,7 @@ from pipevault.demo import prompt as digit_prompt
 from pipevault.opening import DEMO_MODEL
 
 if TYPE_CHECKING:
-    from pipevault.manager.request import Request
+    from pipevault.evidence.request import Request
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -66,7 +66,7 @@ def request_from(
     """
     parsed = None if size is None else parse_size(size)
     from pipevault.determinism.seeds import effective_seed
-    from pipevault.manager.request import Request
+    from pipevault.evidence.request import Request
 
     if model == DEMO_MODEL and not prompts:
         prompts = [digit_prompt(digit) for digit in range(len(DIGIT_WORDS))]

@@ -15,7 +15,7 @@ from pipevault.errors import CannotSaveError, SettingsError, VaultError
 
 if TYPE_CHECKING:
     from pipevault.digest import Digest
-    from pipevault.store.stats import Counts, Statistics
+    from pipevault.store.stats.stats import Counts, Statistics
 
 _SHOWN_ENTRIES = 30
 
@@ -41,7 +41,7 @@ def stats(key: str | None, prometheus: Path | None, dir: Path | None, as_json: b
       pipevault stats 3f9a2c --json
       pipevault stats --prometheus /var/lib/node_exporter/pipevault.prom
     """
-    from pipevault.store.stats import Counts, find_entry, summary
+    from pipevault.store.stats.stats import Counts, find_entry, summary
 
     if prometheus is not None and (key is not None or as_json):
         raise SettingsError("--prometheus writes all entries in its own format: leave out KEY and --json.")
@@ -106,7 +106,7 @@ def duration_text(seconds: float) -> str:
 
 def _write_prometheus(path: Path, found: Statistics, root: Path) -> None:
     from pipevault.cli.prometheus import exposition
-    from pipevault.store.atomic import write_file
+    from pipevault.files.atomic import write_file
 
     text = exposition(found, root)
     if str(path) == "-":

@@ -21,8 +21,8 @@ from pipevault.reading import read_file
 from pipevault.settings.user_folders import expand_user
 
 if TYPE_CHECKING:
-    from pipevault.manager.sweep.drift import Drift
-    from pipevault.manager.sweep.result import SweepResult
+    from pipevault.evidence.sweep.drift import Drift
+    from pipevault.evidence.sweep.result import SweepResult
 
 _REPORT_PACKAGES = {"matplotlib": "matplotlib", "jinja2": "Jinja2", "skimage": "scikit-image"}
 
@@ -85,9 +85,9 @@ def sweep(
       pipevault sweep demo --baseline sweep/sweep.json --fail-on-drift --out again --json
     """
     from pipevault import PipelineCache
-    from pipevault.manager.sweep.drift import check_baseline, drift
-    from pipevault.manager.sweep.result import read_sweep
-    from pipevault.manager.sweep.run import MAX_SEEDS, check_count, check_prompts, run_sweep, sweep_load_arguments
+    from pipevault.evidence.sweep.drift import check_baseline, drift
+    from pipevault.evidence.sweep.result import read_sweep
+    from pipevault.evidence.sweep.run import MAX_SEEDS, check_count, check_prompts, run_sweep, sweep_load_arguments
 
     columns = parse_seeds(seeds, most=MAX_SEEDS)
     request = request_from(
@@ -162,7 +162,7 @@ def _read_prompts(file: Path) -> tuple[str, ...]:
 def _clip(model: str | None) -> Any:
     if model is None:
         return None
-    from pipevault.determinism.model_scores import clip_scorer
+    from pipevault.evidence.sweep.model_scores import clip_scorer
 
     return clip_scorer(model)
 

@@ -16,8 +16,8 @@ from pipevault.report.plots import prompt_labels, share_bars, strip_plot
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pipevault.manager.sweep.drift import Drift
-    from pipevault.manager.sweep.run import Sweep
+    from pipevault.evidence.sweep.drift import Drift
+    from pipevault.evidence.sweep.run import Sweep
 
 _PICTURES_OF_A_SEED = 24
 _LISTED = 20
@@ -65,7 +65,7 @@ class SweepReport:
 
     def page(self) -> str:
         """One HTML page that needs no other file."""
-        from pipevault.determinism.variance import chance_shares
+        from pipevault.evidence.sweep.variance import chance_shares
 
         result = self._result
         numbered = list(enumerate(result.prompts, 1)) if prompt_labels(result.prompts) != list(result.prompts) else []
@@ -210,7 +210,7 @@ def _cut(entries: list[str]) -> list[str]:
 
 
 def _score(name: str) -> Any:
-    from pipevault.determinism.quality import SCORES
+    from pipevault.evidence.sweep.quality import SCORES
 
     return SCORES[name]
 

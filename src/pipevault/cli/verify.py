@@ -15,8 +15,8 @@ from pipevault.errors import CorruptEntryError
 from pipevault.settings import Settings
 
 if TYPE_CHECKING:
-    from pipevault.store.verify import VerifyReport
-    from pipevault.store.verify_findings import Finding
+    from pipevault.store.check.findings import Finding
+    from pipevault.store.check.verify import VerifyReport
 
 
 @click.command("verify", short_help="Check everything in the vault.")
@@ -37,8 +37,8 @@ def verify(fix: bool, dir: Path | None, as_json: bool) -> None:
       pipevault verify --dir /srv/vault --json
     """
     from pipevault.cli.app import exit_code
-    from pipevault.store.signing_keys import load_trusted
-    from pipevault.store.verify import verify as verify_vault
+    from pipevault.store.check.verify import verify as verify_vault
+    from pipevault.store.trust.signing_keys import load_trusted
 
     settings = Settings.resolve(dir=dir)
     trusted = load_trusted(settings.trusted_keys)

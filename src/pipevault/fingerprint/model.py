@@ -40,9 +40,10 @@ from pipevault.fingerprint.classes import (
     qualified_name,
 )
 from pipevault.fingerprint.difference import describe_difference
+from pipevault.fingerprint.tensors import tensor_digest
 from pipevault.fingerprint.values import state_of
 from pipevault.fingerprint.volatile import SKIPPED_NAMES, SKIPPED_PREFIXES
-from pipevault.fingerprint.weights import tensor_digest, weights_digest
+from pipevault.fingerprint.weights import weights_digest
 
 __all__ = [
     "architecture",

@@ -23,6 +23,7 @@ from pathlib import PurePath
 from typing import Any
 
 from pipevault.fingerprint.names import is_ours, is_released, qualified_name, source_of
+from pipevault.fingerprint.tensors import tensor_digest
 
 _MAX_DEPTH = 32
 _MAX_VALUES = 20_000
@@ -177,8 +178,6 @@ class ValueText:
                 return text
         if not isinstance(value, torch.Tensor):
             return None
-        from pipevault.fingerprint.weights import tensor_digest
-
         head = f"{self._code(type(value))} {value.dtype} {list(value.shape)}"
         if hasattr(value, "__tensor_flatten__"):
             names, context = value.__tensor_flatten__()

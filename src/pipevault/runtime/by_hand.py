@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipevault.cache.guard import WatchedModule, changed_error
 from pipevault.cache.identity import part_factors
 from pipevault.compat.onediff import register_backend
 from pipevault.compat.pytorch import compile_mode_options, compile_modes, inductor_option_names
@@ -38,7 +39,6 @@ from pipevault.graphs.part import FrozenPart, part_state, unfrozen
 from pipevault.graphs.state import PartOptions, PartState
 from pipevault.key import leaf_differences
 from pipevault.reading import read_file
-from pipevault.runtime.guard import WatchedModule, changed_error
 
 logger = logging.getLogger("pipevault")
 

@@ -14,21 +14,21 @@ from torch import nn
 
 from pipevault.cache.keys import execution_device
 from pipevault.cache.rehearsal import generating
-from pipevault.determinism.describe import describe
-from pipevault.determinism.joined_outputs import join
+from pipevault.cache.turn import resources, running
+from pipevault.calls.describe import describe
+from pipevault.calls.samples import Samples, count_nets, samples_of, split
 from pipevault.determinism.layers import BESIDE, STREAMS, put
 from pipevault.determinism.levels import SWITCHES, Level, level, needs, parse_level
-from pipevault.determinism.samples import Samples, count_nets, samples_of, split
 from pipevault.determinism.turns import ALONE, TURNS
 from pipevault.errors import BadCallError
 from pipevault.graphs import parts as graph_parts
 from pipevault.runtime.drawing import Drawn, Sources, draw, needs_host_noise
+from pipevault.runtime.joined_outputs import join
 from pipevault.runtime.records import attach_record
-from pipevault.runtime.run_record import observed, results
-from pipevault.runtime.turn import resources, running
+from pipevault.runtime.run_record import observed, recorder_of, results
 
 if TYPE_CHECKING:
-    from pipevault.runtime.pipeline import LoadedState
+    from pipevault.cache.loaded import LoadedState
 
 logger = logging.getLogger("pipevault")
 
@@ -78,7 +78,7 @@ def generate(
             state.check(pipe)
             stack.enter_context(generating(state.states(pipe)))
             started_s = time.perf_counter()
-            recorder, modules = state.get_recorder(pipe), graph_parts.find_parts(pipe)
+            recorder, modules = recorder_of(state, pipe), graph_parts.find_parts(pipe)
             with level(asked) as achieved, observed(pipe, audit=asked.audit) as seen:
                 drawn = _draw(pipe, call, modules, is_alone=is_alone, per_sample=achieved.per_sample)
                 achieved = achieved.check_again()

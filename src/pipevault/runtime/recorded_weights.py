@@ -13,6 +13,7 @@ import msgspec
 from torch import nn
 
 from pipevault.errors import CannotFreezeError, NoHomeError, VaultError
+from pipevault.files.atomic import make_folder, write_file
 from pipevault.files.documents import Format, Sha256
 from pipevault.fingerprint.origin import weights_origin
 from pipevault.fingerprint.weights import weights_digest
@@ -20,7 +21,6 @@ from pipevault.fingerprint.weights_stamp import Stamp, WeightsWatch, weights_sta
 from pipevault.graphs import parts as graph_parts
 from pipevault.reading import read_file
 from pipevault.settings.user_folders import user_folder
-from pipevault.store.atomic import make_folder, write_file
 
 logger = logging.getLogger("pipevault")
 

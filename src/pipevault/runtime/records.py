@@ -12,9 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pipevault.determinism.outputs import Position, is_media, placed_leaves, samples
-from pipevault.determinism.record import RunRecord
+from pipevault.calls.outputs import Position, is_media, placed_leaves, samples
 from pipevault.errors import SettingsError
+from pipevault.runtime.record import RunRecord
 
 RECORD_ATTRIBUTE = "_pipevault_record"
 

@@ -15,12 +15,12 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from pipevault.cache.keys import execution_device
+from pipevault.cache.loaded import LoadedState, loaded_state
 from pipevault.cache.outcome import Outcome
+from pipevault.calls.describe import digest_array
+from pipevault.calls.outputs import digests
 from pipevault.demo import MODEL_DIR
-from pipevault.determinism.describe import digest_array
 from pipevault.determinism.levels import Achieved, Level
-from pipevault.determinism.outputs import digests
-from pipevault.determinism.record import RunRecord
 from pipevault.digest import digest_bytes
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.fingerprint.toolchain import package_version, toolchain_factors
@@ -28,8 +28,8 @@ from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.opening import DEMO_MODEL
 from pipevault.runtime.drawing import Drawn
-from pipevault.runtime.pipeline import loaded_state
-from pipevault.runtime.recorded_weights import RecordedWeights
+from pipevault.runtime.record import RunRecord
+from pipevault.runtime.recorded_weights import ORIGINS, RecordedWeights
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,14 @@ class Recorder:
             machine=machine_factors(execution_device(pipe, modules)),
             seconds={name: round(value, 6) for name, value in seconds.items()},
         )
+
+
+def recorder_of(state: LoadedState, pipe: Any) -> Recorder:
+    """Return the recorder of a loaded pipeline, made at its first generation."""
+    if not isinstance(state.recorder, Recorder):
+        origins = getattr(pipe, "__dict__", {}).get(ORIGINS)
+        state.recorder = Recorder(state.outcome, state.load, RecordedWeights(origins))
+    return state.recorder
 
 
 def _model_name(pipe: Any) -> str | None:

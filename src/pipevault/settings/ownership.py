@@ -1,6 +1,6 @@
 """Who may change a file or folder, and whether all of them count like this user: the rule for one place.
 
-:mod:`pipevault.store.trust` walks a vault with it, where the cases are explained.
+:mod:`pipevault.store.trust.trust` walks a vault with it, where the cases are explained.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipevault.digest import Digest
 from pipevault.store.layout import Layout
 from pipevault.store.manifest import Manifest
-from pipevault.store.signature import copy_signatures
+from pipevault.store.trust.signature import copy_signatures
 from pipevault.store.vault import Vault
 
 

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, NewerVaultError
+from pipevault.files.atomic import vault_errors
 from pipevault.key import SHELF_DIGITS
 from pipevault.reading import DOCUMENT_LIMIT_BYTES, stamp_of
-from pipevault.store.atomic import vault_errors
 from pipevault.store.layout import MANIFEST_SUFFIX, Layout, stands_in
 from pipevault.store.manifest import MANIFEST_VERSION, Manifest
 from pipevault.store.read import read_manifest

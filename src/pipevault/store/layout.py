@@ -156,7 +156,7 @@ class Layout:
 
     def staging_dir(self, *, host: str, pid: int, random_hex: str, mark: str = "") -> Path:
         """``random_hex``: 16 hexadecimal digits that make the name unique; ``mark``: 24 that tell the process from
-        others of its number, see :mod:`pipevault.store.liveness`.
+        others of its number, see :mod:`pipevault.files.liveness`.
         """
         return self.tmp_dir / process_name(host, pid, f"{mark}.{random_hex}" if mark else random_hex)
 

@@ -16,9 +16,9 @@ from pipevault.errors import (
     VaultError,
     VaultNotWritableError,
 )
+from pipevault.files.atomic import SHARED_FOLDER_MODE, is_shared, make_folder, vault_errors, write_file
 from pipevault.files.documents import Format, Problem
 from pipevault.reading import read_file
-from pipevault.store.atomic import SHARED_FOLDER_MODE, is_shared, make_folder, vault_errors, write_file
 from pipevault.store.layout import SYSTEM_NAMES, Layout
 from pipevault.store.manifest import now_utc
 from pipevault.store.staging import staging_folder

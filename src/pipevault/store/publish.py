@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, VaultError
-from pipevault.store.atomic import copy_file, make_folder, publish_file, vault_errors, write_file
+from pipevault.files.atomic import copy_file, make_folder, publish_file, vault_errors, write_file
 from pipevault.store.layout import QUARANTINE_TIME, Layout
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.read import check_artifact, read_manifest

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipevault.files.atomic import make_folder, share_like_folder, vault_errors
 from pipevault.files.claims import claim_folder
-from pipevault.store.atomic import make_folder, share_like_folder, vault_errors
 from pipevault.store.layout import Layout
 
 
@@ -18,7 +18,7 @@ from pipevault.store.layout import Layout
 def staging_folder(layout: Layout) -> Iterator[Path]:
     """A new folder with a unique name, private to this user, held while this process lives, removed at exit.
 
-    Raises like :func:`pipevault.store.atomic.make_folder`.
+    Raises like :func:`pipevault.files.atomic.make_folder`.
     """
     make_folder(layout.tmp_dir)
     claim = None

@@ -19,9 +19,8 @@ from pipevault.settings import Settings
 from pipevault.settings.ownership import ONLY_THIS_USER, Trust, check_status
 from pipevault.settings.user_folders import expand_user
 from pipevault.store.layout import Layout
-from pipevault.store.leases import Lease, take_lease
-from pipevault.store.leftovers import tidy
-from pipevault.store.lock import key_lock
+from pipevault.store.locks.leases import Lease, take_lease
+from pipevault.store.locks.lock import key_lock
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.marker import ensure_vault, is_writable
 from pipevault.store.publish import publish_entry, quarantine_file
@@ -34,14 +33,15 @@ from pipevault.store.read import (
     parse_manifest,
     shelf_keys,
 )
-from pipevault.store.signature import sign_entry
-from pipevault.store.signing_keys import PrivateKey
+from pipevault.store.retention.leftovers import tidy
+from pipevault.store.retention.usage import record_use
 from pipevault.store.staging import staging_folder
-from pipevault.store.trust import check_ownership, check_root, is_changeable, trust_of
-from pipevault.store.usage import record_use
+from pipevault.store.trust.signature import sign_entry
+from pipevault.store.trust.signing_keys import PrivateKey
+from pipevault.store.trust.trust import check_ownership, check_root, is_changeable, trust_of
 
 if TYPE_CHECKING:  # what a load does not need is imported where it is used
-    from pipevault.store.removal import RemovalPlan, RemovalReport
+    from pipevault.store.retention.removal import RemovalPlan, RemovalReport
 
 __all__ = ["BrokenManifest", "Vault"]
 
@@ -226,7 +226,7 @@ class Vault:
     def lock(
         self, key: Digest, *, timeout_s: float, on_wait: Callable[[str], None] | None = None
     ) -> AbstractContextManager[None]:
-        """The advisory lock of ``key``. See :func:`pipevault.store.lock.key_lock`."""
+        """The advisory lock of ``key``. See :func:`pipevault.store.locks.lock.key_lock`."""
         tidy(self.layout)
         return key_lock(self.layout, key, timeout_s=timeout_s, on_wait=on_wait)
 
@@ -262,7 +262,7 @@ class Vault:
 
         ``with_needed``: also the entries that these need and no other does, such as the graphs of a plan.
         """
-        from pipevault.store.removal import plan_entries_removal
+        from pipevault.store.retention.removal import plan_entries_removal
 
         return plan_entries_removal(self.layout, keys, with_needed=with_needed)
 
@@ -270,40 +270,40 @@ class Vault:
         """Remove what was planned, manifests first; ``EntryInUseError`` if one is in use by now, unless by leases that
         shall be ignored. :class:`VaultNotWritableError`."""
         self._require_writable()
-        from pipevault.store.removal import remove_entries
+        from pipevault.store.retention.removal import remove_entries
 
         return remove_entries(self.layout, plan, ignore_leases=ignore_leases)
 
     def record_use(self, key: Digest) -> None:
-        """Note that ``key`` is used now. Never raises. See :func:`pipevault.store.usage.record_use`."""
+        """Note that ``key`` is used now. Never raises. See :func:`pipevault.store.retention.usage.record_use`."""
         record_use(self.layout, key, writable=self.writable)
 
     def lease(self, key: Digest) -> Lease:
         """Keep the entry from being pruned while this process lives, or until it is released; look it up after this.
 
-        Never raises; :attr:`~pipevault.store.leases.Lease.problem` says why there is none.
+        Never raises; :attr:`~pipevault.store.locks.leases.Lease.problem` says why there is none.
         """
         if self.writable:
             tidy(self.layout)
         return take_lease(self.layout, key, writable=self.writable)
 
     def pins(self) -> dict[str, Digest]:
-        """The key of each pin. See :func:`pipevault.store.pins.pins`."""
-        from pipevault.store.pins import pins
+        """The key of each pin. See :func:`pipevault.store.retention.pins.pins`."""
+        from pipevault.store.retention.pins import pins
 
         return pins(self.layout)
 
     def pin(self, key: Digest, name: str, *, move: bool = False) -> Digest | None:
-        """Keep the entry whatever is pruned. See :func:`pipevault.store.pins.pin`."""
+        """Keep the entry whatever is pruned. See :func:`pipevault.store.retention.pins.pin`."""
         self._require_writable()
-        from pipevault.store.pins import pin
+        from pipevault.store.retention.pins import pin
 
         return pin(self.layout, key, name, move=move)
 
     def unpin(self, name: str) -> Digest | None:
-        """See :func:`pipevault.store.pins.unpin`."""
+        """See :func:`pipevault.store.retention.pins.unpin`."""
         self._require_writable()
-        from pipevault.store.pins import unpin
+        from pipevault.store.retention.pins import unpin
 
         return unpin(self.layout, name)
 

@@ -1,0 +1,78 @@
+"""How loads use the vault: the settings, the options of builds, the tiers, and the vault for new graphs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipevault.cache.keys import build_key
+from pipevault.cache.outcome import Progress
+from pipevault.cache.regions import choose_regions
+from pipevault.cache.search import open_vault
+from pipevault.calls.call import CallShape
+from pipevault.calls.call_shapes import CallRange
+from pipevault.determinism.levels import level as at_level
+from pipevault.determinism.levels import parse_level
+from pipevault.graphs import parts as graph_parts
+from pipevault.graphs.inductor import BuildOptions
+from pipevault.key import Key
+from pipevault.settings import Settings
+from pipevault.store.tiers.tiers import Tiers
+from pipevault.store.vault import Vault
+
+
+@dataclass
+class Access:
+    """The settings of a :class:`~pipevault.PipelineCache` and what they open, for every load of it."""
+
+    settings: Settings
+    build: BuildOptions
+    progress: Progress | None = None
+    tiers: Tiers = field(init=False)
+    _vault: Vault | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.tiers = Tiers(self.settings, self.own_vault)
+
+    @property
+    def vault(self) -> Vault:
+        """The vault of ``settings.dir``, made if need be. Raises :class:`~pipevault.errors.VaultError`."""
+        if (vault := self.own_vault(self.settings.mode == "compile")) is not None:
+            return vault
+        return Vault.of(self.settings)
+
+    def own_vault(self, create: bool) -> Vault | None:
+        """Return the vault of ``settings.dir``; ``None`` where there is none and none is to be made."""
+        if self._vault is not None and not os.path.exists(self._vault.layout.vault_file):
+            self._vault = None  # the folder was deleted; what is published there must be a vault again
+        if self._vault is None:
+            self._vault = open_vault(self.settings, create=create)
+        return self._vault
+
+    def per_sample(self, shape: CallShape) -> CallShape:
+        """Return the shape to freeze for calls of ``shape``.
+
+        At level ``invariant`` each sample runs on its own, so graphs for one sample serve every batch.
+        """
+        is_split = parse_level(self.settings.level).name == "invariant"
+        return replace(shape, batch_size=1) if is_split else shape
+
+    def plan_key(
+        self, pipe: Any, names: tuple[str, ...], shape: CallShape | CallRange, *, worthwhile: bool = False
+    ) -> Key:
+        """Return the key of the plan for calls of ``shape`` that freeze the parts ``names``."""
+        modules = {name: graph_parts.get_part(pipe, name) for name in names}
+        is_own = self.settings.backend == "inductor"
+        chosen: Mapping[str, Any] = choose_regions(pipe, names, self.settings.regions) if is_own else {}
+        with at_level(self.settings.level):
+            return build_key(
+                pipe,
+                modules,
+                shape,
+                backend=self.settings.backend,
+                build=self.build,
+                regions={name: str(its) for name, its in chosen.items()},
+                worthwhile=worthwhile and is_own,
+            )

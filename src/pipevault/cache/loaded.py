@@ -1,0 +1,225 @@
+"""A loaded pipeline: the same object, of a class made from its own class and :class:`FrozenPipeline`.
+
+The class looks at the pipeline before each generation (see :mod:`pipevault.cache.guard`) and gives its components
+to others as the eager modules that they share their state with, because diffusers' ``from_pipe`` accepts no others.
+A copy of a loaded pipeline, also by pickling, is an eager one.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import weakref
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from pipevault.cache.generation_hook import generate
+from pipevault.cache.guard import Guard
+from pipevault.cache.leases import HeldLeases
+from pipevault.cache.outcome import Outcome, PartOutcome
+from pipevault.cache.turn import is_running, turn
+from pipevault.determinism.turns import DEFAULT_TIMEOUT_S
+from pipevault.errors import SettingsError
+from pipevault.graphs import parts as graph_parts
+from pipevault.graphs.adapters import generating_methods
+from pipevault.graphs.part import FrozenPart, part_state, unfrozen
+from pipevault.graphs.state import PartState
+
+STATE = "_pipevault"
+
+
+@dataclass(eq=False)
+class LoadedState:
+    """What pipevault knows of a pipeline. ``digests`` are those of the parts' architecture when they were loaded.
+
+    ``leases`` keep the entries in the vault. ``default_size`` is that of calls that give none. ``turn_timeout_s``: how
+    long a call waits for those of other threads. ``draws`` tells by kind of call whether it draws from the program's
+    own random streams. ``recorder`` belongs to whoever runs the generations.
+    """
+
+    outcome: Outcome
+    owner: weakref.ref[Any]
+    names: tuple[str, ...] = ()
+    digests: Mapping[str, str] = field(default_factory=dict)
+    level: str = "repeatable"
+    load: Mapping[str, Any] = field(default_factory=dict)
+    recorder: object = None
+    guard: Guard | None = None
+    leases: HeldLeases = field(default_factory=HeldLeases)
+    default_size: Mapping[str, int] = field(default_factory=dict)
+    turn_timeout_s: float = DEFAULT_TIMEOUT_S
+    draws: dict[Hashable, bool] = field(default_factory=dict)
+
+    def states(self, pipe: Any) -> dict[str, PartState]:
+        """The parts that this load froze and that are still in their places."""
+        parts = {name: graph_parts.get_part(pipe, name) for name in self.names}
+        return {name: part_state(part) for name, part in parts.items() if isinstance(part, FrozenPart)}
+
+    def give_back(self, pipe: Any) -> None:
+        """Put the eager parts back in their places."""
+        for name, part in self.states(pipe).items():
+            part.holders.discard(self)
+            if not part.holders:
+                graph_parts.detach(pipe, [name])
+
+    def check(self, pipe: Any) -> None:
+        """Raises :class:`~pipevault.errors.ChangedPartError` if the pipeline is not the one that was frozen."""
+        if self.guard is None:
+            self.guard = Guard(pipe, self.digests)
+        self.guard.check(pipe)
+
+    def check_part(self, pipe: Any, name: str) -> None:
+        """The same for one part, which is called outside of a generation."""
+        if self.guard is None:
+            self.guard = Guard(pipe, self.digests)
+        self.guard.check_part(name)
+
+
+class FrozenPipeline:
+    """Mix-in of every class that :func:`freeze_pipeline_class` makes."""
+
+    __slots__ = ()
+
+    _pipevault_original_class: type[Any]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Reduce as an eager pipeline of the original class, for pickles and copies."""
+        original = self._pipevault_original_class
+        twin: Any = original.__new__(original)  # type: ignore[call-overload]
+        for name, value in getattr(self, "__dict__", {}).items():
+            if name != STATE:
+                twin.__dict__[name] = unfrozen(value) if isinstance(value, nn.Module) else value
+        if "_modules" in getattr(self, "__dict__", {}):
+            twin.__dict__["_modules"] = {
+                name: child if child is None else unfrozen(child) for name, child in self.__dict__["_modules"].items()
+            }
+        make, arguments, *rest = twin.__reduce_ex__(protocol)
+        # A pickler insists that what ``copyreg.__newobj__`` makes is of the class of what it was given.
+        return (_new if make is copyreg.__newobj__ else make, arguments, *rest)  # type: ignore[attr-defined]
+
+
+def _new(cls: Any, *arguments: Any) -> Any:
+    return cls.__new__(cls, *arguments)
+
+
+def attach_state(pipe: Any, state: LoadedState) -> None:
+    """Remember what a load did, and how it was asked for; with frozen parts the pipeline is guarded from now on."""
+    release_class(pipe)
+    _remember(pipe, state)
+    for part in state.states(pipe).values():
+        part.holders.add(state)
+    if state.names:
+        pipe.__class__ = freeze_pipeline_class(type(pipe))  # type: ignore[arg-type]
+
+
+def loaded_state(pipe: Any) -> LoadedState | None:
+    """What was loaded for this very pipeline; ``None`` for one that was not loaded, and for a copy."""
+    own = getattr(pipe, "__dict__", None)
+    state = own.get(STATE) if own is not None else _STATES.get(id(pipe))
+    return state if isinstance(state, LoadedState) and state.owner() is pipe else None
+
+
+_STATES: dict[int, LoadedState] = {}
+"""Of pipelines without a ``__dict__``."""
+
+
+def _remember(pipe: Any, state: LoadedState) -> None:
+    if hasattr(pipe, "__dict__"):
+        pipe.__dict__[STATE] = state
+        return
+    _STATES[id(pipe)] = state
+    weakref.finalize(pipe, _STATES.pop, id(pipe), None)
+
+
+def release_class(pipe: Any) -> None:
+    """Give the pipeline its own class back and forget what was loaded; its parts stay."""
+    if isinstance(pipe, FrozenPipeline):
+        pipe.__class__ = pipe._pipevault_original_class
+    if hasattr(pipe, "__dict__"):
+        pipe.__dict__.pop(STATE, None)
+    else:
+        _STATES.pop(id(pipe), None)
+
+
+def unload(pipe: Any) -> Any:
+    """Give ``pipe`` its eager parts and its own class back, and return it.
+
+    A part that another loaded pipeline shares stays frozen in that one's places. A pipeline that was not loaded stays
+    as it is.
+    """
+    with turn(pipe, f"unloading {type(pipe).__name__}"):
+        state = loaded_state(pipe)
+        if state is None:
+            return pipe
+        state.give_back(pipe)
+        release_class(pipe)
+        state.leases.release()
+    return pipe
+
+
+def outcome(pipe: Any) -> Outcome:
+    """What :meth:`~pipevault.PipelineCache.load` did with ``pipe``, and what calls have frozen since.
+
+    Raises :class:`SettingsError` if it was never loaded; a copy of a loaded pipeline is eager and counts as such.
+    """
+    state = loaded_state(pipe)
+    if state is None:
+        raise SettingsError(
+            f"This {type(pipe).__name__} was not loaded by pipevault. Load it: PipelineCache().load(pipe)."
+        )
+    parts = dict(state.outcome.parts)
+    for name, members in graph_parts.by_part(state.states(pipe)).items():
+        parts[name] = _part_now(members, parts.get(name, PartOutcome("not called")))
+    return replace(state.outcome, parts=parts)
+
+
+def _part_now(members: Sequence[PartState], loaded: PartOutcome) -> PartOutcome:
+    if loaded.status == "eager":
+        return loaded
+    graphs = max(len({slot.kept.key for part in members for slot in part.graphs}), loaded.graphs)
+    refused = [slot.refusal for part in members for slot in part.table if slot.refusal]
+    unstored = [why for part in members for why in part.unstored.values()]
+    reasons = "; ".join(dict.fromkeys([*refused, *unstored]))
+    status = "eager" if reasons else "frozen" if graphs else loaded.status
+    return PartOutcome(status, reasons, graphs, members[0].regions)
+
+
+@functools.cache
+def freeze_pipeline_class(original: Any) -> type[Any]:
+    """The class made for ``original``. It bears its name and signatures, so that ``save_pretrained`` writes what it
+    always wrote.
+    """
+    attributes: dict[str, Any] = {
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        "__slots__": (),
+        "_pipevault_original_class": original,
+        "__reduce_ex__": FrozenPipeline.__reduce_ex__,
+    }
+    for name in generating_methods(original):
+        attributes[name] = _guarded(getattr(original, name))
+    if isinstance(getattr(original, "components", None), property):
+        attributes["components"] = property(lambda pipe: _eager_components(original.components.__get__(pipe)))
+    # The original comes first: an object changes its class only where both have its layout.
+    return type(original.__name__, (original, FrozenPipeline), attributes)
+
+
+def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def guarded(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+        if loaded_state(pipe) is None or is_running(pipe):
+            return method(pipe, *args, **kwargs)
+        return generate(pipe, method, args, kwargs, lambda: loaded_state(pipe))
+
+    return guarded
+
+
+def _eager_components(components: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: unfrozen(value) if isinstance(value, nn.Module) and isinstance(value, FrozenPart) else value
+        for name, value in components.items()
+    }

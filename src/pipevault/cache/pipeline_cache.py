@@ -1,0 +1,234 @@
+"""``PipelineCache``: give a pipeline the graphs of the vault, and freeze those that are missing."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from torch import nn
+
+from pipevault.cache.access import Access
+from pipevault.cache.identity import part_factors
+from pipevault.cache.keys import execution_device
+from pipevault.cache.loaded import LoadedState, attach_state, loaded_state, release_class, unload
+from pipevault.cache.onediff_backends import onediff_backend
+from pipevault.cache.onediff_load import load_onediff
+from pipevault.cache.onediff_pipeline import OnediffState
+from pipevault.cache.outcome import Explanation, Outcome, Progress, combine
+from pipevault.cache.plan import plan_outcomes
+from pipevault.cache.session import LoadSession
+from pipevault.cache.shelf import Store
+from pipevault.cache.turn import resources
+from pipevault.cache.undo import unchanged_on_error
+from pipevault.calls.call_shapes import AskedShape, AskedSize, call_shapes
+from pipevault.compat.versions import require_inductor, warn_untried
+from pipevault.determinism.levels import SWITCHES, needs, parse_level
+from pipevault.determinism.levels import level as at_level
+from pipevault.determinism.turns import TURNS
+from pipevault.digest import Digest
+from pipevault.errors import (
+    SettingsError,
+)
+from pipevault.graphs import parts as graph_parts
+from pipevault.graphs.inductor import BuildOptions
+from pipevault.key import Key
+from pipevault.settings import Settings, Tier
+from pipevault.store.manifest import Manifest
+from pipevault.store.vault import Vault
+
+Pipeline = TypeVar("Pipeline")
+
+logger = logging.getLogger("pipevault")
+
+
+class PipelineCache:
+    """A vault and how to use it. Arguments left out follow :class:`pipevault.settings.Settings`.
+
+    ``build_config`` overrides fields of ``torch._inductor.config`` for compiling; it is part of the key.
+    ``progress`` is called with a :class:`~pipevault.cache.outcome.Step` whenever one begins or ends.
+    """
+
+    def __init__(
+        self,
+        dir: str | Path | None = None,
+        *,
+        mode: str | None = None,
+        backend: str | None = None,
+        weights: str | None = None,
+        on_unfrozen: str | None = None,
+        lock_timeout_s: float | None = None,
+        on_lock_timeout: str | None = None,
+        turn_timeout_s: float | None = None,
+        level: str | None = None,
+        tiers: Sequence[str | Path | Tier | Mapping[str, Any]] | None = None,
+        tier_timeout_s: float | None = None,
+        max_size: int | str | None = None,
+        signature: str | None = None,
+        trusted_keys: Sequence[str | Path] | None = None,
+        trusted_users: Sequence[str | int] | None = None,
+        trusted_groups: Sequence[str | int] | None = None,
+        allow_group_write: bool | None = None,
+        shared: str | None = None,
+        regions: str | None = None,
+        jobs: int | None = None,
+        compile_profile: str | None = None,
+        build_config: Mapping[str, bool | int | float | str] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.settings = Settings.resolve(
+            dir=dir,
+            mode=mode,
+            backend=backend,
+            weights=weights,
+            on_unfrozen=on_unfrozen,
+            lock_timeout_s=lock_timeout_s,
+            on_lock_timeout=on_lock_timeout,
+            turn_timeout_s=turn_timeout_s,
+            level=level,
+            tiers=tiers,
+            tier_timeout_s=tier_timeout_s,
+            max_size=max_size,
+            signature=signature,
+            trusted_keys=trusted_keys,
+            trusted_users=trusted_users,
+            trusted_groups=trusted_groups,
+            allow_group_write=allow_group_write,
+            shared=shared,
+            regions=regions,
+            jobs=jobs,
+            compile_profile=compile_profile,
+        )
+        profile, weights = self.settings.compile_profile, self.settings.weights
+        build = BuildOptions.of_profile(profile, weights, build_config or {})
+        self._access = Access(self.settings, build, progress)
+        self._backend = onediff_backend(self.settings.backend, build)
+        if self.settings.mode != "off":
+            require_inductor() if self._backend is None else self._backend.require()
+
+    @property
+    def build(self) -> BuildOptions:
+        """The options that graphs are compiled with."""
+        return self._access.build
+
+    @property
+    def vault(self) -> Vault:
+        """The vault of ``settings.dir``, made if need be. Raises :class:`~pipevault.errors.VaultError`."""
+        return self._access.vault
+
+    def find_entry(self, key: Digest) -> Manifest | None:
+        """Return the manifest of ``key`` in the first tier that has a usable one."""
+        found = self._access.tiers.lookup(key)
+        return None if found is None else found.manifest
+
+    def load(
+        self,
+        pipe: Pipeline,
+        *,
+        height: AskedSize = None,
+        width: AskedSize = None,
+        num_frames: AskedSize = None,
+        batch_size: AskedSize = None,
+        guidance: bool | None = None,
+        call: Mapping[str, Any] | Callable[[Any], Any] | None = None,
+        dynamic: bool = False,
+        shapes: Sequence[Mapping[str, Any]] | None = None,
+        parts: Sequence[str] | Literal["auto"] | None = None,
+    ) -> Pipeline:
+        """Give ``pipe`` the frozen graphs of the vault, and return it.
+
+        Without a shape, all graphs that fit its parts are attached, and each is opened when first used; where there is
+        none at all, those of the pipeline's default call are frozen. With one, or
+        with ``shapes``, a list of mappings with the arguments before it, the graphs for such calls are made sure to
+        exist. A size that is a pair, such as ``height=(512, 1024)``, asks for graphs that serve the whole range;
+        ``dynamic`` makes ranges of the single sizes, from half to twice, and of up to four samples. Where a part cannot
+        have such a graph, ``problems`` of the outcome say why, and single sizes are frozen as they come. A second load
+        adds to the first. ``parts`` names the parts to freeze; by default all. With ``auto``, those stay eager that
+        gain less than 3 %, by their times when their graphs were checked; the outcome says so. What happened:
+        :func:`pipevault.outcome`. If it fails, the pipeline is what it was.
+
+        Raises :class:`~pipevault.errors.MissError` in mode ``require``, :class:`~pipevault.errors.CannotFreezeError`
+        and its subclasses, :class:`~pipevault.errors.BadCallError`, :class:`~pipevault.errors.VaultError`.
+        """
+        asked = call_shapes(
+            shapes,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            batch_size=batch_size,
+            guidance=guidance,
+            call=call,
+            dynamic=dynamic or None,
+        )
+        wanted = {**resources(pipe), SWITCHES: needs(parse_level(self.settings.level))}
+        with TURNS.take(wanted, what=f"loading {type(pipe).__name__}", timeout_s=self.settings.turn_timeout_s):
+            return self._load(pipe, asked, None if parts == "auto" else parts, worthwhile=parts == "auto")
+
+    def _load(
+        self, pipe: Pipeline, asked: Sequence[AskedShape], parts: Sequence[str] | None, *, worthwhile: bool
+    ) -> Pipeline:
+        """:meth:`load`, in the turn of the pipeline."""
+        if self.settings.mode == "off":
+            unload(pipe)
+            attach_state(pipe, LoadedState(Outcome("off", reason="mode is off"), weakref.ref(pipe)))
+            return pipe
+        if self._backend is not None:
+            load_onediff(self._access, self._backend, pipe, asked, parts)
+            return pipe
+        if isinstance(loaded_state(pipe), OnediffState):
+            unload(pipe)
+        warn_untried()
+        wanted = [shape.resolve(pipe, self._access.per_sample) for shape in asked]
+        names = tuple(graph_parts.find_parts(pipe, parts))
+        with unchanged_on_error(pipe), at_level(self.settings.level):
+            previous = loaded_state(pipe)
+            release_class(pipe)
+            session = LoadSession(self._access, pipe, names, previous, worthwhile=worthwhile)
+            try:
+                outcomes = tuple(session.ensure(shape) for shape in wanted) or (session.attached(parts),)
+                result = combine(outcomes)
+                session.finish(result, asked, parts)
+            except BaseException:  # whatever it was goes on; a pipeline that was not loaded holds no lease
+                session.release()
+                raise
+        return pipe
+
+    def key(self, pipe: Any, *, parts: Sequence[str] | Literal["auto"] | None = None, **shape: Any) -> Key:
+        """Return the key of the plan for a call. ``shape`` takes the arguments of :meth:`load`."""
+        names = tuple(graph_parts.find_parts(pipe, None if parts == "auto" else parts))
+        resolved = AskedShape(**shape).resolve(pipe, self._access.per_sample)
+        return self._access.plan_key(pipe, names, resolved, worthwhile=parts == "auto")
+
+    def part_key(self, pipe: Any, part: str) -> Key:
+        """Return the factors of the identity of a part, as the key of a graph without a signature."""
+        module = graph_parts.get_part(pipe, part)
+        if not isinstance(module, nn.Module):
+            raise SettingsError(f"{type(pipe).__name__} has no part {part!r}.")
+        device = execution_device(pipe, {part: module})
+        with at_level(self.settings.level):
+            return Key(part_factors(module, device, backend=self.settings.backend, build=self.build))
+
+    def explain(self, pipe: Any, *, parts: Sequence[str] | Literal["auto"] | None = None, **shape: Any) -> Explanation:
+        """Return what :meth:`load` would do with these arguments, without doing it."""
+        key = self.key(pipe, parts=parts, **shape)
+        store = Store(self._access.tiers, self.settings, lambda: self.vault)
+        search = store.search(key.digest, mend=False)
+        found = next(search.entries(), None)
+        if found is None:
+            miss = search.miss(key)
+            problems = tuple(store.problems)
+            return Explanation(key, "miss", miss.reason, miss.nearest, miss.differences, problems=problems)
+        needs = found.manifest.needs
+        graphs = {graph: next(store.search(graph, mend=False).entries(), None) for graph in needs}
+        problems, parts_found = tuple(store.problems), plan_outcomes(found.manifest)
+        if missing := [graph.short for graph, place in graphs.items() if place is None]:
+            reason = f"the plan {key.digest.short} needs graphs that are gone: {', '.join(missing)}"
+            return Explanation(key, "miss", reason, parts=parts_found, problems=problems)
+        tiers = [found.tier, *(place.tier for place in graphs.values() if place is not None)]
+        farthest = max(tiers, key=self._access.tiers.order.index).dir
+        where = "the vault" if len(self._access.tiers.order) == 1 else f"tier {farthest}"
+        what = f"the plan {key.digest.short} and its {len(graphs)} graphs are" if graphs else f"{key.digest.short} is"
+        reason = f"{what} in {where}"
+        return Explanation(key, "hit", reason, parts=parts_found, tier=str(farthest), problems=problems)

@@ -1,0 +1,463 @@
+"""One load in progress: attach shelves, open what a plan names, or rehearse the call and publish what is missing."""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from contextvars import copy_context
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipevault.cache.access import Access
+from pipevault.cache.builders import Builders
+from pipevault.cache.identity import module_dtype, part_factors
+from pipevault.cache.keys import build_key, execution_device
+from pipevault.cache.leases import HeldLeases
+from pipevault.cache.loaded import LoadedState, attach_state
+from pipevault.cache.outcome import Clock, Outcome, PartOutcome, Step
+from pipevault.cache.plan import lists_part, make_plan, open_graphs, plan_outcomes
+from pipevault.cache.regions import choose_regions
+from pipevault.cache.rehearsal import rehearse
+from pipevault.cache.search import Miss
+from pipevault.cache.shelf import Store, VaultShelf
+from pipevault.calls.call import CallShape
+from pipevault.calls.call_shapes import AskedShape, CallRange
+from pipevault.determinism.levels import level as at_level
+from pipevault.digest import Digest, digest_json
+from pipevault.errors import (
+    BadCallError,
+    LockTimeoutError,
+    MissError,
+    SignatureError,
+    UnfrozenCallError,
+    VaultError,
+)
+from pipevault.fingerprint.model import architecture
+from pipevault.graphs import parts as graph_parts
+from pipevault.graphs.part import obstacle
+from pipevault.graphs.state import FREEZING, PartOptions, PartState
+from pipevault.key import Key
+from pipevault.store.manifest import Manifest
+from pipevault.store.stats.stats import mean_compile_s
+from pipevault.store.tiers.tiers import Found
+
+logger = logging.getLogger("pipevault")
+
+
+class _PartGuard:
+    """Looks at a part that is called outside of a generation, unless its pipeline is gone."""
+
+    def __init__(self) -> None:
+        self.state: weakref.ref[LoadedState] | None = None
+
+    def __call__(self, name: str) -> None:
+        state = self.state() if self.state is not None else None
+        if state is not None and (pipe := state.owner()) is not None:
+            state.check_part(pipe, name)
+
+
+class LoadSession:
+    """One load of one pipeline with this package's own backend, in progress."""
+
+    def __init__(
+        self,
+        access: Access,
+        pipe: Any,
+        names: Sequence[str],
+        previous: LoadedState | None,
+        *,
+        worthwhile: bool,
+    ) -> None:
+        self.access = access
+        self.worthwhile = worthwhile
+        self.pipe = pipe
+        self.settings = access.settings
+        self.previous = previous
+        self.clock = Clock(access.progress)
+        self.leases = previous.leases if previous else HeldLeases()
+        self.store = Store(access.tiers, access.settings, lambda: access.vault, self.leases._leases)
+        self.held = len(self.store.leases)
+        self.shelves: dict[VaultShelf, Store] = {}
+        clock = self.clock  # a part must not hold its session, which holds the pipeline
+        self.store.wait = lambda detail: clock.report(Step("", "wait", None, detail))
+        self.guard = _PartGuard()
+        self.architectures: dict[str, Mapping[str, Any]] = {}
+        self.known: dict[str, Mapping[str, Any]] = {}
+        self.identities: dict[str, VaultShelf] = {}
+        with self.clock.step("fingerprint"):
+            self.regions = choose_regions(pipe, names, self.settings.regions)
+            whole = [name for name in names if name not in self.regions]
+            blocks = {path: name for name, its in self.regions.items() for path in its.blocks}
+            frozen = [*whole, *blocks]
+            obstacles = {name: what for name in frozen if (what := obstacle(graph_parts.get_part(pipe, name)))}
+            self.obstacles = {blocks.get(name, name): what for name, what in obstacles.items()}
+            self.obstacles |= self._give_up_otherwise(whole)
+            blocks = {path: name for path, name in blocks.items() if name not in self.obstacles}
+            self.states = self._attach([*(name for name in whole if name not in self.obstacles), *blocks], blocks)
+        earlier = previous.names if previous else ()
+        self.names = tuple(dict.fromkeys([*earlier, *(name for name in names if name not in self.regions), *blocks]))
+
+    def _attach(self, names: Sequence[str], blocks: Mapping[str, str]) -> dict[str, PartState]:
+        self.known = {path: its for regions in self.regions.values() for path, its in regions.architectures.items()}
+        device = execution_device(self.pipe, {name: graph_parts.get_part(self.pipe, name) for name in names})
+        states = graph_parts.attach(self.pipe, names, self._options(), blocks=blocks)
+        for name, state in states.items():
+            if name in blocks:
+                state.regions = str(self.regions[blocks[name]])
+            shelf = state.attach(device).shelf
+            if isinstance(shelf, VaultShelf):
+                self.architectures[name] = dict(shelf.factors["architecture"])
+                self._take_over(shelf)
+        self.known.clear()
+        return states
+
+    def _give_up_otherwise(self, whole: Sequence[str]) -> dict[str, str]:
+        """Unfreeze what an earlier load froze whole and this one freezes by blocks, and the other way round.
+
+        Return what stands in the way, by part: another pipeline holds them.
+        """
+        held = {}
+        for name, state in graph_parts.frozen_parts(self.pipe).items():
+            if name not in self.regions and (state.part == name or state.part not in whole):
+                continue
+            if any(other is not self.previous and other.owner() is not None for other in state.holders):
+                held[state.part] = (
+                    "another pipeline that shares it has it frozen by other regions: unload that one first"
+                )
+            else:
+                graph_parts.detach(self.pipe, [name])
+        return held
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts that are frozen, whole or by blocks."""
+        return {name: graph_parts.get_part(self.pipe, name) for name in graph_parts.by_part(self.states)}
+
+    def _leave_eager(self, part: str) -> None:
+        for name in [name for name, state in self.states.items() if state.part == part]:
+            graph_parts.detach(self.pipe, [name])
+            del self.states[name]
+
+    def _take_over(self, shelf: VaultShelf) -> None:
+        """A part keeps the shelf of an earlier load; what is opened from now on is told of and held by this one."""
+        self.shelves.setdefault(shelf, shelf.store)
+        self.store.origins |= shelf.store.origins
+        shelf.store = self.store
+
+    def _options(self) -> PartOptions:
+        settings, store, build, clock = self.settings, self.store, self.access.build, self.clock
+        level = settings.level
+        inductor_settings = copy_context()
+
+        known, shelves = self.known, self.identities
+
+        def factors_at_level(name: str, module: nn.Module, device: torch.device) -> dict[str, Any]:
+            with at_level(level):
+                return part_factors(module, device, backend=settings.backend, build=build, known=known.get(name))
+
+        def shelf(name: str, module: nn.Module, device: torch.device) -> VaultShelf:
+            factors = inductor_settings.copy().run(factors_at_level, name, module, device)
+            made = VaultShelf(store, name, factors, device)
+            return shelves.setdefault(made.identity, made)
+
+        def report(part: str, action: str, seconds: float | None, detail: str) -> None:
+            clock.report(Step(part, action, seconds, detail))
+            if seconds is not None:
+                label = f"{action} {part}"
+                clock.seconds[label] = clock.seconds.get(label, 0.0) + seconds
+
+        background = None
+        if settings.unfrozen_policy == "background":
+            from pipevault.cache.background import BackgroundFreezer
+
+            background = BackgroundFreezer(settings, build)
+        tiers = [str(tier.dir) for tier in self.access.tiers.order]
+        return PartOptions(
+            policy=settings.unfrozen_policy,
+            context=repr((tiers, level, build.to_json(), settings.backend)),
+            settings=inductor_settings,
+            build=build,
+            shelf=shelf,
+            guard=self.guard,
+            verify=_verify,
+            background=background,
+            report=report,
+            timed=clock.timed,
+            freeze_hint=(
+                "Freeze such calls too, with PipelineCache.load(pipe, shapes=[...]) in mode 'compile' or with "
+                "`pipevault prewarm`"
+            ),
+        )
+
+    def attached(self, wanted: Sequence[str] | None) -> Outcome:
+        """What a load without a shape found. Where there is no graph at all yet, the pipeline's default call is frozen,
+        if it can be made up.
+        """
+        with self.clock.step("lookup"):
+            for state in self.states.values():
+                state.table.read_shelf()
+        is_bare = not any(state.table.slots for state in self.states.values())
+        if is_bare and self.states and wanted is None and self.settings.unfrozen_policy == "compile":
+            try:
+                return self.ensure(AskedShape().resolve(self.pipe, self.access.per_sample))
+            except BadCallError as error:
+                logger.info("calls of %s are frozen as they come: %s", type(self.pipe).__name__, error)
+        by_part = graph_parts.by_part(self.states)
+        parts = {name: _attached_part(members) for name, members in by_part.items()} | self._obstructed()
+        graphs = list({Digest(slot.kept.key): None for state in self.states.values() for slot in state.graphs})
+        if not graphs:
+            tiers = self.access.tiers
+            tiers.is_writable(tiers.own_tier)  # raises what makes it unusable
+        if not graphs and self.settings.mode == "require":
+            shape = AskedShape().resolve(self.pipe, self.access.per_sample)
+            key = self.access.plan_key(self.pipe, tuple(self.modules), shape)
+            raise self._missed(key, self.store.search(key.digest).miss(key), CallShape())
+        reason = "" if graphs else "there are no graphs for this pipeline yet; calls are frozen as they come"
+        if not graphs and self.settings.unfrozen_policy != "compile":
+            reason = "there are no graphs for this pipeline yet"
+        return self._outcome("hit" if graphs else "miss", parts, reason=reason, tier=self.store.tier_of(graphs))
+
+    def _outcome(
+        self, status: str, parts: Mapping[str, PartOutcome], *, reason: str, stored: bool = True, **rest: Any
+    ) -> Outcome:
+        problems = tuple(self.store.problems)
+        return Outcome(
+            status, reason=reason, parts=parts, seconds=self.clock.seconds, stored=stored, problems=problems, **rest
+        )
+
+    def ensure(self, shape: CallShape | CallRange) -> Outcome:
+        """Make sure that the graphs for calls of ``shape`` exist."""
+        with self.clock.step("fingerprint"):
+            key = build_key(
+                self.pipe,
+                self.modules,
+                shape,
+                backend=self.settings.backend,
+                build=self.access.build,
+                known=self.architectures,
+                regions={name: str(its) for name, its in self.regions.items() if name not in self.obstacles},
+                worthwhile=self.worthwhile,
+            )
+        self.store.unsigned = None
+        hit, miss = self._from_plan(key)
+        if hit is not None:
+            return hit
+        assert miss is not None
+        compiled_s = self._compiled_s()
+        try:
+            made = self._without_plan(key, miss, shape)
+        except BaseException:  # whatever it was goes on
+            self.store.count("miss", key.digest, reason=miss.word)
+            raise
+        if self._compiled_s() > compiled_s:
+            self.store.count("miss", key.digest, reason=miss.word)
+        return made
+
+    def _without_plan(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> Outcome:
+        if self.settings.mode == "require":
+            return self._rehearsed_only(key, miss, shape)
+        what = type(self.pipe).__name__
+        self.store.require_writable(what)
+        if self.access.progress is None:
+            logger.warning("freezing %s: %s", what, miss.reason)
+        with ExitStack() as stack:
+            try:
+                lock = self.access.vault.lock(
+                    key.digest, timeout_s=self.settings.lock_timeout_s, on_wait=self.store.wait
+                )
+                stack.enter_context(lock)
+            except LockTimeoutError as error:
+                if self.settings.on_lock_timeout != "compile":
+                    raise
+                logger.warning("%s Freezing it here too, as on_lock_timeout is 'compile'.", error)
+            stack.enter_context(FREEZING)  # after the wait for another process, so that other threads go on freezing
+            hit, _ = self._from_plan(key)
+            return hit if hit is not None else self._rehearse_and_publish(key, miss, shape)
+
+    def _compiled_s(self) -> float:
+        return sum(seconds for name, seconds in self.clock.seconds.items() if name.startswith("compile "))
+
+    def _from_plan(self, key: Key) -> tuple[Outcome | None, Miss | None]:
+        search = self.store.search(key.digest)
+        with self.clock.step("lookup"):
+            found = self.store.open_found(search)
+        if found is None:
+            return None, search.miss(key)
+        with self.clock.step("load"):
+            missing = open_graphs(found.manifest, self.states, self.store)
+        if missing:
+            return None, Miss(missing, word="damaged")
+        for name in tuple(self.modules):
+            if lists_part(found.manifest, name):
+                self._leave_eager(name)
+        parts = plan_outcomes(found.manifest) | self._obstructed()
+        self.store.count("hit", found.key)
+        reason = _eager_reasons(parts)
+        tier = self.store.tier_of([found.key, *found.manifest.needs])
+        digests: dict[str, Any] = {"key": found.key, "manifest": found.manifest.manifest_digest}
+        return self._outcome("partial" if reason else "hit", parts, reason=reason, tier=tier, **digests), None
+
+    def _rehearsed_only(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> Outcome:
+        """Without a plan, whether all graphs are there shows only when the pipeline runs."""
+        for state in self.states.values():
+            state.table.read_shelf()
+        if not any(state.graphs for state in self.states.values()):
+            raise self._missed(key, miss, shape)
+        try:
+            rehearsal = rehearse(self.pipe, self.states, shape, policy="error", clock=self.clock, compare=False)
+        except UnfrozenCallError as error:
+            more = "" if miss.reason in str(error) else f" {error}"
+            raise self._missed(key, miss, shape, more) from error
+        graphs = sorted({Digest(graph) for graphs in rehearsal.graphs.values() for graph in graphs})
+        if any(self.store.renew(graph) for graph in graphs):  # open, and gone from every tier since
+            raise self._missed(key, miss, shape)
+        parts = {**rehearsal.parts, **self._obstructed()}
+        reason = _eager_reasons(parts)
+        return self._outcome("partial" if reason else "hit", parts, reason=reason, tier=self.store.tier_of(graphs))
+
+    def _rehearse_and_publish(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> Outcome:
+        started_s, compiled_s = time.perf_counter(), self._compiled_s()
+        mean_s = mean_compile_s(self.access.vault.layout)
+        with Builders(self.settings.build_processes, self.settings.level, mean_s) as builders:
+            rehearsal = rehearse(
+                self.pipe,
+                self.states,
+                shape,
+                policy="compile",
+                clock=self.clock,
+                compare=True,
+                builders=builders,
+                worthwhile=self.worthwhile,
+            )
+        for name in rehearsal.eager:
+            self._leave_eager(name)
+        for text in rehearsal.problems:
+            self.store.tell(text)
+        plan = make_plan(key, rehearsal, time.perf_counter() - started_s)
+        problem, manifest = "", None
+        try:
+            with self.clock.step("publish"):
+                published = self._publish(plan)
+                manifest = published.manifest.manifest_digest
+            self.store.keep(self.access.tiers.hold(published, is_use=False))
+        except VaultError as error:
+            problem = f"not stored: {error}"
+        if miss.word == "damaged":
+            self.store.count("rebuilt", key.digest)
+        parts = {**rehearsal.parts, **self._obstructed()}
+        eager = _eager_reasons(parts)
+        is_new = self._compiled_s() > compiled_s
+        status = "partial" if eager else "miss" if is_new else "hit"
+        return self._outcome(
+            status,
+            parts,
+            key=key.digest,
+            reason="; ".join(text for text in (miss.reason, problem, eager) if text),
+            stored=not problem and not any("not stored" in text for text in self.store.problems),
+            manifest=manifest,
+            tier="" if is_new else self.store.tier_of(plan.needs),
+        )
+
+    def _publish(self, plan: Manifest) -> Found:
+        """What stands in the vault: a plan that is whole stays, unless it needs other graphs than the call does."""
+        tiers = self.access.tiers
+        published = tiers.publish(plan, {})
+        if published.manifest.needs == plan.needs:
+            return published
+        tiers.quarantine(published.vault, published.tier, published.path, "The call does not need its graphs any more.")
+        return tiers.publish(plan, {})
+
+    def _obstructed(self) -> dict[str, PartOutcome]:
+        return {name: PartOutcome("eager", what) for name, what in self.obstacles.items()}
+
+    def _missed(self, key: Key, miss: Miss, shape: CallShape | CallRange, more: str = "") -> SignatureError | MissError:
+        """Why nothing is loaded: something lacks a signature, else :class:`MissError`."""
+        return self.store.unsigned or MissError(self._message(key, miss, shape) + more, key.digest.hex, miss.reason)
+
+    def _message(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> str:
+        from pipevault.cache.advice import freeze_command
+
+        settings = self.settings
+        command = freeze_command(self.pipe, shape, weights=settings.weights, level=settings.level, dir=settings.dir)
+        order = self.access.tiers.order
+        folders = ", ".join(str(tier.dir) for tier in order)
+        where = f"The vault {folders} holds" if len(order) == 1 else f"The tiers {folders} hold"
+        reason = miss.reason.rstrip(".")
+        problems = [problem.rstrip(".") for problem in self.store.problems]
+        others = [text for text in problems if text not in reason and text.partition(": ")[2] not in reason]
+        also = f" Also: {'; '.join(others)}." if others else ""
+        return (
+            f"{where} no usable graphs for {type(self.pipe).__name__} (key {key.digest.short}): {reason}.{also} "
+            f"To freeze it, {command}; or use mode 'compile'."
+        )
+
+    def finish(self, result: Outcome, asked: Sequence[AskedShape], parts: Sequence[str] | None) -> None:
+        """Make the pipeline a loaded one."""
+        previous = self.previous
+        digests = {name: found["digest"] for name, found in self.architectures.items() if name in self.states}
+        frozen = graph_parts.frozen_parts(self.pipe)
+        before = {name: digest for name, digest in (previous.digests if previous else {}).items() if name in frozen}
+        described = self._described(asked, parts)
+        if previous is not None and previous.load.get("shapes"):
+            described["shapes"] = [*previous.load["shapes"], *described["shapes"]]
+        default = next((size for shape in asked if (size := shape.size)), {})
+        state = LoadedState(
+            outcome=result,
+            owner=weakref.ref(self.pipe),
+            names=self.names,
+            digests={**before, **digests},
+            level=self.settings.level,
+            load=described,
+            leases=self.leases,
+            default_size=(previous.default_size if previous else None) or default,
+            turn_timeout_s=self.settings.turn_timeout_s,
+        )
+        attach_state(self.pipe, state)
+        self.guard.state = weakref.ref(state)
+
+    def release(self) -> None:
+        for shelf, store in self.shelves.items():
+            shelf.store = store
+        for lease in self.store.leases[self.held :]:
+            lease.release()
+        del self.store.leases[self.held :]
+
+    def _described(self, shapes: Sequence[AskedShape], parts: Sequence[str] | None) -> dict[str, Any]:
+        """What a record must tell so that the same load can be done again."""
+        modules = graph_parts.find_parts(self.pipe)
+        return {
+            "shapes": [shape.to_json() for shape in shapes],
+            "parts": None if parts is None else list(parts),
+            "backend": self.settings.backend,
+            "weights": self.settings.weights,
+            "regions": self.settings.regions,
+            "build": digest_json(dict(self.access.build.config)).hex,
+            "device": str(execution_device(self.pipe, modules)),
+            "dtype": {name: module_dtype(module) for name, module in modules.items()},
+        }
+
+
+def _attached_part(members: Sequence[PartState]) -> PartOutcome:
+    refused = list(dict.fromkeys(slot.refusal for state in members for slot in state.table if slot.refusal))
+    graphs = len({slot.kept.key for state in members for slot in state.graphs})
+    regions = members[0].regions
+    if refused and not graphs:
+        return PartOutcome("eager", "; ".join(refused), 0, regions)
+    return PartOutcome("frozen" if graphs else "not called", "", graphs, regions)
+
+
+def _verify(shelf: Any, module: nn.Module) -> str:
+    """Why the graphs of a part whose sub-modules changed cannot follow, or nothing."""
+    if not isinstance(shelf, VaultShelf):
+        return ""
+    same = architecture(module)["digest"] == shelf.factors["architecture"]["digest"]
+    return "" if same else "its sub-modules are not those that were frozen"
+
+
+def _eager_reasons(parts: Mapping[str, PartOutcome]) -> str:
+    return "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if part.status == "eager")

@@ -1,0 +1,1 @@
+"""What is asked of a pipeline and what it returns: shapes, samples, outputs."""

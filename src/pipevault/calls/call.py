@@ -1,0 +1,395 @@
+"""The call that is frozen: its shape, which is part of the key, and the warm-up inputs that make it.
+
+Warm-up inputs are found from the signature of the pipeline's ``__call__``; a pipeline that needs more gets them from
+the caller as a mapping of keyword arguments or as a function of the pipeline.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import functools
+import inspect
+import math
+import os
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipevault.calls.sample_roles import NEGATIVE_PROMPTS, PROMPTS, REPEATS
+from pipevault.calls.samples import given_prompts, repeats_of
+from pipevault.digest import digest_json
+from pipevault.errors import BadCallError
+from pipevault.fingerprint.classes import class_identity, function_identity, qualified_name
+from pipevault.graphs.adapters import adapter_of, main_method
+
+Call: TypeAlias = "Mapping[str, Any] | Callable[[Any], Any] | None"
+
+# Short, so that no tokenizer cuts it and warns of a prompt that nobody typed.
+WARM_UP_PROMPT = "a"
+WARM_UP_STEPS = 3
+
+IMAGES = ("image", "mask_image", "control_image")
+SIZES = ("height", "width", "num_frames")
+
+# Arguments that change values or repetitions, but no shape that a part sees beyond what the factors below say.
+SHAPELESS = frozenset(
+    [
+        *(*PROMPTS, *NEGATIVE_PROMPTS, *REPEATS, *SIZES, "batch_size", "class_labels", "generator"),
+        *("num_inference_steps", "guidance_scale", "eta", "strength", "output_type", "return_dict"),
+        *("callback_steps", "callback_on_step_end_tensor_inputs"),
+    ]
+)
+# What diffusers takes as **kwargs; it drops other names without a word.
+_UNLISTED_BY_DIFFUSERS = frozenset({"callback", "callback_steps", "prior_callback", "prior_callback_steps"})
+
+
+@dataclass(frozen=True)
+class CallShape:
+    """The shape of one call. Sizes are in pixels; ``None`` means the pipeline's default.
+
+    ``batch_size`` counts prompts; in a resolved shape it counts what one call makes, all repeats of a prompt included.
+    ``guidance`` tells whether classifier-free guidance doubles the batch; ``None`` takes the pipeline's default.
+    ``call`` gives further keyword arguments, or a function that runs the pipeline.
+    """
+
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    batch_size: int = 1
+    guidance: bool | None = None
+    call: Call = None
+
+    def to_json(self) -> dict[str, Any]:
+        """``call`` stands for a mapping's names as a list, for a function as the word ``function``."""
+        call = "function" if callable(self.call) else None if self.call is None else sorted(self.call)
+        sizes = {name: getattr(self, name) for name in (*SIZES, "batch_size", "guidance")}
+        return {**sizes, "call": call}
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "num_frames", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise BadCallError(f"{name} must be a whole number above 0, not {value!r}.")
+        if self.call is not None and not isinstance(self.call, Mapping) and not callable(self.call):
+            raise BadCallError(f"call must be a mapping of keyword arguments or a function, not {self.call!r}.")
+
+
+def resolve_shape(pipe: Any, shape: CallShape) -> CallShape:
+    """``shape`` with the pipeline's defaults filled in and sizes checked against what its VAE needs.
+
+    Raises :class:`BadCallError` for an argument that the pipeline does not take, and for one that is given twice.
+    """
+    arguments = dict(shape.call) if isinstance(shape.call, Mapping) else {}
+    accepted = parameters(pipe)
+    if not callable(shape.call):
+        _check_names(pipe, shape, arguments, accepted)
+    for name in SIZES:
+        _check_agreement(name, getattr(shape, name), arguments.get(name))
+    height = shape.height or arguments.get("height") or default_size(pipe, "height")
+    width = shape.width or arguments.get("width") or default_size(pipe, "width")
+    multiple = size_multiple(pipe)
+    for name, size in (("height", height), ("width", width)):
+        if size is not None and size % multiple:
+            lower = size - size % multiple
+            raise BadCallError(
+                f"{name}={size} does not suit {type(pipe).__name__}: it must be divisible by {multiple}. "
+                f"Use {lower or multiple} or {lower + multiple}."
+            )
+    return CallShape(
+        height=height,
+        width=width,
+        num_frames=shape.num_frames or arguments.get("num_frames") or _default(pipe, "num_frames"),
+        batch_size=_batch_size(pipe, shape, arguments),
+        guidance=_guidance(pipe, shape, arguments),
+        call=shape.call,
+    )
+
+
+def size_multiple(pipe: Any) -> int:
+    """Return the number of pixels by which height and width must be divisible."""
+    factor = getattr(pipe, "vae_scale_factor", None)
+    # diffusers' image pipelines ask for multiples of 8 even where the VAE scales by less.
+    return max(int(factor), 8) if isinstance(factor, int) and "height" in parameters(pipe) else 1
+
+
+def shape_factors(shape: CallShape) -> dict[str, Any]:
+    """The ``call`` group of the key: what decides the signatures of the parts, in readable form."""
+    arguments = dict(shape.call) if isinstance(shape.call, Mapping) else {}
+    factors: dict[str, Any] = {
+        "height": shape.height,
+        "width": shape.width,
+        "num_frames": shape.num_frames,
+        "batch_size": shape.batch_size,
+        "prompts": _prompt_count(shape),  # text encoders see prompts, and not how often each is drawn
+        "images_per_prompt": repeats_of(arguments),
+        "guidance": shape.guidance,
+        "output": "latent" if arguments.get("output_type") == "latent" else "decoded",
+    }
+    if callable(shape.call):
+        factors["function"] = callable_identity(shape.call)
+    elif extra := {name: described(value) for name, value in sorted(arguments.items()) if name not in SHAPELESS}:
+        factors["arguments"] = extra
+    return factors
+
+
+def has_optional_images(pipe: Any, shape: CallShape) -> bool:
+    """Return whether the call takes an image that is neither given nor required by its signature.
+
+    Image-to-image pipelines mark theirs as optional and refuse a call without; editing pipelines draw from the prompt.
+    """
+    given = shape.call if isinstance(shape.call, Mapping) else {}
+    return any(
+        name in IMAGES and name not in given and parameter.default is not parameter.empty
+        for name, parameter in parameters(pipe).items()
+    )
+
+
+def warm_up_arguments(pipe: Any, shape: CallShape, *, images: bool = True) -> dict[str, Any]:
+    """Return keyword arguments of a short run of ``pipe`` at a resolved ``shape``; with ``images``, optional ones too.
+
+    Raises :class:`BadCallError` for an input that cannot be made up.
+    """
+    given = dict(shape.call) if isinstance(shape.call, Mapping) else {}
+    accepted = parameters(pipe)
+    prompts = _prompt_count(shape)
+    offered: dict[str, Any] = {
+        "prompt": _repeated(WARM_UP_PROMPT, prompts),
+        "num_inference_steps": _warm_up_steps(given, accepted),
+        "output_type": "np",
+    }
+    if "prompt" not in accepted:
+        offered["batch_size"] = shape.batch_size
+        offered["class_labels"] = [0] * shape.batch_size
+    arguments = {name: value for name, value in offered.items() if name in accepted}
+    chosen: dict[str, Any] = {name: getattr(shape, name) for name in SIZES}
+    if shape.guidance is not None:
+        default = _default_guidance_scale(pipe)
+        chosen["guidance_scale"] = (default if default > 1.0 else 4.0) if shape.guidance else 1.0
+    open_ended = takes_any_name(pipe, accepted)
+    arguments.update((n, v) for n, v in chosen.items() if v is not None and (open_ended or n in accepted))
+    if "prompt_embeds" in given:
+        arguments.pop("prompt", None)
+    for name, parameter in accepted.items():
+        required = parameter.default is parameter.empty and parameter.kind not in _VARIADIC
+        if name in arguments or name in given or not (required or (images and name in IMAGES)):
+            continue
+        made = _made_up(name, shape, prompts)
+        if made is not None:
+            arguments[name] = made
+        elif required:
+            raise BadCallError(
+                f"{type(pipe).__name__} needs {name!r}, which cannot be made up. Pass call={{{name!r}: ...}}."
+            )
+    for name in (*PROMPTS, *NEGATIVE_PROMPTS):
+        if isinstance(given.get(name), str):
+            given[name] = _repeated(given[name], prompts)
+    return {**arguments, **given}
+
+
+def _warm_up_steps(given: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter]) -> int:
+    """Enough steps for a low ``strength``, of which image-to-image pipelines run that share alone, to leave some."""
+    strength = given.get("strength")
+    if strength is None and "strength" in accepted:
+        strength = accepted["strength"].default
+    if not isinstance(strength, (int, float)) or isinstance(strength, bool) or not 0.0 < strength < 1.0:
+        return WARM_UP_STEPS
+    return max(WARM_UP_STEPS, math.ceil(2 / strength))
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def parameters(pipe: Any) -> dict[str, inspect.Parameter]:
+    """The parameters of the pipeline's main method, ``__call__`` unless an adapter says another, after ``self``."""
+    return dict(_parameters(getattr(type(pipe), main_method(type(pipe)))))
+
+
+@functools.lru_cache(maxsize=32)
+def _parameters(call: Callable[..., Any]) -> tuple[tuple[str, inspect.Parameter], ...]:
+    return tuple(inspect.signature(call).parameters.items())[1:]
+
+
+def takes_any_name(pipe: Any, accepted: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether ``**kwargs`` of the call are for the caller; diffusers drops what it does not know without a word."""
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+        return False
+    module = getattr(inspect.unwrap(getattr(type(pipe), main_method(type(pipe)))), "__module__", None) or ""
+    return module.partition(".")[0] != "diffusers"
+
+
+def _check_names(
+    pipe: Any, shape: CallShape, arguments: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter]
+) -> None:
+    if takes_any_name(pipe, accepted):
+        return
+    names = [name for name, parameter in accepted.items() if parameter.kind not in _VARIADIC]
+    hidden = _UNLISTED_BY_DIFFUSERS if len(names) < len(accepted) else frozenset()
+    chosen = [name for name in SIZES if getattr(shape, name) is not None]
+    adapter = adapter_of(pipe)
+    if adapter is not None and adapter.call is not None:
+        chosen = []  # the adapter makes of them what the method takes
+    elif any(name in accepted for name in IMAGES):
+        chosen = [name for name in chosen if name == "num_frames"]  # the image that is made up has the size
+    if shape.guidance is not None and (adapter is None or adapter.call is None):
+        chosen.append("guidance_scale")
+    for name in (*arguments, *chosen):
+        if name in names or name in hidden:
+            continue
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f". It takes {', '.join(names) or 'no arguments'}."
+        raise BadCallError(f"{type(pipe).__name__} takes no {name!r}{hint}")
+
+
+def _check_agreement(name: str, chosen: Any, argument: Any) -> None:
+    if chosen is not None and argument is not None and chosen != argument:
+        raise BadCallError(f"{name}={chosen!r} is given, which disagrees with the call's {argument!r}. Give one.")
+
+
+def default_size(pipe: Any, side: str) -> int | None:
+    """Pixels of ``side`` (``height`` or ``width``) that the pipeline draws by default, where that can be told."""
+    if default := _default(pipe, side):
+        return default
+    factor = getattr(pipe, "vae_scale_factor", 1)
+    for name in ("unet", "transformer"):
+        config = getattr(getattr(pipe, name, None), "config", None)
+        size = getattr(config, "sample_size", None)
+        if isinstance(size, int) and isinstance(factor, int) and side in parameters(pipe):
+            return size * factor
+    return None
+
+
+def _default(pipe: Any, name: str) -> int | None:
+    parameter = parameters(pipe).get(name)
+    return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
+
+
+def _made_up(name: str, shape: CallShape, count: int) -> Any:
+    """An image, mask or batch of them for image-to-image pipelines; their images must have the frozen size."""
+    if name not in IMAGES or not (shape.height and shape.width):
+        return None
+    from PIL import Image
+
+    ramp = np.add.outer(np.arange(shape.height), np.arange(shape.width)) % 256
+    if name == "mask_image":
+        image = Image.fromarray(((ramp > 127) * 255).astype(np.uint8), mode="L")
+    else:
+        image = Image.fromarray(np.stack([ramp] * 3, axis=-1).astype(np.uint8))
+    return _repeated(image, count)
+
+
+def _repeated(value: Any, count: int) -> Any:
+    return [value] * count if count > 1 else value
+
+
+def _batch_size(pipe: Any, shape: CallShape, arguments: Mapping[str, Any]) -> int:
+    repeats = repeats_of(arguments)
+    prompts = given_prompts(arguments, pipeline=type(pipe))
+    if prompts is None:
+        return shape.batch_size * repeats
+    if shape.batch_size not in (1, prompts, prompts * repeats):
+        raise BadCallError(
+            f"batch_size={shape.batch_size} is given, which disagrees with the call's {prompts} prompts. Give one."
+        )
+    return prompts * repeats
+
+
+def _prompt_count(shape: CallShape) -> int:
+    """Prompts of a resolved shape."""
+    arguments = shape.call if isinstance(shape.call, Mapping) else {}
+    return max(1, shape.batch_size // repeats_of(arguments))
+
+
+def _guidance(pipe: Any, shape: CallShape, arguments: Mapping[str, Any]) -> bool | None:
+    given = arguments.get("guidance_scale")
+    if given is None:
+        known = shape.guidance is not None or "guidance_scale" not in parameters(pipe)
+        return shape.guidance if known else _default_guidance_scale(pipe) > 1.0
+    try:
+        guidance = max(float(scale) for scale in (given if isinstance(given, (list, tuple)) else [given])) > 1.0
+    except (TypeError, ValueError) as error:
+        raise BadCallError(f"guidance_scale must be a number, not {given!r}.") from error
+    if shape.guidance not in (None, guidance):
+        raise BadCallError(
+            f"guidance={shape.guidance} is given, which disagrees with the call's guidance_scale={given!r}. Give one."
+        )
+    return guidance
+
+
+def _default_guidance_scale(pipe: Any) -> float:
+    parameter = parameters(pipe).get("guidance_scale")
+    if parameter is None or not isinstance(parameter.default, (int, float)):
+        return 1.0
+    return float(parameter.default)
+
+
+def described(value: Any) -> Any:
+    """A JSON form of an argument or a setting: plain values themselves, of all else the kind and the shape.
+
+    The same in every process; where a file lies does not count.
+    """
+    return _describe(value, ())
+
+
+def callable_identity(function: Callable[..., Any]) -> str:
+    """Name of a function or callable object, with a digest of its code and of the values that it holds."""
+    named = function.func if isinstance(function, functools.partial) else function
+    return f"{qualified_name(named)} {digest_json(_describe_callable(function, ())).hex}"
+
+
+def _describe(value: Any, inside: tuple[int, ...]) -> Any:
+    if isinstance(value, enum.Enum):
+        return f"{qualified_name(type(value))}.{value.name}"
+    if isinstance(value, np.generic):
+        return _describe(value.item(), inside)
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if isinstance(value, PurePath) or (isinstance(value, str) and os.path.isabs(value)):
+        return "a path"
+    if isinstance(value, (str, torch.dtype)):
+        return str(value)
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    if hasattr(value, "size") and hasattr(value, "mode"):
+        return f"{value.mode} image {value.size[0]}x{value.size[1]}"
+    if isinstance(value, type):
+        return qualified_name(value)
+    if id(value) in inside:
+        return "itself"
+    if isinstance(value, (list, tuple)):
+        return [_describe(item, (*inside, id(value))) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((_describe(item, (*inside, id(value))) for item in value), key=repr)
+    if isinstance(value, Mapping):
+        return {str(name): _describe(item, (*inside, id(value))) for name, item in value.items()}
+    if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
+        return _describe_callable(value, inside)
+    return qualified_name(type(value))
+
+
+def _describe_callable(function: Any, inside: tuple[int, ...]) -> Any:
+    if id(function) in inside:
+        return "itself"
+    inside = (*inside, id(function))
+    if isinstance(function, functools.partial):
+        held = [_describe(list(function.args), inside), _describe(function.keywords, inside)]
+        return ["partial", _describe_callable(function.func, inside), *held]
+    if isinstance(function, types.MethodType):
+        return [_describe_callable(function.__func__, inside), _describe_callable(function.__self__, inside)]
+    if isinstance(function, (types.FunctionType, types.BuiltinFunctionType)):
+        return function_identity(function)
+    if isinstance(function, type):
+        return class_identity(function)
+    wrapped = inspect.unwrap(function)
+    if wrapped is not function:
+        return [qualified_name(type(function)), _describe_callable(wrapped, inside)]
+    attributes = {} if isinstance(function, nn.Module) else getattr(function, "__dict__", {})
+    return [class_identity(type(function)), _describe(dict(attributes), inside)]

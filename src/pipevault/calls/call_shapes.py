@@ -1,0 +1,141 @@
+"""The shapes that one load freezes, from the arguments of :meth:`~pipevault.PipelineCache.load`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
+
+from pipevault.calls.call import CallShape, resolve_shape, shape_factors, size_multiple
+from pipevault.errors import BadCallError, SettingsError
+
+AskedSize: TypeAlias = "int | tuple[int, int] | None"
+"""A size, or the smallest and the largest of a range."""
+
+RANGED = ("height", "width", "num_frames", "batch_size")
+_DYNAMIC_BATCH = 4
+
+
+@dataclass(frozen=True)
+class CallRange:
+    """The shapes from ``least`` to ``most``, which differ in sizes or in the number of samples."""
+
+    least: CallShape
+    most: CallShape
+
+    @property
+    def ranged(self) -> tuple[str, ...]:
+        """Names of the sizes that vary."""
+        return tuple(name for name in RANGED if getattr(self.least, name) != getattr(self.most, name))
+
+    def between(self) -> Iterator[tuple[frozenset[str], CallShape]]:
+        """Yield, for each of several sizes that vary, its name and the shape in which it alone is at its least.
+
+        One sample is apart from several, which begin at two: torch compiles a size of 1 as a constant.
+        """
+        if len(self.ranged) > 1:
+            for name in self.ranged:
+                yield frozenset({name}), replace(self.most, **{name: getattr(self.least, name)})
+        if self.least.batch_size == 1 and self.most.batch_size > 2:
+            yield frozenset({"batch_size"}), replace(self.most, batch_size=2)
+            if len(self.ranged) > 1:
+                yield frozenset(self.ranged), replace(self.least, batch_size=2)
+
+    def to_json(self) -> dict[str, Any]:
+        """A size that varies is a list of its least and its most."""
+        ends = {name: [getattr(self.least, name), getattr(self.most, name)] for name in self.ranged}
+        return {**self.most.to_json(), **ends}
+
+
+def call_factors(shape: CallShape | CallRange) -> dict[str, Any]:
+    """Return the ``call`` group of the key; what varies in a range is a list of its two ends."""
+    if isinstance(shape, CallShape):
+        return shape_factors(shape)
+    least, most = shape_factors(shape.least), shape_factors(shape.most)
+    return {name: value if least[name] == value else [least[name], value] for name, value in most.items()}
+
+
+@dataclass(frozen=True)
+class AskedShape:
+    """A shape as it was asked for, before the pipeline's own defaults are known."""
+
+    height: AskedSize = None
+    width: AskedSize = None
+    num_frames: AskedSize = None
+    batch_size: AskedSize = 1
+    guidance: bool | None = None
+    call: Mapping[str, Any] | Callable[[Any], Any] | None = None
+    dynamic: bool = False
+
+    def __post_init__(self) -> None:
+        for name in RANGED:
+            value = getattr(self, name)
+            if isinstance(value, (tuple, list)):
+                _check_range(name, value)
+        self._end(0)  # raises for a size that is none
+
+    def _end(self, index: int) -> CallShape:
+        sizes = {
+            name: value[index] if isinstance(value := getattr(self, name), (tuple, list)) else value for name in RANGED
+        }
+        return CallShape(**sizes, guidance=self.guidance, call=self.call)
+
+    @property
+    def size(self) -> dict[str, int]:
+        """The sizes that are no ranges: those of calls that give none."""
+        values = {name: getattr(self, name) for name in ("height", "width", "num_frames")}
+        return {name: value for name, value in values.items() if isinstance(value, int)}
+
+    def to_json(self) -> dict[str, Any]:
+        ends = {name: list(v) for name in RANGED if isinstance(v := getattr(self, name), (tuple, list))}
+        return {**self._end(1).to_json(), **ends, **({"dynamic": True} if self.dynamic else {})}
+
+    def resolve(self, pipe: Any, per_sample: Callable[[CallShape], CallShape]) -> CallShape | CallRange:
+        """Return the shape with the defaults of ``pipe``. Raises :class:`BadCallError` for one that it refuses."""
+        least, most = (resolve_shape(pipe, per_sample(self._end(index))) for index in (0, 1))
+        if self.dynamic:
+            least, most = self._widened(pipe, least, most, per_sample)
+        return most if least == most else CallRange(least, most)
+
+    def _widened(
+        self, pipe: Any, least: CallShape, most: CallShape, per_sample: Callable[[CallShape], CallShape]
+    ) -> tuple[CallShape, CallShape]:
+        """Half and twice of each size that is no range, and up to four samples."""
+        multiple = size_multiple(pipe)
+        smaller, larger = {}, {}
+        for name in ("height", "width"):
+            size = getattr(most, name)
+            if size is not None and getattr(least, name) == size:
+                smaller[name] = max(size // 2 // multiple, 1) * multiple
+                larger[name] = 2 * size
+        ends = (replace(self._end(0), **smaller), replace(self._end(1), **larger))
+        if not isinstance(self.batch_size, (tuple, list)):
+            ends = (
+                replace(ends[0], batch_size=1),
+                replace(ends[1], batch_size=max(_DYNAMIC_BATCH, ends[1].batch_size)),
+            )
+        return resolve_shape(pipe, per_sample(ends[0])), resolve_shape(pipe, per_sample(ends[1]))
+
+
+def _check_range(name: str, value: Sequence[Any]) -> None:
+    if len(value) != 2:
+        raise BadCallError(f"{name}={value!r} is no range: write the smallest and the largest, such as (512, 1024).")
+    if all(isinstance(end, int) for end in value) and value[0] > value[1]:
+        raise BadCallError(f"{name}={tuple(value)!r} is the wrong way round: write ({value[1]}, {value[0]}).")
+
+
+def call_shapes(shapes: Sequence[Mapping[str, Any]] | None, **given: Any) -> list[AskedShape]:
+    """Return each of ``shapes`` over what is ``given``, or that alone; none if nothing was given.
+
+    Raises :class:`SettingsError` for what is no shape.
+    """
+    base = AskedShape(**{name: value for name, value in given.items() if value is not None})
+    if shapes is None:
+        return [] if base == AskedShape() and given.get("batch_size") is None else [base]
+    if not shapes:
+        raise SettingsError("shapes is empty: give at least one mapping such as {'height': 512, 'width': 512}.")
+    try:
+        return [replace(base, **shape) for shape in shapes]
+    except TypeError as error:
+        names = ", ".join(field.name for field in fields(AskedShape))
+        raise SettingsError(f"shapes takes mappings with {names}: {error}.") from error

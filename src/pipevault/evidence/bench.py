@@ -1,0 +1,198 @@
+"""How soon a pipeline is ready and how fast it runs: eager, torch.compile in its forms, and pipevault, side by side.
+
+Each measurement is a fresh process. Ways that keep something on disk are run twice: ``miss`` has nothing yet.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipevault.cache.outcome import Clock, Progress
+from pipevault.errors import PipevaultError, SettingsError
+from pipevault.evidence.compare.run import Run
+from pipevault.evidence.fresh_process import generate_in_fresh_process
+from pipevault.evidence.generation_job import COMPILED, COMPILED_BY_BLOCKS, GenerationJob, GenerationResult
+from pipevault.evidence.request import Request
+from pipevault.files.scratch import scratch_folder
+from pipevault.fingerprint.machine import machine_record
+from pipevault.fingerprint.toolchain import toolchain_factors
+from pipevault.graphs.inductor import GRAPH_FORMAT
+
+SECONDS = ("import", "open", "ready", "first", "warm")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a pipeline. ``load`` are further arguments of the load; ``keeps`` something on disk."""
+
+    name: str
+    method: str
+    regions: str | None = None
+    compile_profile: str | None = None
+    load: Mapping[str, Any] = field(default_factory=dict)
+    mega_cache: bool = False
+
+    @property
+    def keeps(self) -> bool:
+        return self.method != "eager"
+
+
+WAYS = (
+    Way("eager", "eager"),
+    Way("torch.compile", COMPILED),
+    Way("torch.compile Mega-cache", COMPILED, mega_cache=True),
+    Way("torch.compile by blocks", COMPILED_BY_BLOCKS),
+    Way("whole", "frozen", "off"),
+    Way("blocks", "frozen", "blocks"),
+    Way("range", "frozen", "off", load={"dynamic": True}),
+    Way("whole fast", "frozen", "off", "fast"),
+    Way("whole max", "frozen", "off", "max"),
+)
+ALL_WAYS = tuple(way.name for way in WAYS)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one way took.
+
+    ``miss`` is the run that had nothing on disk; ``seconds`` are medians over the runs after it, by :data:`SECONDS`;
+    ``peak_bytes`` is the largest resident memory of such a run. ``start`` are the seconds of each step of a load that
+    is a hit (``fingerprint``, ``lookup``, ``verify``, ``open``, ``bind``); ``calls_s`` those of each call of a process;
+    ``steps_s`` when the denoising steps of its first call ended, from the begin of the call.
+    """
+
+    name: str
+    miss: Mapping[str, float]
+    seconds: Mapping[str, float]
+    peak_bytes: int
+    runs: int
+    pixels: tuple[str, ...]
+    start: Mapping[str, float] = field(default_factory=dict)
+    calls_s: tuple[float, ...] = ()
+    steps_s: tuple[float, ...] = ()
+
+    @property
+    def miss_s(self) -> float:
+        """Seconds from the constructed pipeline to the end of its first call, with nothing on disk."""
+        return self.miss["ready"] + self.miss["first"]
+
+    @property
+    def hit_s(self) -> float:
+        """The same in a later process."""
+        return self.seconds["ready"] + self.seconds["first"]
+
+    def to_json(self) -> dict[str, Any]:
+        own = {"name": self.name, "miss": dict(self.miss), "seconds": dict(self.seconds), "runs": self.runs}
+        split = {"start": dict(self.start), "calls_s": self.calls_s, "steps_s": self.steps_s}
+        return {**own, **split, "peak_bytes": self.peak_bytes, "miss_s": self.miss_s, "hit_s": self.hit_s}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The measurements of one model. ``skipped`` are the ways that failed, with the reason."""
+
+    model: str
+    request: Request
+    measured: tuple[Measured, ...]
+    skipped: tuple[tuple[str, str], ...]
+    machine: Mapping[str, Any]
+    versions: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "request": self.request.to_json(),
+            "measured": [one.to_json() for one in self.measured],
+            "skipped": [list(pair) for pair in self.skipped],
+            "machine": dict(self.machine),
+            "versions": dict(self.versions),
+        }
+
+
+def bench(
+    model: str,
+    request: Request,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    pipeline_class: str | None = None,
+    ways: Sequence[str] = ALL_WAYS,
+    runs: int = 3,
+    calls: int = 2,
+    jobs: int | None = None,
+    timeout_s: float | None = None,
+    progress: Progress | None = None,
+    generate: Run = generate_in_fresh_process,
+) -> Bench:
+    """Run ``model`` in each of ``ways``, ``runs`` times after the first where it keeps something; each process makes
+    ``calls`` calls.
+
+    A way that fails is in ``skipped``; :class:`SettingsError` for an unknown one.
+    """
+    known = {way.name: way for way in WAYS}
+    if unknown := [name for name in ways if name not in known]:
+        raise SettingsError(f"There is no way {unknown[0]!r}. Ways: {', '.join(known)}.")
+    if runs < 1:
+        raise SettingsError(f"runs must be 1 or more, not {runs}.")
+    if calls < 2:
+        raise SettingsError(f"calls must be 2 or more, not {calls}: the first one is not like the others.")
+    clock = Clock(progress)
+    job = GenerationJob(
+        model=model,
+        request=request,
+        method="eager",
+        dtype=dtype,
+        device=device,
+        pipeline_class=pipeline_class,
+        jobs=jobs,
+        generations=calls,
+    )
+    measured, skipped = [], []
+    for name in ways:
+        try:
+            measured.append(_measure(known[name], job, runs, timeout_s, clock, generate))
+        except PipevaultError as error:  # what one way cannot do, the others may
+            skipped.append((name, str(error)))
+    versions = toolchain_factors(graph_format=GRAPH_FORMAT)
+    return Bench(model, request, tuple(measured), tuple(skipped), machine_record(), versions)
+
+
+def _measure(way: Way, job: GenerationJob, runs: int, timeout_s: float | None, clock: Clock, generate: Run) -> Measured:
+    with scratch_folder("bench") as scratch:
+        kept = {"TORCHINDUCTOR_CACHE_DIR": str(scratch / "cache"), "TRITON_CACHE_DIR": str(scratch / "cache/triton")}
+        own = replace(
+            job,
+            method=way.method,
+            regions=way.regions,
+            compile_profile=way.compile_profile,
+            load=way.load,
+            dir=scratch / "vault",
+            mode="compile",
+            environment=kept if way.method in (COMPILED, COMPILED_BY_BLOCKS) and not way.mega_cache else {},
+            artifacts=scratch / "artifacts" if way.mega_cache else None,
+        )
+
+        def run(number: int) -> GenerationResult:
+            label = f"{way.name}, {'nothing on disk' if number == 0 and way.keeps else f'run {number + 1}'}"
+            with clock.step("running in a fresh process", label):
+                return generate(own, scratch / f"run-{number}", label=label, timeout_s=timeout_s)
+
+        first = run(0)
+        later = [run(number) for number in range(1, runs + (1 if way.keeps else 0))] or [first]
+        return Measured(
+            way.name,
+            first.seconds,
+            {name: statistics.median(one.seconds[name] for one in later) for name in SECONDS},
+            max(one.peak_bytes for one in later),
+            len(later),
+            later[-1].pixels,
+            {
+                name: statistics.median(one.load_seconds.get(name, 0.0) for one in later)
+                for name in later[0].load_seconds
+            },
+            tuple(map(statistics.median, zip(*(one.calls_s for one in later), strict=True))),
+            tuple(map(statistics.median, zip(*(one.steps_s for one in later), strict=True))),
+        )

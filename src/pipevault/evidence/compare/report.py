@@ -1,0 +1,165 @@
+"""The page that shows a comparison: the table, the pictures, where they differ, and what made them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipevault.evidence.compare.result import Array, Comparison, FinishedRun
+from pipevault.evidence.metrics import heat_map
+from pipevault.report.page import render_page
+
+SHOWN_PICTURES = 10
+"""Of each run; the figures are over all of them."""
+_LARGEST_SIDE_PX = 256
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A row of pictures under a title; ``note`` says what its colours mean or how many are left out."""
+
+    title: str
+    note: str
+    pictures: tuple[tuple[Image.Image, str], ...]
+
+
+def comparison_page(comparison: Comparison, *, command: str) -> str:
+    """The HTML page. ``command`` is what makes it again. Raises :class:`MissingExtraError` without Jinja2."""
+    compared = [run for run in comparison.runs if run.pixels_distance is not None]
+    return render_page(
+        "compare.html.j2",
+        {
+            "title": f"One seed, {len(comparison.runs)} fresh processes: {comparison.model}",
+            "comparison": comparison,
+            "result": comparison.runs[0].result,
+            "pictures": list(_pictures(comparison)),
+            "differences": [gallery for run in compared if (gallery := _differences(comparison, run))],
+            "without_difference": [run for run in compared if _is_equal(run)],
+            "facts": list(_facts(comparison, command)),
+        },
+    )
+
+
+def _is_equal(run: FinishedRun) -> bool:
+    return bool(run.equal) and (run.latents_distance is None or run.latents_distance.equal)
+
+
+def _pictures(comparison: Comparison) -> Iterator[Gallery]:
+    """A row for each set of pictures; runs that drew the same one share it."""
+    drawn: dict[tuple[str, ...], list[FinishedRun]] = {}
+    for run in comparison.runs:
+        drawn.setdefault(run.result.pixels, []).append(run)
+    for runs in drawn.values():
+        captions = _captions(comparison, runs[0])
+        shown = [picture for picture in runs[0].pictures[:SHOWN_PICTURES] if _is_picture(picture)]
+        left_out = len(runs[0].pictures) - len(shown)
+        if shown:
+            yield Gallery(
+                title=", ".join(run.plan.name for run in runs),
+                note=f"{left_out} more are not shown." if left_out else "",
+                pictures=tuple(
+                    (_reduced(Image.fromarray(picture)), caption)
+                    for picture, caption in zip(shown, captions, strict=False)
+                ),
+            )
+
+
+def _differences(comparison: Comparison, run: FinishedRun) -> Gallery | None:
+    """Heat maps of the pixels where any differs, else of the latents; ``None`` where neither does."""
+    assert run.plan.against is not None
+    assert run.pixels_distance is not None
+    other = comparison.run(run.plan.against)
+    captions = _captions(comparison, run)
+    if not run.equal and _is_picture(run.pictures[0]):
+        maps, distance = _pixel_gaps(run.pictures, other.pictures), run.pixels_distance
+        scale = f"a difference of {distance.max_abs:g} of 255 in one channel of a pixel"
+    elif run.latents_distance is not None and not run.latents_distance.equal:
+        if run.latents is None or other.latents is None or run.latents.ndim < 4:
+            return None
+        maps, distance = _latent_gaps(run.latents, other.latents), run.latents_distance
+        scale = f"a difference of {distance.max_abs:.2g} in one channel of the latents"
+        if run.equal:
+            scale += ", too small to move a pixel by one of 255"
+    else:
+        return None
+    full_scale = distance.max_abs if math.isfinite(distance.max_abs) else None
+    return Gallery(
+        title=f"{run.plan.name} against {run.plan.against}" + (f": {run.note}" if run.note else ""),
+        note=f"Black is equal; white, the full scale, is {scale}.",
+        pictures=tuple(
+            (_peaks(heat_map(gaps, np.zeros_like(gaps), full_scale=full_scale)), caption)
+            for gaps, caption in zip(maps, captions, strict=False)
+        ),
+    )
+
+
+def _captions(comparison: Comparison, run: FinishedRun) -> list[str]:
+    """The prompts where there is one for each picture, else numbers."""
+    prompts, count = comparison.request.prompts, len(run.pictures)
+    if len(prompts) >= count:
+        return list(prompts[:count])
+    return [f"picture {number + 1}" for number in range(count)]
+
+
+def _pixel_gaps(pictures: Sequence[Array], others: Sequence[Array]) -> Iterator[Array]:
+    for one, other in zip(pictures[:SHOWN_PICTURES], others, strict=False):
+        gaps = np.abs(one.astype(np.float64) - other.astype(np.float64))
+        yield gaps if gaps.ndim == 2 else gaps.max(axis=-1)
+
+
+def _latent_gaps(latents: Array, others: Array) -> Iterator[Array]:
+    """The largest difference over channels, and over frames if there are any."""
+    for one, other in zip(latents[:SHOWN_PICTURES], others, strict=False):
+        gaps = np.abs(one.astype(np.float64) - other.astype(np.float64))
+        yield gaps.max(axis=tuple(range(gaps.ndim - 2)))
+
+
+def _is_picture(array: Array) -> bool:
+    return array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4)))
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    """Pictures are shown small: the page would hold tens of megabytes otherwise."""
+    image.thumbnail((_LARGEST_SIDE_PX, _LARGEST_SIDE_PX))
+    return image
+
+
+def _peaks(image: Image.Image) -> Image.Image:
+    """A heat map made smaller so that the hottest pixel of each block is kept: an average would hide single ones."""
+    block = -(-max(image.size) // _LARGEST_SIDE_PX)
+    if block == 1:
+        return image
+    values = np.asarray(image)
+    padding = [(0, -side % block) for side in values.shape[:2]]
+    padded = np.pad(values, [*padding, (0, 0)])
+    height, width = (side // block for side in padded.shape[:2])
+    return Image.fromarray(padded.reshape(height, block, width, block, -1).max(axis=(1, 3)))
+
+
+def _facts(comparison: Comparison, command: str) -> Iterator[tuple[str, str]]:
+    request, result, machine = comparison.request, comparison.runs[0].result, comparison.machine
+    yield "command", command
+    yield "seed", str(request.seed)
+    chosen: dict[str, Any] = {
+        "steps": request.steps,
+        "guidance scale": request.guidance_scale,
+        "size": f"{request.width}x{request.height}" if request.width else None,
+    }
+    yield from ((name, str(value)) for name, value in chosen.items() if value is not None)
+    if len(set(request.prompts)) <= SHOWN_PICTURES:
+        yield "prompts", "; ".join(request.prompts) or "none"
+    keys = {run.result.key for run in comparison.runs if run.result.key}
+    yield from (("key", key) for key in sorted(keys))
+    yield (
+        "device",
+        f"{result.device}, {result.threads} threads, {result.capability} kernels".replace("1 threads", "1 thread"),
+    )
+    for name in ("cpu", "cores", "os", "python", "nvidia_driver"):
+        if machine.get(name):
+            yield name.replace("_", " "), str(machine[name])
+    yield from ((name, version) for name, version in result.versions.items() if name != "graph_format")

@@ -1,0 +1,201 @@
+"""Does a seed give the same picture again? Eager, torch.compile and frozen runs, each in a fresh process.
+
+The runs are :data:`RUNS`; each is compared with an earlier one. After the repetitions come the causes of drift on a CPU
+machine: another thread count, another instruction set, another batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from pipevault.cache.outcome import Clock, Progress
+from pipevault.determinism.seeds import effective_seed
+from pipevault.errors import NotComparableError, SettingsError
+from pipevault.evidence.compare.result import Array, Comparison, FinishedRun, PlannedRun
+from pipevault.evidence.fresh_process import generate_in_fresh_process
+from pipevault.evidence.generation_job import GenerationJob, GenerationResult
+from pipevault.evidence.metrics import Distance, distance
+from pipevault.evidence.request import Request
+from pipevault.files.scratch import scratch_folder
+from pipevault.fingerprint.machine import machine_record
+
+FIRST = "eager"
+RUNS = (
+    PlannedRun(FIRST, "eager", "eager"),
+    PlannedRun("eager again", "eager", "eager", against=FIRST),
+    PlannedRun("torch.compile", "torch.compile", "torch.compile", against=FIRST),
+    PlannedRun("torch.compile again", "torch.compile", "torch.compile", against="torch.compile"),
+    PlannedRun("frozen", "frozen", "frozen", against=FIRST),
+    PlannedRun("frozen again", "frozen", "frozen", against="frozen"),
+    PlannedRun("eager, other thread count", "threads", "eager", against=FIRST, change="threads"),
+    PlannedRun("eager, other instruction set", "isa", "eager", against=FIRST, change="isa"),
+    PlannedRun("eager, other batch size", "batch", "eager", against=FIRST, change="batch"),
+)
+"""In the order in which they run. The first one is always run, because the others are compared with it."""
+
+GROUPS = tuple(dict.fromkeys(run.group for run in RUNS))
+PREWARM = "prewarm"
+ACTION = "running in a fresh process"
+_ISA_BELOW: Mapping[str, str] = {"AVX512": "avx2", "AVX2": "default", "SVE256": "default", "VSX": "default"}
+"""By ``torch.backends.cpu.get_cpu_capability()``: the value of ``ATEN_CPU_CAPABILITY`` for the one below it."""
+
+
+class Run(Protocol):
+    """:func:`generate_in_fresh_process`, or a stand-in."""
+
+    def __call__(
+        self, job: GenerationJob, folder: Path, *, label: str = "", timeout_s: float | None = None
+    ) -> GenerationResult: ...
+
+
+def compare(
+    model: str,
+    request: Request,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    pipeline_class: str | None = None,
+    dir: Path | None = None,
+    level: str | None = None,
+    build_config: Mapping[str, Any] | None = None,
+    groups: Sequence[str] = GROUPS,
+    timeout_s: float | None = None,
+    progress: Progress | None = None,
+    run: Run = generate_in_fresh_process,
+) -> Comparison:
+    """Runs those of :data:`RUNS` whose group is in ``groups``, one after the other, ``timeout_s`` for each process.
+
+    Raises what a run raises (:func:`generate_in_fresh_process`), :class:`MissingExtraError` without scikit-image,
+    :class:`SettingsError` for an unknown group. Unequal frozen runs are for :meth:`Comparison.check`.
+    """
+    if unknown := [group for group in groups if group not in GROUPS]:
+        raise SettingsError(f"There are no runs {unknown[0]!r}. Runs: {', '.join(GROUPS)}.")
+    distance(np.zeros((3, 3), np.uint8), np.zeros((3, 3), np.uint8))  # what it lacks it must say before the first run
+    job = GenerationJob(
+        model=model,
+        request=replace(request.with_defaults_of(model), seed=effective_seed(request.seed)),
+        method="frozen",
+        dtype=dtype,
+        device=device,
+        pipeline_class=pipeline_class,
+        dir=dir,
+        level=level,
+        build_config=dict(build_config or {}),
+    )
+    clock = Clock(progress)
+    done: dict[str, FinishedRun] = {}
+    skipped: list[tuple[str, str]] = []
+    prewarm: GenerationResult | None = None
+    with scratch_folder("compare") as scratch:
+        for plan in RUNS:
+            if plan.group not in groups and plan.name != FIRST:
+                continue
+            if plan.method == "frozen" and prewarm is None:
+                with clock.step(ACTION, PREWARM):
+                    freezing = replace(job, mode="compile", generations=0)
+                    prewarm = run(freezing, Path(scratch, PREWARM), label=PREWARM, timeout_s=timeout_s)
+            changed = _changed(plan, replace(job, method=plan.method), done.get(FIRST))
+            if isinstance(changed, str):
+                skipped.append((plan.name, changed))
+                continue
+            with clock.step(ACTION, plan.name):
+                result = run(changed, Path(scratch, f"run-{len(done)}"), label=plan.name, timeout_s=timeout_s)
+            finished = _finished(plan, result, done)
+            if isinstance(finished, str):
+                skipped.append((plan.name, finished))
+            else:
+                done[plan.name] = finished
+    return Comparison(model, job.request, tuple(done.values()), tuple(skipped), prewarm, machine_record())
+
+
+def _changed(plan: PlannedRun, job: GenerationJob, first: FinishedRun | None) -> GenerationJob | str:
+    """The job of a run, or why it is left out."""
+    if not plan.change or first is None:
+        return job
+    base = first.result
+    if plan.change == "batch":
+        other = _other_batch(job.request)
+        return "the pipeline takes no prompt" if other is None else replace(job, request=other)
+    if base.device != "cpu":
+        return f"the parts run on {base.device}, whose bits do not depend on it"
+    if plan.change == "threads":
+        threads = "1" if base.threads > 1 else "2"
+        # Where MKL has a count of its own, torch takes that one.
+        return replace(job, environment={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads})
+    below = _ISA_BELOW.get(base.capability)
+    if below is None:
+        return f"torch has no kernels for less than {base.capability} here"
+    return replace(job, environment={"ATEN_CPU_CAPABILITY": below})
+
+
+def _other_batch(request: Request) -> Request | None:
+    """The first prompt alone; where it is alone already, twice."""
+    if not request.prompts:
+        return None
+    first = request.prompts[0]
+    return replace(request, prompts=(first,) if len(request.prompts) > 1 else (first, first))
+
+
+def _finished(plan: PlannedRun, result: GenerationResult, done: Mapping[str, FinishedRun]) -> FinishedRun | str:
+    """The run with its distances, or why it says nothing."""
+    latents = None if result.latents is None else np.load(result.latents)
+    finished = FinishedRun(plan, result, tuple(_picture(path) for path in result.pictures), latents)
+    if plan.against is None:
+        return finished
+    other = done[plan.against]
+    note = _note(plan.change, result, other.result) if plan.change else ""
+    if note is None:
+        return f"the change had no effect: {result.threads} threads and {result.capability} kernels in both runs"
+    is_batch = plan.change == "batch"
+    count = min(len(finished.pictures), len(other.pictures)) if is_batch else None
+    return replace(
+        finished,
+        note=note,
+        equal=result.pixels[:count] == other.result.pixels[:count],
+        pixels_distance=_distance(finished.pictures[:count], other.pictures[:count], plan.name, other.plan.name),
+        latents_distance=_latents_distance(latents, other.latents, only_common=is_batch),
+        same_noise=None if is_batch else result.noise == other.result.noise,
+    )
+
+
+def _note(change: str, result: GenerationResult, base: GenerationResult) -> str | None:
+    """What a change changed; ``None`` if nothing."""
+    if change == "threads":
+        words = (f"{result.threads} thread{'s' if result.threads > 1 else ''}", str(base.threads))
+    elif change == "isa":
+        words = (f"{result.capability} kernels", base.capability)
+    else:
+        words = (f"batch of {len(result.pixels)}", str(len(base.pixels)))
+    return None if words[1] in words[0].split() else f"{words[0]}, not {words[1]}"
+
+
+def _distance(pictures: Sequence[Array], others: Sequence[Array], name: str, other: str) -> Distance:
+    """Over all pictures of both runs."""
+    if not pictures or len(pictures) != len(others):
+        raise NotComparableError(f"{name} gave {len(pictures)} pictures and {other} {len(others)}: nothing to compare.")
+    if len({picture.shape for picture in (*pictures, *others)}) > 1:
+        raise NotComparableError(f"The pictures of {name} and {other} have several sizes. Give a size.")
+    return distance(np.stack(pictures), np.stack(others))
+
+
+def _latents_distance(latents: Array | None, others: Array | None, *, only_common: bool) -> Distance | None:
+    if latents is None or others is None:
+        return None
+    if only_common:
+        count = min(len(latents), len(others))
+        latents, others = latents[:count], others[:count]
+    return distance(latents, others) if latents.shape == others.shape else None
+
+
+def _picture(path: Path) -> Array:
+    if path.suffix == ".npy":
+        array: Array = np.load(path)
+        return array
+    with Image.open(path) as image:
+        return np.asarray(image)

@@ -1,0 +1,240 @@
+"""What a fresh process does with its job: open a pipeline, make it ready, generate, write the pictures.
+
+Whatever the method, the noise is the same: a CPU generator for each sample and float32 draws on the host. That is all
+that an eager or a torch.compile run has of pipevault, and inside the parts, which draw nothing, not even that.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pickle
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch._C import _len_torch_function_stack
+from torch.overrides import _pop_mode_temporarily
+
+from pipevault.cache.keys import execution_device
+from pipevault.cache.loaded import outcome
+from pipevault.cache.outcome import Outcome
+from pipevault.cache.pipeline_cache import PipelineCache
+from pipevault.cache.regions import repeated_blocks
+from pipevault.calls.call import parameters
+from pipevault.calls.describe import digest_array
+from pipevault.calls.outputs import as_array, samples
+from pipevault.calls.samples import samples_of
+from pipevault.errors import BadCallError, PipevaultError
+from pipevault.evidence.generation_job import (
+    COMPILED_BY_BLOCKS,
+    ERROR_FILE,
+    RESULT_FILE,
+    GenerationJob,
+    GenerationResult,
+)
+from pipevault.fingerprint.toolchain import toolchain_factors
+from pipevault.graphs import parts as graph_parts
+from pipevault.graphs.inductor import GRAPH_FORMAT
+from pipevault.opening import open_pipeline
+from pipevault.runtime.drawing import Sources, draw, needs_host_noise
+from pipevault.runtime.records import record_of
+
+Draw: TypeAlias = Callable[[Mapping[str, Any]], "tuple[Any, str | None]"]
+"""From the arguments of a call to its output and the SHA-256 of the noise."""
+
+_STEP_CALLBACK = "callback_on_step_end"
+
+
+def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> GenerationResult:
+    """Runs ``job`` and writes its pictures and latents to ``folder``. ``started_at_s`` is in seconds since the epoch.
+
+    Raises what opening, loading and calling raise, and :class:`BadCallError` if the pipeline wants a prompt.
+    """
+    import diffusers  # noqa: F401 - its import counts as import and not as opening
+
+    seconds = {"import": time.time() - started_at_s}
+    with _timed(seconds, "open"):
+        pipe = open_pipeline(job.model, dtype=job.dtype, device=job.device, pipeline_class=job.pipeline_class)
+    arguments = job.request.call_arguments(pipe)
+    _check_prompt(pipe, arguments)
+    device = execution_device(pipe, graph_parts.find_parts(pipe))
+    with _timed(seconds, "ready"):
+        draw, loaded = _make_ready(pipe, job)
+    load_seconds = dict(loaded.seconds) if loaded else {}
+    samples: list[np.ndarray[Any, Any]] = []
+    pixels: list[tuple[str, ...]] = []
+    noise: str | None = None
+    steps = _LastLatents()
+    steps_s: tuple[float, ...] = ()
+    calls_s: list[float] = []
+    for number in range(job.generations):
+        steps.clear()
+        call = {**arguments, _STEP_CALLBACK: steps} if _STEP_CALLBACK in parameters(pipe) else arguments
+        begun_s = time.perf_counter()
+        output, noise = draw(call)
+        calls_s.append(time.perf_counter() - begun_s)
+        if number == 0:
+            steps_s = tuple(ended_s - begun_s for ended_s in steps.ended_s)
+        drawn = list(_samples(output))
+        samples = samples or drawn
+        pixels.append(tuple(map(digest_array, drawn)))
+    seconds |= dict(zip(("first", "warm"), calls_s, strict=False))
+    if job.artifacts is not None and not job.artifacts.exists() and (kept := torch.compiler.save_cache_artifacts()):
+        job.artifacts.write_bytes(kept[0])
+    return GenerationResult(
+        pictures=tuple(_write(sample, folder / f"picture-{index}") for index, sample in enumerate(samples)),
+        pixels=pixels[0] if pixels else (),
+        warm_pixels=pixels[1] if len(pixels) > 1 else (),
+        latents=steps.write(folder / "latents.npy"),
+        noise=noise,
+        seconds=seconds,
+        outcome=loaded.status if loaded else "",
+        key=loaded.key.hex if loaded and loaded.key else None,
+        device=device.type,
+        threads=torch.get_num_threads(),
+        capability=str(torch.backends.cpu.get_cpu_capability()),
+        versions=toolchain_factors(graph_format=GRAPH_FORMAT),
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        load_seconds=load_seconds,
+        calls_s=tuple(calls_s),
+        steps_s=steps_s,
+    )
+
+
+def _check_prompt(pipe: Any, arguments: Mapping[str, Any]) -> None:
+    takes_one = "prompt" in parameters(pipe)
+    if takes_one and not any(name.startswith("prompt") for name in arguments):
+        raise BadCallError(f"{type(pipe).__name__} draws what a prompt says. Give at least one, with --prompt TEXT.")
+
+
+def _make_ready(pipe: Any, job: GenerationJob) -> tuple[Draw, Outcome | None]:
+    seed = job.request.seed
+    if job.method == "frozen":
+        cache = PipelineCache(
+            job.dir,
+            mode=job.mode,
+            level=job.level,
+            regions=job.regions,
+            jobs=job.jobs,
+            compile_profile=job.compile_profile,
+            build_config=job.build_config,
+        )
+        cache.load(pipe, **{**job.request.load_arguments(pipe), **job.load})
+        return functools.partial(_draw_frozen, pipe, seed), outcome(pipe)
+    if job.artifacts is not None and job.artifacts.exists():
+        torch.compiler.load_cache_artifacts(job.artifacts.read_bytes())
+    for part in graph_parts.find_parts(pipe).values():
+        blocks = dict(repeated_blocks(part)) if job.method == COMPILED_BY_BLOCKS else {}
+        for block in blocks.values():
+            block.forward = _outside_modes(torch.compile(block.forward))
+        if blocks:
+            continue
+        # The part's own arithmetic must run as it would without pipevault, and a mode must not be traced.
+        forward = part.forward if job.method == "eager" else torch.compile(part.forward)
+        part.forward = _outside_modes(forward)
+    return functools.partial(_draw_plain, pipe, seed), None
+
+
+def _draw_frozen(pipe: Any, seed: int, arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
+    output = pipe(**arguments, seed=seed)
+    noise: str | None = record_of(output).results["noise"]
+    return output, noise
+
+
+def _draw_plain(pipe: Any, seed: int, arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
+    accepted = parameters(pipe)
+    count = samples_of(arguments, accepted, pipeline=type(pipe)).count
+    sources = Sources.of_call(arguments, seed=seed, is_seeded=True, count=count, accepted=accepted)
+    on_host = needs_host_noise(graph_parts.find_parts(pipe).values())
+    drawn = draw(lambda given: pipe(**given), arguments, sources, count, is_alone=True, on_host=on_host)
+    return drawn.output, drawn.noise
+
+
+def _outside_modes(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def outside(*args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as stack:
+            for _ in range(_len_torch_function_stack()):
+                stack.enter_context(_pop_mode_temporarily())
+            return forward(*args, **kwargs)
+
+    return outside
+
+
+class _LastLatents:
+    """A ``callback_on_step_end`` that keeps the latents after the last step, of each call where there are several."""
+
+    def __init__(self) -> None:
+        self._of_calls: list[torch.Tensor] = []
+        self.ended_s: list[float] = []
+        """When each step ended."""
+
+    def clear(self) -> None:
+        self._of_calls.clear()
+        self.ended_s.clear()
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        self.ended_s.append(time.perf_counter())
+        if isinstance(latents := tensors.get("latents"), torch.Tensor):
+            if step > 0 and self._of_calls:
+                self._of_calls.pop()
+            self._of_calls.append(latents)
+        return tensors
+
+    def write(self, path: Path) -> Path | None:
+        """As float32, samples first; ``None`` where the pipeline showed none."""
+        if not self._of_calls:
+            return None
+        np.save(path, torch.cat(self._of_calls).detach().to("cpu", torch.float32).numpy())
+        return path
+
+
+def _samples(output: Any) -> Iterator[np.ndarray[Any, Any]]:
+    """The pictures, frames or arrays of an output: those of its first field that has any."""
+    found = samples(output)
+    for one in found:
+        if one.place.field == found[0].place.field:
+            yield as_array(one.value.float() if isinstance(one.value, torch.Tensor) else one.value)
+
+
+def _write(sample: np.ndarray[Any, Any], path: Path) -> Path:
+    is_picture = sample.dtype == np.uint8 and (sample.ndim == 2 or (sample.ndim == 3 and sample.shape[-1] in (3, 4)))
+    if is_picture:
+        Image.fromarray(sample).save(file := path.with_suffix(".png"))
+    else:
+        np.save(file := path.with_suffix(".npy"), sample)
+    return file
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started_s = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started_s
+
+
+def main(job_file: Path) -> int:
+    """Return the exit code of the child: 0 with a result, 1 with an error file; any other exception goes its way."""
+    document = json.loads(job_file.read_text("utf-8"))
+    folder = job_file.parent
+    try:
+        result = generate_for(
+            GenerationJob.from_json(document["job"]), folder, started_at_s=float(document["started_at_s"])
+        )
+    except PipevaultError as error:
+        (folder / ERROR_FILE).write_bytes(pickle.dumps(error))
+        return 1
+    (folder / RESULT_FILE).write_text(json.dumps(result.to_json()), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

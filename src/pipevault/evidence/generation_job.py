@@ -1,0 +1,122 @@
+"""What a fresh process is told to generate, and what it answers: two JSON documents in one folder.
+
+``job.json`` and ``result.json``::
+
+    {"job": {"model": "demo", "method": "eager", …}, "started_at_s": 1735689600.0}
+    {"pictures": ["picture-0.png"], "pixels": ["<sha256>"], "seconds": {"open": 0.2, …}, "threads": 1, …}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipevault.errors import SettingsError
+from pipevault.evidence.request import Request
+
+COMPILED, COMPILED_BY_BLOCKS = "torch.compile", "torch.compile by blocks"
+METHODS = ("eager", COMPILED, COMPILED_BY_BLOCKS, "frozen")
+JOB_FILE, RESULT_FILE, ERROR_FILE, OUTPUT_FILE = "job.json", "result.json", "error.pickle", "output.txt"
+
+
+@dataclass(frozen=True)
+class GenerationJob:
+    """What a fresh process does: open ``model``, make it ready by ``method``, generate ``generations`` times.
+
+    ``method``: ``eager`` (plain diffusers), ``torch.compile`` (each part that pipevault would freeze, with an empty
+    compile cache), ``torch.compile by blocks`` (their repeated blocks, each kind compiled once), or ``frozen`` (loaded
+    from the vault ``dir`` in ``mode`` at ``level``, with those settings and the further arguments ``load``).
+    ``generations`` of 0 only makes ready, which in mode ``compile`` freezes what the vault lacks. ``environment`` is
+    laid over the parent's. ``artifacts`` is a file for what torch.compile keeps (its Mega-cache): read if it is there,
+    else written after the last generation.
+    """
+
+    model: str
+    request: Request
+    method: str
+    dtype: str | None = None
+    device: str | None = None
+    pipeline_class: str | None = None
+    dir: Path | None = None
+    mode: str = "require"
+    level: str | None = None
+    build_config: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    generations: int = 2
+    regions: str | None = None
+    jobs: int | None = None
+    compile_profile: str | None = None
+    load: Mapping[str, Any] = field(default_factory=dict)
+    artifacts: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise SettingsError(f"There is no method {self.method!r}. Methods: {', '.join(METHODS)}.")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "request": self.request.to_json(),
+            "dir": None if self.dir is None else str(self.dir),
+            "artifacts": None if self.artifacts is None else str(self.artifacts),
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> GenerationJob:
+        paths = {name: None if (path := document[name]) is None else Path(path) for name in ("dir", "artifacts")}
+        return cls(**{**document, **paths, "request": Request.from_json(document["request"])})
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """``pictures`` are PNG files, or ``.npy`` files of what is no 8-bit image; ``pixels`` their SHA-256, in order.
+
+    ``warm_pixels`` is of the second generation. ``latents`` is a ``.npy`` file where the pipeline shows its steps.
+    ``seconds``: ``import`` (from the start of the process), ``open``, ``ready`` (from the constructed pipeline),
+    ``first`` and ``warm`` (the first two generations). ``load_seconds`` are the steps of the load, if frozen;
+    ``calls_s`` the generations, ``steps_s`` when the steps of the first one ended, from its begin. ``outcome`` is that
+    of the load, empty unless frozen.
+    ``peak_bytes`` is the largest resident memory of the process.
+    """
+
+    pictures: tuple[Path, ...]
+    pixels: tuple[str, ...]
+    warm_pixels: tuple[str, ...]
+    latents: Path | None
+    noise: str | None
+    seconds: Mapping[str, float]
+    outcome: str
+    key: str | None
+    device: str
+    threads: int
+    capability: str
+    versions: Mapping[str, str]
+    peak_bytes: int = 0
+    load_seconds: Mapping[str, float] = field(default_factory=dict)
+    calls_s: tuple[float, ...] = ()
+    steps_s: tuple[float, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Files as their names, without the folder."""
+        return {
+            **asdict(self),
+            "pictures": [path.name for path in self.pictures],
+            "latents": None if self.latents is None else self.latents.name,
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], folder: Path) -> GenerationResult:
+        latents = document["latents"]
+        return cls(
+            **{
+                **document,
+                "pictures": tuple(folder / name for name in document["pictures"]),
+                "pixels": tuple(document["pixels"]),
+                "warm_pixels": tuple(document["warm_pixels"]),
+                "latents": None if latents is None else folder / latents,
+                "calls_s": tuple(document.get("calls_s", ())),
+                "steps_s": tuple(document.get("steps_s", ())),
+            }
+        )

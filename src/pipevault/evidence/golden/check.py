@@ -1,0 +1,277 @@
+"""Holding what was drawn to its golden.
+
+For the same key the pixels must be equal, byte for byte. Where the machine type or the key is another, equal pixels
+pass too; others only if that was allowed, and then within limits that were measured where the golden was recorded, or
+that the suite gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipevault.errors import (
+    ChangedWeightsError,
+    DifferentOutputError,
+    MissingExtraError,
+    NoGoldenError,
+    NotComparableError,
+    OtherMachineError,
+)
+from pipevault.evidence.golden.draw import Array, Drawn, Sample
+from pipevault.evidence.golden.files import Golden, case_folder, machine_types
+from pipevault.evidence.golden.machine import (
+    build_differences,
+    listed,
+    machine_differences,
+    machine_type,
+    run_differences,
+)
+from pipevault.evidence.golden.pictures import clear_pictures, write_failure
+from pipevault.evidence.golden.read import read_golden
+from pipevault.evidence.golden.suite import Limits
+from pipevault.evidence.metrics import Distance, distance
+
+KINDS = ("pixels", "latents")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What may differ, and how a message tells to record or to allow it."""
+
+    limits: Limits = field(default_factory=Limits)
+    other_machine: bool = False
+    other_key: bool = False
+    record: str = "`pipevault golden record`"
+    again: str = "`pipevault golden record --overwrite`"
+    measure: str = "--measure-tolerance"
+    allow_machine: str = "--other-machine"
+    allow_key: str = "--other-key"
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A check that passed: ``status`` is ``equal`` or ``within tolerance``. ``differences`` are what the run differs in
+    all the same, such as a library's version.
+    """
+
+    golden: Path
+    status: str
+    differences: tuple[str, ...] = ()
+    pixels: Distance | None = None
+    latents: Distance | None = None
+
+
+def find_golden(goldens: Path, case: str, machine: Mapping[str, Any], rules: Rules) -> Golden:
+    """The golden of a case for this machine type, or, if ``rules`` allow it, the nearest of another.
+
+    :class:`NoGoldenError`, :class:`OtherMachineError`, and what :func:`read_golden` raises.
+    """
+    here = machine_type(machine)
+    known = machine_types(goldens, case)
+    if here in known:
+        return read_golden(case_folder(goldens, here, case))
+    if not known:
+        raise NoGoldenError(f"Nothing was recorded for {case!r} in {goldens}. Record it with {rules.record}.")
+    others = [read_golden(case_folder(goldens, name, case)) for name in known]
+    golden = min(others, key=lambda other: (len(machine_differences(other.record.machine, machine)), other.path))
+    differences = machine_differences(golden.record.machine, machine)
+    what = (
+        f"{case!r} has no golden of this machine type, {here}; the nearest, {golden.path.parent.name}, differs in "
+        f"{listed(differences)}."
+    )
+    if not rules.other_machine:
+        raise OtherMachineError(
+            f"{what} Record one here with {rules.record}, or compare within its measured tolerance with "
+            f"{rules.allow_machine}.",
+            differences,
+        )
+    if not _limits(golden, rules).to_json():
+        raise OtherMachineError(
+            f"{what} It has no tolerance to compare within: record it there with {rules.measure}, or give limits of "
+            "your own.",
+            differences,
+        )
+    return golden
+
+
+def check_drawn(golden: Golden, drawn: Drawn, rules: Rules, *, out: Path) -> Passed:
+    """Hold ``drawn`` to ``golden``; if it differs, leave pictures in the folder ``out``.
+
+    :class:`ChangedWeightsError`, :class:`DifferentOutputError`.
+    """
+    clear_pictures(out)
+    _check_weights(golden, drawn)
+    is_other_machine = machine_type(drawn.record.machine) != golden.machine_type
+    is_other_key = golden.record.key != drawn.record.key
+    differences = _differences(golden, drawn)
+    pairs = list(zip(golden.drawn.samples, drawn.samples, strict=False))
+    wrong = [index for index, (expected, actual) in enumerate(pairs) if not _is_equal(expected, actual)]
+    wrong += range(len(pairs), max(len(golden.drawn.samples), len(drawn.samples)))
+    if not wrong:
+        return Passed(golden.path, "equal", differences)
+    limits = _limits(golden, rules)
+    is_allowed = rules.other_machine if is_other_machine else is_other_key and rules.other_key
+    same_forms = list(map(_form, golden.drawn.samples)) == list(map(_form, drawn.samples))
+    if is_allowed and limits.to_json() and same_forms:
+        passed = _measured(golden, drawn, differences)
+        over = _over(passed, limits)
+        if not over:
+            return passed
+        why = f"It is beyond the tolerance: {'; '.join(over)}."
+    else:
+        why = _why(golden, drawn, rules, is_other_machine=is_other_machine, is_other_key=is_other_key)
+    write_failure(out, golden, drawn, wrong)
+    raise DifferentOutputError(
+        f"{golden.case!r} is not what its golden {golden.path} expects: {_described(golden, drawn, wrong)}. {why}"
+        f"{_listed_differences(differences)}{_weights_note(golden, drawn)} The pictures expected, actual and "
+        f"difference are in {out}."
+    )
+
+
+def distance_of(golden: Drawn, drawn: Drawn) -> dict[str, Distance]:
+    """Over all ``pixels`` of two runs, and over all ``latents`` where both have them.
+
+    :class:`NotComparableError` for other shapes or counts, :class:`MissingExtraError` without scikit-image.
+    """
+    found = {"pixels": _distance(golden.samples, drawn.samples)}
+    if golden.latents and drawn.latents:
+        found["latents"] = _distance(golden.latents, drawn.latents)
+    return found
+
+
+def _distance(expected: Sequence[Sample], actual: Sequence[Sample]) -> Distance:
+    if len(expected) != len(actual):
+        raise NotComparableError(f"{len(expected)} outputs cannot be compared with {len(actual)}.")
+    found = [distance(np.asarray(one), np.asarray(other)) for one, other in zip(expected, actual, strict=True)]
+    worst = max(found, key=lambda one: (one.max_abs, one.mean_abs))
+    return replace(
+        worst,
+        mean_abs=max(one.mean_abs for one in found),
+        differing_share=max(one.differing_share for one in found),
+    )
+
+
+def _measured(golden: Golden, drawn: Drawn, differences: tuple[str, ...]) -> Passed:
+    found = distance_of(golden.drawn, drawn)
+    return Passed(golden.path, "within tolerance", differences, found["pixels"], found.get("latents"))
+
+
+def _over(passed: Passed, limits: Limits) -> list[str]:
+    """Each limit that the distance is beyond, in words."""
+    over = []
+    for kind in KINDS:
+        found: Distance | None = getattr(passed, kind)
+        for measure in ("max_abs", "mean_abs"):
+            limit = getattr(limits, f"{kind}_{measure}")
+            if found is not None and limit is not None and not getattr(found, measure) <= limit:
+                over.append(f"{kind} {measure} is {getattr(found, measure):.4g}, the limit {limit:.4g}")
+    return over
+
+
+def _limits(golden: Golden, rules: Rules) -> Limits:
+    return rules.limits.over(golden.tolerance.limits if golden.tolerance else Limits())
+
+
+def _is_equal(expected: Sample, actual: Sample) -> bool:
+    if isinstance(expected, Image.Image) != isinstance(actual, Image.Image):
+        return False
+    if isinstance(expected, Image.Image) and isinstance(actual, Image.Image):
+        same_form = (expected.mode, expected.size) == (actual.mode, actual.size)
+        return same_form and expected.tobytes() == actual.tobytes()
+    one, other = np.asarray(expected), np.asarray(actual)
+    return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
+
+
+def _check_weights(golden: Golden, drawn: Drawn) -> None:
+    theirs, ours = golden.record.weights, drawn.record.weights
+    parts = tuple(name for name in sorted(theirs.keys() & ours.keys()) if theirs[name] != ours[name])
+    if parts:
+        raise ChangedWeightsError(
+            f"{golden.case!r} was recorded with other weights of {', '.join(parts)}: "
+            f"{'; '.join(f'{name} {theirs[name][:12]} there, {ours[name][:12]} here' for name in parts)}. Open the "
+            "model as it was, or record anew what these weights draw.",
+            parts,
+        )
+
+
+def _weights_note(golden: Golden, drawn: Drawn) -> str:
+    if golden.record.weights and drawn.record.weights:
+        return ""
+    return " Whether the weights changed cannot be told: no digests of them were recorded."
+
+
+def _differences(golden: Golden, drawn: Drawn) -> tuple[str, ...]:
+    builds: tuple[str, ...] = ()
+    if golden.record.key != drawn.record.key:
+        builds = build_differences(
+            golden.record, drawn.record, golden_factors=golden.drawn.factors, factors=drawn.factors
+        )
+        builds = builds or (f"key: {_short(golden.record.key)} in the golden, {_short(drawn.record.key)} here",)
+    elif golden.record.graphs != drawn.record.graphs:
+        builds = ("other graphs ran, or they were frozen again",)
+    return (*run_differences(golden.record, drawn.record), *builds)
+
+
+def _short(digest: str | None) -> str:
+    return digest[:12] if digest else "none"
+
+
+def _why(golden: Golden, drawn: Drawn, rules: Rules, *, is_other_machine: bool, is_other_key: bool) -> str:
+    again = f"If this is what it should draw, record it anew with {rules.again}."
+    if run_differences(golden.record, drawn.record):
+        return f"The call is not the one that was recorded. {again}"
+    if is_other_machine:
+        return again
+    if is_other_key:
+        bare = "" if _limits(golden, rules).to_json() else f" (this golden has none yet; see {rules.measure})"
+        return f"The key is another. {again} To compare within a tolerance instead, pass {rules.allow_key}{bare}."
+    return f"The key is the same. {again}"
+
+
+def _listed_differences(differences: Sequence[str]) -> str:
+    return f" Differences of the run: {listed(differences)}." if differences else ""
+
+
+def _described(golden: Golden, drawn: Drawn, wrong: Sequence[int]) -> str:
+    """How many samples differ and how far, and which of noise, latents and pixels differ."""
+    expected, actual = golden.drawn.samples, drawn.samples
+    texts = []
+    if len(expected) != len(actual):
+        texts.append(f"{len(expected)} samples were expected, {len(actual)} came out")
+    else:
+        texts.append(f"{len(wrong)} of {len(expected)} samples differ")
+    texts += _far(expected, actual, wrong)
+    for name, verb in (("noise", "is"), ("latents", "are")):
+        before, now = golden.record.results.get(name), drawn.record.results.get(name)
+        if before and now:
+            texts.append(f"the {name} {verb} {'equal' if before == now else 'other'}")
+    return ", ".join(texts)
+
+
+def _far(expected: Sequence[Sample], actual: Sequence[Sample], wrong: Sequence[int]) -> list[str]:
+    both = [index for index in wrong if index < len(expected) and index < len(actual)]
+    if not both:
+        return []
+    for one, other in ((_form(expected[index]), _form(actual[index])) for index in both):
+        if one != other:
+            return [f"{one} were expected and {other} came out"]
+    try:
+        found = _distance([expected[index] for index in both], [actual[index] for index in both])
+    except MissingExtraError:
+        return []  # the outputs differ all the same; how far needs the extra
+    return [
+        f"{found.differing_share:.1%} of the pixels, by {found.max_abs:.4g} at most and {found.mean_abs:.4g} on average"
+    ]
+
+
+def _form(sample: Sample) -> str:
+    if isinstance(sample, Image.Image):
+        return f"{sample.width}x{sample.height} pixels of mode {sample.mode}"
+    array: Array = np.asarray(sample)
+    return f"{array.dtype} arrays of shape {array.shape}"

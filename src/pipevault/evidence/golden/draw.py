@@ -1,0 +1,64 @@
+"""What a generation gave as a golden keeps it: pictures or arrays, and the latents they were decoded from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pipevault.calls.outputs import as_array, samples
+from pipevault.errors import SettingsError
+from pipevault.graphs import parts as graph_parts
+from pipevault.runtime.record import RunRecord
+
+Sample: TypeAlias = "Image.Image | np.ndarray[Any, Any]"
+Array: TypeAlias = "np.ndarray[Any, Any]"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """``samples`` are the pictures (frames one after the other) or arrays of an output, in order. ``latents`` are what
+    the decoder was given, a tensor for each of its calls; empty if that was not seen. ``factors`` are those of the key.
+    """
+
+    record: RunRecord
+    samples: tuple[Sample, ...]
+    latents: tuple[Array, ...] = ()
+    factors: Mapping[str, Any] | None = field(default=None)
+
+
+def samples_of(output: Any) -> tuple[Sample, ...]:
+    """Pictures and arrays of a pipeline's output, or of a list of them. :class:`SettingsError` if there are none."""
+    found = tuple(one.leaf if one.is_image else as_array(one.value) for one in samples(output))
+    if not found:
+        raise SettingsError(
+            f"This {type(output).__name__} holds no pictures, arrays or tensors to compare. Give what the pipeline "
+            "returned, or its list of pictures."
+        )
+    return found
+
+
+@contextmanager
+def seen_latents(pipe: Any) -> Iterator[list[Array]]:
+    """What the decoders of ``pipe`` are given while the block runs.
+
+    A hook on the decoder itself would be a change that the guard refuses, so the hook is one of all modules.
+    """
+    decoders = [part for name, part in graph_parts.find_parts(pipe).items() if name.endswith("decoder")]
+    seen: list[Array] = []
+
+    def look(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], torch.Tensor) and any(module is decoder for decoder in decoders):
+            seen.append(as_array(args[0]).copy())
+
+    handle = register_module_forward_pre_hook(look)
+    try:
+        yield seen
+    finally:
+        handle.remove()

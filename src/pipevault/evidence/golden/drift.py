@@ -1,0 +1,148 @@
+"""How far outputs move where bits cannot be the same: measured in fresh processes, for the tolerance of a golden.
+
+Each cause of drift is a process of its own that draws the cases without frozen graphs: eager code as it is, with
+another number of threads, and with the kernels of a smaller instruction set. What comes out is compared with what the
+frozen graphs drew. The limits are :data:`MARGIN` times the largest distance of all causes, and never below
+:data:`SMALLEST`: a pixel is rounded to whole steps, so the least drift there is moves one by a step or not at all.
+
+The child is ``python -m pipevault.evidence.golden.drift SUITE FOLDER CASE…``; it leaves ``FOLDER/CASE.npz``.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipevault.cache.loaded import LoadedState
+from pipevault.cache.outcome import Outcome
+from pipevault.errors import PipevaultError, SettingsError
+from pipevault.evidence.golden.check import distance_of
+from pipevault.evidence.golden.draw import Drawn, samples_of, seen_latents
+from pipevault.evidence.golden.files import Tolerance
+from pipevault.evidence.golden.suite import Limits, Suite
+from pipevault.evidence.golden.suite_file import read_suite
+from pipevault.evidence.metrics import Distance
+from pipevault.files.scratch import scratch_folder
+from pipevault.opening import open_pipeline
+from pipevault.runtime.generation import generate
+from pipevault.runtime.records import record_of
+from pipevault.settings import Settings
+
+MARGIN = 2.0
+SMALLEST = Limits(pixels_max_abs=2.0, pixels_mean_abs=0.05, latents_max_abs=1e-5, latents_mean_abs=1e-6)
+"""Two steps of 255 in single pixels, one pixel in twenty by one step, and a few units in the last place of float32
+latents of the size that they have.
+"""
+
+_SMALLER_INSTRUCTION_SET = {"avx512": "avx2", "avx2": "default"}
+_SHOWN_LINES = 6
+
+
+def causes(machine: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Environment variables of each cause of drift that this machine can show."""
+    found: dict[str, dict[str, str]] = {"eager": {}}
+    if machine.get("type") != "cpu":
+        return found
+    threads = 2 if machine.get("threads") == 1 else 1
+    found[f"eager, {threads} {'thread' if threads == 1 else 'threads'}"] = {"OMP_NUM_THREADS": str(threads)}
+    if smaller := _SMALLER_INSTRUCTION_SET.get(str(machine.get("capability")).lower()):
+        found[f"eager, {smaller} kernels"] = {"ATEN_CPU_CAPABILITY": smaller}
+    return found
+
+
+def measure_tolerances(suite: Suite, drawn: Mapping[str, Drawn]) -> dict[str, Tolerance]:
+    """A tolerance for each case from what it drew here. :class:`PipevaultError` if a process fails."""
+    distances: dict[str, dict[str, dict[str, Distance]]] = {name: {} for name in drawn}
+    machine = next(iter(drawn.values())).record.machine
+    for cause, environment in causes(machine).items():
+        for name, moved in _drawn_in_fresh_process(suite, drawn, cause, environment).items():
+            distances[name][cause] = distance_of(drawn[name], moved)
+    return {name: tolerance_of(found) for name, found in distances.items()}
+
+
+def tolerance_of(distances: Mapping[str, Mapping[str, Distance]]) -> Tolerance:
+    """The tolerance for the measured distances ``{cause: {"pixels": …, "latents": …}}``."""
+    limits = {}
+    for kind in ("pixels", "latents"):
+        found = [by_kind[kind] for by_kind in distances.values() if kind in by_kind]
+        for measure in ("max_abs", "mean_abs"):
+            name = f"{kind}_{measure}"
+            if found:
+                limits[name] = max(MARGIN * max(getattr(one, measure) for one in found), getattr(SMALLEST, name))
+    measured = {cause: {kind: one.to_json() for kind, one in by_kind.items()} for cause, by_kind in distances.items()}
+    return Tolerance(Limits(**limits), MARGIN, measured)
+
+
+def _drawn_in_fresh_process(
+    suite: Suite, drawn: Mapping[str, Drawn], cause: str, environment: Mapping[str, str]
+) -> dict[str, Drawn]:
+    with scratch_folder("golden") as folder:
+        command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, str(suite.path), str(folder), *drawn]
+        finished = subprocess.run(
+            command,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        if finished.returncode:
+            lines = finished.stdout.decode("utf-8", "replace").strip().splitlines()[-_SHOWN_LINES:]
+            raise PipevaultError(
+                f"The tolerance of {suite.path} could not be measured: the process for {cause!r} ended with exit code "
+                f"{finished.returncode}. It printed: {' / '.join(lines)}"
+            )
+        return {name: _read(Path(folder) / f"{name}.npz", one) for name, one in drawn.items()}
+
+
+def _read(path: Path, like: Drawn) -> Drawn:
+    """What a child left. Only its arrays count; the record is that of ``like``."""
+    with np.load(path, allow_pickle=False) as arrays:
+        samples = tuple(arrays[f"sample-{index}"] for index in range(int(arrays["samples"])))
+        latents = tuple(arrays[f"latents-{index}"] for index in range(int(arrays["latents"])))
+    return Drawn(like.record, samples, latents)
+
+
+def _write(path: Path, drawn: Drawn) -> None:
+    arrays = {f"sample-{index}": np.asarray(sample) for index, sample in enumerate(drawn.samples)}
+    arrays |= {f"latents-{index}": array for index, array in enumerate(drawn.latents)}
+    counts = {"samples": np.array(len(drawn.samples)), "latents": np.array(len(drawn.latents))}
+    np.savez(path, allow_pickle=False, **arrays, **counts)
+
+
+def _draw_eagerly(suite: Suite, names: tuple[str, ...], folder: Path) -> None:
+    level = Settings.resolve(level=suite.level).level
+    for case in suite.selected(names):
+        pipe = open_pipeline(suite.model, dtype=suite.dtype, device=suite.device, pipeline_class=suite.pipeline_class)
+        arguments = {**case.request.call_arguments(pipe), "seed": case.request.seed}
+        state = LoadedState(Outcome("off"), weakref.ref(pipe), level=level)
+        with seen_latents(pipe) as latents:
+            output = generate(pipe, type(pipe).__call__, (), arguments, partial(_given, state))
+        _write(folder / f"{case.name}.npz", Drawn(record_of(output), samples_of(output), tuple(latents)))
+
+
+def _given(state: LoadedState) -> LoadedState:
+    return state
+
+
+def main(arguments: list[str]) -> int:
+    """The child: exit code 0, or 1 with one line for an error of pipevault's own."""
+    suite, folder, *names = arguments
+    try:
+        _draw_eagerly(read_suite(suite), tuple(names), Path(folder))
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,99 @@
+"""Machine types of goldens, and what differs between the run of a golden and a run of now.
+
+A machine type is the processor and what a process may use of it: everything in a record's machine factors but the
+versions of libraries. The threads belong to it, because their number changes bits. A library's version (oneDNN, CUDA,
+cuDNN, HIP) does not: it is in the key, so that after an update a golden is still found, and what changed is named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipevault.digest import digest_json
+from pipevault.key import Difference, leaf_differences
+from pipevault.runtime.record import RunRecord
+
+LIBRARIES = frozenset({"onednn", "cuda", "cudnn", "hip"})
+_DIGEST_LENGTH = 8
+_SHOWN_DIFFERENCES = 6
+_SHOWN_LENGTH = 80
+
+
+def machine_type(machine: Mapping[str, Any]) -> str:
+    """A name that is safe for a folder: ``cpu-avx512-1t-3f9a2c1b``, ``cuda-nvidia-h200-3f9a2c1b``.
+
+    It ends in the beginning of a SHA-256 over the machine factors that count.
+    """
+    kind = str(machine.get("type", "unknown"))
+    words = [kind, machine.get("capability"), f"{machine['threads']}t"] if "threads" in machine else [kind]
+    if "name" in machine:
+        words.append(str(machine["name"]))
+    text = "-".join(str(word) for word in words if word).lower()
+    return f"{re.sub('[^a-z0-9]+', '-', text)}-{digest_json(_counted(machine)).hex[:_DIGEST_LENGTH]}"
+
+
+def machine_differences(golden: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, ...]:
+    """The factors of the machine type that differ, in words."""
+    return tuple(map(_text, leaf_differences(_counted(here), _counted(golden), "machine")))
+
+
+def run_differences(golden: RunRecord, here: RunRecord) -> tuple[str, ...]:
+    """What the two calls differ in: their arguments and their seed."""
+    return tuple(map(_text, leaf_differences(_call(here), _call(golden), "call")))
+
+
+def build_differences(
+    golden: RunRecord,
+    here: RunRecord,
+    *,
+    golden_factors: Mapping[str, Any] | None,
+    factors: Mapping[str, Any] | None,
+) -> tuple[str, ...]:
+    """What the graphs of two runs differ in: the factors of their keys, or what their records tell of them."""
+    if golden_factors is None or factors is None:
+        golden_factors, factors = _conditions(golden), _conditions(here)
+    return tuple(map(_text, leaf_differences(factors, golden_factors)))
+
+
+def listed(differences: Sequence[str]) -> str:
+    """The first few of them in one line."""
+    more = len(differences) - _SHOWN_DIFFERENCES
+    text = "; ".join(differences[:_SHOWN_DIFFERENCES])
+    return f"{text}; and {more} more" if more > 0 else text
+
+
+def _counted(machine: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in machine.items() if name not in LIBRARIES}
+
+
+def _call(record: RunRecord) -> dict[str, Any]:
+    return {**record.call, "seed": record.seeds["root"]}
+
+
+def _conditions(record: RunRecord) -> dict[str, Any]:
+    """What a record tells of the key's factors."""
+    pipeline = {name: record.pipeline.get(name) for name in ("class", "scheduler")}
+    return {
+        "pipeline": pipeline,
+        "load": dict(record.pipeline.get("load") or {}),
+        "machine": dict(record.machine),
+        "toolchain": dict(record.versions),
+        "level": record.level.get("asked"),
+    }
+
+
+def _text(difference: Difference) -> str:
+    ours, theirs = difference.ours, difference.theirs
+    if isinstance(ours, list) and isinstance(theirs, list):
+        missing = [str(item) for item in theirs if item not in ours]
+        added = [str(item) for item in ours if item not in theirs]
+        changes = [*(f"without {item}" for item in missing), *(f"with {item}" for item in added)]
+        if changes:
+            return f"{difference.factor}: here {_clipped(', '.join(changes))}"
+    return f"{difference.factor}: {_clipped(repr(theirs))} in the golden, {_clipped(repr(ours))} here"
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _SHOWN_LENGTH else f"{text[: _SHOWN_LENGTH - 1]}…"

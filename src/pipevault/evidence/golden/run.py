@@ -1,0 +1,159 @@
+"""Recording the goldens of a suite, and holding a model to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipevault.cache.keys import execution_device
+from pipevault.cache.outcome import Progress
+from pipevault.cache.pipeline_cache import PipelineCache
+from pipevault.digest import Digest
+from pipevault.errors import PipevaultError, SettingsError
+from pipevault.evidence.golden.check import Passed, Rules, check_drawn, find_golden
+from pipevault.evidence.golden.draw import Drawn, samples_of, seen_latents
+from pipevault.evidence.golden.drift import measure_tolerances
+from pipevault.evidence.golden.files import (
+    Golden,
+    Tolerance,
+    case_folder,
+    suite_failures,
+    suite_goldens,
+    write_golden,
+)
+from pipevault.evidence.golden.machine import machine_type
+from pipevault.evidence.golden.suite import Case, Suite
+from pipevault.fingerprint.machine import machine_factors
+from pipevault.graphs import parts as graph_parts
+from pipevault.opening import open_pipeline
+from pipevault.runtime.records import record_of
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What became of one case; exactly one of ``passed`` and ``error`` is given."""
+
+    case: str
+    passed: Passed | None = None
+    error: PipevaultError | None = None
+
+
+class SuiteRunner:
+    """Draws the cases of a suite with frozen graphs. The pipeline stays open from case to case of one shape."""
+
+    def __init__(
+        self,
+        suite: Suite,
+        *,
+        dir: str | Path | None = None,
+        mode: str | None = None,
+        build_config: Mapping[str, bool | int | float | str] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """The options are those of :class:`PipelineCache`. :class:`SettingsError` in mode ``off``."""
+        self.suite = suite
+        self._cache = PipelineCache(dir, mode=mode, level=suite.level, build_config=build_config, progress=progress)
+        if self._cache.settings.mode == "off":
+            raise SettingsError("Goldens are drawn with frozen graphs: give another mode than 'off'.")
+        self._pipe: Any = None
+        self._loaded: dict[str, Any] | None = None
+
+    @property
+    def goldens(self) -> Path:
+        return suite_goldens(self.suite.path)
+
+    def machine(self) -> dict[str, Any]:
+        """The machine factors of what is drawn here."""
+        pipe = self._open()
+        return machine_factors(execution_device(pipe, graph_parts.find_parts(pipe)))
+
+    def draw(self, case: Case) -> Drawn:
+        """One generation of the case. Raises what opening, loading and calling the pipeline raise."""
+        pipe = self._load(case)
+        with seen_latents(pipe) as latents:
+            output = pipe(**case.request.call_arguments(pipe), seed=case.request.seed)
+        record = record_of(output)
+        return Drawn(record, samples_of(output), tuple(latents), self._factors(record.key))
+
+    def _open(self) -> Any:
+        if self._pipe is None:
+            suite = self.suite
+            self._pipe = open_pipeline(
+                suite.model, dtype=suite.dtype, device=suite.device, pipeline_class=suite.pipeline_class
+            )
+        return self._pipe
+
+    def _load(self, case: Case) -> Any:
+        wanted = case.request.load_arguments(self._open())
+        if self._loaded is not None and self._loaded != wanted:
+            # A model may fill caches at its first call and then have another key, so a new one is opened.
+            self._pipe = None
+        if self._pipe is None or self._loaded is None:
+            self._cache.load(self._open(), **wanted)
+            self._loaded = wanted
+        return self._pipe
+
+    def _factors(self, key: str | None) -> Mapping[str, Any] | None:
+        found = self._cache.find_entry(Digest(key)) if key else None
+        return None if found is None else found.key.factors
+
+
+def record_suite(
+    runner: SuiteRunner, *, names: tuple[str, ...] = (), overwrite: bool = False, measure: bool = False
+) -> Iterator[Golden]:
+    """Record the cases of these names, all of them for none, and yield each golden once it is written.
+
+    ``measure``: also measure how far they move under the causes of drift, in fresh processes. Nothing is drawn if one
+    of them was recorded already and ``overwrite`` is not set: :class:`SettingsError`. Further
+    :class:`~pipevault.errors.CannotSaveError` and what drawing raises.
+    """
+    suite, cases = runner.suite, runner.suite.selected(names)
+    folder = runner.goldens / machine_type(runner.machine())
+    if not overwrite and (known := [case.name for case in cases if (folder / case.name).exists()]):
+        raise SettingsError(
+            f"{', '.join(known)} of {suite.path} {'was' if len(known) == 1 else 'were'} recorded already, in {folder}. "
+            "Pass --overwrite to record anew, or --case for others."
+        )
+    drawn = {case.name: runner.draw(case) for case in cases}
+    tolerances: Mapping[str, Tolerance] = {}
+    if measure:
+        tolerances = measure_tolerances(suite, drawn)
+    for case in cases:
+        # The record says on which machine it was drawn, also where drawing itself changed the number of threads.
+        path = case_folder(runner.goldens, machine_type(drawn[case.name].record.machine), case.name)
+        golden = Golden(path, case.name, drawn[case.name], case.request.to_json(), tolerances.get(case.name))
+        write_golden(golden, overwrite=overwrite)
+        yield golden
+
+
+def check_suite(
+    runner: SuiteRunner,
+    *,
+    names: tuple[str, ...] = (),
+    other_machine: bool = False,
+    other_key: bool = False,
+    out: Path | None = None,
+) -> Iterator[Checked]:
+    """Hold the cases of these names, all of them for none, to their goldens; a result for each, in order.
+
+    Pictures of those that differ go to ``out/<case>``, by default ``<suite stem>.failures/<case>`` beside the suite.
+    An error of a case is in its result; :class:`SettingsError` for a name or a model that cannot be used is raised.
+    """
+    suite, cases = runner.suite, runner.suite.selected(names)
+    machine = runner.machine()
+    for case in cases:
+        rules = Rules(
+            limits=case.limits,
+            other_machine=other_machine or suite.other_machine,
+            other_key=other_key or suite.other_key,
+            record=f"`pipevault golden record {suite.path}`",
+            again=f"`pipevault golden record {suite.path} --case {case.name} --overwrite`",
+        )
+        try:
+            golden = find_golden(runner.goldens, case.name, machine, rules)
+            folder = (out or suite_failures(suite.path)) / case.name
+            yield Checked(case.name, passed=check_drawn(golden, runner.draw(case), rules, out=folder))
+        except PipevaultError as error:
+            yield Checked(case.name, error=error)

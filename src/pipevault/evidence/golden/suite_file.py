@@ -1,0 +1,172 @@
+"""Reading the TOML file of a suite of goldens.
+
+::
+
+    pipevault_suite = 1
+    model = "demo"                # a folder (relative to this file), a repository id, or demo
+    dtype = "float32"             # these five may be left out
+    device = "cpu"
+    pipeline_class = "StableDiffusionPipeline"
+    level = "repeatable"
+    other_machine = false         # as --other-machine; other_key is as --other-key
+
+    [tolerance]                   # in place of what was measured; a case may have its own
+    pixels_max_abs = 3            # uint8 pixels: 0 to 255
+    pixels_mean_abs = 0.1
+    latents_max_abs = 1e-3
+    latents_mean_abs = 1e-4
+
+    [[case]]
+    name = "seven"                # unique, also as a name of a folder
+    prompt = "a handwritten seven"  # or prompts = ["…", "…"]; neither for a pipeline that takes none
+    seed = 7
+    steps = 12                    # this and the rest may be left out
+    guidance_scale = 3.0
+    height = 32
+    width = 32
+    num_frames = 1
+    arguments = { negative_prompt = "blurry" }  # further arguments of the pipeline's call
+
+Cases that differ in size, batch or guidance need graphs of their own, so cases of one shape best stand together.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+
+from pipevault.digest import canonical_json
+from pipevault.errors import BadSuiteError, SettingsError
+from pipevault.evidence.golden.suite import Case, Limits, Suite
+from pipevault.evidence.request import Request
+from pipevault.files.documents import Format, Problem
+from pipevault.opening import DTYPES
+from pipevault.reading import read_file
+from pipevault.settings import split_level
+from pipevault.settings.user_folders import expand_user
+
+SUITE_VERSION = 1
+SUITE_MARK = "pipevault_suite"
+
+_OWN_ARGUMENTS = {
+    "prompt": "prompt",
+    "num_inference_steps": "steps",
+    "seed": "seed",
+    "generator": "seed",
+    **{name: name for name in ("guidance_scale", "height", "width", "num_frames")},
+}
+"""Arguments of a pipeline that a case has a field for."""
+
+_LAST_SEED = 2**64 - 1
+_Text: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
+_Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+_Finite: TypeAlias = int | Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+
+
+class _Case(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}(?<!\.)\Z")]
+    seed: Annotated[int, msgspec.Meta(ge=0)]
+    prompt: str | None = None
+    prompts: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
+    steps: _Size | None = None
+    guidance_scale: _Finite | None = None
+    height: _Size | None = None
+    width: _Size | None = None
+    num_frames: _Size | None = None
+    arguments: dict[str, Any] = msgspec.field(default_factory=dict)
+    tolerance: Limits = Limits()
+
+
+class _Suite(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    pipevault_suite: int
+    model: _Text
+    case: Annotated[list[_Case], msgspec.Meta(min_length=1)]
+    dtype: str | None = None
+    device: _Text | None = None
+    pipeline_class: _Text | None = None
+    level: str | None = None
+    other_machine: bool = False
+    other_key: bool = False
+    tolerance: Limits = Limits()
+
+
+def _bad(problem: Problem) -> BadSuiteError:
+    return BadSuiteError(f"The suite {problem.source} cannot be used: {problem.what}. Correct it.", problem.field)
+
+
+def _newer(problem: Problem) -> BadSuiteError:
+    return BadSuiteError(f"The suite {problem} Upgrade pipevault.", problem.field)
+
+
+_FORMAT = Format(_Suite, SUITE_MARK, SUITE_VERSION, damaged=_bad, newer=_newer)
+
+
+def read_suite(path: str | Path) -> Suite:
+    """The suite in a TOML file. :class:`BadSuiteError` names the field that cannot be used, as in ``case[1].seed``."""
+    path = Path(path)
+    suite = _FORMAT.check(_parsed(path), path)
+    if suite.dtype is not None and suite.dtype not in DTYPES:
+        raise _FORMAT.bad(path, "dtype", f"expected one of {', '.join(DTYPES)}, got {suite.dtype!r}")
+    if suite.level is not None:
+        try:
+            split_level(suite.level)
+        except SettingsError as error:
+            raise _FORMAT.bad(path, "level", str(error).removesuffix(".")) from error
+    # A folder beside the suite is meant before one in the current folder, wherever the suite is run from.
+    beside = path.parent / expand_user(suite.model)
+    model = str(beside) if beside.is_dir() else suite.model
+    places: dict[str, int] = {}
+    for index, case in enumerate(suite.case):
+        _check_case(case, path, f"case[{index}]")
+        if (first := places.setdefault(case.name.casefold(), index)) != index:
+            raise _FORMAT.bad(path, f"case[{index}].name", f"{case.name!r} is the name of case[{first}] too")
+    return Suite(
+        path=path,
+        model=model,
+        cases=tuple(_case(case, model, suite.tolerance) for case in suite.case),
+        dtype=suite.dtype,
+        device=suite.device,
+        pipeline_class=suite.pipeline_class,
+        level=suite.level,
+        other_machine=suite.other_machine,
+        other_key=suite.other_key,
+    )
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    if not path.is_file():
+        raise BadSuiteError(f"There is no file {path}. Give the TOML file of a suite.", "")
+    try:
+        return tomllib.loads(read_file(path).decode("utf-8"))
+    except (OSError, ValueError) as error:  # what is no UTF-8 and what is no TOML are both ValueErrors
+        raise BadSuiteError(f"The suite {path} cannot be read: {error}. Correct it.", "") from error
+
+
+def _check_case(case: _Case, path: Path, field: str) -> None:
+    if case.seed > _LAST_SEED:
+        raise _FORMAT.bad(path, f"{field}.seed", f"expected a whole number from 0 to 2**64 - 1, got {case.seed}")
+    if case.prompt is not None and case.prompts is not None:
+        raise _FORMAT.bad(path, f"{field}.prompts", "it stands beside `prompt`; give one of them")
+    for name, value in case.arguments.items():
+        if name in _OWN_ARGUMENTS:
+            raise _FORMAT.bad(path, f"{field}.arguments.{name}", f"it has a field of its own, `{_OWN_ARGUMENTS[name]}`")
+        try:
+            canonical_json(value)
+        except (TypeError, ValueError) as error:
+            raise _FORMAT.bad(path, f"{field}.arguments.{name}", f"expected plain JSON: {error}") from error
+
+
+def _case(case: _Case, model: str, limits: Limits) -> Case:
+    request = Request(
+        prompts=(case.prompt,) if case.prompt is not None else case.prompts or (),
+        **{item.name: getattr(case, item.name) for item in fields(Request) if item.name != "prompts"},
+    )
+    return Case(case.name, request.with_defaults_of(model), case.tolerance.over(limits))

@@ -1,0 +1,1 @@
+"""The files that carry a record: pictures, videos, sound, arrays."""

@@ -1,0 +1,407 @@
+"""Doing a recorded generation again and comparing it bit by bit with its record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipevault.cache.keys import execution_device, pipeline_factors
+from pipevault.cache.loaded import LoadedState, loaded_state
+from pipevault.cache.outcome import Progress
+from pipevault.cache.pipeline_cache import PipelineCache
+from pipevault.cache.rehearsal import policies
+from pipevault.cache.turn import turn
+from pipevault.calls.describe import pixels_sha256
+from pipevault.calls.outputs import samples
+from pipevault.determinism.layers import kept, put
+from pipevault.determinism.levels import parse_level
+from pipevault.digest import Digest, digest_json
+from pipevault.errors import (
+    BadCallError,
+    BadRecordError,
+    ChangedWeightsError,
+    DifferentKeyError,
+    MissError,
+    OtherMachineError,
+    PipevaultError,
+    SettingsError,
+    UnfrozenCallError,
+    UnknownRecordKeyError,
+)
+from pipevault.evidence.metrics import Distance, distance
+from pipevault.evidence.record_files import image_files
+from pipevault.evidence.record_files.embed import read_record
+from pipevault.evidence.recorded_call import (
+    check_limits,
+    recorded_arguments,
+    recorded_method,
+    recorded_noise,
+    recorded_streams,
+)
+from pipevault.fingerprint.machine import machine_factors
+from pipevault.graphs import parts as graph_parts
+from pipevault.key import Difference, leaf_differences
+from pipevault.runtime.record import RunRecord
+from pipevault.runtime.recorded_weights import RecordedWeights
+from pipevault.runtime.records import record_of
+from pipevault.runtime.run_record import versions
+
+LOSSLESS_SUFFIXES = (".png",)
+_COMPILE_HINT = "Nothing is compiled for a replay unless it is asked for: compile=True (--compile)."
+_LISTED = 3
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """``what`` is ``file``, ``seeds``, ``version``, ``entry``, ``noise``, ``step``, ``latents``, ``values``, ``output``
+    (the record has no digest of it) or ``pixels``.
+    """
+
+    what: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """``divergences`` in the order in which a generation goes, so that the first is nearest to the cause.
+
+    ``distance`` is that of the new picture from the one in the file, where another machine was allowed.
+    """
+
+    record: RunRecord
+    again: RunRecord
+    divergences: tuple[Divergence, ...]
+    output: Any
+    distance: Distance | None = None
+
+    @property
+    def equal(self) -> bool:
+        """Whether every recorded result came out again, bit by bit."""
+        damaged = any(one.what in ("file", "seeds") for one in self.divergences)
+        is_known = not self.record.results["undigested"]
+        return self.record.results == self.again.results and is_known and not damaged
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "equal": self.equal,
+            "divergences": [{"what": one.what, "detail": one.detail} for one in self.divergences],
+            "expected": self.record.results,
+            "actual": self.again.results,
+            "distance": None if self.distance is None else self.distance.to_json(),
+        }
+
+
+def replay(
+    source: str | Path | RunRecord,
+    pipe: Any,
+    *,
+    dir: str | Path | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    allow_other_machine: bool = False,
+    compile: bool = False,
+    progress: Progress | None = None,
+) -> Replay:
+    """Generate again what the record of ``source`` tells of, with ``pipe``, and compare.
+
+    ``pipe`` is the recorded pipeline, constructed anew: it is loaded from the vault, and stays loaded. One that is
+    loaded already is used as it is, and left as it was. ``inputs`` gives the arguments that a record holds by digest
+    only, such as images. With ``allow_other_machine`` other machines, versions and entries are no errors, and the
+    distance between the pictures is measured. Nothing is compiled unless ``compile``, and then with this user's own
+    settings: nothing in a record reaches a compiler.
+
+    Raises the :class:`~pipevault.errors.RecordError` that fits; :class:`OtherMachineError`;
+    :class:`ChangedWeightsError`; :class:`UnknownRecordKeyError` if the vault does not hold what the call needs;
+    :class:`DifferentKeyError` if versions or settings give another key; :class:`BadCallError` for inputs that are
+    missing, or are others; :class:`SettingsError` for another pipeline or level.
+    """
+    record = source if isinstance(source, RunRecord) else read_record(source)
+    check_limits(record)
+    _check_pipeline(record, pipe)
+    picture = _picture(source)
+    arguments = recorded_arguments(record, pipe, dict(inputs or {}))
+    streams, noise = recorded_streams(record), recorded_noise(record)
+    if not allow_other_machine:
+        _check_machine(record, pipe)
+    found = list(_divergent_versions(record))
+    _check_weights(record, pipe)
+    with ExitStack() as stack:
+        loaded = loaded_state(pipe)
+        if loaded is not None and loaded.outcome.status != "off":
+            _check_level(record, loaded)
+            stack.enter_context(turn(pipe, f"a replay of {type(pipe).__name__}"))
+            stack.enter_context(policies(loaded.states(pipe), "compile" if compile else "error"))
+        else:
+            loaded = None
+            found += _load(record, pipe, dir, progress, found, is_exact=not allow_other_machine, compile=compile)
+        if streams:
+            stack.enter_context(kept())
+            _put(streams)
+        output = _draw(record, pipe, {**arguments, **noise})
+    again = record_of(output)
+    if loaded is not None and not allow_other_machine:
+        found += _other_graphs(record, again)
+    if record.seeds["samples"] != again.seeds["samples"]:
+        found.append(Divergence("seeds", "the seeds of the samples are not those of the record"))
+    found += _divergent_results(record.results, again.results)
+    if picture is not None and (damage := _divergent_file(record, picture)):
+        found.insert(0, damage)
+    measured = None
+    if allow_other_machine and picture is not None:
+        drawn = _new_picture(output, again.results["undigested"], record.sample or 0)
+        measured = None if drawn is None else distance(picture, drawn.convert(picture.mode))
+    return Replay(record, again, tuple(found), output, measured)
+
+
+def _load(
+    record: RunRecord,
+    pipe: Any,
+    dir: str | Path | None,
+    progress: Progress | None,
+    found: Sequence[Divergence],
+    *,
+    is_exact: bool,
+    compile: bool,
+) -> list[Divergence]:
+    """Give ``pipe`` the graphs of the vault, and return what differs from those of the record."""
+    cache = _cache(record, dir, progress, compile=compile)
+    divergences = list(_divergent_graphs(record, pipe, cache, found)) if is_exact else []
+    try:
+        cache.load(pipe, parts=_load_field(record, "parts", list, type(None)))
+    except MissError as error:
+        raise UnknownRecordKeyError(f"{error} {_COMPILE_HINT}", "") from error
+    return divergences
+
+
+def _draw(record: RunRecord, pipe: Any, arguments: Mapping[str, Any]) -> Any:
+    try:
+        return getattr(pipe, recorded_method(record, pipe))(**arguments)
+    except UnfrozenCallError as error:
+        raise UnknownRecordKeyError(
+            f"A graph that the recorded call needs is not here. {error} {_COMPILE_HINT}", ""
+        ) from error
+    except PipevaultError:
+        raise
+    except Exception as error:  # whatever a pipeline raises for arguments that it was never called with
+        raise BadCallError(
+            f"The recorded call cannot be made: {type(error).__name__}: {error}. The record was edited, or the "
+            "pipeline is another one."
+        ) from error
+
+
+def _put(streams: Mapping[str, Any]) -> None:
+    try:
+        put(streams)
+    except (
+        RuntimeError,
+        ValueError,
+        LookupError,
+        StopIteration,
+    ) as error:  # bytes that are no state, or a GPU that is not here
+        raise BadRecordError(
+            f"The random streams of the record cannot be set here: {error}.", "seeds.streams"
+        ) from error
+
+
+def _check_level(record: RunRecord, loaded: LoadedState) -> None:
+    if parse_level(record.level["asked"]) != parse_level(loaded.level):
+        raise SettingsError(
+            f"The record is of level {record.level['asked']}, and the pipeline was loaded at {loaded.level}. Load it "
+            "at the recorded level, or construct it anew."
+        )
+
+
+def _other_graphs(record: RunRecord, again: RunRecord) -> Iterator[Divergence]:
+    for part in sorted({*record.graphs, *again.graphs}):
+        if record.graphs.get(part) != again.graphs.get(part):
+            yield Divergence("entry", f"other graphs of {part} ran than those of the record")
+
+
+def _check_pipeline(record: RunRecord, pipe: Any) -> None:
+    if type(pipe).__name__ != record.pipeline["class"]:
+        raise SettingsError(
+            f"The record is of a {record.pipeline['class']}, and this is a {type(pipe).__name__}. Open the recorded "
+            f"model: {record.pipeline['model'] or 'its name is not in the record'}."
+        )
+    if "load" not in record.pipeline or record.outcome == "off":
+        raise SettingsError("The record does not tell how its pipeline was loaded, so it cannot be replayed.")
+
+
+def _check_machine(record: RunRecord, pipe: Any) -> None:
+    here = machine_factors(execution_device(pipe, graph_parts.find_parts(pipe)))
+    if differences := leaf_differences(here, record.machine, "machine"):
+        raise OtherMachineError(
+            f"The record is of another machine type, whose bits cannot be promised here: {_listed(differences)}. "
+            "Replay it there, or measure the distance with --allow-other-machine.",
+            tuple(map(str, differences)),
+        )
+
+
+def _check_weights(record: RunRecord, pipe: Any) -> None:
+    here = RecordedWeights().digests(graph_parts.find_parts(pipe)) if record.weights else {}
+    changed = tuple(name for name, digest in record.weights.items() if here.get(name) != digest)
+    if changed:
+        raise ChangedWeightsError(
+            f"The weights of {', '.join(changed)} are not those of the record. Open the model as it was then "
+            f"({record.pipeline['model'] or 'not named in the record'}), LoRAs fused as they were.",
+            changed,
+        )
+
+
+def _cache(record: RunRecord, dir: str | Path | None, progress: Progress | None, *, compile: bool) -> PipelineCache:
+    """This user's vault, with the build options under which it has the recorded graphs."""
+    options: dict[str, Any] = {
+        "mode": "compile" if compile else "require",
+        "backend": _load_field(record, "backend", str),
+        "weights": _load_field(record, "weights", str),
+        "regions": record.pipeline["load"].get("regions"),
+        "level": record.level["asked"],
+        "progress": progress,
+    }
+    own = PipelineCache(dir, **options)
+    config = {} if compile else _build_config(record, own)
+    return PipelineCache(dir, **options, build_config=config) if config else own
+
+
+def _build_config(record: RunRecord, cache: PipelineCache) -> dict[str, Any]:
+    """The build options of a recorded graph as the vault tells them; the record has but their digest."""
+    wanted = _load_field(record, "build", str)
+    for part, graphs in record.graphs.items():
+        for key in graphs:
+            manifest = cache.find_entry(_digest(key, f"graphs.{part}"))
+            config = manifest.key.factors.get("backend", {}).get("config") if manifest is not None else None
+            if isinstance(config, Mapping) and digest_json(dict(config)).hex == wanted:
+                return dict(config)
+    return {}
+
+
+def _load_field(record: RunRecord, name: str, *types: type) -> Any:
+    load = record.pipeline["load"]
+    value = load.get(name, ...) if isinstance(load, Mapping) else ...
+    if not isinstance(value, types) or (isinstance(value, list) and not all(isinstance(one, str) for one in value)):
+        raise BadRecordError(
+            f"The record does not tell with which {name} its pipeline was loaded.", f"pipeline.load.{name}"
+        )
+    return value
+
+
+def _divergent_versions(record: RunRecord) -> Iterator[Divergence]:
+    if differences := leaf_differences(versions(), record.versions, ""):
+        yield Divergence("version", _listed(differences))
+
+
+def _divergent_graphs(
+    record: RunRecord, pipe: Any, cache: PipelineCache, versions_differ: Sequence[Divergence]
+) -> Iterator[Divergence]:
+    """Raises where a recorded graph cannot be the one that runs."""
+    known = "".join(f" Also, {one}." for one in versions_differ)
+    if not record.graphs and record.outcome != "partial":
+        raise UnknownRecordKeyError(
+            f"The record names no graph, as an older pipevault wrote it.{known} Measure the distance with "
+            "--allow-other-machine.",
+            record.key or "",
+        )
+    _check_settings(record, pipe, cache)
+    for part, graphs in record.graphs.items():
+        here = cache.part_key(pipe, part)
+        for key, package in graphs.items():
+            recorded = cache.find_entry(_digest(key, f"graphs.{part}"))
+            if recorded is None:
+                raise UnknownRecordKeyError(
+                    f"The vault {cache.settings.dir} does not hold the graph {key[:12]} of {part} that the record "
+                    f"names.{known} Give the vault that does (--dir), or measure the distance with "
+                    "--allow-other-machine.",
+                    key,
+                )
+            own = {group: recorded.key.factors.get(group) for group in here.factors if group != "signature"}
+            if differences := leaf_differences({g: here.factors[g] for g in own}, own):
+                first = "version" if differences[0].factor.startswith("toolchain.") else "settings"
+                raise DifferentKeyError(
+                    f"{part} has another identity than the recorded one, so it would run other graphs; {first}: "
+                    f"{_listed(differences)}. Install and set what the record names, or measure the distance with "
+                    "--allow-other-machine.",
+                    tuple(map(str, differences)),
+                )
+            if package not in {ref.digest.hex for ref in recorded.artifacts}:
+                yield Divergence("entry", f"{key[:12]} of {part} was frozen again since the record was made")
+
+
+def _digest(key: str, field: str) -> Digest:
+    try:
+        return Digest(key)
+    except ValueError as error:
+        raise BadRecordError(f"The record names a graph by what is no key: {error}", field) from error
+
+
+def _check_settings(record: RunRecord, pipe: Any, cache: PipelineCache) -> None:
+    """Another scheduler or setting draws other pictures with the same graphs. The plan of the record tells of them."""
+    plan = cache.find_entry(Digest(record.key)) if record.key else None
+    if plan is None or plan.key.kind != "plan":
+        return
+    names = sorted(plan.key.factors["architecture"])
+    here = pipeline_factors(pipe, graph_parts.find_parts(pipe, names))
+    if differences := leaf_differences(here, plan.key.factors["pipeline"], "pipeline"):
+        raise DifferentKeyError(
+            f"The pipeline is set up otherwise than the recorded one; settings: {_listed(differences)}. Set what the "
+            "record names, or measure the distance with --allow-other-machine.",
+            tuple(map(str, differences)),
+        )
+
+
+def _divergent_results(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> Iterator[Divergence]:
+    if expected["noise"] != actual["noise"]:
+        yield Divergence("noise", "other random numbers were drawn")
+    steps = zip(expected.get("steps", ()), actual.get("steps", ()), strict=False)
+    if first := next((pair for pair in steps if pair[0] != pair[1]), None):
+        then, now = first
+        other = "" if then["part"] == now["part"] else f", where {now['part']} ran now"
+        yield Divergence("step", f"call {then['step']} of {then['part']} returned other bits{other}")
+    elif (count := len(actual.get("steps", ()))) != (recorded := len(expected.get("steps", ()))):
+        yield Divergence("step", f"{count} calls of parts, {recorded} recorded")
+    if expected["latents"] != actual["latents"]:
+        yield Divergence("latents", "the decoder was given other latents")
+    if expected["values"] != actual["values"]:
+        yield Divergence("values", "the text or the numbers of the output are others")
+    if expected["undigested"]:
+        yield Divergence("output", f"the record has no digest of {', '.join(expected['undigested'])[:80]}")
+    then, now = expected["pixels"], actual["pixels"]
+    if then != now:
+        differing = [str(i) for i, pair in enumerate(zip(then, now, strict=False)) if pair[0] != pair[1]]
+        counts = "" if len(then) == len(now) else f"; {len(now)} samples, {len(then)} recorded"
+        yield Divergence("pixels", f"samples {', '.join(differing) or 'none'} of {len(then)} differ{counts}")
+
+
+def _picture(source: Any) -> Image.Image | None:
+    """The picture of a file that keeps every bit."""
+    if isinstance(source, RunRecord) or Path(source).suffix.lower() not in LOSSLESS_SUFFIXES:
+        return None
+    return image_files.picture(Path(source))
+
+
+def _divergent_file(record: RunRecord, picture: Image.Image) -> Divergence | None:
+    recorded = record.results["pixels"]
+    index = record.sample or 0
+    if index >= len(recorded):
+        return Divergence("file", f"sample {index} was recorded, and there are {len(recorded)}")
+    if pixels_sha256(picture) != recorded[index]:
+        return Divergence("file", "the picture in the file is not the one that its record tells of")
+    return None
+
+
+def _new_picture(output: Any, undigested: Mapping[str, str], index: int) -> Image.Image | None:
+    """The picture whose digest has this ``index`` in the record; an array there is none."""
+    drawn = next((one.value for one in samples(output, undigested) if one.position.index == index), None)
+    return drawn if isinstance(drawn, Image.Image) else None
+
+
+def _listed(differences: tuple[Difference, ...]) -> str:
+    listed = "; ".join(f"{d.factor} {d.theirs!r} then, {d.ours!r} here" for d in differences[:_LISTED])
+    more = len(differences) - _LISTED
+    return f"{listed}; and {more} more" if more > 0 else listed

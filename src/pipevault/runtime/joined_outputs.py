@@ -1,0 +1,160 @@
+"""Making the outputs of single samples one output of their batch, of the kind that the pipeline returns."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from pipevault.calls.describe import is_instance
+from pipevault.calls.outputs import Place, digests, held, is_array, is_image, key_text, kind_of, named_items
+from pipevault.errors import SettingsError
+
+_WAYS_OUT = "Call the pipeline for one sample at a time, or load it at another level than invariant."
+
+
+def join(outputs: Sequence[Any]) -> Any:
+    """Return the outputs of single samples as one of their batch: arrays and lists one after the other.
+
+    What is equal in all of them stays as it is. :class:`SettingsError` names the place of what can be neither.
+    """
+    return _join(outputs, Place())
+
+
+def _join(outputs: Sequence[Any], place: Place) -> Any:
+    first = outputs[0]
+    if any(type(one) is not type(first) for one in outputs):
+        raise _cannot_join(outputs, place)
+    if is_array(first):
+        return _join_arrays(outputs, place)
+    if isinstance(first, list):
+        return _rebuilt(first, [item for one in outputs for item in one], place)
+    if named_items(first) is not None:
+        return _rebuilt(first, _join_named(outputs, place), place)
+    if isinstance(first, tuple) and (not place.path or any(_is_joinable(item) for item in first)):
+        return tuple(_join_parts(outputs, place))
+    if all(_same(one, first) for one in outputs):
+        return first
+    if isinstance(first, tuple):  # a list by another name
+        return tuple(item for one in outputs for item in one)
+    raise _cannot_join(outputs, place)
+
+
+def _join_named(outputs: Sequence[Any], place: Place) -> dict[Any, Any]:
+    named = [named_items(one) or {} for one in outputs]
+    if any(one.keys() != named[0].keys() for one in named):
+        raise _cannot_join(outputs, place)
+    derived = _derived_fields(outputs[0])
+    return {
+        name: _join([one[name] for one in named], place.named(key_text(name, index)))
+        for index, name in enumerate(named[0])
+        if name not in derived
+    }
+
+
+def _join_parts(outputs: Sequence[Any], place: Place) -> list[Any]:
+    if any(len(one) != len(outputs[0]) for one in outputs):
+        raise _cannot_join(outputs, place)
+    return [_join([one[index] for one in outputs], place.in_tuple(index)) for index in range(len(outputs[0]))]
+
+
+def _join_arrays(arrays: Sequence[Any], place: Place) -> Any:
+    if any(one.ndim == 0 for one in arrays):
+        if all(_same(one, arrays[0]) for one in arrays):
+            return arrays[0]
+        raise _cannot_join(arrays, place)
+    try:
+        if is_instance(arrays[0], "torch", "Tensor"):
+            return sys.modules["torch"].cat(list(arrays))
+        return sys.modules["numpy"].concatenate(arrays)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise _cannot_join(arrays, place) from error
+
+
+def _is_joinable(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or is_array(value) or named_items(value) is not None
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    try:
+        if is_image(one) or (found := digests(one))["undigested"]:
+            return bool(one == other)
+        return found == digests(other)
+    except Exception:  # what cannot be compared is not known to be equal
+        return False
+
+
+def _derived_fields(value: Any) -> frozenset[str]:
+    """The fields that a dataclass makes of its others."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return frozenset()
+    names = [one.name for one in fields(value) if not one.init and hasattr(value, one.name)]
+    try:
+        twin = replace(value) if names else value
+    except Exception:  # a dataclass that cannot be made from its fields
+        return frozenset()
+    return frozenset(name for name in names if _same(getattr(twin, name, None), getattr(value, name)))
+
+
+def _rebuilt(first: Any, items: Any, place: Place) -> Any:
+    """A container like ``first`` that holds ``items``."""
+    try:
+        if isinstance(first, list):
+            return items if type(first) is list else _filled(copy.copy(first), items)
+        if isinstance(first, tuple):
+            return type(first)(*items.values())
+        if is_dataclass(first):
+            return _rebuilt_dataclass(first, items)
+        if isinstance(first, Mapping):
+            return items if type(first) is dict else _rebuilt_mapping(first, items)
+        return _with_attributes(object.__new__(type(first)), {**held(first), **items})
+    except Exception as error:  # a class of someone else may raise anything
+        raise SettingsError(
+            f"The samples of a batch cannot be made one output: {place} is a {type(first).__name__}, and making "
+            f"another one failed ({type(error).__name__}: {error}). {_WAYS_OUT}"
+        ) from error
+
+
+def _filled(made: Any, items: list[Any]) -> Any:
+    made[:] = items
+    return made
+
+
+def _rebuilt_dataclass(first: Any, items: dict[str, Any]) -> Any:
+    own = {one.name for one in fields(first) if one.init}
+    try:
+        made = replace(first, **{name: item for name, item in items.items() if name in own})
+        others = {name: item for name, item in items.items() if name not in own}
+    except (TypeError, ValueError):  # one whose constructor takes other arguments
+        made, others = object.__new__(type(first)), {**held(first), **items}
+    return _with_attributes(made, others)
+
+
+def _rebuilt_mapping(first: Any, items: dict[Any, Any]) -> Any:
+    try:
+        return type(first)(items)
+    except TypeError:  # such as a defaultdict
+        made = copy.copy(first)
+        made.update(items)
+        return made
+
+
+def _with_attributes(made: Any, attributes: Mapping[str, Any]) -> Any:
+    for name, item in attributes.items():
+        if isinstance(made, Mapping):  # diffusers' outputs keep their items beside their attributes
+            made[name] = item  # type: ignore[index]
+        else:
+            object.__setattr__(made, name, item)  # frozen ones too
+    return made
+
+
+def _cannot_join(values: Sequence[Any], place: Place) -> SettingsError:
+    kinds = ", ".join(dict.fromkeys(kind_of(one) for one in values))
+    return SettingsError(
+        f"The samples of a batch returned what cannot be made one output: {place if place.path else 'the output'} "
+        f"differs ({kinds}). {_WAYS_OUT}"
+    )

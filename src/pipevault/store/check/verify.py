@@ -1,0 +1,205 @@
+"""Checking everything in a vault, and moving what is bad to quarantine.
+
+Bad is what a load would refuse: a manifest or an artifact that is not what was published or that others may write, a
+pin or a signature that cannot be used. The rest is notable and does no harm: artifacts that no entry names, foreign
+files, pins and signatures whose entry is gone, staging folders of dead processes.
+
+Nothing is locked, and other processes may work in the vault meanwhile: what looks bad is looked at once more before it
+is moved.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipevault.digest import Digest
+from pipevault.errors import VaultNotWritableError
+from pipevault.files.byte_progress import Progress, ignore_progress
+from pipevault.store.check.checks import (
+    Use,
+    artifact_findings,
+    check_manifest,
+    file_size_bytes,
+    signature_findings,
+    size_findings,
+    unsigned_findings,
+    vault_findings,
+)
+from pipevault.store.check.findings import (
+    Finding,
+    artifact_places,
+    foreign,
+    lost_signature,
+    orphans,
+    pin_findings,
+    signature_places,
+    staging,
+)
+from pipevault.store.layout import Layout
+from pipevault.store.marker import ensure_vault
+from pipevault.store.read import iter_keys
+from pipevault.store.trust.signing_keys import PublicKey
+from pipevault.store.vault import Vault
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """``entries``: manifests that were found; ``artifacts``: files that were read, ``read_bytes`` in all."""
+
+    entries: int
+    artifacts: int
+    read_bytes: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def bad(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.bad)
+
+    @property
+    def notable(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if not finding.bad)
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong, or all of it was mended."""
+        return all(finding.mended for finding in self.bad)
+
+    @property
+    def broken_keys(self) -> tuple[Digest, ...]:
+        """The entries that could not be used when they were looked at, sorted."""
+        return tuple(sorted({key for finding in self.bad for key in finding.keys}))
+
+
+def verify(
+    vault: Vault,
+    *,
+    fix: bool = False,
+    progress: Progress = ignore_progress,
+    trusted: Sequence[PublicKey] = (),
+    policy: str = "off",
+) -> VerifyReport:
+    """Check everything; each artifact is read once. With ``fix``, what is bad goes to quarantine and nothing else.
+
+    Entries that a bad artifact makes useless go with it, so that the next load misses and freezes them again. Folders
+    that others may write, pins that cannot be read and what a later pipevault wrote are left to people. With ``policy``
+    ``require``, an entry without a good signature by one of ``trusted`` is bad, and stays for somebody to sign.
+    :class:`NotAVaultError`, :class:`NewerVaultError`: the marker. :class:`VaultError`: a folder cannot be listed.
+    :class:`VaultNotWritableError`: ``fix`` in a vault that cannot be written.
+    """
+    if fix and not vault.writable:
+        raise VaultNotWritableError(
+            f"The vault {vault.root} is read-only for this user: run without --fix.", vault.root
+        )
+    layout = vault.layout
+    ensure_vault(layout, create=False)
+    # The artifacts first: one whose manifest is published meanwhile must count as named.
+    uses: dict[Digest, tuple[Use, ...]] = dict.fromkeys(artifact_places(layout), ())
+    keys = list(iter_keys(layout))
+    signatures = signature_places(layout)
+    findings, later = list[Finding](), list[Finding]()
+    # One manifest is held at a time: a vault may have more than fit in memory.
+    for key in keys:
+        manifest, found = check_manifest(vault, key)
+        findings += found
+        if manifest is None:
+            continue
+        for digest, size_bytes in manifest.artifact_sizes.items():
+            uses[digest] = (*uses.get(digest, ()), (key, size_bytes))
+        later += signature_findings(layout, manifest, signatures.get(key, ()), trusted)
+        if policy == "require":
+            later += unsigned_findings(layout, manifest, trusted)
+    artifacts, read_bytes, total_bytes = 0, 0, sum(_size_bytes(layout, digest) for digest in uses)
+    progress(0, total_bytes)
+    for digest in sorted(uses):
+        is_there, size_bytes = os.path.lexists(layout.artifact_file(digest)), _size_bytes(layout, digest)
+        findings += _of_artifact(vault, digest, uses[digest])
+        artifacts += is_there
+        read_bytes += size_bytes
+        progress(read_bytes, max(total_bytes, read_bytes))
+    findings += vault_findings(vault, keys)
+    findings += orphans(layout, (digest for digest in sorted(uses) if not uses[digest]))
+    findings += pin_findings(layout)
+    for key, key_ids in signatures.items():
+        for key_id in key_ids:
+            findings += lost_signature(layout, key, key_id)
+    findings += later
+    findings += foreign(layout)
+    findings += staging(layout)
+    findings = _merged(findings)
+    if fix:
+        findings = [_mended(vault, finding, trusted) if finding.movable else finding for finding in findings]
+    return VerifyReport(len(keys), artifacts, read_bytes, tuple(findings))
+
+
+def _size_bytes(layout: Layout, digest: Digest) -> int:
+    return file_size_bytes(layout.artifact_file(digest)) or 0
+
+
+def _of_artifact(vault: Vault, digest: Digest, uses: Sequence[Use]) -> Iterator[Finding]:
+    found = list(artifact_findings(vault, digest, uses))
+    if found and not os.path.lexists(vault.layout.artifact_file(digest)):
+        # It may have been removed with its entries since they were read.
+        if not (uses := _still_used(vault, digest, (key for key, _ in uses))):
+            return
+        found = list(artifact_findings(vault, digest, uses))
+    yield from found
+
+
+def _still_used(vault: Vault, digest: Digest, keys: Iterable[Digest]) -> list[Use]:
+    """Those of ``keys`` whose entries, as they are now, name the artifact, and the sizes that they say."""
+    manifests = {key: check_manifest(vault, key)[0] for key in keys}
+    return [
+        (key, manifest.artifact_sizes[digest])
+        for key, manifest in manifests.items()
+        if manifest is not None and digest in manifest.artifact_sizes
+    ]
+
+
+def _mended(vault: Vault, finding: Finding, trusted: Sequence[PublicKey]) -> Finding:
+    """Move what is bad, unless it was mended meanwhile; manifests go before the artifact that they name."""
+    now = next((now for now in _look_again(vault, finding, trusted) if now.movable and now.path == finding.path), None)
+    if now is None:
+        return replace(finding, mended=True)
+    going = [finding.path]
+    if finding.kind == "artifact":
+        used = _still_used(vault, Digest(finding.path.name), finding.keys)
+        going = [*(vault.layout.manifest_file(key) for key, _ in used), finding.path]
+    moved = [vault.quarantine(path, now.reason) for path in going]
+    return replace(
+        finding,
+        quarantined=tuple(path for path in moved if path is not None),
+        mended=not any(os.path.lexists(path) for path in going),
+    )
+
+
+def _look_again(vault: Vault, finding: Finding, trusted: Sequence[PublicKey]) -> Iterator[Finding]:
+    layout = vault.layout
+    if (digest := layout.digest_of_artifact(finding.path)) is not None:
+        uses = _still_used(vault, digest, finding.keys)
+        if uses or not finding.keys or os.path.lexists(finding.path):
+            yield from artifact_findings(vault, digest, uses)
+    elif (key := layout.key_of_manifest(finding.path)) is not None:
+        manifest, found = check_manifest(vault, key)
+        yield from found
+        for digest, size_bytes in manifest.artifact_sizes.items() if manifest else ():
+            yield from size_findings(layout, digest, [(key, size_bytes)])
+    elif (key := layout.key_of_signature(finding.path)) is not None:
+        manifest, _ = check_manifest(vault, key)
+        if manifest is not None:
+            yield from signature_findings(layout, manifest, [finding.path.name.split(".")[1]], trusted)
+
+
+def _merged(findings: Iterable[Finding]) -> list[Finding]:
+    """One finding for each file: the first of a kind, with the keys of all; nothing is both bad and an orphan."""
+    merged: dict[tuple[str, Path], Finding] = {}
+    for finding in findings:
+        place = (finding.kind, finding.path)
+        if place in merged:
+            keys = tuple(sorted({*merged[place].keys, *finding.keys}))
+            merged[place] = replace(merged[place], keys=keys)
+        elif finding.kind != "orphan" or ("artifact", finding.path) not in merged:
+            merged[place] = finding
+    return list(merged.values())

@@ -1,0 +1,113 @@
+"""Leases: entries that a live process has loaded, which no pruning removes.
+
+A lease is the empty file ``leases/<key digest>.<host>.<pid>.<16 hex digits>``, claimed by the process
+(:mod:`pipevault.files.claims`): it counts while its lock is held and, where locks prove nothing, while the process
+leaves signs of life. A forked child inherits the lock: the lease counts until both have ended, or the process that took
+it released it.
+
+Whoever may not write the vault has none: what it opened stays usable, for removed files live on while they are open,
+and what it opens later may be gone, which is a miss.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipevault.digest import Digest
+from pipevault.errors import VaultError
+from pipevault.files.atomic import make_folder, vault_errors
+from pipevault.files.claims import Claim, abandoned, claim_file
+from pipevault.store.layout import Layout
+
+
+@dataclass
+class Lease:
+    """What keeps an entry. ``problem`` says why there is none; the entry may then be removed while it is in use.
+
+    It ends with :meth:`release` or with the process, and belongs to the process that took it: in a forked child,
+    :meth:`release` does nothing.
+    """
+
+    key: Digest
+    problem: str = ""
+    _claim: Claim | None = field(default=None, repr=False)
+
+    @property
+    def path(self) -> Path | None:
+        return self._claim.path if self._claim else None
+
+    @property
+    def held(self) -> bool:
+        return self._claim is not None and self._claim.held
+
+    def release(self) -> None:
+        """Give it up; a second time does nothing. Never raises."""
+        if self._claim is not None:
+            self._claim.release()
+
+
+@dataclass(frozen=True)
+class FoundLease:
+    """A lease file. ``holder``: ``process 4711 on worker-3``; ``alive``: whether it counts."""
+
+    path: Path
+    key: Digest
+    holder: str
+    alive: bool
+
+
+def take_lease(layout: Layout, key: Digest, *, writable: bool = True) -> Lease:
+    """Keep the entry ``key`` while this process lives. Never raises: without a lease :attr:`Lease.problem` says why.
+
+    Look the entry up *after* this: what was removed before the lease is no longer there, what was not stays.
+    """
+    if not writable:
+        return Lease(key, "the vault cannot be written")
+    try:
+        make_folder(layout.leases_dir)
+        claim = None
+        while claim is None:
+            process = {"host": socket.gethostname(), "pid": os.getpid(), "random_hex": secrets.token_hex(8)}
+            claim = claim_file(layout.lease_file(key, **process))  # type: ignore[arg-type]
+        return Lease(key, _claim=claim)
+    except (VaultError, OSError) as error:
+        return Lease(key, str(error))
+
+
+def find_leases(layout: Layout) -> list[FoundLease]:
+    """Every lease file, sorted; nothing is changed. :class:`VaultError`: the folder cannot be read."""
+    with vault_errors(layout.leases_dir, "listed"):
+        try:
+            names = sorted(os.listdir(layout.leases_dir))
+        except FileNotFoundError:
+            return []
+    found = (_judge(layout, layout.leases_dir / name) for name in names)
+    return [lease for lease in found if lease is not None]
+
+
+def leased_keys(layout: Layout) -> set[Digest]:
+    """The keys that a live process holds. Raises like :func:`find_leases`."""
+    return {lease.key for lease in find_leases(layout) if lease.alive}
+
+
+def describe_leases(leases: Sequence[FoundLease]) -> str:
+    """``process 4711 on worker-3 and 2 more``."""
+    more = f" and {len(leases) - 1} more" if len(leases) > 1 else ""
+    return f"{leases[0].holder}{more}"
+
+
+def _judge(layout: Layout, path: Path) -> FoundLease | None:
+    """``None`` if it is no lease, or is gone."""
+    key = layout.key_of_lease(path)
+    if key is None:
+        return None
+    host, pid, _ = path.name.partition(".")[2].split(".")
+    with abandoned(path) as is_free:
+        if not os.path.lexists(path):
+            return None
+        return FoundLease(path, key, f"process {pid} on {host}", alive=not is_free)

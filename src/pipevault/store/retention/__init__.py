@@ -1,0 +1,1 @@
+"""What stays in a vault and what goes."""

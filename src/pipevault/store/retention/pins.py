@@ -1,0 +1,145 @@
+"""Pins: entries that no pruning removes, by name. ``pins/<name>.json`` is canonical JSON::
+
+    {"created_at":"2025-01-31T12:00:00+00:00","key":"<key digest>","pin_version":1}
+
+A pin that cannot be read may mean any entry, so nothing is removed until it is mended or unpinned.
+"""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from pipevault.digest import Digest
+from pipevault.errors import PinError, UnknownKeyError, VaultError
+from pipevault.files.atomic import create_file, fsync_folder, make_folder, vault_errors, write_file
+from pipevault.files.documents import Format, Problem, Sha256
+from pipevault.reading import read_file
+from pipevault.store.layout import PIN_NAME, Layout
+from pipevault.store.manifest import now_utc
+from pipevault.store.staging import staging_folder
+
+PIN_VERSION = 1
+
+
+class _Pin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    created_at: str
+    key: Sha256
+    pin_version: int
+
+
+def _damaged(problem: Problem) -> PinError:
+    name = problem.path.stem
+    return PinError(
+        f"The pin {problem} What it holds is not known and nothing is removed. Remove it and pin the entry again: "
+        f"pipevault unpin {name}",
+        name,
+    )
+
+
+def _newer(problem: Problem) -> PinError:
+    return PinError(f"The pin {problem} Upgrade pipevault.", problem.path.stem)
+
+
+_FORMAT = Format(_Pin, "pin_version", PIN_VERSION, damaged=_damaged, newer=_newer)
+
+
+def pins(layout: Layout) -> dict[str, Digest]:
+    """The key of each pin, sorted by name. :class:`PinError` names one that cannot be read."""
+    found = {}
+    for name in pin_names(layout):
+        key = read_pin(layout, name)
+        if key is not None:
+            found[name] = key
+    return found
+
+
+def pin_names(layout: Layout) -> list[str]:
+    """The names of all pins, sorted, also of those that cannot be read."""
+    with vault_errors(layout.pins_dir, "listed"):
+        try:
+            files = os.listdir(layout.pins_dir)
+        except FileNotFoundError:
+            return []
+    names = (layout.pin_name(layout.pins_dir / file) for file in files)
+    return sorted(name for name in names if name is not None)
+
+
+def read_pin(layout: Layout, name: str) -> Digest | None:
+    """The key that ``name`` pins, ``None`` if there is no such pin. :class:`PinError`: it cannot be read."""
+    path = layout.pin_file(name)
+    with vault_errors(path, "read"):
+        try:
+            data = read_file(path)
+        except FileNotFoundError:
+            return None
+    return Digest(_FORMAT.parse(data, path).key)
+
+
+def pin(layout: Layout, key: Digest, name: str, *, move: bool = False) -> Digest | None:
+    """Pin the entry ``key`` as ``name``; the key that ``move`` took the name from.
+
+    Pinning the same entry again changes nothing. :class:`PinError`: ``name`` is no name, or pins another entry and
+    ``move`` is false. :class:`UnknownKeyError`: there is no such entry, or it was removed meanwhile.
+    """
+    _check_name(name)
+    _require_entry(layout, key)
+    data = _FORMAT.write(_Pin(now_utc(), key.hex, PIN_VERSION))
+    path = layout.pin_file(name)
+    make_folder(layout.pins_dir)
+    held = None if move else read_pin(layout, name)
+    with staging_folder(layout) as folder:
+        if move:
+            held = _read_or_none(layout, name)
+            if held != key:
+                write_file(path, data, staging=folder)
+        elif held is None:
+            try:
+                create_file(path, data, staging=folder)
+            except FileExistsError:  # another process was faster
+                held = read_pin(layout, name)
+    if not move and held not in (None, key):
+        raise PinError(f"{name} pins {held} already. Give another name, or move it: --move", name)
+    if not layout.manifest_file(key).exists():  # pruned before the pin was there
+        if held is None:
+            path.unlink(missing_ok=True)
+        _require_entry(layout, key)
+    return held if held != key else None
+
+
+def unpin(layout: Layout, name: str) -> Digest | None:
+    """Remove the pin ``name``, also a damaged one; the key it had, if it could be read. :class:`PinError`."""
+    _check_name(name)
+    key = _read_or_none(layout, name)
+    path = layout.pin_file(name)
+    with vault_errors(path, "removed"):
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            known = ", ".join(pin_names(layout))
+            raise PinError(
+                f"There is no pin {name}. {f'Pins: {known}.' if known else 'There are none.'}", name
+            ) from None
+        fsync_folder(path.parent)
+    return key
+
+
+def _read_or_none(layout: Layout, name: str) -> Digest | None:
+    try:
+        return read_pin(layout, name)
+    except (PinError, VaultError):  # damaged, or no file at all
+        return None
+
+
+def _check_name(name: str) -> None:
+    if not PIN_NAME.fullmatch(name):
+        raise PinError(
+            f"{name!r} is no name of a pin: letters, digits, '.', '_', '-', at most 64, the first a letter or digit.",
+            name,
+        )
+
+
+def _require_entry(layout: Layout, key: Digest) -> None:
+    if not layout.manifest_file(key).exists():
+        raise UnknownKeyError(f"No entry of {layout.root} has the key {key.short}, so it cannot be pinned.", key.hex)

@@ -1,0 +1,116 @@
+"""When an entry was last used: the time of change of ``uses/<aa>/<key digest>``, an empty file.
+
+A use is noted without a lock. Where the vault cannot be written, the note goes to the user's state folder,
+see :func:`pipevault.store.stats.events.state_layout`, under the same names; both places are read.
+
+Clocks of several machines disagree. A note is only ever moved forward, so that a clock that is behind does not make an
+entry that others use look old. What a note from the future counts as is decided by
+:mod:`~pipevault.store.retention.aging`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from pipevault.digest import Digest
+from pipevault.errors import NoHomeError
+from pipevault.files.atomic import FOLDER_MODE, share_like_folder
+from pipevault.store.layout import Layout
+from pipevault.store.stats.events import state_layout
+
+
+def record_use(layout: Layout, key: Digest, *, writable: bool = True) -> None:
+    """Note that ``key`` is used now: in the vault if it can be written, else in the user's state folder.
+
+    Never raises: a use that cannot be noted anywhere only makes the entry look older than it is.
+    """
+    if writable and _touch(layout.use_file(key)):
+        return
+    with suppress(NoHomeError):
+        _touch(state_layout(layout).use_file(key))
+
+
+def last_use_s(layout: Layout, key: Digest) -> float | None:
+    """Seconds since the epoch, as the clock that noted it told them; ``None``: no use is known.
+
+    It may lie in the future. Raises nothing: a place that cannot be read tells of no use.
+    """
+    times = [_modified_s(file) for file in _places(layout, key)]
+    return max((time for time in times if time is not None), default=None)
+
+
+def last_uses_s(layout: Layout) -> dict[Digest, float]:
+    """:func:`last_use_s` of every key that has one, read in bulk; keys without an entry among them."""
+    times: dict[Digest, float] = {}
+    for notes in _vaults(layout):
+        for key, modified_s in _noted(notes):
+            times[key] = max(modified_s, times.get(key, modified_s))
+    return times
+
+
+def forget_use(layout: Layout, key: Digest) -> None:
+    """Remove what is noted of ``key``; never raises."""
+    for file in _places(layout, key):
+        with suppress(OSError):
+            file.unlink()
+
+
+def set_last_use(layout: Layout, key: Digest, time_s: float) -> None:
+    """Make ``time_s`` the time of every note of ``key``, later notes too; never raises."""
+    for file in _places(layout, key):
+        with suppress(OSError):
+            os.utime(file, times=(time_s, time_s))
+
+
+def _touch(file: Path) -> bool:
+    try:
+        try:
+            if file.stat().st_mtime < time.time():
+                os.utime(file)
+        except FileNotFoundError:
+            _create(file)
+        except PermissionError:  # another user's file in a folder that this user may write
+            file.unlink()
+            _create(file)
+    except OSError:
+        return False
+    return True
+
+
+def _create(file: Path) -> None:
+    for folder in (file.parent.parent, file.parent):
+        if not folder.is_dir():
+            folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+            share_like_folder(folder, folder.parent)
+    file.touch(mode=0o644)
+
+
+def _places(layout: Layout, key: Digest) -> Iterator[Path]:
+    return (notes.use_file(key) for notes in _vaults(layout))
+
+
+def _vaults(layout: Layout) -> Iterator[Layout]:
+    yield layout
+    with suppress(NoHomeError):
+        yield state_layout(layout)
+
+
+def _modified_s(file: Path) -> float | None:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return None
+
+
+def _noted(layout: Layout) -> Iterator[tuple[Digest, float]]:
+    with suppress(OSError), os.scandir(layout.uses_dir) as shards:
+        for shard in shards:
+            with suppress(OSError), os.scandir(shard.path) as files:
+                for file in files:
+                    with suppress(ValueError):  # a foreign file
+                        if file.name.startswith(shard.name) and len(shard.name) == 2:
+                            yield Digest(file.name), file.stat(follow_symlinks=False).st_mtime

@@ -1,0 +1,1 @@
+"""Counting what happens in a vault."""

@@ -1,0 +1,239 @@
+"""Sums of events, and folding the files of ended processes into them: a crash may lose counts, and doubles none.
+
+``events/totals.json``, canonical JSON: ``{"rows": [[key, event, reason, {"times": 3, "seconds": 62.1}]], "since":
+1738324800, "totals_version": 2}``.
+
+Under the lock of ``events/totals.lock``, which readers take too: read the totals and the files that nobody counts in
+any more, write the new totals beside, remove the files, and only then rename the new totals into place.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import msgspec
+
+from pipevault.errors import NewerVaultError, NoHomeError, VaultError
+from pipevault.files.atomic import publish_file, vault_errors, write_file
+from pipevault.files.documents import Format, Problem
+from pipevault.files.flock import HeldLock, NotLocked, try_lock
+from pipevault.reading import open_regular, read_file
+from pipevault.store.layout import Layout
+from pipevault.store.staging import staging_folder
+from pipevault.store.stats.events import (
+    LARGEST_FILE_BYTES,
+    Amount,
+    Time,
+    Word,
+    WordOrNone,
+    parse_events,
+    state_layout,
+    try_own,
+)
+
+logger = logging.getLogger("pipevault")
+
+TOTALS_VERSION = 2
+TIMES = "times"
+IDLE_MIN_AGE_S = 3600.0
+"""Where the file system has no locks, a file is folded when nothing was written to it for so long."""
+
+_LONGEST_WAIT_S = 5.0
+_MOST_AT_ONCE = 256  # files are open
+
+RowKey: TypeAlias = tuple[str, str, str]
+"""Key digest or nothing, event, reason."""
+_KeyOrNone: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+_Row: TypeAlias = tuple[_KeyOrNone, Word, WordOrNone, dict[Word, Amount]]
+
+
+class _Totals(msgspec.Struct):
+    rows: list[_Row]
+    since: Time | None
+    totals_version: int
+
+
+def _newer(problem: Problem) -> NewerVaultError:
+    return NewerVaultError(f"{problem} Upgrade pipevault.", problem.path)
+
+
+_FORMAT = Format(_Totals, "totals_version", TOTALS_VERSION, newer=_newer, canonical=False)
+
+
+@dataclass
+class Sums:
+    """How often what happened (:data:`TIMES`) and the sums of its numbers, ``since`` seconds after the epoch.
+
+    ``unreadable``: sentences about what could not be read.
+    """
+
+    rows: dict[RowKey, Counter[str]] = field(default_factory=dict)
+    since: float | None = None
+    unreadable: list[str] = field(default_factory=list)
+
+    def add(self, row_key: RowKey, numbers: Counter[str], since: float | None) -> None:
+        self.rows.setdefault(row_key, Counter()).update(numbers)
+        self.since = min((time_s for time_s in (self.since, since) if time_s is not None), default=None)
+
+    def to_bytes(self) -> bytes:
+        rows: list[_Row] = [(*row_key, dict(numbers)) for row_key, numbers in sorted(self.rows.items())]
+        return _FORMAT.write(_Totals(rows, self.since, TOTALS_VERSION))
+
+
+def compact(layout: Layout) -> int:
+    """Fold what ended processes counted, in the vault and in the user's state folder; how many files went.
+
+    :class:`~pipevault.errors.VaultError` where a folder cannot be read or written; ``NewerVaultError`` where a later
+    version wrote totals.
+    """
+    return sum(fold(place) for place in _places(layout))
+
+
+def fold(layout: Layout) -> int:
+    """:func:`compact` in one folder; nothing is folded where another process does so for long, or cannot be locked."""
+    with _lock(layout) as is_locked:
+        return _fold(layout, Sums()) if is_locked else 0
+
+
+def read_sums(layout: Layout) -> Sums:
+    """All that was counted for the vault, in it and in the user's state folder; folds what can be folded.
+
+    :class:`~pipevault.errors.VaultError` if a folder cannot be read.
+    """
+    sums = Sums()
+    for place in _places(layout):
+        with _lock(place) as is_locked:
+            if is_locked:
+                with suppress(VaultError):  # a full disk, or a folder that this user may not change: only read, then
+                    told = Sums()
+                    _fold(place, told)
+                    sums.unreadable += told.unreadable
+            _read(place, sums)
+    return sums
+
+
+def _places(layout: Layout) -> Iterator[Layout]:
+    yield layout
+    with suppress(NoHomeError):
+        yield state_layout(layout)
+
+
+@contextmanager
+def _lock(layout: Layout) -> Iterator[bool]:
+    """Whether it was got. Without it a reader may miss what is folded meanwhile, as in a folder it cannot write."""
+    lock = None
+    end_s = time.monotonic() + _LONGEST_WAIT_S
+    while layout.events_dir.is_dir():
+        try:
+            lock = try_lock(layout.totals_lock)
+        except OSError:
+            break
+        if lock is not NotLocked.HELD_ELSEWHERE or time.monotonic() > end_s:
+            break
+        time.sleep(0.005)
+    try:
+        yield isinstance(lock, HeldLock)
+    finally:
+        if isinstance(lock, HeldLock):
+            lock.release()
+
+
+def _read(layout: Layout, sums: Sums) -> None:
+    """Add everything. The totals come first: without the lock, what is folded meanwhile is missed, not doubled."""
+    with vault_errors(layout.events_dir, "read"):
+        try:
+            _add_totals(layout, sums)
+        except OSError as error:
+            sums.unreadable.append(f"{layout.totals_file} cannot be read: {error.strerror or error}.")
+        for path in _files(layout):
+            try:
+                with _open(path) as file:
+                    _add_file(path, file, sums)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                sums.unreadable.append(f"{path} cannot be read: {error.strerror or error}.")
+
+
+def _fold(layout: Layout, told: Sums) -> int:
+    """The number of files folded; ``told`` gets sentences about what was in them and is not counted."""
+    with vault_errors(layout.events_dir, "compacted"), ExitStack() as kept_locked:
+        sums, ended = Sums(), []
+        _add_totals(layout, sums)
+        for path in _files(layout):
+            with suppress(OSError), ExitStack() as opened:  # what cannot be read stays, and whoever reads tells of it
+                file = opened.enter_context(_open(path))
+                if _is_ended(file):
+                    _add_file(path, file, sums)
+                    ended.append(path)
+                    kept_locked.push(opened.pop_all())  # until it is gone, lest its process begins to count in it
+            if len(ended) == _MOST_AT_ONCE:
+                break
+        if ended or sums.unreadable:
+            with staging_folder(layout) as folder:
+                staged = folder / layout.totals_file.name
+                write_file(staged, sums.to_bytes())
+                for path in ended:
+                    path.unlink()
+                publish_file(staged, layout.totals_file)
+        for problem in sums.unreadable:
+            logger.warning("not counted: %s", problem)
+        told.unreadable += sums.unreadable
+        return len(ended)
+
+
+def _files(layout: Layout) -> list[Path]:
+    """The events files, sorted; none where there is no folder. ``OSError`` if it cannot be listed."""
+    try:
+        names = sorted(os.listdir(layout.events_dir))
+    except FileNotFoundError:
+        return []
+    return [path for name in names if layout.is_events(path := layout.events_dir / name)]
+
+
+def _open(path: Path) -> io.FileIO:
+    """``OSError`` if there is none, if something else stands in its place, or if it is too large."""
+    file = open_regular(path, follow_links=False)
+    if os.fstat(file.fileno()).st_size <= 2 * LARGEST_FILE_BYTES:
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, f"it has more than {2 * LARGEST_FILE_BYTES >> 20} MiB")
+
+
+def _is_ended(file: io.FileIO) -> bool:
+    is_ours = try_own(file.fileno())
+    return time.time() - os.fstat(file.fileno()).st_mtime > IDLE_MIN_AGE_S if is_ours is None else is_ours
+
+
+def _add_file(path: Path, file: io.FileIO, sums: Sums) -> None:
+    events, strange = parse_events(file.read())
+    for event in events:
+        numbers: Counter[str] = Counter({TIMES: 1})
+        numbers.update(event.numbers)
+        sums.add((event.key, event.event, event.reason), numbers, event.time)
+    if strange:
+        sums.unreadable.append(f"{path} has {strange} lines that are no events.")
+
+
+def _add_totals(layout: Layout, sums: Sums) -> None:
+    """Nothing where there are none; what is damaged is noted. ``OSError`` where they cannot be read."""
+    path = layout.totals_file
+    try:
+        totals = _FORMAT.parse(read_file(path), path)
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        sums.unreadable.append(str(error))
+        return
+    for key, event, reason, numbers in totals.rows:
+        sums.add((key, event, reason), Counter(numbers), totals.since)

@@ -1,0 +1,90 @@
+"""The files of events: a line of canonical JSON for each event, in ``events/<process>.jsonl``.
+
+::
+
+    {"event":"miss","key":"<key digest>","numbers":{"seconds":62.1},"reason":"absent","time":1738324801}
+
+``key``, ``reason`` and ``numbers`` may be absent; ``time`` is in seconds since the epoch. The process that counts in a
+file, and the children that it forks, hold a lock (flock) on it; whoever gets that lock knows that they have ended.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from typing import Annotated, TypeAlias
+
+import msgspec
+
+from pipevault.digest import digest_bytes
+from pipevault.settings.user_folders import user_folder
+from pipevault.store.layout import Layout
+
+LARGEST_FILE_BYTES = 1 << 20
+
+_YEAR_10000 = 253_402_300_800
+LARGEST = 10**18
+_LINE = re.compile(rb"[^\n]+")
+WORD = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+Word: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^{WORD.pattern}\Z")]
+WordOrNone: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^({WORD.pattern})?\Z")]
+Amount: TypeAlias = (
+    Annotated[int, msgspec.Meta(ge=0, le=LARGEST)] | Annotated[float, msgspec.Meta(ge=0, le=float(LARGEST))]
+)
+"""What sums of a vault's life can hold; no NaN."""
+Time: TypeAlias = (
+    Annotated[int, msgspec.Meta(ge=0, lt=_YEAR_10000)] | Annotated[float, msgspec.Meta(ge=0, lt=float(_YEAR_10000))]
+)
+"""Seconds since the epoch, of a year that a calendar knows."""
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One line. ``key`` is that of the entry; empty if it happened to none. ``time``: seconds since the epoch."""
+
+    event: Word
+    time: Time
+    key: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")] = ""
+    reason: WordOrNone = ""
+    numbers: dict[Word, Amount] = msgspec.field(default_factory=dict)
+
+
+_decoder = msgspec.json.Decoder(Event)
+
+
+def state_layout(layout: Layout) -> Layout:
+    """Where the events of a vault go that cannot be written: ``pipevault/vaults/<16 digits>`` in the user's state
+    folder. The digits are the first of the SHA-256 of the vault's path.
+
+    :class:`~pipevault.errors.NoHomeError`: there is no such folder.
+    """
+    name = digest_bytes(os.fsencode(layout.root)).hex[:16]
+    return Layout(user_folder("state") / "vaults" / name)
+
+
+def parse_events(data: bytes) -> tuple[list[Event], int]:
+    """The events, and how many complete lines are none; a torn last line is passed over."""
+    parsed = [_parsed(line) for line in _LINE.findall(data, 0, data.rfind(b"\n") + 1)]
+    events = [event for event in parsed if event is not None]
+    return events, len(parsed) - len(events)
+
+
+def try_own(descriptor: int) -> bool | None:
+    """Lock an open events file for good. ``False``: a process that counts in it lives; ``None``: not known."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in (errno.EACCES, errno.EAGAIN) else None
+    return True
+
+
+def _parsed(line: bytes) -> Event | None:
+    try:
+        return _decoder.decode(line)
+    except (ValueError, RecursionError):
+        return None

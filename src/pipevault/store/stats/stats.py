@@ -1,0 +1,184 @@
+"""Statistics of a vault: what was counted, per entry and in all.
+
+Counting is in :mod:`~pipevault.store.stats.event_log`, folding in :mod:`~pipevault.store.stats.event_totals`. Events,
+and the numbers that go with them:
+
+================  ==========================================================================================
+``hit``           an entry was loaded
+``miss``          none could be; ``reason`` is a word: ``absent``, ``damaged``, ``newer``, ``machine``, ``unsafe``, …
+``compiled``      graphs were compiled; ``seconds`` spent
+``saved``         a hit; ``seconds`` that compiling the entry took, and that the hit did not take
+``rebuilt``       an entry that was there was frozen again
+``quarantined``   a bad file was moved away
+``published``     an entry became visible; ``bytes`` of its artifacts
+================  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pipevault.digest import Digest
+from pipevault.errors import UnknownKeyError
+from pipevault.files.atomic import vault_errors
+from pipevault.store.layout import MANIFEST_SUFFIX, Layout, stands_in
+from pipevault.store.read import iter_keys
+from pipevault.store.stats.event_log import count
+from pipevault.store.stats.event_totals import TIMES, RowKey, compact, read_sums
+
+__all__ = ["Counts", "Statistics", "compact", "count", "find_entry", "mean_compile_s", "summary"]
+
+NO_REASON = "unknown"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often what happened. ``misses``: by reason; seconds and bytes are sums over all events."""
+
+    hits: int = 0
+    misses: Mapping[str, int] = field(default_factory=dict)
+    compiled: int = 0
+    compile_s: float = 0.0
+    saved_s: float = 0.0
+    rebuilt: int = 0
+    quarantined: int = 0
+    published: int = 0
+    published_bytes: int = 0
+
+    @property
+    def missed(self) -> int:
+        return sum(self.misses.values())
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Hits among all lookups, from 0 to 1; ``None`` if there were none."""
+        lookups = self.hits + self.missed
+        return self.hits / lookups if lookups else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "misses": dict(sorted(self.misses.items())), "hit_rate": self.hit_rate}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """``entries`` also holds entries that are gone by now; what belongs to no entry is in ``total`` alone.
+
+    ``since``: when the oldest event was counted, ISO 8601 in UTC. ``stored_entries`` and ``stored_bytes``: manifests,
+    and bytes of manifests and artifacts, that the vault holds now. ``unreadable``: sentences about what could not be
+    read, and so is missing here.
+    """
+
+    total: Counts
+    entries: Mapping[Digest, Counts]
+    since: str | None
+    stored_entries: int
+    stored_bytes: int
+    unreadable: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "total": self.total.to_json(),
+            "entries": {key.hex: counts.to_json() for key, counts in self.entries.items()},
+            "since": self.since,
+            "stored_entries": self.stored_entries,
+            "stored_bytes": self.stored_bytes,
+            "unreadable": list(self.unreadable),
+        }
+
+
+def summary(layout: Layout) -> Statistics:
+    """What all processes counted, those that live included. :class:`~pipevault.errors.VaultError`."""
+    sums = read_sums(layout)
+    keys = sorted({key for key, _, _ in sums.rows if key})
+    by_key: dict[str, dict[RowKey, Counter[str]]] = {}
+    for row_key, row in sums.rows.items():
+        by_key.setdefault(row_key[0], {})[row_key] = row
+    stored_entries, stored_bytes = _stored(layout)
+    return Statistics(
+        total=_counts(sums.rows.items()),
+        entries={Digest(key): _counts(by_key[key].items()) for key in keys},
+        since=None
+        if sums.since is None
+        else datetime.fromtimestamp(int(sums.since), timezone.utc).isoformat(timespec="seconds"),
+        stored_entries=stored_entries,
+        stored_bytes=stored_bytes,
+        unreadable=tuple(sums.unreadable),
+    )
+
+
+def mean_compile_s(layout: Layout) -> float | None:
+    """Return the seconds that a graph took to compile here, on average; ``None`` where none was."""
+    counts = _counts(read_sums(layout).rows.items())
+    return counts.compile_s / counts.compiled if counts.compiled else None
+
+
+def find_entry(layout: Layout, statistics: Statistics, prefix: str) -> Digest:
+    """The key that begins with ``prefix``, of an entry of the vault or of one that was counted.
+
+    :class:`~pipevault.errors.UnknownKeyError`: none, or with ``candidates`` several.
+    """
+    wanted = prefix.strip().lower()
+    known = {*iter_keys(layout), *statistics.entries}
+    found = sorted(key for key in known if wanted and key.hex.startswith(wanted))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        shown = ", ".join(key.short for key in found[:10]) + (" …" if len(found) > 10 else "")
+        raise UnknownKeyError(
+            f"{len(found)} keys begin with {prefix}: {shown}. Give more digits.",
+            prefix,
+            tuple(key.hex for key in found),
+        )
+    raise UnknownKeyError(f"No entry of {layout.root}, there or counted, has a key that begins with {prefix}.", prefix)
+
+
+def _counts(rows: Iterable[tuple[RowKey, Counter[str]]]) -> Counts:
+    sums: Counter[tuple[str, str]] = Counter()
+    misses: Counter[str] = Counter()
+    for (_, event, reason), numbers in rows:
+        sums.update({(event, name): number for name, number in numbers.items()})
+        if event == "miss":
+            misses[reason or NO_REASON] += numbers[TIMES]
+    return Counts(
+        hits=sums["hit", TIMES],
+        misses=dict(misses),
+        compiled=sums["compiled", TIMES],
+        compile_s=float(sums["compiled", "seconds"]),
+        saved_s=float(sums["saved", "seconds"]),
+        rebuilt=sums["rebuilt", TIMES],
+        quarantined=sums["quarantined", TIMES],
+        published=sums["published", TIMES],
+        published_bytes=int(sums["published", "bytes"]),
+    )
+
+
+def _stored(layout: Layout) -> tuple[int, int]:
+    """Entries and bytes now; files that vanish meanwhile are left out."""
+    manifests = _sizes_bytes(layout, layout.entries_dir, 64 + len(MANIFEST_SUFFIX))
+    artifacts = _sizes_bytes(layout, layout.artifacts_dir, 64)
+    return len(manifests), sum(manifests) + sum(artifacts)
+
+
+def _sizes_bytes(layout: Layout, folder: Path, name_length: int) -> list[int]:
+    """Of each file in the folders that ``folder`` is spread over that has a name of this length and their digits."""
+    sizes = []
+    with vault_errors(folder, "listed"):
+        try:
+            shards = [path for path in folder.iterdir() if layout.is_shard(path)]
+        except FileNotFoundError:
+            return []
+        for shard in shards:
+            try:
+                with os.scandir(shard) as listed:
+                    for item in listed:
+                        if len(item.name) == name_length and stands_in(item.name, shard.name):
+                            sizes.append(item.stat(follow_symlinks=False).st_size)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+    return sizes

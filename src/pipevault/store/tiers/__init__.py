@@ -1,0 +1,1 @@
+"""Stores, and several of them in order."""

@@ -1,0 +1,1 @@
+"""Whose files are trusted: owners and signatures."""

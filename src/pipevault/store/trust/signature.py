@@ -1,0 +1,264 @@
+"""Signatures over entries: who says that the code of an entry is what it should be.
+
+``signatures/<aa>/<key>.<public key id>.json`` is canonical JSON, shown here with line breaks::
+
+    {"algorithm": "ed25519",
+     "key": "<digest of the entry's key>",
+     "manifest": "<self_digest of its manifest>",
+     "public_key": "<id of the public key>",
+     "signature": "<base64 of 64 bytes>",
+     "signature_version": 1}
+
+What is signed is 153 bytes of ASCII: the line ``pipevault signature v1``, the line ``key``, the line ``manifest``, each
+ended by one line feed. The manifest's digest covers the digest of each artifact, so no artifact is signed on its own.
+The fields ``key``, ``manifest`` and ``public_key`` prove nothing; they let a reader say what is wrong.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from pipevault.digest import Digest
+from pipevault.errors import SignatureError
+from pipevault.files.atomic import make_folder, vault_errors, write_file
+from pipevault.files.documents import Format, Problem
+from pipevault.store.layout import Layout
+from pipevault.store.manifest import Manifest
+from pipevault.store.staging import staging_folder
+from pipevault.store.trust.signing_keys import PrivateKey, PublicKey
+
+SIGNATURE_VERSION = 1
+ALGORITHM = "ed25519"
+
+_DOMAIN = "pipevault signature v1"
+_SIGNATURE_LENGTH = 64
+_MAX_FILE_SIZE_BYTES = 4096
+_SIGN_AGAIN = "sign the entry again"
+
+
+class _Signature(msgspec.Struct, forbid_unknown_fields=True):
+    algorithm: str
+    key: str
+    manifest: str
+    public_key: str
+    signature: str
+    signature_version: int
+
+
+class _NewerSignatureError(ValueError):
+    """A later pipevault wrote it."""
+
+
+def _damaged(problem: Problem) -> ValueError:
+    return ValueError(f"is damaged: {problem.path.name}: {problem.what}; {_SIGN_AGAIN}")
+
+
+def _newer(problem: Problem) -> ValueError:
+    return _NewerSignatureError(f"cannot be read: {problem.path.name} {problem.what}: upgrade pipevault")
+
+
+_FORMAT = Format(_Signature, "signature_version", SIGNATURE_VERSION, damaged=_damaged, newer=_newer)
+
+
+@dataclass(frozen=True)
+class SignatureState:
+    """What one signature file of an entry is worth: ``good``, ``bad`` (``reason`` says why) or ``unknown key``.
+
+    ``newer``: it is bad because a later pipevault wrote it.
+    """
+
+    path: Path
+    public_key_id: str
+    state: str
+    reason: str = ""
+    newer: bool = False
+
+
+def signed_message(key: Digest, manifest: Digest) -> bytes:
+    """The bytes that a signature is over."""
+    return f"{_DOMAIN}\n{key}\n{manifest}\n".encode("ascii")
+
+
+def check_signature(layout: Layout, manifest: Manifest, *, policy: str, trusted: Sequence[PublicKey]) -> str | None:
+    """Ask for a good signature by one of ``trusted``; one is enough, whatever else lies beside it.
+
+    ``policy``: ``off`` reads nothing; ``warn`` returns a sentence if there is none, else ``None``; ``require`` raises
+    :class:`SignatureError` instead. No artifact is touched.
+    """
+    if policy == "off":
+        return None
+    if policy not in ("warn", "require"):
+        raise ValueError(f"There is no signature policy {policy!r}: off, warn, require.")
+    faults = []
+    for key_id in dict.fromkeys(key.id for key in trusted):
+        state = _state(layout, manifest, key_id, trusted)
+        if state is not None and state.state == "good":
+            return None
+        if state is not None:
+            faults.append(state.reason)
+    entry = f"The entry {manifest.key.digest.short} of {layout.root}"
+    text = f"{entry} {_summary(layout, manifest, trusted, faults)}"
+    if policy == "warn":
+        return text
+    raise SignatureError(f"{text} Nothing of it was loaded.", layout.manifest_file(manifest.key.digest))
+
+
+def sign_entry(layout: Layout, manifest: Manifest, key: PrivateKey) -> bool:
+    """Sign ``manifest`` in the vault; ``False`` if a good signature by this key stands there, which is kept.
+
+    Look the entry up and verify its artifacts first: a signature says that they are what they should be. A bad
+    signature by this key is replaced. Raises like :func:`pipevault.files.atomic.write_file`.
+    """
+    entry = manifest.key.digest
+    standing = _state(layout, manifest, key.public.id, [key.public])
+    if standing is not None and standing.state == "good":
+        return False
+    document = _Signature(
+        algorithm=ALGORITHM,
+        key=entry.hex,
+        manifest=manifest.manifest_digest.hex,
+        public_key=key.public.id,
+        signature=base64.b64encode(key.sign(signed_message(entry, manifest.manifest_digest))).decode(),
+        signature_version=SIGNATURE_VERSION,
+    )
+    path = layout.signature_file(entry, key.public.id)
+    make_folder(path.parent)
+    with staging_folder(layout) as folder:
+        write_file(path, _FORMAT.write(document), staging=folder)
+    return True
+
+
+def signature_files(layout: Layout, key: Digest) -> tuple[Path, ...]:
+    """The signature files of an entry, sorted, whatever they are worth; bundles, copies and removals need them."""
+    folder = layout.signatures_dir / key.hex[:2]
+    with vault_errors(folder, "read"):
+        try:
+            names = sorted(os.listdir(folder))
+        except FileNotFoundError:
+            return ()
+    return tuple(folder / name for name in names if layout.key_of_signature(folder / name) == key)
+
+
+def copy_signatures(source: Layout, target: Layout, key: Digest) -> Iterator[Path]:
+    """Give ``target``'s entry the signatures that ``source``'s has, each path right before it is written; call it
+    before the manifest is published there.
+
+    A signature that ``target`` has already stays. They need no check: one that does not fit is as good as none.
+    Raises like :func:`pipevault.files.atomic.write_file`.
+    """
+    for path in signature_files(source, key):
+        copied = target.signatures_dir / path.relative_to(source.signatures_dir)
+        if os.path.lexists(copied):
+            continue
+        try:
+            data = _read(path)
+        except (FileNotFoundError, ValueError):
+            continue
+        yield copied
+        make_folder(copied.parent)
+        with staging_folder(target) as folder:
+            write_file(copied, data, staging=folder)
+
+
+def signature_states(
+    layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey], key_ids: Iterable[str] | None = None
+) -> tuple[SignatureState, ...]:
+    """Every signature of the entry, or those by some public keys, and what it is worth where ``trusted`` are trusted.
+
+    Sorted by public key id, or as ``key_ids`` are, with which no folder is listed.
+    """
+    if key_ids is None:
+        key_ids = [path.name.split(".")[1] for path in signature_files(layout, manifest.key.digest)]
+    states = (_state(layout, manifest, key_id, trusted) for key_id in key_ids)
+    return tuple(state for state in states if state is not None)
+
+
+def _summary(layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey], faults: Sequence[str]) -> str:
+    """Why no signature counts and what to do, as the end of a sentence; ``faults``: of those by trusted keys."""
+    short = manifest.key.digest.short
+    if faults:
+        return f"has no good signature: {'; '.join(faults)}."
+    if signers := [path.name.split(".")[1] for path in signature_files(layout, manifest.key.digest)]:
+        known = ", ".join(key.id for key in trusted) or "none"
+        return (
+            f"is signed by {' and '.join(signers)}, and no such key is trusted here (trusted: {known}). If you know "
+            "whose it is, add its public line, which `pipevault keygen` printed, or its .pub file to trusted_keys."
+        )
+    if not trusted:
+        return (
+            "has no signature, and no key is trusted here. Sign it where the private key is "
+            f"(pipevault sign {short} --key FILE) and name the public key in trusted_keys."
+        )
+    return f"has no signature. If it is what it should be: pipevault sign {short} --key FILE."
+
+
+def _state(layout: Layout, manifest: Manifest, key_id: str, trusted: Sequence[PublicKey]) -> SignatureState | None:
+    """What the signature by ``key_id`` is worth; ``None`` if there is none."""
+    entry = manifest.key.digest
+    path = layout.signature_file(entry, key_id)
+    try:
+        signature = _checked(_FORMAT.parse(_read(path), path), manifest, key_id)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        newer = isinstance(error, _NewerSignatureError)
+        return SignatureState(path, key_id, "bad", f"the signature by {key_id} {error}", newer)
+    if not (keys := [key for key in trusted if key.id == key_id]):
+        return SignatureState(path, key_id, "unknown key")
+    message = signed_message(entry, manifest.manifest_digest)
+    if any(key.verifies(signature, message) for key in keys):
+        return SignatureState(path, key_id, "good")
+    reason = f"the signature by {key_id} was not made with its private key, or was edited: {_SIGN_AGAIN}"
+    return SignatureState(path, key_id, "bad", reason)
+
+
+def _checked(document: _Signature, manifest: Manifest, key_id: str) -> bytes:
+    """The 64 bytes of a signature that claims to be over ``manifest`` by ``key_id``; ``ValueError`` ends a sentence."""
+    if document.algorithm != ALGORITHM:
+        raise ValueError(f"is of the algorithm {document.algorithm!r}, not {ALGORITHM}: {_SIGN_AGAIN}")
+    if document.key != manifest.key.digest.hex:
+        raise ValueError(f"is that of another entry, {document.key[:12]}, moved here: {_SIGN_AGAIN}")
+    if document.public_key != key_id:
+        raise ValueError(f"names another public key, {document.public_key}: {_SIGN_AGAIN}")
+    if document.manifest != manifest.manifest_digest.hex:
+        raise ValueError(
+            f"is over another manifest of this key ({document.manifest[:12]}, not "
+            f"{manifest.manifest_digest.short}), so the entry was frozen again or changed after it was signed: if that "
+            f"was meant, {_SIGN_AGAIN}"
+        )
+    try:
+        signature = base64.b64decode(document.signature, validate=True)
+        if base64.b64encode(signature).decode() != document.signature:
+            raise ValueError("another form of the same bytes")
+    except ValueError as error:
+        raise ValueError(f"is damaged: its signature is no base64; {_SIGN_AGAIN}") from error
+    if len(signature) != _SIGNATURE_LENGTH:
+        raise ValueError(f"is damaged: it has {len(signature)} bytes, not {_SIGNATURE_LENGTH}; {_SIGN_AGAIN}")
+    return signature
+
+
+def _read(path: Path) -> bytes:
+    """``FileNotFoundError``: there is none; ``ValueError``, which ends a sentence: it cannot be read."""
+    try:
+        # A link could lead anywhere, a pipe would block.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ValueError(f"cannot be read: {path} is no regular file")
+            data = os.read(descriptor, _MAX_FILE_SIZE_BYTES + 1)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"cannot be read: {path}: {error.strerror}") from error
+    if len(data) > _MAX_FILE_SIZE_BYTES:
+        raise ValueError(f"is damaged: {path} is larger than any signature; {_SIGN_AGAIN}")
+    return data

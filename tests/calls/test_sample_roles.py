@@ -1,0 +1,119 @@
+"""The arguments of every pipeline of diffusers have a role, and those of a batch go to the right samples."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.diffusers_classes import generating_methods, parameters, pipeline_classes
+from pipevault.calls import sample_roles
+from pipevault.calls.sample_roles import ONE_PROMPT, Kind, class_names, role_of
+from pipevault.calls.samples import Samples, samples_of, split
+from pipevault.errors import UnplacedArgumentError
+
+METHODS = [
+    pytest.param(cls, name, method, id=f"{cls.__name__}.{name}")
+    for cls in pipeline_classes()
+    for name, method in generating_methods(cls).items()
+]
+NAMES = sorted({name for cls, _, method in (param.values for param in METHODS) for name in parameters(method)})
+
+# Written down again and not taken from the table, so that a slip there is noticed.
+PER_PROMPT = re.compile(
+    r"(negative_)?prompt(_[234])?|source_prompt|task_prompt|content_prompt|lyrics"
+    r"|(negative_)?(pooled_)?prompt_embeds(_2|_t5|_pooled|_mask|_mask_2|_qwen|_clip)?"
+    r"|(negative_)?prompt_attention_mask(_2)?|(negative_)?attention_mask|class_labels"
+)
+PER_SAMPLE = re.compile(r"(audio_|prior_|decoder_|super_res_)?latents")
+SHARED = re.compile(
+    r"timesteps|sigmas|guidance_scale|true_cfg_scale|callback_on_step_end_tensor_inputs|skip_guidance_layers"
+    r"|original_size|target_size|crops_coords_top_left|controlnet_conditioning_scale|control_guidance_start"
+    r"|ip_adapter_image|ip_adapter_image_embeds|guidance_schedule|frame_ids|editing_prompt|gligen_phrases"
+)
+# Their prompts are segments, alternatives or no list at all; their latents stand for something else.
+OTHERWISE = {*ONE_PROMPT, *sample_roles.MARIGOLD, "UniDiffuserPipeline"}
+
+
+def named(param: Any) -> set[str]:
+    return set(class_names(param.values[0]))
+
+
+def takes_prompts(param: Any) -> bool:
+    texts = {"prompt", "task_prompt"} & set(parameters(param.values[2]))
+    return bool(texts) and not named(param) & {*ONE_PROMPT, "UniDiffuserPipeline"}
+
+
+@pytest.mark.parametrize(("cls", "name", "method"), METHODS)
+def test_every_argument_has_a_role(cls: type[Any], name: str, method: Any) -> None:
+    unknown = [argument for argument in parameters(method) if role_of(argument, cls) is None]
+    assert unknown == []
+
+
+def test_the_walk_finds_what_there_is() -> None:
+    assert len(pipeline_classes()) > 300
+    assert len(NAMES) > 500
+
+
+def test_every_class_that_the_table_names_exists() -> None:
+    known = {"PyramidDiTForVideoGeneration", *(cls.__name__ for cls in pipeline_classes())}
+    tables = (
+        *(sample_roles._OF_CLASS, sample_roles.COUNTED_OF_CLASS, sample_roles.REPEATED_BY_ENTRIES, ONE_PROMPT),
+        *(sample_roles.TILED, sample_roles.SEVERAL_NETS, sample_roles.ONE_FOR_EACH_MODE),
+        sample_roles.NETS_WITHIN_PROMPTS,
+        sample_roles.ADAPTERS,
+    )
+    assert {name for table in tables for name in table} - known == set()
+
+
+def test_every_name_in_the_table_is_an_argument() -> None:
+    assert set(sample_roles._OF_NAME) - set(NAMES) == set()
+
+
+@pytest.mark.parametrize(("cls", "name", "method"), [param for param in METHODS if not named(param) & OTHERWISE])
+def test_a_batch_of_three_is_divided_by_name(cls: type[Any], name: str, method: Any) -> None:
+    given: dict[str, Any] = {}
+    for argument in parameters(method):
+        if PER_PROMPT.fullmatch(argument):
+            embeds = "embeds" in argument or "mask" in argument
+            given[argument] = torch.arange(6).reshape(3, 2) if embeds else [f"{argument} {i}" for i in range(3)]
+        elif PER_SAMPLE.fullmatch(argument):
+            given[argument] = torch.arange(12).reshape(3, 4)
+        elif SHARED.fullmatch(argument):
+            given[argument] = ["x", "y", "z"]
+        elif argument == "generator":
+            given[argument] = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    samples = Samples(3, 1)
+    calls = split(given, samples, pipeline=cls)
+    assert len(calls) == 3
+    for index, call in enumerate(calls):
+        assert list(call) == list(given)
+        for argument, value in given.items():
+            if argument == "generator":
+                assert call[argument] is value[index]
+            elif SHARED.fullmatch(argument):
+                assert call[argument] == value
+            elif isinstance(value, torch.Tensor):
+                assert torch.equal(call[argument], value[index : index + 1]), argument
+            else:
+                assert call[argument] == [value[index]], argument
+
+
+@pytest.mark.parametrize(("cls", "name", "method"), [param for param in METHODS if takes_prompts(param)])
+def test_prompts_and_repeats_are_counted(cls: type[Any], name: str, method: Any) -> None:
+    accepted = parameters(method)
+    text = "prompt" if "prompt" in accepted else "task_prompt"
+    repeats = {argument: 2 for argument in sample_roles.REPEATS if argument in accepted}
+    samples = samples_of({text: ["a", "b", "c"], **repeats}, accepted, pipeline=cls)
+    assert (samples.prompts, samples.count) == (3, 3 * 2 ** len(repeats))
+    assert samples_of({text: "a"}, accepted, pipeline=cls).count == 1
+
+
+@pytest.mark.parametrize("argument", [name for name in NAMES if (role := role_of(name)) and role.kind is Kind.UNPLACED])
+def test_what_cannot_be_placed_is_refused_by_name(argument: str) -> None:
+    with pytest.raises(UnplacedArgumentError, match=f"^{argument} of ToyPipeline cannot be divided") as error:
+        split({"prompt": ["a", "b", "c"], argument: [1, 2, 3]}, Samples(3, 1), pipeline="ToyPipeline")
+    assert error.value.argument == argument
+    assert split({"prompt": ["a", "b"], argument: 1}, Samples(2, 1), pipeline="ToyPipeline")[1][argument] == 1
