@@ -28,7 +28,7 @@ pytest.importorskip("fastapi")
 
 from served import Served, served  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 
-SERVE = ROOT / "tests" / "serve.py"
+SERVE = ROOT / "tests" / "helpers" / "serve.py"
 WAIT_S = 120.0
 
 

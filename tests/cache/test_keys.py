@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from helpers.pipelines import PlainPipeline, stable_diffusion
-from pipevault.cache.identity import graph_key, part_factors
+from pipevault.cache.identity import PartIdentity
 from pipevault.cache.keys import build_key, pipeline_factors
 from pipevault.calls.call import CallShape, resolve_shape
 from pipevault.digest import Digest, canonical_json
@@ -99,7 +99,7 @@ def test_the_parts_share_their_graphs_across_all_of_these(pipe: Any) -> None:
         build = BuildOptions("bound", {})
         device = torch.device("cpu")
         return {
-            name: graph_key(part_factors(module, device, backend="inductor", build=build), Signature(()), {}).shelf
+            name: PartIdentity.of(module, device, backend="inductor", build=build).graph_key(Signature(())).shelf
             for name, module in find_parts(pipe).items()
         }
 

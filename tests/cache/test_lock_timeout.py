@@ -13,7 +13,6 @@ import torch
 
 import pipevault
 from helpers.pipelines import FAST_BUILD, PlainPipeline, draw
-from pipevault.cache.identity import graph_key
 from pipevault.cache.outcome import PartOutcome
 from pipevault.cache.pipeline_cache import PipelineCache
 from pipevault.cache.rehearsal import Rehearsal
@@ -21,6 +20,7 @@ from pipevault.digest import Digest
 from pipevault.errors import CannotFreezeError, LockTimeoutError
 from pipevault.graphs.part import FrozenPart
 from pipevault.graphs.signature import describe_call
+from pipevault.key import Key
 from pipevault.store.stats.stats import summary
 from pipevault.store.vault import Vault
 
@@ -34,7 +34,7 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         done.append(pipe)
         return Rehearsal({name: PartOutcome("frozen", "", 1) for name in states}, {}, {}, None)
 
-    monkeypatch.setattr("pipevault.cache.pipeline_cache.rehearse", freeze)
+    monkeypatch.setattr("pipevault.cache.session.rehearse", freeze)
     return done
 
 
@@ -75,7 +75,7 @@ def test_a_failure_leaves_the_lock_free_and_is_not_remembered(
 
     vault: Vault = cache.vault
     with monkeypatch.context() as patch:
-        patch.setattr("pipevault.cache.pipeline_cache.rehearse", fail)
+        patch.setattr("pipevault.cache.session.rehearse", fail)
         with pytest.raises(CannotFreezeError):
             cache.load(PlainPipeline(), batch_size=1)
     assert list(vault.manifests()) == []
@@ -92,7 +92,7 @@ class TestGraphs:
     def graph_lock(cache: PipelineCache) -> Digest:
         pipe = PlainPipeline()
         call = describe_call((torch.randn(1, 8, 8), torch.tensor(0.0)), {})
-        return graph_key(cache.part_key(pipe, "transformer").factors, call.signature, {}).digest
+        return Key({**cache.part_key(pipe, "transformer").factors, "signature": call.signature.to_json()}).digest
 
     @pytest.mark.parametrize("shape", [{"batch_size": 1}, {}])
     def test_an_error_unless_asked_otherwise(

@@ -16,7 +16,7 @@ from pipevault.fingerprint.weights import weights_digest
 
 
 def digest(module: nn.Module) -> str:
-    return str(architecture(module)["digest"])
+    return str(architecture(module).digest)
 
 
 def with_adapters(*names: str) -> Any:

@@ -80,7 +80,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
 
 
 def digest(module: types.ModuleType) -> str:
-    return str(architecture(module.Local())["digest"])
+    return str(architecture(module.Local()).digest)
 
 
 def test_same_code_in_another_folder_has_the_same_digest(load: Load) -> None:
@@ -144,15 +144,15 @@ def test_released_class_is_named_without_code() -> None:
 
 def test_method_of_a_released_class_replaced_at_run_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = GELU(2, 2)
-    before = architecture(layer)["digest"]
+    before = architecture(layer).digest
 
     def forward(self: GELU, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states
 
     with monkeypatch.context() as patched:
         patched.setattr(GELU, "forward", forward)
-        assert architecture(layer)["digest"] != before
-    assert architecture(layer)["digest"] == before
+        assert architecture(layer).digest != before
+    assert architecture(layer).digest == before
 
 
 def test_lambdas_differ_by_code_and_by_what_they_hold() -> None:

@@ -167,7 +167,7 @@ def test_the_hash_of_a_generation_configuration_does_not_count(tmp_path: Path) -
         "config = T5Config(vocab_size=99, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2,"
         " decoder_start_token_id=0)\n"
         "Model(config).save_pretrained('model'); model = Model.from_pretrained('model')\n"
-        "print(model.generation_config._original_object_hash, architecture(model)['digest'])"
+        "print(model.generation_config._original_object_hash, architecture(model).digest)"
     )
     (hash_1, digest_1), (hash_2, digest_2) = (
         run_python(code, cwd=tmp_path, PYTHONHASHSEED=seed).split() for seed in ("1", "2")

@@ -31,7 +31,7 @@ FlashProcessor: Any = attention_processor.AttnProcessor2_0
 
 
 def digest(module: nn.Module) -> str:
-    return str(architecture(module)["digest"])
+    return str(architecture(module).digest)
 
 
 # --- what must not count
@@ -44,11 +44,11 @@ def test_other_weights_of_the_same_architecture_have_the_same_digest(build: Call
 
 def test_summary_is_readable() -> None:
     summary = architecture(Net())
-    assert summary["class"] == "Net"
-    assert summary["parameters"] == 4 * 4 + 4 + 4 * 4
-    assert summary["tensors"] == 4
-    assert summary["dtypes"] == {"float32": 4}
-    assert len(summary["digest"]) == 64
+    assert summary.class_name == "Net"
+    assert summary.parameters == 4 * 4 + 4 + 4 * 4
+    assert summary.tensors == 4
+    assert summary.dtypes == {"float32": 4}
+    assert len(summary.digest) == 64
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_folder_that_a_model_was_loaded_from_does_not_count(
 def test_digest_is_the_same_in_other_processes(tmp_path: Path) -> None:
     code = (
         "from helpers.tiny_models import *; from pipevault.fingerprint.model import architecture as a;"
-        "print(*(a(m)['digest'] for m in (Net(), tiny_unet(), tiny_vae(), tiny_text_encoder())))"
+        "print(*(a(m).digest for m in (Net(), tiny_unet(), tiny_vae(), tiny_text_encoder())))"
     )
     (tmp_path / "elsewhere").mkdir()
     first = run_python(code, cwd=tmp_path, PYTHONHASHSEED="1")
@@ -464,7 +464,7 @@ def test_decoder_alone_is_a_part() -> None:
     before = digest(vae.decoder)
     vae.enable_tiling()
     assert digest(vae.decoder) == before
-    assert architecture(vae.decoder)["class"].endswith(".Decoder")
+    assert architecture(vae.decoder).class_name.endswith(".Decoder")
     vae.decoder.conv_in.half()
     assert digest(vae.decoder) != before
 

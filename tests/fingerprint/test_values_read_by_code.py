@@ -104,7 +104,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 
 def digest(module: nn.Module) -> str:
-    return str(architecture(module)["digest"])
+    return str(architecture(module).digest)
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -125,7 +125,7 @@ def test_digest_is_the_same_in_other_processes_and_folders(tmp_path: Path) -> No
     values = ", ".join(value.replace("GAIN", "2") for name, value in VALUES.items() if name != "class")
     code = (
         "from model_with_values import Model; from pipevault.fingerprint.model import architecture;"
-        "print(architecture(Model())['digest'])"
+        "print(architecture(Model()).digest)"
     )
     seen = set()
     for seed in ("1", "2", "3"):

@@ -148,7 +148,7 @@ def main(folder: Path) -> int:
 
 
 def _freeze(job: Mapping[str, Any]) -> None:
-    from pipevault.cache.identity import part_factors
+    from pipevault.cache.identity import PartIdentity
     from pipevault.cache.shelf import Store, VaultShelf
     from pipevault.determinism.levels import level
     from pipevault.store.tiers.tiers import Tiers
@@ -159,7 +159,7 @@ def _freeze(job: Mapping[str, Any]) -> None:
     store = Store(Tiers.open(settings), settings, lambda: Vault.open(settings.dir))
 
     def shelf(name: str, module: torch.nn.Module, device: torch.device) -> VaultShelf:
-        return VaultShelf(store, name, part_factors(module, device, backend=settings.backend, build=build), device)
+        return VaultShelf(store, name, PartIdentity.of(module, device, backend=settings.backend, build=build), device)
 
     with level(settings.level):
         state = PartState(job["module"], PartOptions(build=build, shelf=shelf))

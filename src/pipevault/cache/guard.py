@@ -60,7 +60,7 @@ class WatchedModule:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self.digest: str = architecture(module)["digest"]
+        self.digest = architecture(module).digest
         self._accepted: set[str] = set()
         self._readable = snapshot(module)
         self._attributes = _attributes(module)
@@ -69,7 +69,7 @@ class WatchedModule:
         """Return what is not as it was; ``None`` if nothing is, or if it was accepted."""
         if _unchanged(self._attributes):
             return None
-        digest = architecture(self._module)["digest"]
+        digest = architecture(self._module).digest
         if digest == self.digest or digest in self._accepted:
             self._attributes = _attributes(self._module)
             return None
@@ -95,7 +95,7 @@ class Guard:
             part = self._parts[name]
             if not isinstance(part, FrozenPart):
                 self._fail(name, f"it was replaced by another {type(part).__name__}")
-            if architecture(part)["digest"] != digest:
+            if architecture(part).digest != digest:
                 self._fail(name, "its architecture is not the one that was loaded")
         self._owners = {name: _owner_name(pipe, name) for name in digests}
         owners = {name: graph_parts.get_part(pipe, name) for name in sorted(set(self._owners.values()))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from pipevault.determinism.flags import code_flags
 from pipevault.fingerprint.machine import machine_factors
-from pipevault.fingerprint.model import architecture
+from pipevault.fingerprint.model import Architecture, architecture
 from pipevault.fingerprint.toolchain import toolchain_factors
 from pipevault.fingerprint.weights import weights_digest
 from pipevault.graphs.inductor import GRAPH_FORMAT, BuildOptions
@@ -18,39 +19,71 @@ from pipevault.graphs.signature import Signature
 from pipevault.key import Key
 
 
-def part_factors(
-    module: nn.Module,
-    device: torch.device,
-    *,
-    backend: str,
-    build: BuildOptions,
-    known: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return the factors that decide the code of a part's graphs beside their signatures. Nothing of the pipeline.
+@dataclass(frozen=True)
+class Weights:
+    """The weights policy, and for ``baked`` weights the SHA-256 of their values."""
 
-    ``known`` is its architecture, where that was computed already.
-    """
-    weights: dict[str, Any] = {"policy": build.weights}
-    if build.weights == "baked":
-        weights["digest"] = weights_digest(module)
-    return {
-        "architecture": dict(known or architecture(module)),
-        "weights": weights,
-        "dtype": module_dtype(module),
-        "machine": machine_factors(device),
-        "toolchain": toolchain_factors(graph_format=GRAPH_FORMAT),
-        "backend": {"name": backend, **build.to_json()},
-        "determinism": code_flags(),
-    }
+    policy: str
+    digest: str | None = None
+
+    def to_json(self) -> dict[str, str]:
+        return {"policy": self.policy, **({"digest": self.digest} if self.digest else {})}
 
 
-def graph_key(factors: Mapping[str, Any], signature: Signature, constants: Mapping[str, str]) -> Key:
-    """Return the key of the graph for ``signature`` of the part with these ``factors``.
+@dataclass(frozen=True)
+class PartIdentity:
+    """All that decides the code of a part's graphs next to their signatures. Nothing of the pipeline."""
 
-    ``constants`` has the SHA-256 of each attribute that the graph has as a constant, by the steps to it.
-    """
-    own = {"signature": signature.to_json(), **({"constants": dict(constants)} if constants else {})}
-    return Key({**factors, **own})
+    architecture: Architecture
+    weights: Weights
+    dtype: str | None
+    machine: Mapping[str, Any]
+    toolchain: Mapping[str, Any]
+    backend: str
+    build: BuildOptions
+    determinism: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        device: torch.device,
+        *,
+        backend: str,
+        build: BuildOptions,
+        known: Architecture | None = None,
+    ) -> PartIdentity:
+        """Return the identity of a part on ``device``. ``known`` is its architecture, if computed already."""
+        return cls(
+            architecture=known or architecture(module),
+            weights=Weights(build.weights, weights_digest(module) if build.weights == "baked" else None),
+            dtype=module_dtype(module),
+            machine=machine_factors(device),
+            toolchain=toolchain_factors(graph_format=GRAPH_FORMAT),
+            backend=backend,
+            build=build,
+            determinism=code_flags(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the factors of a key, by group."""
+        return {
+            "architecture": self.architecture.to_json(),
+            "weights": self.weights.to_json(),
+            "dtype": self.dtype,
+            "machine": dict(self.machine),
+            "toolchain": dict(self.toolchain),
+            "backend": {"name": self.backend, **self.build.to_json()},
+            "determinism": dict(self.determinism),
+        }
+
+    def graph_key(self, signature: Signature, constants: Mapping[str, str] | None = None) -> Key:
+        """Return the key of the part's graph for ``signature``.
+
+        ``constants`` has the SHA-256 of each attribute that the graph has as a constant, by the steps to it.
+        """
+        own = {"signature": signature.to_json(), **({"constants": dict(constants)} if constants else {})}
+        return Key({**self.to_json(), **own})
 
 
 def module_dtype(module: nn.Module) -> str | None:

@@ -15,7 +15,7 @@ from pipevault.calls.call_shapes import CallRange, call_factors
 from pipevault.determinism.flags import code_flags
 from pipevault.fingerprint.classes import class_identity, is_released, original_class, qualified_name
 from pipevault.fingerprint.machine import machine_factors
-from pipevault.fingerprint.model import architecture
+from pipevault.fingerprint.model import Architecture, architecture
 from pipevault.fingerprint.toolchain import toolchain_factors
 from pipevault.fingerprint.volatile import SKIPPED_NAMES
 from pipevault.fingerprint.weights import weights_digest
@@ -34,7 +34,7 @@ def build_key(
     *,
     backend: str,
     build: BuildOptions,
-    known: Mapping[str, Mapping[str, Any]] | None = None,
+    known: Mapping[str, Architecture] | None = None,
     regions: Mapping[str, str] | None = None,
     worthwhile: bool = False,
 ) -> Key:
@@ -53,7 +53,9 @@ def build_key(
     return Key(
         {
             "pipeline": pipeline_factors(pipe, parts),
-            "architecture": {name: dict(known.get(name) or architecture(module)) for name, module in parts.items()},
+            "architecture": {
+                name: (known.get(name) or architecture(module)).to_json() for name, module in parts.items()
+            },
             "weights": weights,
             "call": {**call_factors(shape), "autocast": _autocast(device)},
             "dtype": {name: module_dtype(module) for name, module in parts.items()},

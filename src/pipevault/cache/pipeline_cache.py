@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from torch import nn
 
 from pipevault.cache.access import Access
-from pipevault.cache.identity import part_factors
+from pipevault.cache.identity import PartIdentity
 from pipevault.cache.keys import execution_device
 from pipevault.cache.loaded import LoadedState, attach_state, loaded_state, release_class, unload
 from pipevault.cache.onediff_backends import onediff_backend
@@ -208,7 +208,7 @@ class PipelineCache:
             raise SettingsError(f"{type(pipe).__name__} has no part {part!r}.")
         device = execution_device(pipe, {part: module})
         with at_level(self.settings.level):
-            return Key(part_factors(module, device, backend=self.settings.backend, build=self.build))
+            return Key(PartIdentity.of(module, device, backend=self.settings.backend, build=self.build).to_json())
 
     def explain(self, pipe: Any, *, parts: Sequence[str] | Literal["auto"] | None = None, **shape: Any) -> Explanation:
         """Return what :meth:`load` would do with these arguments, without doing it."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from pipevault.errors import SettingsError
 from pipevault.fingerprint.classes import original_class
-from pipevault.fingerprint.model import architecture
+from pipevault.fingerprint.model import Architecture, architecture
 from pipevault.graphs.parts import get_part
 
 _LEAST_BLOCKS = 8
@@ -32,7 +32,7 @@ class Regions:
     """The blocks of a part, by their names in the pipeline, and the architecture of each."""
 
     blocks: Mapping[str, nn.Module]
-    architectures: Mapping[str, Mapping[str, Any]]
+    architectures: Mapping[str, Architecture]
 
     def __str__(self) -> str:
         """Return how many there are of each class, such as ``19 FluxTransformerBlock``."""
@@ -65,7 +65,7 @@ def _regions(name: str, part: nn.Module, *, always: bool) -> Regions | None:
         return None
     named = {f"{name}.{path}": block for path, block in blocks.items()}
     architectures = {path: architecture(block) for path, block in named.items()}
-    kinds = {its["digest"] for its in architectures.values()}
+    kinds = {its.digest for its in architectures.values()}
     if not always and len(kinds) * _LEAST_PER_KIND > len(named):
         return None
     return Regions(named, architectures)

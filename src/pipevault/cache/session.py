@@ -15,7 +15,7 @@ from torch import nn
 
 from pipevault.cache.access import Access
 from pipevault.cache.builders import Builders
-from pipevault.cache.identity import module_dtype, part_factors
+from pipevault.cache.identity import PartIdentity, module_dtype
 from pipevault.cache.keys import build_key, execution_device
 from pipevault.cache.leases import HeldLeases
 from pipevault.cache.loaded import LoadedState, attach_state
@@ -37,7 +37,7 @@ from pipevault.errors import (
     UnfrozenCallError,
     VaultError,
 )
-from pipevault.fingerprint.model import architecture
+from pipevault.fingerprint.model import Architecture, architecture
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.part import obstacle
 from pipevault.graphs.state import FREEZING, PartOptions, PartState
@@ -86,8 +86,8 @@ class LoadSession:
         clock = self.clock  # a part must not hold its session, which holds the pipeline
         self.store.wait = lambda detail: clock.report(Step("", "wait", None, detail))
         self.guard = _PartGuard()
-        self.architectures: dict[str, Mapping[str, Any]] = {}
-        self.known: dict[str, Mapping[str, Any]] = {}
+        self.architectures: dict[str, Architecture] = {}
+        self.known: dict[str, Architecture] = {}
         self.identities: dict[str, VaultShelf] = {}
         with self.clock.step("fingerprint"):
             self.regions = choose_regions(pipe, names, self.settings.regions)
@@ -111,7 +111,7 @@ class LoadSession:
                 state.regions = str(self.regions[blocks[name]])
             shelf = state.attach(device).shelf
             if isinstance(shelf, VaultShelf):
-                self.architectures[name] = dict(shelf.factors["architecture"])
+                self.architectures[name] = shelf.of.architecture
                 self._take_over(shelf)
         self.known.clear()
         return states
@@ -156,13 +156,13 @@ class LoadSession:
 
         known, shelves = self.known, self.identities
 
-        def factors_at_level(name: str, module: nn.Module, device: torch.device) -> dict[str, Any]:
+        def identity_at_level(name: str, module: nn.Module, device: torch.device) -> PartIdentity:
             with at_level(level):
-                return part_factors(module, device, backend=settings.backend, build=build, known=known.get(name))
+                return PartIdentity.of(module, device, backend=settings.backend, build=build, known=known.get(name))
 
         def shelf(name: str, module: nn.Module, device: torch.device) -> VaultShelf:
-            factors = inductor_settings.copy().run(factors_at_level, name, module, device)
-            made = VaultShelf(store, name, factors, device)
+            identity = inductor_settings.copy().run(identity_at_level, name, module, device)
+            made = VaultShelf(store, name, identity, device)
             return shelves.setdefault(made.identity, made)
 
         def report(part: str, action: str, seconds: float | None, detail: str) -> None:
@@ -399,7 +399,7 @@ class LoadSession:
     def finish(self, result: Outcome, asked: Sequence[AskedShape], parts: Sequence[str] | None) -> None:
         """Make the pipeline a loaded one."""
         previous = self.previous
-        digests = {name: found["digest"] for name, found in self.architectures.items() if name in self.states}
+        digests = {name: found.digest for name, found in self.architectures.items() if name in self.states}
         frozen = graph_parts.frozen_parts(self.pipe)
         before = {name: digest for name, digest in (previous.digests if previous else {}).items() if name in frozen}
         described = self._described(asked, parts)
@@ -455,7 +455,7 @@ def _verify(shelf: Any, module: nn.Module) -> str:
     """Why the graphs of a part whose sub-modules changed cannot follow, or nothing."""
     if not isinstance(shelf, VaultShelf):
         return ""
-    same = architecture(module)["digest"] == shelf.factors["architecture"]["digest"]
+    same = architecture(module).digest == shelf.of.architecture.digest
     return "" if same else "its sub-modules are not those that were frozen"
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipevault.cache.identity import graph_key
+from pipevault.cache.identity import PartIdentity
 from pipevault.cache.search import Search
 from pipevault.compat.pytorch import forget_vector_isa
 from pipevault.digest import Digest
@@ -190,14 +190,14 @@ class _StoreSearch(Search):
 
 
 class VaultShelf:
-    """The graphs of the part with ``factors`` on ``device``, in the tiers of ``store``."""
+    """The graphs of the part with ``identity`` on ``device``, in the tiers of ``store``."""
 
-    def __init__(self, store: Store, part: str, factors: Mapping[str, Any], device: torch.device) -> None:
+    def __init__(self, store: Store, part: str, identity: PartIdentity, device: torch.device) -> None:
         self.store = store
         self.part = part
-        self.factors = factors
+        self.of = identity
         self.device = device
-        self._shelf = graph_key(factors, Signature(()), {}).shelf
+        self._shelf = identity.graph_key(Signature(())).shelf
         self.identity = self._shelf.hex
         self._read: dict[Digest, Kept | None] = {}
         self._frozen_here: set[Digest] = set()
@@ -243,7 +243,7 @@ class VaultShelf:
         what = f"{self.part} ({signature})"
         vault = self.store.require_writable(what)
         settings = self.store.settings
-        key = graph_key(self.factors, signature, {}).digest
+        key = self.of.graph_key(signature).digest
         lock = vault.lock(key, timeout_s=settings.lock_timeout_s, on_wait=self.store.wait)
         held = False
         try:
@@ -276,7 +276,7 @@ class VaultShelf:
             for name, digest in document.files.items()
         ]
         constants = {".".join(map(str, steps)): sha256 for _, steps, sha256 in document.origins}
-        key = graph_key(self.factors, document.signature, constants)
+        key = self.of.graph_key(document.signature, constants)
         part = {"status": "frozen", "reason": "", "graphs": [document.to_json()]}
         self.store.count("compiled", key.digest, seconds=round(seconds, 3))
         try:
@@ -286,7 +286,7 @@ class VaultShelf:
             return self._in_memory(key, frozen)
 
     def refuse(self, signature: Signature, reason: str) -> Kept:
-        key = graph_key(self.factors, signature, {})
+        key = self.of.graph_key(signature)
         part = {"status": "eager", "reason": reason, "graphs": []}
         try:
             return self._publish(key, part, [], {}, {})
@@ -302,7 +302,7 @@ class VaultShelf:
         files: Mapping[Digest, Path],
         info: Mapping[str, Any],
     ) -> Kept:
-        name = str(self.factors["architecture"]["class"])
+        name = self.of.architecture.class_name
         details = {
             **info,
             "signature_text": str(Signature.from_json(key.factors["signature"])),

@@ -21,6 +21,7 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -59,25 +60,45 @@ _NUMBERS = frozenset({int, bool, float})
 _NOTHING, _OTHER, _FREE_TENSOR = "nothing", "other", "free tensor"
 
 
-def architecture(module: nn.Module) -> dict[str, Any]:
-    """Readable summary and ``digest`` (hex SHA-256) of the module tree.
+@dataclass(frozen=True)
+class Architecture:
+    """The summary of a module tree, and the hex SHA-256 of all that its code depends on.
 
-    ``parameters`` counts elements, ``tensors`` parameters and buffers, ``dtypes`` tensors by dtype; a tensor
-    that has several names counts once.
+    ``parameters`` counts elements, ``tensors`` parameters and buffers, ``dtypes`` tensors by dtype; a tensor that has
+    several names counts once.
     """
+
+    class_name: str
+    parameters: int
+    tensors: int
+    dtypes: Mapping[str, int]
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "class": self.class_name,
+            "parameters": self.parameters,
+            "tensors": self.tensors,
+            "dtypes": dict(self.dtypes),
+            "digest": self.digest,
+        }
+
+
+def architecture(module: nn.Module) -> Architecture:
+    """Return the architecture of ``module``."""
     walk = _Walk(module)
     digest = _digest(walk.modules())
     dtypes: dict[str, int] = {}
     for tensor in walk.tensors.values():
         name = str(tensor.dtype).removeprefix("torch.")
         dtypes[name] = dtypes.get(name, 0) + 1
-    return {
-        "class": qualified_name(original_class(computing_module(module))),
-        "parameters": sum(_element_count(t) for t in walk.tensors.values() if isinstance(t, nn.Parameter)),
-        "tensors": len(walk.tensors),
-        "dtypes": dict(sorted(dtypes.items())),
-        "digest": digest,
-    }
+    return Architecture(
+        class_name=qualified_name(original_class(computing_module(module))),
+        parameters=sum(_element_count(t) for t in walk.tensors.values() if isinstance(t, nn.Parameter)),
+        tensors=len(walk.tensors),
+        dtypes=dict(sorted(dtypes.items())),
+        digest=digest,
+    )
 
 
 def snapshot(module: nn.Module) -> dict[str, str]:

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from pipevault.cache.guard import WatchedModule, changed_error
-from pipevault.cache.identity import part_factors
+from pipevault.cache.identity import PartIdentity
 from pipevault.compat.onediff import register_backend
 from pipevault.compat.pytorch import compile_mode_options, compile_modes, inductor_option_names
 from pipevault.compat.versions import require_inductor
@@ -256,8 +256,9 @@ class _PartWatch:
         return frozenset([parameter.dtype for parameter in self._parameters])
 
     def _factors(self, state: PartState) -> dict[str, Any]:
-        factors = part_factors(state.module, part_device(state.module), backend=backend.NAME, build=self.build)
-        plain: dict[str, Any] = json.loads(json.dumps(factors))
+        device = part_device(state.module)
+        identity = PartIdentity.of(state.module, device, backend=backend.NAME, build=self.build)
+        plain: dict[str, Any] = json.loads(json.dumps(identity.to_json()))
         return plain
 
 
