@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipevault.calls.plain import plain_json
 from pipevault.calls.sample_roles import NEGATIVE_PROMPTS, PROMPTS, REPEATS
 from pipevault.calls.samples import given_prompts, repeats_of
 from pipevault.digest import digest_json
@@ -344,17 +345,19 @@ def callable_identity(function: Callable[..., Any]) -> str:
 
 
 def _describe(value: Any, inside: tuple[int, ...]) -> Any:
+    return plain_json(value, functools.partial(_describe_object, inside=inside), text=_describe_text, inside=inside)
+
+
+def _describe_text(value: str) -> str:
+    return "a path" if os.path.isabs(value) else str(value)
+
+
+def _describe_object(value: Any, inside: tuple[int, ...]) -> Any:
     if isinstance(value, enum.Enum):
         return f"{qualified_name(type(value))}.{value.name}"
-    if isinstance(value, np.generic):
-        return _describe(value.item(), inside)
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else repr(value)
-    if isinstance(value, PurePath) or (isinstance(value, str) and os.path.isabs(value)):
+    if isinstance(value, PurePath):
         return "a path"
-    if isinstance(value, (str, torch.dtype)):
+    if isinstance(value, (float, torch.dtype)):
         return str(value)
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
@@ -362,14 +365,6 @@ def _describe(value: Any, inside: tuple[int, ...]) -> Any:
         return f"{value.mode} image {value.size[0]}x{value.size[1]}"
     if isinstance(value, type):
         return qualified_name(value)
-    if id(value) in inside:
-        return "itself"
-    if isinstance(value, (list, tuple)):
-        return [_describe(item, (*inside, id(value))) for item in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted((_describe(item, (*inside, id(value))) for item in value), key=repr)
-    if isinstance(value, Mapping):
-        return {str(name): _describe(item, (*inside, id(value))) for name, item in value.items()}
     if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
         return _describe_callable(value, inside)
     return qualified_name(type(value))

@@ -6,13 +6,12 @@ torch is never imported here: an object can be a tensor only where torch already
 from __future__ import annotations
 
 import hashlib
-import math
 import sys
-from collections.abc import Mapping
 from enum import Enum
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from pipevault.calls.plain import plain_json
 from pipevault.digest import digest_bytes
 
 if TYPE_CHECKING:
@@ -34,28 +33,7 @@ def describe(value: Any) -> Any:
     ``fresh`` tells whether nothing had been drawn, that is, whether the seed alone gives the same numbers again; else
     ``state`` has what does.
     """
-    match value:
-        case Enum():
-            return {"kind": "object", "class": f"{_qualified_name(type(value))}.{value.name}"}
-        case None | bool():
-            return value
-        case str():
-            return str(value)
-        case int():
-            return int(value)
-        case float():
-            return float(value) if math.isfinite(value) else {"kind": "float", "value": str(float(value))}
-        case bytes() | bytearray() | memoryview():
-            data = bytes(value)
-            return {"kind": "bytes", "sha256": digest_bytes(data).hex, "size_bytes": len(data)}
-        case PurePath():
-            return str(value)
-        case Mapping():
-            return {str(name): describe(item) for name, item in value.items()}
-        case list() | tuple():
-            return [describe(item) for item in value]
-        case _:
-            return _describe_object(value)
+    return plain_json(value, _describe_object)
 
 
 def pixels_sha256(image: Image.Image | np.ndarray[Any, Any]) -> str:
@@ -90,8 +68,15 @@ def digest_array(array: Any) -> str:
 
 
 def _describe_object(value: Any) -> Any:
-    if is_instance(value, "numpy", "generic"):
-        return describe(value.item())
+    if isinstance(value, Enum):
+        return {"kind": "object", "class": f"{_qualified_name(type(value))}.{value.name}"}
+    if isinstance(value, float):
+        return {"kind": "float", "value": str(float(value))}
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        data = bytes(value)
+        return {"kind": "bytes", "sha256": digest_bytes(data).hex, "size_bytes": len(data)}
+    if isinstance(value, PurePath):
+        return str(value)
     if is_instance(value, "PIL.Image", "Image"):
         return {"kind": "image", "sha256": pixels_sha256(value), "size": list(value.size), "mode": value.mode}
     if is_instance(value, "numpy", "ndarray") and has_bytes(value):
@@ -108,8 +93,6 @@ def _describe_object(value: Any) -> Any:
         return _describe_generator(value)
     if is_instance(value, "torch", "dtype") or is_instance(value, "torch", "device"):
         return str(value)
-    if isinstance(value, (set, frozenset)):
-        return sorted((describe(item) for item in value), key=repr)
     if callable(value) and hasattr(value, "__qualname__"):
         return {"kind": "callable", "name": _qualified_name(value)}
     return {"kind": "object", "class": _qualified_name(type(value))}
