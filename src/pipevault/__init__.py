@@ -14,6 +14,7 @@ from pipevault.compat.onediff import announce_backend
 
 if TYPE_CHECKING:
     from pipevault.cache.loaded import outcome as outcome
+    from pipevault.cache.loaded import status as status
     from pipevault.cache.loaded import unload as unload
     from pipevault.cache.outcome import Explanation as Explanation
     from pipevault.cache.outcome import Outcome as Outcome
@@ -45,7 +46,7 @@ announce_generation("pipevault.runtime.generation")
 _HOMES = {
     **dict.fromkeys(("Explanation", "Outcome", "PartOutcome", "Step"), "pipevault.cache.outcome"),
     "PipelineCache": "pipevault.cache.pipeline_cache",
-    **dict.fromkeys(("outcome", "unload"), "pipevault.cache.loaded"),
+    **dict.fromkeys(("outcome", "status", "unload"), "pipevault.cache.loaded"),
     "from_pretrained": "pipevault.runtime.construct",
     "register_adapter": "pipevault.graphs.adapters",
     "Settings": "pipevault.settings",
@@ -83,6 +84,7 @@ __all__ = [
     "sample_seed",
     "save",
     "seed_everything",
+    "status",
     "unload",
 ]
 

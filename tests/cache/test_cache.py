@@ -212,8 +212,10 @@ class TestBadInput:
         assert not isinstance(pipe.transformer, FrozenPart)
 
     def test_shapes_must_be_mappings_of_known_names(self, vault_copy: Path) -> None:
-        with pytest.raises(SettingsError, match="shapes takes mappings"):
+        with pytest.raises(SettingsError, match=r"Unknown argument of a shape hight\. Did you mean height\?"):
             cache(vault_copy).load(PlainPipeline(), shapes=[{"hight": 8}])
+        with pytest.raises(SettingsError, match="shapes holds 8"):
+            cache(vault_copy).load(PlainPipeline(), shapes=[8])  # type: ignore[list-item]
         with pytest.raises(SettingsError, match="empty"):
             cache(vault_copy).load(PlainPipeline(), shapes=[])
 

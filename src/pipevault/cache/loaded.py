@@ -160,20 +160,24 @@ def unload(pipe: Any) -> Any:
     return pipe
 
 
-def outcome(pipe: Any) -> Outcome:
-    """What :meth:`~pipevault.PipelineCache.load` did with ``pipe``, and what calls have frozen since.
+def status(pipe: Any) -> Outcome:
+    """Return what :meth:`~pipevault.PipelineCache.prepare` did with ``pipe``, and what calls have frozen since.
 
     Raises :class:`SettingsError` if it was never loaded; a copy of a loaded pipeline is eager and counts as such.
     """
     state = loaded_state(pipe)
     if state is None:
         raise SettingsError(
-            f"This {type(pipe).__name__} was not loaded by pipevault. Load it: PipelineCache().load(pipe)."
+            f"This {type(pipe).__name__} was not loaded by pipevault. Load it: PipelineCache().prepare(pipe)."
         )
     parts = dict(state.outcome.parts)
     for name, members in graph_parts.by_part(state.states(pipe)).items():
         parts[name] = _part_now(members, parts.get(name, PartOutcome("not called")))
     return replace(state.outcome, parts=parts)
+
+
+outcome = status
+"""The first name of :func:`status`, which stays."""
 
 
 def _part_now(members: Sequence[PartState], loaded: PartOutcome) -> PartOutcome:

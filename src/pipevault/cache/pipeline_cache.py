@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -23,21 +23,23 @@ from pipevault.cache.session import LoadSession
 from pipevault.cache.shelf import Store
 from pipevault.cache.turn import resources
 from pipevault.cache.undo import unchanged_on_error
-from pipevault.calls.call_shapes import AskedShape, AskedSize, call_shapes
+from pipevault.calls.call_shapes import AskedShape, Parts, ShapeFields, asked_shape, call_shapes
 from pipevault.compat.versions import require_inductor, warn_untried
 from pipevault.determinism.levels import SWITCHES, needs, parse_level
 from pipevault.determinism.levels import level as at_level
 from pipevault.determinism.turns import TURNS
 from pipevault.digest import Digest
-from pipevault.errors import (
-    SettingsError,
-)
+from pipevault.errors import SettingsError
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import BuildOptions
 from pipevault.key import Key
-from pipevault.settings import Settings, Tier
+from pipevault.settings import Settings
+from pipevault.settings.arguments import SettingsFields, resolve_fields, spelled_out
 from pipevault.store.manifest import Manifest
 from pipevault.store.vault import Vault
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Pipeline = TypeVar("Pipeline")
 
@@ -45,62 +47,27 @@ logger = logging.getLogger("pipevault")
 
 
 class PipelineCache:
-    """A vault and how to use it. Arguments left out follow :class:`pipevault.settings.Settings`.
+    """A vault and how to use it.
+
+    ``settings``: a :class:`pipevault.settings.Settings`; or its fields are given, and those left out follow the
+    environment, the config file and the defaults. ``determinism`` is another name of ``level``. A name that is
+    misspelt is a :class:`SettingsError`.
 
     ``build_config`` overrides fields of ``torch._inductor.config`` for compiling; it is part of the key.
     ``progress`` is called with a :class:`~pipevault.cache.outcome.Step` whenever one begins or ends.
     """
 
+    @spelled_out(SettingsFields)
     def __init__(
         self,
         dir: str | Path | None = None,
         *,
-        mode: str | None = None,
-        backend: str | None = None,
-        weights: str | None = None,
-        on_unfrozen: str | None = None,
-        lock_timeout_s: float | None = None,
-        on_lock_timeout: str | None = None,
-        turn_timeout_s: float | None = None,
-        level: str | None = None,
-        tiers: Sequence[str | Path | Tier | Mapping[str, Any]] | None = None,
-        tier_timeout_s: float | None = None,
-        max_size: int | str | None = None,
-        signature: str | None = None,
-        trusted_keys: Sequence[str | Path] | None = None,
-        trusted_users: Sequence[str | int] | None = None,
-        trusted_groups: Sequence[str | int] | None = None,
-        allow_group_write: bool | None = None,
-        shared: str | None = None,
-        regions: str | None = None,
-        jobs: int | None = None,
-        compile_profile: str | None = None,
+        settings: Settings | None = None,
         build_config: Mapping[str, bool | int | float | str] | None = None,
         progress: Progress | None = None,
+        **fields: Unpack[SettingsFields],
     ) -> None:
-        self.settings = Settings.resolve(
-            dir=dir,
-            mode=mode,
-            backend=backend,
-            weights=weights,
-            on_unfrozen=on_unfrozen,
-            lock_timeout_s=lock_timeout_s,
-            on_lock_timeout=on_lock_timeout,
-            turn_timeout_s=turn_timeout_s,
-            level=level,
-            tiers=tiers,
-            tier_timeout_s=tier_timeout_s,
-            max_size=max_size,
-            signature=signature,
-            trusted_keys=trusted_keys,
-            trusted_users=trusted_users,
-            trusted_groups=trusted_groups,
-            allow_group_write=allow_group_write,
-            shared=shared,
-            regions=regions,
-            jobs=jobs,
-            compile_profile=compile_profile,
-        )
+        self.settings = resolve_fields(settings, {"dir": dir, **fields})
         profile, weights = self.settings.compile_profile, self.settings.weights
         build = BuildOptions.of_profile(profile, weights, build_config or {})
         self._access = Access(self.settings, build, progress)
@@ -123,53 +90,42 @@ class PipelineCache:
         found = self._access.tiers.lookup(key)
         return None if found is None else found.manifest
 
-    def load(
+    @spelled_out(ShapeFields)
+    def prepare(
         self,
         pipe: Pipeline,
         *,
-        height: AskedSize = None,
-        width: AskedSize = None,
-        num_frames: AskedSize = None,
-        batch_size: AskedSize = None,
-        guidance: bool | None = None,
-        call: Mapping[str, Any] | Callable[[Any], Any] | None = None,
-        dynamic: bool = False,
+        parts: Parts = None,
         shapes: Sequence[Mapping[str, Any]] | None = None,
-        parts: Sequence[str] | Literal["auto"] | None = None,
+        **shape: Unpack[ShapeFields],
     ) -> Pipeline:
         """Give ``pipe`` the frozen graphs of the vault, and return it.
 
         Without a shape, all graphs that fit its parts are attached, and each is opened when first used; where there is
         none at all, those of the pipeline's default call are frozen. With one, or
-        with ``shapes``, a list of mappings with the arguments before it, the graphs for such calls are made sure to
+        with ``shapes``, a list of mappings of the same arguments, the graphs for such calls are made sure to
         exist. A size that is a pair, such as ``height=(512, 1024)``, asks for graphs that serve the whole range;
         ``dynamic`` makes ranges of the single sizes, from half to twice, and of up to four samples. Where a part cannot
         have such a graph, ``problems`` of the outcome say why, and single sizes are frozen as they come. A second load
         adds to the first. ``parts`` names the parts to freeze; by default all. With ``auto``, those stay eager that
         gain less than 3 %, by their times when their graphs were checked; the outcome says so. What happened:
-        :func:`pipevault.outcome`. If it fails, the pipeline is what it was.
+        :func:`pipevault.status`. If it fails, the pipeline is what it was.
 
         Raises :class:`~pipevault.errors.MissError` in mode ``require``, :class:`~pipevault.errors.CannotFreezeError`
         and its subclasses, :class:`~pipevault.errors.BadCallError`, :class:`~pipevault.errors.VaultError`.
         """
-        asked = call_shapes(
-            shapes,
-            height=height,
-            width=width,
-            num_frames=num_frames,
-            batch_size=batch_size,
-            guidance=guidance,
-            call=call,
-            dynamic=dynamic or None,
-        )
+        asked = call_shapes(shapes, **shape)
         wanted = {**resources(pipe), SWITCHES: needs(parse_level(self.settings.level))}
         with TURNS.take(wanted, what=f"loading {type(pipe).__name__}", timeout_s=self.settings.turn_timeout_s):
-            return self._load(pipe, asked, None if parts == "auto" else parts, worthwhile=parts == "auto")
+            return self._prepare(pipe, asked, None if parts == "auto" else parts, worthwhile=parts == "auto")
 
-    def _load(
+    load = prepare
+    """The first name of :meth:`prepare`, which stays."""
+
+    def _prepare(
         self, pipe: Pipeline, asked: Sequence[AskedShape], parts: Sequence[str] | None, *, worthwhile: bool
     ) -> Pipeline:
-        """:meth:`load`, in the turn of the pipeline."""
+        """Do :meth:`prepare` in the turn of the pipeline."""
         if self.settings.mode == "off":
             unload(pipe)
             attach_state(pipe, LoadedState(Outcome("off", reason="mode is off"), weakref.ref(pipe)))
@@ -195,10 +151,11 @@ class PipelineCache:
                 raise
         return pipe
 
-    def key(self, pipe: Any, *, parts: Sequence[str] | Literal["auto"] | None = None, **shape: Any) -> Key:
-        """Return the key of the plan for a call. ``shape`` takes the arguments of :meth:`load`."""
+    @spelled_out(ShapeFields)
+    def key(self, pipe: Any, *, parts: Parts = None, **shape: Unpack[ShapeFields]) -> Key:
+        """Return the key of the plan for a call. ``shape`` takes the arguments of :meth:`prepare`."""
         names = tuple(graph_parts.find_parts(pipe, None if parts == "auto" else parts))
-        resolved = AskedShape(**shape).resolve(pipe, self._access.per_sample)
+        resolved = asked_shape(shape).resolve(pipe, self._access.per_sample)
         return self._access.plan_key(pipe, names, resolved, worthwhile=parts == "auto")
 
     def part_key(self, pipe: Any, part: str) -> Key:
@@ -210,8 +167,9 @@ class PipelineCache:
         with at_level(self.settings.level):
             return Key(PartIdentity.of(module, device, backend=self.settings.backend, build=self.build).to_json())
 
-    def explain(self, pipe: Any, *, parts: Sequence[str] | Literal["auto"] | None = None, **shape: Any) -> Explanation:
-        """Return what :meth:`load` would do with these arguments, without doing it."""
+    @spelled_out(ShapeFields)
+    def explain(self, pipe: Any, *, parts: Parts = None, **shape: Unpack[ShapeFields]) -> Explanation:
+        """Return what :meth:`prepare` would do with these arguments, without doing it."""
         key = self.key(pipe, parts=parts, **shape)
         store = Store(self._access.tiers, self.settings, lambda: self.vault)
         search = store.search(key.digest, mend=False)

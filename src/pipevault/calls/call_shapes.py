@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from pipevault.calls.call import CallShape, resolve_shape, shape_factors, size_multiple
 from pipevault.errors import BadCallError, SettingsError
+from pipevault.settings.arguments import field_names, refuse_unknown
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 AskedSize: TypeAlias = "int | tuple[int, int] | None"
 """A size, or the smallest and the largest of a range."""
+Parts: TypeAlias = "Sequence[str] | Literal['auto'] | None"
+"""Names of the parts to freeze, ``auto`` for those that gain by it, ``None`` for all."""
+
+
+class ShapeFields(TypedDict, total=False):
+    """The arguments of a load that stand for the shape of one call."""
+
+    height: AskedSize
+    width: AskedSize
+    num_frames: AskedSize
+    batch_size: AskedSize
+    guidance: bool | None
+    call: Mapping[str, Any] | Callable[[Any], Any] | None
+    dynamic: bool | None
+
+
+class LoadFields(TypedDict, total=False):
+    """The arguments of a load that are about all of its calls."""
+
+    shapes: Sequence[Mapping[str, Any]] | None
+    parts: Parts
+
 
 RANGED = ("height", "width", "num_frames", "batch_size")
 _DYNAMIC_BATCH = 4
@@ -124,18 +150,22 @@ def _check_range(name: str, value: Sequence[Any]) -> None:
         raise BadCallError(f"{name}={tuple(value)!r} is the wrong way round: write ({value[1]}, {value[0]}).")
 
 
-def call_shapes(shapes: Sequence[Mapping[str, Any]] | None, **given: Any) -> list[AskedShape]:
+def asked_shape(given: Mapping[str, Any], base: AskedShape | None = None) -> AskedShape:
+    """Return ``base`` with what is ``given``. Raises :class:`SettingsError` for a name not in :class:`ShapeFields`."""
+    refuse_unknown("argument of a shape", given, field_names(ShapeFields))
+    return replace(base or AskedShape(), **given)
+
+
+def call_shapes(shapes: Sequence[Mapping[str, Any]] | None, **given: Unpack[ShapeFields]) -> list[AskedShape]:
     """Return each of ``shapes`` over what is ``given``, or that alone; none if nothing was given.
 
-    Raises :class:`SettingsError` for what is no shape.
+    Raises :class:`SettingsError` for anything else.
     """
-    base = AskedShape(**{name: value for name, value in given.items() if value is not None})
+    base = asked_shape({name: value for name, value in given.items() if value is not None})
     if shapes is None:
         return [] if base == AskedShape() and given.get("batch_size") is None else [base]
     if not shapes:
         raise SettingsError("shapes is empty: give at least one mapping such as {'height': 512, 'width': 512}.")
-    try:
-        return [replace(base, **shape) for shape in shapes]
-    except TypeError as error:
-        names = ", ".join(field.name for field in fields(AskedShape))
-        raise SettingsError(f"shapes takes mappings with {names}: {error}.") from error
+    if wrong := [shape for shape in shapes if not isinstance(shape, Mapping)]:
+        raise SettingsError(f"shapes holds {wrong[0]!r}. Give mappings such as {{'height': 512, 'width': 512}}.")
+    return [asked_shape(shape, base) for shape in shapes]
