@@ -79,8 +79,9 @@ def test_without_a_seed_the_real_one_is_recorded_and_gives_the_picture_again(pip
 
 
 def test_a_level_belongs_to_the_load(pipe: Any) -> None:
-    with pytest.raises(BadCallError, match=r"PipelineCache\(level="):
-        call(pipe, seed=7, level="strict")
+    for name in ("level", "determinism"):
+        with pytest.raises(BadCallError, match=rf"PipelineCache\({name}="):
+            call(pipe, seed=7, **{name: "strict"})
 
 
 def test_minus_one_becomes_a_seed_that_is_recorded(pipe: Any) -> None:

@@ -124,7 +124,12 @@ Varying: TypeAlias = "Mapping[tuple[int, int], Symbol]"
 
 @dataclass(frozen=True)
 class Build:
-    """What :func:`build_graph` takes; see there."""
+    """The compilation of one graph: ``program`` on ``module`` for ``leaves``, whose tensors are its inputs.
+
+    ``digest`` is the :func:`build_digest`: it fixes the path of the build folder, which Inductor writes into the code,
+    so that a second build is byte-identical. ``varying`` makes one graph for a range of sizes; numbers that are
+    ``counted`` are sizes of its inputs (see :class:`~pipevault.graphs.signature.Signature`).
+    """
 
     module: nn.Module
     program: Program
@@ -137,29 +142,17 @@ class Build:
 
     def run(self, output_dir: Path) -> BuiltGraph:
         """Compile here, with each of the candidates too. One that the compiler refuses is left out."""
-        first = self._run(self.options, output_dir)
+        first = build_graph(self, output_dir)
         others = []
         for number, config in enumerate(self.options.candidates, start=1):
+            candidate = replace(self, options=replace(self.options, config=config))
             try:
-                others.append(self._run(replace(self.options, config=config), output_dir / f"candidate-{number}"))
+                others.append(build_graph(candidate, output_dir / f"candidate-{number}"))
             except InterruptedBuildError:
                 raise
             except CannotFreezeError as error:
                 logger.info("a candidate with %s cannot be compiled: %s", dict(config), error)
         return replace(first, candidates=tuple(others))
-
-    def _run(self, options: BuildOptions, output_dir: Path) -> BuiltGraph:
-        return build_graph(
-            self.module,
-            self.program,
-            self.leaves,
-            self.results,
-            build=self.digest,
-            options=options,
-            output_dir=output_dir,
-            varying=self.varying,
-            counted=self.counted,
-        )
 
 
 def build_digest(identity: str, signature: Signature, options: BuildOptions) -> Digest:
@@ -167,31 +160,18 @@ def build_digest(identity: str, signature: Signature, options: BuildOptions) -> 
     return digest_json({"identity": identity, "signature": signature.to_json(), "options": options.to_json()})
 
 
-def build_graph(
-    module: nn.Module,
-    program: Program,
-    leaves: Sequence[Any],
-    results: Results,
-    *,
-    build: Digest,
-    options: BuildOptions,
-    output_dir: Path,
-    varying: Varying | None = None,
-    counted: Sequence[tuple[int, int, int]] = (),
-) -> BuiltGraph:
-    """Compile ``program`` on ``module`` for ``leaves``, whose tensors are its inputs; the files go to ``output_dir``.
+def build_graph(build: Build, output_dir: Path) -> BuiltGraph:
+    """Compile ``build`` with its own options; the files go to ``output_dir``.
 
-    ``build`` is the :func:`build_digest`: it fixes the path of the build folder, which Inductor writes into the code,
-    so that a second build is byte-identical. ``varying`` makes one graph for a range of sizes; numbers that are
-    ``counted`` are sizes of its inputs (see :class:`~pipevault.graphs.signature.Signature`). Raises
-    :class:`CannotFreezeError` with the reason when the call cannot be exported or compiled, and
+    Raises :class:`CannotFreezeError` with the reason when the call cannot be exported or compiled, and
     :class:`InterruptedBuildError` when it failed for a reason of the moment.
     """
-    inputs = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    traced = _export(_as_function(module, program, leaves, results, counted), inputs, varying or {})
+    module, options, varying = build.module, build.options, build.varying
+    inputs = [leaf for leaf in build.leaves if isinstance(leaf, torch.Tensor)]
+    traced = _export(_as_function(build), inputs, varying)
     _refuse_mutation(traced)
     asked = Asked.of(TracedSizes(traced)) if varying else None
-    with _build_folder(build) as folder, _inductor_caches_in(folder):
+    with _build_folder(build.digest) as folder, _inductor_caches_in(folder):
         files, constants = _compile(traced, options)
         output_dir.mkdir(parents=True, exist_ok=True)
         compiled = _collect(files, output_dir)
@@ -208,22 +188,17 @@ def build_graph(
     )
 
 
-def _as_function(
-    module: nn.Module,
-    program: Program,
-    leaves: Sequence[Any],
-    results: Results,
-    counted: Sequence[tuple[int, int, int]],
-) -> nn.Module:
-    """A view of ``module`` whose ``forward`` takes the tensors among ``leaves`` and returns the graph's tensors."""
+def _as_function(build: Build) -> nn.Module:
+    """A view of the module whose ``forward`` takes the tensors among the leaves and returns the graph's tensors."""
+    module, leaves = build.module, build.leaves
     original = type(module)
 
     def forward(self: nn.Module, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         given = iter(inputs)
         filled: list[Any] = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        for index, leaf, dim in counted:
+        for index, leaf, dim in build.counted:
             filled[index] = filled[leaf].shape[dim]
-        return results.tensors(program.run(self, functools.partial(original.forward, self), filled))
+        return build.results.tensors(build.program.run(self, functools.partial(original.forward, self), filled))
 
     cls: Any = type(original.__name__, (original,), {"forward": forward, "__module__": original.__module__})
     view: nn.Module = cls.__new__(cls)

@@ -25,7 +25,7 @@ from pipevault.graphs import parts as graph_parts
 from pipevault.runtime.drawing import Drawn, Sources, draw, needs_host_noise
 from pipevault.runtime.joined_outputs import join
 from pipevault.runtime.records import attach_record
-from pipevault.runtime.run_record import observed, recorder_of, results
+from pipevault.runtime.run_record import FinishedGeneration, observed, recorder_of
 
 if TYPE_CHECKING:
     from pipevault.cache.loaded import LoadedState
@@ -91,18 +91,16 @@ def generate(
                 continue
             if first is not None and drawn.layers:  # so it was this call, and not the program, that moved them
                 put({name: first.before[name] for name in first.layers})
-            record = recorder.record(
-                pipe,
-                modules,
+            generation = FinishedGeneration(
                 method=method.__name__,
                 call=call.described,
                 drawn=drawn,
                 asked=asked,
                 achieved=achieved,
-                results=results(drawn, seen, asked),
-                graphs=seen.graphs,
+                seen=seen,
                 seconds={"waiting": waited_s, "drawing": time.perf_counter() - started_s},
             )
+            record = recorder.record(pipe, modules, generation)
             return attach_record(drawn.output, record, call.arguments)
     return method(pipe, *args, **kwargs)
 
@@ -116,10 +114,10 @@ def _read_call(
 ) -> _Call:
     accepted = inspect.signature(method).parameters
     is_seeded = "seed" in kwargs and "seed" not in accepted
-    if "level" in kwargs and "level" not in accepted:
+    for name in {"level", "determinism"} & kwargs.keys() - accepted.keys():
         raise BadCallError(
-            "A call takes no level=, for a level may have graphs of its own. Give it where the pipeline is loaded: "
-            "PipelineCache(level=...) or from_pretrained(level=...)."
+            f"A call takes no {name}=, for a level may have graphs of its own. Give it where the pipeline is loaded: "
+            f"PipelineCache({name}=...) or from_pretrained({name}=...)."
         )
     own = {name: value for name, value in kwargs.items() if not (is_seeded and name == "seed")}
     arguments = _named(method, pipe, args, own)

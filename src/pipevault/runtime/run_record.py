@@ -32,6 +32,48 @@ from pipevault.runtime.record import RunRecord
 from pipevault.runtime.recorded_weights import ORIGINS, RecordedWeights
 
 
+@dataclass
+class Seen:
+    """What the parts were given and returned: the latents that were decoded, and every output for an audit. ``graphs``
+    are those that ran, by part; one that several blocks of a part ran stands with the first of them.
+    """
+
+    decoded: list[str] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    graphs: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def latents(self) -> str | None:
+        """SHA-256 of the latents; where they were decoded in several calls, over the digests of each."""
+        if len(self.decoded) > 1:
+            return digest_bytes("".join(self.decoded).encode("ascii")).hex
+        return self.decoded[0] if self.decoded else None
+
+
+@dataclass(frozen=True)
+class FinishedGeneration:
+    """A generation that has ended; ``seconds`` are those of waiting for its turn and of drawing."""
+
+    method: str
+    call: Mapping[str, Any]
+    drawn: Drawn
+    asked: Level
+    achieved: Achieved
+    seen: Seen
+    seconds: Mapping[str, float]
+
+    def results(self) -> dict[str, Any]:
+        """Return the digests of noise, latents and output, and of each step for an audit."""
+        results: dict[str, Any] = {
+            "noise": self.drawn.noise,
+            "latents": self.seen.latents,
+            **digests(self.drawn.output),
+        }
+        if self.asked.audit:
+            results["steps"] = self.seen.steps
+        return results
+
+
 @dataclass(frozen=True)
 class Recorder:
     """What all records of a loaded pipeline share. ``load`` tells in plain JSON how it was loaded."""
@@ -40,21 +82,9 @@ class Recorder:
     load: Mapping[str, Any] = field(default_factory=dict)
     weights: RecordedWeights = field(default_factory=RecordedWeights)
 
-    def record(
-        self,
-        pipe: Any,
-        modules: Mapping[str, nn.Module],
-        *,
-        method: str,
-        call: Mapping[str, Any],
-        drawn: Drawn,
-        asked: Level,
-        achieved: Achieved,
-        results: Mapping[str, Any],
-        graphs: Mapping[str, Mapping[str, str]],
-        seconds: Mapping[str, float],
-    ) -> RunRecord:
-        """Return the record of a generation; ``seconds`` are those of waiting for its turn and of drawing."""
+    def record(self, pipe: Any, modules: Mapping[str, nn.Module], generation: FinishedGeneration) -> RunRecord:
+        """Return the record of a generation."""
+        drawn, achieved = generation.drawn, generation.achieved
         scheduler = getattr(pipe, "scheduler", None)
         notes = [*achieved.notes]
         if drawn.layers and drawn.seeds.source != "global":
@@ -66,26 +96,26 @@ class Recorder:
                 "model": _model_name(pipe),
                 "revision": None,
                 "scheduler": type(scheduler).__name__ if scheduler is not None else None,
-                "method": method,
+                "method": generation.method,
                 "load": self.load,
             },
-            call=call,
+            call=generation.call,
             seeds=drawn.seeds.to_json(),
             level={
-                "asked": str(asked),
+                "asked": str(generation.asked),
                 "achieved": achieved.level,
                 "flags": dict(achieved.flags),
                 "notes": notes,
             },
-            results=results,
+            results=generation.results(),
             outcome=self.outcome.status,
             key=self.outcome.key.hex if self.outcome.key else None,
             manifest=self.outcome.manifest.hex if self.outcome.manifest else None,
-            graphs=graphs,
+            graphs=generation.seen.graphs,
             weights=self.weights.digests(modules),
             versions=versions(),
             machine=machine_factors(execution_device(pipe, modules)),
-            seconds={name: round(value, 6) for name, value in seconds.items()},
+            seconds={name: round(value, 6) for name, value in generation.seconds.items()},
         )
 
 
@@ -112,24 +142,6 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         **toolchain_factors(graph_format=GRAPH_FORMAT),
     }
-
-
-@dataclass
-class Seen:
-    """What the parts were given and returned: the latents that were decoded, and every output for an audit. ``graphs``
-    are those that ran, by part; one that several blocks of a part ran stands with the first of them.
-    """
-
-    decoded: list[str] = field(default_factory=list)
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    graphs: dict[str, dict[str, str]] = field(default_factory=dict)
-
-    @property
-    def latents(self) -> str | None:
-        """SHA-256 of the latents; where they were decoded in several calls, over the digests of each."""
-        if len(self.decoded) > 1:
-            return digest_bytes("".join(self.decoded).encode("ascii")).hex
-        return self.decoded[0] if self.decoded else None
 
 
 @contextmanager
@@ -159,14 +171,3 @@ def observed(pipe: Any, *, audit: bool) -> Iterator[Seen]:
             if new := {key: package for key, package in sorted(state.ran.items()) if (state.part, key) not in named}:
                 seen.graphs[name] = new
                 named |= {(state.part, key) for key in new}
-
-
-def results(drawn: Drawn, seen: Seen, asked: Level) -> dict[str, Any]:
-    results: dict[str, Any] = {
-        "noise": drawn.noise,
-        "latents": seen.latents,
-        **digests(drawn.output),
-    }
-    if asked.audit:
-        results["steps"] = seen.steps
-    return results
