@@ -33,7 +33,7 @@ from pipevault.settings import Tier
 from pipevault.store.locks.leases import leased_keys
 from pipevault.store.manifest import Manifest
 from pipevault.store.stats.stats import summary
-from pipevault.store.tiers.tiers import Found
+from pipevault.store.tiers.tiers import TierHit
 from pipevault.store.trust.signing_keys import read_private_key, write_key_pair
 from pipevault.store.vault import Vault
 
@@ -477,7 +477,7 @@ class TestHooks:
     def test_max_size_is_kept_after_a_copy(self, own: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[Path] = []
 
-        def limit(found: Found, max_size: int | None) -> tuple[str, ...]:
+        def limit(found: TierHit, max_size: int | None) -> tuple[str, ...]:
             asked.append(found.vault.root)
             return ()
 
@@ -487,7 +487,7 @@ class TestHooks:
         assert asked == [own, own], "once for the plan and once for the graph"
 
     def test_a_size_that_cannot_be_kept_is_told(self, own: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(found: Found, max_size: int | None) -> tuple[str, ...]:
+        def fail(found: TierHit, max_size: int | None) -> tuple[str, ...]:
             raise VaultFullError("cannot be listed", found.vault.root)
 
         monkeypatch.setattr("pipevault.store.tiers.folder._limit_size", fail)

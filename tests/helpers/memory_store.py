@@ -11,7 +11,7 @@ from pipevault.errors import CorruptEntryError, NotAVaultError, VaultError
 from pipevault.files.opened import OpenedFile
 from pipevault.settings import Tier
 from pipevault.store.manifest import Manifest
-from pipevault.store.tiers.interface import EntryStore, Found, Refused
+from pipevault.store.tiers.interface import EntryStore, Refused, TierHit
 from pipevault.store.trust.signature import signature_files
 from pipevault.store.vault import Vault
 
@@ -34,7 +34,7 @@ class MemoryStore(EntryStore):
         self.objects = objects
         self.vault = Vault.open(fetched)
 
-    def look(self, key: Digest, known: Found | None = None) -> Found | Refused | None:
+    def look(self, key: Digest, known: TierHit | None = None) -> TierHit | Refused | None:
         name = self._name(self.vault.layout.manifest_file(key))
         if name not in self._reached():
             return None
@@ -49,7 +49,7 @@ class MemoryStore(EntryStore):
             manifest = self.vault.lookup(key)
         except VaultError as error:
             return Refused(self.tier, error, self.vault)
-        return None if manifest is None else Found(self.vault, manifest, self.tier, self.tier, stamp=stamp)
+        return None if manifest is None else TierHit(self.vault, manifest, self.tier, self.tier, stamp=stamp)
 
     def keys(self, shelf: Digest) -> list[Digest]:
         layout = self.vault.layout
@@ -57,7 +57,7 @@ class MemoryStore(EntryStore):
         keys = (layout.key_of_manifest(path) for path in paths if path.parent == layout.shelf_dir(shelf))
         return sorted(key for key in keys if key is not None)
 
-    def open(self, found: Found) -> dict[str, OpenedFile]:
+    def open(self, found: TierHit) -> dict[str, OpenedFile]:
         for digest in found.manifest.artifact_sizes:
             path = self.vault.layout.artifact_file(digest)
             if self._name(path) not in self._reached():
@@ -69,10 +69,10 @@ class MemoryStore(EntryStore):
         self._reached()
         return True
 
-    def accepts(self, found: Found) -> bool:
+    def accepts(self, found: TierHit) -> bool:
         return True
 
-    def publish(self, manifest: Manifest, files: Mapping[Digest, Path], source: Found | None = None) -> Found:
+    def publish(self, manifest: Manifest, files: Mapping[Digest, Path], source: TierHit | None = None) -> TierHit:
         layout, key = self.vault.layout, manifest.key.digest
         for path in signature_files(source.vault.layout, key) if source else ():
             self._reached()[self._name(layout.signatures_dir / key.hex[:2] / path.name)] = path.read_bytes()
@@ -80,7 +80,7 @@ class MemoryStore(EntryStore):
             self._reached()[self._name(layout.artifact_file(digest))] = path.read_bytes()
         self._reached().setdefault(self._name(layout.manifest_file(key)), manifest.to_bytes())
         found = self.look(key)
-        assert isinstance(found, Found)
+        assert isinstance(found, TierHit)
         return found
 
     def _reached(self) -> Objects:

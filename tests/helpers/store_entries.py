@@ -10,7 +10,7 @@ from typing import Any
 from pipevault.digest import Digest, digest_bytes
 from pipevault.key import Key
 from pipevault.store.manifest import ArtifactRef, Manifest
-from pipevault.store.tiers.tiers import Found, Tiers
+from pipevault.store.tiers.tiers import TierHit, Tiers
 from pipevault.store.vault import Vault
 
 CREATED_AT = "2025-01-31T12:00:00+00:00"
@@ -76,7 +76,7 @@ def make_plan(folder: Path, name: str, *needed: Entry) -> Entry:
     return make_entry(folder, name, {}, needs=[entry.key for entry in needed])
 
 
-def read_artifacts(tiers: Tiers, found: Found) -> dict[str, bytes]:
+def read_artifacts(tiers: Tiers, found: TierHit) -> dict[str, bytes]:
     """The bytes of each artifact, by digest, as a load gets them."""
     opened = tiers.open_artifacts(found)
     try:

@@ -26,7 +26,7 @@ from pipevault.errors import (
 )
 from pipevault.settings import Settings, Tier
 from pipevault.store.tiers.folder import Folder, OwnFolder, open_vault
-from pipevault.store.tiers.interface import EntryStore, Found, Refused
+from pipevault.store.tiers.interface import EntryStore, Refused, TierHit
 from pipevault.store.tiers.signed import Signed, TrustedKeys
 from pipevault.store.tiers.timed import Timed
 from pipevault.store.tiers.wrapper import Wrapper
@@ -50,15 +50,15 @@ class Made:
     writable: bool = True
     lists_newest: bool = True
 
-    def found(self, key: Digest, known: Found | None = None) -> Found:
+    def found(self, key: Digest, known: TierHit | None = None) -> TierHit:
         found = self.store.look(key, known)
-        assert isinstance(found, Found)
+        assert isinstance(found, TierHit)
         return found
 
     def manifest_path(self, key: Digest) -> Path:
         return self.vault.layout.manifest_file(key)
 
-    def read(self, found: Found) -> Mapping[str, bytes]:
+    def read(self, found: TierHit) -> Mapping[str, bytes]:
         opened = self.store.open(found)
         try:
             return {digest: file.path.read_bytes() for digest, file in opened.items()}
@@ -305,7 +305,7 @@ def test_an_error_of_the_file_system_gets_the_name_of_the_place(
 
 
 class TestTimed:
-    QUESTIONS: Mapping[str, Callable[[EntryStore, Found], object]] = {
+    QUESTIONS: Mapping[str, Callable[[EntryStore, TierHit], object]] = {
         "look": lambda store, found: store.look(found.key),
         "keys": lambda store, found: store.keys(found.key),
         "newest": lambda store, found: store.newest(5),
@@ -379,28 +379,28 @@ class TestSigned:
 
     def test_each_policy(self, made: Made, entry: Entry, private: PrivateKey) -> None:
         off = self.store(made, "off", private).look(entry.key)
-        assert isinstance(off, Found)
+        assert isinstance(off, TierHit)
         assert (off.warning, off.signed) == ("", False)
         warned = self.store(made, "warn", private).look(entry.key)
-        assert isinstance(warned, Found)
+        assert isinstance(warned, TierHit)
         assert "no signature" in warned.warning
         refused = self.store(made, "require", private).look(entry.key)
         assert isinstance(refused, Refused)
         assert isinstance(refused.error, SignatureError)
         self.sign(made, entry, private)
         found = self.store(made, "require", private).look(entry.key)
-        assert isinstance(found, Found)
+        assert isinstance(found, TierHit)
         assert (found.warning, found.signed) == ("", True)
 
     def test_what_is_known_is_judged_again(self, made: Made, entry: Entry, private: PrivateKey) -> None:
         """It may have been found where no signature was asked for, or other keys were trusted."""
         known = self.store(made, "off", private).look(entry.key)
-        assert isinstance(known, Found)
+        assert isinstance(known, TierHit)
         assert isinstance(self.store(made, "require", private).look(entry.key, known), Refused)
         assert isinstance(self.store(made, "require", private).look(entry.key, replace(known, signed=True)), Refused)
         self.sign(made, entry, private)
         found = self.store(made, "require", private).look(entry.key)
-        assert isinstance(found, Found)
+        assert isinstance(found, TierHit)
         assert isinstance(self.store(made, "require", None).look(entry.key, found), Refused)
 
     def test_only_what_is_signed_is_copied_where_that_is_required(
@@ -413,7 +413,7 @@ class TestSigned:
         self.sign(made, entry, private)
         assert strict.accepts(made.found(entry.key))
         self.store(made, "off", private).copy(made.found(entry.key), strict)
-        assert isinstance(strict.look(entry.key), Found)
+        assert isinstance(strict.look(entry.key), TierHit)
 
 
 class TestOwnership:
@@ -459,7 +459,7 @@ class TestOwnership:
         vault.layout.manifest_file(entry.key).chmod(0o664)
         lax = Settings(tmp_path / "own", allow_group_write=True)
         known = signed(Folder(Tier(vault.root), lax)).look(entry.key)
-        assert isinstance(known, Found)
+        assert isinstance(known, TierHit)
         strict = signed(Folder(Tier(vault.root), Settings(tmp_path / "own")))
         assert isinstance(strict.look(entry.key, known), Refused)
 

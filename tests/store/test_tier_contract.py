@@ -17,7 +17,7 @@ from helpers.store_entries import Entry, leftovers, make_entry, read_artifacts, 
 from pipevault.digest import digest_bytes
 from pipevault.errors import CorruptEntryError, VaultNotWritableError
 from pipevault.settings import Settings, Tier
-from pipevault.store.tiers.tiers import Found, Tiers
+from pipevault.store.tiers.tiers import TierHit, Tiers
 from pipevault.store.vault import Vault
 
 Prepare = Callable[[Vault], None]
@@ -42,7 +42,7 @@ class Kind:
         tier = Tier(root, copy=own.exists())
         return Tiers.open(Settings(own, tiers=(tier,), allow_group_write=self.allow_group_write))
 
-    def found(self, root: Path, entry: Entry) -> tuple[Tiers, Found]:
+    def found(self, root: Path, entry: Entry) -> tuple[Tiers, TierHit]:
         tiers = self.tiers(root)
         found = tiers.lookup(entry.key)
         assert tiers.problems == ()

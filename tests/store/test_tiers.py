@@ -31,7 +31,7 @@ from pipevault.settings import Settings, Tier
 from pipevault.store import marker
 from pipevault.store.tiers import deadline
 from pipevault.store.tiers.deadline import RETRY_AFTER_S, ask, left_out_s
-from pipevault.store.tiers.tiers import Found, Refused, Tiers, open_vault, search_order
+from pipevault.store.tiers.tiers import Refused, TierHit, Tiers, open_vault, search_order
 from pipevault.store.trust.signing_keys import read_private_key, write_key_pair
 from pipevault.store.vault import Vault
 
@@ -62,7 +62,7 @@ def open_tiers(local: Path, *others: Path | Tier, **options: Any) -> Tiers:
     return Tiers.open(Settings(local, tiers=tiers, **options))
 
 
-def found_in(tiers: Tiers, entry: Entry) -> Found:
+def found_in(tiers: Tiers, entry: Entry) -> TierHit:
     found = tiers.lookup(entry.key)
     assert found is not None
     return found
@@ -218,7 +218,7 @@ class TestCopying:
         path.chmod(0o644)
         path.write_bytes(b"damaged")
         tiers = open_tiers(local.root, shared.root)
-        first, second = [item for item in tiers.candidates(entry.key) if isinstance(item, Found)]
+        first, second = [item for item in tiers.candidates(entry.key) if isinstance(item, TierHit)]
         with pytest.raises(CorruptEntryError):
             read_artifacts(tiers, first)
         read_artifacts(tiers, tiers.copy_nearer(second))
@@ -312,7 +312,7 @@ class TestBrokenTiers:
             "absent": NotAVaultError,
             "newer": NewerVaultError,
         }
-        assert isinstance(candidates[-1], Found)
+        assert isinstance(candidates[-1], TierHit)
         assert found_in(tiers, entry).tier.dir == shared.root
         assert [problem.partition(":")[0] for problem in tiers.problems] == [
             f"tier {tmp_path / name}" for name in names
@@ -391,7 +391,7 @@ class TestBrokenTiers:
         assert isinstance(refused, Refused)
         assert isinstance(refused.error, CorruptEntryError)
         assert refused.vault is not None
-        assert isinstance(found, Found)
+        assert isinstance(found, TierHit)
         assert tiers.quarantine(refused.vault, refused.tier, path, "damaged") is not None
         assert not path.exists()
 
@@ -476,7 +476,7 @@ class TestSignatures:
         refused, found = tiers.candidates(entry.key)
         assert isinstance(refused, Refused)
         assert isinstance(refused.error, SignatureError)
-        assert isinstance(found, Found)
+        assert isinstance(found, TierHit)
         assert found.tier.dir == shared.root
 
     def test_a_tier_has_its_own_policy(self, local: Vault, shared: Vault, entry: Entry, public_key: str) -> None:

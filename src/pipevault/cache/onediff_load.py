@@ -49,7 +49,7 @@ from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.graphs.state import FREEZING
 from pipevault.key import Key
 from pipevault.store.manifest import ArtifactRef, Manifest, now_utc
-from pipevault.store.tiers.tiers import Found
+from pipevault.store.tiers.tiers import TierHit
 
 logger = logging.getLogger("pipevault")
 
@@ -133,7 +133,7 @@ class _Load:
     def _restored(self, search: Search, *, is_hit: bool = True) -> Outcome | None:
         """Unpack the entry and hand it to the backend; ``None`` if there is none that can be used."""
 
-        def unpack(found: Found) -> None:
+        def unpack(found: TierHit) -> None:
             with ExitStack() as stack:
                 opened = self.store.tiers.open_artifacts(found)
                 files = {name: stack.enter_context(file) for name, file in opened.items()}

@@ -13,7 +13,7 @@ from pipevault.graphs.document import malformed_parts
 from pipevault.graphs.frozen import GraphDocument
 from pipevault.key import Difference, Key, nearest
 from pipevault.store.manifest import Manifest
-from pipevault.store.tiers.tiers import Found, Refused, Tiers, open_vault
+from pipevault.store.tiers.tiers import Refused, TierHit, Tiers, open_vault
 from pipevault.store.vault import Vault
 
 __all__ = ["Miss", "Search", "check_parts", "explain_miss", "open_vault"]
@@ -44,7 +44,7 @@ class Search:
     ``known``, which an earlier search found, is not read again if it still stands there unchanged.
     """
 
-    def __init__(self, tiers: Tiers, key: Digest, *, mend: bool, known: Found | None = None) -> None:
+    def __init__(self, tiers: Tiers, key: Digest, *, mend: bool, known: TierHit | None = None) -> None:
         self._tiers = tiers
         self.key = key
         self._mend = mend
@@ -57,7 +57,7 @@ class Search:
         """Why an entry of another tier than the own may not be used."""
         self.quarantined = 0
 
-    def entries(self) -> Iterator[Found]:
+    def entries(self) -> Iterator[TierHit]:
         """Entries with parts that can be read, nearest tier first. Nothing is copied."""
         for candidate in self._tiers.candidates(self.key, self._known):
             if isinstance(candidate, Refused):
@@ -73,11 +73,11 @@ class Search:
                 continue
             yield candidate
 
-    def knows(self, found: Found) -> bool:
+    def knows(self, found: TierHit) -> bool:
         """Return whether ``found`` has the very manifest that an earlier search gave."""
         return self._known is not None and found.manifest is self._known.manifest
 
-    def places(self) -> Iterator[Found]:
+    def places(self) -> Iterator[TierHit]:
         """The same, each first where it was copied to, if it was, and then where it was found."""
         for found in self.entries():
             copied = found
@@ -92,7 +92,7 @@ class Search:
             if copied.tier != found.tier:
                 yield found
 
-    def refuse(self, place: Found | Refused, error: VaultError | WrongMachineError) -> None:
+    def refuse(self, place: TierHit | Refused, error: VaultError | WrongMachineError) -> None:
         """What was found at ``place`` cannot be used."""
         if isinstance(error, WrongMachineError):
             self._refusals.append(str(error))
@@ -129,7 +129,7 @@ class Search:
             return Miss("; ".join(dict.fromkeys(self._refusals)), word=self._word)
         return explain_miss(self._tiers, key)
 
-    def _set_aside(self, place: Found | Refused, vault: Vault, error: CorruptEntryError) -> None:
+    def _set_aside(self, place: TierHit | Refused, vault: Vault, error: CorruptEntryError) -> None:
         """A document that onediffx could not read stands in the manifest."""
         inside = error.path.is_relative_to(vault.root)
         path = error.path if inside else vault.layout.manifest_file(self.key)

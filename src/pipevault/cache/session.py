@@ -44,7 +44,7 @@ from pipevault.graphs.state import FREEZING, PartOptions, PartState
 from pipevault.key import Key
 from pipevault.store.manifest import Manifest
 from pipevault.store.stats.stats import mean_compile_s
-from pipevault.store.tiers.tiers import Found
+from pipevault.store.tiers.tiers import TierHit
 
 logger = logging.getLogger("pipevault")
 
@@ -363,7 +363,7 @@ class LoadSession:
             tier="" if is_new else self.store.tier_of(plan.needs),
         )
 
-    def _publish(self, plan: Manifest) -> Found:
+    def _publish(self, plan: Manifest) -> TierHit:
         """What stands in the vault: a plan that is whole stays, unless it needs other graphs than the call does."""
         tiers = self.access.tiers
         published = tiers.publish(plan, {})

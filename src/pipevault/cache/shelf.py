@@ -47,7 +47,7 @@ from pipevault.settings import Settings
 from pipevault.store.layout import Layout
 from pipevault.store.manifest import ArtifactRef, Manifest, now_utc
 from pipevault.store.stats.event_log import count
-from pipevault.store.tiers.tiers import Found, Refused, Tiers
+from pipevault.store.tiers.tiers import Refused, TierHit, Tiers
 from pipevault.store.vault import Vault
 
 if TYPE_CHECKING:
@@ -107,11 +107,11 @@ class Store:
             )
         return vault
 
-    def search(self, key: Digest, *, mend: bool = True, known: Found | None = None) -> Search:
+    def search(self, key: Digest, *, mend: bool = True, known: TierHit | None = None) -> Search:
         """In mode ``compile`` it sets damaged files aside, unless it shall not ``mend``."""
         return _StoreSearch(self, key, mend=mend and self.settings.mode == "compile", known=known)
 
-    def open_found(self, search: Search, check: Callable[[Found], None] = lambda found: None) -> Found | None:
+    def open_found(self, search: Search, check: Callable[[TierHit], None] = lambda found: None) -> TierHit | None:
         """The first place from which the entry can be used: leased, its files verified. ``None`` if there is none."""
         try:
             for found in search.places():
@@ -161,7 +161,7 @@ class Store:
         places = [self.origins[key] for key in keys if key in self.origins]
         return str(max(places, key=order.index)) if places else ""
 
-    def limit_size(self, found: Found) -> None:
+    def limit_size(self, found: TierHit) -> None:
         """Keep ``max_size`` where ``found`` was written just now."""
         try:
             problems = self.tiers.limit_size(found)
@@ -174,7 +174,7 @@ class Store:
 class _StoreSearch(Search):
     """A search that tells its problems by way of its store, which tells each once."""
 
-    def __init__(self, store: Store, key: Digest, *, mend: bool, known: Found | None) -> None:
+    def __init__(self, store: Store, key: Digest, *, mend: bool, known: TierHit | None) -> None:
         super().__init__(store.tiers, key, mend=mend, known=known)
         self._store = store
 
@@ -183,7 +183,7 @@ class _StoreSearch(Search):
             self.problems.append(problem)
         self._store.tell(problem)
 
-    def refuse(self, place: Found | Refused, error: VaultError | WrongMachineError) -> None:
+    def refuse(self, place: TierHit | Refused, error: VaultError | WrongMachineError) -> None:
         super().refuse(place, error)
         if isinstance(error, SignatureError):
             self._store.unsigned = self._store.unsigned or error
@@ -201,7 +201,7 @@ class VaultShelf:
         self.identity = self._shelf.hex
         self._read: dict[Digest, Kept | None] = {}
         self._frozen_here: set[Digest] = set()
-        self._unopened: dict[Digest, Found] = {}
+        self._unopened: dict[Digest, TierHit] = {}
         """The entries that were read and not opened yet."""
 
     def news(self, known: Collection[str]) -> Iterator[Kept]:
@@ -320,7 +320,7 @@ class VaultShelf:
         self.store.limit_size(published)
         return kept
 
-    def _kept(self, found: Found) -> Kept | None:
+    def _kept(self, found: TierHit) -> Kept | None:
         """Read an entry of this shelf; ``None`` if it is another part's (its folder shares 64 bits only)."""
         manifest, key = found.manifest, found.manifest.key
         if key.shelf != self._shelf:
@@ -338,7 +338,7 @@ class VaultShelf:
         opened: dict[str, OpenedFile] = {}
         search = self.store.search(key, known=self._unopened.pop(key, None))
 
-        def check(found: Found) -> None:
+        def check(found: TierHit) -> None:
             if mismatch := check_package_machine(document.machine, self.device):
                 library = found.vault.layout.artifact_file(Digest(document.library))
                 raise WrongMachineError(f"{library}, a graph of {self.part}, is for another machine: {mismatch}.")

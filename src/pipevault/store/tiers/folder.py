@@ -14,7 +14,7 @@ from pipevault.store.layout import SYSTEM_NAMES, Layout
 from pipevault.store.manifest import Manifest
 from pipevault.store.marker import ensure_vault
 from pipevault.store.read import read_manifest
-from pipevault.store.tiers.interface import EntryStore, Found, Refused
+from pipevault.store.tiers.interface import EntryStore, Refused, TierHit
 from pipevault.store.trust.trust import trust_of
 from pipevault.store.vault import Vault
 
@@ -27,7 +27,7 @@ class Folder(EntryStore):
         self._settings = settings
         self._vault: Vault | None = None
 
-    def look(self, key: Digest, known: Found | None = None) -> Found | Refused | None:
+    def look(self, key: Digest, known: TierHit | None = None) -> TierHit | Refused | None:
         vault = self._open()
         if vault is None:
             return None
@@ -40,7 +40,7 @@ class Folder(EntryStore):
                 return None
         except VaultError as error:
             return Refused(self.tier, error, vault)
-        return Found(vault, read.manifest, self.tier, self.tier, unowned=read.unowned, stamp=read.stamp)
+        return TierHit(vault, read.manifest, self.tier, self.tier, unowned=read.unowned, stamp=read.stamp)
 
     def keys(self, shelf: Digest) -> list[Digest]:
         vault = self._open()
@@ -59,7 +59,7 @@ class Folder(EntryStore):
         vault = self._open()
         return vault is not None and vault.writable
 
-    def accepts(self, found: Found) -> bool:
+    def accepts(self, found: TierHit) -> bool:
         vault = self._for_copies()
         if vault is None or not vault.writable:
             return False
@@ -71,11 +71,11 @@ class Folder(EntryStore):
             )
         return True
 
-    def publish(self, manifest: Manifest, files: Mapping[Digest, Path], source: Found | None = None) -> Found:
+    def publish(self, manifest: Manifest, files: Mapping[Digest, Path], source: TierHit | None = None) -> TierHit:
         if (vault := self._for_new()) is None:
             return super().publish(manifest, files, source)
         if source is None:
-            return Found(vault, vault.publish(manifest, files), self.tier, self.tier)
+            return TierHit(vault, vault.publish(manifest, files), self.tier, self.tier)
         from pipevault.store.copying import copy_entry
 
         try:
@@ -85,9 +85,9 @@ class Folder(EntryStore):
             raise CorruptEntryError(
                 f"An artifact is damaged: the bytes of {error.path} are not what its manifest says.", error.path
             ) from error
-        return Found(vault, standing, self.tier, source.origin)
+        return TierHit(vault, standing, self.tier, source.origin)
 
-    def limit_size(self, found: Found) -> tuple[str, ...]:
+    def limit_size(self, found: TierHit) -> tuple[str, ...]:
         return _limit_size(found, self._settings.max_size)
 
     def forget(self) -> None:
@@ -166,7 +166,7 @@ def _readable(layout: Layout, key: Digest) -> Manifest | None:
         return None
 
 
-def _limit_size(found: Found, max_size: int | None) -> tuple[str, ...]:
+def _limit_size(found: TierHit, max_size: int | None) -> tuple[str, ...]:
     if max_size is None:
         return ()
     from pipevault.store.retention.prune import enforce_max_size

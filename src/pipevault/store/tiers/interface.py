@@ -24,7 +24,7 @@ from pipevault.store.vault import Vault
 
 
 @dataclass(frozen=True)
-class Found:
+class TierHit:
     """An entry, whose artifacts are not verified yet, in the store at ``tier``.
 
     ``vault`` is the folder that has its files, or to which they are fetched. ``origin`` is the tier where it was found,
@@ -76,7 +76,7 @@ class EntryStore(ABC):
         self.tier = tier
 
     @abstractmethod
-    def look(self, key: Digest, known: Found | None = None) -> Found | Refused | None:
+    def look(self, key: Digest, known: TierHit | None = None) -> TierHit | Refused | None:
         """Return the entry of ``key``, or why it cannot be used; ``None`` if there is none.
 
         ``known``, which an earlier look gave, is given again if it still stands there unchanged.
@@ -90,7 +90,7 @@ class EntryStore(ABC):
         """The up to ``count`` readable entries that were published last, or were on ``shelf``."""
         return iter(())
 
-    def open(self, found: Found) -> dict[str, OpenedFile]:
+    def open(self, found: TierHit) -> dict[str, OpenedFile]:
         """Open each artifact, verified, by digest; the caller closes them. Raises like :meth:`Vault.open_artifact`."""
         refs = {ref.digest: ref for ref in found.manifest.artifacts}
         whose_ever = found.signed and found.unowned is not None
@@ -106,14 +106,14 @@ class EntryStore(ABC):
         """Return whether entries can be published here. Raises what makes the store unusable."""
         return False
 
-    def accepts(self, found: Found) -> bool:
+    def accepts(self, found: TierHit) -> bool:
         """Return whether a copy of ``found`` can be written here; nothing that may not answer is asked.
 
         :class:`~pipevault.errors.VaultError`: this very entry is refused.
         """
         return False
 
-    def publish(self, manifest: Manifest, files: Mapping[Digest, Path], source: Found | None = None) -> Found:
+    def publish(self, manifest: Manifest, files: Mapping[Digest, Path], source: TierHit | None = None) -> TierHit:
         """Publish an entry, like :meth:`Vault.publish`. What stands here then may be somebody else's.
 
         ``source``: it is a copy of this entry, so its signatures go with it, and nobody who freezes or copies the same
@@ -121,13 +121,13 @@ class EntryStore(ABC):
         """
         raise VaultNotWritableError(f"{self.tier.dir} is only read. Give another folder.", self.tier.dir)
 
-    def copy(self, found: Found, target: EntryStore) -> None:
+    def copy(self, found: TierHit, target: EntryStore) -> None:
         """Publish an entry of this store in ``target``; its artifacts are verified on the way."""
         with ExitStack() as stack:
             opened = {Digest(name): stack.enter_context(file) for name, file in self.open(found).items()}
             target.publish(found.manifest, {digest: file.path for digest, file in opened.items()}, found)
 
-    def hold(self, found: Found, *, is_use: bool = True) -> Lease:
+    def hold(self, found: TierHit, *, is_use: bool = True) -> Lease:
         """Keep prunes away from an entry until the lease is released, and note its use unless it ``is_use`` not.
 
         :class:`~pipevault.errors.CorruptEntryError` if it was removed since it was found.
@@ -142,7 +142,7 @@ class EntryStore(ABC):
             found.vault.record_use(found.key)
         return lease
 
-    def limit_size(self, found: Found) -> tuple[str, ...]:
+    def limit_size(self, found: TierHit) -> tuple[str, ...]:
         """Make room, as ``max_size`` asks, where ``found`` was written just now (it stays); what went wrong."""
         return ()
 

@@ -11,7 +11,7 @@ from pipevault.digest import Digest
 from pipevault.errors import UnsafeVaultError, VaultError
 from pipevault.files.opened import OpenedFile
 from pipevault.settings import Settings
-from pipevault.store.tiers.interface import EntryStore, Found, Refused
+from pipevault.store.tiers.interface import EntryStore, Refused, TierHit
 from pipevault.store.tiers.wrapper import Answer, Wrapper
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class TrustedKeys:
             self._loaded = load_trusted(self._given)
         return self._loaded
 
-    def check(self, found: Found, policy: str) -> str:
+    def check(self, found: TierHit, policy: str) -> str:
         """Return the warning, if there is one; :class:`~pipevault.errors.SignatureError`."""
         if policy == "off":
             return ""
@@ -41,7 +41,7 @@ class TrustedKeys:
 
         return check_signature(found.vault.layout, found.manifest, policy=policy, trusted=self.load()) or ""
 
-    def have_signed(self, found: Found) -> bool:
+    def have_signed(self, found: TierHit) -> bool:
         """Return whether one of them signed the entry, whatever the policy."""
         return found.signed or (bool(self._given) and not self.check(found, "warn"))
 
@@ -56,9 +56,9 @@ class Signed(Wrapper):
         self._policy = policy
         self._keys = keys
 
-    def look(self, key: Digest, known: Found | None = None) -> Found | Refused | None:
+    def look(self, key: Digest, known: TierHit | None = None) -> TierHit | Refused | None:
         found = super().look(key, known)
-        if not isinstance(found, Found):
+        if not isinstance(found, TierHit):
             return found
         found = replace(found, signed=False)  # another policy and other keys may have been in force for ``known``
         try:
@@ -69,13 +69,13 @@ class Signed(Wrapper):
             return Refused(self.tier, error, found.vault)
         return replace(found, warning=warning, signed=found.unowned is not None or self._policy == "require")
 
-    def open(self, found: Found) -> dict[str, OpenedFile]:
+    def open(self, found: TierHit) -> dict[str, OpenedFile]:
         return self._vouch(found, super().open)
 
-    def copy(self, found: Found, target: EntryStore) -> None:
+    def copy(self, found: TierHit, target: EntryStore) -> None:
         self._vouch(found, partial(super().copy, target=target))
 
-    def accepts(self, found: Found) -> bool:
+    def accepts(self, found: TierHit) -> bool:
         if not self._store.accepts(found):
             return False
         if self._policy == "require" and not self._keys.have_signed(found):
@@ -84,7 +84,7 @@ class Signed(Wrapper):
             )
         return True
 
-    def _vouch(self, found: Found, use: Callable[[Found], Answer]) -> Answer:
+    def _vouch(self, found: TierHit, use: Callable[[TierHit], Answer]) -> Answer:
         """Use an entry; of one that is signed it does not matter who owns the artifacts."""
         try:
             return use(found)

@@ -19,7 +19,7 @@ from pipevault.files.opened import OpenedFile
 from pipevault.settings import Settings, Tier
 from pipevault.store.manifest import Manifest
 from pipevault.store.tiers.folder import Folder, OwnFolder, open_vault
-from pipevault.store.tiers.interface import EntryStore, Found, Refused
+from pipevault.store.tiers.interface import EntryStore, Refused, TierHit
 from pipevault.store.tiers.signed import Signed, TrustedKeys
 from pipevault.store.tiers.timed import Timed
 from pipevault.store.vault import Vault
@@ -27,7 +27,7 @@ from pipevault.store.vault import Vault
 if TYPE_CHECKING:
     from pipevault.store.locks.leases import Lease
 
-__all__ = ["Found", "Refused", "Tiers", "open_vault", "search_order"]
+__all__ = ["Refused", "TierHit", "Tiers", "open_vault", "search_order"]
 
 
 class Tiers:
@@ -55,14 +55,14 @@ class Tiers:
     def open(cls, settings: Settings) -> Tiers:
         return cls(settings, lambda create: open_vault(settings, create=create))
 
-    def lookup(self, key: Digest) -> Found | None:
+    def lookup(self, key: Digest) -> TierHit | None:
         """The first entry of ``key`` that its tier can give. Raises nothing but :class:`~pipevault.errors.KeyFileError`
         for ``trusted_keys``; see :attr:`problems`.
         """
         problems: list[str] = []
         found = None
         for candidate in self.candidates(key):
-            if isinstance(candidate, Found):
+            if isinstance(candidate, TierHit):
                 found = candidate
                 problems += [found.warning] if found.warning else []
                 break
@@ -70,7 +70,7 @@ class Tiers:
         self.problems = tuple(problems)
         return found
 
-    def candidates(self, key: Digest, known: Found | None = None) -> Iterator[Found | Refused]:
+    def candidates(self, key: Digest, known: TierHit | None = None) -> Iterator[TierHit | Refused]:
         """The entries of ``key``, nearest first, and each tier that could not give what it may have.
 
         Each tier is asked when its turn comes, so a caller that takes the first entry asks no tier behind it.
@@ -88,7 +88,7 @@ class Tiers:
             if answer is not None:
                 yield answer
 
-    def copy_nearer(self, found: Found) -> Found:
+    def copy_nearer(self, found: TierHit) -> TierHit:
         """The entry where it now is: copied to the first tier before its own that can be written, if it has ``copy``.
 
         What is copied is verified on the way. While another process copies it, ``found`` is given back. Raises
@@ -108,19 +108,19 @@ class Tiers:
             raise copied.error
         return found if copied is None else replace(copied, origin=found.origin)
 
-    def publish(self, manifest: Manifest, files: Mapping[Digest, Path]) -> Found:
+    def publish(self, manifest: Manifest, files: Mapping[Digest, Path]) -> TierHit:
         """Publish an entry in the vault of ``Settings.dir``. See :meth:`Vault.publish`."""
         return self._stores[self.own_tier].publish(manifest, files)
 
-    def open_artifacts(self, found: Found) -> dict[str, OpenedFile]:
+    def open_artifacts(self, found: TierHit) -> dict[str, OpenedFile]:
         """See :meth:`EntryStore.open`."""
         return self._stores[found.tier].open(found)
 
-    def hold(self, found: Found, *, is_use: bool = True) -> Lease:
+    def hold(self, found: TierHit, *, is_use: bool = True) -> Lease:
         """See :meth:`EntryStore.hold`."""
         return self._stores[found.tier].hold(found, is_use=is_use)
 
-    def limit_size(self, found: Found) -> tuple[str, ...]:
+    def limit_size(self, found: TierHit) -> tuple[str, ...]:
         """See :meth:`EntryStore.limit_size`."""
         return self._stores[found.tier].limit_size(found)
 

@@ -12,7 +12,7 @@ from pipevault.errors import LockTimeoutError, VaultError
 from pipevault.files.opened import OpenedFile
 from pipevault.store.locks.leases import Lease
 from pipevault.store.manifest import Manifest
-from pipevault.store.tiers.interface import EntryStore, Found, Refused
+from pipevault.store.tiers.interface import EntryStore, Refused, TierHit
 from pipevault.store.vault import Vault
 
 Answer = TypeVar("Answer")
@@ -37,7 +37,7 @@ class Wrapper(EntryStore):
             text = f"{self.tier.dir} cannot be read: {error}. Check its mount and permissions."
             raise VaultError(text, self.tier.dir) from error
 
-    def look(self, key: Digest, known: Found | None = None) -> Found | Refused | None:
+    def look(self, key: Digest, known: TierHit | None = None) -> TierHit | Refused | None:
         return self._pass(partial(self._store.look, key, known))
 
     def keys(self, shelf: Digest) -> list[Digest]:
@@ -46,25 +46,25 @@ class Wrapper(EntryStore):
     def newest(self, count: int, shelf: Digest | None = None) -> Iterator[Manifest]:
         return self._pass(partial(self._store.newest, count, shelf))
 
-    def open(self, found: Found) -> dict[str, OpenedFile]:
+    def open(self, found: TierHit) -> dict[str, OpenedFile]:
         return self._pass(partial(self._store.open, found), found.manifest.size_bytes)
 
     def is_writable(self) -> bool:
         return self._pass(self._store.is_writable)
 
-    def accepts(self, found: Found) -> bool:
+    def accepts(self, found: TierHit) -> bool:
         return self._store.accepts(found)
 
-    def publish(self, manifest: Manifest, files: Mapping[Digest, Path], source: Found | None = None) -> Found:
+    def publish(self, manifest: Manifest, files: Mapping[Digest, Path], source: TierHit | None = None) -> TierHit:
         return self._pass(partial(self._store.publish, manifest, files, source), manifest.size_bytes)
 
-    def copy(self, found: Found, target: EntryStore) -> None:
+    def copy(self, found: TierHit, target: EntryStore) -> None:
         return self._pass(partial(self._store.copy, found, target), found.manifest.size_bytes)
 
-    def hold(self, found: Found, *, is_use: bool = True) -> Lease:
+    def hold(self, found: TierHit, *, is_use: bool = True) -> Lease:
         return self._pass(partial(self._store.hold, found, is_use=is_use))
 
-    def limit_size(self, found: Found) -> tuple[str, ...]:
+    def limit_size(self, found: TierHit) -> tuple[str, ...]:
         return self._pass(partial(self._store.limit_size, found))
 
     def set_aside(self, vault: Vault, path: Path, reason: str) -> Path | None:
