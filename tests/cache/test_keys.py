@@ -19,7 +19,7 @@ from pipevault.calls.call import CallShape, resolve_shape
 from pipevault.digest import Digest, canonical_json
 from pipevault.graphs.inductor import BuildOptions
 from pipevault.graphs.parts import find_parts
-from pipevault.graphs.signature import Signature
+from pipevault.graphs.signature import CallSignature
 from pipevault.key import Key
 
 
@@ -99,7 +99,7 @@ def test_the_parts_share_their_graphs_across_all_of_these(pipe: Any) -> None:
         build = BuildOptions("bound", {})
         device = torch.device("cpu")
         return {
-            name: PartIdentity.of(module, device, backend="inductor", build=build).graph_key(Signature(())).shelf
+            name: PartIdentity.of(module, device, backend="inductor", build=build).graph_key(CallSignature(())).shelf
             for name, module in find_parts(pipe).items()
         }
 

@@ -178,14 +178,14 @@ def test_sizes_beyond_the_range_are_frozen_as_they_come_and_then_preferred(vault
 def test_an_exact_graph_is_preferred_and_then_the_tightest_range() -> None:
     from graphs.test_range_signatures import signature_of
     from pipevault.graphs.ranges import Symbol
-    from pipevault.graphs.table import Kept, Table
+    from pipevault.graphs.table import ShelfItem, Table
 
     base = signature_of((4, 4))
     wide = base.with_sizes(["height", 4], [Symbol("height", 2, 64)], [])
     tight = base.with_sizes(["height", 4], [Symbol("height", 2, 8)], [])
     table, module = Table(None), nn.Module()
     for key, signature in (("wide", wide), ("tight", tight), ("exact", base)):
-        table.add(Kept(signature, key))
+        table.add(ShelfItem(signature, key))
 
     def found(height: int) -> str:
         slot, _ = table.find(module, [torch.empty(height, 4)], {})

@@ -16,7 +16,7 @@ from pipevault.errors import CannotFreezeError
 from pipevault.graphs.freezing import observe_call
 from pipevault.graphs.observe import (
     Attributes,
-    Observed,
+    ObservedCall,
     copied,
     follow,
     held,
@@ -48,7 +48,7 @@ class Doing(nn.Module):
         return self.body(self, *args, **kwargs)
 
 
-def seen(module: nn.Module, *args: Any, **kwargs: Any) -> Observed:
+def seen(module: nn.Module, *args: Any, **kwargs: Any) -> ObservedCall:
     return observe(module, module, args, kwargs)
 
 

@@ -14,12 +14,12 @@ from pipevault.digest import digest_json
 from pipevault.errors import CannotFreezeError
 from pipevault.graphs.freezing import SizedCall, range_signature, varying_sizes
 from pipevault.graphs.ranges import Expression, Symbol, solve
-from pipevault.graphs.signature import Signature, describe_call
+from pipevault.graphs.signature import CallSignature, describe_call
 
 HEIGHT, WIDTH = Symbol("height", 8, 16), Symbol("width", 8, 24)
 
 
-def signature_of(*shapes: tuple[int, ...]) -> Signature:
+def signature_of(*shapes: tuple[int, ...]) -> CallSignature:
     return describe_call([torch.empty(shape) for shape in shapes], {}).signature
 
 
@@ -115,7 +115,7 @@ def test_a_signature_of_a_range_covers_calls_in_it() -> None:
 def test_a_signature_of_a_range_survives_json_and_says_what_it_is() -> None:
     base = signature_of((2, 16))
     ranged = base.with_sizes([2, "tokens"], [Symbol("tokens", 4, 16)], ["tokens % 2 == 0"])
-    assert Signature.from_json(ranged.to_json()) == ranged
+    assert CallSignature.from_json(ranged.to_json()) == ranged
     assert str(ranged) == "float32[2,tokens] where tokens 4-16"
     assert ranged.is_range
     assert not base.is_range
@@ -129,7 +129,7 @@ def test_a_signature_with_other_code_in_it_is_refused(text: str) -> None:
     document = ranged.to_json()
     for name, wrong in (("conditions", [text]), ("arguments", ranged.with_sizes([2, text], [], []).arguments)):
         with pytest.raises(ValueError, match="expression"):
-            Signature.from_json({**document, name: wrong})
+            CallSignature.from_json({**document, name: wrong})
 
 
 def sized(cause: str, *shapes: tuple[int, ...]) -> SizedCall:
@@ -177,7 +177,7 @@ def test_a_number_that_is_a_size_counts_it() -> None:
     other = SizedCall(describe_call([torch.empty(2, 6), [6, 3]], {}))
     ranged = range_signature(base.signature.fix([1, 2], base.leaves), base.leaves, [other])
     assert (ranged.counted, ranged.fixed) == (((1, 0, 1),), ((2, "3"),))
-    assert Signature.from_json(ranged.to_json()) == ranged
+    assert CallSignature.from_json(ranged.to_json()) == ranged
     for length, count, third, admitted in ((8, 8, 3, True), (7, 7, 3, True), (7, 8, 3, False), (7, 7, 4, False)):
         call = describe_call([torch.empty(2, length), [count, third]], {})
         assert ranged.covers(call.signature) == (6 <= length <= 8)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers.modeling_outputs import BaseModelOutput
 
 from pipevault.digest import canonical_json
-from pipevault.graphs.signature import DescribedCall, Signature, describe_call, is_number, rebuild
+from pipevault.graphs.signature import CallSignature, DescribedCall, describe_call, is_number, rebuild
 
 Pair = namedtuple("Pair", "left right")
 X = torch.zeros(2, 3)
@@ -24,7 +24,7 @@ def described(*args: object, **kwargs: object) -> DescribedCall:
     return describe_call(args, kwargs)
 
 
-def signature(*args: object, **kwargs: object) -> Signature:
+def signature(*args: object, **kwargs: object) -> CallSignature:
     return described(*args, **kwargs).signature
 
 
@@ -52,7 +52,7 @@ def signature(*args: object, **kwargs: object) -> Signature:
         (signature(OrderedDict(a=X)), signature({"a": X})),
     ],
 )
-def test_what_changes_the_code_changes_the_signature(one: Signature, other: Signature) -> None:
+def test_what_changes_the_code_changes_the_signature(one: CallSignature, other: CallSignature) -> None:
     assert one != other
     assert one.digest != other.digest
 
@@ -151,7 +151,7 @@ def test_json_round_trip_gives_an_equal_key() -> None:
         (X,), {"scale": 0.1, "cond": [None, X], "out": UNet2DConditionOutput(sample=X), "pair": Pair(X, 1)}, {":s": [X]}
     )
     original = call.signature.fix(call.numbers[:1], call.leaves)
-    again = Signature.from_json(json.loads(canonical_json(original.to_json())))
+    again = CallSignature.from_json(json.loads(canonical_json(original.to_json())))
     assert again == original
     assert hash(again) == hash(original)
     assert again.admits(call.leaves)
@@ -178,7 +178,7 @@ def test_any_call_survives_json_and_is_rebuilt(args: list[Any], kwargs: dict[str
     call = describe_call(args, kwargs)
     assert not call.opaque
     fixed = call.signature.fix(call.numbers, call.leaves)
-    again = Signature.from_json(json.loads(canonical_json(fixed.to_json())))
+    again = CallSignature.from_json(json.loads(canonical_json(fixed.to_json())))
     assert again == fixed
     assert again.digest == fixed.digest
     assert str(again) == str(fixed)

@@ -248,10 +248,10 @@ class TestRefusals:
 def freezing_kept(signature: Any) -> Any:
     from pipevault.graphs.frozen import GraphDocument
     from pipevault.graphs.program import Results
-    from pipevault.graphs.table import Kept
+    from pipevault.graphs.table import ShelfItem
 
     document = GraphDocument(signature, "", "", None, {}, (), Results((), ""), (), "", (), {}, {})
-    return Kept(signature, signature.digest.hex, document)
+    return ShelfItem(signature, signature.digest.hex, document)
 
 
 class TestFailuresOfTheMoment:

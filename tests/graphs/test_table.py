@@ -15,8 +15,8 @@ from pipevault.errors import ChangedPartError
 from pipevault.graphs.frozen import GraphDocument, constant_sha256
 from pipevault.graphs.part import part_state
 from pipevault.graphs.program import Results
-from pipevault.graphs.signature import DescribedCall, Signature, describe_call
-from pipevault.graphs.table import Kept, Slot, Table, cast_leaves
+from pipevault.graphs.signature import CallSignature, DescribedCall, describe_call
+from pipevault.graphs.table import ShelfItem, Slot, Table, cast_leaves
 
 X = torch.linspace(-1, 1, 32).reshape(2, 16)
 
@@ -27,13 +27,13 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
-def document(signature: Signature, **changes: Any) -> GraphDocument:
+def document(signature: CallSignature, **changes: Any) -> GraphDocument:
     plain = GraphDocument(signature, "", "", None, {}, (), Results((), ""), (), "", (), {}, {})
     return replace(plain, **changes)
 
 
-def kept(signature: Signature, key: str, **changes: Any) -> Kept:
-    return Kept(signature, key, document(signature, **changes))
+def kept(signature: CallSignature, key: str, **changes: Any) -> ShelfItem:
+    return ShelfItem(signature, key, document(signature, **changes))
 
 
 def call_of(*args: Any, **kwargs: Any) -> DescribedCall:
@@ -103,7 +103,7 @@ class TestCasts:
 
     def test_refusals_are_not_cast_to(self) -> None:
         table, module = Table(None), Holder()
-        table.add(Kept(call_of(X, torch.tensor(3)).signature, "a", refusal="no"))
+        table.add(ShelfItem(call_of(X, torch.tensor(3)).signature, "a", refusal="no"))
         assert table.find_cast(module, (X, torch.tensor(7.0)), {}) is None
 
 
@@ -217,7 +217,7 @@ class TestSlots:
         class Shelf:
             identity = "identity"
 
-            def news(self, known: Collection[str]) -> list[Kept]:
+            def news(self, known: Collection[str]) -> list[ShelfItem]:
                 return [] if "a" in known else [kept(call_of(X).signature, "a")]
 
         table, module = Table(Shelf()), Holder()  # type: ignore[arg-type]

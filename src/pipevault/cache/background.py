@@ -25,7 +25,7 @@ from pipevault.errors import PipevaultError
 from pipevault.files.scratch import scratch_folder
 from pipevault.graphs.inductor import BuildOptions
 from pipevault.graphs.observe import copied
-from pipevault.graphs.signature import Signature, describe_call
+from pipevault.graphs.signature import CallSignature, describe_call
 from pipevault.graphs.state import PartOptions, PartState
 from pipevault.settings import Settings
 
@@ -42,7 +42,7 @@ class _Running:
     folder: Path
     context: AbstractContextManager[Path]
     part: str
-    signature: Signature
+    signature: CallSignature
 
 
 _lock = threading.Lock()
@@ -79,7 +79,7 @@ class BackgroundFreezer:
         return "it is being frozen in the background", False
 
     def _start(
-        self, state: PartState, args: Sequence[Any], kwargs: Mapping[str, Any], signature: Signature
+        self, state: PartState, args: Sequence[Any], kwargs: Mapping[str, Any], signature: CallSignature
     ) -> _Running:
         shelf = state.table.shelf
         context = scratch_folder("background")

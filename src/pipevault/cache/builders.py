@@ -33,7 +33,7 @@ from pipevault.errors import CannotFreezeError, InterruptedBuildError
 from pipevault.files.memory import available_memory_bytes
 from pipevault.graphs.inductor import Build, BuiltGraph
 from pipevault.graphs.signature import describe_call
-from pipevault.graphs.state import PartState, Pending
+from pipevault.graphs.state import PartState, PendingBuild
 from pipevault.graphs.views import outline, with_empty_weights
 
 logger = logging.getLogger("pipevault")
@@ -55,7 +55,7 @@ class Work:
     """
 
     state: PartState
-    pending: Pending
+    pending: PendingBuild
     started: Callable[[], None]
     ended: Callable[[CannotFreezeError | None], None]
 

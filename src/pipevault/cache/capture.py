@@ -17,7 +17,7 @@ import torch
 
 from pipevault.graphs.freezing import SizedCall
 from pipevault.graphs.observe import copied
-from pipevault.graphs.signature import DescribedCall, Signature, describe_call
+from pipevault.graphs.signature import CallSignature, DescribedCall, describe_call
 from pipevault.graphs.state import PartState
 
 MAX_SIZES = 4
@@ -72,12 +72,12 @@ class Capture:
     """The calls of eager runs of a pipeline."""
 
     def __init__(self) -> None:
-        self._calls: dict[tuple[str, Signature], Call] = {}
-        self._before: dict[tuple[str, Signature], Call] = {}
-        self._let_go: Counter[tuple[str, Signature]] = Counter()
+        self._calls: dict[tuple[str, CallSignature], Call] = {}
+        self._before: dict[tuple[str, CallSignature], Call] = {}
+        self._let_go: Counter[tuple[str, CallSignature]] = Counter()
         """How many calls were not held, by identity and signature without sizes."""
-        self._seen: set[tuple[str, Signature]] = set()
-        self._seen_before: set[tuple[str, Signature]] = set()
+        self._seen: set[tuple[str, CallSignature]] = set()
+        self._seen_before: set[tuple[str, CallSignature]] = set()
         self._causes: frozenset[str] = frozenset()
 
     def __call__(self, state: PartState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -130,7 +130,7 @@ class Capture:
 
     def tasks(self, *, ranges: bool) -> list[Task]:
         """Return what to freeze: the calls one by one, but for those of many sizes. With ``ranges``, two are many."""
-        groups: dict[tuple[str, Signature], list[Call]] = {}
+        groups: dict[tuple[str, CallSignature], list[Call]] = {}
         for (identity, signature), call in self._calls.items():
             groups.setdefault((identity, signature.sizeless), []).append(call)
         tasks = []
@@ -155,7 +155,7 @@ def _apart(calls: Sequence[Call]) -> list[list[Call]]:
     return list(parts.values())
 
 
-def _ones(signature: Signature) -> tuple[int, ...]:
+def _ones(signature: CallSignature) -> tuple[int, ...]:
     return tuple(index for index, size in enumerate(signature.sizes) if size == 1)
 
 

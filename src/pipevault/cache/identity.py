@@ -15,7 +15,7 @@ from pipevault.fingerprint.model import Architecture, architecture
 from pipevault.fingerprint.toolchain import toolchain_factors
 from pipevault.fingerprint.weights import weights_digest
 from pipevault.graphs.inductor import GRAPH_FORMAT, BuildOptions
-from pipevault.graphs.signature import Signature
+from pipevault.graphs.signature import CallSignature
 from pipevault.key import Key
 
 
@@ -77,7 +77,7 @@ class PartIdentity:
             "determinism": dict(self.determinism),
         }
 
-    def graph_key(self, signature: Signature, constants: Mapping[str, str] | None = None) -> Key:
+    def graph_key(self, signature: CallSignature, constants: Mapping[str, str] | None = None) -> Key:
         """Return the key of the part's graph for ``signature``.
 
         ``constants`` has the SHA-256 of each attribute that the graph has as a constant, by the steps to it.

@@ -36,12 +36,12 @@ from pipevault.files.opened import OpenedFile
 from pipevault.files.scratch import kept_scratch_folder
 from pipevault.fingerprint.machine import check_package_machine, machine_record
 from pipevault.fingerprint.toolchain import find_cxx_compiler, toolchain_record
-from pipevault.graphs.freezing import CallTimes, Frozen
+from pipevault.graphs.freezing import CallTimes, FrozenCall
 from pipevault.graphs.frozen import GraphDocument
 from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.graphs.library import GraphFiles
-from pipevault.graphs.signature import Signature
-from pipevault.graphs.table import Kept
+from pipevault.graphs.signature import CallSignature
+from pipevault.graphs.table import ShelfItem
 from pipevault.key import Key
 from pipevault.settings import Settings
 from pipevault.store.layout import Layout
@@ -197,14 +197,14 @@ class VaultShelf:
         self.part = part
         self.of = identity
         self.device = device
-        self._shelf = identity.graph_key(Signature(())).shelf
+        self._shelf = identity.graph_key(CallSignature(())).shelf
         self.identity = self._shelf.hex
-        self._read: dict[Digest, Kept | None] = {}
+        self._read: dict[Digest, ShelfItem | None] = {}
         self._frozen_here: set[Digest] = set()
         self._unopened: dict[Digest, TierHit] = {}
         """The entries that were read and not opened yet."""
 
-    def news(self, known: Collection[str]) -> Iterator[Kept]:
+    def news(self, known: Collection[str]) -> Iterator[ShelfItem]:
         keys, problems = self.store.tiers.shelf(self._shelf)
         for problem in problems:
             self.store.tell(problem)
@@ -216,7 +216,7 @@ class VaultShelf:
             if (kept := self._read[key]) is not None:
                 yield kept
 
-    def _look(self, key: Digest) -> Kept | None:
+    def _look(self, key: Digest) -> ShelfItem | None:
         search = self.store.search(key)
         found = next(search.entries(), None)
         self.store.count_quarantined(search)
@@ -239,7 +239,7 @@ class VaultShelf:
                 self.store.tell(reason)
 
     @contextmanager
-    def freezing(self, signature: Signature) -> Iterator[None]:
+    def freezing(self, signature: CallSignature) -> Iterator[None]:
         what = f"{self.part} ({signature})"
         vault = self.store.require_writable(what)
         settings = self.store.settings
@@ -259,7 +259,7 @@ class VaultShelf:
             if held:
                 lock.__exit__(None, None, None)
 
-    def keep(self, frozen: Frozen, seconds: float) -> Kept:
+    def keep(self, frozen: FrozenCall, seconds: float) -> ShelfItem:
         """Publish a graph. Raises :class:`InterruptedBuildError` for one that was compiled for another machine: where
         the compiler fails while Inductor probes the CPU, it takes the CPU for one without vector instructions.
         """
@@ -285,14 +285,14 @@ class VaultShelf:
             self.store.tell(f"{self.part} was frozen and not stored: {error}")
             return self._in_memory(key, frozen)
 
-    def refuse(self, signature: Signature, reason: str) -> Kept:
+    def refuse(self, signature: CallSignature, reason: str) -> ShelfItem:
         key = self.of.graph_key(signature)
         part = {"status": "eager", "reason": reason, "graphs": []}
         try:
             return self._publish(key, part, [], {}, {})
         except VaultError as error:
             self.store.tell(f"why {self.part} cannot be frozen was not stored: {error}")
-            return Kept(signature, key.digest.hex, refusal=reason)
+            return ShelfItem(signature, key.digest.hex, refusal=reason)
 
     def _publish(
         self,
@@ -301,11 +301,11 @@ class VaultShelf:
         artifacts: list[ArtifactRef],
         files: Mapping[Digest, Path],
         info: Mapping[str, Any],
-    ) -> Kept:
+    ) -> ShelfItem:
         name = self.of.architecture.class_name
         details = {
             **info,
-            "signature_text": str(Signature.from_json(key.factors["signature"])),
+            "signature_text": str(CallSignature.from_json(key.factors["signature"])),
             "machine": machine_record(),
             "toolchain": toolchain_record(graph_format=GRAPH_FORMAT),
         }
@@ -320,19 +320,19 @@ class VaultShelf:
         self.store.limit_size(published)
         return kept
 
-    def _kept(self, found: TierHit) -> Kept | None:
+    def _kept(self, found: TierHit) -> ShelfItem | None:
         """Read an entry of this shelf; ``None`` if it is another part's (its folder shares 64 bits only)."""
         manifest, key = found.manifest, found.manifest.key
         if key.shelf != self._shelf:
             return None
         [part] = manifest.parts.values()
-        signature = Signature.from_json(key.factors["signature"])
+        signature = CallSignature.from_json(key.factors["signature"])
         if part["status"] != "frozen":
-            return Kept(signature, key.digest.hex, refusal=part["reason"])
+            return ShelfItem(signature, key.digest.hex, refusal=part["reason"])
         document = _document(manifest)
         self._unopened[key.digest] = found
         times = _read_times(manifest.info)
-        return Kept(signature, key.digest.hex, document, lambda: self._files(key.digest, document), times=times)
+        return ShelfItem(signature, key.digest.hex, document, lambda: self._files(key.digest, document), times=times)
 
     def _files(self, key: Digest, document: GraphDocument) -> GraphFiles:
         opened: dict[str, OpenedFile] = {}
@@ -361,11 +361,11 @@ class VaultShelf:
                 self.store.count("saved", key, seconds=compile_s)
         return document.open_files(lambda name, digest: opened[digest])
 
-    def _in_memory(self, key: Key, frozen: Frozen) -> Kept:
+    def _in_memory(self, key: Key, frozen: FrozenCall) -> ShelfItem:
         folder = kept_scratch_folder()
         paths = {digest: Path(shutil.copy2(path, folder)) for digest, path in frozen.paths.items()}
         kept = replace(frozen, paths=paths)
-        return Kept(frozen.document.signature, key.digest.hex, frozen.document, kept.open)
+        return ShelfItem(frozen.document.signature, key.digest.hex, frozen.document, kept.open)
 
 
 def _document(manifest: Manifest) -> GraphDocument:

@@ -9,7 +9,7 @@ repeatable nothing is tuned while the program runs (``cudnn.benchmark`` and Tuna
            workspace; precision, attention backend and threads stay as the program chose and are put in ``flags``
 strict     + ``torch.use_deterministic_algorithms``, Inductor's deterministic mode, deterministic cuDNN and oneDNN,
            IEEE float32, no reduced-precision reductions in float16 and bfloat16
-invariant  as strict; :attr:`Achieved.per_sample` tells who generates to run each sample on its own
+invariant  as strict; :attr:`AchievedLevel.per_sample` tells who generates to run each sample on its own
 ========== ================================================================================================
 
 The switches are the process's own. Threads whose levels need the same switches hold them together, and the last one out
@@ -34,7 +34,7 @@ from pipevault.digest import canonical_json
 from pipevault.errors import SettingsError
 from pipevault.settings import LEVELS, PROFILES, split_level
 
-__all__ = ["LEVELS", "PROFILES", "Achieved", "Level", "current_level", "level", "parse_level", "resolve_level"]
+__all__ = ["LEVELS", "PROFILES", "AchievedLevel", "Level", "current_level", "level", "parse_level", "resolve_level"]
 
 CUBLAS_WORKSPACE = ":4096:8"
 _DETERMINISTIC_WORKSPACES = (CUBLAS_WORKSPACE, ":16:8")
@@ -70,7 +70,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Achieved:
+class AchievedLevel:
     """What a level came to. ``level`` is below the one asked for where a switch did not take, and ``notes`` say which.
 
     ``flags`` are the switches as read back, plain JSON. ``per_sample``: each sample is to be run on its own.
@@ -84,7 +84,7 @@ class Achieved:
     wanted: Mapping[str, tuple[Any, str]] = field(default_factory=dict, repr=False, compare=False)
     """The value of each switch that was asked for, and the level that needs it."""
 
-    def check_again(self) -> Achieved:
+    def check_again(self) -> AchievedLevel:
         """Return what the level comes to by now, where something set a switch after it."""
         changed = {name: FLAGS[name].read() for name in self.wanted if FLAGS[name].read() != self.flags[name]}
         reached, notes = self.level, list(self.notes)
@@ -204,11 +204,11 @@ _AROUND: ContextVar[Mapping[str, tuple[Any, str]] | None] = ContextVar("pipevaul
 @contextmanager
 def level(
     name: str | Level, *, pins: Mapping[str, Any] | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
-) -> Iterator[Achieved]:
+) -> Iterator[AchievedLevel]:
     """Set the switches of a level inside, yield what was achieved, and put everything back on exit.
 
     ``pins``: values of switches to hold at ``repeatable`` and above where the level itself has none, such as
-    ``{"threads": 4}`` or the :attr:`Achieved.flags` under which a graph was frozen. Raises
+    ``{"threads": 4}`` or the :attr:`AchievedLevel.flags` under which a graph was frozen. Raises
     :class:`UnknownLevelError` for an unknown level, :class:`SettingsError` for an unknown pin, and
     :class:`TurnTimeoutError` after ``timeout_s`` where other threads hold switches that exclude these.
     """
@@ -265,7 +265,7 @@ def _wanted(asked: Level, pins: Mapping[str, Any]) -> dict[str, tuple[Any, str]]
     return {name: wanted[name] for name in FLAGS if name in wanted}
 
 
-def _achieve(asked: Level, wanted: Mapping[str, tuple[Any, str]]) -> Achieved:
+def _achieve(asked: Level, wanted: Mapping[str, tuple[Any, str]]) -> AchievedLevel:
     notes = []
     reasons = {}
     for name, (value, _) in wanted.items():
@@ -283,7 +283,7 @@ def _achieve(asked: Level, wanted: Mapping[str, tuple[Any, str]]) -> Achieved:
         if flags[name] != value:
             achieved = min(achieved, _LEVEL_BELOW[needed_by], key=LEVELS.index)
             notes.append(f"{name} is {flags[name]!r} where {value!r} was to be set{reasons.get(name, '')}.")
-    return Achieved(
+    return AchievedLevel(
         achieved, flags, tuple(notes), per_sample=asked.name == "invariant", audit=asked.audit, wanted=wanted
     )
 

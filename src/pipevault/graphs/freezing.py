@@ -38,9 +38,9 @@ from pipevault.graphs.inductor import Build, BuildOptions, BuiltGraph, build_dig
 from pipevault.graphs.library import CONSTANTS_NAME, LIBRARY_NAME, GraphFiles, map_library
 from pipevault.graphs.observe import (
     Attributes,
-    Observed,
+    ObservedCall,
     RandomState,
-    Untouchable,
+    UntouchableValue,
     find_owner,
     held,
     observe,
@@ -58,7 +58,7 @@ from pipevault.graphs.program import (
     with_number_tensors,
 )
 from pipevault.graphs.ranges import Sizes, Symbol
-from pipevault.graphs.signature import UNREAD, DescribedCall, Signature, describe_call, is_number, rebuild
+from pipevault.graphs.signature import UNREAD, CallSignature, DescribedCall, describe_call, is_number, rebuild
 from pipevault.graphs.views import tracing_view
 
 logger = logging.getLogger("pipevault")
@@ -90,7 +90,7 @@ class Observation:
     caches: frozenset[str] = frozenset()
 
     @property
-    def signature(self) -> Signature:
+    def signature(self) -> CallSignature:
         return self.program.signature
 
     @property
@@ -109,7 +109,7 @@ class CallTimes:
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FrozenCall:
     """A graph that was compiled; its files lie where it was built."""
 
     document: GraphDocument
@@ -174,7 +174,7 @@ def _state_of(
     subject: Subject,
     eager: Callable[..., Any],
     before: Attributes,
-    seen: Observed,
+    seen: ObservedCall,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> set[str]:
@@ -213,7 +213,7 @@ def _is_unread(
     subject: Subject,
     eager: Callable[..., Any],
     before: Attributes,
-    seen: Observed,
+    seen: ObservedCall,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     paths: set[str],
@@ -223,7 +223,7 @@ def _is_unread(
     It is made again with ``None`` in their places, and with what raises if it is touched: a chunk of a video that
     begins it fills the caches anew, whatever the video before has left there.
     """
-    for other in (None, Untouchable()):
+    for other in (None, UntouchableValue()):
         try:
             for owner, name in (find_owner(subject.module, path) for path in paths):
                 owner[name] = other
@@ -260,7 +260,7 @@ def varied_leaves_but_numbers(call: DescribedCall) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedCall:
     """A call that is ready to be compiled, by this process or by another one, and then to be checked."""
 
     subject: Subject
@@ -273,7 +273,7 @@ class Prepared:
 
 def prepare_call(
     subject: Subject, observation: Observation, *, options: BuildOptions, others: Sequence[SizedCall] = ()
-) -> Prepared:
+) -> PreparedCall:
     """Return what compiling the observed call takes. Raises :class:`CannotFreezeError`.
 
     ``others`` are calls of other sizes: the graph is made for all sizes from the smallest to the largest, and checked
@@ -306,16 +306,16 @@ def prepare_call(
         varying={(places.index(leaf), dim): symbol for (leaf, dim), symbol in varying.items()},
         counted=signature.counted,
     )
-    return Prepared(subject, observation, tuple(others), leaves, results, build)
+    return PreparedCall(subject, observation, tuple(others), leaves, results, build)
 
 
 def finish_call(
-    prepared: Prepared,
+    prepared: PreparedCall,
     built: BuiltGraph,
     *,
     host: Host,
     on_step: OnStep = lambda action, detail: None,
-) -> Frozen:
+) -> FrozenCall:
     """Check the compiled graph, and keep the fastest where there are several candidates of it.
 
     Raises :class:`CannotFreezeError`. A candidate that fails the check is left out, unless it is the only one.
@@ -334,7 +334,7 @@ def finish_call(
     return kept
 
 
-def _finish(prepared: Prepared, built: BuiltGraph, *, host: Host, on_step: OnStep) -> Frozen:
+def _finish(prepared: PreparedCall, built: BuiltGraph, *, host: Host, on_step: OnStep) -> FrozenCall:
     subject, observation, leaves = prepared.subject, prepared.observation, prepared.leaves
     program = observation.program
     document, paths = _describe(built, program, leaves, prepared.results, prepared.build.digest)
@@ -344,12 +344,12 @@ def _finish(prepared: Prepared, built: BuiltGraph, *, host: Host, on_step: OnSte
         document = replace(document, signature=signature)
     document = replace(document, origins=_origin_digests(subject.module, built.origins, observation.caches))
     if prepared.build.options.weights == "bound":
-        with Frozen(document, paths).open() as files:
+        with FrozenCall(document, paths).open() as files:
             library = map_library(document.library, files)
         lifted = tuple(read_constants(built.constants))
         layout = layout_digest(prepared.build.module, library, subject.device, lifted)
         document = replace(document, layout=layout)
-    frozen = Frozen(document, paths)
+    frozen = FrozenCall(document, paths)
     on_step("check", str(document.signature))
     with frozen.open() as files:
         graph = FrozenGraph(document, files, device=subject.device, part=subject.name)
@@ -361,7 +361,7 @@ def _finish(prepared: Prepared, built: BuiltGraph, *, host: Host, on_step: OnSte
         times = replace(times, frozen_s=min(times.frozen_s, frozen_s))
     for other in prepared.others:
         checks = _check_size(subject, run, program, other.call, document.signature, checks)
-    return Frozen(replace(document, checks=checks), paths, times)
+    return FrozenCall(replace(document, checks=checks), paths, times)
 
 
 def freeze_call(
@@ -373,7 +373,7 @@ def freeze_call(
     host: Host,
     on_step: OnStep = lambda action, detail: None,
     others: Sequence[SizedCall] = (),
-) -> Frozen:
+) -> FrozenCall:
     """Compile the observed call here and check the graph: :func:`prepare_call`, then :func:`finish_call`."""
     prepared = prepare_call(subject, observation, options=options, others=others)
     return finish_call(prepared, prepared.build.run(output_dir), host=host, on_step=on_step)
@@ -430,7 +430,7 @@ _SIZE_NAMES: Mapping[frozenset[str], str] = {
 """What a size is called that varies with these arguments of the pipeline; one of several counts tokens."""
 
 
-def varying_sizes(base: Signature, others: Sequence[SizedCall]) -> Varying:
+def varying_sizes(base: CallSignature, others: Sequence[SizedCall]) -> Varying:
     """Return the sizes that differ between calls of one structure, each from its least to its most.
 
     Raises :class:`CannotFreezeError` if the calls differ in more.
@@ -453,7 +453,9 @@ def varying_sizes(base: Signature, others: Sequence[SizedCall]) -> Varying:
     return varying
 
 
-def counted_numbers(base: Signature, leaves: Sequence[Any], others: Sequence[SizedCall]) -> dict[int, tuple[int, int]]:
+def counted_numbers(
+    base: CallSignature, leaves: Sequence[Any], others: Sequence[SizedCall]
+) -> dict[int, tuple[int, int]]:
     """Return the numbers that steer the code and differ between the calls, each with the size that it is in all calls:
     index of the leaf and of its dimension. Raises :class:`CannotFreezeError` for one that is no size.
     """
@@ -474,7 +476,7 @@ def counted_numbers(base: Signature, leaves: Sequence[Any], others: Sequence[Siz
     return counted
 
 
-def range_signature(base: Signature, leaves: Sequence[Any], others: Sequence[SizedCall]) -> Signature:
+def range_signature(base: CallSignature, leaves: Sequence[Any], others: Sequence[SizedCall]) -> CallSignature:
     """Return ``base``, of a call with ``leaves``, with the sizes in which ``others`` differ from it as symbols: before
     anything is known of how they hang together. Raises :class:`CannotFreezeError` if they differ in more.
     """
@@ -488,7 +490,7 @@ def range_signature(base: Signature, leaves: Sequence[Any], others: Sequence[Siz
     return base.count(counted).with_sizes(sizes, tuple(dict.fromkeys(varying.values())), ())
 
 
-def with_derived_sizes(signature: Signature, leaves: Sequence[Any], derived: Sizes) -> Signature:
+def with_derived_sizes(signature: CallSignature, leaves: Sequence[Any], derived: Sizes) -> CallSignature:
     """Return ``signature`` with what was derived of the sizes of the graph's inputs, the tensors among ``leaves``."""
     tensors = [(index, leaf) for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
     places = [(index, dim) for index, leaf in tensors for dim in range(leaf.dim())]
@@ -538,7 +540,7 @@ def _check_size(
     graph: RunGraph,
     program: Program,
     call: DescribedCall,
-    signature: Signature,
+    signature: CallSignature,
     checks: Mapping[str, Any],
 ) -> Mapping[str, Any]:
     """``checks``, and the comparison on a call of another size. Raises :class:`CannotFreezeError`."""

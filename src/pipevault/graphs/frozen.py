@@ -27,7 +27,7 @@ from pipevault.files.opened import OpenedFile
 from pipevault.graphs.library import CONSTANTS_NAME, LIBRARY_NAME, GraphFiles, map_library
 from pipevault.graphs.observe import follow
 from pipevault.graphs.program import Results, number_tensor
-from pipevault.graphs.signature import ABSENT, Leaf, Signature
+from pipevault.graphs.signature import ABSENT, CallSignature, Leaf
 
 
 class Host:
@@ -64,7 +64,7 @@ class GraphDocument:
     library was built for, to be compared with this machine before the library is opened, because opening runs its code.
     """
 
-    signature: Signature
+    signature: CallSignature
     build: str
     library: Sha256
     constants: Sha256 | None
@@ -110,7 +110,7 @@ class GraphDocument:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> GraphDocument:
         """Raises ``KeyError``, ``TypeError`` or ``ValueError`` for a document of another form."""
-        signature = Signature.from_json(document["signature"])
+        signature = CallSignature.from_json(document["signature"])
         results = {"leaves": document["results"], "tree": document["result_tree"]}
         return msgspec.convert({**document, "signature": signature, "results": results}, cls)
 

@@ -32,7 +32,7 @@ from pipevault.graphs.library import CONSTANTS_NAME, EXTERN_NAME, LIBRARY_NAME
 from pipevault.graphs.observe import iter_tensors
 from pipevault.graphs.program import Program, Results
 from pipevault.graphs.ranges import Sizes, Symbol, expression
-from pipevault.graphs.signature import Signature
+from pipevault.graphs.signature import CallSignature
 
 logger = logging.getLogger("pipevault")
 
@@ -128,7 +128,7 @@ class Build:
 
     ``digest`` is the :func:`build_digest`: it fixes the path of the build folder, which Inductor writes into the code,
     so that a second build is byte-identical. ``varying`` makes one graph for a range of sizes; numbers that are
-    ``counted`` are sizes of its inputs (see :class:`~pipevault.graphs.signature.Signature`).
+    ``counted`` are sizes of its inputs (see :class:`~pipevault.graphs.signature.CallSignature`).
     """
 
     module: nn.Module
@@ -155,7 +155,7 @@ class Build:
         return replace(first, candidates=tuple(others))
 
 
-def build_digest(identity: str, signature: Signature, options: BuildOptions) -> Digest:
+def build_digest(identity: str, signature: CallSignature, options: BuildOptions) -> Digest:
     """Names everything that decides a graph's code: two builds with one digest give the same bytes."""
     return digest_json({"identity": identity, "signature": signature.to_json(), "options": options.to_json()})
 
@@ -170,7 +170,7 @@ def build_graph(build: Build, output_dir: Path) -> BuiltGraph:
     inputs = [leaf for leaf in build.leaves if isinstance(leaf, torch.Tensor)]
     traced = _export(_as_function(build), inputs, varying)
     _refuse_mutation(traced)
-    asked = Asked.of(TracedSizes(traced)) if varying else None
+    asked = SizeConditions.of(TracedSizes(traced)) if varying else None
     with _build_folder(build.digest) as folder, _inductor_caches_in(folder):
         files, constants = _compile(traced, options)
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -217,19 +217,19 @@ def _origins(module: nn.Module, traced: torch.export.ExportedProgram) -> dict[st
 
 
 @dataclass(frozen=True)
-class Asked:
+class SizeConditions:
     """What tracing asked of sizes, before compiling adds to it: conditions, and the bounds of each symbol."""
 
     conditions: Sequence[Any]
     bounds: Mapping[Any, tuple[int, int]]
 
     @classmethod
-    def of(cls, sizes: TracedSizes) -> Asked:
+    def of(cls, sizes: TracedSizes) -> SizeConditions:
         symbols = {symbol for tensor in sizes.inputs for size in tensor for symbol in sizes.symbols_in(size)}
         return cls(sizes.conditions(), {symbol: sizes.bounds(symbol) for symbol in symbols})
 
 
-def _sizes(traced: torch.export.ExportedProgram, varying: Varying, asked: Asked) -> Sizes:
+def _sizes(traced: torch.export.ExportedProgram, varying: Varying, asked: SizeConditions) -> Sizes:
     """What is asked of the sizes, as torch derived it: which depend on which, and what its code relies on.
 
     Tracing ``asked`` for something, and compiling may have added equations. The inequalities that it adds choose among

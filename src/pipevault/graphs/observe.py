@@ -37,7 +37,7 @@ Path = str
 
 
 @dataclass
-class Observed:
+class ObservedCall:
     """One eager call. ``after`` has the final value of each argument that is a container and was written to, by
     position or name; ``state`` that of each attribute that was written, by path, :data:`ABSENT` where it was removed.
     """
@@ -57,7 +57,7 @@ def observe(
     eager: Callable[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-) -> Observed:
+) -> ObservedCall:
     """Run ``eager(*args, **kwargs)`` on copies. Raises :class:`CannotFreezeError` for what no graph can do.
 
     Where it raises, the modules and the random streams are what they were.
@@ -77,7 +77,7 @@ def observe(
         if [_version(tensor) for tensor in tensors] != versions:
             raise CannotFreezeError("it changes a tensor among its arguments in place")
         after = {name: value for name, value in arguments.items() if not _is_same(before[name], value)}
-        return Observed(output, after, attributes.written())
+        return ObservedCall(output, after, attributes.written())
     except BaseException:  # whatever it was goes on; the call that follows must find everything as it was
         attributes.restore_all()
         random_state.restore()
@@ -170,7 +170,7 @@ class Attributes:
                     tensor.copy_(value)
 
 
-class Untouchable:
+class UntouchableValue:
     """A value that raises :class:`TypeError` where code uses it, as a container or as a number."""
 
     def _refuse(self, *_: Any) -> Any:

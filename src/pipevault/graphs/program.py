@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipevault.errors import CannotFreezeError
 from pipevault.graphs.check import compare_trees
 from pipevault.graphs.observe import find_owner, read_state
-from pipevault.graphs.signature import ABSENT, UNREAD, DescribedCall, Leaf, Signature, rebuild
+from pipevault.graphs.signature import ABSENT, UNREAD, CallSignature, DescribedCall, Leaf, rebuild
 
 # What a number is compared at beside its captured value: far enough to show in the output.
 _SECOND_VALUES: Mapping[type, Callable[[Any], Any]] = {
@@ -34,7 +34,7 @@ class Program:
     that the eager part is given and callers do not give.
     """
 
-    signature: Signature
+    signature: CallSignature
     written: tuple[int | str, ...] = ()
     overrides: Mapping[str, Any] | None = None
 

@@ -49,7 +49,7 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a graph asks of the sizes of its tensors: see :class:`pipevault.graphs.signature.Signature`."""
+    """What a graph asks of the sizes of its tensors: see :class:`pipevault.graphs.signature.CallSignature`."""
 
     sizes: tuple[Size, ...]
     symbols: tuple[Symbol, ...]

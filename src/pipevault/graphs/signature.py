@@ -56,7 +56,7 @@ LEAF_KINDS = frozenset({"value", "number", "opaque", "absent", "unread"})
 
 
 @dataclass(frozen=True)
-class Signature:
+class CallSignature:
     """Identity of a call.
 
     ``autocast`` names the dtype of an active autocast, which changes the arithmetic. ``state`` has path and shape of
@@ -86,7 +86,7 @@ class Signature:
         }
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Signature:
+    def from_json(cls, document: Mapping[str, Any]) -> CallSignature:
         """Raises ``KeyError``, ``TypeError`` or ``ValueError`` for a document of another form."""
         fixed = tuple((int(index), str(text)) for index, text in document["fixed"])
         symbols = tuple(Symbol(str(name), int(a), int(b)) for name, a, b in document.get("symbols", ()))
@@ -121,19 +121,19 @@ class Signature:
         return tuple((index, dim) for index, leaf in leaves if leaf[0] == "tensor" for dim in range(len(leaf[2])))
 
     @property
-    def sizeless(self) -> Signature:
+    def sizeless(self) -> CallSignature:
         """The signature with all sizes left open: what the signatures of a part at several sizes have in common."""
         state = tuple((path, _sizeless(shape)) for path, shape in self.state)
-        return Signature(_sizeless(self.arguments), self.autocast, state)
+        return CallSignature(_sizeless(self.arguments), self.autocast, state)
 
-    def with_sizes(self, sizes: Sequence[Size], symbols: Sequence[Symbol], conditions: Sequence[str]) -> Signature:
+    def with_sizes(self, sizes: Sequence[Size], symbols: Sequence[Symbol], conditions: Sequence[str]) -> CallSignature:
         """Return the signature with other ``sizes``, in the order of :attr:`sizes`."""
         remaining = iter(sizes)
         arguments = _resized(self.arguments, remaining)
         state = tuple((path, _resized(shape, remaining)) for path, shape in self.state)
         return replace(self, arguments=arguments, state=state, symbols=tuple(symbols), conditions=tuple(conditions))
 
-    def covers(self, call: Signature) -> bool:
+    def covers(self, call: CallSignature) -> bool:
         """Return whether a call of the signature ``call`` is in the range of this one."""
         if self.sizeless != call.sizeless:
             return False
@@ -155,7 +155,7 @@ class Signature:
         return digest_bytes(canonical_json(self.to_json()))
 
     @property
-    def without_fixed(self) -> Signature:
+    def without_fixed(self) -> CallSignature:
         """The signature under which calls are looked up: whatever the values of its numbers."""
         return replace(self, fixed=(), counted=()) if self.fixed or self.counted else self
 
@@ -169,18 +169,18 @@ class Signature:
         return frozenset(path for path, shape in self.state if shape[0] == "unread")
 
     @property
-    def loose(self) -> Signature:
+    def loose(self) -> CallSignature:
         """The signature with the dtypes of scalars and vectors of real numbers left open, such as time steps."""
         state = tuple((path, _loose(shape)) for path, shape in self.state)
         return replace(self, arguments=_loose(self.arguments), state=state, fixed=())
 
-    def count(self, counted: Mapping[int, tuple[int, int]]) -> Signature:
+    def count(self, counted: Mapping[int, tuple[int, int]]) -> CallSignature:
         """The signature with the numbers in ``counted`` as sizes of tensors, by leaf and dimension, and not fixed."""
         fixed = tuple((index, text) for index, text in self.fixed if index not in counted)
         places = tuple((index, *place) for index, place in sorted(counted.items()))
         return replace(self, fixed=fixed, counted=places)
 
-    def fix(self, indices: Sequence[int], leaves: Sequence[Leaf]) -> Signature:
+    def fix(self, indices: Sequence[int], leaves: Sequence[Leaf]) -> CallSignature:
         """The signature with the values of the numbers at ``indices`` as part of it."""
         return replace(self, fixed=tuple((index, repr(leaves[index])) for index in sorted(indices)))
 
@@ -210,7 +210,7 @@ class DescribedCall:
     argument of a kind that no graph can be keyed by, or is empty.
     """
 
-    signature: Signature
+    signature: CallSignature
     leaves: tuple[Leaf, ...]
     opaque: str = ""
 
@@ -241,7 +241,7 @@ def describe_call(
     description = _Description()
     arguments = description.describe((tuple(args), {name: kwargs[name] for name in sorted(kwargs)}), "")
     kept = tuple((path, description.describe(value, path)) for path, value in sorted((state or {}).items()))
-    signature = Signature(arguments, _autocast(description.leaves), kept)
+    signature = CallSignature(arguments, _autocast(description.leaves), kept)
     return DescribedCall(signature, tuple(description.leaves), description.opaque)
 
 

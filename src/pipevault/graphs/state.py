@@ -37,8 +37,8 @@ from pipevault.files.scratch import kept_scratch_folder, scratch_folder
 from pipevault.graphs.check import compare_trees
 from pipevault.graphs.document import ARTIFACTS, read_part, write_part
 from pipevault.graphs.freezing import (
-    Frozen,
-    Prepared,
+    FrozenCall,
+    PreparedCall,
     SizedCall,
     Subject,
     finish_call,
@@ -53,8 +53,8 @@ from pipevault.graphs.inductor import Build, BuildOptions, BuiltGraph
 from pipevault.graphs.library import GraphFiles
 from pipevault.graphs.observe import Attributes, copied, write_back, write_state
 from pipevault.graphs.program import copied_leaves
-from pipevault.graphs.signature import DescribedCall, Signature, describe_call
-from pipevault.graphs.table import UNUSABLE, Kept, Shelf, Slot, Table
+from pipevault.graphs.signature import CallSignature, DescribedCall, describe_call
+from pipevault.graphs.table import UNUSABLE, Shelf, ShelfItem, Slot, Table
 
 logger = logging.getLogger("pipevault")
 
@@ -136,15 +136,15 @@ class PartOptions:
 
 
 @dataclass
-class Pending:
+class PendingBuild:
     """A call whose graph is to be compiled into ``folder``. ``held`` has the lock of its shelf, and the folder.
 
     ``started_s`` and ``compiled_s`` are when it began to be frozen and to be compiled, by ``time.perf_counter()``.
     """
 
-    prepared: Prepared
+    prepared: PreparedCall
     table: Table
-    signature: Signature
+    signature: CallSignature
     folder: Path
     started_s: float
     held: ExitStack
@@ -182,13 +182,13 @@ class PartState(Host):
         """The slots that calls used since :meth:`start_listing`, by key."""
         self.ran: dict[str, str] = {}
         """The graphs that calls ran since an observer cleared it: key, and digest of the library."""
-        self.unstored: dict[Signature, str] = {}
+        self.unstored: dict[CallSignature, str] = {}
         """Why calls since then run eagerly, where no shelf knows it."""
         self._tables: dict[Any, Table] = {}
         self._table: Table | None = None
         self._scalars: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._told: set[Signature] = set()
-        self._failed: dict[Signature, str] = {}
+        self._told: set[CallSignature] = set()
+        self._failed: dict[CallSignature, str] = {}
 
     @property
     def is_compiled(self) -> bool:
@@ -397,7 +397,7 @@ class PartState(Host):
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         why: str,
-        signature: Signature,
+        signature: CallSignature,
         slot: Slot | None = None,
     ) -> Any:
         if signature not in self._told:
@@ -474,7 +474,7 @@ class PartState(Host):
 
     def begin_ahead(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], others: Sequence[SizedCall] = ()
-    ) -> Pending | None:
+    ) -> PendingBuild | None:
         """Begin to freeze a call that the pipeline will make, for the whole range of sizes with ``others``; ``None`` if
         there is a graph, or can be none yet. Raises :class:`CannotFreezeError`.
         """
@@ -486,9 +486,9 @@ class PartState(Host):
                 begun = self._with_settings(partial(self._begin, ahead=True), args, kwargs, others)
             except StatefulPartError:
                 return None
-            return begun if isinstance(begun, Pending) else None
+            return begun if isinstance(begun, PendingBuild) else None
 
-    def end_ahead(self, pending: Pending, build: Callable[[], BuiltGraph]) -> Slot:
+    def end_ahead(self, pending: PendingBuild, build: Callable[[], BuiltGraph]) -> Slot:
         """Freeze what was begun, with the graph that ``build`` returns. Raises :class:`CannotFreezeError`."""
         with FREEZING, without_modes(), torch.no_grad():
             return self._with_settings(self._end, pending, build)
@@ -508,7 +508,7 @@ class PartState(Host):
 
     def _begin(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], others: Sequence[SizedCall] = (), *, ahead: bool = False
-    ) -> Slot | Pending:
+    ) -> Slot | PendingBuild:
         """Do what comes before compiling: the slot where that is not needed, or cannot be done.
 
         ``others`` are calls of other sizes: the graph serves the whole range, or :class:`CannotFreezeError` is raised.
@@ -559,11 +559,11 @@ class PartState(Host):
                 if table.shelf is None:
                     folder = kept_scratch_folder()
                 prepared = prepare_call(subject, observation, options=self.options.build, others=others)
-                return Pending(prepared, table, signature, folder, started_s, stack.pop_all())
+                return PendingBuild(prepared, table, signature, folder, started_s, stack.pop_all())
         except CannotFreezeError as error:
             return self._refused(table, signature, error, others)
 
-    def _end(self, pending: Pending, build: Callable[[], BuiltGraph]) -> Slot:
+    def _end(self, pending: PendingBuild, build: Callable[[], BuiltGraph]) -> Slot:
         """Check and keep what ``build`` compiled, or note why it could not."""
         prepared, table, report = pending.prepared, pending.table, self.options.report
         signature = str(pending.signature)
@@ -582,7 +582,7 @@ class PartState(Host):
                 return table.add(_in_memory(frozen))
             return table.add(table.shelf.keep(frozen, time.perf_counter() - pending.started_s))
 
-    def _made_meanwhile(self, table: Table, wanted: Signature, others: Sequence[SizedCall]) -> Slot | None:
+    def _made_meanwhile(self, table: Table, wanted: CallSignature, others: Sequence[SizedCall]) -> Slot | None:
         """What another process put on the shelf until this one held its lock."""
         known = {slot.kept.key for slot in table}
         table.read_shelf()
@@ -597,7 +597,7 @@ class PartState(Host):
         return None
 
     def _refused(
-        self, table: Table, signature: Signature, error: CannotFreezeError, others: Sequence[SizedCall]
+        self, table: Table, signature: CallSignature, error: CannotFreezeError, others: Sequence[SizedCall]
     ) -> Slot:
         """The slot that says why a call cannot be frozen; ``error`` is raised where it is no property of the call."""
         of_the_moment = (TrainingModeError, CompilerMissingError, InterruptedBuildError, NotFiniteError)
@@ -607,7 +607,7 @@ class PartState(Host):
         logger.info("%s cannot be frozen for %s: %s", self.name, signature, reason)
         if table.shelf is not None:
             return table.add(table.shelf.refuse(signature.without_fixed, reason))
-        return table.add(Kept(signature.without_fixed, signature.digest.hex, refusal=reason))
+        return table.add(ShelfItem(signature.without_fixed, signature.digest.hex, refusal=reason))
 
     def _refuse_gradients(self, call: DescribedCall) -> None:
         if not torch.is_grad_enabled():
@@ -682,14 +682,14 @@ class PartState(Host):
         table = self.table
         for document in part.graphs:
             files = partial(_files_beside, path, document)
-            self.open(table.add(Kept(document.signature, document.signature.digest.hex, document, files)))
+            self.open(table.add(ShelfItem(document.signature, document.signature.digest.hex, document, files)))
         self.options = replace(self.options, policy="error")
 
 
-def _in_memory(frozen: Frozen) -> Kept:
+def _in_memory(frozen: FrozenCall) -> ShelfItem:
     signature = frozen.document.signature
     key = digest_json({"signature": signature.to_json(), "origins": frozen.document.origins}).hex
-    return Kept(signature, key, frozen.document, frozen.open, times=frozen.times)
+    return ShelfItem(signature, key, frozen.document, frozen.open, times=frozen.times)
 
 
 def _files_beside(path: Path, document: GraphDocument) -> GraphFiles:

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from pipevault.errors import VaultError, WrongMachineError
-from pipevault.graphs.freezing import CallTimes, Frozen
+from pipevault.graphs.freezing import CallTimes, FrozenCall
 from pipevault.graphs.frozen import FrozenGraph, GraphDocument, constant_sha256, live_constant
 from pipevault.graphs.library import GraphFiles
 from pipevault.graphs.observe import read_state
-from pipevault.graphs.signature import LEAF_KINDS, UNREAD, DescribedCall, Leaf, Shape, Signature, describe_call
+from pipevault.graphs.signature import LEAF_KINDS, UNREAD, CallSignature, DescribedCall, Leaf, Shape, describe_call
 
 logger = logging.getLogger("pipevault")
 
@@ -27,7 +27,7 @@ _MAX_COVERED = 256
 
 
 @dataclass(frozen=True)
-class Kept:
+class ShelfItem:
     """What a shelf holds for one signature: a graph, or the reason why there can be none.
 
     ``files`` opens the files of the graph and verifies them; it raises a :class:`~pipevault.errors.VaultError` or
@@ -35,7 +35,7 @@ class Kept:
     are the graphs in use that came from the files. ``times``: how long its call took when it was frozen.
     """
 
-    signature: Signature
+    signature: CallSignature
     key: str
     document: GraphDocument | None = None
     files: Callable[[], GraphFiles] | None = None
@@ -51,19 +51,19 @@ class Shelf(Protocol):
 
     identity: str
 
-    def news(self, known: Collection[str]) -> Iterable[Kept]:
+    def news(self, known: Collection[str]) -> Iterable[ShelfItem]:
         """Everything on the shelf whose key is not ``known``."""
 
     def forget(self, key: str) -> None:
         """Look at an entry anew when the shelf is asked next: its graph cannot be used."""
 
-    def freezing(self, signature: Signature) -> AbstractContextManager[None]:
+    def freezing(self, signature: CallSignature) -> AbstractContextManager[None]:
         """Held while a graph is made, so that one process makes it for all."""
 
-    def keep(self, frozen: Frozen, seconds: float) -> Kept:
+    def keep(self, frozen: FrozenCall, seconds: float) -> ShelfItem:
         """Store a graph; what is returned is loaded like every other."""
 
-    def refuse(self, signature: Signature, reason: str) -> Kept:
+    def refuse(self, signature: CallSignature, reason: str) -> ShelfItem:
         """Store that a call cannot be frozen."""
 
 
@@ -75,7 +75,7 @@ StatePaths: TypeAlias = "tuple[tuple[str, ...], frozenset[str]]"
 class Slot:
     """A graph at its place in a table. ``casts`` are the dtypes of inputs for which it was compared with eager code."""
 
-    kept: Kept
+    kept: ShelfItem
     graph: FrozenGraph | None = None
     calls: int = 0
     casts: set[tuple[str, ...]] = field(default_factory=set)
@@ -112,10 +112,10 @@ class Table:
         self.shelf = shelf
         self.slots: list[Slot] = []
         self._lock = threading.Lock()
-        self._by_signature: dict[Signature, list[Slot]] = {}
-        self._loose: dict[Signature, list[Slot]] = {}
-        self._ranges: dict[Signature, list[Slot]] = {}
-        self._covered: dict[Signature, tuple[Slot, ...]] = {}
+        self._by_signature: dict[CallSignature, list[Slot]] = {}
+        self._loose: dict[CallSignature, list[Slot]] = {}
+        self._ranges: dict[CallSignature, list[Slot]] = {}
+        self._covered: dict[CallSignature, tuple[Slot, ...]] = {}
         self._states: tuple[StatePaths, ...] = (((), frozenset()),)
 
     @property
@@ -123,7 +123,7 @@ class Table:
         """Every attribute that a graph here takes as state."""
         return tuple(sorted({path for paths, _ in self._states for path in paths}))
 
-    def add(self, kept: Kept) -> Slot:
+    def add(self, kept: ShelfItem) -> Slot:
         """Add what a shelf holds; what is here already stays."""
         with self._lock:
             for slot in self._by_signature.get(kept.signature.without_fixed, ()):
@@ -181,7 +181,7 @@ class Table:
         assert call is not None
         return None, call
 
-    def _covering(self, signature: Signature) -> tuple[Slot, ...]:
+    def _covering(self, signature: CallSignature) -> tuple[Slot, ...]:
         """The slots of ranges that a call is in, the tightest first."""
         if not self._ranges:
             return ()
@@ -243,7 +243,7 @@ def cast_leaves(leaves: Sequence[Leaf], dtypes: Sequence[str]) -> tuple[Leaf, ..
     return tuple(result)
 
 
-def _dtypes(signature: Signature) -> Iterator[str]:
+def _dtypes(signature: CallSignature) -> Iterator[str]:
     yield from _dtypes_in(signature.arguments)
     for _, shape in signature.state:
         yield from _dtypes_in(shape)

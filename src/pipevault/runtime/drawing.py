@@ -58,7 +58,7 @@ class Seeds:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnOutput:
     """The result of :func:`draw`: the output, where its noise came from, and what is left to say about that.
 
     ``noise`` is a SHA-256 over the states in which the streams were left; ``None`` if nothing was drawn. ``layers``
@@ -137,7 +137,7 @@ def draw(
     *,
     is_alone: bool,
     on_host: bool,
-) -> Drawn:
+) -> DrawnOutput:
     """``run(arguments)``, with generators and streams as ``sources`` tells.
 
     ``is_alone``: the thread holds the program's streams, so that they may be seeded and what they lose is known.
@@ -163,7 +163,7 @@ def draw(
     if sources.seed is None:
         seeds = _with_streams(seeds, {name: before[name] for name in layers})
     noise = _digest(given, states, {name: after[name] for name in layers})
-    return Drawn(output, seeds, noise, layers, before)
+    return DrawnOutput(output, seeds, noise, layers, before)
 
 
 def _with_streams(seeds: Seeds, states: Mapping[str, Any]) -> Seeds:

@@ -22,7 +22,7 @@ from pipevault.determinism.levels import SWITCHES, Level, level, needs, parse_le
 from pipevault.determinism.turns import ALONE, TURNS
 from pipevault.errors import BadCallError
 from pipevault.graphs import parts as graph_parts
-from pipevault.runtime.drawing import Drawn, Sources, draw, needs_host_noise
+from pipevault.runtime.drawing import DrawnOutput, Sources, draw, needs_host_noise
 from pipevault.runtime.joined_outputs import join
 from pipevault.runtime.records import attach_record
 from pipevault.runtime.run_record import FinishedGeneration, observed, recorder_of
@@ -152,7 +152,7 @@ def _wanted(pipe: Any, asked: Level, *, is_alone: bool) -> dict[Hashable, Hashab
     return {**wanted, STREAMS: ALONE if is_alone else BESIDE}
 
 
-def _draw(pipe: Any, call: _Call, modules: Mapping[str, nn.Module], *, is_alone: bool, per_sample: bool) -> Drawn:
+def _draw(pipe: Any, call: _Call, modules: Mapping[str, nn.Module], *, is_alone: bool, per_sample: bool) -> DrawnOutput:
     def run(arguments: Mapping[str, Any]) -> Any:
         if per_sample and call.samples.count > 1:
             calls = split(arguments, call.samples, pipeline=type(pipe), nets=count_nets(pipe))
@@ -164,7 +164,7 @@ def _draw(pipe: Any, call: _Call, modules: Mapping[str, nn.Module], *, is_alone:
     return draw(run, call.arguments, sources, call.samples.count, is_alone=is_alone, on_host=on_host)
 
 
-def _tell_of_drawing(pipe: Any, drawn: Drawn) -> None:
+def _tell_of_drawing(pipe: Any, drawn: DrawnOutput) -> None:
     logger.warning(
         "%s may have drawn from the program's own random stream (%s) while other threads could, which no such call did "
         "before: it is drawn again alone",

@@ -20,20 +20,20 @@ from pipevault.cache.outcome import Outcome
 from pipevault.calls.describe import digest_array
 from pipevault.calls.outputs import digests
 from pipevault.demo import MODEL_DIR
-from pipevault.determinism.levels import Achieved, Level
+from pipevault.determinism.levels import AchievedLevel, Level
 from pipevault.digest import digest_bytes
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.fingerprint.toolchain import package_version, toolchain_factors
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.opening import DEMO_MODEL
-from pipevault.runtime.drawing import Drawn
+from pipevault.runtime.drawing import DrawnOutput
 from pipevault.runtime.record import RunRecord
 from pipevault.runtime.recorded_weights import ORIGINS, RecordedWeights
 
 
 @dataclass
-class Seen:
+class PartTrace:
     """What the parts were given and returned: the latents that were decoded, and every output for an audit. ``graphs``
     are those that ran, by part; one that several blocks of a part ran stands with the first of them.
     """
@@ -56,10 +56,10 @@ class FinishedGeneration:
 
     method: str
     call: Mapping[str, Any]
-    drawn: Drawn
+    drawn: DrawnOutput
     asked: Level
-    achieved: Achieved
-    seen: Seen
+    achieved: AchievedLevel
+    seen: PartTrace
     seconds: Mapping[str, float]
 
     def results(self) -> dict[str, Any]:
@@ -145,8 +145,8 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def observed(pipe: Any, *, audit: bool) -> Iterator[Seen]:
-    seen = Seen()
+def observed(pipe: Any, *, audit: bool) -> Iterator[PartTrace]:
+    seen = PartTrace()
     calls: Counter[str] = Counter()
 
     def observe(name: str, tensors: list[torch.Tensor], output: Any) -> None:
