@@ -126,7 +126,7 @@ class TestLevel:
 
     @pytest.mark.parametrize("text", ["fast", "Strict", "strict+", "strict+log", "+audit", "strict+audit+audit"])
     def test_unknown(self, config: Config, text: str) -> None:
-        with pytest.raises(UnknownLevelError, match=r"There is no level .* Pass one of off, seeded, .*\+audit") as info:
+        with pytest.raises(UnknownLevelError, match=r"Unknown level .* Levels: off, seeded, .*\+audit") as info:
             Settings.resolve(environ={"PIPEVAULT_LEVEL": text})
         assert str(info.value).endswith("It was set by the environment variable PIPEVAULT_LEVEL.")
         assert (info.value.level, info.value.known) == (text, (*LEVELS, *PROFILES))

@@ -28,7 +28,7 @@ class Digest:
 
     def __post_init__(self) -> None:
         if not _PATTERN.fullmatch(self.hex):
-            raise ValueError(f"{self.hex!r} is no digest: 64 lower-case hexadecimal digits are needed.")
+            raise ValueError(f"{self.hex!r} is not a digest. Give 64 lower-case hexadecimal digits.")
 
     @property
     def short(self) -> str:

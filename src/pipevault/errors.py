@@ -36,7 +36,7 @@ class UnknownBackendError(SettingsError):
     """No backend of this name is registered."""
 
     def __init__(self, name: str, known: tuple[str, ...]) -> None:
-        super().__init__(f"There is no backend {name!r}. Known backends: {', '.join(known)}.")
+        super().__init__(f"Unknown backend {name!r}. Backends: {', '.join(known)}.")
         self.name = name
         self.known = known
 
@@ -56,7 +56,7 @@ class UnknownModeError(SettingsError):
     """The mode is none of ``compile``, ``require``, ``off``."""
 
     def __init__(self, mode: str, known: tuple[str, ...]) -> None:
-        super().__init__(f"There is no mode {mode!r}. Modes: {', '.join(known)}.")
+        super().__init__(f"Unknown mode {mode!r}. Modes: {', '.join(known)}.")
         self.mode = mode
         self.known = known
 
@@ -82,7 +82,7 @@ class OldVaultError(VaultError):
 
 
 class VaultNotWritableError(VaultError, PermissionError):
-    """The vault cannot be written: mend the permissions, or load in mode ``require``."""
+    """The vault cannot be written: fix the permissions, or load in mode ``require``."""
 
 
 class VaultFullError(VaultError, OSError):
@@ -90,7 +90,7 @@ class VaultFullError(VaultError, OSError):
 
 
 class UnsafeVaultError(VaultError, PermissionError):
-    """Others may write where native code would be loaded from: mend owner or permissions."""
+    """Others may write where native code would be loaded from: fix the owner or the permissions."""
 
 
 class SlowTierError(VaultError, TimeoutError):
@@ -267,7 +267,7 @@ class UnknownFormatError(SettingsError):
 
 
 class CannotSaveError(PipevaultError, OSError):
-    """An output could not be written to ``path``: mend what the message names, or give another path."""
+    """An output could not be written to ``path``: fix what the message names, or give another path."""
 
     def __init__(self, message: str, path: Path) -> None:
         super().__init__(message)
@@ -290,13 +290,13 @@ class UnknownLevelError(SettingsError):
     """No determinism level or profile has this name. ``known`` lists those that can be asked for."""
 
     def __init__(self, level: str, known: tuple[str, ...]) -> None:
-        super().__init__(f"There is no level {level!r}. Pass one of {', '.join(known)}, each also with +audit.")
+        super().__init__(f"Unknown level {level!r}. Levels: {', '.join(known)}, each also with +audit.")
         self.level = level
         self.known = known
 
 
 class BadSeedError(SettingsError):
-    """What was given as ``seed`` is none: pass an integer from 0 to 2**64 - 1."""
+    """The value of ``seed`` cannot be used: pass an integer from 0 to 2**64 - 1."""
 
     def __init__(self, message: str, seed: Any) -> None:
         super().__init__(message)
@@ -388,4 +388,4 @@ class SignatureError(VaultError, PermissionError):
 
 
 class KeyFileError(SettingsError):
-    """A file or text is no Ed25519 key of the kind that is needed, or a key file would be overwritten."""
+    """A file or text is not an Ed25519 key of the kind that is needed, or a key file would be overwritten."""

@@ -20,7 +20,7 @@ from pipevault.digest import Digest, digest_json
 
 KEY_VERSION = 2
 SHELF_DIGITS = 16
-"""How many of the digits of a key, its last, name the folder of its shelf."""
+"""The number of digits of a key, its last, that name the folder of its shelf."""
 
 FACTOR_GROUPS = (
     "pipeline",
@@ -63,7 +63,7 @@ class Key:
 
     @property
     def kind(self) -> Literal["graph", "plan"]:
-        """What the entry is: ``graph`` if the key has the group ``signature``, else ``plan``."""
+        """The kind of the entry: ``graph`` if the key has the group ``signature``, else ``plan``."""
         return "graph" if "signature" in self.factors else "plan"
 
     @cached_property

@@ -26,7 +26,7 @@ def open_pipeline(
     pipeline_class: str | None = None,
     local_only: bool = False,
 ) -> Any:
-    """The diffusers pipeline of a folder or a repository id, or the one that ships (``demo``), on ``device``.
+    """Return the diffusers pipeline of a folder or a repository id, or the one that ships (``demo``), on ``device``.
 
     ``dtype``: one of :data:`DTYPES`, ``None`` for float32. ``device``: ``None`` for the GPU if there is one,
     else the CPU, and for the demo always the CPU. ``pipeline_class``: a class of diffusers where the
@@ -51,7 +51,7 @@ def open_pipeline(
 
 
 def quieten_libraries() -> None:
-    """Errors only, and no loading bars, from diffusers and transformers; for a process of our own only."""
+    """Show errors only, and no loading bars, of diffusers and transformers; for a process of our own only."""
     import diffusers.utils.logging
     import transformers.utils.logging
 
@@ -72,7 +72,7 @@ def _location(model: str) -> str:
 
 
 def _why_not_opened(model: str, location: str, error: Exception, *, local_only: bool) -> str:
-    """One sentence. The text of diffusers names a stack trace that nobody is shown, so the cause is told instead."""
+    """Return the cause in one sentence: the text of diffusers names a stack trace that is not shown."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
@@ -81,14 +81,16 @@ def _why_not_opened(model: str, location: str, error: Exception, *, local_only: 
     causes = list(_causes(error))
     is_path = location.startswith((".", "/", "~")) or location.count("/") > 1
     if is_path or any(isinstance(cause, HFValidationError) for cause in causes):
-        return f"There is no folder {model}."
+        return f"The folder {model} does not exist."
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-        return f"There is no folder {model}, and the hub has no such repository, or shows it only after a log-in."
+        return (
+            f"The folder {model} does not exist, and the hub has no such repository, or shows it only after a log-in."
+        )
     if local_only:
         return f"{model} is not in the local cache of the hub, and nothing is fetched for a record."
     if constants.is_offline_mode():
-        return f"There is no folder {model}, and the hub cannot be asked (HF_HUB_OFFLINE=1)."
-    return f"There is no folder {model}, and the hub did not give a pipeline: {_first_sentence(causes[-1])}"
+        return f"The folder {model} does not exist, and the hub cannot be asked (HF_HUB_OFFLINE=1)."
+    return f"The folder {model} does not exist, and the hub did not give a pipeline: {_first_sentence(causes[-1])}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -107,7 +109,7 @@ def _first_sentence(error: BaseException) -> str:
 
 def _torch_dtype(name: str | None) -> torch.dtype:
     if name is not None and name not in DTYPES:
-        raise SettingsError(f"There is no dtype {name!r} here. Dtypes: {', '.join(DTYPES)}.")
+        raise SettingsError(f"Unknown dtype {name!r}. Dtypes: {', '.join(DTYPES)}.")
     import torch
 
     dtype = getattr(torch, name or "float32")

@@ -1,12 +1,12 @@
-"""The pytest plugin: the fixture ``pipevault_golden`` holds what a loaded pipeline draws to a golden beside the test.
+"""The pytest plugin: the fixture ``pipevault_golden`` holds what a loaded pipeline draws to a golden next to the test.
 
 ::
 
     def test_seven(pipe, pipevault_golden):
         pipevault_golden(pipe("a handwritten seven", seed=7), "seven")
 
-``pytest --pipevault-golden-record`` records what is missing. The goldens are in ``goldens/<test file>/`` beside the
-test file, a folder for each machine type. Nothing of torch is imported before a test uses the fixture.
+``pytest --pipevault-golden-record`` records what is missing. The goldens are in ``goldens/<test file>/`` next to
+the test file, a folder for each machine type. Nothing of torch is imported before a test uses the fixture.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--pipevault-golden-record", action="store_true", help="Record goldens that are missing; check the others."
     )
-    group.addoption("--pipevault-golden-overwrite", action="store_true", help="Record all goldens anew.")
+    group.addoption("--pipevault-golden-overwrite", action="store_true", help="Record all goldens again.")
     group.addoption(
         "--pipevault-golden-out",
         metavar="FOLDER",
@@ -55,7 +55,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class GoldenFixture:
-    """What the fixture ``pipevault_golden`` is. Its errors are those of ``pipevault golden check``."""
+    """The fixture ``pipevault_golden``. Its errors are those of ``pipevault golden check``."""
 
     def __init__(self, request: pytest.FixtureRequest, tmp_path: Path) -> None:
         self._config = request.config
@@ -148,7 +148,7 @@ class GoldenFixture:
 
 
 def _shortly(work: Callable[[], Result]) -> Result:
-    """What ``work`` returns. An error of pipevault says it all, so that the code that noticed need not be shown."""
+    """Return what ``work`` returns. An error of pipevault says it all, so its traceback is not shown."""
     __tracebackhide__ = True
     try:
         return work()
@@ -158,7 +158,7 @@ def _shortly(work: Callable[[], Result]) -> Result:
 
 @pytest.fixture
 def pipevault_golden(request: pytest.FixtureRequest, tmp_path: Path) -> GoldenFixture:
-    """Hold what a loaded pipeline drew to a golden beside the test file: pipevault_golden(output, "name")."""
+    """Hold what a loaded pipeline drew to a golden next to the test file: pipevault_golden(output, "name")."""
     return GoldenFixture(request, tmp_path)
 
 

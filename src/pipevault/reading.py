@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 DOCUMENT_LIMIT_BYTES = 16 << 20
-"""What a document may have at the most; real ones have a thousandth of it."""
+"""The most that a document may have; real ones have a thousandth of it."""
 
 # O_NONBLOCK: a named pipe is opened at once; O_NOCTTY: a terminal does not become this process's own.
 _FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
@@ -25,7 +25,7 @@ def open_regular(path: Path, *, follow_links: bool = True) -> io.FileIO:
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return io.FileIO(descriptor)
     os.close(descriptor)
-    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
 def read_file(path: Path, *, limit_bytes: int = DOCUMENT_LIMIT_BYTES, follow_links: bool = True) -> bytes:

@@ -107,7 +107,7 @@ class TestMisses:
             cache(tmp_path / "vault", "require").load(PlainPipeline(), batch_size=1)
 
     def test_neither_require_nor_explain_makes_a_vault(self, tmp_path: Path) -> None:
-        with pytest.raises(MissError, match="there is no vault at"):
+        with pytest.raises(MissError, match="found no vault at"):
             cache(tmp_path / "vault", "require").load(PlainPipeline(), batch_size=1)
         explanation = cache(tmp_path / "vault").explain(PlainPipeline())
         assert (explanation.status, "no vault" in explanation.reason) == ("miss", True)

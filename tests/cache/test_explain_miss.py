@@ -67,7 +67,7 @@ def test_a_dtype_is_told_as_a_dtype(vault: Vault) -> None:
 
 def test_no_vault(tmp_path: Path) -> None:
     settings = Settings(tmp_path / "none")
-    assert explain_miss(Tiers.open(settings), plan()).reason == f"there is no vault at {settings.dir}"
+    assert explain_miss(Tiers.open(settings), plan()).reason == f"found no vault at {settings.dir}"
 
 
 def test_a_bounded_number_of_entries_is_read(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:

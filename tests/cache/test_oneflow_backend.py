@@ -204,7 +204,7 @@ class TestWhatIsAnError:
 
     def test_a_part_that_is_no_deployable_module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(registry._BACKENDS, "oneflow", lambda module, options=None: nn.Identity())
-        with pytest.raises(CannotFreezeError, match="which is no DeployableModule"):
+        with pytest.raises(CannotFreezeError, match="which is not a DeployableModule"):
             loaded(tmp_path)
 
     def test_an_output_that_is_not_the_eager_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

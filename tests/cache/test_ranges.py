@@ -293,8 +293,8 @@ def test_a_miss_of_a_range_in_mode_require(vault: Path) -> None:
     ("arguments", "message"),
     [
         ({"height": (16, 8)}, r"height=\(16, 8\) is the wrong way round: write \(8, 16\)"),
-        ({"width": (8,)}, "is no range"),
-        ({"width": (8, 16, 24)}, "is no range"),
+        ({"width": (8,)}, "is not a range"),
+        ({"width": (8, 16, 24)}, "is not a range"),
         ({"batch_size": (0, 4)}, "batch_size must be a whole number above 0, not 0"),
         ({"height": (8, "16")}, "height must be a whole number above 0, not '16'"),
         ({"shapes": [{"height": (16, 8)}]}, "the wrong way round"),

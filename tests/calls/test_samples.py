@@ -313,7 +313,7 @@ class TestPictures:
     def test_references_of_each_prompt(self, pipeline: str, argument: str) -> None:
         assert of_samples(argument, [[A, B], [B], [C]], Samples(3, 1), pipeline) == [[[A, B]], [[B]], [[C]]]
         assert of_samples(argument, [A, B, C], Samples(1, 3), pipeline) == [[A, B, C]] * 3
-        with pytest.raises(UnplacedArgumentError, match="one list stands beside 3 prompts"):
+        with pytest.raises(UnplacedArgumentError, match="one list is given for 3 prompts"):
             of_samples(argument, [A, B, C], Samples(3, 1), pipeline)
 
     def test_rows_of_examples(self) -> None:

@@ -82,14 +82,16 @@ class TestOpenPipeline:
     def test_a_model_that_is_nowhere_and_no_hub_to_ask(self, model: str) -> None:
         with pytest.raises(SettingsError) as info:
             open_pipeline(model, device="cpu")
-        expected = f"There is no folder {model}, and the hub cannot be asked (HF_HUB_OFFLINE=1). Give a folder with"
+        expected = (
+            f"The folder {model} does not exist, and the hub cannot be asked (HF_HUB_OFFLINE=1). Give a folder with"
+        )
         assert str(info.value).startswith(expected)
 
     @pytest.mark.parametrize("model", ["./no/model", "/no/model", "no/such/model", "~/no-such-model"])
     def test_a_path_that_is_nowhere(self, model: str) -> None:
         with pytest.raises(SettingsError) as info:
             open_pipeline(model, device="cpu")
-        assert str(info.value).startswith(f"There is no folder {model}. Give a folder with")
+        assert str(info.value).startswith(f"The folder {model} does not exist. Give a folder with")
 
     @pytest.mark.parametrize(
         ("cause", "text"),

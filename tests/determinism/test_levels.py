@@ -285,7 +285,7 @@ def test_a_switch_that_can_only_be_observed_lowers_the_level() -> None:
 
 
 def test_an_unknown_pin_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"There is no switch speed\. Switches: deterministic_algorithms, "):
+    with pytest.raises(SettingsError, match=r"Unknown switch speed\. Switches: deterministic_algorithms, "):
         level("off", pins={"speed": 1}).__enter__()
 
 

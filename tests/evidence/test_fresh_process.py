@@ -238,5 +238,5 @@ def test_a_real_process_with_a_model_that_does_not_exist(tmp_path: Path, monkeyp
     if sys.version_info >= (3, 11):
         (tmp_path / "torch.py").write_text("raise SystemExit('the wrong torch')")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SettingsError, match=r"^eager failed: There is no folder \./none"):
+    with pytest.raises(SettingsError, match=r"^eager failed: The folder \./none does not exist"):
         generate_in_fresh_process(GenerationJob("./none", Request(), "eager"), tmp_path / "run", label="eager")

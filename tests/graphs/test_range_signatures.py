@@ -168,7 +168,7 @@ def test_calls_that_differ_in_more_than_sizes_have_no_range() -> None:
         varying_sizes(base, [sized("height", (4, 32), (1,))])
     fixed = describe_call([torch.empty(4), 3], {})
     other = SizedCall(describe_call([torch.empty(8), 5], {}))
-    with pytest.raises(CannotFreezeError, match=r"number that steers its code and is no size \(3, 5\)"):
+    with pytest.raises(CannotFreezeError, match=r"number that steers its code and is not a size \(3, 5\)"):
         range_signature(fixed.signature.fix([1], fixed.leaves), fixed.leaves, [other])
 
 

@@ -97,8 +97,8 @@ class TestPolicies:
             torch.testing.assert_close(small(X[:1]), unfrozen(small)(X[:1]))
         assert uses_of(small) == {"eager": 3}
         (text,) = warnings_in(caplog)
-        assert text == "Small runs eagerly for float32[1,16]: there is no graph for it (on_unfrozen is 'eager')"
-        assert list(part_state(small).unstored.values()) == ["there is no graph for it (on_unfrozen is 'eager')"]
+        assert text == "Small runs eagerly for float32[1,16]: it has no graph (on_unfrozen is 'eager')"
+        assert list(part_state(small).unstored.values()) == ["it has no graph (on_unfrozen is 'eager')"]
 
     def test_with_error_the_message_says_what_was_called_what_is_frozen_and_what_to_do(self, small: Any) -> None:
         set_policy(small, "error", freeze_hint="Run pipevault prewarm")

@@ -150,7 +150,7 @@ class TestNoRecord:
         ["", "hello", "[]", "{}", "null", '{"pipevault_vault": 1}', '{"pipevault_record": NaN}', b"\xff\xfe\xfa"],
     )
     def test_other_documents(self, text: str | bytes) -> None:
-        with pytest.raises(NoRecordError, match=r"^notes\.json is no run record"):
+        with pytest.raises(NoRecordError, match=r"^notes\.json is not a run record"):
             RunRecord.from_json(text, source="notes.json")
 
     def test_deeply_nested(self) -> None:

@@ -104,7 +104,7 @@ def test_a_copy_has_no_record_and_is_told_apart() -> None:
     output = attach_record([image()], sample_record(), {})
     with pytest.raises(SettingsError, match=r"Image has no run record.* not a copy"):
         record_of(output[0].copy())
-    with pytest.raises(SettingsError, match="no image, array or tensor in this one to tell it from any other str"):
+    with pytest.raises(SettingsError, match="holds no image, array or tensor that tells it from any other str"):
         record_of("text")
 
 

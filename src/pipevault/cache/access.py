@@ -1,4 +1,4 @@
-"""How loads use the vault: the settings, the options of builds, the tiers, and the vault for new graphs."""
+"""The vault as loads use it: the settings, the options of builds, the tiers, and the vault for new graphs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user can run to freeze what is missing."""
+"""The command that freezes what is missing, for messages."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 One call at a time. The other process gets the part and the arguments in a private folder, freezes the call like any
 other and publishes the graph; this one finds it on the shelf. A part that cannot be sent, such as one whose class
-stands in the program itself, stays eager, and the reason is told.
+stands in the program itself, stays eager, and a warning says why.
 """
 
 from __future__ import annotations

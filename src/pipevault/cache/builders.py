@@ -77,7 +77,7 @@ class Work:
 
 
 class Builders:
-    """As many processes that compile as ``jobs`` says, this one among them. They end with the context."""
+    """The processes that compile: as many as ``jobs`` says, this one among them. They end with the context."""
 
     def __init__(self, jobs: int, level: str, mean_s: float | None = None) -> None:
         """``mean_s``: the seconds that earlier graphs of the vault took, on average."""

@@ -21,7 +21,7 @@ from pipevault.graphs.signature import CallSignature, DescribedCall, describe_ca
 from pipevault.graphs.state import PartState
 
 MAX_SIZES = 4
-"""So many graphs of a part may differ in sizes alone, in one run of a pipeline, before a range is tried."""
+"""The number of graphs of a part that may differ in sizes alone, in one run of a pipeline, before a range is tried."""
 MAX_HELD = 4
 """The number of calls of one run, alike but for sizes, whose arguments are held: the largest, the smallest, and others
 to compare a graph with. A long video has a hundred such calls, and each may take hundreds of megabytes.
@@ -75,7 +75,7 @@ class Capture:
         self._calls: dict[tuple[str, CallSignature], Call] = {}
         self._before: dict[tuple[str, CallSignature], Call] = {}
         self._let_go: Counter[tuple[str, CallSignature]] = Counter()
-        """How many calls were not held, by identity and signature without sizes."""
+        """The number of calls that were not held, by identity and signature without sizes."""
         self._seen: set[tuple[str, CallSignature]] = set()
         self._seen_before: set[tuple[str, CallSignature]] = set()
         self._causes: frozenset[str] = frozenset()

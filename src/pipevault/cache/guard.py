@@ -111,7 +111,7 @@ class Guard:
             self._check_owner(name)
 
     def check_part(self, name: str) -> None:
-        """The same for the owner of one part."""
+        """Do :meth:`check` for the owner of one part."""
         if name in self._owners:
             self._check_owner(self._owners[name])
 
@@ -168,7 +168,7 @@ def _owner_name(pipe: Any, name: str) -> str:
 
 
 def _is_sure(names: set[str]) -> bool:
-    """Whether one of the changed names of two snapshots surely changes the code."""
+    """Return True if one of the changed names of two snapshots surely changes the code."""
     for name in names:
         _, colon, attribute = name.partition(":")
         if not colon or attribute in _SURE_NAMES or "processor" in attribute or "hook" in attribute:

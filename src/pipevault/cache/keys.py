@@ -68,8 +68,8 @@ def build_key(
 
 
 def pipeline_factors(pipe: Any, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """What beside its parts decides with which signatures a pipeline calls them: its class and settings, its scheduler,
-    the length of its tokenizers' prompts, and the modules that own parts, such as a VAE with its tiling.
+    """Return what decides, next to its parts, with which signatures a pipeline calls them: its class and settings, its
+    scheduler, the length of its tokenizers' prompts, and the modules that own parts, such as a VAE with its tiling.
     """
     attributes = getattr(pipe, "__dict__", {})
     components: dict[str, Any] = {}
@@ -97,7 +97,10 @@ def pipeline_factors(pipe: Any, parts: Mapping[str, nn.Module]) -> dict[str, Any
 
 
 def execution_device(pipe: Any, parts: Mapping[str, nn.Module]) -> torch.device:
-    """Where the parts compute: an offloaded pipeline's weights rest elsewhere, which diffusers takes 10 ms to find."""
+    """Return the device on which the parts compute.
+
+    An offloaded pipeline's weights rest elsewhere, and diffusers takes 10 ms to find where it computes.
+    """
     if any(_is_hooked(module) or _is_hooked(get_part(pipe, name.partition(".")[0])) for name, module in parts.items()):
         device = getattr(pipe, "_execution_device", None)
         if isinstance(device, torch.device):

@@ -1,4 +1,4 @@
-"""The leases of a loaded pipeline: they end with it, so that a prune may remove what nobody uses any more."""
+"""The leases of a loaded pipeline: they end with it, so that a prune may remove what is no longer used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class HeldLeases:
-    """Releases its leases when it is told to, when it is collected, or when the interpreter ends.
+    """The leases of one pipeline, released on request, when it is collected, or when the interpreter ends.
 
     A copy, by ``copy.deepcopy`` or by pickling, holds none: copies of a loaded pipeline are eager.
     """

@@ -33,11 +33,12 @@ STATE = "_pipevault"
 
 @dataclass(eq=False)
 class LoadedState:
-    """What pipevault knows of a pipeline. ``digests`` are those of the parts' architecture when they were loaded.
+    """The state that pipevault keeps of a loaded pipeline.
 
-    ``leases`` keep the entries in the vault. ``default_size`` is that of calls that give none. ``turn_timeout_s``: how
-    long a call waits for those of other threads. ``draws`` tells by kind of call whether it draws from the program's
-    own random streams. ``recorder`` belongs to whoever runs the generations.
+    ``digests`` are those of the parts' architecture when they were loaded. ``leases`` keep the entries in the
+    vault. ``default_size`` is that of calls that give none. ``turn_timeout_s``: how long a call waits for those of
+    other threads. ``draws`` tells by kind of call whether it draws from the program's own random streams. ``recorder``
+    belongs to whoever runs the generations.
     """
 
     outcome: Outcome
@@ -72,7 +73,7 @@ class LoadedState:
         self.guard.check(pipe)
 
     def check_part(self, pipe: Any, name: str) -> None:
-        """The same for one part, which is called outside of a generation."""
+        """Do :meth:`check` for one part, which is called outside of a generation."""
         if self.guard is None:
             self.guard = Guard(pipe, self.digests)
         self.guard.check_part(name)
@@ -116,14 +117,14 @@ def attach_state(pipe: Any, state: LoadedState) -> None:
 
 
 def loaded_state(pipe: Any) -> LoadedState | None:
-    """What was loaded for this very pipeline; ``None`` for one that was not loaded, and for a copy."""
+    """Return what was loaded for this very pipeline; ``None`` for one that was not loaded, and for a copy."""
     own = getattr(pipe, "__dict__", None)
     state = own.get(STATE) if own is not None else _STATES.get(id(pipe))
     return state if isinstance(state, LoadedState) and state.owner() is pipe else None
 
 
 _STATES: dict[int, LoadedState] = {}
-"""Of pipelines without a ``__dict__``."""
+"""The states of pipelines without a ``__dict__``, by identity."""
 
 
 def _remember(pipe: Any, state: LoadedState) -> None:

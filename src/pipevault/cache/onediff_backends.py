@@ -27,13 +27,13 @@ class OnediffBackend(Protocol):
 
     name: str
     takes_many_shapes: bool
-    """True if what was kept for one call shape can be used beside that for another."""
+    """True if what was kept for one call shape can be used together with that for another."""
 
     def require(self) -> None:
         """Raise :class:`~pipevault.errors.UnusableBackendError` unless it can run here. Changes and imports nothing."""
 
     def toolchain(self) -> Mapping[str, str]:
-        """Return the versions that decide what it compiles, beside those of every graph."""
+        """Return the versions that decide what it compiles, next to those of every graph."""
 
     def factors(self) -> Mapping[str, Any]:
         """Return what else decides it, for the key."""

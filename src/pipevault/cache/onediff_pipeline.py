@@ -20,10 +20,11 @@ _LOAD = "PipelineCache.load(pipe)"
 
 @dataclass(eq=False)
 class OnediffState(LoadedState):
-    """What was loaded. ``parts`` has the eager and the compiled module of each part.
+    """The state of a pipeline that a backend of OneDiff compiled.
 
-    ``watched`` are the eager modules that the backend does not look at again once it compiled them.
-    ``new_compilations`` counts what the backend compiled since it was last asked.
+    ``parts`` has the eager and the compiled module of each part. ``watched`` are the eager modules that the
+    backend does not look at again once it compiled them. ``new_compilations`` counts what the
+    backend compiled since it was last asked.
     """
 
     parts: Mapping[str, tuple[nn.Module, Any]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a load did, for people and for programs."""
+"""The outcome of a load, for people and for programs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class PartOutcome:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What loading a pipeline did.
+    """The outcome of loading a pipeline.
 
     ``status`` is ``hit``, ``miss`` (compiled; ``reason`` says why nothing was found), ``partial`` (some called part
     runs eagerly) or ``off``. ``stored`` tells whether the vault holds the entry. ``seconds`` maps each step to its
@@ -88,8 +88,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a load would do: ``status`` ``hit`` or ``miss``, and on a miss the nearest entry and what differs.
+    """The outcome that a load would have.
 
+    ``status`` is ``hit`` or ``miss``; on a miss, ``nearest`` is the nearest entry and ``differences`` what differs.
     On a hit, ``parts`` are those of the entry and ``tier`` is the folder that has it. ``problems``: see
     :class:`Outcome`.
     """

@@ -172,14 +172,14 @@ class PipelineCache:
         """Return what :meth:`prepare` would do with these arguments, without doing it."""
         key = self.key(pipe, parts=parts, **shape)
         store = Store(self._access.tiers, self.settings, lambda: self.vault)
-        search = store.search(key.digest, mend=False)
+        search = store.search(key.digest, set_aside=False)
         found = next(search.entries(), None)
         if found is None:
             miss = search.miss(key)
             problems = tuple(store.problems)
             return Explanation(key, "miss", miss.reason, miss.nearest, miss.differences, problems=problems)
         needs = found.manifest.needs
-        graphs = {graph: next(store.search(graph, mend=False).entries(), None) for graph in needs}
+        graphs = {graph: next(store.search(graph, set_aside=False).entries(), None) for graph in needs}
         problems, parts_found = tuple(store.problems), plan_outcomes(found.manifest)
         if missing := [graph.short for graph, place in graphs.items() if place is None]:
             reason = f"the plan {key.digest.short} needs graphs that are gone: {', '.join(missing)}"

@@ -25,7 +25,7 @@ from pipevault.calls.call import CallShape, has_optional_images, parameters, war
 from pipevault.calls.call_shapes import CallRange
 from pipevault.calls.describe import digest_array, has_bytes
 from pipevault.calls.outputs import as_array, is_image, is_media, leaves, plain_value
-from pipevault.determinism.layers import BESIDE, STREAMS, capture, moved
+from pipevault.determinism.layers import STREAMS, WITH_OTHERS, capture, moved
 from pipevault.determinism.seeds import isolated_rng
 from pipevault.determinism.turns import TURNS
 from pipevault.errors import (
@@ -156,7 +156,7 @@ def _freeze_ahead(
     states: Mapping[str, PartState], tasks: Sequence[Task], builders: Builders | None, clock: Clock
 ) -> list[str]:
     """Freeze captured calls, but for those that depend on what the pipeline does around them; these are frozen as it
-    makes them. Return why there is no graph for a range. Raises what is wrong with a call after all others are frozen.
+    makes them. Return why a range has no graph. Raises what is wrong with a call after all others are frozen.
     """
     problems: list[str] = []
     failures: list[CannotFreezeError] = []
@@ -169,7 +169,7 @@ def _freeze_ahead(
         else:
             failures.append(error)
 
-    wanted: dict[Hashable, Hashable] = {} if TURNS.holds(STREAMS) else {STREAMS: BESIDE}
+    wanted: dict[Hashable, Hashable] = {} if TURNS.holds(STREAMS) else {STREAMS: WITH_OTHERS}
     with ExitStack() as stack:
         stack.enter_context(TURNS.take(wanted, what="freezing"))
         stack.enter_context(generating(states, rehearsing=True))
@@ -407,7 +407,7 @@ class _Streams:
     @contextmanager
     def ready(self) -> Iterator[None]:
         if not self._draws:
-            wanted: dict[Hashable, Hashable] = {} if TURNS.holds(STREAMS) else {STREAMS: BESIDE}
+            wanted: dict[Hashable, Hashable] = {} if TURNS.holds(STREAMS) else {STREAMS: WITH_OTHERS}
             with TURNS.take(wanted, what="a rehearsal"):
                 yield
             return

@@ -20,14 +20,14 @@ __all__ = ["Miss", "Search", "check_parts", "explain_miss", "open_vault"]
 
 _LISTED_DIFFERENCES = 4
 _COMPARED_PLANS = 64
-"""So many of a pipeline's plans, the newest, are read to say why there is none."""
+"""The number of a pipeline's plans, the newest, that are read to say why there is none."""
 
 logger = logging.getLogger("pipevault")
 
 
 @dataclass(frozen=True)
 class Miss:
-    """Why there is no usable entry; ``nearest`` and ``differences`` if a tier has one that comes close.
+    """The reason why no entry can be used; ``nearest`` and ``differences`` if a tier has one that comes close.
 
     ``word`` is the reason for statistics: ``absent``, ``damaged``, ``machine``, or the group of factors that differs.
     """
@@ -39,15 +39,15 @@ class Miss:
 
 
 class Search:
-    """One search for the entry of ``key``. With ``mend``, damaged files are set aside where that is possible.
+    """One search for the entry of ``key``. With ``set_aside``, damaged files are set aside where that is possible.
 
     ``known``, which an earlier search found, is not read again if it still stands there unchanged.
     """
 
-    def __init__(self, tiers: Tiers, key: Digest, *, mend: bool, known: TierHit | None = None) -> None:
+    def __init__(self, tiers: Tiers, key: Digest, *, set_aside: bool, known: TierHit | None = None) -> None:
         self._tiers = tiers
         self.key = key
-        self._mend = mend
+        self._sets_aside = set_aside
         self._known = known
         self._own_error: VaultError | None = None
         self._refusals: list[str] = []
@@ -78,7 +78,7 @@ class Search:
         return self._known is not None and found.manifest is self._known.manifest
 
     def places(self) -> Iterator[TierHit]:
-        """The same, each first where it was copied to, if it was, and then where it was found."""
+        """Yield what the tiers hold, each first where it was copied to, if it was, and then where it was found."""
         for found in self.entries():
             copied = found
             try:
@@ -93,7 +93,7 @@ class Search:
                 yield found
 
     def refuse(self, place: TierHit | Refused, error: VaultError | WrongMachineError) -> None:
-        """What was found at ``place`` cannot be used."""
+        """Note that what was found at ``place`` cannot be used."""
         if isinstance(error, WrongMachineError):
             self._refusals.append(str(error))
             self._word = "machine"
@@ -102,7 +102,7 @@ class Search:
         if isinstance(error, CorruptEntryError):
             self._refusals.append(str(error))
             self._word = "damaged"
-            if self._mend and place.vault is not None:
+            if self._sets_aside and place.vault is not None:
                 self._set_aside(place, place.vault, error)
         elif is_own:
             self._own_error = self._own_error or error
@@ -118,11 +118,11 @@ class Search:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why what was found cannot be used."""
+        """The reasons why what was found cannot be used."""
         return tuple(dict.fromkeys([*self._refusals, *([str(self._own_error)] if self._own_error else [])]))
 
     def miss(self, key: Key) -> Miss:
-        """Why there is no usable plan with ``key``. Raises what made the vault of ``Settings.dir`` unusable."""
+        """Return why no plan with ``key`` can be used. Raises what made the vault of ``Settings.dir`` unusable."""
         if self._own_error is not None:
             raise self._own_error
         if self._refusals:
@@ -170,9 +170,9 @@ def _malformed_plan(manifest: Manifest) -> str:
 def explain_miss(tiers: Tiers, key: Key) -> Miss:
     """Compare ``key`` with the newest plans of the same pipeline, or of one with weights of another dtype.
 
-    At most :data:`_COMPARED_PLANS` entries of a tier are read on the pipeline's shelf, and as many beside it.
+    At most :data:`_COMPARED_PLANS` entries of a tier are read on the pipeline's shelf, and as many elsewhere.
 
-    Raises nothing for a tier that cannot be read: the search has told of it.
+    Raises nothing for a tier that cannot be read: the search has reported it.
     """
     plans = [entry.key for entry in tiers.newest(_COMPARED_PLANS, key.shelf) if entry.key.kind == key.kind]
     if not plans:  # weights of another dtype are another architecture, whose plans lie elsewhere
@@ -181,7 +181,7 @@ def explain_miss(tiers: Tiers, key: Key) -> Miss:
     if closest is None:
         if len(tiers.order) > 1:
             return Miss("no tier has an entry for this model yet")
-        return Miss("no entry for this model yet" if tiers.own() else f"there is no vault at {tiers.settings.dir}")
+        return Miss("no entry for this model yet" if tiers.own() else f"found no vault at {tiers.settings.dir}")
     other, differences = closest
     cast = tuple(f"architecture.{d.factor.removeprefix('dtype.')}." for d in differences if d.factor[:6] == "dtype.")
     differences = tuple(difference for difference in differences if not difference.factor.startswith(cast))

@@ -144,7 +144,7 @@ class LoadSession:
             del self.states[name]
 
     def _take_over(self, shelf: VaultShelf) -> None:
-        """A part keeps the shelf of an earlier load; what is opened from now on is told of and held by this one."""
+        """Use the shelf of an earlier load; what is opened from now on is reported and held by this one."""
         self.shelves.setdefault(shelf, shelf.store)
         self.store.origins |= shelf.store.origins
         shelf.store = self.store
@@ -195,8 +195,9 @@ class LoadSession:
         )
 
     def attached(self, wanted: Sequence[str] | None) -> Outcome:
-        """What a load without a shape found. Where there is no graph at all yet, the pipeline's default call is frozen,
-        if it can be made up.
+        """Return the outcome of a load without a shape.
+
+        Where no graph exists yet, the pipeline's default call is frozen, if it can be made up.
         """
         with self.clock.step("lookup"):
             for state in self.states.values():
@@ -364,7 +365,7 @@ class LoadSession:
         )
 
     def _publish(self, plan: Manifest) -> TierHit:
-        """What stands in the vault: a plan that is whole stays, unless it needs other graphs than the call does."""
+        """Return what stands in the vault: a whole plan stays, unless it needs other graphs than the call does."""
         tiers = self.access.tiers
         published = tiers.publish(plan, {})
         if published.manifest.needs == plan.needs:
@@ -376,7 +377,7 @@ class LoadSession:
         return {name: PartOutcome("eager", what) for name, what in self.obstacles.items()}
 
     def _missed(self, key: Key, miss: Miss, shape: CallShape | CallRange, more: str = "") -> SignatureError | MissError:
-        """Why nothing is loaded: something lacks a signature, else :class:`MissError`."""
+        """Return why nothing is loaded: something lacks a signature, else :class:`MissError`."""
         return self.store.unsigned or MissError(self._message(key, miss, shape) + more, key.digest.hex, miss.reason)
 
     def _message(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> str:
@@ -428,7 +429,7 @@ class LoadSession:
         del self.store.leases[self.held :]
 
     def _described(self, shapes: Sequence[AskedShape], parts: Sequence[str] | None) -> dict[str, Any]:
-        """What a record must tell so that the same load can be done again."""
+        """Return what a record must tell so that the same load can be done again."""
         modules = graph_parts.find_parts(self.pipe)
         return {
             "shapes": [shape.to_json() for shape in shapes],
@@ -452,7 +453,7 @@ def _attached_part(members: Sequence[PartState]) -> PartOutcome:
 
 
 def _verify(shelf: Any, module: nn.Module) -> str:
-    """Why the graphs of a part whose sub-modules changed cannot follow, or nothing."""
+    """Return why the graphs of a part whose sub-modules changed cannot follow, or nothing."""
     if not isinstance(shelf, VaultShelf):
         return ""
     same = architecture(module).digest == shelf.of.architecture.digest

@@ -60,7 +60,7 @@ logger = logging.getLogger("pipevault")
 
 @dataclass
 class Store:
-    """The things that the shelves of one load share: the tiers, the settings, and what is told of while they are used.
+    """The things that the shelves of one load share: the tiers, the settings, and what is reported while they are used.
 
     ``origins`` has for each key the folder of the tier where it was found.
     """
@@ -107,9 +107,9 @@ class Store:
             )
         return vault
 
-    def search(self, key: Digest, *, mend: bool = True, known: TierHit | None = None) -> Search:
-        """In mode ``compile`` it sets damaged files aside, unless it shall not ``mend``."""
-        return _StoreSearch(self, key, mend=mend and self.settings.mode == "compile", known=known)
+    def search(self, key: Digest, *, set_aside: bool = True, known: TierHit | None = None) -> Search:
+        """Return a search. In mode ``compile`` it sets damaged files aside, unless ``set_aside`` is false."""
+        return _StoreSearch(self, key, set_aside=set_aside and self.settings.mode == "compile", known=known)
 
     def open_found(self, search: Search, check: Callable[[TierHit], None] = lambda found: None) -> TierHit | None:
         """The first place from which the entry can be used: leased, its files verified. ``None`` if there is none."""
@@ -174,8 +174,8 @@ class Store:
 class _StoreSearch(Search):
     """A search that tells its problems by way of its store, which tells each once."""
 
-    def __init__(self, store: Store, key: Digest, *, mend: bool, known: TierHit | None) -> None:
-        super().__init__(store.tiers, key, mend=mend, known=known)
+    def __init__(self, store: Store, key: Digest, *, set_aside: bool, known: TierHit | None) -> None:
+        super().__init__(store.tiers, key, set_aside=set_aside, known=known)
         self._store = store
 
     def tell(self, problem: str) -> None:
@@ -233,7 +233,7 @@ class VaultShelf:
         self._unopened.pop(Digest(key), None)
 
     def _tell(self, search: Search) -> None:
-        """Why an entry is not on the shelf, unless it was told with the name of its tier."""
+        """Report why an entry is not on the shelf, unless that was reported with the name of its tier."""
         for reason in search.reasons:
             if not any(reason in problem for problem in search.problems):
                 self.store.tell(reason)

@@ -1,1 +1,1 @@
-"""What is asked of a pipeline and what it returns: shapes, samples, outputs."""
+"""The calls of a pipeline and what they return: shapes, samples, outputs."""

@@ -218,7 +218,7 @@ def _parameters(call: Callable[..., Any]) -> tuple[tuple[str, inspect.Parameter]
 
 
 def takes_any_name(pipe: Any, accepted: Mapping[str, inspect.Parameter]) -> bool:
-    """Whether ``**kwargs`` of the call are for the caller; diffusers drops what it does not know without a word."""
+    """Return True if the call has ``**kwargs`` for the caller; diffusers drops what it does not know without a word."""
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         return False
     module = getattr(inspect.unwrap(getattr(type(pipe), main_method(type(pipe)))), "__module__", None) or ""

@@ -126,7 +126,7 @@ class AskedShape:
     def _widened(
         self, pipe: Any, least: CallShape, most: CallShape, per_sample: Callable[[CallShape], CallShape]
     ) -> tuple[CallShape, CallShape]:
-        """Half and twice of each size that is no range, and up to four samples."""
+        """Return half and twice of each single size, and up to four samples."""
         multiple = size_multiple(pipe)
         smaller, larger = {}, {}
         for name in ("height", "width"):
@@ -145,9 +145,11 @@ class AskedShape:
 
 def _check_range(name: str, value: Sequence[Any]) -> None:
     if len(value) != 2:
-        raise BadCallError(f"{name}={value!r} is no range: write the smallest and the largest, such as (512, 1024).")
+        raise BadCallError(
+            f"{name}={value!r} is not a range. Give the smallest and the largest, for example (512, 1024)."
+        )
     if all(isinstance(end, int) for end in value) and value[0] > value[1]:
-        raise BadCallError(f"{name}={tuple(value)!r} is the wrong way round: write ({value[1]}, {value[0]}).")
+        raise BadCallError(f"{name}={tuple(value)!r} is the wrong way round. Give ({value[1]}, {value[0]}).")
 
 
 def asked_shape(given: Mapping[str, Any], base: AskedShape | None = None) -> AskedShape:

@@ -30,7 +30,7 @@ _LONGEST_REASON = 200
 
 @dataclass(frozen=True)
 class Place:
-    """Where something stands in an output.
+    """The place of something in an output.
 
     ``path`` is ``frames[1][3]``, ``field`` the names on the way (``frames``), ``numbers`` the places in lists (1, 3).
     The items of a tuple that a pipeline returned as a whole are fields, as those of ``return_dict=False``.
@@ -58,7 +58,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a sample stands among the digests of its output (``None`` if it has none), and in its batch."""
+    """The place of a sample among the digests of its output (``None`` if it has none), and in its batch."""
 
     index: int | None
     number: int
@@ -137,7 +137,7 @@ def digests(output: Any) -> dict[str, Any]:
     """Return what a record keeps of an output, as plain JSON; it never raises for what an output holds.
 
     ``pixels``: SHA-256 of each sample, in order. ``values``: SHA-256 over the text and numbers with their paths,
-    ``None`` if there are none. ``undigested``: for each path of which there is no digest the reason.
+    ``None`` if there are none. ``undigested``: for each path without a digest the reason.
     """
     pixels: list[str] = []
     values: list[Any] = []
@@ -157,7 +157,7 @@ def digests(output: Any) -> dict[str, Any]:
 
 
 def plain_value(leaf: Any) -> Any:
-    """Return a leaf that is no image and no array as plain JSON.
+    """Return a leaf that is neither an image nor an array as plain JSON.
 
     ``TypeError`` for an object of which that would not tell all.
     """

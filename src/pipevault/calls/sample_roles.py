@@ -12,7 +12,7 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """How the values of an argument go with the samples of a call."""
+    """The way in which the values of an argument go with the samples of a call."""
 
     SHARED = "one value for all samples"
     PROMPT = "one entry for each prompt"

@@ -1,7 +1,7 @@
-"""How many samples a call of a diffusion pipeline draws, and which arguments go with each of them.
+"""The number of samples that a call of a diffusion pipeline draws, and the arguments that go with each of them.
 
 A call is about prompts (or labels, or images), and each may be drawn several times: ``samples_of`` counts both.
-``split`` makes the call of each sample alone. What an argument is for is told by its name, never by the length of its
+``split`` makes the call of each sample alone. The name of an argument says what it is for, never by the length of its
 value: three timesteps and three prompts are no pair. The names stand in :mod:`pipevault.calls.sample_roles`.
 
 Counting takes the values of a recorded call as well, in which a tensor is a mapping with its ``kind`` and ``shape``
@@ -66,7 +66,7 @@ def samples_of(
     """Return how many samples a call with these ``arguments`` draws.
 
     ``accepted`` are the parameters of the method, for counts that the call leaves to their defaults; ``pipeline`` is
-    the class of the pipeline or its name. :class:`BadCallError` for a count that is no whole number above 0.
+    the class of the pipeline or its name. :class:`BadCallError` for a count that is not a whole number above 0.
     """
     classes = class_names(pipeline)
     prompts = given_prompts(arguments, pipeline=pipeline)
@@ -103,7 +103,7 @@ def repeats_of(
     *,
     pipeline: str | type = "",
 ) -> int:
-    """Return how often each prompt is drawn. :class:`BadCallError` for a count that is no whole number above 0."""
+    """Return how often each prompt is drawn. :class:`BadCallError` for a count that is not a whole number above 0."""
     counts = _counts((Kind.REPEATS, Kind.ENSEMBLE), arguments, accepted or {}, pipeline)
     if "UniDiffuserPipeline" not in class_names(pipeline):
         return math.prod(counts.values())
@@ -227,7 +227,7 @@ class _Splitter:
     def _prompt(self, name: str, value: Any, form: Form, *, ordered: bool = True) -> Callable[[int], Any]:
         entries = self._whole_entries(name, value, form)
         if entries is None and form.one_prompt and self.samples.prompts > 1 and isinstance(value, (list, tuple)):
-            raise self._unplaced(name, f"one list stands beside {self.samples.prompts} prompts")
+            raise self._unplaced(name, f"one list is given for {self.samples.prompts} prompts")
         if entries is None or entries == 1:
             return lambda index: _fresh(value)
         if not ordered and self.samples.repeats > 1:

@@ -48,6 +48,6 @@ def moves_weights_only(attributes: Mapping[str, Any]) -> bool:
 
 
 def inner_forwards(registry: Any) -> list[tuple[Any, str]]:
-    """Where the hooks of a ``HookRegistry`` keep the forward that they call: objects, and the name of the attribute."""
+    """Return where the hooks of a registry keep the forward that they call: objects, and the name of the attribute."""
     references = getattr(registry, "_fn_refs", ())
     return [(ref, "forward" if ref.original_forward is None else "original_forward") for ref in references]

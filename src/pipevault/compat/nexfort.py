@@ -2,7 +2,7 @@
 
 nexfort compiles with TorchDynamo as calls come, and its modules cannot be saved. What can be kept is its cache: below
 ``TORCHINDUCTOR_CACHE_DIR`` it writes an entry for each graph, ``compiledgraph/<key>/entry``, if ``NEXFORT_GRAPH_CACHE``
-is ``1`` and the mode has ``cache-all``; code and libraries lie beside. A process that finds them compiles nothing.
+is ``1`` and the mode has ``cache-all``; code and libraries lie next to it. A process that finds them compiles nothing.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _LOCKS = "locks"
 
 
 def require_nexfort() -> None:
-    """Raise :class:`UnusableBackendError` unless nexfort is installed beside a torch that it runs with.
+    """Raise :class:`UnusableBackendError` unless nexfort is installed with a torch that it runs with.
 
-    Its extensions are built against one series of torch, and importing them beside another fails or crashes. So
+    Its extensions are built against one series of torch, and importing them with another fails or crashes. So
     versions are compared, and nothing is imported.
     """
     torch = torch_version() or "none"

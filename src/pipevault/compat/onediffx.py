@@ -51,7 +51,7 @@ def check_deployable(parts: Mapping[str, Any]) -> None:
 
     for name, part in parts.items():
         if not isinstance(part, DeployableModule):
-            what = f"its backend made a {type(part).__name__} of it, which is no DeployableModule"
+            what = f"its backend made a {type(part).__name__} of it, which is not a DeployableModule"
         elif lacking := [method for method in ("save_graph", "load_graph") if not hasattr(type(part), method)]:
             what = f"the {type(part).__name__} that its backend made of it has no {' and no '.join(lacking)}"
         else:
@@ -86,7 +86,7 @@ def save_parts(parts: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
 def load_parts(parts: Mapping[str, Any], folder: Path, names: Iterable[str]) -> None:
     """Load the graphs of ``names`` into the compiled ``parts``, by ``load_pipe``.
 
-    Raises :class:`CorruptEntryError` for one that is missing in ``folder``, is no part, or has no graph afterwards.
+    Raises :class:`CorruptEntryError` for one that is missing in ``folder``, is not a part, or has no graph afterwards.
     """
     import onediffx
 

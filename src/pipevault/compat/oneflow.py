@@ -21,7 +21,7 @@ PINNED: Mapping[str, str] = dict.fromkeys(
     ),
     "0",
 )
-"""Tuning as the program warms up picks other kernels in each process. OneDiff switches it on where nobody chose."""
+"""Tuning as the program warms up picks other kernels in each process. OneDiff switches it on unless told otherwise."""
 
 
 def require_oneflow() -> None:
@@ -76,7 +76,7 @@ def variables(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def pin_variables(options: Mapping[str, Any]) -> None:
-    """Set the variables as OneDiff's compilation will, but for run-time tuning, which stays off where nobody chose."""
+    """Set the variables as OneDiff's compilation will, but for run-time tuning, which stays off unless asked for."""
     from onediff.infer_compiler.backends.env_var import set_oneflow_default_env_vars, set_oneflow_env_vars
 
     for name, value in PINNED.items():

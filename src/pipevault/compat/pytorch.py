@@ -41,7 +41,7 @@ class GraphRunner:
     """
 
     def __init__(self, library: str | Path, device: torch.device) -> None:
-        """Open ``library``, which the process has mapped; kernels of a GPU in files of their own lie beside it."""
+        """Open ``library``, which the process has mapped; kernels of a GPU in files of their own lie next to it."""
         import torch
 
         runners: Any = torch._C._aoti

@@ -52,12 +52,12 @@ def is_too_old(version: str) -> bool:
 
 
 def require_inductor() -> None:
-    """Raise :class:`UnusableBackendError` beside a torch whose AOTInductor lacks what backend ``inductor`` needs."""
+    """Raise :class:`UnusableBackendError` for a torch whose AOTInductor lacks what backend ``inductor`` needs."""
     version = torch_version()
     if version is not None and is_too_old(version):
         raise UnusableBackendError(
             f"backend 'inductor' needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer, and this is torch {version}. "
-            "Install a newer one; what works beside it are the vault's commands and backend 'nexfort'.",
+            "Install a newer one; with this one, the vault's commands and backend 'nexfort' work.",
             "inductor",
         )
 

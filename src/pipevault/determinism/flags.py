@@ -64,7 +64,7 @@ _MAX_CODE_DEPTH = 4
 
 
 def _code(value: Any, depth: int) -> Any:
-    """Plain JSON for a callable and what it reaches by name; packages beside it count by their version."""
+    """Return plain JSON for a callable and what it reaches by name; other packages count by their version."""
     if isinstance(value, partial):
         return ["partial", *(_code(item, depth) for item in (value.func, list(value.args), dict(value.keywords)))]
     if isinstance(value, MethodType):
@@ -133,7 +133,7 @@ def _is_place(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """As plain JSON; absolute paths are left out of containers too."""
+    """Return plain JSON; absolute paths are left out of containers too."""
     if isinstance(value, dict):
         return sorted([str(name), _plain(item)] for name, item in value.items() if not _is_place(item))
     if isinstance(value, (list, tuple)):

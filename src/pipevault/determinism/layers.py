@@ -26,7 +26,7 @@ States: TypeAlias = Mapping[str, Any]
 STREAMS = "random streams"
 """The resource of :data:`~pipevault.determinism.turns.TURNS`: held alone by who draws from a layer."""
 
-BESIDE = "beside others"
+WITH_OTHERS = "with others"
 """The way in which those hold it that draw from no layer."""
 
 _WORDS = 624
@@ -138,7 +138,7 @@ def parse_state(name: str, described: Any) -> Any:
     """Return the state that :func:`describe_state` described. :class:`BadRecordError` for what is none."""
     field = f"seeds.streams.{name}"
     if not isinstance(described, Mapping):
-        raise BadRecordError(f"Field {field!r} of the run record is no state of a random stream.", field)
+        raise BadRecordError(f"Field {field!r} of the run record is not a state of a random stream.", field)
     if name not in ("python", "numpy"):
         seed = described.get("seed")
         if described.get("kind") == "seed" and type(seed) is int and 0 <= seed < 2**64:
@@ -154,7 +154,7 @@ def parse_state(name: str, described: Any) -> Any:
     position, gauss = described.get("position"), described.get("gauss")
     is_number = gauss is None or (isinstance(gauss, float) and math.isfinite(gauss))
     if len(words) != _WORDS or type(position) is not int or not 0 <= position <= _WORDS or not is_number:
-        raise BadRecordError(f"Field {field!r} of the run record is no state of a Mersenne twister.", field)
+        raise BadRecordError(f"Field {field!r} of the run record is not a state of a Mersenne twister.", field)
     if name == "python":
         return 3, (*map(int, words), position), gauss
     return {
@@ -185,7 +185,7 @@ def _inflated(text: Any, field: str) -> bytes:
     try:
         data = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), _STATE_LIMIT_BYTES)
     except (ValueError, TypeError, zlib.error) as error:
-        raise BadRecordError(f"Field {field!r} of the run record is no state of a random stream.", field) from error
+        raise BadRecordError(f"Field {field!r} of the run record is not a state of a random stream.", field) from error
     if not data:
         raise BadRecordError(f"Field {field!r} of the run record is an empty state.", field)
     return data

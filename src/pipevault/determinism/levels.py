@@ -1,4 +1,4 @@
-"""How much is done for the same bits: the levels, as a context manager that reads back what it set.
+"""Levels of determinism, how much is done for the same bits: a context manager that reads back what it set.
 
 ========== ================================================================================================
 level      switches that :func:`level` sets inside
@@ -65,15 +65,16 @@ class Level:
         return f"{self.name}+audit" if self.audit else self.name
 
     def includes(self, name: str) -> bool:
-        """Whether this level does all that ``name`` does."""
+        """Return True if this level does all that ``name`` does."""
         return LEVELS.index(self.name) >= LEVELS.index(name)
 
 
 @dataclass(frozen=True)
 class AchievedLevel:
-    """What a level came to. ``level`` is below the one asked for where a switch did not take, and ``notes`` say which.
+    """The level that was reached.
 
-    ``flags`` are the switches as read back, plain JSON. ``per_sample``: each sample is to be run on its own.
+    ``level`` is below the one asked for where a switch did not take, and ``notes`` say which. ``flags`` are
+    the switches as read back, plain JSON. ``per_sample``: each sample is to be run on its own.
     """
 
     level: str
@@ -250,7 +251,7 @@ def _needs(total: Mapping[str, tuple[Any, str]]) -> Hashable:
 def _wanted(asked: Level, pins: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """Value of each switch to set, and the level that needs it."""
     if unknown := set(pins) - set(FLAGS):
-        raise SettingsError(f"There is no switch {', '.join(sorted(unknown))}. Switches: {', '.join(FLAGS)}.")
+        raise SettingsError(f"Unknown switch {', '.join(sorted(unknown))}. Switches: {', '.join(FLAGS)}.")
     if not asked.includes("repeatable"):
         return {}
     values = {**pins, **_REPEATABLE}

@@ -1,7 +1,7 @@
 """Noise that depends on the seed alone: drawn in float32 on the host, then cast and moved.
 
 torch's numbers in float16 and bfloat16 are not those in float32 (torch 2.13 draws the last 16 another way where their
-count is no multiple of 16), and those of a GPU are others, which depend on its number of multiprocessors.
+count is not a multiple of 16), and those of a GPU are others, which depend on its number of multiprocessors.
 :func:`host_noise` makes what a pipeline draws with a CPU generator the same for every dtype and device, without a
 change to the pipeline. float64 and complex128 are drawn as they are. The last bit of normal noise still depends on the
 CPU's instruction set, because torch computes its logarithms with vectors where it can.
@@ -39,7 +39,9 @@ def noise(
     :class:`BadSeedError` and, for a dtype that is neither floating nor complex, :class:`BadCallError`.
     """
     if not (dtype.is_floating_point or dtype.is_complex):
-        raise BadCallError(f"There is no normal noise in {dtype}. Ask for a floating dtype, such as torch.float16.")
+        raise BadCallError(
+            f"Normal noise cannot be drawn in {dtype}. Give a floating dtype, for example torch.float16."
+        )
     if not shape:
         raise BadCallError("Noise needs a shape whose first number is that of the samples. Pass (1,) for one value.")
     samples, *rest = shape
@@ -53,7 +55,7 @@ def noise(
 
 @dataclass
 class NoiseLog:
-    """What was drawn inside :func:`host_noise`.
+    """The draws inside :func:`host_noise`.
 
     ``draws``: all of them. ``from_global``: those without a generator. ``on_device``: those that a GPU's generator
     drew, whose values hold for that type of GPU alone.
@@ -114,7 +116,7 @@ class _HostNoise(TorchFunctionMode):
         return draw(self, func, args, kwargs or {})
 
     def direct(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """As torch does it, and logged."""
+        """Draw as torch does, and log it."""
         values = func(*args, **kwargs)
         if values.device.type != "meta":
             self.log.add(values, kwargs.get("generator"))

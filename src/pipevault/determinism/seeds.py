@@ -42,7 +42,7 @@ def is_integer(value: Any) -> bool:
 def effective_seed(seed: int | None) -> int:
     """The seed that is used and recorded: ``None`` and ``-1`` become a fresh one of 63 bits.
 
-    Raises :class:`BadSeedError` for what is no seed: other negatives, 2**64 and more, bool, float, text.
+    Raises :class:`BadSeedError` for anything else: other negatives, 2**64 and more, bool, float, text.
     """
     fresh = seed is None or (is_integer(seed) and seed == -1)
     return secrets.randbits(FRESH_SEED_BITS) if fresh else check_seed(seed)

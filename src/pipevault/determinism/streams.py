@@ -36,7 +36,7 @@ def generators(seed: int, n: int = 1, *, first: int = 0) -> list[torch.Generator
     """CPU generators for ``n`` samples, from the sample at index ``first`` on.
 
     They go to any diffusers pipeline as ``generator=``. Sample 3 of a batch, alone: ``generators(seed, 1, first=3)``.
-    Raises :class:`BadSeedError` and, where ``n`` is no count, :class:`GeneratorCountError`.
+    Raises :class:`BadSeedError` and, where ``n`` is not a count, :class:`GeneratorCountError`.
     """
     if not _is_count(n):
         raise GeneratorCountError(f"The number of generators is 0 or more, not {n!r}. Pass the size of the batch.")
@@ -60,7 +60,7 @@ def _is_count(value: Any) -> bool:
 def check_generators(
     given: torch.Generator | Sequence[torch.Generator], n: int, *, device: torch.device | str | None = None
 ) -> None:
-    """That ``given`` fits a batch of ``n`` samples that is computed on ``device``.
+    """Check that ``given`` fits a batch of ``n`` samples that is computed on ``device``.
 
     One generator draws for the whole batch; a list needs one for each sample, because diffusers' ``randn_tensor`` takes
     a list of one for all samples and fails late on any other count. A CPU generator fits every device.
@@ -78,7 +78,7 @@ def check_generators(
 
 
 def check_device(generator: torch.Generator, device: torch.device | None) -> None:
-    """That ``generator`` may draw what is needed on ``device``: a CPU generator may for every device."""
+    """Check that ``generator`` may draw what is needed on ``device``: a CPU generator may for every device."""
     own = generator.device
     if own.type == "cpu" or device is None or device.type == "meta":
         return

@@ -71,7 +71,7 @@ def _reduction(name: str) -> Flag:
 
 
 def read_precision() -> dict[str, str]:
-    """What float32 is computed in, for each kind of operation: ``ieee``, ``tf32`` or ``bf16``.
+    """Return what float32 is computed in, for each kind of operation: ``ieee``, ``tf32`` or ``bf16``.
 
     ``torch.get_float32_matmul_precision()`` raises where the program used ``fp32_precision``, so it is not asked.
     """
@@ -93,7 +93,7 @@ def _raw_precision() -> dict[str, str]:
 
 
 def _has_precision() -> bool:
-    """Whether torch has the interface of 2.9, a value for each kind of operation."""
+    """Return True if torch has the interface of 2.9, a value for each kind of operation."""
     return hasattr(_backend("cuda.matmul"), "fp32_precision")
 
 
@@ -162,7 +162,7 @@ def _write_variable(name: str, value: str | None) -> None:
 
 
 def _read_tunable_op() -> bool:
-    """Whether TunableOp may time GEMM kernels while the program runs; it exists in GPU builds alone."""
+    """Return True if TunableOp may time GEMM kernels while the program runs; it exists in GPU builds alone."""
     import torch
 
     return has_tunable_op() and torch.cuda.tunable.tuning_is_enabled()

@@ -1,4 +1,4 @@
-"""What training tools, adapters and calls leave on a module without changing what it computes."""
+"""Traces that training tools, adapters and calls leave on a module without changing what it computes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def named_computing_modules(module: nn.Module, path: str = "") -> Iterator[tuple
 
 
 def is_bookkeeping(name: str, value: Any, values: Mapping[str, Any], cls: type) -> bool:
-    """Whether the attribute ``name``, of :data:`BOOKKEEPING_NAMES`, can change no inference of a module of ``cls``."""
+    """Return True if ``name``, of :data:`BOOKKEEPING_NAMES`, can change no inference of a module of ``cls``."""
     released = is_released(cls.__module__)
     if name in diffusers.CALL_COUNTERS:
         return released and cls.__module__.startswith("diffusers.")

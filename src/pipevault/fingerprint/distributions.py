@@ -1,6 +1,6 @@
-"""Whether a module belongs to an installed distribution, wherever that lies: site-packages, ``--target``, conda.
+"""Installed distributions, and which modules belong to them, wherever they lie: site-packages, ``--target``, conda.
 
-A distribution is known by the ``dist-info`` folder beside its packages, which pip, uv and conda write. Nothing is
+A distribution is known by the ``dist-info`` folder next to its packages, which pip, uv and conda write. Nothing is
 imported. The folder is listed once in a process, and the distributions in it are read only for a package whose name
 is none of theirs (``PIL`` of pillow, ``sklearn`` of scikit-learn).
 """
@@ -20,7 +20,7 @@ def folder_of(module_name: str) -> str | None:
     """Folder that an installed distribution lies in, to which the module belongs; ``None`` for all other code.
 
     Code in a checkout that is installed as editable belongs to none: its version does not tell one state of the code
-    from the next. So does a file that nobody installed, though it may lie in ``site-packages``.
+    from the next. So does a file that was not installed, though it may lie in ``site-packages``.
     """
     root = module_name.partition(".")[0]
     module, package = sys.modules.get(module_name), sys.modules.get(root)
@@ -69,7 +69,7 @@ def _is_installed(folder: str, root: str) -> bool:
 def _distributions(folder: str) -> dict[str, str]:
     """Folders with the facts of the distributions in ``folder``, by normalized name.
 
-    An ``egg-info`` folder counts where packages are installed only; elsewhere it stands beside code in a checkout.
+    An ``egg-info`` folder counts where packages are installed only; elsewhere it stands next to code in a checkout.
     """
     endings = (".dist-info", ".egg-info") if os.path.basename(folder) in _SITE_FOLDERS else (".dist-info",)
     try:
@@ -108,7 +108,7 @@ def _names_in(facts: str) -> set[str]:
 
 
 def _is_editable(facts: str) -> bool:
-    """Whether the distribution points at a checkout (PEP 610)."""
+    """Return True if the distribution points at a checkout (PEP 610)."""
     try:
         with open(os.path.join(facts, "direct_url.json"), encoding="utf-8") as file:
             return re.search(r'"editable"\s*:\s*true', file.read()) is not None

@@ -1,7 +1,7 @@
 """The machine type that a graph is built for: CPU instruction set and threads, or GPU type.
 
 Two machines with equal factors run the same native code and get the same bits from it; which of several equal
-devices runs it is no factor. Everything is read through the small functions at the end of the file, without
+devices runs it does not count. Everything is read through the small functions at the end of the file, without
 starting a process and without importing Inductor.
 """
 
@@ -67,7 +67,7 @@ def recorded_isa(metadata: Mapping[str, str]) -> str | None:
 
 
 def check_package_machine(metadata: Mapping[str, str], device: torch.device) -> str | None:
-    """Why a package with this AOTInductor metadata must not be loaded for ``device``; ``None`` if it may.
+    """Return why a package with this AOTInductor metadata must not be loaded for ``device``; ``None`` if it may.
 
     Metadata that lacks a field is a reason too: native code of unknown origin is not loaded.
     """
@@ -95,7 +95,7 @@ def check_package_machine(metadata: Mapping[str, str], device: torch.device) -> 
 
 
 def inductor_isa() -> str:
-    """What Inductor would generate vector code for, written like ``AOTI_CPU_ISA``: ``"AVX512 AVX512_VNNI"``.
+    """Return what Inductor would generate vector code for, written like ``AOTI_CPU_ISA``: ``"AVX512 AVX512_VNNI"``.
 
     Follows ``torch._inductor.cpu_vec_isa.pick_vec_isa`` without its trial compilation: where the C++ compiler
     is too old for the CPU's instructions, Inductor picks a smaller set.
@@ -230,7 +230,7 @@ def _cudnn_version() -> int | None:
 
 
 def _aoti_compute_capability(device: torch.device) -> str:
-    """As Inductor writes it: ``"90"`` for CUDA, the architecture's name for ROCm."""
+    """Return it as Inductor writes it: ``"90"`` for CUDA, the architecture's name for ROCm."""
     import torch
 
     properties = _cuda_properties(device)

@@ -102,7 +102,7 @@ def architecture(module: nn.Module) -> Architecture:
 
 
 def snapshot(module: nn.Module) -> dict[str, str]:
-    """What :func:`architecture` digests, in readable form: ``path`` -> class, ``path:name`` -> value."""
+    """Return what :func:`architecture` digests, in readable form: ``path`` -> class, ``path:name`` -> value."""
     items: dict[str, str] = {}
     for path, identity, lines in _Walk(module).modules():
         items[path] = identity
@@ -300,7 +300,7 @@ class _Walk:
         return id(tensor) in self._registered
 
     def _is_cache(self, name: str, value: Any) -> bool:
-        """Whether a module's attribute is of the kind that its calls fill: see the top of this file."""
+        """Return True if a module's attribute is of the kind that its calls fill: see the top of this file."""
         if isinstance(value, _CONTAINERS):
             return self._content(value, set(), 0) is not _OTHER
         if name == diffusers.REGISTRY_ATTRIBUTE:
@@ -308,7 +308,7 @@ class _Walk:
         return self._is_free_tensor(value)
 
     def _content(self, container: Any, seen: set[int], depth: int) -> str:
-        """What a container holds, however deep: a free tensor, else something other, else nothing but ``None``."""
+        """Return what a container holds, however deep: a free tensor, else something other, else only ``None``."""
         if isinstance(container, torch.Size) or depth >= _MAX_DEPTH:
             return _OTHER
         seen.add(id(container))

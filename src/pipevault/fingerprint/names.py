@@ -17,7 +17,7 @@ _sources: weakref.WeakKeyDictionary[Any, str | None] = weakref.WeakKeyDictionary
 
 
 def is_ours(value: Any) -> bool:
-    """Whether a callable or an object is pipevault's own, which never changes what a model computes."""
+    """Return True if a callable or an object is pipevault's own, which never changes what a model computes."""
     if isinstance(value, functools.partial):
         return is_ours(value.func)
     owner = value if isinstance(value, types.FunctionType | type) else getattr(value, "__func__", type(value))
@@ -33,7 +33,7 @@ def original_class(module: object) -> type:
 
 
 def qualified_name(value: Any) -> str:
-    """Readable name of a class or function; without the module if that is no released package."""
+    """Readable name of a class or function; without the module if that is not a released package."""
     name = str(getattr(value, "__qualname__", None) or getattr(value, "__name__", type(value).__qualname__))
     module = getattr(value, "__module__", None) or ""
     return f"{module}.{name}" if module and is_released(module) else name
@@ -41,7 +41,7 @@ def qualified_name(value: Any) -> str:
 
 @functools.cache
 def is_released(module_name: str) -> bool:
-    """Whether the module belongs to the standard library or to an installed distribution, wherever that lies."""
+    """Return True if the module belongs to the standard library or to an installed distribution, wherever that lies."""
     root = module_name.partition(".")[0]
     if root in sys.stdlib_module_names or root in sys.builtin_module_names:
         return True
@@ -49,7 +49,10 @@ def is_released(module_name: str) -> bool:
 
 
 def is_released_function(function: types.FunctionType) -> bool:
-    """Whether a function comes from a released package. ``functools.wraps`` copies a module name, but not globals."""
+    """Return True if a function comes from a released package.
+
+    ``functools.wraps`` copies a module name, but not globals.
+    """
     home = function.__globals__.get("__name__") or ""
     return is_released(function.__module__ or "") and is_released(home) and function.__name__ != "<lambda>"
 

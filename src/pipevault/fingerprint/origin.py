@@ -18,7 +18,7 @@ def weights_origin(component: Any, options: Mapping[str, Any]) -> str | None:
 
     Files of the Hugging Face cache that are named by the SHA-256 of their content (``blobs/<sha256>``, which is all
     that LFS keeps) go by that name wherever the cache lies; others by path, size and time of change. ``None`` where the
-    folder is not known, or an option is no plain value.
+    folder is not known, or an option is not a plain value.
     """
     folder = getattr(getattr(component, "config", None), "_name_or_path", None)
     if not folder or not Path(folder).is_dir():

@@ -50,7 +50,7 @@ LiveText = Callable[[Any], "str | None"]
 
 
 def constant_text(value: Any) -> str | None:
-    """Text of a constant, or ``None`` if it is no constant."""
+    """Text of a constant, or ``None`` if it is not a constant."""
     kind = type(value)
     if kind is str:
         return _PLACE if os.path.isabs(value) else repr(value)
@@ -123,7 +123,7 @@ class ValueText:
         return [self.text(value, home, depth) for value in values]
 
     def _contents(self, value: Any, home: str, depth: int) -> str | None:
-        """Of a container or of a subclass of one, else ``None``. A mapping's order counts: code loops over it."""
+        """Return the text of a container, or ``None``. A mapping's order counts: code loops over it."""
         if isinstance(value, dict | types.MappingProxyType):
             pairs = dict.items(value) if isinstance(value, dict) else value.items()
             inner = [f"{self.text(name, home, depth)}:{self.text(item, home, depth)}" for name, item in pairs]
@@ -239,7 +239,7 @@ def state_of(value: Any) -> Mapping[str, Any]:
 
 
 def _has_hidden_state(value: Any) -> bool:
-    """Whether a type written in C takes part, whose fields nobody outside sees."""
+    """Return True if a type written in C takes part, whose fields cannot be seen."""
     kinds = (base for base in type(value).__mro__ if base is not object)
     return any("__module__" not in vars(base) or not base.__flags__ & _HEAP_TYPE_FLAG for base in kinds)
 

@@ -46,7 +46,7 @@ _VOLATILE_NAMES = frozenset(
 
 
 class _SkippedNames(dict[str, bool]):
-    """Whether an attribute of this name is left out; remembers its answers, as the same names come again."""
+    """The names of attributes that are left out; remembers its answers, as the same names come again."""
 
     def __missing__(self, name: str) -> bool:
         skipped = name in _MODULE_INTERNALS or name in _VOLATILE_NAMES or name.startswith(SKIPPED_PREFIXES)

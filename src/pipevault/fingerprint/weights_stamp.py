@@ -16,9 +16,9 @@ _PROBE_SIZE_BYTES = 8
 
 
 def weights_stamp(module: torch.nn.Module) -> Stamp:
-    """Equal as long as no weight of ``module`` was replaced or written to; a few microseconds for each tensor.
+    """Return a value that changes when a weight of ``module`` is replaced or written to, in a few µs for each tensor.
 
-    Beside address and version counter it holds the first and the middle bytes of each tensor on the host, because what
+    Next to address and version counter it holds the first and the middle bytes of each tensor on the host, because what
     is written through ``.data``, as peft does when it merges a LoRA, moves neither. On other devices the first element
     is read, all of them in one transfer.
     """

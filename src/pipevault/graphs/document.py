@@ -1,4 +1,4 @@
-"""The document that ``save_pipe`` writes for a part and ``load_pipe`` reads, beside content-addressed files.
+"""The document that ``save_pipe`` writes for a part and ``load_pipe`` reads, with content-addressed files.
 
     cached_pipe/
       unet                      this document
@@ -72,7 +72,7 @@ _SAVED_FORMAT = Format(_Saved, "pipevault_saved", SAVED_VERSION, damaged=_unlist
 
 
 def write_part(path: Path, graphs: Sequence[GraphDocument], identity: Mapping[str, Any] | None) -> None:
-    """Write the document of a part, and its name to the list of those that were saved beside it."""
+    """Write the document of a part, and its name to the list of those that were saved with it."""
     document = {
         "pipevault_part": PART_VERSION,
         "graphs": [graph.to_json() for graph in graphs],
@@ -94,10 +94,10 @@ def _saved_parts(folder: Path) -> list[str]:
 
 
 def read_part(path: Path) -> PartDocument:
-    """Read a part's document. ``load_pipe`` skips a part whose document is gone, so one that is left tells of it.
+    """Read a part's document. ``load_pipe`` skips a part whose document is gone, so one that is left names it.
 
-    Raises :class:`CorruptEntryError` if ``path`` is no part document of this version, or another part that was saved
-    beside it is missing.
+    Raises :class:`CorruptEntryError` if ``path`` is not a part document of this version, or another part that was
+    saved with it is missing.
     """
     if missing := [name for name in _saved_parts(path.parent) if not (path.parent / name).is_file()]:
         raise CorruptEntryError(
@@ -122,7 +122,7 @@ def _graph(document: Mapping[str, Any], path: Path, field: str) -> GraphDocument
 
 
 def malformed_parts(parts: Mapping[str, Any]) -> str:
-    """What is wrong with the ``parts`` of a manifest, which the store keeps without looking; empty if nothing is."""
+    """Return what is wrong with the ``parts`` of a manifest, which the store does not look at; empty if nothing is."""
     try:
         if len(parts) != 1:
             return f"it has {len(parts)} parts instead of one"

@@ -81,7 +81,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Observation:
-    """What an eager call showed: everything that decides the address of its graph. ``caches`` are the attributes that
+    """The traits of an eager call: everything that decides the address of its graph. ``caches`` are the attributes that
     the part fills whatever it is given.
     """
 
@@ -218,10 +218,10 @@ def _is_unread(
     kwargs: Mapping[str, Any],
     paths: set[str],
 ) -> bool:
-    """Whether the call sets each of the attributes at ``paths``, or leaves it, without a look at what it was.
+    """Return True if the call sets each of the attributes at ``paths``, or leaves it, without a look at what it was.
 
     It is made again with ``None`` in their places, and with what raises if it is touched: a chunk of a video that
-    begins it fills the caches anew, whatever the video before has left there.
+    begins it fills the caches again, whatever the video before has left there.
     """
     for other in (None, UntouchableValue()):
         try:
@@ -457,7 +457,7 @@ def counted_numbers(
     base: CallSignature, leaves: Sequence[Any], others: Sequence[SizedCall]
 ) -> dict[int, tuple[int, int]]:
     """Return the numbers that steer the code and differ between the calls, each with the size that it is in all calls:
-    index of the leaf and of its dimension. Raises :class:`CannotFreezeError` for one that is no size.
+    index of the leaf and of its dimension. Raises :class:`CannotFreezeError` for one that is not a size.
     """
     calls = [leaves, *(other.call.leaves for other in others)]
     counted = {}
@@ -471,7 +471,9 @@ def counted_numbers(
             if all(call[leaf].shape[dim] == value for call, value in zip(calls, values, strict=True))
         ]
         if not places:
-            raise CannotFreezeError(f"it takes a number that steers its code and is no size ({values[0]}, {values[1]})")
+            raise CannotFreezeError(
+                f"it takes a number that steers its code and is not a size ({values[0]}, {values[1]})"
+            )
         counted[index] = places[0]
     return counted
 
@@ -634,7 +636,7 @@ def _accepts(module: nn.Module, name: str) -> bool:
 
 
 def _trains(module: nn.Module) -> bool:
-    """Whether training mode changes what the module computes. peft leaves its layers in training mode, which is
+    """Return True if training mode changes what the module computes. peft leaves its layers in training mode, which is
     harmless unless one of them is a dropout.
     """
     if not module.training or type(module).__module__.startswith("peft."):

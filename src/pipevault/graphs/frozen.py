@@ -31,8 +31,9 @@ from pipevault.graphs.signature import ABSENT, CallSignature, Leaf
 
 
 class Host:
-    """What a graph asks when its module has changed. It is asked with each call and not kept: a cycle would hold the
-    weights of a pipeline that was dropped.
+    """The owner that a graph asks when its module has changed.
+
+    It is asked with each call and not kept: a cycle would hold the weights of a pipeline that was dropped.
     """
 
     def verify(self, module: nn.Module) -> str:
@@ -53,7 +54,7 @@ _ALIGNMENT_BYTES = 16
 
 @dataclass(frozen=True)
 class GraphDocument:
-    """What the document of a graph says; see :mod:`pipevault.graphs.document` for the JSON.
+    """The document of a graph; see :mod:`pipevault.graphs.document` for the JSON.
 
     ``library``, ``constants`` and the values of ``beside`` (files by name) are the SHA-256 of files, ``build`` is the
     :func:`~pipevault.graphs.inductor.build_digest`. ``inputs`` has, for each tensor that the graph takes, the index of
@@ -130,18 +131,18 @@ class Binding:
         return [owner[name] for owner, name in self._sites]
 
     def holds(self) -> bool:
-        """Whether every tensor is still where it was bound. Cheap: a few hundred pointers, strides and dtypes."""
+        """Return True if every tensor is where it was bound. Cheap: a few hundred pointers, strides and dtypes."""
         try:
             return [_place(owner[name]) for owner, name in self._sites] == self._places and not self.tree_changed()
         except (KeyError, AttributeError):  # deleted, or set to None
             return False
 
     def written_to(self) -> bool:
-        """Whether a tensor was changed in place. A write through ``.data`` counts no version and is not seen."""
+        """Return True if a tensor was changed in place. A write through ``.data`` counts no version and is not seen."""
         return [tensor._version for tensor in self.tensors if not tensor.is_inference()] != self._versions
 
     def tree_changed(self) -> bool:
-        """Whether a sub-module was added, removed or replaced, as LoRA layers do."""
+        """Return True if a sub-module was added, removed or replaced, as LoRA layers do."""
         return any(list(modules.values()) != children for modules, children in self._children)
 
     def layout(self) -> dict[str, str]:
@@ -211,7 +212,7 @@ class FrozenGraph:
 
     @property
     def holds(self) -> bool:
-        """Whether what was bound is still in place."""
+        """Return True if what was bound is still in place."""
         return self._binding is not None and self._binding.holds()
 
     def __call__(self, module: nn.Module, leaves: Sequence[Leaf], host: Host) -> dict[str, Any]:
@@ -264,7 +265,7 @@ class FrozenGraph:
         return found.detach()
 
     def _release(self) -> None:
-        """What was borrowed for one call is given back; the next call borrows again."""
+        """Give back what was borrowed for one call; the next call borrows again."""
         self._binding, self._held = None, None
 
     def _watch_baked(self, module: nn.Module) -> None:
@@ -322,7 +323,7 @@ def constant_sha256(tensor: torch.Tensor) -> str:
 
 
 def _sites(module: nn.Module, names: Sequence[str]) -> list[tuple[dict[str, Any], str]]:
-    """Where the tensors of a graph live now. Raises ``KeyError`` or ``AttributeError`` for one that is gone."""
+    """Return where the tensors of a graph live now. Raises ``KeyError`` or ``AttributeError`` for one that is gone."""
     owners: dict[str, nn.Module] = {}
     sites = []
     for name in names:

@@ -38,7 +38,7 @@ logger = logging.getLogger("pipevault")
 
 GRAPH_FORMAT = 3
 _EMBED_KERNELS = "aot_inductor.embed_kernel_binary"
-"""The kernels of a GPU become part of the library; without it they are files beside it."""
+"""The kernels of a GPU become part of the library; without it they are files next to it."""
 _KERNEL_SUFFIXES = frozenset({".cubin", ".fatbin", ".hsaco", ".spv"})
 _CUSTOM_OBJECTS = "custom_objs_config.json"
 FOLDS_WEIGHTS = frozenset({"freezing", "aot_inductor.use_runtime_constant_folding"})
@@ -49,20 +49,20 @@ PROFILE_OPTIONS: Mapping[str, Mapping[str, bool | int | float | str]] = {
     "balanced": {},
     "max": {"max_autotune": True, "coordinate_descent_tuning": True},
 }
-MAX_CANDIDATES: Sequence[Mapping[str, bool]] = (
-    {"max_autotune": False, "coordinate_descent_tuning": False},
-    {"conv_1x1_as_mm": True},
-)
-"""What profile ``max`` compiles besides, laid over its options: of the graphs of a call, the fastest is kept."""
 """Options of Inductor by compile profile. What is tuned is tuned once: the winners are the code of the graph.
 
 ``fast`` leaves the code that calls the kernels as it is written; with ``baked`` weights, ``max`` folds them.
 """
+MAX_CANDIDATES: Sequence[Mapping[str, bool]] = (
+    {"max_autotune": False, "coordinate_descent_tuning": False},
+    {"conv_1x1_as_mm": True},
+)
+"""Options laid over those of profile ``max``, which compiles with each of them too and keeps the fastest graph."""
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What changes the generated code, and is therefore part of the key.
+    """The options that change the generated code, and are therefore part of the key.
 
     ``weights``: ``bound`` or ``baked``. ``config``: overrides of ``torch._inductor.config``. ``candidates``: others in
     place of ``config``, with which each graph is compiled too; the fastest of them is kept.
@@ -115,7 +115,7 @@ class BuiltGraph:
     candidates: tuple[BuiltGraph, ...] = ()
     """The same call compiled with other options."""
     sizes: Sizes | None = None
-    """Of a graph for a range of sizes: what it asks of the sizes of its inputs, in their order."""
+    """The conditions of a graph for a range on the sizes of its inputs, in their order."""
 
 
 Varying: TypeAlias = "Mapping[tuple[int, int], Symbol]"
@@ -218,7 +218,7 @@ def _origins(module: nn.Module, traced: torch.export.ExportedProgram) -> dict[st
 
 @dataclass(frozen=True)
 class SizeConditions:
-    """What tracing asked of sizes, before compiling adds to it: conditions, and the bounds of each symbol."""
+    """The conditions that tracing puts on sizes, before compiling adds to them, and the bounds of each symbol."""
 
     conditions: Sequence[Any]
     bounds: Mapping[Any, tuple[int, int]]
@@ -230,7 +230,7 @@ class SizeConditions:
 
 
 def _sizes(traced: torch.export.ExportedProgram, varying: Varying, asked: SizeConditions) -> Sizes:
-    """What is asked of the sizes, as torch derived it: which depend on which, and what its code relies on.
+    """Return what is asked of the sizes, as torch derived it: which depend on which, and what its code relies on.
 
     Tracing ``asked`` for something, and compiling may have added equations. The inequalities that it adds choose among
     ways of computing by the sizes that it sees, which are the largest; each way is right for smaller ones.
@@ -404,7 +404,7 @@ def _build_folder(build: Digest) -> Iterator[Path]:
 
 @contextmanager
 def _without_torchs_own_warnings() -> Iterator[None]:
-    """torch 2.13 warns of its own use of ``LeafSpec`` at each export; nobody else can do anything about it."""
+    """Hide the warning of torch 2.13 about its own use of ``LeafSpec`` at each export, which users cannot act on."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
         yield

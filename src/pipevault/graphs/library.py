@@ -21,7 +21,7 @@ from pipevault.files.scratch import kept_scratch_folder
 LIBRARY_NAME = "graph.so"
 CONSTANTS_NAME = "constants.safetensors"
 EXTERN_NAME = "graph.json"
-"""What torch's runner looks up beside a library of that name: the calls of operators that have no C interface."""
+"""The file that torch's runner looks up next to a library: the calls of operators that have no C interface."""
 
 
 class GraphFiles:
@@ -43,7 +43,7 @@ class GraphFiles:
 
     @property
     def beside(self) -> dict[str, OpenedFile]:
-        """What the library's code looks up in its folder: rare (:func:`~pipevault.graphs.inductor.build_graph`)."""
+        """The files that the library's code looks up in its folder: rare, see ``inductor.build_graph``."""
         return {name: file for name, file in self._files.items() if name not in (LIBRARY_NAME, CONSTANTS_NAME)}
 
     def close(self) -> None:
@@ -60,7 +60,7 @@ class GraphFiles:
 _LOCK = threading.Lock()
 _MAPPED: dict[str, str] = {}
 _HELD: list[object] = []
-"""What must stay open as long as the process: the files of the mapped libraries, and the loader's handles."""
+"""Objects that must stay open as long as the process: the files of the mapped libraries, and the loader's handles."""
 
 
 def map_library(digest: str, files: GraphFiles) -> str:

@@ -268,7 +268,7 @@ def follow(module: nn.Module, steps: Sequence[str | int]) -> Any:
 
 
 def _named_items(value: Any) -> Iterator[tuple[str | int, Any]]:
-    """What a container or an object holds, each by a step that JSON can hold."""
+    """Yield what a container or an object holds, each by a step that JSON can hold."""
     if isinstance(value, dict):
         yield from ((key if isinstance(key, (str, int)) else repr(key), item) for key, item in value.items())
     elif isinstance(value, (list, tuple, deque)):
@@ -302,8 +302,9 @@ def _registered(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What a value held: references, so that no identity can be used again. ``is_open``: its items are known, and it is
-    compared by them; else by identity.
+    """The contents of a value as references, so that no identity can be used again.
+
+    ``is_open``: its items are known, and it is compared by them; else by identity.
     """
 
     value: Any
@@ -338,7 +339,7 @@ def _is_container(value: Any) -> bool:
 
 
 def _is_object(value: Any) -> bool:
-    """Whether a value is an object that may hold what a call leaves: no module, class or function, no library's own."""
+    """Return True for an object that may hold what a call leaves: no module, class or function, no library's own."""
     if isinstance(value, (nn.Module, type, types.FunctionType, types.MethodType, torch.Tensor, functools.partial)):
         return False
     home = type(value).__module__

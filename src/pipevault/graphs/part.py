@@ -158,7 +158,7 @@ def _rewire(part: nn.Module) -> None:
 
 
 def _innermost(module: nn.Module) -> Callable[[Any], None] | None:
-    """How to replace the module's own forward at the end of a chain of hooks; ``None`` if it is not there."""
+    """Return what replaces the module's own forward at the end of a chain of hooks; ``None`` if it is not there."""
     original = getattr(type(module), "_pipevault_original_class", type(module))
     for get, put in _inner_forwards(module):
         function = getattr(get(), "__func__", None)
@@ -168,7 +168,7 @@ def _innermost(module: nn.Module) -> Callable[[Any], None] | None:
 
 
 def _inner_forwards(module: nn.Module) -> Iterator[tuple[Callable[[], Any], Callable[[Any], None]]]:
-    """Where hooks of accelerate and of diffusers keep the forward that they call."""
+    """Yield where hooks of accelerate and of diffusers keep the forward that they call."""
     own = module.__dict__
     if "_old_forward" in own:
         yield lambda: own["_old_forward"], lambda forward: own.__setitem__("_old_forward", forward)

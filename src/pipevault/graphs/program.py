@@ -180,7 +180,7 @@ class _NoLookAtValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class Results:
-    """How the result tree of a program is put together.
+    """The way in which the result tree of a program is put together.
 
     ``leaves`` has an item for each leaf of the tree: ``["tensor"]``, the next tensor that the graph returns;
     ``["leaf", n]``, the n-th leaf of the call itself; ``["value", value]``, a constant; ``["absent"]``, an attribute

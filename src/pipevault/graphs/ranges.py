@@ -49,7 +49,7 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a graph asks of the sizes of its tensors: see :class:`pipevault.graphs.signature.CallSignature`."""
+    """The conditions of a graph on the sizes of its tensors: see :class:`pipevault.graphs.signature.CallSignature`."""
 
     sizes: tuple[Size, ...]
     symbols: tuple[Symbol, ...]
@@ -66,7 +66,7 @@ class Expression:
             self._tree = ast.parse(text, mode="eval").body
             self.symbols = frozenset(_names(self._tree))
         except (SyntaxError, RecursionError, MemoryError) as error:
-            raise ValueError(f"{text[:40]!r} is no expression") from error
+            raise ValueError(f"{text[:40]!r} is not an expression") from error
 
     def value(self, symbols: Mapping[str, int]) -> int:
         """Return the value for those ``symbols``; ``ZeroDivisionError`` where it has none."""
@@ -96,7 +96,7 @@ def expression(text: str) -> Expression:
 def solve(
     pairs: Iterable[tuple[str, int]], symbols: Sequence[Symbol], conditions: Sequence[str]
 ) -> dict[str, int] | None:
-    """Return the value of each symbol for which the expressions in ``pairs`` have the sizes beside them, the symbols
+    """Return the value of each symbol for which the expressions in ``pairs`` have the sizes next to them, the symbols
     lie in their ranges and the conditions hold; ``None`` if there are no such values.
     """
     waiting = [(expression(text), size) for text, size in pairs]

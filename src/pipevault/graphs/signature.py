@@ -4,7 +4,7 @@ A signature is a nested tuple of plain values (:data:`Shape`), so that it can be
 JSON on disk. Tensors count by dtype, shape and device type; containers by type and structure; Python numbers by their
 type, because a graph takes most of them as inputs; other leaves by type and value, because ``torch.export`` compiles
 those in. A number that steers the code is *fixed*: its value is part of the signature too. A part that keeps state on
-its modules has that state described beside its arguments.
+its modules has that state described next to its arguments.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ UNREAD = _Unread()
 _REAL_DTYPES = frozenset({"int32", "int64", "float32", "float64"})
 _LARGEST_CAST_DIM = 1
 LEAF_KINDS = frozenset({"value", "number", "opaque", "absent", "unread"})
-"""Kinds of shapes, beside ``tensor``, that have no children."""
+"""Kinds of shapes, other than ``tensor``, that have no children."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class CallSignature:
 
     @property
     def width(self) -> float:
-        """How many sizes the range has: the tighter of two is the better match."""
+        """The number of sizes that the range has: the tighter of two is the better match."""
         return math.prod(one.most - one.least + 1 for one in self.symbols)
 
     @property
@@ -326,7 +326,7 @@ def _node_type(value: Any) -> Any:
 
 
 def _node_name(node_type: Any) -> str:
-    """Two classes may share a name; those of Python itself are told by it alone."""
+    """Two classes may share a name; those of Python itself are known by it alone."""
     home, name = str(node_type.__module__), str(node_type.__qualname__)
     return name if home in ("builtins", "collections") else f"{home}.{name}"
 

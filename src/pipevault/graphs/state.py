@@ -1,4 +1,4 @@
-"""What a frozen part knows beside the module that it shares: its graphs, and what it does with a call."""
+"""The state of a frozen part: its graphs, and what it does with a call. The module itself is shared."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ GENERATING = _Generating()
 
 
 class Watch(Protocol):
-    """What looks at a part that was compiled by hand, with no loaded pipeline whose guard does."""
+    """The guard of a part that was compiled by hand, without a loaded pipeline whose guard would look at it."""
 
     def calling(self, state: PartState) -> None:
         """Raise :class:`ChangedPartError` if the part is not what was frozen."""
@@ -117,7 +117,7 @@ class PartOptions:
     follow, or nothing.
     ``watch`` does what ``guard`` does for a part that belongs to no loaded pipeline.
     ``background`` has a call frozen in another process; it returns why the call runs eagerly until then, and whether
-    that will stay so. ``report`` is told of every step of a freeze,
+    that will stay so. ``report`` is called for every step of a freeze,
     ``timed`` measures the steps of opening a graph: ``verify``, ``open``, ``bind``.
     """
 
@@ -159,7 +159,7 @@ Begun = TypeVar("Begun")
 
 
 class PartState(Host):
-    """What a frozen part knows beside the module that it shares."""
+    """The state of a frozen part, apart from the module that it shares."""
 
     def __init__(self, module: nn.Module, options: PartOptions) -> None:
         self.module = module
@@ -167,23 +167,23 @@ class PartState(Host):
         self.part = self.name
         """The part of the pipeline that the module is, or is a block of."""
         self.regions = ""
-        """How many blocks the part is frozen by, and of which classes; empty for one that is frozen whole."""
+        """The number of blocks that the part is frozen by, and their classes; empty for one that is frozen whole."""
         self.options = options
         self.observer: Callable[[str, list[torch.Tensor], Any], None] | None = None
         self.capture: Callable[[PartState, Sequence[Any], Mapping[str, Any]], None] | None = None
-        """Told of each call that runs eagerly because the policy is ``off``."""
+        """Called for each call that runs eagerly because the policy is ``off``."""
         self.hooked_forward: Callable[..., Any] | None = None
         self.trial: Callable[[str], None] | None = None
         self.holders: weakref.WeakSet[Any] = weakref.WeakSet()
-        """What was loaded for each pipeline that has this part."""
+        """The states of the loaded pipelines that have this part."""
         self.uses: Counter[str] = Counter()
-        """How many calls ran a graph (``frozen``) or eager code (``eager``)."""
+        """The number of calls that ran a graph (``frozen``) or eager code (``eager``)."""
         self.touched: dict[str, Slot] = {}
         """The slots that calls used since :meth:`start_listing`, by key."""
         self.ran: dict[str, str] = {}
         """The graphs that calls ran since an observer cleared it: key, and digest of the library."""
         self.unstored: dict[CallSignature, str] = {}
-        """Why calls since then run eagerly, where no shelf knows it."""
+        """The reasons why calls since then run eagerly, where no shelf knows them."""
         self._tables: dict[Any, Table] = {}
         self._table: Table | None = None
         self._scalars: list[tuple[dict[str, Any], dict[str, Any]]] = []
@@ -192,7 +192,7 @@ class PartState(Host):
 
     @property
     def is_compiled(self) -> bool:
-        """Whether there is anything to save: ``save_pipe`` reads it. Where there is not, ``watch`` may raise."""
+        """True if there is anything to save: ``save_pipe`` reads it. Where there is not, ``watch`` may raise."""
         found = any(slot.kept.document for slot in self.table)
         if not found and self.options.watch is not None:
             self.options.watch.lacking(self)
@@ -336,7 +336,7 @@ class PartState(Host):
         return None
 
     def _is_usable(self, table: Table, slot: Slot) -> bool:
-        """Whether the graph can be opened and fits the weights; one that cannot is forgotten."""
+        """Return True if the graph can be opened and fits the weights; one that cannot is forgotten."""
         if slot.graph is not None:
             return slot.graph.holds or slot.graph.fits(self.module) or self._same_table(table)
         try:
@@ -353,7 +353,7 @@ class PartState(Host):
         return True
 
     def _same_table(self, table: Table) -> bool:
-        """Whether the weights are still those of the table: then a graph that does not fit is an error of its own."""
+        """Return True if the weights are those of the table: then a graph that does not fit is an error of its own."""
         return self._choose_table(self._device) is table
 
     def table_on(self, device: torch.device | None) -> Table:
@@ -421,11 +421,11 @@ class PartState(Host):
         if failed := self._failed.get(signature):
             return self._run_eager(args, kwargs, failed, signature)
         if self.options.guard is not None and not guarded and policy != "eager":
-            return self._run_eager(args, kwargs, "there is no graph, and no loaded pipeline makes the call", signature)
+            return self._run_eager(args, kwargs, "it has no graph, and no loaded pipeline makes the call", signature)
         if policy == "compile":
             return self._freeze(args, kwargs)
         if policy == "eager":
-            return self._run_eager(args, kwargs, "there is no graph for it (on_unfrozen is 'eager')", signature)
+            return self._run_eager(args, kwargs, "it has no graph (on_unfrozen is 'eager')", signature)
         if policy == "background":
             assert self.options.background is not None
             why, is_final = self.options.background(self, args, kwargs)
@@ -583,7 +583,7 @@ class PartState(Host):
             return table.add(table.shelf.keep(frozen, time.perf_counter() - pending.started_s))
 
     def _made_meanwhile(self, table: Table, wanted: CallSignature, others: Sequence[SizedCall]) -> Slot | None:
-        """What another process put on the shelf until this one held its lock."""
+        """Return what another process put on the shelf until this one held its lock."""
         known = {slot.kept.key for slot in table}
         table.read_shelf()
         for slot in table:
@@ -599,7 +599,7 @@ class PartState(Host):
     def _refused(
         self, table: Table, signature: CallSignature, error: CannotFreezeError, others: Sequence[SizedCall]
     ) -> Slot:
-        """The slot that says why a call cannot be frozen; ``error`` is raised where it is no property of the call."""
+        """The slot that says why a call cannot be frozen; ``error`` is raised where it does not depend on the call."""
         of_the_moment = (TrainingModeError, CompilerMissingError, InterruptedBuildError, NotFiniteError)
         if others or isinstance(error, (*of_the_moment, StatefulPartError)):
             raise error
@@ -657,7 +657,7 @@ class PartState(Host):
         return self.options.verify(self.table.shelf, module) if self.options.verify else ""
 
     def save(self, path: Path) -> None:
-        """Write the part's document to ``path`` and its files beside it. Raises if there is nothing to save."""
+        """Write the part's document to ``path`` and its files next to it. Raises if there is nothing to save."""
         graphs = self.graphs
         if not graphs:
             raise NothingFrozenError(f"{self.name} has no graphs, so there is nothing to save.", self.name)
@@ -693,7 +693,7 @@ def _in_memory(frozen: FrozenCall) -> ShelfItem:
 
 
 def _files_beside(path: Path, document: GraphDocument) -> GraphFiles:
-    """The files that :meth:`PartState.save` wrote beside the document at ``path``."""
+    """The files that :meth:`PartState.save` wrote next to the document at ``path``."""
     folder = path.parent / ARTIFACTS
     return document.open_files(
         lambda name, digest: open_verified(folder / digest, Digest(digest), what=f"The file {name} of {path}")

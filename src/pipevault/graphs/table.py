@@ -23,12 +23,12 @@ from pipevault.graphs.signature import LEAF_KINDS, UNREAD, CallSignature, Descri
 logger = logging.getLogger("pipevault")
 
 _MAX_COVERED = 256
-"""Of how many sizes a table remembers by which ranges they are covered."""
+"""The number of sizes of which a table remembers by which ranges they are covered."""
 
 
 @dataclass(frozen=True)
 class ShelfItem:
-    """What a shelf holds for one signature: a graph, or the reason why there can be none.
+    """The item of a shelf for one signature: a graph, or the reason why there can be none.
 
     ``files`` opens the files of the graph and verifies them; it raises a :class:`~pipevault.errors.VaultError` or
     :class:`~pipevault.errors.WrongMachineError` for a graph that cannot be used. ``key`` names the entry. ``opened``
@@ -45,9 +45,7 @@ class ShelfItem:
 
 
 class Shelf(Protocol):
-    """Where the graphs of a part identity are kept. Parts of one identity, such as the blocks of a transformer, share
-    it.
-    """
+    """The place of a part identity's graphs. Parts of one identity, such as the blocks of a transformer, share it."""
 
     identity: str
 
@@ -55,7 +53,7 @@ class Shelf(Protocol):
         """Everything on the shelf whose key is not ``known``."""
 
     def forget(self, key: str) -> None:
-        """Look at an entry anew when the shelf is asked next: its graph cannot be used."""
+        """Look at an entry again when the shelf is asked next: its graph cannot be used."""
 
     def freezing(self, signature: CallSignature) -> AbstractContextManager[None]:
         """Held while a graph is made, so that one process makes it for all."""
@@ -86,7 +84,7 @@ class Slot:
         return self.kept.refusal
 
     def constants_fit(self, module: nn.Module) -> bool:
-        """Whether the attributes that the graph has as constants still hold the same numbers."""
+        """Return True if the attributes that the graph has as constants still hold the same numbers."""
         document = self.kept.document
         if document is None or not document.origins:
             return True
@@ -258,4 +256,4 @@ def _dtypes_in(shape: Shape) -> Iterator[str]:
 
 
 UNUSABLE = (VaultError, WrongMachineError)
-"""What a slot raises whose graph cannot be opened: it counts as absent."""
+"""The errors of a slot whose graph cannot be opened: it counts as absent."""

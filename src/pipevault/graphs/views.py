@@ -67,7 +67,7 @@ def _outlined(tensor: torch.Tensor, weights: dict[Any, torch.Tensor]) -> torch.T
 
 
 def with_empty_weights(module: nn.Module) -> nn.Module:
-    """Give an :func:`outline` weights again, of any values; memory that nobody touches takes no room. Return it."""
+    """Give an :func:`outline` weights again, of any values; memory that is never touched takes no room. Return it."""
     known: dict[int, torch.Tensor] = {}
     for child in module.modules():
         for tensors in (child._parameters, child._buffers):

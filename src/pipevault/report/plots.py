@@ -148,7 +148,7 @@ def _offsets(count: int) -> list[float]:
 
 @contextmanager
 def _figure(*, width_in: float, height_in: float) -> Iterator[Figure]:
-    """Without pyplot and with matplotlib's own defaults, so that nobody's configuration shows."""
+    """Draw without pyplot and with matplotlib's own defaults, so that no user's configuration shows."""
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,7 +1,7 @@
 """Parts that are compiled by hand: ``onediffx.compile_pipe(pipe, backend="inductor")``, ``save_pipe``, ``load_pipe``.
 
 Importing this module registers the backend. Each part freezes the calls that it gets, runs the frozen graph from the
-first call on, and has a guard of its own, for there is no loaded pipeline that has one.
+first call on, and has a guard of its own, for no loaded pipeline has one.
 
 ``options`` is a mapping, its JSON, or a file that holds it::
 
@@ -94,7 +94,7 @@ def compile_module(torch_module: nn.Module | None = None, *, options: Any = None
 def read_options(options: Any) -> dict[str, Any]:
     """Return every option of the backend as it was given, else its default. Nothing of ``options`` is changed.
 
-    Raises :class:`SettingsError` for an option or a value that is unknown, and for what is no mapping.
+    Raises :class:`SettingsError` for an option or a value that is unknown, and for anything but a mapping.
     """
     given = _mapping(options)
     for name in given:
@@ -191,7 +191,7 @@ class _PartWatch:
         self.build = build
         self._watched: dict[frozenset[torch.dtype], WatchedModule] = {}
         self._parameters: list[nn.Parameter] = []
-        """Those of the part when it was last looked at closely: listing them takes longer than all the rest."""
+        """The parameters of the part when it was last looked at: listing them takes longer than all the rest."""
 
     def calling(self, state: PartState) -> None:
         watched = self._watched.get(self._dtypes())

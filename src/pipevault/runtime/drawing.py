@@ -1,4 +1,4 @@
-"""What a generation draws its noise from, and how that is known without a look at each call of torch.
+"""The sources of a generation's noise, and how they are known without a look at each call of torch.
 
 ========== ============================= ==============================================================================
 source     what the call was given       what it draws from
@@ -14,7 +14,7 @@ the generator or from torch's own stream.
 
 Where nothing is known of such a call yet, it runs while no other generation does, and the states of all streams are
 compared before and after. A call that was seen to draw from its generators alone touches no stream of the program, and
-generations of other pipelines run beside it. Should one draw all the same, it is drawn again under the lock.
+generations of other pipelines run next to it. Should one draw all the same, it is drawn again under the lock.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class DrawnOutput:
 
 @dataclass(frozen=True)
 class Sources:
-    """What a call was given to draw from."""
+    """The sources that a call was given to draw from."""
 
     source: str
     seed: int | None = None
@@ -83,7 +83,10 @@ class Sources:
 
     @classmethod
     def of_call(cls, arguments: Mapping[str, Any], *, seed: Any, is_seeded: bool, count: int, accepted: Any) -> Sources:
-        """:class:`BadCallError` for a seed beside a generator, :class:`GeneratorCountError`, :class:`BadSeedError`."""
+        """Return the sources of a call.
+
+        Raises :class:`BadCallError` for a seed and a generator, :class:`GeneratorCountError`, :class:`BadSeedError`.
+        """
         given = arguments.get("generator")
         if is_seeded and given is not None:
             raise BadCallError("A call takes seed= or generator=, not both.")

@@ -17,7 +17,7 @@ from pipevault.cache.rehearsal import generating
 from pipevault.cache.turn import resources, running
 from pipevault.calls.describe import describe
 from pipevault.calls.samples import Samples, count_nets, samples_of, split
-from pipevault.determinism.layers import BESIDE, STREAMS, put
+from pipevault.determinism.layers import STREAMS, WITH_OTHERS, put
 from pipevault.determinism.levels import SWITCHES, Level, level, needs, parse_level
 from pipevault.determinism.turns import ALONE, TURNS
 from pipevault.errors import BadCallError
@@ -56,11 +56,11 @@ def generate(
     kwargs: dict[str, Any],
     find: Callable[[], LoadedState | None],
 ) -> Any:
-    """``method(pipe, *args, **kwargs)`` with a run record attached to its output.
+    """Return ``method(pipe, *args, **kwargs)`` with a run record attached to it.
 
-    ``seed=`` is taken beside the method's own arguments unless it has one of that name. ``find`` gives what is loaded
+    ``seed=`` is taken next to the method's own arguments unless it has one of that name. ``find`` gives what is loaded
     for the pipeline, which may be another thing after a wait; the call runs plainly where nothing is. Raises what the
-    method raises, :class:`BadCallError` for ``seed=`` beside ``generator=``, and
+    method raises, :class:`BadCallError` for both ``seed=`` and ``generator=``, and
     :class:`~pipevault.errors.TurnTimeoutError`.
     """
     waited_s, first = 0.0, None
@@ -138,18 +138,18 @@ def _read_call(
 
 
 def _draws_from_streams(state: LoadedState, call: _Call) -> bool:
-    """Whether the call draws from the program's own streams, or may, for all that is known of such calls."""
+    """Return True if the call draws from the program's own streams, or may, for all that is known of such calls."""
     if call.sources.source == "global" or not call.sources.takes_generator:
         return True
     return state.draws.get(call.kind, True)
 
 
 def _wanted(pipe: Any, asked: Level, *, is_alone: bool) -> dict[Hashable, Hashable]:
-    """What a generation holds. One inside another one is part of it as to the program's streams."""
+    """Return what a generation holds. One inside another one is part of it as to the program's streams."""
     wanted = {**resources(pipe), SWITCHES: needs(asked)}
     if TURNS.holds(STREAMS):
         return {**wanted, f"nested {STREAMS}": ALONE} if is_alone else wanted
-    return {**wanted, STREAMS: ALONE if is_alone else BESIDE}
+    return {**wanted, STREAMS: ALONE if is_alone else WITH_OTHERS}
 
 
 def _draw(pipe: Any, call: _Call, modules: Mapping[str, nn.Module], *, is_alone: bool, per_sample: bool) -> DrawnOutput:
@@ -174,7 +174,7 @@ def _tell_of_drawing(pipe: Any, drawn: DrawnOutput) -> None:
 
 
 def _kind(name: str, value: Any) -> Hashable:
-    """What may decide whether a call draws: not the text of a prompt, nor how large a number is."""
+    """Return what may decide whether a call draws: not the text of a prompt, nor how large a number is."""
     if isinstance(value, (bool, type(None))):
         return value
     if isinstance(value, (int, float)):

@@ -14,7 +14,7 @@ A JSON document (``record_schema.json``), in short::
                  "undigested": {}},
      "seconds": {"waiting": 0.0, "drawing": 1.2}, "sample": 1, "digest": "<sha256>"}
 
-``digest`` covers all the rest in canonical JSON, so an edited record is noticed. It is no signature: whoever edits a
+``digest`` covers all the rest in canonical JSON, so an edited record is noticed. It is not a signature: whoever edits a
 record can compute it again.
 """
 
@@ -85,7 +85,7 @@ class RunRecord:
         return digest_json(self._content())
 
     def of_sample(self, index: int | None) -> RunRecord:
-        """The same record for the file that holds sample ``index``; :class:`BadRecordError` if it is negative."""
+        """Return the record for the file that holds sample ``index``; :class:`BadRecordError` if it is negative."""
         return self if index == self.sample else replace(self, sample=index)
 
     def to_document(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class RunRecord:
 
 def _foreign(problem: Problem) -> NoRecordError:
     return NoRecordError(
-        f"{problem.source or 'The document'} is no run record: {problem.what}. Give a file that pipevault saved, or "
+        f"{problem.source or 'The document'} is not a run record: {problem.what}. Give a file that pipevault saved, or "
         "its sidecar.",
         problem.source,
     )
@@ -181,7 +181,7 @@ def _plain_json(value: Any, name: str) -> Any:
     try:
         return json.loads(canonical_json(dict(value) if isinstance(value, Mapping) else value))
     except (TypeError, ValueError, RecursionError) as error:
-        raise BadRecordError(f"Field {name!r} of the run record is no plain JSON: {error}.", name) from error
+        raise BadRecordError(f"Field {name!r} of the run record is not plain JSON: {error}.", name) from error
 
 
 def _of(source: str) -> str:

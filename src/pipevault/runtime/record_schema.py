@@ -1,7 +1,7 @@
 """The published JSON Schema of run records, and a check of documents against it that names the field.
 
 Only the keywords that ``record_schema.json`` uses are understood; an unknown one is an error of the package, not
-ignored. Stricter than JSON Schema in one point: 1.0 is no integer, because it has other bytes than 1.
+ignored. Stricter than JSON Schema in one point: 1.0 is not an integer, because it has other bytes than 1.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _offences_of_fields(value: Mapping[str, Any], rules: Mapping[str, Any], fiel
 
 
 def _complaint(value: Any, keyword: str, rule: Any) -> str | None:
-    """What ``value`` itself breaks; its items and fields are looked at elsewhere."""
+    """Return what ``value`` itself breaks; its items and fields are looked at elsewhere."""
     match keyword:
         case "type":
             names = [rule] if isinstance(rule, str) else rule

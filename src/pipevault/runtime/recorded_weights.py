@@ -84,7 +84,7 @@ def note_origins(pipe: Any, options: Mapping[str, Any]) -> None:
 
 
 def memory_file(origin: str, part: str) -> Path | None:
-    """Where the digest of a part that comes from ``origin`` is remembered; ``None``: this user has no home."""
+    """Return where the digest of a part that comes from ``origin`` is remembered; ``None``: this user has no home."""
     try:
         return user_folder("cache") / "weights" / f"{origin}-{part}.json"
     except NoHomeError:
@@ -95,7 +95,7 @@ def _remembered(file: Path) -> str | None:
     try:
         return _FORMAT.parse(read_file(file), file).sha256
     except (OSError, ValueError):
-        return None  # absent, or not ours: computed again and written anew
+        return None  # absent, or not ours: computed again and written again
 
 
 def _remember(file: Path, digest: str) -> None:

@@ -92,7 +92,7 @@ def record_of(output: Any) -> RunRecord:
             f"This {kind} was put together from what {len(found)} generations returned, each of which has a record of "
             "its own. Give what one call returned."
         )
-    reason = "" if media else f", and there is no image, array or tensor in this one to tell it from any other {kind}"
+    reason = "" if media else f", and this one holds no image, array or tensor that tells it from any other {kind}"
     raise SettingsError(
         f"This {kind} has no run record: the call of a pipeline that pipevault loaded remembers what it returned"
         f"{reason}. Give what the pipeline returned, not a copy."

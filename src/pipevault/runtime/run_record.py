@@ -34,7 +34,7 @@ from pipevault.runtime.recorded_weights import ORIGINS, RecordedWeights
 
 @dataclass
 class PartTrace:
-    """What the parts were given and returned: the latents that were decoded, and every output for an audit. ``graphs``
+    """The inputs and outputs of the parts: the latents that were decoded, and every output for an audit. ``graphs``
     are those that ran, by part; one that several blocks of a part ran stands with the first of them.
     """
 
@@ -76,7 +76,7 @@ class FinishedGeneration:
 
 @dataclass(frozen=True)
 class Recorder:
-    """What all records of a loaded pipeline share. ``load`` tells in plain JSON how it was loaded."""
+    """The facts that all records of a loaded pipeline share. ``load`` tells in plain JSON how it was loaded."""
 
     outcome: Outcome
     load: Mapping[str, Any] = field(default_factory=dict)
@@ -136,7 +136,7 @@ def _model_name(pipe: Any) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Of everything whose change can move a bit, pipevault included."""
+    """Return the version of everything whose change can move a bit, pipevault included."""
     return {
         "pipevault": package_version("pipevault"),
         "numpy": np.__version__,
