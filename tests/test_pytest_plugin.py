@@ -61,7 +61,7 @@ def test_it_is_an_entry_point_of_pytest() -> None:
 
 def test_the_fixture_is_listed_with_what_it_does(project: pytest.Pytester) -> None:
     result = project.runpytest_inprocess("--fixtures")
-    result.stdout.fnmatch_lines(["pipevault_golden*", "*golden beside the test file*"])
+    result.stdout.fnmatch_lines(["pipevault_golden*", "*golden next to the test file*"])
 
 
 def test_a_run_that_does_not_use_it_imports_nothing_heavy(pytester: pytest.Pytester) -> None:

@@ -54,7 +54,7 @@ def test_noise_in_float64_has_all_its_digits() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
 def test_there_is_no_normal_noise_in_integers(dtype: torch.dtype) -> None:
-    with pytest.raises(BadCallError, match="Ask for a floating dtype"):
+    with pytest.raises(BadCallError, match="Give a floating dtype"):
         noise(SHAPE, 7, dtype=dtype)
 
 
