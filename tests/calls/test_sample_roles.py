@@ -10,7 +10,7 @@ import torch
 
 from helpers.diffusers_classes import generating_methods, parameters, pipeline_classes
 from pipevault.calls import sample_roles
-from pipevault.calls.sample_roles import ONE_PROMPT, Kind, class_names, role_of
+from pipevault.calls.sample_roles import ONE_PROMPT, ArgumentKind, class_names, role_of
 from pipevault.calls.samples import Samples, samples_of, split
 from pipevault.errors import UnplacedArgumentError
 
@@ -111,7 +111,9 @@ def test_prompts_and_repeats_are_counted(cls: type[Any], name: str, method: Any)
     assert samples_of({text: "a"}, accepted, pipeline=cls).count == 1
 
 
-@pytest.mark.parametrize("argument", [name for name in NAMES if (role := role_of(name)) and role.kind is Kind.UNPLACED])
+@pytest.mark.parametrize(
+    "argument", [name for name in NAMES if (role := role_of(name)) and role.kind is ArgumentKind.UNPLACED]
+)
 def test_what_cannot_be_placed_is_refused_by_name(argument: str) -> None:
     with pytest.raises(UnplacedArgumentError, match=f"^{argument} of ToyPipeline cannot be divided") as error:
         split({"prompt": ["a", "b", "c"], argument: [1, 2, 3]}, Samples(3, 1), pipeline="ToyPipeline")

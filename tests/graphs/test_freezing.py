@@ -17,7 +17,7 @@ from helpers.graph_parts import frozen, graphs_of, refusals_of, uses_of
 from helpers.pipelines import FAST_BUILD
 from pipevault.errors import CannotFreezeError
 from pipevault.graphs import backend, freezing
-from pipevault.graphs.check import Comparison
+from pipevault.graphs.check import GraphComparison
 from pipevault.graphs.inductor import BuildOptions
 from pipevault.graphs.part import part_state, unfrozen
 from pipevault.graphs.state import PartOptions
@@ -375,7 +375,7 @@ def test_an_input_of_zeros_is_frozen_where_the_graph_is_right_on_other_values(
         result = real(eager, ours, **options)
         if not failures:  # rounding of a constant input, which normalisation makes as large as anything
             failures.append("own")
-            return Comparison(1.0, 1e-3, "distance 1 from eager code is over 0.001")
+            return GraphComparison(1.0, 1e-3, "distance 1 from eager code is over 0.001")
         return result
 
     with monkeypatch.context() as patch:

@@ -39,7 +39,7 @@ from pipevault.errors import (
 )
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.adapters import adapter_of
-from pipevault.graphs.check import Comparison, compare_trees, pipeline_tolerance
+from pipevault.graphs.check import GraphComparison, compare_trees, pipeline_tolerance
 from pipevault.graphs.state import GENERATING, PartState
 
 REHEARSAL_SEED = 0
@@ -59,7 +59,7 @@ class Rehearsal:
     parts: Mapping[str, PartOutcome]
     graphs: Mapping[str, tuple[str, ...]]
     eager: Mapping[str, str]
-    check: Comparison | None
+    check: GraphComparison | None
     problems: tuple[str, ...] = ()
 
 
@@ -135,7 +135,7 @@ def run_whole(pipe: Any, shape: CallShape) -> tuple[Callable[[], Any], Any]:
     return _first_accepted(*_runners(pipe, {}, shape))
 
 
-def compare_whole(eager_output: Any, output: Any, modules: Iterable[nn.Module]) -> Comparison:
+def compare_whole(eager_output: Any, output: Any, modules: Iterable[nn.Module]) -> GraphComparison:
     """Compare the whole output of compiled ``modules`` with the eager one."""
     return _compare(eager_output, output, pipeline_tolerance(modules))
 
@@ -234,7 +234,7 @@ def _used(members: Sequence[PartState]) -> set[str]:
 
 def _checked(
     states: Mapping[str, PartState], run: Callable[[], Any], eager_output: Any, output: Any, eager: dict[str, str]
-) -> Comparison:
+) -> GraphComparison:
     """Compare the whole output. Where it differs, each part is run frozen alone, and those that fail stay eager."""
     tolerance = pipeline_tolerance(state.module for state in states.values())
     comparison = _compare(eager_output, output, tolerance)
@@ -257,7 +257,7 @@ def _checked(
     return comparison
 
 
-def _compare(eager_output: Any, output: Any, tolerance: float) -> Comparison:
+def _compare(eager_output: Any, output: Any, tolerance: float) -> GraphComparison:
     return compare_trees(_comparable(eager_output), _comparable(output), tolerance=tolerance, same_non_finite=True)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 
-class Kind(Enum):
+class ArgumentKind(Enum):
     """The way in which the values of an argument go with the samples of a call."""
 
     SHARED = "one value for all samples"
@@ -51,7 +51,7 @@ GRID = Form(5, 3)
 
 @dataclass(frozen=True)
 class Role:
-    kind: Kind
+    kind: ArgumentKind
     form: Form = ROW_OF_ENTRIES
 
 
@@ -160,11 +160,18 @@ def role_of(name: str, pipeline: str | type = "") -> Role | None:
         if cls in _OF_CLASS and name in _OF_CLASS[cls]:
             return _OF_CLASS[cls][name]
     role = _OF_NAME.get(name)
-    if role is None or role.kind in (Kind.SHARED, Kind.SAMPLE, Kind.GENERATOR, Kind.REPEATS):
+    if role is None or role.kind in (
+        ArgumentKind.SHARED,
+        ArgumentKind.SAMPLE,
+        ArgumentKind.GENERATOR,
+        ArgumentKind.REPEATS,
+    ):
         return role
     if not ONE_PROMPT.isdisjoint(classes):
         return _SHARED
-    if role.kind in (Kind.CONDITION, Kind.CONTROL) and any(cls.endswith("ModularPipeline") for cls in classes):
+    if role.kind in (ArgumentKind.CONDITION, ArgumentKind.CONTROL) and any(
+        cls.endswith("ModularPipeline") for cls in classes
+    ):
         return _UNPLACED  # its blocks say what a list of pictures means, and they can be any
     return role
 
@@ -174,8 +181,8 @@ def class_names(pipeline: str | type) -> tuple[str, ...]:
     return (pipeline,) if isinstance(pipeline, str) else tuple(cls.__name__ for cls in pipeline.__mro__)
 
 
-_SHARED, _UNPLACED = Role(Kind.SHARED), Role(Kind.UNPLACED)
-_PROMPT, _CONDITION = Role(Kind.PROMPT), Role(Kind.CONDITION)
+_SHARED, _UNPLACED = Role(ArgumentKind.SHARED), Role(ArgumentKind.UNPLACED)
+_PROMPT, _CONDITION = Role(ArgumentKind.PROMPT), Role(ArgumentKind.CONDITION)
 
 
 def _named(role: Role, names: str) -> dict[str, Role]:
@@ -184,12 +191,12 @@ def _named(role: Role, names: str) -> dict[str, Role]:
 
 _OF_NAME: Mapping[str, Role] = {
     **dict.fromkeys((*PROMPTS, *NEGATIVE_PROMPTS), _PROMPT),
-    **dict.fromkeys(REPEATS, Role(Kind.REPEATS)),
-    **_named(Role(Kind.REPEATS), "num_prompts_per_image num_designs_per_prompt"),
-    **_named(Role(Kind.BATCH_SIZE), "batch_size"),
-    **_named(Role(Kind.GENERATOR), "generator"),
+    **dict.fromkeys(REPEATS, Role(ArgumentKind.REPEATS)),
+    **_named(Role(ArgumentKind.REPEATS), "num_prompts_per_image num_designs_per_prompt"),
+    **_named(Role(ArgumentKind.BATCH_SIZE), "batch_size"),
+    **_named(Role(ArgumentKind.GENERATOR), "generator"),
     **_named(
-        Role(Kind.SAMPLE),
+        Role(ArgumentKind.SAMPLE),
         """
         latents prior_latents decoder_latents super_res_latents audio_latents sound_latents action_latents
         latents_bb_ca latents_local_latents noise encoding
@@ -214,26 +221,29 @@ _OF_NAME: Mapping[str, Role] = {
         padding_mask is_in_context_conditioning supports_local_latent token_type atom37_mask coords_nm
         """,
     ),
-    **_named(Role(Kind.PROMPT, VECTOR), "attention_mask image_embeds negative_image_embeds image_embeddings input_ids"),
-    **_named(Role(Kind.PROMPT, VECTOR), "messages token_indices"),
-    **_named(Role(Kind.PROMPT, PICTURE), "condtioning_image hint"),
-    **_named(Role(Kind.PROMPT, MASK), "control_mask"),
-    **_named(Role(Kind.PROMPT, PICTURES), "images input_images reference_images"),
-    **_named(Role(Kind.CONTROL, PICTURE), "control_image"),
-    **_named(Role(Kind.CONTROL, VIDEO), "conditioning_frames"),
     **_named(
-        Role(Kind.CONDITION, PICTURE),
+        Role(ArgumentKind.PROMPT, VECTOR),
+        "attention_mask image_embeds negative_image_embeds image_embeddings input_ids",
+    ),
+    **_named(Role(ArgumentKind.PROMPT, VECTOR), "messages token_indices"),
+    **_named(Role(ArgumentKind.PROMPT, PICTURE), "condtioning_image hint"),
+    **_named(Role(ArgumentKind.PROMPT, MASK), "control_mask"),
+    **_named(Role(ArgumentKind.PROMPT, PICTURES), "images input_images reference_images"),
+    **_named(Role(ArgumentKind.CONTROL, PICTURE), "control_image"),
+    **_named(Role(ArgumentKind.CONTROL, VIDEO), "conditioning_frames"),
+    **_named(
+        Role(ArgumentKind.CONDITION, PICTURE),
         "cond_image example_image image image_reference last_image original_image reference_image",
     ),
-    **_named(Role(Kind.CONDITION, MASK), "depth_map mask mask_image"),
+    **_named(Role(ArgumentKind.CONDITION, MASK), "depth_map mask mask_image"),
     **_named(
-        Role(Kind.CONDITION, VIDEO),
+        Role(ArgumentKind.CONDITION, VIDEO),
         """
         control_camera_video control_video control_video_latents controls mask_video masked_video_latents ref_image
         video
         """,
     ),
-    **_named(Role(Kind.CONDITION, WAVEFORM), "src_audio"),
+    **_named(Role(ArgumentKind.CONDITION, WAVEFORM), "src_audio"),
     **_named(
         _CONDITION,
         """
@@ -337,7 +347,7 @@ _OF_CLASS: Mapping[str, Mapping[str, Role]] = {
         " ".join(MARIGOLD),
         {
             "batch_size": _SHARED,  # how many draws run at once
-            "ensemble_size": Role(Kind.ENSEMBLE),
+            "ensemble_size": Role(ArgumentKind.ENSEMBLE),
             "latents": _UNPLACED,
         },
     ),
@@ -355,7 +365,7 @@ _OF_CLASS: Mapping[str, Mapping[str, Role]] = {
         StableDiffusionControlNetXSPipeline StableDiffusionXLAdapterPipeline StableDiffusionXLControlNetPAGPipeline
         StableDiffusionXLControlNetPipeline StableDiffusionXLControlNetXSPipeline
         """,
-        {"image": Role(Kind.CONTROL, PICTURE)},
+        {"image": Role(ArgumentKind.CONTROL, PICTURE)},
     ),
     **_of_classes(
         """
@@ -363,9 +373,9 @@ _OF_CLASS: Mapping[str, Mapping[str, Role]] = {
         IFSuperResolutionPipeline
         """,
         {
-            "image": Role(Kind.PROMPT, PICTURE),
-            "mask_image": Role(Kind.PROMPT, MASK),
-            "original_image": Role(Kind.PROMPT, PICTURE),
+            "image": Role(ArgumentKind.PROMPT, PICTURE),
+            "mask_image": Role(ArgumentKind.PROMPT, MASK),
+            "original_image": Role(ArgumentKind.PROMPT, PICTURE),
         },
     ),
     # One set of embeddings, which they repeat for every prompt; with a last image it has two rows.
@@ -379,15 +389,17 @@ _OF_CLASS: Mapping[str, Mapping[str, Role]] = {
     **_of_classes(
         "StableCascadeCombinedPipeline StableCascadePriorPipeline", {"images": _SHARED, "image_embeds": _SHARED}
     ),
-    **_of_classes("StableCascadeDecoderPipeline WuerstchenDecoderPipeline", {"image_embeddings": Role(Kind.SAMPLE)}),
-    **_of_classes("VisualClozeGenerationPipeline VisualClozePipeline", {"image": Role(Kind.PROMPT, GRID)}),
+    **_of_classes(
+        "StableCascadeDecoderPipeline WuerstchenDecoderPipeline", {"image_embeddings": Role(ArgumentKind.SAMPLE)}
+    ),
+    **_of_classes("VisualClozeGenerationPipeline VisualClozePipeline", {"image": Role(ArgumentKind.PROMPT, GRID)}),
     "AnimateDiffSparseControlNetPipeline": {"conditioning_frames": _SHARED},
-    "GlmImagePipeline": {"image": Role(Kind.PROMPT, PICTURES)},
+    "GlmImagePipeline": {"image": Role(ArgumentKind.PROMPT, PICTURES)},
     "KandinskyV22PriorEmb2EmbPipeline": {"image": _PROMPT},
     "LDMSuperResolutionPipeline": {"batch_size": _SHARED},
     "LTXConditionPipeline": {"image": _SHARED, "video": _SHARED},
     "PyramidDiTForVideoGeneration": {"video_num_inference_steps": _SHARED},
     "StableAudio3InpaintPipeline": {"mask": _CONDITION},
     "UniDiffuserPipeline": {"latents": _UNPLACED},
-    "WanVACEPipeline": {"mask": Role(Kind.CONDITION, VIDEO)},
+    "WanVACEPipeline": {"mask": Role(ArgumentKind.CONDITION, VIDEO)},
 }

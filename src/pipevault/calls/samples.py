@@ -28,8 +28,8 @@ from pipevault.calls.sample_roles import (
     REPEATED_BY_ENTRIES,
     SEVERAL_NETS,
     TILED,
+    ArgumentKind,
     Form,
-    Kind,
     Role,
     class_names,
     role_of,
@@ -71,13 +71,13 @@ def samples_of(
     classes = class_names(pipeline)
     prompts = given_prompts(arguments, pipeline=pipeline)
     if prompts is None and ONE_PROMPT.isdisjoint(classes):
-        prompts = math.prod(_counts((Kind.BATCH_SIZE,), arguments, accepted or {}, pipeline).values())
+        prompts = math.prod(_counts((ArgumentKind.BATCH_SIZE,), arguments, accepted or {}, pipeline).values())
     prompts = prompts or 1
     repeats = repeats_of(arguments, accepted, pipeline=pipeline)
     if rows := next((REPEATED_BY_ENTRIES[cls] for cls in classes if cls in REPEATED_BY_ENTRIES), None):
         repeats *= max(1, (_entries(arguments.get(rows), Form()) or 1) // prompts)
     left = {name: parameter for name, parameter in (accepted or {}).items() if name not in arguments}
-    defaults = _counts((Kind.REPEATS, Kind.BATCH_SIZE), {}, left, pipeline)
+    defaults = _counts((ArgumentKind.REPEATS, ArgumentKind.BATCH_SIZE), {}, left, pipeline)
     return Samples(
         prompts, repeats, not TILED.isdisjoint(classes), tuple(name for name, count in defaults.items() if count > 1)
     )
@@ -104,7 +104,7 @@ def repeats_of(
     pipeline: str | type = "",
 ) -> int:
     """Return how often each prompt is drawn. :class:`BadCallError` for a count that is not a whole number above 0."""
-    counts = _counts((Kind.REPEATS, Kind.ENSEMBLE), arguments, accepted or {}, pipeline)
+    counts = _counts((ArgumentKind.REPEATS, ArgumentKind.ENSEMBLE), arguments, accepted or {}, pipeline)
     if "UniDiffuserPipeline" not in class_names(pipeline):
         return math.prod(counts.values())
     images, texts = counts.get("num_images_per_prompt", 1), counts.get("num_prompts_per_image", 1)
@@ -161,7 +161,7 @@ def prompt_of_sample(call: Mapping[str, Any], name: str, index: int, count: int,
 
 
 def _counts(
-    kinds: tuple[Kind, ...],
+    kinds: tuple[ArgumentKind, ...],
     arguments: Mapping[str, Any],
     accepted: Mapping[str, inspect.Parameter],
     pipeline: str | type,
@@ -194,21 +194,21 @@ class _Splitter:
 
     def chooser(self, name: str, value: Any) -> Callable[[int], Any]:
         """Return what gives the value of the argument ``name`` for the sample of an index."""
-        role = role_of(name, self.pipeline) or Role(Kind.UNPLACED)
-        if role.kind in (Kind.REPEATS, Kind.BATCH_SIZE):
+        role = role_of(name, self.pipeline) or Role(ArgumentKind.UNPLACED)
+        if role.kind in (ArgumentKind.REPEATS, ArgumentKind.BATCH_SIZE):
             return lambda index: 1
-        if role.kind is Kind.ENSEMBLE and value not in (None, 1):
+        if role.kind is ArgumentKind.ENSEMBLE and value not in (None, 1):
             raise self._unplaced(name, "its draws make one result together")
-        if role.kind is Kind.UNPLACED and _may_hold_entries(value):
+        if role.kind is ArgumentKind.UNPLACED and _may_hold_entries(value):
             raise self._unplaced(name)
-        if role.kind is Kind.GENERATOR:
+        if role.kind is ArgumentKind.GENERATOR:
             return self._generator(name, value)
-        if role.kind is Kind.SAMPLE:
+        if role.kind is ArgumentKind.SAMPLE:
             return self._sample(name, value, role.form)
-        if role.kind is Kind.CONTROL:
+        if role.kind is ArgumentKind.CONTROL:
             return self._control(name, value, role.form)
-        if role.kind in (Kind.PROMPT, Kind.CONDITION):
-            return self._prompt(name, value, role.form, ordered=role.kind is Kind.PROMPT)
+        if role.kind in (ArgumentKind.PROMPT, ArgumentKind.CONDITION):
+            return self._prompt(name, value, role.form, ordered=role.kind is ArgumentKind.PROMPT)
         return lambda index: _fresh(value)
 
     def _generator(self, name: str, value: Any) -> Callable[[int], Any]:

@@ -42,7 +42,7 @@ ABSOLUTE_FLOOR = {
 
 
 @dataclass(frozen=True)
-class Comparison:
+class GraphComparison:
     """The largest distance seen, the tolerance it was held against, and what was wrong (empty if nothing).
 
     ``eager_s`` and ``frozen_s`` are the seconds that the two calls took, where they were timed.
@@ -68,7 +68,7 @@ def pipeline_tolerance(modules: Iterable[nn.Module]) -> float:
 
 def compare_trees(
     eager: Any, frozen: Any, *, tolerance: float | None = None, same_non_finite: bool = False
-) -> Comparison:
+) -> GraphComparison:
     """Compare two outputs leaf by leaf: tensors, arrays and PIL images by value, other leaves by equality.
 
     ``tolerance`` is for floating point; by default that of a part, which depends on each leaf's dtype. Values that are
@@ -76,12 +76,12 @@ def compare_trees(
     """
     ours, theirs = list(_leaves(eager)), list(_leaves(frozen))
     if len(ours) != len(theirs):
-        return Comparison(0.0, 0.0, f"eager code returns {len(ours)} values, the graph {len(theirs)}")
-    worst = Comparison(0.0, 0.0)
+        return GraphComparison(0.0, 0.0, f"eager code returns {len(ours)} values, the graph {len(theirs)}")
+    worst = GraphComparison(0.0, 0.0)
     for a, b in zip(ours, theirs, strict=True):
         if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
             if type(a) is not type(b) or a != b:
-                return Comparison(0.0, 0.0, f"eager code returns {a!r}, the graph {b!r}")
+                return GraphComparison(0.0, 0.0, f"eager code returns {a!r}, the graph {b!r}")
             continue
         result = _compare_tensors(a, b, tolerance, same_non_finite)
         if not result.passed:
@@ -91,7 +91,7 @@ def compare_trees(
     return worst
 
 
-def worst_of(comparisons: Sequence[Comparison]) -> Comparison:
+def worst_of(comparisons: Sequence[GraphComparison]) -> GraphComparison:
     for comparison in comparisons:
         if not comparison.passed:
             return comparison
@@ -100,36 +100,38 @@ def worst_of(comparisons: Sequence[Comparison]) -> Comparison:
 
 def _compare_tensors(
     a: torch.Tensor, b: torch.Tensor, allowed: float | None, same_non_finite: bool = False
-) -> Comparison:
+) -> GraphComparison:
     if a.shape != b.shape or a.dtype != b.dtype:
-        return Comparison(0.0, 0.0, f"eager code returns {a.dtype}{list(a.shape)}, the graph {b.dtype}{list(b.shape)}")
+        return GraphComparison(
+            0.0, 0.0, f"eager code returns {a.dtype}{list(a.shape)}, the graph {b.dtype}{list(b.shape)}"
+        )
     tolerance = PART_TOLERANCE.get(a.dtype, DEFAULT_TOLERANCE) if allowed is None else allowed
     floor = ABSOLUTE_FLOOR.get(a.dtype, 0.0)
     if a.is_complex():
         a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
     if not a.is_floating_point():
         equal = torch.equal(a.cpu(), b.cpu())
-        return Comparison(0.0, 0.0, "" if equal else f"{a.dtype} values differ")
+        return GraphComparison(0.0, 0.0, "" if equal else f"{a.dtype} values differ")
     a, b = a.detach().cpu().double(), b.detach().cpu().double()
     if a.numel() == 0:
-        return Comparison(0.0, tolerance)
+        return GraphComparison(0.0, tolerance)
     finite = torch.isfinite(a)
     if same_non_finite and not bool(finite.all()):
         if not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
-            return Comparison(0.0, tolerance, "values that are not finite stand elsewhere")
+            return GraphComparison(0.0, tolerance, "values that are not finite stand elsewhere")
         a, b = a[finite], b[finite]
         if not a.numel():
-            return Comparison(0.0, tolerance)
+            return GraphComparison(0.0, tolerance)
     elif not bool(finite.all()):
-        return Comparison(0.0, tolerance, NOT_FINITE)
+        return GraphComparison(0.0, tolerance, NOT_FINITE)
     if not bool(torch.isfinite(b).all()):
-        return Comparison(0.0, tolerance, "the graph returns values that are not finite")
+        return GraphComparison(0.0, tolerance, "the graph returns values that are not finite")
     scale = float(a.abs().max())
     difference = float((a - b).abs().max())
     distance = difference / scale if scale else difference
     passed = distance <= tolerance or difference <= floor
     failure = "" if passed else f"distance {distance:.3g} from eager code is over {tolerance:.3g}"
-    return Comparison(distance, tolerance, failure)
+    return GraphComparison(distance, tolerance, failure)
 
 
 NOT_FINITE = "eager code returns values that are not finite"
