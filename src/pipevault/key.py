@@ -53,7 +53,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Key:
-    """Named factors. ``factors`` maps each of :data:`FACTOR_GROUPS` to plain JSON values."""
+    """A key: named factors. ``factors`` maps each of :data:`FACTOR_GROUPS` to plain JSON values."""
 
     factors: Mapping[str, Any]
 
@@ -95,12 +95,12 @@ class Key:
         return Digest(factors.hex[:-SHELF_DIGITS] + self.shelf.hex[:SHELF_DIGITS])
 
     def differences(self, other: Key) -> tuple[Difference, ...]:
-        """Every leaf factor in which ``other`` (an entry of the vault) differs from this key, sorted by name."""
+        """Return every leaf factor in which ``other`` (an entry of the vault) differs from this key, sorted by name."""
         return leaf_differences(self.factors, other.factors)
 
 
 def leaf_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> tuple[Difference, ...]:
-    """Every leaf in which two nested mappings differ, sorted by its dotted name after ``prefix``."""
+    """Return every leaf in which two nested mappings differ, sorted by its dotted name after ``prefix``."""
     here, there = dict(_leaves(ours, prefix)), dict(_leaves(theirs, prefix))
     return tuple(
         Difference(name, here.get(name), there.get(name))

@@ -1,4 +1,4 @@
-"""Freezing a call in another process, while this one serves it eagerly.
+"""Background freezing: a call is frozen in another process, while this one serves it eagerly.
 
 One call at a time. The other process gets the part and the arguments in a private folder, freezes the call like any
 other and publishes the graph; this one finds it on the shelf. A part that cannot be sent, such as one whose class
@@ -50,7 +50,7 @@ _running: _Running | None = None
 
 
 class BackgroundFreezer:
-    """Freezes calls of parts for the vault of ``settings``, with ``build``."""
+    """A freezer of calls of parts for the vault of ``settings``, with ``build``."""
 
     def __init__(self, settings: Settings, build: BuildOptions) -> None:
         self._settings = settings

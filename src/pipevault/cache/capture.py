@@ -58,7 +58,7 @@ class Task:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Sort key: longest to compile first; a property of the graph alone."""
+        """The key to sort by: longest to compile first; a property of the graph alone."""
         modules = sum(1 for _ in self.call.state.module.modules())
         return -modules, self.call.identity, self.call.described.signature.digest, len(self.others)
 

@@ -1,4 +1,4 @@
-"""Noticing before a pixel is made that a frozen pipeline is no longer what was frozen.
+"""The guard, which notices before a pixel is made that a frozen pipeline is no longer what was frozen.
 
 A graph holds what the modules were when it was made: FreeU's scalars, attention processors, hooks, LoRA layers. The
 guard keeps shallow copies of the attributes of every module and compares them before each generation, which takes
@@ -83,7 +83,7 @@ class WatchedModule:
 
 
 class Guard:
-    """Watches the frozen parts of a pipeline and the modules that own them, such as a VAE with its tiling.
+    """The guard of the frozen parts of a pipeline and the modules that own them, such as a VAE with its tiling.
 
     Making it takes tens of milliseconds, so a pipeline makes its own at the first generation and not when it is loaded.
     """
@@ -102,7 +102,7 @@ class Guard:
         self._watched = {name: WatchedModule(module) for name, module in owners.items()}
 
     def check(self, pipe: Any) -> None:
-        """Raises :class:`ChangedPartError` that names what changed and what to do."""
+        """Raise :class:`ChangedPartError` that names what changed and what to do."""
         for name, part in self._parts.items():
             now = graph_parts.get_part(pipe, name)
             if now is not part:
@@ -144,7 +144,7 @@ class Guard:
             part_state(self._parts[name]).trial = lambda difference, name=name: judge(name, difference)
 
     def _fail(self, name: str, what: str) -> None:
-        raise changed_error(name, what, "PipelineCache.load(pipe)")
+        raise changed_error(name, what, "PipelineCache.prepare(pipe)")
 
 
 def changed_error(name: str, what: str, freeze_again: str) -> ChangedPartError:

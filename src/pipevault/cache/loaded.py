@@ -67,7 +67,7 @@ class LoadedState:
                 graph_parts.detach(pipe, [name])
 
     def check(self, pipe: Any) -> None:
-        """Raises :class:`~pipevault.errors.ChangedPartError` if the pipeline is not the one that was frozen."""
+        """Raise :class:`~pipevault.errors.ChangedPartError` if the pipeline is not the one that was frozen."""
         if self.guard is None:
             self.guard = Guard(pipe, self.digests)
         self.guard.check(pipe)
@@ -80,7 +80,7 @@ class LoadedState:
 
 
 class FrozenPipeline:
-    """Mix-in of every class that :func:`freeze_pipeline_class` makes."""
+    """The mix-in of every class that :func:`freeze_pipeline_class` makes."""
 
     __slots__ = ()
 

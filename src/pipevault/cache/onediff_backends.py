@@ -55,7 +55,7 @@ class OnediffBackend(Protocol):
 
 
 class Nexfort:
-    """nexfort, whose compile cache is kept. One folder for the process has all that was restored or compiled."""
+    """The backend nexfort, whose compile cache is kept, in one folder of the process."""
 
     name = "nexfort"
     takes_many_shapes = True
@@ -81,7 +81,7 @@ class Nexfort:
         return onediffx.compile_parts(parts, backend=self.name, options=dict(self._options))
 
     def load(self, compiled: Mapping[str, Any], folder: Path, names: tuple[str, ...]) -> None:
-        """Nothing is to be done: nexfort finds the files when it would compile."""
+        """Do nothing: nexfort finds the files when it would compile."""
         _known_graphs.update(nexfort.cached_graphs(folder))
 
     def collect(self, compiled: Mapping[str, Any], folder: Path) -> dict[str, Path]:
@@ -95,7 +95,7 @@ class Nexfort:
 
 
 class Oneflow:
-    """OneFlow, whose graphs go through ``save_pipe`` and ``load_pipe``."""
+    """The backend OneFlow, whose graphs go through ``save_pipe`` and ``load_pipe``."""
 
     name = "oneflow"
     takes_many_shapes = False
@@ -130,7 +130,7 @@ class Oneflow:
         return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
     def new_compilations(self) -> int:
-        """OneFlow does not tell."""
+        """Return 0: OneFlow does not tell."""
         return 0
 
 

@@ -60,7 +60,7 @@ def load_onediff(
     """Load ``pipe`` with ``backend``; what was loaded before is given back first.
 
     Raises :class:`~pipevault.errors.UnusableBackendError` before anything is done, and what
-    :meth:`~pipevault.PipelineCache.load` does.
+    :meth:`~pipevault.PipelineCache.prepare` does.
     """
     backend.require()
     wanted = [shape.resolve(pipe, access.per_sample) for shape in asked or [AskedShape()]]

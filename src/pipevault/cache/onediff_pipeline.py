@@ -15,7 +15,7 @@ from pipevault.graphs import parts as graph_parts
 
 logger = logging.getLogger("pipevault")
 
-_LOAD = "PipelineCache.load(pipe)"
+_LOAD = "PipelineCache.prepare(pipe)"
 
 
 @dataclass(eq=False)

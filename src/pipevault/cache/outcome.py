@@ -33,7 +33,7 @@ Progress: TypeAlias = Callable[[Step], None]
 
 @dataclass(frozen=True)
 class PartOutcome:
-    """``status`` is ``frozen``, ``eager`` (``reason`` says why) or ``not called``.
+    """The outcome of a part. ``status`` is ``frozen``, ``eager`` (``reason`` says why) or ``not called``.
 
     ``regions`` names the blocks of a part that are frozen in its place, such as ``19 FluxTransformerBlock``.
     """
@@ -106,7 +106,7 @@ class Explanation:
 
 
 def combine(entries: tuple[Outcome, ...]) -> Outcome:
-    """One outcome for several shapes: the worst status, each part's worst status, and seconds added up."""
+    """Return one outcome for several shapes: the worst status, each part's worst status, and seconds added up."""
     if len(entries) == 1:
         return entries[0]
     order = ("hit", "miss", "partial")
@@ -142,7 +142,7 @@ def combine(entries: tuple[Outcome, ...]) -> Outcome:
 
 
 class Clock:
-    """Measures the steps of a load and reports them as they begin and end."""
+    """A clock that measures the steps of a load and reports them as they begin and end."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress

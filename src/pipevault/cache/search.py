@@ -58,7 +58,7 @@ class Search:
         self.quarantined = 0
 
     def entries(self) -> Iterator[TierHit]:
-        """Entries with parts that can be read, nearest tier first. Nothing is copied."""
+        """Yield entries with parts that can be read, nearest tier first. Nothing is copied."""
         for candidate in self._tiers.candidates(self.key, self._known):
             if isinstance(candidate, Refused):
                 self.refuse(candidate, candidate.error)
@@ -140,7 +140,7 @@ class Search:
 
 
 def check_parts(vault: Vault, manifest: Manifest) -> None:
-    """Raises :class:`CorruptEntryError` unless a graph or a plan can be read and the files of a graph are listed."""
+    """Raise :class:`CorruptEntryError` unless a graph or a plan can be read and the files of a graph are listed."""
     path = vault.layout.manifest_file(manifest.key.digest)
     is_graph = manifest.key.kind == "graph"
     if what := malformed_parts(manifest.parts) if is_graph else _malformed_plan(manifest):

@@ -75,7 +75,7 @@ class Store:
     wait: Callable[[str], None] = lambda text: None
 
     def tell(self, problem: str) -> None:
-        """Once: for how long a slow tier is left out changes with every question."""
+        """Report ``text`` once: for how long a slow tier is left out changes with every question."""
         told = {other.partition(_SLOW)[0] for other in self.problems}
         if problem.partition(_SLOW)[0] not in told:
             self.problems.append(problem)

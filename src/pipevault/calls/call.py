@@ -68,7 +68,7 @@ class CallShape:
     call: Call = None
 
     def to_json(self) -> dict[str, Any]:
-        """``call`` stands for a mapping's names as a list, for a function as the word ``function``."""
+        """Return plain JSON. ``call`` is the names of a mapping as a list, the word ``function`` for a function."""
         call = "function" if callable(self.call) else None if self.call is None else sorted(self.call)
         sizes = {name: getattr(self, name) for name in (*SIZES, "batch_size", "guidance")}
         return {**sizes, "call": call}
@@ -83,7 +83,7 @@ class CallShape:
 
 
 def resolve_shape(pipe: Any, shape: CallShape) -> CallShape:
-    """``shape`` with the pipeline's defaults filled in and sizes checked against what its VAE needs.
+    """Return ``shape`` with the pipeline's defaults filled in and sizes checked against what its VAE needs.
 
     Raises :class:`BadCallError` for an argument that the pipeline does not take, and for one that is given twice.
     """
@@ -254,7 +254,7 @@ def _check_agreement(name: str, chosen: Any, argument: Any) -> None:
 
 
 def default_size(pipe: Any, side: str) -> int | None:
-    """Pixels of ``side`` (``height`` or ``width``) that the pipeline draws by default, where that can be told."""
+    """Return the pixels of ``side`` (``height`` or ``width``) that the pipeline draws by default, where known."""
     if default := _default(pipe, side):
         return default
     factor = getattr(pipe, "vae_scale_factor", 1)
@@ -339,7 +339,7 @@ def described(value: Any) -> Any:
 
 
 def callable_identity(function: Callable[..., Any]) -> str:
-    """Name of a function or callable object, with a digest of its code and of the values that it holds."""
+    """Return the name of a function or callable object, with a digest of its code and of the values that it holds."""
     named = function.func if isinstance(function, functools.partial) else function
     return f"{qualified_name(named)} {digest_json(_describe_callable(function, ())).hex}"
 

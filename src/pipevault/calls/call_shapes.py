@@ -1,4 +1,4 @@
-"""The shapes that one load freezes, from the arguments of :meth:`~pipevault.PipelineCache.load`."""
+"""The shapes that one load freezes, from the arguments of :meth:`~pipevault.PipelineCache.prepare`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class CallRange:
 
     @property
     def ranged(self) -> tuple[str, ...]:
-        """Names of the sizes that vary."""
+        """The names of the sizes that vary."""
         return tuple(name for name in RANGED if getattr(self.least, name) != getattr(self.most, name))
 
     def between(self) -> Iterator[tuple[frozenset[str], CallShape]]:

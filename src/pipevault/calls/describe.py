@@ -24,7 +24,7 @@ _MODES_OF_16_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 
 
 def describe(value: Any) -> Any:
-    """``value`` as plain JSON.
+    """Return ``value`` as plain JSON.
 
     Plain values stand as they are, sequences as lists, mappings with their keys as text. Images, arrays, tensors,
     generators, bytes, floats that are not finite, callables and all other objects become mappings with ``kind``:
@@ -37,7 +37,7 @@ def describe(value: Any) -> Any:
 
 
 def pixels_sha256(image: Image.Image | np.ndarray[Any, Any]) -> str:
-    """SHA-256 of the raw uint8 bytes, row by row, channels last.
+    """Return the SHA-256 of the raw uint8 bytes, row by row, channels last.
 
     An image and its array have the same one. For an image whose channels are not one byte each, mode and size are
     hashed before its values (little-endian, 16 bits in any order of bytes as ``I;16``); where the bytes are indices of
@@ -58,7 +58,7 @@ def pixels_sha256(image: Image.Image | np.ndarray[Any, Any]) -> str:
 
 
 def digest_array(array: Any) -> str:
-    """SHA-256 of the bytes of a NumPy array or torch tensor in C order, little-endian, shape and type not included.
+    """Return the SHA-256 of an array's or tensor's bytes in C order, little-endian, without shape and type.
 
     ``TypeError`` for an array of Python objects and for a tensor that has no bytes (meta, sparse).
     """

@@ -93,7 +93,7 @@ def leaves(output: Any) -> Iterator[tuple[str, Any]]:
 
 
 def placed_leaves(output: Any) -> Iterator[tuple[Place, Any]]:
-    """Like :func:`leaves`, with a :class:`Place` for each path."""
+    """Yield like :func:`leaves`, with a :class:`Place` for each path."""
     above: set[int] = set()
     open_containers: list[tuple[Any, Iterator[tuple[Place, Any]]]] = [(None, iter([(Place(), output)]))]
     while open_containers:

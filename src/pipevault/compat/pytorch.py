@@ -112,7 +112,7 @@ class TracedSizes:
 
 @dataclass(frozen=True)
 class VectorSettings:
-    """Inductor's settings about vector code; ``simd_bits`` is ``None`` unless somebody chose."""
+    """Inductor's settings about vector code; ``simd_bits`` is ``None`` unless it was set."""
 
     switched_off: bool
     simd_bits: int | None

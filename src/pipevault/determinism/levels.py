@@ -56,7 +56,7 @@ _LEVEL_BELOW = {"repeatable": "seeded", "strict": "repeatable"}
 
 @dataclass(frozen=True)
 class Level:
-    """``name`` is one of :data:`LEVELS`. ``audit``: the latents of each step are to be hashed."""
+    """A level. ``name`` is one of :data:`LEVELS`. ``audit``: the latents of each step are to be hashed."""
 
     name: str
     audit: bool = False
@@ -97,7 +97,7 @@ class AchievedLevel:
 
 
 def parse_level(text: str | Level) -> Level:
-    """``"strict"``, ``"strict+audit"``, or a profile such as ``"production"``.
+    """Return the level of ``"strict"``, ``"strict+audit"``, or a profile such as ``"production"``.
 
     Raises :class:`UnknownLevelError`.
     """

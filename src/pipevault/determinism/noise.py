@@ -33,7 +33,7 @@ def noise(
     device: torch.device | str = "cpu",
     first: int = 0,
 ) -> torch.Tensor:
-    """Standard normal noise of ``shape`` (samples first), each sample from its own stream.
+    """Return standard normal noise of ``shape`` (samples first), each sample from its own stream.
 
     ``noise((8, 4, 64, 64), 7)[3]`` equals ``noise((1, 4, 64, 64), 7, first=3)[0]`` bit for bit. Raises
     :class:`BadSeedError` and, for a dtype that is neither floating nor complex, :class:`BadCallError`.
@@ -85,7 +85,7 @@ class NoiseLog:
 
 @contextmanager
 def host_noise(*, collect: bool = False, global_draws: bool = False) -> Iterator[NoiseLog]:
-    """Inside, what torch draws with a CPU generator is drawn in float32 on the host, then cast and moved.
+    """Have torch draw with CPU generators in float32 on the host inside, then cast and move.
 
     Covers ``randn``, ``rand``, ``normal``, ``randint``, ``randperm``, ``randn_like``, ``rand_like``, ``randint_like``
     and the tensor methods ``normal_``, ``uniform_``, ``exponential_``, ``log_normal_``, ``cauchy_``, but not what
@@ -131,7 +131,7 @@ class _HostNoise(TorchFunctionMode):
         return generator.device.type == "cpu"
 
     def create(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """``randn(size)``, ``rand(size)``, ``normal(mean, std, size)`` with numbers, ``randint``, ``randperm``."""
+        """Draw ``randn(size)``, ``rand(size)``, ``normal(mean, std, size)`` with numbers, ``randint``, ``randperm``."""
         if func is torch.normal and any(isinstance(value, torch.Tensor) for value in _parameters(args, kwargs)):
             return self.normal(func, args, kwargs)
         out = kwargs.get("out")
@@ -148,7 +148,7 @@ class _HostNoise(TorchFunctionMode):
         return _placed(values, dtype, device, kwargs, below=1.0 if func is torch.rand else None)
 
     def normal(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """``normal(mean, std)`` with a tensor for at least one of them, which gives the dtype and the device."""
+        """Draw ``normal(mean, std)`` with a tensor for at least one of them, which gives the dtype and the device."""
         model = next(value for value in _parameters(args, kwargs) if isinstance(value, torch.Tensor))
         dtype, device = model.dtype, model.device
         if not self.draws_on_host(kwargs.get("generator"), device) or _is_host_form(dtype, device):
@@ -158,7 +158,7 @@ class _HostNoise(TorchFunctionMode):
         return _placed(values, dtype, device, kwargs)
 
     def like(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """``randn_like(input)`` and its kin."""
+        """Draw ``randn_like(input)`` and its kin."""
         model = args[0] if args else kwargs["input"]
         dtype = kwargs.get("dtype") or model.dtype
         device = torch.device(kwargs["device"]) if kwargs.get("device") else model.device
@@ -170,7 +170,7 @@ class _HostNoise(TorchFunctionMode):
         return _placed(values, dtype, device, kwargs, below=1.0 if func is torch.rand_like else None)
 
     def fill(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """``tensor.normal_()`` and its kin."""
+        """Draw ``tensor.normal_()`` and its kin."""
         target = args[0]
         if not self.draws_on_host(kwargs.get("generator"), target.device):
             return self.direct(func, args, kwargs)

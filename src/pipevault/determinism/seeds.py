@@ -26,7 +26,7 @@ _NUMPY_SEEDS = 2**32
 
 
 def check_seed(seed: Any) -> int:
-    """``seed`` as an ``int`` from 0 to :data:`MAX_SEED`; raises :class:`BadSeedError` for anything else."""
+    """Return ``seed`` as an ``int`` from 0 to :data:`MAX_SEED`; raises :class:`BadSeedError` for anything else."""
     if not is_integer(seed):
         raise BadSeedError(f"A seed is an integer, not {seed!r} ({type(seed).__name__}). Pass 0 to 2**64 - 1.", seed)
     if not 0 <= seed <= MAX_SEED:
@@ -40,7 +40,7 @@ def is_integer(value: Any) -> bool:
 
 
 def effective_seed(seed: int | None) -> int:
-    """The seed that is used and recorded: ``None`` and ``-1`` become a fresh one of 63 bits.
+    """Return the seed that is used and recorded: ``None`` and ``-1`` become a fresh one of 63 bits.
 
     Raises :class:`BadSeedError` for anything else: other negatives, 2**64 and more, bool, float, text.
     """

@@ -33,7 +33,7 @@ def sample_seed(seed: int, index: int) -> int:
 
 
 def generators(seed: int, n: int = 1, *, first: int = 0) -> list[torch.Generator]:
-    """CPU generators for ``n`` samples, from the sample at index ``first`` on.
+    """Return CPU generators for ``n`` samples, from the sample at index ``first`` on.
 
     They go to any diffusers pipeline as ``generator=``. Sample 3 of a batch, alone: ``generators(seed, 1, first=3)``.
     Raises :class:`BadSeedError` and, where ``n`` is not a count, :class:`GeneratorCountError`.

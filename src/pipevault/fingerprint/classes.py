@@ -54,7 +54,7 @@ def class_identity(cls: type, *, live: LiveText | None = None) -> str:
 
 
 def function_identity(function: Any, *, live: LiveText | None = None) -> str:
-    """Name of a function, with a digest of its code if it is a lambda or not released."""
+    """Return the name of a function, with a digest of its code if it is a lambda or not released."""
     text = qualified_name(function)
     if not isinstance(function, types.FunctionType):
         return text

@@ -32,7 +32,7 @@ _METHOD_TYPES = (
 
 
 class CodeDigest:
-    """Hashes classes and functions one after the other; each one once."""
+    """A hash of classes and functions, one after the other; each one once."""
 
     def __init__(self, *, live: LiveText | None = None) -> None:
         self._hasher = hashlib.sha256()
@@ -49,7 +49,7 @@ class CodeDigest:
         return self._hasher.hexdigest()
 
     def add_class(self, cls: type, *, reached: frozenset[str] | None = None) -> None:
-        """Adds source, class attributes, and what the methods reach: all of them, or those named in ``reached``."""
+        """Add source, class attributes, and what the methods reach: all of them, or those named in ``reached``."""
         if not self._is_new(cls):
             return
         methods = dict(sorted(_methods(cls)))
@@ -142,7 +142,7 @@ class CodeDigest:
 
 
 def reached_names(classes: Iterable[type], entries: Iterable[str]) -> frozenset[str]:
-    """Names that the methods called ``entries`` use, and the methods of those names, over all ``classes``."""
+    """Return the names that the methods in ``entries`` use, and the methods of those names, over all ``classes``."""
     methods = [dict(_methods(cls)) for cls in classes]
     reached: set[str] = set()
     waiting = list(entries)

@@ -17,7 +17,7 @@ _SITE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
 
 def folder_of(module_name: str) -> str | None:
-    """Folder that an installed distribution lies in, to which the module belongs; ``None`` for all other code.
+    """Return the folder of the installed distribution to which the module belongs; ``None`` for all other code.
 
     Code in a checkout that is installed as editable belongs to none: its version does not tell one state of the code
     from the next. So does a file that was not installed, though it may lie in ``site-packages``.

@@ -34,7 +34,7 @@ _KERNEL_VARIABLES = (
 
 
 def machine_factors(device: torch.device) -> dict[str, Any]:
-    """Factors of the machine type for parts that run on ``device``."""
+    """Return the factors of the machine type for parts that run on ``device``."""
     if device.type == "cpu":
         return _cpu_factors()
     if device.type == "cuda":
@@ -48,7 +48,7 @@ def machine_factors(device: torch.device) -> dict[str, Any]:
 
 
 def machine_record() -> dict[str, Any]:
-    """Readable facts that are recorded and are no factor; nothing that names the host or its user."""
+    """Return readable facts that are recorded and are no factor; nothing that names the host or its user."""
     record: dict[str, Any] = {
         "os": f"{platform.system()} {platform.release()}",
         "cpu": _cpu_model(),

@@ -128,7 +128,7 @@ class _Walk:
         self._registered: set[int] | None = None
 
     def modules(self) -> Iterator[tuple[str, str, list[str]]]:
-        """Path, class and sorted ``name=value`` lines of every module, parents first."""
+        """Yield path, class and sorted ``name=value`` lines of every module, parents first."""
         stack: list[tuple[str, nn.Module]] = [("", self.root)]
         while stack:
             path, named = stack.pop()

@@ -33,7 +33,7 @@ def original_class(module: object) -> type:
 
 
 def qualified_name(value: Any) -> str:
-    """Readable name of a class or function; without the module if that is not a released package."""
+    """Return the readable name of a class or function; without the module if that is not a released package."""
     name = str(getattr(value, "__qualname__", None) or getattr(value, "__name__", type(value).__qualname__))
     module = getattr(value, "__module__", None) or ""
     return f"{module}.{name}" if module and is_released(module) else name
@@ -58,7 +58,7 @@ def is_released_function(function: types.FunctionType) -> bool:
 
 
 def source_of(value: Any) -> str | None:
-    """Source of a module, class or function; ``None`` if there is none, as for code typed at a prompt."""
+    """Return the source of a module, class or function; ``None`` if there is none, as for code typed at a prompt."""
     if value not in _sources:
         try:
             _sources[value] = inspect.getsource(value)
@@ -68,7 +68,7 @@ def source_of(value: Any) -> str | None:
 
 
 def place_in_package(function: types.FunctionType) -> str | None:
-    """File below the folder of its distribution, line and name: the same for every version of Python, unlike bytecode.
+    """Return file below the folder of its distribution, line and name: unlike bytecode the same for every Python.
 
     ``None`` for code that belongs to no distribution, and for code that was made while the process runs.
     """

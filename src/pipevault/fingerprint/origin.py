@@ -14,7 +14,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def weights_origin(component: Any, options: Mapping[str, Any]) -> str | None:
-    """Hex SHA-256 that names the files in the folder of ``component`` and the ``options`` it was opened with.
+    """Return a hex SHA-256 that names the files in the folder of ``component`` and the ``options`` it was opened with.
 
     Files of the Hugging Face cache that are named by the SHA-256 of their content (``blobs/<sha256>``, which is all
     that LFS keeps) go by that name wherever the cache lies; others by path, size and time of change. ``None`` where the

@@ -13,7 +13,7 @@ CHUNK_SIZE_BYTES = 16 << 20
 
 
 def tensor_digest(tensor: torch.Tensor, *, chunk_size_bytes: int = CHUNK_SIZE_BYTES) -> str:
-    """Hex SHA-256 over the elements of a dense tensor in row-major order, whatever its strides and device."""
+    """Return the hex SHA-256 over a dense tensor's elements in row-major order, whatever its strides and device."""
     hasher = hashlib.sha256()
     for chunk in _chunks(tensor.detach(), chunk_size_bytes):
         hasher.update(_bytes_view(chunk))

@@ -34,7 +34,7 @@ class CxxCompiler:
 
 
 def toolchain_factors(*, graph_format: int) -> dict[str, str]:
-    """Version of each package that decides generated code, ``"none"`` where it is not installed.
+    """Return the version of each package that decides generated code, ``"none"`` where it is not installed.
 
     Starts no process and imports nothing. ``graph_format`` is the version of the backend's artifact format.
     """
@@ -42,7 +42,7 @@ def toolchain_factors(*, graph_format: int) -> dict[str, str]:
 
 
 def package_version(name: str) -> str:
-    """Version of the imported module ``name``, else of its installed distribution, else ``"none"``."""
+    """Return the version of the imported module ``name``, else of its installed distribution, else ``"none"``."""
     version = getattr(sys.modules.get(name), "__version__", None)
     return str(version) if version else _installed_version(name)
 
@@ -76,6 +76,6 @@ def find_cxx_compiler() -> CxxCompiler | None:
 
 
 def toolchain_record(*, graph_format: int) -> dict[str, str]:
-    """:func:`toolchain_factors` and the C++ compiler's version, for manifests. Starts a process."""
+    """Return :func:`toolchain_factors` and the C++ compiler's version, for manifests. Starts a process."""
     compiler = find_cxx_compiler()
     return {**toolchain_factors(graph_format=graph_format), "cxx": compiler.version if compiler else ABSENT}

@@ -50,7 +50,7 @@ LiveText = Callable[[Any], "str | None"]
 
 
 def constant_text(value: Any) -> str | None:
-    """Text of a constant, or ``None`` if it is not a constant."""
+    """Return the text of a constant, or ``None`` if it is not a constant."""
     kind = type(value)
     if kind is str:
         return _PLACE if os.path.isabs(value) else repr(value)
@@ -80,7 +80,7 @@ class ValueText:
         self._kept_alive: list[Any] = []
 
     def text(self, value: Any, home: str, depth: int = 0) -> str:
-        """Text of ``value``, which code of the module ``home`` reads. Never empty, the same in every process."""
+        """Return the text of ``value``, read by code of the module ``home``. Never empty, the same in every process."""
         constant = constant_text(value)
         if constant is not None:
             return constant
@@ -225,7 +225,7 @@ class ValueText:
 
 
 def state_of(value: Any) -> Mapping[str, Any]:
-    """Attributes of an object, in its ``__dict__`` and in its slots; private ones of pipevault left out."""
+    """Return the attributes of an object, in its ``__dict__`` and in its slots; private ones of pipevault left out."""
     own = getattr(value, "__dict__", None)
     state = {str(name): item for name, item in own.items()} if isinstance(own, dict) else {}
     for base in type(value).__mro__:

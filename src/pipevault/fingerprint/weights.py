@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def weights_digest(module: torch.nn.Module, *, chunk_size_bytes: int = CHUNK_SIZE_BYTES) -> str:
-    """Hex SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, persistent or not.
+    """Return the hex SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, persistent or not.
 
     Every name counts, also one that shares its tensor with another; layout in memory and device do not. At
     most ``chunk_size_bytes`` are copied at a time. Raises :class:`CannotFreezeError` for weights that have no

@@ -95,7 +95,7 @@ class Observation:
 
     @property
     def free(self) -> tuple[int, ...]:
-        """Indices of the numbers that the graph takes as inputs."""
+        """The indices of the numbers that the graph takes as inputs."""
         fixed = {index for index, _ in self.signature.fixed}
         return tuple(index for index in self.call.numbers if index not in fixed)
 
@@ -118,7 +118,7 @@ class FrozenCall:
     times: CallTimes | None = None
 
     def open(self) -> GraphFiles:
-        """Raises :class:`~pipevault.errors.CorruptEntryError` if a file is no longer what was built."""
+        """Open the files. Raises :class:`~pipevault.errors.CorruptEntryError` if a file is no longer what was built."""
         return self.document.open_files(
             lambda name, digest: open_verified(self.paths[digest], Digest(digest), what=f"The file {name}")
         )
@@ -241,7 +241,7 @@ def _is_unread(
 
 
 def refuse_counters(subject: Subject, final: Mapping[str, Any]) -> None:
-    """Raises :class:`CannotFreezeError` for state that is a Python number and becomes another with the call: a graph of
+    """Raise :class:`CannotFreezeError` for state that is a Python number and becomes another with the call: a graph of
     it would serve one call, and the next would ask for another graph.
     """
     before = read_state(subject.module, tuple(final))
@@ -501,7 +501,7 @@ def with_derived_sizes(signature: CallSignature, leaves: Sequence[Any], derived:
 
 
 def refuse_training(name: str, module: nn.Module) -> None:
-    """Raises :class:`TrainingModeError` for a part whose training mode would be frozen into its graphs."""
+    """Raise :class:`TrainingModeError` for a part whose training mode would be frozen into its graphs."""
     if training := [path or type(child).__name__ for path, child in module.named_modules() if _trains(child)]:
         raise TrainingModeError(
             f"{name} is in training mode ({training[0]}), which would freeze its dropout. "

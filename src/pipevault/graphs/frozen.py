@@ -110,7 +110,7 @@ class GraphDocument:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> GraphDocument:
-        """Raises ``KeyError``, ``TypeError`` or ``ValueError`` for a document of another form."""
+        """Read a document. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for a document of another form."""
         signature = CallSignature.from_json(document["signature"])
         results = {"leaves": document["results"], "tree": document["result_tree"]}
         return msgspec.convert({**document, "signature": signature, "results": results}, cls)

@@ -98,7 +98,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuiltGraph:
-    """Files of a compiled graph and what is needed to bind it.
+    """The files of a compiled graph and what is needed to bind it.
 
     ``beside`` are files that the library looks up in its folder, by name. ``machine`` is what the compiler says that it
     was built for. ``ties`` are groups of names that shared one storage when the graph was made. ``origins`` has, for
@@ -156,7 +156,7 @@ class Build:
 
 
 def build_digest(identity: str, signature: CallSignature, options: BuildOptions) -> Digest:
-    """Names everything that decides a graph's code: two builds with one digest give the same bytes."""
+    """Return a digest of everything that decides a graph's code: two builds with one digest give the same bytes."""
     return digest_json({"identity": identity, "signature": signature.to_json(), "options": options.to_json()})
 
 

@@ -64,7 +64,7 @@ _HELD: list[object] = []
 
 
 def map_library(digest: str, files: GraphFiles) -> str:
-    """Map the library with ``digest``, unless it is; the path by which the loader knows it.
+    """Map the library with ``digest``, unless it is; return the path by which the loader knows it.
 
     :class:`~pipevault.errors.UnloadableGraphError`: the loader refuses it, in place and as a copy.
     """

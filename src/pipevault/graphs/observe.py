@@ -126,8 +126,9 @@ class Attributes:
             yield from contents.tensors()
 
     def written(self) -> dict[Path, Any]:
-        """Attributes that were set, or whose containers were changed, since. :class:`CannotFreezeError` for a write
-        that no graph can do: to a weight, or to a tensor in place.
+        """Return the attributes that were set, or whose containers were changed, since.
+
+        :class:`CannotFreezeError` for a write that no graph can do: to a weight, or to a tensor in place.
         """
         for (name, tensor, version), (_, now) in zip(self._tensors, _registered(self._module), strict=False):
             if tensor.is_meta or now.is_meta:  # an offloading hook moves it about

@@ -23,7 +23,7 @@ from pipevault.graphs.state import PartOptions, PartState
 
 
 class FrozenPart(DeployableModule):  # type: ignore[misc]
-    """Mix-in of every class that :func:`freeze_class` makes.
+    """The mix-in of every class that :func:`freeze_class` makes.
 
     The state lies in a slot, because the ``__dict__`` is shared with the eager module and, in pipelines that share
     components, with other frozen parts.

@@ -127,7 +127,7 @@ def with_number_tensors(
 def free_numbers(
     program: Program, module: nn.Module, eager: Callable[..., Any], call: DescribedCall, device: torch.device
 ) -> tuple[int, ...]:
-    """Indices of the numbers that only enter arithmetic, so that a graph may take them as inputs.
+    """Return the indices of the numbers that only enter arithmetic, so that a graph may take them as inputs.
 
     Decided by running the eager part with tensors in their place, at the captured value and at a second one.
     """
@@ -192,8 +192,9 @@ class Results:
 
     @classmethod
     def of(cls, result: Mapping[str, Any], leaves: Sequence[Any]) -> Results:
-        """``result`` came from running a program on ``leaves``. :class:`CannotFreezeError` for a leaf of an unknown
-        kind.
+        """Describe ``result``, which came from running a program on ``leaves``.
+
+        :class:`CannotFreezeError` for a leaf of an unknown kind.
         """
         own = {id(leaf): index for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
         found, tree = pytree.tree_flatten(result)

@@ -57,7 +57,7 @@ LEAF_KINDS = frozenset({"value", "number", "opaque", "absent", "unread"})
 
 @dataclass(frozen=True)
 class CallSignature:
-    """Identity of a call.
+    """The signature of a call, which is its identity.
 
     ``autocast`` names the dtype of an active autocast, which changes the arithmetic. ``state`` has path and shape of
     each piece of state on the modules. ``fixed`` has the index, among the leaves of the call, and the text of each
@@ -87,7 +87,7 @@ class CallSignature:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> CallSignature:
-        """Raises ``KeyError``, ``TypeError`` or ``ValueError`` for a document of another form."""
+        """Read a signature. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for a document of another form."""
         fixed = tuple((int(index), str(text)) for index, text in document["fixed"])
         symbols = tuple(Symbol(str(name), int(a), int(b)) for name, a, b in document.get("symbols", ()))
         conditions = tuple(str(text) for text in document.get("conditions", ()))
@@ -103,7 +103,7 @@ class CallSignature:
 
     @property
     def is_range(self) -> bool:
-        """Tells whether calls of several sizes have the signature."""
+        """True if calls of several sizes have the signature."""
         return bool(self.symbols)
 
     @property
@@ -114,7 +114,7 @@ class CallSignature:
 
     @property
     def places(self) -> tuple[tuple[int, int], ...]:
-        """For each of :attr:`sizes` the index of the leaf and that of its dimension."""
+        """The places of :attr:`sizes`, for each the index of the leaf and that of its dimension."""
         counter = itertools.count()
         shapes = (self.arguments, *(shape for _, shape in self.state))
         leaves = [(next(counter), leaf) for shape in shapes for leaf in _leaf_shapes(shape)]
@@ -216,7 +216,7 @@ class DescribedCall:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Indices of the leaves that are Python numbers."""
+        """The indices of the leaves that are Python numbers."""
         return tuple(i for i, leaf in enumerate(self.leaves) if not isinstance(leaf, torch.Tensor))
 
     @property

@@ -50,13 +50,13 @@ class Shelf(Protocol):
     identity: str
 
     def news(self, known: Collection[str]) -> Iterable[ShelfItem]:
-        """Everything on the shelf whose key is not ``known``."""
+        """Return everything on the shelf whose key is not ``known``."""
 
     def forget(self, key: str) -> None:
         """Look at an entry again when the shelf is asked next: its graph cannot be used."""
 
     def freezing(self, signature: CallSignature) -> AbstractContextManager[None]:
-        """Held while a graph is made, so that one process makes it for all."""
+        """Hold the signature while a graph is made, so that one process makes it for all."""
 
     def keep(self, frozen: FrozenCall, seconds: float) -> ShelfItem:
         """Store a graph; what is returned is loaded like every other."""
@@ -104,7 +104,7 @@ class Slot:
 
 
 class Table:
-    """Slots by signature. ``shelf`` is asked for what is new when a call finds none."""
+    """The slots of a part by signature. ``shelf`` is asked for what is new when a call finds none."""
 
     def __init__(self, shelf: Shelf | None) -> None:
         self.shelf = shelf
@@ -118,7 +118,7 @@ class Table:
 
     @property
     def state_paths(self) -> tuple[str, ...]:
-        """Every attribute that a graph here takes as state."""
+        """The attributes that a graph here takes as state."""
         return tuple(sorted({path for paths, _ in self._states for path in paths}))
 
     def add(self, kept: ShelfItem) -> Slot:

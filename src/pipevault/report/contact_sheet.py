@@ -25,7 +25,7 @@ def contact_sheet(
     *,
     outliers: Collection[int] = (),
 ) -> Image.Image:
-    """``pictures`` has a row for each prompt; seeds in ``outliers`` have a red number and red frames.
+    """Return the sheet. ``pictures`` has a row for each prompt; seeds in ``outliers`` have a red number and red frames.
 
     Pictures are 64 to 160 pixels wide: enlarged by whole factors so that each pixel stays one, or reduced.
     """

@@ -38,7 +38,7 @@ def render_page(template: str, content: Mapping[str, Any]) -> str:
 
 
 def picture_uri(image: Image.Image) -> str:
-    """``image`` as the data URI of a PNG."""
+    """Return ``image`` as the data URI of a PNG."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
@@ -50,7 +50,7 @@ def svg_uri(text: str) -> str:
 
 
 def figure(value: float | None, unit: str = "") -> str:
-    """``value`` to four significant digits with its unit; a dash for ``None``."""
+    """Return ``value`` to four significant digits with its unit; a dash for ``None``."""
     if value is None:
         return "–"  # noqa: RUF001 - a dash in a table is one
     return f"{value:.4g}{f' {unit}' if unit else ''}"

@@ -70,7 +70,7 @@ def strip_plot(
 
 
 def share_bars(shares: Mapping[str, Mapping[str, float]]) -> str:
-    """Stacked horizontal bars, one for each score in order: the shares of prompt, seed and remainder (0 to 1).
+    """Draw stacked horizontal bars, one for each score in order: the shares of prompt, seed and remainder (0 to 1).
 
     A score whose shares are all 0 is the same everywhere, and its bar says so. :class:`MissingExtraError` without
     matplotlib.
@@ -100,7 +100,7 @@ def share_bars(shares: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def time_bars(seconds: Mapping[str, tuple[float, float]]) -> str:
-    """Two horizontal bars for each name, on a logarithmic scale: seconds the first time, and from then on.
+    """Draw two horizontal bars for each name, on a logarithmic scale: seconds the first time, and from then on.
 
     :class:`MissingExtraError` without matplotlib.
     """

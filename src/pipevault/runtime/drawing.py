@@ -38,8 +38,9 @@ from pipevault.errors import BadCallError
 
 @dataclass(frozen=True)
 class Seeds:
-    """``samples`` has a seed for each sample, or one from which all were drawn; ``source`` as in the table above.
+    """The seeds of a generation.
 
+    ``samples`` has a seed for each sample, or one from which all were drawn; ``source`` as in the table above.
     ``streams`` are the states from which the program's own streams were drawn from, as plain JSON.
     """
 
@@ -113,7 +114,7 @@ class Sources:
         return Seeds(samples[0] if samples else None, samples, self.source)
 
     def drawn_root(self) -> Sources:
-        """For level ``invariant``: these with a root seed, drawn from the one generator or from torch's own stream."""
+        """Return these with a root seed, drawn from the one generator or from torch's own stream; for ``invariant``."""
         if self.seed is not None or len(self.generators) > 1:
             return self
         generator = self.generators[0] if self.generators else None
@@ -141,7 +142,7 @@ def draw(
     is_alone: bool,
     on_host: bool,
 ) -> DrawnOutput:
-    """``run(arguments)``, with generators and streams as ``sources`` tells.
+    """Run ``run(arguments)`` with generators and streams as ``sources`` tells.
 
     ``is_alone``: the thread holds the program's streams, so that they may be seeded and what they lose is known.
     ``on_host``: float32 noise is drawn on the host and cast (see :mod:`pipevault.determinism.noise`).

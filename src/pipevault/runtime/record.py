@@ -81,7 +81,7 @@ class RunRecord:
 
     @property
     def digest(self) -> Digest:
-        """Over all fields and the version."""
+        """The digest over all fields and the version."""
         return digest_json(self._content())
 
     def of_sample(self, index: int | None) -> RunRecord:
@@ -93,12 +93,12 @@ class RunRecord:
         return {**content, "digest": digest_json(content).hex}
 
     def to_json(self) -> str:
-        """Canonical JSON, one line."""
+        """Return canonical JSON, one line."""
         return canonical_json(self.to_document()).decode("utf-8")
 
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str = "") -> RunRecord:
-        """Inverse of :meth:`to_json`; ``source`` names the file for messages.
+        """Read what :meth:`to_json` wrote; ``source`` names the file for messages.
 
         :class:`NoRecordError` (no JSON, or another document), :class:`NewerRecordError`, :class:`OldRecordError`,
         :class:`RecordDigestError`, :class:`BadRecordError`, looked for in this order.
@@ -113,7 +113,7 @@ class RunRecord:
 
     @classmethod
     def from_document(cls, document: Any, *, source: str = "") -> RunRecord:
-        """Like :meth:`from_json`, from JSON that is already parsed."""
+        """Read like :meth:`from_json`, from JSON that is already parsed."""
         return cls._checked(_FORMAT.check(document, source), source)
 
     @classmethod

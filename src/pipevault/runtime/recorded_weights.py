@@ -44,8 +44,9 @@ class RecordedWeights:
         self._known: dict[str, tuple[WeightsWatch, str]] = {}
 
     def digests(self, modules: Mapping[str, nn.Module]) -> dict[str, str]:
-        """Hex SHA-256 of each of ``modules``, as :func:`~pipevault.fingerprint.weights.weights_digest` computes it; one
-        whose weights cannot be read as plain bytes is left out.
+        """Return the :func:`~pipevault.fingerprint.weights.weights_digest` of each of ``modules``.
+
+        One whose weights cannot be read as plain bytes is left out.
         """
         found: dict[str, str] = {}
         for name, module in modules.items():

@@ -44,7 +44,7 @@ class PartTrace:
 
     @property
     def latents(self) -> str | None:
-        """SHA-256 of the latents; where they were decoded in several calls, over the digests of each."""
+        """The SHA-256 of the latents; where they were decoded in several calls, over the digests of each."""
         if len(self.decoded) > 1:
             return digest_bytes("".join(self.decoded).encode("ascii")).hex
         return self.decoded[0] if self.decoded else None
