@@ -39,7 +39,7 @@ def public(node: Documented) -> Iterator[Documented]:
     yield node
     if not isinstance(node, (ast.Module, ast.ClassDef)):
         return
-    pending = list(node.body)
+    pending: list[ast.AST] = list(node.body)
     while pending:
         child = pending.pop(0)
         if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
