@@ -135,7 +135,7 @@ def _ended(running: _Running) -> str | None:
 
 def main(folder: Path) -> int:
     """Freeze the call of a job: what the other process runs."""
-    # The file is this user's own, in a folder that nobody else can write.
+    # The file is this user's own, in a folder that no other user can write.
     job = torch.load(folder / JOB_FILE, weights_only=False)
     torch.set_num_threads(job["threads"])
     torch.set_default_dtype(job["default_dtype"])

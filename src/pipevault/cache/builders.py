@@ -237,7 +237,7 @@ class _Builder:
 def main() -> int:
     """Compile what each line of the standard input names the folder of: what another process runs."""
     replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the compiler prints is no reply
+    os.dup2(2, 1)  # what the compiler prints is not a reply
     importlib.import_module("torch._inductor.compile_fx")
     for line in sys.stdin.buffer:
         folder = Path(os.fsdecode(line.rstrip(b"\n")))
@@ -260,7 +260,7 @@ def _result_of(folder: Path) -> tuple[str, Any]:
 
 
 def _built(folder: Path) -> BuiltGraph:
-    # The file is this user's own, in a folder that nobody else can write.
+    # The file is this user's own, in a folder that no other user can write.
     job = torch.load(folder / JOB_FILE, weights_only=False)
     build: Build = job["build"]
     torch.set_num_threads(job["threads"])

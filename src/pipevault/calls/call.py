@@ -32,7 +32,7 @@ from pipevault.graphs.adapters import adapter_of, main_method
 
 Call: TypeAlias = "Mapping[str, Any] | Callable[[Any], Any] | None"
 
-# Short, so that no tokenizer cuts it and warns of a prompt that nobody typed.
+# Short, so that no tokenizer cuts it and warns of a prompt that the user never typed.
 WARM_UP_PROMPT = "a"
 WARM_UP_STEPS = 3
 

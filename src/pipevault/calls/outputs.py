@@ -29,7 +29,7 @@ _LONGEST_REASON = 200
 
 
 @dataclass(frozen=True)
-class Place:
+class OutputPlace:
     """The place of something in an output.
 
     ``path`` is ``frames[1][3]``, ``field`` the names on the way (``frames``), ``numbers`` the places in lists (1, 3).
@@ -43,17 +43,17 @@ class Place:
     def __str__(self) -> str:
         return self.path or "output"
 
-    def named(self, name: Hashable) -> Place:
+    def named(self, name: Hashable) -> OutputPlace:
         step = f"[{name!r}]"
         if isinstance(name, str) and name.isidentifier():
             step = f".{name}" if self.path else name
-        return Place(self.path + step, f"{self.field}.{name}" if self.field else str(name), self.numbers)
+        return OutputPlace(self.path + step, f"{self.field}.{name}" if self.field else str(name), self.numbers)
 
-    def numbered(self, number: int) -> Place:
-        return Place(f"{self.path}[{number}]", self.field, (*self.numbers, number))
+    def numbered(self, number: int) -> OutputPlace:
+        return OutputPlace(f"{self.path}[{number}]", self.field, (*self.numbers, number))
 
-    def in_tuple(self, number: int) -> Place:
-        return self.numbered(number) if self.path else Place(f"[{number}]", str(number))
+    def in_tuple(self, number: int) -> OutputPlace:
+        return self.numbered(number) if self.path else OutputPlace(f"[{number}]", str(number))
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Position:
 class Sample:
     """An image, or slice ``part`` of the array ``leaf``; the whole array where ``part`` is ``None``."""
 
-    place: Place
+    place: OutputPlace
     leaf: Any
     part: int | None
     position: Position
@@ -92,10 +92,10 @@ def leaves(output: Any) -> Iterator[tuple[str, Any]]:
     return ((place.path, value) for place, value in placed_leaves(output))
 
 
-def placed_leaves(output: Any) -> Iterator[tuple[Place, Any]]:
-    """Yield like :func:`leaves`, with a :class:`Place` for each path."""
+def placed_leaves(output: Any) -> Iterator[tuple[OutputPlace, Any]]:
+    """Yield like :func:`leaves`, with a :class:`OutputPlace` for each path."""
     above: set[int] = set()
-    open_containers: list[tuple[Any, Iterator[tuple[Place, Any]]]] = [(None, iter([(Place(), output)]))]
+    open_containers: list[tuple[Any, Iterator[tuple[OutputPlace, Any]]]] = [(None, iter([(OutputPlace(), output)]))]
     while open_containers:
         container, items = open_containers[-1]
         found = next(items, None)
@@ -243,7 +243,7 @@ def key_text(name: Any, index: int) -> Hashable:
     return str(name) if isinstance(name, str) else name if is_plain else f"{type(name).__name__} {index}"
 
 
-def _items(value: Any, place: Place) -> list[tuple[Place, Any]] | None:
+def _items(value: Any, place: OutputPlace) -> list[tuple[OutputPlace, Any]] | None:
     """The items of a container, or ``None`` for what is none, and for one that cannot be looked into."""
     if is_media(value) or isinstance(value, _PLAIN):
         return None

@@ -159,7 +159,7 @@ class Turns:
     def _waits_for_itself(self, request: _Request) -> _Request | None:
         """The obstacle that waits, over others perhaps, for the thread of ``request``."""
         if not any(other.thread == request.thread for other in self._held):
-            return None  # nobody can wait for a thread that holds nothing
+            return None  # nothing can wait for a thread that holds nothing
         for first in self._obstacles(request):
             seen: set[int] = set()
             threads = [first.thread]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipevault.calls.outputs import Place, Position, Sample, as_array, is_array, kind_of, leaves, samples
+from pipevault.calls.outputs import OutputPlace, Position, Sample, as_array, is_array, kind_of, leaves, samples
 from pipevault.calls.samples import recorded_samples
 from pipevault.errors import SettingsError, UnknownFormatError
 from pipevault.evidence.record_files.embed import (
@@ -41,7 +41,7 @@ Array = np.ndarray[Any, Any]
 class _Item:
     """What one file holds: an image, the frames of a video, a clip. ``position`` is that of its first sample."""
 
-    place: Place
+    place: OutputPlace
     value: Any
     position: Position
 
@@ -146,7 +146,9 @@ def _videos(output: Any, found: Sequence[Sample], count: int) -> list[_Item]:
         if one.is_image and one.place.numbers:
             videos.setdefault((one.place.field, one.place.numbers[:-1]), []).append(one)
     if videos:
-        return [item for key, frames in videos.items() for item in _videos_of_images(Place("", *key), frames, count)]
+        return [
+            item for key, frames in videos.items() for item in _videos_of_images(OutputPlace("", *key), frames, count)
+        ]
     arrays = [item for of_leaf in _by_leaf(found) for item in _videos_of_array(of_leaf)]
     if not arrays:
         raise SettingsError(
@@ -156,7 +158,7 @@ def _videos(output: Any, found: Sequence[Sample], count: int) -> list[_Item]:
     return arrays
 
 
-def _videos_of_images(place: Place, frames: Sequence[Sample], count: int) -> list[_Item]:
+def _videos_of_images(place: OutputPlace, frames: Sequence[Sample], count: int) -> list[_Item]:
     """The video of a list of frames; one list may hold those of all ``count`` samples, one after the other."""
     if place.numbers:
         return [_Item(place, [one.leaf for one in frames], frames[0].position)]
@@ -190,7 +192,7 @@ def _videos_of_array(of_leaf: Sequence[Sample]) -> list[_Item]:
     return [_Item(first.place, _frames(first.place, array), position)]
 
 
-def _frames(place: Place, array: Array) -> list[Array]:
+def _frames(place: OutputPlace, array: Array) -> list[Array]:
     if array.dtype == np.uint8:
         return list(array)
     if not np.isfinite(array).all():
@@ -249,7 +251,7 @@ def _save_each(
     return written
 
 
-def _names(places: Sequence[Place]) -> list[str]:
+def _names(places: Sequence[OutputPlace]) -> list[str]:
     """What is put behind the stem of each file: nothing for a single one, the field only where there are several."""
     if len(places) == 1:
         return [""]

@@ -21,7 +21,7 @@ from pipevault.fingerprint.values import LiveText
 __all__ = ["class_identity", "function_identity", "is_ours", "is_released", "original_class", "qualified_name"]
 
 _ENTRY_METHODS = ("forward", "__call__")
-# Bases that a class has for its package's sake: what it overrides of them is no step of the computation.
+# Bases that a class has for its package's sake: what it overrides of them is not a step of the computation.
 _NEUTRAL_BASES = frozenset({"builtins", "abc", "typing", "enum", "torch.nn.modules.module"})
 
 # Only what cannot change while the process runs is remembered: a value that local code reads can.

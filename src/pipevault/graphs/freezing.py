@@ -200,7 +200,9 @@ def _state_of(
             same = compare_trees(seen.output, again.output, tolerance=1e-4, same_non_finite=True).passed
             now = read_state(subject.module, tuple(state))
             if not same or not all(same_values(first[path], now[path]) for path in state):
-                state = set(paths)  # a flag that the first call flips is no cache, though it has one value ever after
+                state = set(
+                    paths
+                )  # a flag that the first call flips is not a cache, though it has one value ever after
     except CannotFreezeError:
         raise
     except Exception:  # the part refuses the other values: nothing shows that what it wrote is a mere cache
@@ -567,7 +569,7 @@ def _compare(
     try:
         with torch.no_grad():
             expected = program.run(subject.module, subject.eager, given)
-    except Exception:  # whatever a part raises for values that nobody gave it
+    except Exception:  # whatever a part raises for values that it was never given
         if may_refuse:
             return None
         raise
@@ -581,7 +583,7 @@ def _compare(
         if comparison.passed or not 0.0 < comparison.distance <= _LARGEST_EXCESS * comparison.tolerance:
             return comparison
         shaken = program.run(subject.module, subject.eager, shaken_leaves(leaves))
-    # A part that blows up rounding is no measure for its graph: the last bits of its inputs move it as far.
+    # A part that blows up rounding cannot measure its graph: the last bits of its inputs move it as far.
     allowed = _SENSITIVITIES * compare_trees(expected, shaken, tolerance=float("inf")).distance
     return replace(comparison, failure="", tolerance=allowed) if comparison.distance <= allowed else comparison
 

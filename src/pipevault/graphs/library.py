@@ -136,11 +136,11 @@ def _map_copy(files: Mapping[str, OpenedFile]) -> str:
     return str(folder / LIBRARY_NAME)
 
 
-def _start_anew() -> None:
+def _start_again() -> None:
     """In a forked child: another thread of the parent may have held the lock."""
     global _LOCK
     _LOCK = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+    os.register_at_fork(after_in_child=_start_again)

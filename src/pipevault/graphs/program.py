@@ -21,7 +21,7 @@ from pipevault.graphs.check import compare_trees
 from pipevault.graphs.observe import find_owner, read_state
 from pipevault.graphs.signature import ABSENT, UNREAD, CallSignature, DescribedCall, Leaf, rebuild
 
-# What a number is compared at beside its captured value: far enough to show in the output.
+# What a number is compared at next to its captured value: far enough to show in the output.
 _SECOND_VALUES: Mapping[type, Callable[[Any], Any]] = {
     float: lambda value: 0.75 if value == 0.5 else value * 0.5 + 0.25,
     int: lambda value: value + 1,

@@ -266,7 +266,7 @@ class PartState(Host):
             return self.eager(*args, **kwargs)
         guarded = id(self) in GENERATING.parts
         if self.part != self.name:
-            if not guarded and not self.holders:  # its pipeline is gone: nobody looks at it any more
+            if not guarded and not self.holders:  # its pipeline is gone: nothing looks at it any more
                 return self.eager(*args, **kwargs)
             if guarded and (changed := self._changed_scalar()):
                 signature = describe_call(args, kwargs).signature

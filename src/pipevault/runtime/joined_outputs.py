@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from pipevault.calls.describe import is_instance
-from pipevault.calls.outputs import Place, digests, held, is_array, is_image, key_text, kind_of, named_items
+from pipevault.calls.outputs import OutputPlace, digests, held, is_array, is_image, key_text, kind_of, named_items
 from pipevault.errors import SettingsError
 
 _WAYS_OUT = "Call the pipeline for one sample at a time, or load it at another level than invariant."
@@ -20,10 +20,10 @@ def join(outputs: Sequence[Any]) -> Any:
 
     What is equal in all of them stays as it is. :class:`SettingsError` names the place of what can be neither.
     """
-    return _join(outputs, Place())
+    return _join(outputs, OutputPlace())
 
 
-def _join(outputs: Sequence[Any], place: Place) -> Any:
+def _join(outputs: Sequence[Any], place: OutputPlace) -> Any:
     first = outputs[0]
     if any(type(one) is not type(first) for one in outputs):
         raise _cannot_join(outputs, place)
@@ -42,7 +42,7 @@ def _join(outputs: Sequence[Any], place: Place) -> Any:
     raise _cannot_join(outputs, place)
 
 
-def _join_named(outputs: Sequence[Any], place: Place) -> dict[Any, Any]:
+def _join_named(outputs: Sequence[Any], place: OutputPlace) -> dict[Any, Any]:
     named = [named_items(one) or {} for one in outputs]
     if any(one.keys() != named[0].keys() for one in named):
         raise _cannot_join(outputs, place)
@@ -54,13 +54,13 @@ def _join_named(outputs: Sequence[Any], place: Place) -> dict[Any, Any]:
     }
 
 
-def _join_parts(outputs: Sequence[Any], place: Place) -> list[Any]:
+def _join_parts(outputs: Sequence[Any], place: OutputPlace) -> list[Any]:
     if any(len(one) != len(outputs[0]) for one in outputs):
         raise _cannot_join(outputs, place)
     return [_join([one[index] for one in outputs], place.in_tuple(index)) for index in range(len(outputs[0]))]
 
 
-def _join_arrays(arrays: Sequence[Any], place: Place) -> Any:
+def _join_arrays(arrays: Sequence[Any], place: OutputPlace) -> Any:
     if any(one.ndim == 0 for one in arrays):
         if all(_same(one, arrays[0]) for one in arrays):
             return arrays[0]
@@ -100,7 +100,7 @@ def _derived_fields(value: Any) -> frozenset[str]:
     return frozenset(name for name in names if _same(getattr(twin, name, None), getattr(value, name)))
 
 
-def _rebuilt(first: Any, items: Any, place: Place) -> Any:
+def _rebuilt(first: Any, items: Any, place: OutputPlace) -> Any:
     """A container like ``first`` that holds ``items``."""
     try:
         if isinstance(first, list):
@@ -145,14 +145,14 @@ def _rebuilt_mapping(first: Any, items: dict[Any, Any]) -> Any:
 
 def _with_attributes(made: Any, attributes: Mapping[str, Any]) -> Any:
     for name, item in attributes.items():
-        if isinstance(made, Mapping):  # diffusers' outputs keep their items beside their attributes
+        if isinstance(made, Mapping):  # diffusers' outputs keep their items next to their attributes
             made[name] = item  # type: ignore[index]
         else:
             object.__setattr__(made, name, item)  # frozen ones too
     return made
 
 
-def _cannot_join(values: Sequence[Any], place: Place) -> SettingsError:
+def _cannot_join(values: Sequence[Any], place: OutputPlace) -> SettingsError:
     kinds = ", ".join(dict.fromkeys(kind_of(one) for one in values))
     return SettingsError(
         f"The samples of a batch returned what cannot be made one output: {place if place.path else 'the output'} "
