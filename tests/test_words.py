@@ -159,3 +159,12 @@ def test_a_long_list_is_noticed() -> None:
     assert long_lists("def f(self, a, b, c, d, /, e, *f, g, **h): ...") == []
     assert long_lists("def f(a, b, c, d, /, e, *f, g, h, **i): ...") == ["f has 9"]
     assert long_lists("lambda a, b, c, d, e, f, g, h, i: 0") == ["lambda has 9"]
+
+
+def test_no_two_classes_share_a_name() -> None:
+    named: dict[str, list[str]] = {}
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                named.setdefault(node.name, []).append(name_of(path))
+    assert {name: places for name, places in named.items() if len(places) > 1} == {}

@@ -29,7 +29,7 @@ to compare a graph with. A long video has a hundred such calls, and each may tak
 
 
 @dataclass(frozen=True)
-class Call:
+class CapturedCall:
     """One call of a part, with copies of its arguments. ``causes`` are the arguments of the pipeline that differed from
     those of the first run, such as ``height``.
     """
@@ -53,8 +53,8 @@ class Call:
 class Task:
     """A call to freeze; with ``others`` for the whole range of their sizes."""
 
-    call: Call
-    others: tuple[Call, ...] = ()
+    call: CapturedCall
+    others: tuple[CapturedCall, ...] = ()
 
     @property
     def order(self) -> tuple[Any, ...]:
@@ -72,8 +72,8 @@ class Capture:
     """The calls of eager runs of a pipeline."""
 
     def __init__(self) -> None:
-        self._calls: dict[tuple[str, CallSignature], Call] = {}
-        self._before: dict[tuple[str, CallSignature], Call] = {}
+        self._calls: dict[tuple[str, CallSignature], CapturedCall] = {}
+        self._before: dict[tuple[str, CallSignature], CapturedCall] = {}
         self._let_go: Counter[tuple[str, CallSignature]] = Counter()
         """The number of calls that were not held, by identity and signature without sizes."""
         self._seen: set[tuple[str, CallSignature]] = set()
@@ -91,11 +91,11 @@ class Capture:
                 return
             self._seen.add((identity, described.signature))
             held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
-            call = Call(state, identity, held_args, held_kwargs, described, self._causes, _placement(state))
+            call = CapturedCall(state, identity, held_args, held_kwargs, described, self._causes, _placement(state))
             self._calls[identity, described.signature] = call
             self._let_one_go(identity, call)
 
-    def _let_one_go(self, identity: str, new: Call) -> None:
+    def _let_one_go(self, identity: str, new: CapturedCall) -> None:
         """Keep :data:`MAX_HELD` calls of the run that are like ``new``: not the one nearest to the smallest."""
         sizeless, ones = new.described.signature.sizeless, _ones(new.described.signature)
         alike = [
@@ -130,7 +130,7 @@ class Capture:
 
     def tasks(self, *, ranges: bool) -> list[Task]:
         """Return what to freeze: the calls one by one, but for those of many sizes. With ``ranges``, two are many."""
-        groups: dict[tuple[str, CallSignature], list[Call]] = {}
+        groups: dict[tuple[str, CallSignature], list[CapturedCall]] = {}
         for (identity, signature), call in self._calls.items():
             groups.setdefault((identity, signature.sizeless), []).append(call)
         tasks = []
@@ -144,11 +144,11 @@ class Capture:
         return tasks
 
 
-def _apart(calls: Sequence[Call]) -> list[list[Call]]:
+def _apart(calls: Sequence[CapturedCall]) -> list[list[CapturedCall]]:
     """The calls by which of their sizes are 1: torch compiles a size of 1 as a constant, also where it varies."""
     columns = list(zip(*(call.described.signature.sizes for call in calls), strict=True))
     varying = [index for index, sizes in enumerate(columns) if len(set(sizes)) > 1]
-    parts: dict[tuple[int, ...], list[Call]] = {}
+    parts: dict[tuple[int, ...], list[CapturedCall]] = {}
     for call in calls:
         sizes = call.described.signature.sizes
         parts.setdefault(tuple(index for index in varying if sizes[index] == 1), []).append(call)
@@ -163,5 +163,5 @@ def _placement(state: PartState) -> tuple[Any, ...]:
     return tuple((p.device, p.dtype) for p in state.module.parameters())
 
 
-def _elements(call: Call) -> int:
+def _elements(call: CapturedCall) -> int:
     return sum(math.prod(tensor.shape) for tensor in call.described.tensors)
