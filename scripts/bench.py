@@ -21,6 +21,7 @@ from pipevault.cli.bench import COLUMNS, rows
 from pipevault.cli.progress import StepProgress
 from pipevault.demo import DIGIT_WORDS
 from pipevault.evidence.bench import ALL_WAYS, Bench, bench
+from pipevault.evidence.generation_job import GenerationJob
 from pipevault.evidence.request import Request
 from pipevault.report.plots import time_bars
 
@@ -39,15 +40,9 @@ def measure(model: str, folder: Path, options: argparse.Namespace) -> Bench:
         build().save_pretrained(folder)
     with StepProgress() as progress:
         progress.subject = model
-        return bench(
-            model if build is None else str(folder),
-            request,
-            ways=tuple(options.ways.split(",")),
-            runs=options.runs,
-            calls=options.calls,
-            jobs=options.jobs,
-            progress=progress,
-        )
+        opened = model if build is None else str(folder)
+        job = GenerationJob(opened, request, jobs=options.jobs, generations=options.calls)
+        return bench(job, ways=tuple(options.ways.split(",")), runs=options.runs, progress=progress)
 
 
 def markdown(result: Bench) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from helpers.sample_records import fields
 from pipevault.calls.describe import digest_array, pixels_sha256
-from pipevault.calls.outputs import as_array, digests, leaves, samples
+from pipevault.calls.outputs import as_array, digests, leaves, of_first_field, samples
 from pipevault.runtime.record import RunRecord
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F")
@@ -319,3 +319,12 @@ def test_tensors_as_numpy_has_them(dtype: torch.dtype) -> None:
 
 def test_a_palette_as_an_array_is_its_colours() -> None:
     assert as_array(picture(1, "P"))[0, 0].tolist() == [255, 255, 255, 255]
+
+
+def test_the_samples_of_the_first_field_and_what_they_hold() -> None:
+    output = {"seconds": 1.5, "images": [picture(0), picture(1)], "depth": torch.zeros(2, 4, dtype=torch.bfloat16)}
+    found = samples(output)
+    assert [str(one.place) for one in of_first_field(found)] == ["images[0]", "images[1]"]
+    assert found[1].content is output["images"][1]
+    assert (found[3].content.shape, found[3].content.dtype) == ((4,), np.float32)
+    assert of_first_field([]) == []

@@ -13,6 +13,7 @@ from helpers.comparison_runs import FakeRuns, brighter
 from pipevault.demo import DEFAULT_STEPS
 from pipevault.errors import MissingExtraError, PipevaultError
 from pipevault.evidence.compare import run as compare_module
+from pipevault.evidence.generation_job import GenerationJob
 
 
 @pytest.fixture
@@ -21,9 +22,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     seen: dict[str, Any] = {"runs": FakeRuns()}
     real = compare_module.compare
 
-    def compare(model: str, request: Any, **options: Any) -> Any:
-        seen.update(model=model, request=request, **options)
-        return real(model, request, **options, run=seen["runs"])
+    def compare(job: GenerationJob, **options: Any) -> Any:
+        seen.update(vars(job), **options)
+        return real(job, **options, run=seen["runs"])
 
     monkeypatch.setattr(compare_module, "compare", compare)
     return seen

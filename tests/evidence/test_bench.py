@@ -56,7 +56,7 @@ class Stand:
 
 def test_each_way_is_run_from_nothing_and_then_again() -> None:
     stand = Stand()
-    result = bench("demo", Request(), runs=3, generate=stand)
+    result = bench(GenerationJob("demo", Request()), runs=3, generate=stand)
     assert [one.name for one in result.measured] == list(ALL_WAYS)
     assert [label for label, _ in stand.jobs if label.startswith("eager")] == [f"eager, run {n}" for n in (1, 2, 3)]
     assert [label for label, _ in stand.jobs if label.startswith("blocks")] == [
@@ -75,7 +75,7 @@ def test_each_way_is_run_from_nothing_and_then_again() -> None:
 
 def test_ways_keep_their_own_folders_and_settings() -> None:
     stand = Stand()
-    bench("demo", Request(), runs=1, jobs=2, generate=stand)
+    bench(GenerationJob("demo", Request(), jobs=2), runs=1, generate=stand)
     jobs: dict[str, list[GenerationJob]] = {}
     for label, job in stand.jobs:
         jobs.setdefault(label.partition(", nothing")[0].partition(", run")[0], []).append(job)
@@ -97,16 +97,16 @@ def test_ways_keep_their_own_folders_and_settings() -> None:
 
 
 def test_a_way_that_fails_is_told_and_the_others_go_on() -> None:
-    result = bench("demo", Request(), ways=("eager", "whole"), runs=1, generate=Stand("whole"))
+    result = bench(GenerationJob("demo", Request()), ways=("eager", "whole"), runs=1, generate=Stand("whole"))
     assert [one.name for one in result.measured] == ["eager"]
     assert result.skipped == (("whole", "it cannot"),)
 
 
 def test_unknown_ways_and_no_runs_are_errors() -> None:
-    with pytest.raises(SettingsError, match="There is no way 'slow'"):
-        bench("demo", Request(), ways=("slow",), generate=Stand())
+    with pytest.raises(SettingsError, match="Unknown way 'slow'"):
+        bench(GenerationJob("demo", Request()), ways=("slow",), generate=Stand())
     with pytest.raises(SettingsError, match="runs must be 1 or more"):
-        bench("demo", Request(), runs=0, generate=Stand())
+        bench(GenerationJob("demo", Request()), runs=0, generate=Stand())
 
 
 def test_the_command_shows_a_table_and_writes_a_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,9 +136,8 @@ def test_a_pipeline_that_wants_a_prompt_says_so(model: str, tmp_path: Path) -> N
 def test_frozen_runs_in_real_processes_are_equal(model: str, frozen_vault: Path, tmp_path: Path) -> None:
     """And the runs with another thread count and another batch size are what they say."""
     vault = shutil.copytree(frozen_vault, tmp_path / "vault")
-    comparison = compare(
-        model, REQUEST, device="cpu", dir=vault, build_config=FAST_BUILD, groups=("frozen", "threads", "batch")
-    )
+    job = GenerationJob(model, REQUEST, device="cpu", dir=vault, build_config=FAST_BUILD)
+    comparison = compare(job, groups=("frozen", "threads", "batch"))
     comparison.check()
     assert comparison.frozen_equal is True
     assert comparison.prewarm is not None

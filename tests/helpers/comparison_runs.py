@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pipevault.evidence.compare.result import Comparison
-from pipevault.evidence.compare.run import compare
+from pipevault.evidence.compare.run import GROUPS, compare
 from pipevault.evidence.generation_job import GenerationJob, GenerationResult
 from pipevault.evidence.request import Request
 
@@ -80,8 +80,12 @@ def _environment(job: GenerationJob) -> dict[str, Any]:
     return said
 
 
-def compared(runs: FakeRuns | None = None, request: Request = REQUEST, **options: Any) -> Comparison:
-    return compare("./model", request, run=runs or FakeRuns(), **options)
+def compared(
+    runs: FakeRuns | None = None, request: Request = REQUEST, *, groups: Any = GROUPS, progress: Any = None, **job: Any
+) -> Comparison:
+    """``job`` has further fields of the job."""
+    job_of_all = GenerationJob("./model", request, **job)
+    return compare(job_of_all, groups=groups, progress=progress, run=runs or FakeRuns())
 
 
 def brighter(label: str, by: int = 1) -> Callable[[str, list[np.ndarray[Any, Any]]], list[np.ndarray[Any, Any]]]:

@@ -82,6 +82,11 @@ class Sample:
     def is_image(self) -> bool:
         return is_image(self.leaf)
 
+    @property
+    def content(self) -> Any:
+        """The image itself, else the array as NumPy has it. ``TypeError`` for a tensor that has no bytes."""
+        return self.leaf if self.is_image else as_array(self.value)
+
 
 def leaves(output: Any) -> Iterator[tuple[str, Any]]:
     """Yield each image, array, tensor and plain value of an output with its path, such as ``frames[0][3]``.
@@ -131,6 +136,11 @@ def samples(output: Any, undigested: Container[str] = ()) -> list[Sample]:
         digested += has_digest
         listed.append(Sample(place, leaf, part, position))
     return listed
+
+
+def of_first_field(found: Sequence[Sample]) -> list[Sample]:
+    """Return those of the samples that stand in the same field of an output as the first one."""
+    return [one for one in found if one.place.field == found[0].place.field]
 
 
 def digests(output: Any) -> dict[str, Any]:

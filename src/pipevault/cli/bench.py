@@ -64,25 +64,17 @@ def bench(
     """
     from pipevault.evidence.bench import ALL_WAYS
     from pipevault.evidence.bench import bench as run_bench
+    from pipevault.evidence.generation_job import GenerationJob
 
     if plot is not None and not plot.absolute().parent.is_dir():
         raise SettingsError(f"The plot cannot be written to {plot}: give a file in a folder that exists as --plot.")
     request = request_from(model, prompts=prompts, seed=seed, steps=steps, guidance_scale=guidance_scale, size=size)
     names = tuple(name.strip() for value in ways for name in value.split(",")) or ALL_WAYS
     with StepProgress() as progress:
-        result = run_bench(
-            model,
-            request,
-            dtype=dtype,
-            device=device,
-            pipeline_class=pipeline_class,
-            ways=names,
-            runs=runs,
-            calls=calls,
-            jobs=jobs,
-            timeout_s=timeout_s,
-            progress=progress,
+        job = GenerationJob(
+            *(model, request), dtype=dtype, device=device, pipeline_class=pipeline_class, jobs=jobs, generations=calls
         )
+        result = run_bench(job, ways=names, runs=runs, timeout_s=timeout_s, progress=progress)
     if plot is not None:
         from pipevault.report.plots import time_bars
 

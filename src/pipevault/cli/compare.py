@@ -74,23 +74,15 @@ def compare(
       pipevault compare ./my-model --prompt "a lighthouse at dusk" --seed 7 --size 512x512 --runs eager,frozen
     """
     from pipevault.evidence.compare.run import compare as run_comparison
+    from pipevault.evidence.generation_job import GenerationJob
 
     if report is not None:
         _check_report(report)
     request = request_from(model, prompts=prompts, seed=seed, steps=steps, guidance_scale=guidance_scale, size=size)
     groups = _groups(runs, without_torch_compile)
     with StepProgress() as progress:
-        comparison = run_comparison(
-            model,
-            request,
-            dtype=dtype,
-            device=device,
-            pipeline_class=pipeline_class,
-            dir=dir,
-            groups=groups,
-            timeout_s=timeout_s,
-            progress=progress,
-        )
+        job = GenerationJob(model, request, dtype=dtype, device=device, pipeline_class=pipeline_class, dir=dir)
+        comparison = run_comparison(job, groups=groups, timeout_s=timeout_s, progress=progress)
     if report is not None:
         _write_report(comparison, report, _command(click.get_current_context(), seed=request.seed))
     if as_json:

@@ -1,4 +1,4 @@
-"""How soon a pipeline is ready and how fast it runs: eager, torch.compile in its forms, and pipevault, side by side.
+"""Measurements of a pipeline, how soon it is ready and how fast it runs: eager, torch.compile, and pipevault.
 
 Each measurement is a fresh process. Ways that keep something on disk are run twice: ``miss`` has nothing yet.
 """
@@ -56,12 +56,12 @@ ALL_WAYS = tuple(way.name for way in WAYS)
 
 @dataclass(frozen=True)
 class Measured:
-    """What one way took.
+    """The measurements of one way.
 
     ``miss`` is the run that had nothing on disk; ``seconds`` are medians over the runs after it, by :data:`SECONDS`;
     ``peak_bytes`` is the largest resident memory of such a run. ``start`` are the seconds of each step of a load that
     is a hit (``fingerprint``, ``lookup``, ``verify``, ``open``, ``bind``); ``calls_s`` those of each call of a process;
-    ``steps_s`` when the denoising steps of its first call ended, from the begin of the call.
+    ``steps_s`` when the denoising steps of its first call ended, counted from the begin of the call.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Measured:
 
     @property
     def hit_s(self) -> float:
-        """The same in a later process."""
+        """Seconds from the constructed pipeline to the end of its first call, in a later process."""
         return self.seconds["ready"] + self.seconds["first"]
 
     def to_json(self) -> dict[str, Any]:
@@ -113,43 +113,27 @@ class Bench:
 
 
 def bench(
-    model: str,
-    request: Request,
+    job: GenerationJob,
     *,
-    dtype: str | None = None,
-    device: str | None = None,
-    pipeline_class: str | None = None,
     ways: Sequence[str] = ALL_WAYS,
     runs: int = 3,
-    calls: int = 2,
-    jobs: int | None = None,
     timeout_s: float | None = None,
     progress: Progress | None = None,
     generate: Run = generate_in_fresh_process,
 ) -> Bench:
-    """Run ``model`` in each of ``ways``, ``runs`` times after the first where it keeps something; each process makes
-    ``calls`` calls.
+    """Run ``job`` in each of ``ways``, ``runs`` times after the first where it keeps something.
 
-    A way that fails is in ``skipped``; :class:`SettingsError` for an unknown one.
+    ``job`` says what is opened and drawn, and how often in each process; a way brings its own method and folders. A way
+    that fails is in ``skipped``; :class:`SettingsError` for an unknown one.
     """
     known = {way.name: way for way in WAYS}
     if unknown := [name for name in ways if name not in known]:
-        raise SettingsError(f"There is no way {unknown[0]!r}. Ways: {', '.join(known)}.")
+        raise SettingsError(f"Unknown way {unknown[0]!r}. Ways: {', '.join(known)}.")
     if runs < 1:
         raise SettingsError(f"runs must be 1 or more, not {runs}.")
-    if calls < 2:
-        raise SettingsError(f"calls must be 2 or more, not {calls}: the first one is not like the others.")
+    if job.generations < 2:
+        raise SettingsError(f"calls must be 2 or more, not {job.generations}: the first one is not like the others.")
     clock = Clock(progress)
-    job = GenerationJob(
-        model=model,
-        request=request,
-        method="eager",
-        dtype=dtype,
-        device=device,
-        pipeline_class=pipeline_class,
-        jobs=jobs,
-        generations=calls,
-    )
     measured, skipped = [], []
     for name in ways:
         try:
@@ -157,7 +141,7 @@ def bench(
         except PipevaultError as error:  # what one way cannot do, the others may
             skipped.append((name, str(error)))
     versions = toolchain_factors(graph_format=GRAPH_FORMAT)
-    return Bench(model, request, tuple(measured), tuple(skipped), machine_record(), versions)
+    return Bench(job.model, job.request, tuple(measured), tuple(skipped), machine_record(), versions)
 
 
 def _measure(way: Way, job: GenerationJob, runs: int, timeout_s: float | None, clock: Clock, generate: Run) -> Measured:

@@ -1,4 +1,4 @@
-"""What a fresh process does with its job: open a pipeline, make it ready, generate, write the pictures.
+"""The work of a fresh process: open a pipeline, make it ready, generate, write the pictures.
 
 Whatever the method, the noise is the same: a CPU generator for each sample and float32 draws on the host. That is all
 that an eager or a torch.compile run has of pipevault, and inside the parts, which draw nothing, not even that.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import pickle
 import resource
 import sys
 import time
@@ -19,7 +18,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image
 from torch._C import _len_torch_function_stack
 from torch.overrides import _pop_mode_temporarily
 
@@ -30,16 +28,12 @@ from pipevault.cache.pipeline_cache import PipelineCache
 from pipevault.cache.regions import repeated_blocks
 from pipevault.calls.call import parameters
 from pipevault.calls.describe import digest_array
-from pipevault.calls.outputs import as_array, samples
+from pipevault.calls.outputs import as_array, of_first_field, samples
 from pipevault.calls.samples import samples_of
 from pipevault.errors import BadCallError, PipevaultError
-from pipevault.evidence.generation_job import (
-    COMPILED_BY_BLOCKS,
-    ERROR_FILE,
-    RESULT_FILE,
-    GenerationJob,
-    GenerationResult,
-)
+from pipevault.evidence.files import Array, write_sample
+from pipevault.evidence.generation_job import COMPILED_BY_BLOCKS, RESULT_FILE, GenerationJob, GenerationResult
+from pipevault.files.child import leave_error
 from pipevault.fingerprint.toolchain import toolchain_factors
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import GRAPH_FORMAT
@@ -54,7 +48,7 @@ _STEP_CALLBACK = "callback_on_step_end"
 
 
 def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> GenerationResult:
-    """Runs ``job`` and writes its pictures and latents to ``folder``. ``started_at_s`` is in seconds since the epoch.
+    """Run ``job`` and write its pictures and latents to ``folder``. ``started_at_s`` is in seconds since the epoch.
 
     Raises what opening, loading and calling raise, and :class:`BadCallError` if the pipeline wants a prompt.
     """
@@ -69,7 +63,7 @@ def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> Ge
     with _timed(seconds, "ready"):
         draw, loaded = _make_ready(pipe, job)
     load_seconds = dict(loaded.seconds) if loaded else {}
-    samples: list[np.ndarray[Any, Any]] = []
+    pictures: list[Array] = []
     pixels: list[tuple[str, ...]] = []
     noise: str | None = None
     steps = _LastLatents()
@@ -83,14 +77,14 @@ def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> Ge
         calls_s.append(time.perf_counter() - begun_s)
         if number == 0:
             steps_s = tuple(ended_s - begun_s for ended_s in steps.ended_s)
-        drawn = list(_samples(output))
-        samples = samples or drawn
+        drawn = [as_array(one.content) for one in of_first_field(samples(output))]
+        pictures = pictures or drawn
         pixels.append(tuple(map(digest_array, drawn)))
     seconds |= dict(zip(("first", "warm"), calls_s, strict=False))
     if job.artifacts is not None and not job.artifacts.exists() and (kept := torch.compiler.save_cache_artifacts()):
         job.artifacts.write_bytes(kept[0])
     return GenerationResult(
-        pictures=tuple(_write(sample, folder / f"picture-{index}") for index, sample in enumerate(samples)),
+        pictures=tuple(write_sample(picture, folder / f"picture-{index}") for index, picture in enumerate(pictures)),
         pixels=pixels[0] if pixels else (),
         warm_pixels=pixels[1] if len(pixels) > 1 else (),
         latents=steps.write(folder / "latents.npy"),
@@ -190,28 +184,11 @@ class _LastLatents:
         return tensors
 
     def write(self, path: Path) -> Path | None:
-        """As float32, samples first; ``None`` where the pipeline showed none."""
+        """Write them as float32, samples first; ``None`` where the pipeline showed none."""
         if not self._of_calls:
             return None
         np.save(path, torch.cat(self._of_calls).detach().to("cpu", torch.float32).numpy())
         return path
-
-
-def _samples(output: Any) -> Iterator[np.ndarray[Any, Any]]:
-    """The pictures, frames or arrays of an output: those of its first field that has any."""
-    found = samples(output)
-    for one in found:
-        if one.place.field == found[0].place.field:
-            yield as_array(one.value.float() if isinstance(one.value, torch.Tensor) else one.value)
-
-
-def _write(sample: np.ndarray[Any, Any], path: Path) -> Path:
-    is_picture = sample.dtype == np.uint8 and (sample.ndim == 2 or (sample.ndim == 3 and sample.shape[-1] in (3, 4)))
-    if is_picture:
-        Image.fromarray(sample).save(file := path.with_suffix(".png"))
-    else:
-        np.save(file := path.with_suffix(".npy"), sample)
-    return file
 
 
 @contextmanager
@@ -230,7 +207,7 @@ def main(job_file: Path) -> int:
             GenerationJob.from_json(document["job"]), folder, started_at_s=float(document["started_at_s"])
         )
     except PipevaultError as error:
-        (folder / ERROR_FILE).write_bytes(pickle.dumps(error))
+        leave_error(folder, error)
         return 1
     (folder / RESULT_FILE).write_text(json.dumps(result.to_json()), encoding="utf-8")
     return 0

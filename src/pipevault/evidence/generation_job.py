@@ -1,4 +1,4 @@
-"""What a fresh process is told to generate, and what it answers: two JSON documents in one folder.
+"""The job of a fresh process and its result: two JSON documents in one folder.
 
 ``job.json`` and ``result.json``::
 
@@ -18,12 +18,12 @@ from pipevault.evidence.request import Request
 
 COMPILED, COMPILED_BY_BLOCKS = "torch.compile", "torch.compile by blocks"
 METHODS = ("eager", COMPILED, COMPILED_BY_BLOCKS, "frozen")
-JOB_FILE, RESULT_FILE, ERROR_FILE, OUTPUT_FILE = "job.json", "result.json", "error.pickle", "output.txt"
+JOB_FILE, RESULT_FILE = "job.json", "result.json"
 
 
 @dataclass(frozen=True)
 class GenerationJob:
-    """What a fresh process does: open ``model``, make it ready by ``method``, generate ``generations`` times.
+    """A job of a fresh process: open ``model``, make it ready by ``method``, generate ``generations`` times.
 
     ``method``: ``eager`` (plain diffusers), ``torch.compile`` (each part that pipevault would freeze, with an empty
     compile cache), ``torch.compile by blocks`` (their repeated blocks, each kind compiled once), or ``frozen`` (loaded
@@ -35,7 +35,7 @@ class GenerationJob:
 
     model: str
     request: Request
-    method: str
+    method: str = "eager"
     dtype: str | None = None
     device: str | None = None
     pipeline_class: str | None = None
@@ -53,7 +53,7 @@ class GenerationJob:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise SettingsError(f"There is no method {self.method!r}. Methods: {', '.join(METHODS)}.")
+            raise SettingsError(f"Unknown method {self.method!r}. Methods: {', '.join(METHODS)}.")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -71,13 +71,14 @@ class GenerationJob:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """``pictures`` are PNG files, or ``.npy`` files of what is no 8-bit image; ``pixels`` their SHA-256, in order.
+    """The result of a job. ``pictures`` are PNG files, or ``.npy`` files of other arrays; ``pixels`` are their SHA-256,
+    in order.
 
     ``warm_pixels`` is of the second generation. ``latents`` is a ``.npy`` file where the pipeline shows its steps.
     ``seconds``: ``import`` (from the start of the process), ``open``, ``ready`` (from the constructed pipeline),
     ``first`` and ``warm`` (the first two generations). ``load_seconds`` are the steps of the load, if frozen;
-    ``calls_s`` the generations, ``steps_s`` when the steps of the first one ended, from its begin. ``outcome`` is that
-    of the load, empty unless frozen.
+    ``calls_s`` the generations, ``steps_s`` when the steps of the first one ended, counted from its begin. ``outcome``
+    is that of the load, empty unless frozen.
     ``peak_bytes`` is the largest resident memory of the process.
     """
 
@@ -99,7 +100,7 @@ class GenerationResult:
     steps_s: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Files as their names, without the folder."""
+        """Return plain JSON, with files as their names, without the folder."""
         return {
             **asdict(self),
             "pictures": [path.name for path in self.pictures],

@@ -72,11 +72,16 @@ def publish_file(source: Path, target: Path) -> None:
     Raises like :func:`write_file`; ``source`` then still exists.
     """
     with vault_errors(target, "written"):
-        # Without the fsync before the rename, a power cut can leave the new name with the old or no content.
-        _fsync_file(source)
-        share_like_folder(source, target.parent)
-        os.replace(source, target)
-        fsync_folder(target.parent)
+        replace_durably(source, target)
+
+
+def replace_durably(source: Path, target: Path) -> None:
+    """Do what :func:`publish_file` does. Raises ``OSError``."""
+    # Without the fsync before the rename, a power cut can leave the new name with the old or no content.
+    _fsync_file(source)
+    share_like_folder(source, target.parent)
+    os.replace(source, target)
+    fsync_folder(target.parent)
 
 
 def create_file(path: Path, data: bytes, *, mode: int = 0o644, staging: Path) -> None:

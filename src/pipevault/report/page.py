@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def render_page(template: str, content: Mapping[str, Any]) -> str:
-    """The page that ``templates/<template>`` makes of ``content``; text is escaped, and a missing name is an error.
+    """Return the page that ``templates/<template>`` makes of ``content``; text is escaped, a missing name is an error.
 
     Templates extend ``base.html.j2`` and have the filters ``picture`` (an image to a data URI), ``svg`` (SVG text to
     one) and ``figure`` (a number to four significant digits). :class:`MissingExtraError` without Jinja2.
@@ -39,13 +39,18 @@ def render_page(template: str, content: Mapping[str, Any]) -> str:
 
 def picture_uri(image: Image.Image) -> str:
     """Return ``image`` as the data URI of a PNG."""
+    return f"data:image/png;base64,{base64.b64encode(png_bytes(image)).decode('ascii')}"
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """Return ``image`` as a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return buffer.getvalue()
 
 
 def svg_uri(text: str) -> str:
-    """A plot as the data URI of an SVG picture; inside ``<img>`` it can neither run scripts nor load anything."""
+    """Return a plot as the data URI of an SVG picture, which in ``<img>`` can neither run scripts nor load anything."""
     return f"data:image/svg+xml;base64,{base64.b64encode(text.encode('utf-8')).decode('ascii')}"
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipevault.evidence.compare.result import Array, Comparison, FinishedRun
+from pipevault.evidence.compare.result import Comparison, FinishedRun
+from pipevault.evidence.files import Array, is_picture
 from pipevault.evidence.metrics import heat_map
 from pipevault.report.page import render_page
 
 SHOWN_PICTURES = 10
-"""Of each run; the figures are over all of them."""
+"""The most pictures that are shown of each run; the figures are over all of them."""
 _LARGEST_SIDE_PX = 256
 
 
@@ -29,7 +30,7 @@ class Gallery:
 
 
 def comparison_page(comparison: Comparison, *, command: str) -> str:
-    """The HTML page. ``command`` is what makes it again. Raises :class:`MissingExtraError` without Jinja2."""
+    """Return the HTML page. ``command`` is what makes it again. Raises :class:`MissingExtraError` without Jinja2."""
     compared = [run for run in comparison.runs if run.pixels_distance is not None]
     return render_page(
         "compare.html.j2",
@@ -50,13 +51,13 @@ def _is_equal(run: FinishedRun) -> bool:
 
 
 def _pictures(comparison: Comparison) -> Iterator[Gallery]:
-    """A row for each set of pictures; runs that drew the same one share it."""
+    """Yield a row for each set of pictures; runs that drew the same one share it."""
     drawn: dict[tuple[str, ...], list[FinishedRun]] = {}
     for run in comparison.runs:
         drawn.setdefault(run.result.pixels, []).append(run)
     for runs in drawn.values():
         captions = _captions(comparison, runs[0])
-        shown = [picture for picture in runs[0].pictures[:SHOWN_PICTURES] if _is_picture(picture)]
+        shown = [picture for picture in runs[0].pictures[:SHOWN_PICTURES] if is_picture(picture)]
         left_out = len(runs[0].pictures) - len(shown)
         if shown:
             yield Gallery(
@@ -70,12 +71,12 @@ def _pictures(comparison: Comparison) -> Iterator[Gallery]:
 
 
 def _differences(comparison: Comparison, run: FinishedRun) -> Gallery | None:
-    """Heat maps of the pixels where any differs, else of the latents; ``None`` where neither does."""
+    """Return heat maps of the pixels where any differs, else of the latents; ``None`` where neither does."""
     assert run.plan.against is not None
     assert run.pixels_distance is not None
     other = comparison.run(run.plan.against)
     captions = _captions(comparison, run)
-    if not run.equal and _is_picture(run.pictures[0]):
+    if not run.equal and is_picture(run.pictures[0]):
         maps, distance = _pixel_gaps(run.pictures, other.pictures), run.pixels_distance
         scale = f"a difference of {distance.max_abs:g} of 255 in one channel of a pixel"
     elif run.latents_distance is not None and not run.latents_distance.equal:
@@ -99,7 +100,7 @@ def _differences(comparison: Comparison, run: FinishedRun) -> Gallery | None:
 
 
 def _captions(comparison: Comparison, run: FinishedRun) -> list[str]:
-    """The prompts where there is one for each picture, else numbers."""
+    """Return the prompts where there is one for each picture, else numbers."""
     prompts, count = comparison.request.prompts, len(run.pictures)
     if len(prompts) >= count:
         return list(prompts[:count])
@@ -117,10 +118,6 @@ def _latent_gaps(latents: Array, others: Array) -> Iterator[Array]:
     for one, other in zip(latents[:SHOWN_PICTURES], others, strict=False):
         gaps = np.abs(one.astype(np.float64) - other.astype(np.float64))
         yield gaps.max(axis=tuple(range(gaps.ndim - 2)))
-
-
-def _is_picture(array: Array) -> bool:
-    return array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4)))
 
 
 def _reduced(image: Image.Image) -> Image.Image:

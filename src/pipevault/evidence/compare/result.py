@@ -1,24 +1,21 @@
-"""What a comparison found: its runs, and how far each is from the one that it is compared with."""
+"""The result of a comparison: its runs, and how far each is from the one that it is compared with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
-
-import numpy as np
+from typing import Any
 
 from pipevault.errors import DifferentOutputError
+from pipevault.evidence.files import Array
 from pipevault.evidence.generation_job import GenerationResult
 from pipevault.evidence.metrics import Distance
 from pipevault.evidence.request import Request
 
-Array: TypeAlias = "np.ndarray[Any, Any]"
-
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """``against`` names the run that it is compared with; ``group`` is what ``--runs`` selects by.
+    """A run to make. ``against`` names the run that it is compared with; ``group`` is what ``--runs`` selects by.
 
     ``change`` is what differs from the first eager run: ``threads``, ``isa``, ``batch`` or nothing.
     """
@@ -32,7 +29,8 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """``note`` says what was changed: ``2 threads, not 1``. ``latents`` are the last ones, in float32, samples first.
+    """A run that was made. ``note`` says what was changed: ``2 threads, not 1``. ``latents`` are the last ones, in
+    float32, samples first.
 
     ``equal``, ``pixels_distance``, ``latents_distance`` and ``same_noise`` are to the run ``plan.against``; ``None``
     where there is none, where the pipeline shows no latents, and for the noise where the batch has another size.
@@ -67,7 +65,9 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class Comparison:
-    """``prewarm`` made sure that the vault held the entry; ``skipped`` has the name and the reason of runs left out."""
+    """The runs of a comparison. ``prewarm`` made sure that the vault held the entry; ``skipped`` has the name and the
+    reason of each run that was left out.
+    """
 
     model: str
     request: Request
@@ -81,7 +81,7 @@ class Comparison:
 
     @property
     def broken_promises(self) -> tuple[str, ...]:
-        """What differs although it was frozen; empty if all frozen generations have the same pixels and latents."""
+        """The differences of frozen generations, in words; empty if all have the same pixels and latents."""
         frozen = [run for run in self.runs if run.plan.method == "frozen"]
         broken = []
         for run in frozen:
@@ -95,11 +95,11 @@ class Comparison:
 
     @property
     def frozen_equal(self) -> bool | None:
-        """``None`` if nothing frozen was run."""
+        """True if no promise is broken, ``None`` if nothing frozen was run."""
         return not self.broken_promises if any(run.plan.method == "frozen" for run in self.runs) else None
 
     def check(self) -> None:
-        """Raises :class:`DifferentOutputError` unless all frozen generations have the same pixels and latents."""
+        """Raise :class:`DifferentOutputError` unless all frozen generations have the same pixels and latents."""
         if self.broken_promises:
             raise DifferentOutputError(
                 f"Frozen graphs gave different pictures for seed {self.request.seed}: "

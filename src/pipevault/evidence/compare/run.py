@@ -1,4 +1,4 @@
-"""Does a seed give the same picture again? Eager, torch.compile and frozen runs, each in a fresh process.
+"""Runs of one seed, each in a fresh process: eager, torch.compile and frozen, to see whether it gives the same again.
 
 The runs are :data:`RUNS`; each is compared with an earlier one. After the repetitions come the causes of drift on a CPU
 machine: another thread count, another instruction set, another batch size.
@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from pipevault.cache.outcome import Clock, Progress
 from pipevault.determinism.seeds import effective_seed
 from pipevault.errors import NotComparableError, SettingsError
-from pipevault.evidence.compare.result import Array, Comparison, FinishedRun, PlannedRun
+from pipevault.evidence.compare.result import Comparison, FinishedRun, PlannedRun
+from pipevault.evidence.files import Array, read_sample
 from pipevault.evidence.fresh_process import generate_in_fresh_process
 from pipevault.evidence.generation_job import GenerationJob, GenerationResult
 from pipevault.evidence.metrics import Distance, distance
@@ -55,39 +55,24 @@ class Run(Protocol):
 
 
 def compare(
-    model: str,
-    request: Request,
+    job: GenerationJob,
     *,
-    dtype: str | None = None,
-    device: str | None = None,
-    pipeline_class: str | None = None,
-    dir: Path | None = None,
-    level: str | None = None,
-    build_config: Mapping[str, Any] | None = None,
     groups: Sequence[str] = GROUPS,
     timeout_s: float | None = None,
     progress: Progress | None = None,
     run: Run = generate_in_fresh_process,
 ) -> Comparison:
-    """Runs those of :data:`RUNS` whose group is in ``groups``, one after the other, ``timeout_s`` for each process.
+    """Make those of :data:`RUNS` whose group is in ``groups``, one after the other, ``timeout_s`` for each process.
 
-    Raises what a run raises (:func:`generate_in_fresh_process`), :class:`MissingExtraError` without scikit-image,
-    :class:`SettingsError` for an unknown group. Unequal frozen runs are for :meth:`Comparison.check`.
+    ``job`` says what is opened, drawn and loaded; each run brings its own method. Raises what a run raises
+    (:func:`generate_in_fresh_process`), :class:`MissingExtraError` without scikit-image, :class:`SettingsError` for an
+    unknown group. Unequal frozen runs are for :meth:`Comparison.check`.
     """
     if unknown := [group for group in groups if group not in GROUPS]:
-        raise SettingsError(f"There are no runs {unknown[0]!r}. Runs: {', '.join(GROUPS)}.")
+        raise SettingsError(f"Unknown runs {unknown[0]!r}. Runs: {', '.join(GROUPS)}.")
     distance(np.zeros((3, 3), np.uint8), np.zeros((3, 3), np.uint8))  # what it lacks it must say before the first run
-    job = GenerationJob(
-        model=model,
-        request=replace(request.with_defaults_of(model), seed=effective_seed(request.seed)),
-        method="frozen",
-        dtype=dtype,
-        device=device,
-        pipeline_class=pipeline_class,
-        dir=dir,
-        level=level,
-        build_config=dict(build_config or {}),
-    )
+    request = replace(job.request.with_defaults_of(job.model), seed=effective_seed(job.request.seed))
+    job = replace(job, request=request, method="frozen")
     clock = Clock(progress)
     done: dict[str, FinishedRun] = {}
     skipped: list[tuple[str, str]] = []
@@ -111,11 +96,11 @@ def compare(
                 skipped.append((plan.name, finished))
             else:
                 done[plan.name] = finished
-    return Comparison(model, job.request, tuple(done.values()), tuple(skipped), prewarm, machine_record())
+    return Comparison(job.model, job.request, tuple(done.values()), tuple(skipped), prewarm, machine_record())
 
 
 def _changed(plan: PlannedRun, job: GenerationJob, first: FinishedRun | None) -> GenerationJob | str:
-    """The job of a run, or why it is left out."""
+    """Return the job of a run, or why it is left out."""
     if not plan.change or first is None:
         return job
     base = first.result
@@ -135,7 +120,7 @@ def _changed(plan: PlannedRun, job: GenerationJob, first: FinishedRun | None) ->
 
 
 def _other_batch(request: Request) -> Request | None:
-    """The first prompt alone; where it is alone already, twice."""
+    """Return the request with the first prompt alone; where it is alone already, twice."""
     if not request.prompts:
         return None
     first = request.prompts[0]
@@ -143,9 +128,9 @@ def _other_batch(request: Request) -> Request | None:
 
 
 def _finished(plan: PlannedRun, result: GenerationResult, done: Mapping[str, FinishedRun]) -> FinishedRun | str:
-    """The run with its distances, or why it says nothing."""
+    """Return the run with its distances, or why it says nothing."""
     latents = None if result.latents is None else np.load(result.latents)
-    finished = FinishedRun(plan, result, tuple(_picture(path) for path in result.pictures), latents)
+    finished = FinishedRun(plan, result, tuple(read_sample(path) for path in result.pictures), latents)
     if plan.against is None:
         return finished
     other = done[plan.against]
@@ -165,7 +150,7 @@ def _finished(plan: PlannedRun, result: GenerationResult, done: Mapping[str, Fin
 
 
 def _note(change: str, result: GenerationResult, base: GenerationResult) -> str | None:
-    """What a change changed; ``None`` if nothing."""
+    """Return what a change changed, in words; ``None`` if nothing."""
     if change == "threads":
         words = (f"{result.threads} thread{'s' if result.threads > 1 else ''}", str(base.threads))
     elif change == "isa":
@@ -176,7 +161,7 @@ def _note(change: str, result: GenerationResult, base: GenerationResult) -> str 
 
 
 def _distance(pictures: Sequence[Array], others: Sequence[Array], name: str, other: str) -> Distance:
-    """Over all pictures of both runs."""
+    """Return the distance over all pictures of both runs."""
     if not pictures or len(pictures) != len(others):
         raise NotComparableError(f"{name} gave {len(pictures)} pictures and {other} {len(others)}: nothing to compare.")
     if len({picture.shape for picture in (*pictures, *others)}) > 1:
@@ -191,11 +176,3 @@ def _latents_distance(latents: Array | None, others: Array | None, *, only_commo
         count = min(len(latents), len(others))
         latents, others = latents[:count], others[:count]
     return distance(latents, others) if latents.shape == others.shape else None
-
-
-def _picture(path: Path) -> Array:
-    if path.suffix == ".npy":
-        array: Array = np.load(path)
-        return array
-    with Image.open(path) as image:
-        return np.asarray(image)

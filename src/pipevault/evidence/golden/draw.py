@@ -1,4 +1,4 @@
-"""What a generation gave as a golden keeps it: pictures or arrays, and the latents they were decoded from."""
+"""The results of a generation as a golden keeps them: pictures or arrays, and the latents they were decoded from."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 
 @dataclass(frozen=True)
 class Drawn:
-    """``samples`` are the pictures (frames one after the other) or arrays of an output, in order. ``latents`` are what
-    the decoder was given, a tensor for each of its calls; empty if that was not seen. ``factors`` are those of the key.
+    """The results of a generation. ``samples`` are the pictures (frames one after the other) or arrays of an output, in
+    order. ``latents`` are what the decoder was given, a tensor for each of its calls; empty if that was not seen.
+    ``factors`` are those of the key.
     """
 
     record: RunRecord
@@ -34,8 +35,8 @@ class Drawn:
 
 
 def samples_of(output: Any) -> tuple[Sample, ...]:
-    """Pictures and arrays of a pipeline's output, or of a list of them. :class:`SettingsError` if there are none."""
-    found = tuple(one.leaf if one.is_image else as_array(one.value) for one in samples(output))
+    """Return the pictures and arrays of an output, or of a list of them. :class:`SettingsError` if there are none."""
+    found = tuple(one.content for one in samples(output))
     if not found:
         raise SettingsError(
             f"This {type(output).__name__} holds no pictures, arrays or tensors to compare. Give what the pipeline "
@@ -46,7 +47,7 @@ def samples_of(output: Any) -> tuple[Sample, ...]:
 
 @contextmanager
 def seen_latents(pipe: Any) -> Iterator[list[Array]]:
-    """What the decoders of ``pipe`` are given while the block runs.
+    """Collect what the decoders of ``pipe`` are given while the block runs.
 
     A hook on the decoder itself would be a change that the guard refuses, so the hook is one of all modules.
     """

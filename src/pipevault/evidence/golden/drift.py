@@ -10,8 +10,6 @@ The child is ``python -m pipevault.evidence.golden.drift SUITE FOLDER CASE…``;
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import weakref
 from collections.abc import Mapping
@@ -23,13 +21,14 @@ import numpy as np
 
 from pipevault.cache.loaded import LoadedState
 from pipevault.cache.outcome import Outcome
-from pipevault.errors import PipevaultError, SettingsError
+from pipevault.errors import PipevaultError
 from pipevault.evidence.golden.check import distance_of
 from pipevault.evidence.golden.draw import Drawn, samples_of, seen_latents
 from pipevault.evidence.golden.files import Tolerance
 from pipevault.evidence.golden.suite import Limits, Suite
 from pipevault.evidence.golden.suite_file import read_suite
 from pipevault.evidence.metrics import Distance
+from pipevault.files.child import leave_error, run_child
 from pipevault.files.scratch import scratch_folder
 from pipevault.opening import open_pipeline
 from pipevault.runtime.generation import generate
@@ -43,11 +42,11 @@ latents of the size that they have.
 """
 
 _SMALLER_INSTRUCTION_SET = {"avx512": "avx2", "avx2": "default"}
-_SHOWN_LINES = 6
+_CHILD = "pipevault.evidence.golden.drift"
 
 
 def causes(machine: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Environment variables of each cause of drift that this machine can show."""
+    """Return the environment variables of each cause of drift that this machine can show."""
     found: dict[str, dict[str, str]] = {"eager": {}}
     if machine.get("type") != "cpu":
         return found
@@ -59,7 +58,7 @@ def causes(machine: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def measure_tolerances(suite: Suite, drawn: Mapping[str, Drawn]) -> dict[str, Tolerance]:
-    """A tolerance for each case from what it drew here. :class:`PipevaultError` if a process fails."""
+    """Measure a tolerance for each case from what it drew here. :class:`PipevaultError` if a process fails."""
     distances: dict[str, dict[str, dict[str, Distance]]] = {name: {} for name in drawn}
     machine = next(iter(drawn.values())).record.machine
     for cause, environment in causes(machine).items():
@@ -69,7 +68,7 @@ def measure_tolerances(suite: Suite, drawn: Mapping[str, Drawn]) -> dict[str, To
 
 
 def tolerance_of(distances: Mapping[str, Mapping[str, Distance]]) -> Tolerance:
-    """The tolerance for the measured distances ``{cause: {"pixels": …, "latents": …}}``."""
+    """Return the tolerance for the measured distances ``{cause: {"pixels": …, "latents": …}}``."""
     limits = {}
     for kind in ("pixels", "latents"):
         found = [by_kind[kind] for by_kind in distances.values() if kind in by_kind]
@@ -85,26 +84,13 @@ def _drawn_in_fresh_process(
     suite: Suite, drawn: Mapping[str, Drawn], cause: str, environment: Mapping[str, str]
 ) -> dict[str, Drawn]:
     with scratch_folder("golden") as folder:
-        command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, str(suite.path), str(folder), *drawn]
-        finished = subprocess.run(
-            command,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-        if finished.returncode:
-            lines = finished.stdout.decode("utf-8", "replace").strip().splitlines()[-_SHOWN_LINES:]
-            raise PipevaultError(
-                f"The tolerance of {suite.path} could not be measured: the process for {cause!r} ended with exit code "
-                f"{finished.returncode}. It printed: {' / '.join(lines)}"
-            )
-        return {name: _read(Path(folder) / f"{name}.npz", one) for name, one in drawn.items()}
+        name = f"Measuring the tolerance of {suite.path} for {cause!r}"
+        run_child(_CHILD, [str(suite.path), str(folder), *drawn], folder, name=name, environment=environment)
+        return {name: _read(folder / f"{name}.npz", one) for name, one in drawn.items()}
 
 
 def _read(path: Path, like: Drawn) -> Drawn:
-    """What a child left. Only its arrays count; the record is that of ``like``."""
+    """Return what a child drew. Only its arrays count; the record is that of ``like``."""
     with np.load(path, allow_pickle=False) as arrays:
         samples = tuple(arrays[f"sample-{index}"] for index in range(int(arrays["samples"])))
         latents = tuple(arrays[f"latents-{index}"] for index in range(int(arrays["latents"])))
@@ -134,12 +120,12 @@ def _given(state: LoadedState) -> LoadedState:
 
 
 def main(arguments: list[str]) -> int:
-    """The child: exit code 0, or 1 with one line for an error of pipevault's own."""
+    """Return the exit code of the child: 0, or 1 with an error left for the parent."""
     suite, folder, *names = arguments
     try:
         _draw_eagerly(read_suite(suite), tuple(names), Path(folder))
-    except SettingsError as error:
-        print(error, file=sys.stderr)
+    except PipevaultError as error:
+        leave_error(Path(folder), error)
         return 1
     return 0
 

@@ -21,7 +21,7 @@
      "tolerance": {"margin": 2.0, "limits": {…}, "measured": {"eager": {"pixels": {…}, "latents": {…}}}} or null,
      "digest": "<sha256>"}           over all the rest
 
-Digests of samples are over pixels or values, so a picture may be packed anew, and not repainted.
+Digests of samples are over pixels or values, so a picture may be compressed again, and not repainted.
 """
 
 from __future__ import annotations
@@ -41,11 +41,13 @@ from PIL import Image
 from pipevault.calls.describe import digest_array, pixels_sha256
 from pipevault.digest import canonical_json, digest_json
 from pipevault.errors import CannotSaveError, SettingsError
+from pipevault.evidence.files import write_data
 from pipevault.evidence.golden.draw import Array, Drawn, Sample
 from pipevault.evidence.golden.machine import machine_type
 from pipevault.evidence.golden.suite import Limits
 from pipevault.evidence.record_files.embed import write_image
 from pipevault.evidence.record_files.infotext import asked_samples
+from pipevault.files.atomic import fsync_folder
 from pipevault.runtime.record import RunRecord
 
 GOLDEN_VERSION = 1
@@ -56,7 +58,7 @@ SAMPLES_FILE, LATENTS_FILE = "samples.safetensors", "latents.safetensors"
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What was measured on the machine type of a golden: ``measured`` has a distance in JSON of ``pixels`` and
+    """The tolerance measured on the machine type of a golden: ``measured`` has a distance in JSON of ``pixels`` and
     ``latents`` for each cause of drift; ``limits`` are ``margin`` times the largest of them.
     """
 
@@ -70,7 +72,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Golden:
-    """What a case is held to. ``path`` is its folder."""
+    """The expected results of a case. ``path`` is its folder."""
 
     path: Path
     case: str
@@ -88,12 +90,12 @@ class Golden:
 
 
 def suite_goldens(suite: Path) -> Path:
-    """Where the goldens of a suite are: ``digits.toml`` -> ``digits.goldens``."""
+    """Return the folder of a suite's goldens: ``digits.toml`` -> ``digits.goldens``."""
     return suite.with_name(f"{suite.stem}.goldens")
 
 
 def suite_failures(suite: Path) -> Path:
-    """Where the pictures of failed checks go unless another folder is given: ``digits.failures``."""
+    """Return the folder for the pictures of failed checks unless another is given: ``digits.failures``."""
     return suite.with_name(f"{suite.stem}.failures")
 
 
@@ -102,7 +104,7 @@ def case_folder(goldens: Path, machine: str, case: str) -> Path:
 
 
 def machine_types(goldens: Path, case: str) -> list[str]:
-    """The machine types that have a golden of this case."""
+    """Return the machine types that have a golden of this case."""
     if not goldens.is_dir():
         return []
     return sorted(path.parent.parent.name for path in goldens.glob(f"[!.]*/{case}/{GOLDEN_FILE}"))
@@ -153,32 +155,28 @@ def _write_files(golden: Golden, folder: Path) -> None:
     arrays = {str(index): sample for index, sample in enumerate(drawn.samples) if isinstance(sample, np.ndarray)}
     _write_arrays(folder / SAMPLES_FILE, arrays)
     _write_arrays(folder / LATENTS_FILE, {str(index): array for index, array in enumerate(drawn.latents)})
-    (folder / GOLDEN_FILE).write_bytes(canonical_json(_to_document(golden)) + b"\n")
+    write_data(folder / GOLDEN_FILE, canonical_json(_to_document(golden)) + b"\n")
 
 
 def write_picture(picture: Image.Image, path: Path, record: RunRecord, index: int) -> None:
-    """With the record inside, which says of which sample it is; the frames of a video are of the first."""
+    """Write ``picture`` with the record inside, which tells its sample; the frames of a video are of the first."""
     count = max(asked_samples(record), len(record.results["pixels"]))
     write_image(picture, path, record, index=index if index < count else 0)
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     if arrays:
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+        write_data(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
 def _publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
-    """No rename replaces a folder that holds something, so the old one steps aside first.
-
-    A crash between the two renames leaves it beside its place under a name that begins with a dot.
+    """Move the folder ``temporary`` to ``path``. No rename replaces a folder that holds something, so the old one steps
+    aside first: a crash between the two renames leaves it next to its place under a name that begins with a dot.
     """
-    for file in temporary.iterdir():
-        _fsync(file)
-    _fsync(temporary)
     if path.exists() and not overwrite:
-        raise SettingsError(f"{path} exists already. To record it anew, say so with overwrite.")
+        raise SettingsError(f"{path} exists already. Record it again with overwrite.")
     old = _unique(path)
     if path.exists():
         os.rename(path, old)
@@ -188,22 +186,12 @@ def _publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
         if old.exists():
             os.rename(old, path)
         raise
-    _fsync(path.parent)
+    fsync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _unique(path: Path) -> Path:
     return path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
-
-
-def _fsync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
-        return
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -214,8 +202,8 @@ def _file_errors(path: Path) -> Iterator[None]:
         raise CannotSaveError(f"The golden {path} could not be written: {error}", path) from error
     except OSError as error:
         raise CannotSaveError(
-            f"The golden {path} could not be written: {error.strerror or error}. Mend the permissions of the folder, "
-            "or make room.",
+            f"The golden {path} could not be written: {error.strerror or error}. Fix the permissions of the "
+            "folder, or make room.",
             path,
         ) from error
 

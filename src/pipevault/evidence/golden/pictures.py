@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,16 +10,18 @@ import numpy as np
 from PIL import Image
 
 from pipevault.errors import CannotSaveError, NotComparableError
+from pipevault.evidence.files import write_data
 from pipevault.evidence.golden.draw import Array, Drawn, Sample
 from pipevault.evidence.golden.files import Golden, picture_file, write_picture
 from pipevault.evidence.metrics import heat_map
+from pipevault.report.page import png_bytes
 
 KINDS = ("expected", "actual", "difference")
 _OURS = re.compile(rf"({'|'.join(KINDS)})(-\d+)?\.png")
 
 
 def failure_file(folder: Path, kind: str, index: int, count: int) -> Path:
-    """``expected.png``; with several samples ``expected-3.png``."""
+    """Return the file of a picture: ``expected.png``; with several samples ``expected-3.png``."""
     return folder / (f"{kind}.png" if count == 1 else f"{kind}-{index}.png")
 
 
@@ -36,7 +37,7 @@ def clear_pictures(folder: Path) -> None:
 
 
 def write_failure(folder: Path, golden: Golden, drawn: Drawn, indexes: list[int]) -> None:
-    """Pictures of the samples ``indexes``: as the golden has it, as it came out, and a heat map of the difference.
+    """Write pictures of the samples ``indexes``: the golden's, what came out, and a heat map of the difference.
 
     Arrays are shown in shades of grey, their channels side by side. A sample that only one side has, or that has
     another size, has no heat map. :class:`CannotSaveError`.
@@ -59,20 +60,21 @@ def _write_sample(folder: Path, golden: Golden, drawn: Drawn, index: int, count:
     actual = drawn.samples[index] if index < len(drawn.samples) else None
     expected_file, actual_file, difference_file = (failure_file(folder, kind, index, count) for kind in KINDS)
     if isinstance(expected, Image.Image):
-        shutil.copyfile(picture_file(golden.path, index), expected_file)
+        write_data(expected_file, picture_file(golden.path, index).read_bytes())
     elif expected is not None:
-        _in_grey(expected, like=expected).save(expected_file)
+        write_data(expected_file, png_bytes(_in_grey(expected, like=expected)))
     if isinstance(actual, Image.Image):
         write_picture(actual, actual_file, drawn.record, index)
     elif actual is not None:
-        _in_grey(actual, like=expected if isinstance(expected, np.ndarray) else actual).save(actual_file)
+        like = expected if isinstance(expected, np.ndarray) else actual
+        write_data(actual_file, png_bytes(_in_grey(actual, like=like)))
     if expected is not None and actual is not None:
         with suppress(NotComparableError):  # of another size or type, which the message says
-            heat_map(_plane(expected), _plane(actual)).save(difference_file)
+            write_data(difference_file, png_bytes(heat_map(_plane(expected), _plane(actual))))
 
 
 def _plane(sample: Sample) -> Array:
-    """An array as rows and columns, one channel beside the other; a picture as it is."""
+    """Return an array as rows and columns, one channel next to the other; a picture as it is."""
     array = np.asarray(sample)
     if isinstance(sample, Image.Image) or array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4)):
         return array

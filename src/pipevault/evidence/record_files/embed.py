@@ -1,4 +1,4 @@
-"""Run records inside image and video files, and in sidecars beside them.
+"""Run records inside image and video files, and in sidecars next to them.
 
 ==================  ==========================  ==========================
 file                the record, as JSON         text that other tools read
@@ -19,20 +19,12 @@ all.
 from __future__ import annotations
 
 import json
-import os
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipevault.errors import (
-    CannotSaveError,
-    MissingExtraError,
-    NoRecordError,
-    RecordDigestError,
-    UnknownFormatError,
-)
+from pipevault.errors import MissingExtraError, NoRecordError, RecordDigestError, UnknownFormatError
+from pipevault.evidence.files import replacing, write_data
 from pipevault.evidence.record_files import array_files, audio_files, image_files, video_files
 from pipevault.evidence.record_files.infotext import asked_samples, parameters_text
 from pipevault.runtime.record import RECORD_LIMIT_BYTES, RunRecord
@@ -57,8 +49,8 @@ def write_image(
 ) -> Path:
     """Write ``image``, whose digest is number ``index`` of the record's, with it inside; the path that was written.
 
-    ``batch`` tells which sample of how many it shows, where that is not the index: frames, or a depth map beside its
-    picture. The format follows the suffix.
+    ``batch`` tells which sample of how many it shows, where that is not the index: frames, or a depth map next to
+    its picture. The format follows the suffix.
 
     :class:`UnknownFormatError`, :class:`SettingsError` (an index that the batch does not have, a mode or size that the
     format cannot hold), :class:`RecordTooLargeError` (JPEG), :class:`CannotSaveError`.
@@ -67,7 +59,7 @@ def write_image(
     _check_suffix(path, "an image", IMAGE_SUFFIXES)
     number, count = batch or (index or 0, len(record.results["pixels"]))
     text = parameters_text(record, index=number, count=max(asked_samples(record), count), size=image.size)
-    return _write_data(path, image_files.encode(image, path.suffix, record.of_sample(index), text))
+    return write_data(path, image_files.encode(image, path.suffix, record.of_sample(index), text))
 
 
 def write_video(
@@ -94,7 +86,7 @@ def write_video(
     # The digests of pixels are those of frames here, so they do not tell how many samples there are.
     number, count = batch or (index or 0, 1)
     text = parameters_text(record, index=number, count=max(asked_samples(record), count), size=(width, height))
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         video_files.encode(arrays, temporary, record.of_sample(index), text, fps=fps)
     return path
 
@@ -107,7 +99,7 @@ def write_audio(clip: np.ndarray[Any, Any], path: Path | str, *, sampling_rate: 
     """
     path = Path(path)
     _check_suffix(path, "audio", AUDIO_SUFFIXES)
-    return _write_data(path, audio_files.encode(clip, sampling_rate))
+    return write_data(path, audio_files.encode(clip, sampling_rate))
 
 
 def write_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], path: Path | str) -> Path:
@@ -118,33 +110,27 @@ def write_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], path: Path | str) -
     """
     path = Path(path)
     _check_suffix(path, "an array", ARRAY_SUFFIXES)
-    return _write_data(path, array_files.encode(arrays, path.suffix))
-
-
-def _write_data(path: Path, data: bytes) -> Path:
-    with _replacing(path) as temporary:
-        temporary.write_bytes(data)
-    return path
+    return write_data(path, array_files.encode(arrays, path.suffix))
 
 
 def sidecar_path(path: Path | str) -> Path:
-    """``out.png`` -> ``out.png.json``."""
+    """Return the path of the sidecar: ``out.png`` -> ``out.png.json``."""
     path = Path(path)
     return path.with_name(f"{path.name}.json")
 
 
 def write_sidecar(path: Path | str, record: RunRecord) -> Path:
-    """Write ``record`` beside the output ``path`` as ``PATH.json``, indented; the sidecar's path.
+    """Write ``record`` next to the output ``path`` as ``PATH.json``, indented; return the sidecar's path.
 
     :class:`CannotSaveError`.
     """
     sidecar = sidecar_path(path)
     text = json.dumps(record.to_document(), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
-    return _write_data(sidecar, text.encode("utf-8"))
+    return write_data(sidecar, text.encode("utf-8"))
 
 
 def read_record(path: Path | str) -> RunRecord:
-    """The record inside an image or a video, or in a ``.json`` file; where a file has none inside, its sidecar's.
+    """Return the record inside an image or a video, or in a ``.json`` file; if there is none inside, the sidecar's.
 
     :class:`NoRecordError`, :class:`NewerRecordError`, :class:`RecordDigestError`, :class:`BadRecordError`;
     :class:`MissingExtraError` for a video without PyAV and without a sidecar. A record inside that was changed is an
@@ -167,7 +153,7 @@ def read_record(path: Path | str) -> RunRecord:
     if _is_file(sidecar):
         return _read_json(sidecar)
     raise NoRecordError(
-        f"{path} holds no run record, and there is no {sidecar.name} beside it. pipevault did not save it, or another "
+        f"{path} holds no run record, and there is no {sidecar.name} next to it. pipevault did not save it, or another "
         "program saved it again and dropped the record. Give the file as it was saved, or its sidecar (.json).",
         str(path),
     )
@@ -184,8 +170,8 @@ def _parse_embedded(text: str, path: Path) -> RunRecord:
         return RunRecord.from_json(text, source=str(path))
     except NoRecordError as error:  # it stands where only a record can stand
         raise RecordDigestError(
-            f"The run record of {path} was changed after it was written: it is no record any more. Use the file as it "
-            "was saved, or its sidecar (.json).",
+            f"The run record of {path} was changed after it was written: it is not a record any more. Use the file as "
+            "it was saved, or its sidecar (.json).",
             str(path),
         ) from error
 
@@ -195,7 +181,7 @@ def _read_json(path: Path) -> RunRecord:
         with path.open("rb") as file:
             data = file.read(RECORD_LIMIT_BYTES + 1)
     except OSError as error:
-        raise NoRecordError(f"{path} cannot be read: {error.strerror}. Mend its permissions.", str(path)) from error
+        raise NoRecordError(f"{path} cannot be read: {error.strerror}. Fix its permissions.", str(path)) from error
     return RunRecord.from_json(data, source=str(path))
 
 
@@ -218,24 +204,3 @@ def _check_suffix(path: Path, what: str, suffixes: tuple[str, ...]) -> None:
             path.suffix,
             suffixes,
         )
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that takes its place when the block is left without an error."""
-    temporary = path.with_name(f".pipevault-{os.getpid()}-{secrets.token_hex(8)}.tmp")
-    try:
-        try:
-            yield temporary
-            os.replace(temporary, path)
-        except BaseException:  # whatever it was goes on, an interrupt too; only the temporary file must go
-            with suppress(OSError):  # what went wrong first is what the caller has to know
-                temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CannotSaveError(
-            f"{path} could not be written: {reason}. Give the path of a file in a folder that exists and has room, and "
-            "in which this user may write.",
-            path,
-        ) from error

@@ -1,0 +1,51 @@
+"""Files of evidence: whole or not at all; samples come back as they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipevault.errors import CannotSaveError
+from pipevault.evidence.files import read_sample, replacing, write_data, write_sample
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    assert write_data(path, b"old") == path
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    write_data(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_what_cannot_be_written_is_told_with_the_path(tmp_path: Path) -> None:
+    with pytest.raises(CannotSaveError, match="could not be written: No such file") as caught:
+        write_data(tmp_path / "none" / "a", b"")
+    assert caught.value.path == tmp_path / "none" / "a"
+
+
+@pytest.mark.parametrize(
+    ("sample", "suffix"),
+    [
+        (np.arange(48, dtype=np.uint8).reshape(4, 4, 3), ".png"),
+        (np.arange(16, dtype=np.uint8).reshape(4, 4), ".png"),
+        (np.arange(32, dtype=np.uint8).reshape(4, 4, 2), ".npy"),
+        (np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4), ".npy"),
+    ],
+)
+def test_a_sample_comes_back(tmp_path: Path, sample: np.ndarray, suffix: str) -> None:  # type: ignore[type-arg]
+    path = write_sample(sample, tmp_path / "picture-0")
+    assert path.suffix == suffix
+    read = read_sample(path)
+    assert read.dtype == sample.dtype
+    assert np.array_equal(read, sample)
