@@ -63,5 +63,7 @@ def sweep_result(
         "weights": {"unet": "b" * 64},
         "versions": {"torch": "2.13.0"},
         "machine": {"type": "cpu", "threads": 1},
+        "notes": (),
+        "created_at": "2026-01-31T12:00:00+00:00",
     }
     return SweepResult(**fields | changes)

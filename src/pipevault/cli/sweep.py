@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from pipevault.cli.pipelines import DEMO_SHAPE
 from pipevault.cli.progress import StepProgress
 from pipevault.cli.request_options import opening_options, request_from
 from pipevault.cli.seed_ranges import parse_seeds
-from pipevault.errors import CannotSaveError, DifferentOutputError, MissingExtraError, SettingsError
+from pipevault.compat.extras import import_extra
+from pipevault.errors import CannotSaveError, DifferentOutputError, SettingsError
 from pipevault.opening import DEMO_MODEL, open_pipeline
 from pipevault.reading import read_file
 from pipevault.settings.user_folders import expand_user
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pipevault.evidence.sweep.drift import Drift
     from pipevault.evidence.sweep.result import SweepResult
 
-_REPORT_PACKAGES = {"matplotlib": "matplotlib", "jinja2": "Jinja2", "skimage": "scikit-image"}
+_REPORT_PACKAGES = {"matplotlib": "matplotlib", "jinja2": "Jinja2", "skimage": "scikit-image", "scipy": "SciPy"}
 
 
 @click.command("sweep", short_help="Measure how much the seed moves the quality.")
@@ -39,37 +40,14 @@ _REPORT_PACKAGES = {"matplotlib": "matplotlib", "jinja2": "Jinja2", "skimage": "
 @click.option("--guidance-scale", metavar="NUMBER", type=float, help="Default: the model's.")
 @click.option("--size", metavar="WxH", help="Pixels. Default: the model's own size.")
 @click.option("--frames", metavar="NUMBER", type=click.IntRange(min=1), help="Frames of a video; the middle is scored.")
-@click.option(
-    "--batch-size", metavar="NUMBER", type=click.IntRange(min=1), help="Pictures in a call. Default: 1; demo 10."
-)
+@click.option("--batch-size", metavar="NUMBER", type=click.IntRange(min=1), help="In a call. Default: 1; demo 10.")
 @click.option("--clip-model", metavar="FOLDER", help="A CLIP model of this machine, for the CLIP score.")
 @opening_options
 @click.option("--mode", metavar="NAME", help="compile, require or off. Default: PIPEVAULT_MODE, config file, compile.")
 @click.option("--level", metavar="NAME", help="Determinism. Default: PIPEVAULT_LEVEL, config file, repeatable.")
 @dir_option
 @json_option
-def sweep(
-    model: str,
-    prompts: tuple[str, ...],
-    prompts_file: Path | None,
-    seeds: str,
-    out: Path,
-    baseline: Path | None,
-    fail_on_drift: bool,
-    steps: int | None,
-    guidance_scale: float | None,
-    size: str | None,
-    frames: int | None,
-    batch_size: int | None,
-    clip_model: str | None,
-    dtype: str | None,
-    device: str | None,
-    pipeline_class: str | None,
-    mode: str | None,
-    level: str | None,
-    dir: Path | None,
-    as_json: bool,
-) -> None:
+def sweep(model: str, out: Path, baseline: Path | None, fail_on_drift: bool, as_json: bool, **given: Any) -> None:
     """Draw every prompt with every seed, score the pictures, and tell prompt, seed and their interplay apart.
 
     MODEL is a folder, a repository id, or `demo` for the pipeline that ships, whose prompts are by default the ten
@@ -86,162 +64,105 @@ def sweep(
     """
     from pipevault import PipelineCache
     from pipevault.evidence.sweep.drift import check_baseline, drift
+    from pipevault.evidence.sweep.model_scores import clip_scorer
     from pipevault.evidence.sweep.result import read_sweep
-    from pipevault.evidence.sweep.run import MAX_SEEDS, check_count, check_prompts, run_sweep, sweep_load_arguments
+    from pipevault.evidence.sweep.run import MAX_SEEDS, check_prompts, check_seeds, run_sweep, sweep_load_arguments
 
-    columns = parse_seeds(seeds, most=MAX_SEEDS)
-    request = request_from(
-        model,
-        prompts=_prompts(prompts, prompts_file),
-        seed=0,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        size=size,
-    )
-    request, rows = replace(request, num_frames=frames), request.prompts
+    seeds = parse_seeds(given["seeds"], most=MAX_SEEDS)
+    prompts = _prompts(given["prompts"], given["prompts_file"])
+    asked = {name: given[name] for name in ("steps", "guidance_scale", "size")}
+    request = replace(request_from(model, prompts=prompts, seed=0, **asked), num_frames=given["frames"])
     if fail_on_drift and baseline is None:
         raise SettingsError("--fail-on-drift needs the earlier sweep: give --baseline.")
-    label = model_label(model)
-    earlier = None if baseline is None else read_sweep(baseline)
+    label, earlier = model_label(model), None if baseline is None else read_sweep(baseline)
     if earlier is not None:
         check_baseline(earlier, label)
-    check_count(len(rows), len(columns))
-    _check_extra()
-    _check_writable(out)
-    clip = _clip(clip_model)
-    batch = batch_size or (DEMO_SHAPE["batch_size"] if model == DEMO_MODEL else 1)
+    check_seeds(seeds, prompts=len(request.prompts))
+    for module, package in _REPORT_PACKAGES.items():  # before minutes are spent on compiling
+        import_extra(module, f"{package}, which a sweep needs,", "report")
+    _write(out, {"a try": ("plots/.try", b"")})["a try"].unlink()
+    clip = None if given["clip_model"] is None else clip_scorer(given["clip_model"])
+    size = given["batch_size"] or (DEMO_SHAPE["batch_size"] if model == DEMO_MODEL else 1)
     with StepProgress() as progress:
-        cache = PipelineCache(dir, mode=mode, level=level, progress=progress)
-        pipe = open_pipeline(model, dtype=dtype, device=device, pipeline_class=pipeline_class)
-        check_prompts(pipe, rows)
-        pipe = cache.load(pipe, **sweep_load_arguments(pipe, rows, request, batch))
-        done = run_sweep(pipe, rows, columns, request, model=label, batch_size=batch, clip=clip, progress=progress)
+        cache = PipelineCache(given["dir"], mode=given["mode"], level=given["level"], progress=progress)
+        pipe = open_pipeline(model, **{name: given[name] for name in ("dtype", "device", "pipeline_class")})
+        check_prompts(pipe, request.prompts)
+        pipe = cache.load(pipe, **sweep_load_arguments(pipe, request.prompts, request, size))
+        options: dict[str, Any] = {"model": label, "batch_size": size, "clip": clip, "progress": progress}
+        done = run_sweep(pipe, request.prompts, seeds, request, **options)
     moved = None if earlier is None else drift(done.result, earlier)
-    files = _write(out, done, moved)
+    from pipevault.cli.sweep_report import report_files
+
+    files = _write(out, report_files(done, moved))
     if as_json:
-        render.print_json(
-            {
-                "sweep": done.result.to_document(),
-                "drift": None if moved is None else moved.to_json(),
-                "files": {name: str(path) for name, path in files.items()},
-            }
-        )
+        document = {"sweep": done.result.to_document(), "drift": moved and moved.to_json()}
+        render.print_json({**document, "files": {name: str(path) for name, path in files.items()}})
     else:
         _show(done.result, moved, files["report"])
-    if fail_on_drift and moved is not None and moved.drifted:
+    if fail_on_drift and moved is not None and moved.changed:
         raise DifferentOutputError(
             f"{len(moved.changed)} of {moved.compared} pictures are not those of {baseline}. See {files['report']}."
         )
 
 
 def model_label(model: str) -> str:
-    """How a sweep names its model: as it was typed, a folder by its last name, so that it can be moved."""
+    """Return how a sweep names its model: as it was typed, a folder by its last name, so that it can be moved."""
     folder = expand_user(model)
     return f"{folder.resolve().name}/" if model != DEMO_MODEL and folder.is_dir() else model
 
 
 def _prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
-    if given and file is not None:
+    if file is None:
+        return given
+    if given:
         raise SettingsError("Give --prompts or --prompts-file, not both.")
-    return given if file is None else _read_prompts(file)
-
-
-def _read_prompts(file: Path) -> tuple[str, ...]:
     try:
         lines = read_file(file).decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise SettingsError(f"--prompts-file {file} cannot be read: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"--prompts-file {file} is no UTF-8 text: {error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--prompts-file {file} cannot be read as UTF-8 text: {error}.") from error
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
         raise SettingsError(f"--prompts-file {file} has no prompt in it. Write one on each line.")
     return prompts
 
 
-def _clip(model: str | None) -> Any:
-    if model is None:
-        return None
-    from pipevault.evidence.sweep.model_scores import clip_scorer
+def _write(out: Path, files: Mapping[str, tuple[str, bytes]]) -> dict[str, Path]:
+    from pipevault.evidence.files import write_data
 
-    return clip_scorer(model)
-
-
-def _check_extra() -> None:
-    """Before minutes are spent on compiling."""
-    if absent := [name for module, name in _REPORT_PACKAGES.items() if find_spec(module) is None]:
-        raise MissingExtraError(
-            f'A sweep\'s report needs {", ".join(absent)}, not installed here. Install the extra "report": pip install '
-            '"pipevault[report]".',
-            "report",
-        )
-
-
-def _check_writable(out: Path) -> None:
     try:
         (out / "plots").mkdir(parents=True, exist_ok=True)
-        probe = out / ".sweep-probe"
-        probe.touch()
-        probe.unlink()
+        return {name: write_data(out / path, data) for name, (path, data) in files.items()}
     except OSError as error:
-        raise CannotSaveError(
-            f"{out} cannot be written: {error.strerror or error}. Give another --out.", out
-        ) from error
-
-
-def _write(out: Path, done: Any, moved: Drift | None) -> dict[str, Path]:
-    from pipevault.cli.sweep_report import SweepReport
-
-    report = SweepReport(done, moved)
-    files = {
-        "sweep": (out / "sweep.json", f"{done.result.to_json()}\n".encode()),
-        "contact_sheet": (out / "contact-sheet.png", report.contact_sheet_png()),
-        **{f"plot {name}": (out / "plots" / f"{name}.svg", svg.encode()) for name, svg in report.plots.items()},
-        "report": (out / "report.html", report.page().encode()),
-    }
-    for path, data in files.values():
-        try:
-            path.write_bytes(data)
-        except OSError as error:
-            raise CannotSaveError(f"{path} cannot be written: {error.strerror or error}.", path) from error
-    return {name: path for name, (path, _) in files.items()}
+        raise CannotSaveError(f"{out} cannot be written: {error}. Give another --out.", out) from error
 
 
 def _show(result: SweepResult, moved: Drift | None, report: Path) -> None:
-    from pipevault.cli.sweep_report import drift_lists, drift_summary, percent, score_title
+    from pipevault.cli.sweep_report import percent
+    from pipevault.evidence.sweep.scoring import SCORES
 
-    facts = [
-        ("model", result.model),
-        ("pictures", f"{len(result.prompts)} prompts by {len(result.seeds)} seeds"),
-        ("outcome", result.outcome),
-        ("key", result.key or "none"),
-        ("level", result.level["achieved"]),
-        ("outlier seeds", ", ".join(map(str, result.outlier_seeds())) or "none"),
-        ("report", str(report)),
-    ]
-    effects, shares = result.seed_effects(), result.variance_shares()
-    rows = []
-    for name, table in result.scores.items():
-        values = [value for row in table for value in row]
-        share = shares[name]
-        parts = ("constant", "", "") if share.constant else map(percent, (share.prompt, share.seed, share.remainder))
+    facts = {
+        "model": result.model,
+        "pictures": f"{len(result.prompts)} prompts by {len(result.seeds)} seeds",
+        "outcome": result.outcome,
+        "key": result.key or "none",
+        "level": result.level["achieved"],
+        "outlier seeds": ", ".join(map(str, result.outlier_seeds())) or "none",
+        "report": str(report),
+    }
+    rows, effects = [], result.seed_effects()
+    for name, one in result.variance_shares().items():
+        shares = tuple(map(percent, vars(one).values())) if any(vars(one).values()) else ("constant", "", "")
+        mean = sum(map(sum, result.scores[name])) / len(result.prompts) / len(result.seeds)
         flagged = ", ".join(str(result.seeds[column]) for column in effects[name].outliers)
-        rows.append((score_title(name), *parts, f"{sum(values) / len(values):.4g}", flagged))
-    rows += [(score_title(name), "", "", "", "", f"not available: {why}") for name, why in result.not_available.items()]
+        rows.append((SCORES[name].title, *shares, f"{mean:.4g}", flagged))
+    rows += [(SCORES[name].title, *[""] * 4, f"not available: {why}") for name, why in result.not_available.items()]
     columns = ("SCORE", "PROMPT", "SEED", "REMAINDER", "MEAN", "OUTLIER SEEDS")
-    render.show(render.facts(facts), render.table(columns, rows, right=columns[1:5]))
+    render.show(render.facts(facts.items()), render.table(columns, rows, right=columns[1:5]))
     if moved is not None:
-        render.say(f"\n{drift_summary(moved)}")
-        shifts = [
-            (
-                score_title(name),
-                f"{shift.mean:+.4g}",
-                "" if shift.standard_error is None else f"{shift.standard_error:.4g}",
-                f"{shift.p_value:.4g}",
-            )
-            for name, shift in moved.shifts.items()
-        ]
-        names = ("SCORE", "MEAN SHIFT", "STANDARD ERROR", "P")
-        render.show(render.table(names, shifts, right=names[1:]))
-        for title, entries in drift_lists(moved):
-            render.say(f"{title}: {'; '.join(entries)}")
+        render.say(f"\n{moved.summary}")
+        values = {SCORES[name].title: (one.mean, one.standard_error, one.p_value) for name, one in moved.shifts.items()}
+        shifts = [(title, *("" if n is None else f"{n:.4g}" for n in numbers)) for title, numbers in values.items()]
+        named = ("SCORE", "MEAN SHIFT", "STANDARD ERROR", "P")
+        render.show(render.table(named, shifts, right=named[1:]))
+        for entry in moved.context:
+            render.say(entry)

@@ -45,3 +45,10 @@ def prompt(digit: int) -> str:
     if not 0 <= digit < len(DIGIT_WORDS):
         raise ValueError(f"digit must be between 0 and 9, not {digit}")
     return f"a handwritten {DIGIT_WORDS[digit]}"
+
+
+def named_digit(prompt: str) -> int | None:
+    """Return the digit whose English word stands in ``prompt``; ``None`` if there is none or more than one."""
+    words = "".join(letter if letter.isalpha() else " " for letter in prompt.lower()).split()
+    named = {DIGIT_WORDS.index(word) for word in words if word in DIGIT_WORDS}
+    return named.pop() if len(named) == 1 else None

@@ -1,25 +1,35 @@
-"""How far two outputs are apart, in numbers and as a picture. SSIM comes from scikit-image (extra ``report``)."""
+"""Measures of pictures: how far two outputs are apart, in numbers and as a picture; how sharp and how contrasty one is.
+
+Luma is 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601) of uint8 channels divided by 255, so 0 to 1, as float64 of shape
+(height, width). SSIM comes from scikit-image, the Laplacian from SciPy (extra ``report``).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipevault.errors import MissingExtraError, NotComparableError
+from pipevault.compat.extras import import_extra
+from pipevault.errors import NotComparableError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from PIL import Image
 
+Item = TypeVar("Item")
+
 _CHANNELS = (1, 2, 3, 4)
+_SSIM_SIDE_PX = 256
 _WIDEST_WINDOW_PIXELS, _NARROWEST_WINDOW_PIXELS = 7, 3
 
 
 @dataclass(frozen=True)
 class Distance:
-    """``differing_share`` is 0 to 1; ``max_abs`` and ``mean_abs`` are in the units of the input (0 to 255 for uint8).
+    """A distance. ``differing_share`` is 0 to 1; ``max_abs`` and ``mean_abs`` are in the units of the input (0 to 255
+    for uint8).
 
     ``psnr_db`` is infinite for equal outputs. ``ssim`` is 1 for equal ones and ``None`` where it is not defined:
     fewer than 3 pixels on a side, no image, or values that are not finite.
@@ -33,10 +43,11 @@ class Distance:
 
     @property
     def equal(self) -> bool:
+        """True if nothing differs."""
         return self.differing_share == 0
 
     def to_json(self) -> dict[str, float | str | None]:
-        """Plain JSON, in which what is infinite is the text ``inf`` or ``-inf``."""
+        """Return plain JSON, in which what is infinite is the text ``inf`` or ``-inf``."""
         return {
             name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in asdict(self).items()
@@ -44,7 +55,7 @@ class Distance:
 
 
 def distance(a: Any, b: Any, *, data_range: float | None = None) -> Distance:
-    """Between two images or arrays of one shape, both uint8 or both floating.
+    """Measure two images or arrays of one shape, both uint8 or both floating.
 
     Arrays whose last axis has 1 to 4 entries and that have three axes or more are images, (…, height, width,
     channels); two axes are (height, width). There a pixel differs if any of its channels does, and SSIM is the mean
@@ -70,7 +81,7 @@ def distance(a: Any, b: Any, *, data_range: float | None = None) -> Distance:
 
 
 def heat_map(a: Any, b: Any, *, full_scale: float | None = None) -> Image.Image:
-    """Where two images differ: black where they are equal, through red and yellow to white at ``full_scale``.
+    """Draw where two images differ: black where they are equal, through red and yellow to white at ``full_scale``.
 
     A pixel shows the largest difference of its channels. ``full_scale`` is in the units of the input; by default it is
     the largest difference there is. Arrays are (height, width) or (height, width, channels).
@@ -93,8 +104,57 @@ def heat_map(a: Any, b: Any, *, full_scale: float | None = None) -> Image.Image:
     return Image.fromarray(np.rint(colours * 255).astype(np.uint8))
 
 
+def luma(image: Image.Image) -> npt.NDArray[np.float64]:
+    """Return the luma of a picture of any mode; transparency is ignored."""
+    import numpy as np
+
+    weights = np.array([0.299, 0.587, 0.114]) / 255
+    return np.asarray(np.asarray(image.convert("RGB"), dtype=np.float64) @ weights)
+
+
+def sharpness(image: Image.Image) -> float:
+    """Return the variance of the Laplacian of the luma, 0 to 16; edge pixels are repeated outwards.
+
+    Depends on the size in pixels: compare pictures of one size only. https://doi.org/10.1109/ICPR.2000.903548.
+    :class:`MissingExtraError` without SciPy.
+    """
+    ndimage = import_extra("scipy.ndimage", "SciPy", "report")
+    return float(ndimage.laplace(luma(image), mode="nearest").var())
+
+
+def contrast(image: Image.Image) -> float:
+    """Return the standard deviation of the luma, 0 to 0.5 (RMS contrast)."""
+    return float(luma(image).std())
+
+
+def reduced_luma(image: Image.Image) -> npt.NDArray[np.float64]:
+    """Return the luma averaged over blocks of f x f pixels, f = max(1, round(shorter side / 256)).
+
+    So advised for SSIM, https://ece.uwaterloo.ca/~z70wang/research/ssim/. What fills no block is left out.
+    """
+    import numpy as np
+
+    values = luma(image)
+    factor = max(1, round(min(values.shape) / _SSIM_SIDE_PX))
+    height, width = (side // factor for side in values.shape)
+    blocks = values[: height * factor, : width * factor].reshape(height, factor, width, factor)
+    return np.asarray(blocks.mean(axis=(1, 3)))
+
+
+def mean_to_others(items: Sequence[Item], metric: Callable[[Item, Item], float | None]) -> list[float] | None:
+    """Return for each of two items or more the mean of a symmetric ``metric`` to all others; ``None`` if one is."""
+    sums = [0.0] * len(items)
+    for i, one in enumerate(items):
+        for j, other in enumerate(items[:i]):
+            if (value := metric(one, other)) is None:
+                return None
+            sums[i] += value
+            sums[j] += value
+    return [total / (len(items) - 1) for total in sums]
+
+
 def _pair(a: Any, b: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Both as uint8, or both as float64."""
+    """Return both as uint8, or both as float64."""
     import numpy as np
 
     first, second = np.asarray(a), np.asarray(b)
@@ -114,7 +174,7 @@ def _pair(a: Any, b: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
 
 
 def _gaps(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Absolute differences; infinite where only one is NaN or they are unequal infinities."""
+    """Return absolute differences; infinite where only one is NaN or they are unequal infinities."""
     import numpy as np
 
     one, other = first.astype(np.float64), second.astype(np.float64)
@@ -133,15 +193,7 @@ def _has_channels(array: npt.NDArray[Any]) -> bool:
 def _ssim(first: npt.NDArray[Any], second: npt.NDArray[Any], data_range: float) -> float | None:
     import numpy as np
 
-    try:
-        from skimage import metrics
-    except ImportError as error:
-        raise MissingExtraError(
-            'SSIM needs scikit-image, which is not installed. Install the extra "report": pip install '
-            '"pipevault[report]".',
-            "report",
-        ) from error
-
+    metrics = import_extra("skimage.metrics", "scikit-image, which SSIM needs,", "report")
     if first.ndim == 2:
         first, second = first[..., None], second[..., None]
     if not _has_channels(first) or not (np.isfinite(first).all() and np.isfinite(second).all()):
@@ -150,15 +202,13 @@ def _ssim(first: npt.NDArray[Any], second: npt.NDArray[Any], data_range: float) 
     if window is None:
         return None
     pictures = zip(first.reshape(-1, *first.shape[-3:]), second.reshape(-1, *second.shape[-3:]), strict=True)
-    similarity: Any = metrics.structural_similarity
-    values = [
-        similarity(one, other, win_size=window, data_range=data_range, channel_axis=-1) for one, other in pictures
-    ]
+    options = {"win_size": window, "data_range": data_range, "channel_axis": -1}
+    values = [metrics.structural_similarity(one, other, **options) for one, other in pictures]
     return float(np.mean(values))
 
 
 def _window(height: int, width: int) -> int | None:
-    """Side of SSIM's window in pixels: 7 as in scikit-image, smaller and odd where the picture is smaller."""
+    """Return the side of SSIM's window in pixels: 7 as in scikit-image, smaller and odd for a smaller picture."""
     largest = min(height, width, _WIDEST_WINDOW_PIXELS)
     odd = largest if largest % 2 else largest - 1
     return odd if odd >= _NARROWEST_WINDOW_PIXELS else None

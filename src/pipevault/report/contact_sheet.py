@@ -1,4 +1,4 @@
-"""All pictures of a sweep on one: a row for each prompt, a column for each seed."""
+"""The contact sheet, all pictures of a sweep on one: a row for each prompt, a column for each seed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def contact_sheet(
     *,
     outliers: Collection[int] = (),
 ) -> Image.Image:
-    """Return the sheet. ``pictures`` has a row for each prompt; seeds in ``outliers`` have a red number and red frames.
+    """Draw the sheet. ``pictures`` has a row for each prompt; seeds in ``outliers`` have a red number and red frames.
 
     Pictures are 64 to 160 pixels wide: enlarged by whole factors so that each pixel stays one, or reduced.
     """

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipevault.errors import MissingExtraError
+from pipevault.compat.extras import import_extra
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,13 +19,7 @@ def render_page(template: str, content: Mapping[str, Any]) -> str:
     Templates extend ``base.html.j2`` and have the filters ``picture`` (an image to a data URI), ``svg`` (SVG text to
     one) and ``figure`` (a number to four significant digits). :class:`MissingExtraError` without Jinja2.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingExtraError(
-            'Reports need Jinja2, which is not installed. Install the extra "report": pip install "pipevault[report]".',
-            "report",
-        ) from error
+    jinja2 = import_extra("jinja2", "Jinja2, which reports need,", "report")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipevault.report"),
         autoescape=True,
@@ -34,7 +28,8 @@ def render_page(template: str, content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"picture": picture_uri, "svg": svg_uri, "figure": figure}
-    return environment.get_template(template).render(content)
+    page: str = environment.get_template(template).render(content)
+    return page
 
 
 def picture_uri(image: Image.Image) -> str:

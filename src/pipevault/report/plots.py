@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pipevault.errors import MissingExtraError
+from pipevault.compat.extras import import_extra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ def strip_plot(
     unit: str,
     outliers: Collection[int] = (),
 ) -> str:
-    """A score of each picture: a column for each prompt, in it a box (quartiles) and a dot for each seed.
+    """Plot a score of each picture: a column for each prompt, in it a box (quartiles) and a dot for each seed.
 
     Dots stand in the order of the seeds; those of ``outliers`` are red and, up to three seeds, named.
     :class:`MissingExtraError` without matplotlib.
@@ -70,7 +70,7 @@ def strip_plot(
 
 
 def share_bars(shares: Mapping[str, Mapping[str, float]]) -> str:
-    """Draw stacked horizontal bars, one for each score in order: the shares of prompt, seed and remainder (0 to 1).
+    """Plot stacked horizontal bars, one for each score in order: the shares of prompt, seed and remainder (0 to 1).
 
     A score whose shares are all 0 is the same everywhere, and its bar says so. :class:`MissingExtraError` without
     matplotlib.
@@ -100,7 +100,7 @@ def share_bars(shares: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def time_bars(seconds: Mapping[str, tuple[float, float]]) -> str:
-    """Draw two horizontal bars for each name, on a logarithmic scale: seconds the first time, and from then on.
+    """Plot two horizontal bars for each name, on a logarithmic scale: seconds the first time, and from then on.
 
     :class:`MissingExtraError` without matplotlib.
     """
@@ -123,7 +123,7 @@ def time_bars(seconds: Mapping[str, tuple[float, float]]) -> str:
 
 
 def prompt_labels(prompts: Sequence[str]) -> list[str]:
-    """The prompts if all are short and in Latin-1, which every font holds; else each with a number from 1, and cut."""
+    """Return the prompts if all are short and in Latin-1, which every font holds; else numbered from 1, and cut."""
     whole = [" ".join(prompt.split()) for prompt in prompts]
     cut = [_shortened(prompt) for prompt in whole]
     if cut == whole:
@@ -132,7 +132,7 @@ def prompt_labels(prompts: Sequence[str]) -> list[str]:
 
 
 def _shortened(prompt: str) -> str:
-    """At most 28 letters; empty if there are letters outside Latin-1."""
+    """Return at most 28 letters; empty if there are letters outside Latin-1."""
     try:
         prompt.encode("latin-1")
     except UnicodeEncodeError:
@@ -148,17 +148,10 @@ def _offsets(count: int) -> list[float]:
 
 @contextmanager
 def _figure(*, width_in: float, height_in: float) -> Iterator[Figure]:
-    """Draw without pyplot and with matplotlib's own defaults, so that no user's configuration shows."""
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            'Plots need matplotlib, which is not installed. Install the extra "report": pip install '
-            '"pipevault[report]".',
-            "report",
-        ) from error
+    """Open a figure without pyplot and with matplotlib's own defaults, so that nobody's configuration shows."""
+    needed = "matplotlib, which plots need,"
+    matplotlib = import_extra("matplotlib", needed, "report")
+    canvas = import_extra("matplotlib.backends.backend_agg", needed, "report")
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
@@ -171,8 +164,8 @@ def _figure(*, width_in: float, height_in: float) -> Iterator[Figure]:
                 "figure.constrained_layout.use": True,
             }
         )
-        figure = Figure(figsize=(width_in, height_in))
-        FigureCanvasAgg(figure)
+        figure = import_extra("matplotlib.figure", needed, "report").Figure(figsize=(width_in, height_in))
+        canvas.FigureCanvasAgg(figure)
         yield figure
 
 

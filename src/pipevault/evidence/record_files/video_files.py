@@ -8,7 +8,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipevault.errors import MissingExtraError, NoRecordError, SettingsError
+from pipevault.compat.extras import import_extra
+from pipevault.errors import NoRecordError, SettingsError
 from pipevault.runtime.record import RECORD_MARK, RunRecord
 
 if TYPE_CHECKING:
@@ -102,11 +103,4 @@ def _frame_rate(fps: float) -> Fraction:
 
 
 def _pyav() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise MissingExtraError(
-            'Videos need PyAV, which is not installed. Install the extra "video": pip install "pipevault[video]".',
-            "video",
-        ) from error
-    return av
+    return import_extra("av", "PyAV, which videos need,", "video")
