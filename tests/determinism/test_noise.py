@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipevault.determinism.noise import NoiseLog, host_noise, noise
+from pipevault.determinism.noise import host_noise, noise
 from pipevault.determinism.seeds import isolated_rng
 from pipevault.determinism.streams import generators
 from pipevault.errors import BadCallError, BadSeedError, GeneratorDeviceError
@@ -23,10 +22,6 @@ LOW = (torch.float16, torch.bfloat16, torch.float8_e4m3fn)
 
 def generator(seed: int = 1) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def sha256(*values: torch.Tensor) -> str:
-    return hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest()
 
 
 def test_the_values_of_noise_are_fixed() -> None:
@@ -99,10 +94,8 @@ DRAWS: dict[str, Draw] = {
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_every_way_to_draw_gives_the_float32_numbers(name: str, dtype: torch.dtype) -> None:
     draw = DRAWS[name]
-    with host_noise(collect=True) as log:
-        low = draw(dtype)
-    with host_noise(collect=True) as log_32:
-        full = draw(torch.float32)
+    with host_noise():
+        low, full = draw(dtype), draw(torch.float32)
     assert low.dtype == dtype
     assert low.shape == full.shape
     assert low.stride() == full.stride()
@@ -112,8 +105,6 @@ def test_every_way_to_draw_gives_the_float32_numbers(name: str, dtype: torch.dty
         assert low.max() < 1
     else:
         assert not different.any()
-    assert log.sha256 == log_32.sha256 == sha256(full.contiguous())
-    assert (log.draws, log.from_global, log.on_device) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("name", sorted(set(DRAWS) - {"normal_ of a slice"}))
@@ -148,11 +139,10 @@ def test_integers_are_drawn_as_torch_draws_them() -> None:
     ]
     for draw in draws:
         expected = draw()
-        with host_noise(collect=True) as log:
+        with host_noise():
             found = draw()
         assert torch.equal(found, expected)
         assert found.dtype == expected.dtype
-        assert log.sha256 == sha256(expected)
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
@@ -185,10 +175,9 @@ def test_a_fill_stays_in_its_tensor() -> None:
 
 
 def test_meta_tensors_hold_no_noise() -> None:
-    with host_noise(collect=True, global_draws=True) as log:
+    with host_noise(global_draws=True):
         assert torch.randn(SHAPE, device="meta").is_meta
         assert torch.empty(SHAPE, device="meta").normal_().is_meta
-    assert log.draws == 0
 
 
 def test_the_mode_ends_with_the_block_and_with_an_exception() -> None:
@@ -213,28 +202,11 @@ def test_a_global_generator_is_left_alone_unless_asked_for() -> None:
         plain = torch.randn(SHAPE, dtype=torch.float16)
     with isolated_rng(7):
         full = torch.randn(SHAPE)
-    with isolated_rng(7), host_noise() as log:
+    with isolated_rng(7), host_noise():
         assert torch.equal(torch.randn(SHAPE, dtype=torch.float16), plain)
-    assert (log.draws, log.from_global) == (1, 1)
-    with isolated_rng(7), host_noise(global_draws=True) as log:
+    with isolated_rng(7), host_noise(global_draws=True):
         assert torch.equal(torch.randn(SHAPE, dtype=torch.float16), full.half())
         assert torch.equal(torch.empty(4, dtype=torch.float16).uniform_() >= 0, torch.ones(4, dtype=torch.bool))
-    assert (log.draws, log.from_global) == (2, 2)
-
-
-def test_the_digest_covers_all_values_in_order() -> None:
-    one, two = torch.randn(3, generator=generator(1)), torch.randn(4, 5, generator=generator(2))
-    with host_noise(collect=True) as log:
-        torch.randn(3, generator=generator(1), dtype=torch.float16)
-        torch.randn(4, 5, generator=generator(2))
-    assert log.sha256 == sha256(one, two)
-    assert log.draws == 2
-    with host_noise(collect=True) as empty:
-        torch.ones(3).sum()
-    assert empty.sha256 == hashlib.sha256().hexdigest()
-    with host_noise() as uncollected:
-        torch.randn(3, generator=generator())
-    assert uncollected.sha256 is None
 
 
 def test_randn_tensor_of_diffusers_is_covered() -> None:
@@ -246,7 +218,7 @@ def test_randn_tensor_of_diffusers_is_covered() -> None:
     plain = randn_tensor(SHAPE, generator=generators(7, 3), device=device, dtype=torch.float16)
     assert not torch.equal(plain, full_list.half())
     for dtype in (torch.float16, torch.bfloat16):
-        with host_noise(collect=True) as log:
+        with host_noise():
             one = randn_tensor(SHAPE, generator=generator(), device=device, dtype=dtype)
             several = randn_tensor(SHAPE, generator=generators(7, 3), device=device, dtype=dtype)
             single = randn_tensor((1, *SHAPE[1:]), generator=generators(7, 1), device=device, dtype=dtype)
@@ -254,8 +226,6 @@ def test_randn_tensor_of_diffusers_is_covered() -> None:
         assert torch.equal(several, full_list.to(dtype))
         assert torch.equal(several, noise(SHAPE, 7, dtype=dtype))
         assert torch.equal(single[0], several[0])
-        assert log.sha256 == sha256(full, full_list, full_list[:1])
-        assert log.draws == 5
 
 
 def test_the_posterior_of_a_vae_and_a_scheduler_step_are_covered() -> None:
@@ -274,12 +244,11 @@ def test_the_posterior_of_a_vae_and_a_scheduler_step_are_covered() -> None:
 
     def step(dtype: torch.dtype) -> torch.Tensor:
         zero = torch.zeros(1, 4, 8, 8, dtype=dtype)
-        with host_noise(collect=True) as log:
-            DDPMScheduler().step(zero, 500, zero, generator=generator())
-        assert log.draws == 1
-        return torch.tensor(list(bytes.fromhex(log.sha256 or "")))
+        with host_noise():
+            drawn: torch.Tensor = DDPMScheduler().step(zero, 500, zero, generator=generator()).prev_sample
+        return drawn
 
-    assert torch.equal(step(torch.float16), step(torch.float32))
+    torch.testing.assert_close(step(torch.float16).float(), step(torch.float32), rtol=2e-3, atol=2e-3)
 
 
 class Mode:
@@ -288,8 +257,7 @@ class Mode:
     def __init__(self) -> None:
         from pipevault.determinism.noise import _HostNoise
 
-        self.log = NoiseLog()
-        self.mode = _HostNoise(self.log, False)
+        self.mode = _HostNoise(False)
 
     def call(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         return self.mode.__torch_function__(func, (), args, kwargs)
@@ -321,7 +289,7 @@ def test_a_gpu_gets_the_noise_of_the_host(dtype: torch.dtype) -> None:
 
     expected = noise(SHAPE, 7, dtype=dtype)
     assert torch.equal(noise(SHAPE, 7, dtype=dtype, device="cuda").cpu(), expected)
-    with host_noise() as log:
+    with host_noise():
         drawn = randn_tensor(SHAPE, generator=generators(7, 3), device=torch.device("cuda"), dtype=dtype)
         direct = torch.randn(SHAPE, generator=generator(), device="cuda", dtype=dtype)
         like = torch.randn_like(direct, generator=generator())
@@ -331,14 +299,12 @@ def test_a_gpu_gets_the_noise_of_the_host(dtype: torch.dtype) -> None:
     assert torch.equal(direct.cpu(), torch.randn(SHAPE, generator=generator()).to(dtype))
     assert torch.equal(direct, like)
     assert torch.equal(direct, filled)
-    assert log.on_device == 0
 
 
 @needs_gpu
-def test_a_gpu_generator_draws_on_its_gpu_and_is_counted() -> None:
-    with host_noise(collect=True) as log:
+def test_a_gpu_generator_draws_on_its_gpu() -> None:
+    with host_noise():
         drawn = torch.randn(SHAPE, generator=torch.Generator("cuda").manual_seed(1), device="cuda")
     assert torch.equal(drawn, torch.randn(SHAPE, generator=torch.Generator("cuda").manual_seed(1), device="cuda"))
-    assert log.on_device == 1
     with pytest.raises(GeneratorDeviceError), host_noise():
         torch.randn(SHAPE, generator=torch.Generator("cuda"), device="cpu")

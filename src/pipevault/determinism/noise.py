@@ -9,10 +9,8 @@ CPU's instruction set, because torch computes its logarithms with vectors where 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,7 +31,7 @@ def noise(
     device: torch.device | str = "cpu",
     first: int = 0,
 ) -> torch.Tensor:
-    """Return standard normal noise of ``shape`` (samples first), each sample from its own stream.
+    """Draw standard normal noise of ``shape`` (samples first), each sample from its own stream.
 
     ``noise((8, 4, 64, 64), 7)[3]`` equals ``noise((1, 4, 64, 64), 7, first=3)[0]`` bit for bit. Raises
     :class:`BadSeedError` and, for a dtype that is neither floating nor complex, :class:`BadCallError`.
@@ -53,58 +51,26 @@ def noise(
     return whole.to(device=device, dtype=dtype)
 
 
-@dataclass
-class NoiseLog:
-    """The draws inside :func:`host_noise`.
-
-    ``draws``: all of them. ``from_global``: those without a generator. ``on_device``: those that a GPU's generator
-    drew, whose values hold for that type of GPU alone.
-    """
-
-    draws: int = 0
-    from_global: int = 0
-    on_device: int = 0
-    _hasher: Any = field(default=None, repr=False)
-
-    @property
-    def sha256(self) -> str | None:
-        """SHA-256 of the bytes of all values in the order they were drawn, before any cast; ``None`` if not collected.
-
-        One draw of float32 noise ``x`` gives ``sha256(x.numpy().tobytes())``.
-        """
-        return None if self._hasher is None else self._hasher.hexdigest()
-
-    def add(self, values: torch.Tensor, generator: torch.Generator | None) -> None:
-        self.draws += 1
-        self.from_global += generator is None
-        self.on_device += values.device.type != "cpu"
-        if self._hasher is not None:
-            flat = values.detach().to(_HOST).contiguous().reshape(-1)
-            self._hasher.update(flat.view(torch.uint8).numpy())
-
-
 @contextmanager
-def host_noise(*, collect: bool = False, global_draws: bool = False) -> Iterator[NoiseLog]:
-    """Have torch draw with CPU generators in float32 on the host inside, then cast and move.
+def host_noise(*, global_draws: bool = False) -> Iterator[None]:
+    """Inside, what torch draws with a CPU generator is drawn in float32 on the host, then cast and moved.
 
     Covers ``randn``, ``rand``, ``normal``, ``randint``, ``randperm``, ``randn_like``, ``rand_like``, ``randint_like``
     and the tensor methods ``normal_``, ``uniform_``, ``exponential_``, ``log_normal_``, ``cauchy_``, but not what
-    torch's own Python functions draw, such as ``torch.nn.init``. A GPU's generator draws on that GPU as always, and is
-    counted; one for another device raises :class:`GeneratorDeviceError`. With ``global_draws`` what is drawn without a
-    generator comes from torch's global CPU generator in the same way. ``collect`` adds the digest of all values.
+    torch's own Python functions draw, such as ``torch.nn.init``. A GPU's generator draws on that GPU as always; one for
+    another device raises :class:`GeneratorDeviceError`. With ``global_draws`` what is drawn without a generator comes
+    from torch's global CPU generator in the same way.
 
     Holds for the thread that enters it. Every other torch call costs about four microseconds more inside.
     Keep export and compilation outside: they would trace the mode.
     """
-    log = NoiseLog(_hasher=hashlib.sha256() if collect else None)
-    with _HostNoise(log, global_draws):
-        yield log
+    with _HostNoise(global_draws):
+        yield
 
 
 class _HostNoise(TorchFunctionMode):
-    def __init__(self, log: NoiseLog, global_draws: bool) -> None:
+    def __init__(self, global_draws: bool) -> None:
         super().__init__()
-        self.log = log
         self.global_draws = global_draws
 
     def __torch_function__(
@@ -115,13 +81,6 @@ class _HostNoise(TorchFunctionMode):
             return func(*args) if kwargs is None else func(*args, **kwargs)
         return draw(self, func, args, kwargs or {})
 
-    def direct(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Draw as torch does, and log it."""
-        values = func(*args, **kwargs)
-        if values.device.type != "meta":
-            self.log.add(values, kwargs.get("generator"))
-        return values
-
     def draws_on_host(self, generator: torch.Generator | None, device: torch.device) -> bool:
         if device.type == "meta":
             return False
@@ -131,7 +90,7 @@ class _HostNoise(TorchFunctionMode):
         return generator.device.type == "cpu"
 
     def create(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Draw ``randn(size)``, ``rand(size)``, ``normal(mean, std, size)`` with numbers, ``randint``, ``randperm``."""
+        """Draw as ``randn(size)``, ``rand(size)``, ``normal(0.0, 1.0, size)``, ``randint``, ``randperm``."""
         if func is torch.normal and any(isinstance(value, torch.Tensor) for value in _parameters(args, kwargs)):
             return self.normal(func, args, kwargs)
         out = kwargs.get("out")
@@ -142,42 +101,42 @@ class _HostNoise(TorchFunctionMode):
         else:
             dtype, device = out.dtype, out.device
         if not self.draws_on_host(kwargs.get("generator"), device) or _is_host_form(dtype, device):
-            return self.direct(func, args, kwargs)
+            return func(*args, **kwargs)
         own = {name: value for name, value in kwargs.items() if name not in _PLACEMENT}
-        values = self.direct(func, args, {**own, "dtype": _host_dtype(dtype), "device": _HOST})
+        values = func(*args, **{**own, "dtype": _host_dtype(dtype), "device": _HOST})
         return _placed(values, dtype, device, kwargs, below=1.0 if func is torch.rand else None)
 
     def normal(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Draw ``normal(mean, std)`` with a tensor for at least one of them, which gives the dtype and the device."""
+        """Draw as ``normal(mean, std)`` with one tensor at least, which gives the dtype and the device."""
         model = next(value for value in _parameters(args, kwargs) if isinstance(value, torch.Tensor))
         dtype, device = model.dtype, model.device
         if not self.draws_on_host(kwargs.get("generator"), device) or _is_host_form(dtype, device):
-            return self.direct(func, args, kwargs)
+            return func(*args, **kwargs)
         own = {name: _on_host(value) for name, value in kwargs.items() if name not in _PLACEMENT}
-        values = self.direct(func, tuple(map(_on_host, args)), own)
+        values = func(*map(_on_host, args), **own)
         return _placed(values, dtype, device, kwargs)
 
     def like(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Draw ``randn_like(input)`` and its kin."""
+        """Draw as ``randn_like(input)`` and its kin."""
         model = args[0] if args else kwargs["input"]
         dtype = kwargs.get("dtype") or model.dtype
         device = torch.device(kwargs["device"]) if kwargs.get("device") else model.device
         if not self.draws_on_host(kwargs.get("generator"), device) or _is_host_form(dtype, device):
-            return self.direct(func, args, kwargs)
+            return func(*args, **kwargs)
         own = {name: value for name, value in kwargs.items() if name not in (*_PLACEMENT, "input")}
         host_model = torch.empty_like(model, dtype=_host_dtype(dtype), device=_HOST)
-        values = self.direct(func, (host_model, *args[1:]), own)
+        values = func(host_model, *args[1:], **own)
         return _placed(values, dtype, device, kwargs, below=1.0 if func is torch.rand_like else None)
 
     def fill(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Draw ``tensor.normal_()`` and its kin."""
+        """Fill as ``tensor.normal_()`` and its kin."""
         target = args[0]
         if not self.draws_on_host(kwargs.get("generator"), target.device):
-            return self.direct(func, args, kwargs)
+            return func(*args, **kwargs)
         host_target = torch.empty_like(target, dtype=_host_dtype(target.dtype), device=_HOST, requires_grad=False)
         if _is_host_form(target.dtype, target.device) and host_target.stride() == target.stride():
-            return self.direct(func, args, kwargs)
-        values = self.direct(func, (host_target, *args[1:]), kwargs)
+            return func(*args, **kwargs)
+        values = func(host_target, *args[1:], **kwargs)
         below = (*args[2:3], kwargs.get("to", 1.0))[0] if func is torch.Tensor.uniform_ else None
         return target.copy_(_cast(values, target.dtype, below))
 
@@ -212,7 +171,7 @@ def _is_host_form(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def _parameters(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """Mean and standard deviation of a call of ``torch.normal``."""
+    """Return the mean and the standard deviation of a call of ``torch.normal``."""
     return (*args[:2], kwargs.get("mean"), kwargs.get("std"))
 
 
@@ -221,7 +180,7 @@ def _on_host(value: Any) -> Any:
 
 
 def _cast(values: torch.Tensor, dtype: torch.dtype, below: float | None) -> torch.Tensor:
-    """``values`` in ``dtype``, less than ``below``: a cast rounds the largest uniform numbers up to their bound."""
+    """Return ``values`` in ``dtype``, less than ``below``: a cast rounds the largest uniform numbers up to it."""
     cast = values.to(dtype)
     if below and cast is not values:
         too_large = cast.to(values.dtype) >= below
@@ -238,7 +197,7 @@ def _placed(
     *,
     below: float | None = None,
 ) -> torch.Tensor:
-    """``values`` as the caller asked for them."""
+    """Return ``values`` as the caller asked for them."""
     cast = _cast(values, dtype, below)
     out = kwargs.get("out")
     if isinstance(out, torch.Tensor):
