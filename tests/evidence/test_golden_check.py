@@ -179,7 +179,7 @@ class TestOtherKey:
         golden = written(goldens, a_run(factors={"toolchain": {"torch": "2.13.0"}}), tolerance=TOLERANCE)
         error = failure(golden, self.drawn(1, factors={"toolchain": {"torch": "2.14.0"}}), out)
         assert "toolchain.torch: '2.13.0' in the golden, '2.14.0' here" in str(error)
-        assert "record it anew" in str(error)
+        assert "record it again" in str(error)
         assert "--other-key" in str(error)
 
     def test_keys_whose_factors_are_unknown_are_named_themselves(self, goldens: Path, out: Path) -> None:

@@ -159,7 +159,7 @@ class TestDamage:
 
     def test_a_picture_that_is_none(self, golden: Golden) -> None:
         (golden.path / "0.png").write_text("no picture")
-        with pytest.raises(RecordDigestError, match="no picture"):
+        with pytest.raises(RecordDigestError, match="not a picture"):
             read_golden(golden.path)
 
     @pytest.mark.parametrize("data", [b"", b"garbage"])

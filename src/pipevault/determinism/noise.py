@@ -37,9 +37,7 @@ def noise(
     :class:`BadSeedError` and, for a dtype that is neither floating nor complex, :class:`BadCallError`.
     """
     if not (dtype.is_floating_point or dtype.is_complex):
-        raise BadCallError(
-            f"Normal noise cannot be drawn in {dtype}. Give a floating dtype, for example torch.float16."
-        )
+        raise BadCallError(f"{dtype} has no normal noise. Ask for a floating dtype, such as torch.float16.")
     if not shape:
         raise BadCallError("Noise needs a shape whose first number is that of the samples. Pass (1,) for one value.")
     samples, *rest = shape
@@ -53,7 +51,7 @@ def noise(
 
 @contextmanager
 def host_noise(*, global_draws: bool = False) -> Iterator[None]:
-    """Inside, what torch draws with a CPU generator is drawn in float32 on the host, then cast and moved.
+    """Draw what torch draws with a CPU generator inside in float32 on the host, then cast and move it.
 
     Covers ``randn``, ``rand``, ``normal``, ``randint``, ``randperm``, ``randn_like``, ``rand_like``, ``randint_like``
     and the tensor methods ``normal_``, ``uniform_``, ``exponential_``, ``log_normal_``, ``cauchy_``, but not what

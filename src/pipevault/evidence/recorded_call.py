@@ -1,4 +1,4 @@
-"""What a record asks for, checked before any of it is used: a record is data from a stranger."""
+"""The call of a record, checked before any of it is used: a record is data from a stranger."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def may_name_a_file(name: str, value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether the recorded form is the value itself."""
+    """Return whether the recorded form is the value itself."""
     if isinstance(value, Mapping):
         return "kind" not in value and all(map(_is_whole, value.values()))
     return all(map(_is_whole, value)) if isinstance(value, list) else True
@@ -187,7 +187,7 @@ def _generator(described: Any) -> torch.Generator:
         generator = torch.Generator(device).manual_seed(seed)
         if described.get("fresh") is not True:
             generator.set_state(unpack(described.get("state"), field))
-    except RuntimeError as error:  # a device that is not here, or bytes that are no state
+    except RuntimeError as error:  # a device that is not here, or bytes that hold no state
         reason = str(error).splitlines()[0]
         raise BadRecordError(
             f"Field {field!r} of the run record cannot be made a generator: {reason}.", field

@@ -1,4 +1,4 @@
-"""Doing a recorded generation again and comparing it bit by bit with its record."""
+"""Replay: a recorded generation is done again and compared bit by bit with its record."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ _LISTED = 3
 
 @dataclass(frozen=True)
 class Divergence:
-    """``what`` is ``file``, ``seeds``, ``version``, ``entry``, ``noise``, ``step``, ``latents``, ``values``, ``output``
-    (the record has no digest of it) or ``pixels``.
+    """A difference. ``what`` is ``file``, ``seeds``, ``version``, ``entry``, ``noise``, ``step``, ``latents``,
+    ``values``, ``output`` (the record has no digest of it) or ``pixels``.
     """
 
     what: str
@@ -71,7 +71,8 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Replay:
-    """``divergences`` in the order in which a generation goes, so that the first is nearest to the cause.
+    """The result of a replay. ``divergences`` stand in the order of a generation, so that the first is nearest to the
+    cause.
 
     ``distance`` is that of the new picture from the one in the file, where another machine was allowed.
     """
@@ -84,7 +85,7 @@ class Replay:
 
     @property
     def equal(self) -> bool:
-        """Whether every recorded result came out again, bit by bit."""
+        """True if every recorded result came out again, bit by bit."""
         damaged = any(one.what in ("file", "seeds") for one in self.divergences)
         is_known = not self.record.results["undigested"]
         return self.record.results == self.again.results and is_known and not damaged
@@ -111,9 +112,9 @@ def replay(
 ) -> Replay:
     """Generate again what the record of ``source`` tells of, with ``pipe``, and compare.
 
-    ``pipe`` is the recorded pipeline, constructed anew: it is loaded from the vault, and stays loaded. One that is
+    ``pipe`` is the recorded pipeline, newly constructed: it is loaded from the vault, and stays loaded. One that is
     loaded already is used as it is, and left as it was. ``inputs`` gives the arguments that a record holds by digest
-    only, such as images. With ``allow_other_machine`` other machines, versions and entries are no errors, and the
+    only, such as images. With ``allow_other_machine`` other machines, versions and entries are accepted, and the
     distance between the pictures is measured. Nothing is compiled unless ``compile``, and then with this user's own
     settings: nothing in a record reaches a compiler.
 
@@ -204,7 +205,7 @@ def _put(streams: Mapping[str, Any]) -> None:
         ValueError,
         LookupError,
         StopIteration,
-    ) as error:  # bytes that are no state, or a GPU that is not here
+    ) as error:  # bytes that hold no state, or a GPU that is not here
         raise BadRecordError(
             f"The random streams of the record cannot be set here: {error}.", "seeds.streams"
         ) from error
@@ -214,7 +215,7 @@ def _check_level(record: RunRecord, loaded: LoadedState) -> None:
     if parse_level(record.level["asked"]) != parse_level(loaded.level):
         raise SettingsError(
             f"The record is of level {record.level['asked']}, and the pipeline was loaded at {loaded.level}. Load it "
-            "at the recorded level, or construct it anew."
+            "at the recorded level, or construct it again."
         )
 
 
@@ -256,7 +257,7 @@ def _check_weights(record: RunRecord, pipe: Any) -> None:
 
 
 def _cache(record: RunRecord, dir: str | Path | None, progress: Progress | None, *, compile: bool) -> PipelineCache:
-    """This user's vault, with the build options under which it has the recorded graphs."""
+    """Open this user's vault, with the build options under which it has the recorded graphs."""
     options: dict[str, Any] = {
         "mode": "compile" if compile else "require",
         "backend": _load_field(record, "backend", str),
@@ -271,7 +272,7 @@ def _cache(record: RunRecord, dir: str | Path | None, progress: Progress | None,
 
 
 def _build_config(record: RunRecord, cache: PipelineCache) -> dict[str, Any]:
-    """The build options of a recorded graph as the vault tells them; the record has but their digest."""
+    """Return the build options of a recorded graph from the vault; the record has but their digest."""
     wanted = _load_field(record, "build", str)
     for part, graphs in record.graphs.items():
         for key in graphs:
@@ -300,7 +301,7 @@ def _divergent_versions(record: RunRecord) -> Iterator[Divergence]:
 def _divergent_graphs(
     record: RunRecord, pipe: Any, cache: PipelineCache, versions_differ: Sequence[Divergence]
 ) -> Iterator[Divergence]:
-    """Raises where a recorded graph cannot be the one that runs."""
+    """Yield the graphs that were frozen again; raise where a recorded graph cannot be the one that runs."""
     known = "".join(f" Also, {one}." for one in versions_differ)
     if not record.graphs and record.outcome != "partial":
         raise UnknownRecordKeyError(
@@ -337,11 +338,11 @@ def _digest(key: str, field: str) -> Digest:
     try:
         return Digest(key)
     except ValueError as error:
-        raise BadRecordError(f"The record names a graph by what is no key: {error}", field) from error
+        raise BadRecordError(f"Invalid key of a graph in the record: {error}", field) from error
 
 
 def _check_settings(record: RunRecord, pipe: Any, cache: PipelineCache) -> None:
-    """Another scheduler or setting draws other pictures with the same graphs. The plan of the record tells of them."""
+    """Check scheduler and settings, which draw other pictures with the same graphs, against the plan of the record."""
     plan = cache.find_entry(Digest(record.key)) if record.key else None
     if plan is None or plan.key.kind != "plan":
         return
@@ -379,7 +380,7 @@ def _divergent_results(expected: Mapping[str, Any], actual: Mapping[str, Any]) -
 
 
 def _picture(source: Any) -> Image.Image | None:
-    """The picture of a file that keeps every bit."""
+    """Return the picture of a file that keeps every bit."""
     if isinstance(source, RunRecord) or Path(source).suffix.lower() not in LOSSLESS_SUFFIXES:
         return None
     return image_files.picture(Path(source))
@@ -396,7 +397,7 @@ def _divergent_file(record: RunRecord, picture: Image.Image) -> Divergence | Non
 
 
 def _new_picture(output: Any, undigested: Mapping[str, str], index: int) -> Image.Image | None:
-    """The picture whose digest has this ``index`` in the record; an array there is none."""
+    """Return the picture whose digest has this ``index`` in the record; ``None`` if that is an array."""
     drawn = next((one.value for one in samples(output, undigested) if one.position.index == index), None)
     return drawn if isinstance(drawn, Image.Image) else None
 

@@ -16,7 +16,8 @@ from pipevault.opening import DEMO_MODEL
 
 @dataclass(frozen=True)
 class Request:
-    """``None`` leaves an argument to the pipeline. No prompts: one sample of a pipeline that takes none.
+    """A generation. ``None`` leaves an argument to the pipeline. No prompts: one sample of a pipeline that
+    takes none.
 
     ``height`` and ``width`` are in pixels; ``arguments`` are further keyword arguments of the pipeline's call.
     """
@@ -31,7 +32,7 @@ class Request:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def with_defaults_of(self, model: str) -> Request:
-        """The demo pipeline has steps and a guidance scale of its own; other models have their pipeline's."""
+        """Return the request with the demo's own steps and guidance scale; other models have their pipeline's."""
         if model != DEMO_MODEL:
             return self
         return replace(
@@ -41,7 +42,7 @@ class Request:
         )
 
     def call_arguments(self, pipe: Any) -> dict[str, Any]:
-        """Keyword arguments of ``pipe(...)`` but for the seed. :class:`BadCallError` for one that it does not take."""
+        """Return the keyword arguments of ``pipe(...)`` but for the seed. :class:`BadCallError` for an unknown one."""
         prompt = list(self.prompts) if len(self.prompts) > 1 else next(iter(self.prompts), None)
         chosen = {
             "prompt": prompt,
@@ -59,7 +60,7 @@ class Request:
         return arguments
 
     def load_arguments(self, pipe: Any) -> dict[str, Any]:
-        """Keyword arguments of :meth:`~pipevault.PipelineCache.load` that freeze this call."""
+        """Return keyword arguments of :meth:`~pipevault.PipelineCache.load` that freeze this call."""
         return load_arguments(self.call_arguments(pipe), pipeline=type(pipe))
 
     def to_json(self) -> dict[str, Any]:

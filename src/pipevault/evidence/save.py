@@ -1,4 +1,4 @@
-"""Saving what a pipeline returned, with its run record inside the file, where the format can hold it, and beside it."""
+"""Files of what a pipeline returned, with its run record inside, where the format can hold it, and next to them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pipevault.calls.outputs import OutputPlace, Position, Sample, as_array, is_array, kind_of, leaves, samples
 from pipevault.calls.samples import recorded_samples
@@ -39,7 +38,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class _Item:
-    """What one file holds: an image, the frames of a video, a clip. ``position`` is that of its first sample."""
+    """The content of one file: an image, the frames of a video, a clip. ``position`` is that of its first sample."""
 
     place: OutputPlace
     value: Any
@@ -55,7 +54,7 @@ class _Item:
 
 
 def save(output: Any, path: str | Path, *, fps: float = 8.0, sampling_rate: int | None = None) -> list[Path]:
-    """Write ``output`` to ``path``, with the record in each file or beside it as ``PATH.json``; what was written.
+    """Write ``output`` to ``path``, with the record in each file or next to it as ``PATH.json``; return the paths.
 
     The suffix decides:
 
@@ -111,13 +110,8 @@ def save(output: Any, path: str | Path, *, fps: float = 8.0, sampling_rate: int 
     )
 
 
-def images_of(output: Any) -> list[Image.Image]:
-    """Return the images of ``output``, frames of videos one after the other. :class:`SettingsError` if it has none."""
-    return [item.value for item in _images(output, samples(output))]
-
-
 def _placed(output: Any, record: RunRecord) -> list[Sample]:
-    """The samples of ``output``, with the positions that they have in what was returned: it may be a part of that."""
+    """Return the samples of ``output``, with their positions in what was returned: it may be a part of that."""
     placed: list[Sample] = []
     seen: Counter[int] = Counter()
     for sample in samples(output, record.results["undigested"]):
@@ -158,14 +152,14 @@ def _videos(output: Any, found: Sequence[Sample], count: int) -> list[_Item]:
     return arrays
 
 
-def _videos_of_images(place: OutputPlace, frames: Sequence[Sample], count: int) -> list[_Item]:
-    """The video of a list of frames; one list may hold those of all ``count`` samples, one after the other."""
+def _videos_of_images(place: Place, frames: Sequence[Sample], count: int) -> list[_Item]:
+    """Return the videos of a list of frames; one list may hold those of all ``count`` samples, one after the other."""
     if place.numbers:
         return [_Item(place, [one.leaf for one in frames], frames[0].position)]
     several = len(frames) > count and len(frames) % count == 0
     length = len(frames) // count if several else len(frames)
     videos = [frames[start : start + length] for start in range(0, len(frames), length)]
-    # In a list that is not one of several, a frame's number is no sample's.
+    # In a list that is not one of several, a frame's number is not that of a sample.
     return [
         _Item(
             place.numbered(number) if len(videos) > 1 else place,
@@ -251,8 +245,8 @@ def _save_each(
     return written
 
 
-def _names(places: Sequence[OutputPlace]) -> list[str]:
-    """What is put behind the stem of each file: nothing for a single one, the field only where there are several."""
+def _names(places: Sequence[Place]) -> list[str]:
+    """Return what is put behind the stem of each file: nothing for a single one, the field if there are several."""
     if len(places) == 1:
         return [""]
     if len({place.field for place in places}) > 1:
@@ -275,7 +269,7 @@ def _by_leaf(found: Sequence[Sample]) -> list[list[Sample]]:
 
 
 def _array(sample: Sample) -> Array:
-    """The whole leaf of a sample."""
+    """Return the whole leaf of a sample."""
     try:
         return as_array(sample.leaf)
     except TypeError as error:

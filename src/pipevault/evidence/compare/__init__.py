@@ -1,1 +1,1 @@
-"""Comparing eager, torch.compile and frozen runs of one seed, and what makes them drift."""
+"""Comparisons of eager, torch.compile and frozen runs of one seed, and what makes them drift."""

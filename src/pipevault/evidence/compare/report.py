@@ -114,20 +114,20 @@ def _pixel_gaps(pictures: Sequence[Array], others: Sequence[Array]) -> Iterator[
 
 
 def _latent_gaps(latents: Array, others: Array) -> Iterator[Array]:
-    """The largest difference over channels, and over frames if there are any."""
+    """Yield the largest difference over channels, and over frames if there are any."""
     for one, other in zip(latents[:SHOWN_PICTURES], others, strict=False):
         gaps = np.abs(one.astype(np.float64) - other.astype(np.float64))
         yield gaps.max(axis=tuple(range(gaps.ndim - 2)))
 
 
 def _reduced(image: Image.Image) -> Image.Image:
-    """Pictures are shown small: the page would hold tens of megabytes otherwise."""
+    """Make a picture small: the page would hold tens of megabytes otherwise."""
     image.thumbnail((_LARGEST_SIDE_PX, _LARGEST_SIDE_PX))
     return image
 
 
 def _peaks(image: Image.Image) -> Image.Image:
-    """A heat map made smaller so that the hottest pixel of each block is kept: an average would hide single ones."""
+    """Make a heat map smaller and keep the hottest pixel of each block: an average would hide single ones."""
     block = -(-max(image.size) // _LARGEST_SIDE_PX)
     if block == 1:
         return image

@@ -47,7 +47,7 @@ _ISA_BELOW: Mapping[str, str] = {"AVX512": "avx2", "AVX2": "default", "SVE256": 
 
 
 class Run(Protocol):
-    """:func:`generate_in_fresh_process`, or a stand-in."""
+    """The type of :func:`generate_in_fresh_process`, which tests replace."""
 
     def __call__(
         self, job: GenerationJob, folder: Path, *, label: str = "", timeout_s: float | None = None

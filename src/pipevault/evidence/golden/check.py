@@ -1,4 +1,4 @@
-"""Holding what was drawn to its golden.
+"""The check of a generation against its golden.
 
 For the same key the pixels must be equal, byte for byte. Where the machine type or the key is another, equal pixels
 pass too; others only if that was allowed, and then within limits that were measured where the golden was recorded, or
@@ -42,7 +42,7 @@ KINDS = ("pixels", "latents")
 
 @dataclass(frozen=True)
 class Rules:
-    """What may differ, and how a message tells to record or to allow it."""
+    """The differences that are allowed, and how a message tells to record or to allow more."""
 
     limits: Limits = field(default_factory=Limits)
     other_machine: bool = False
@@ -56,8 +56,8 @@ class Rules:
 
 @dataclass(frozen=True)
 class Passed:
-    """A check that passed: ``status`` is ``equal`` or ``within tolerance``. ``differences`` are what the run differs in
-    all the same, such as a library's version.
+    """A check that passed: ``status`` is ``equal`` or ``within tolerance``. ``differences`` are what else is
+    different about the run, such as a library's version.
     """
 
     golden: Path
@@ -68,7 +68,7 @@ class Passed:
 
 
 def find_golden(goldens: Path, case: str, machine: Mapping[str, Any], rules: Rules) -> Golden:
-    """The golden of a case for this machine type, or, if ``rules`` allow it, the nearest of another.
+    """Find the golden of a case for this machine type, or, if ``rules`` allow it, the nearest of another.
 
     :class:`NoGoldenError`, :class:`OtherMachineError`, and what :func:`read_golden` raises.
     """
@@ -135,7 +135,7 @@ def check_drawn(golden: Golden, drawn: Drawn, rules: Rules, *, out: Path) -> Pas
 
 
 def distance_of(golden: Drawn, drawn: Drawn) -> dict[str, Distance]:
-    """Over all ``pixels`` of two runs, and over all ``latents`` where both have them.
+    """Measure over all ``pixels`` of two runs, and over all ``latents`` where both have them.
 
     :class:`NotComparableError` for other shapes or counts, :class:`MissingExtraError` without scikit-image.
     """
@@ -163,7 +163,7 @@ def _measured(golden: Golden, drawn: Drawn, differences: tuple[str, ...]) -> Pas
 
 
 def _over(passed: Passed, limits: Limits) -> list[str]:
-    """Each limit that the distance is beyond, in words."""
+    """Return each limit that the distance is beyond, in words."""
     over = []
     for kind in KINDS:
         found: Distance | None = getattr(passed, kind)
@@ -195,7 +195,7 @@ def _check_weights(golden: Golden, drawn: Drawn) -> None:
         raise ChangedWeightsError(
             f"{golden.case!r} was recorded with other weights of {', '.join(parts)}: "
             f"{'; '.join(f'{name} {theirs[name][:12]} there, {ours[name][:12]} here' for name in parts)}. Open the "
-            "model as it was, or record anew what these weights draw.",
+            "model as it was, or record what these weights draw.",
             parts,
         )
 
@@ -223,7 +223,7 @@ def _short(digest: str | None) -> str:
 
 
 def _why(golden: Golden, drawn: Drawn, rules: Rules, *, is_other_machine: bool, is_other_key: bool) -> str:
-    again = f"If this is what it should draw, record it anew with {rules.again}."
+    again = f"If this is what it should draw, record it again with {rules.again}."
     if run_differences(golden.record, drawn.record):
         return f"The call is not the one that was recorded. {again}"
     if is_other_machine:
@@ -239,7 +239,7 @@ def _listed_differences(differences: Sequence[str]) -> str:
 
 
 def _described(golden: Golden, drawn: Drawn, wrong: Sequence[int]) -> str:
-    """How many samples differ and how far, and which of noise, latents and pixels differ."""
+    """Tell how many samples differ and how far, and which of noise, latents and pixels differ."""
     expected, actual = golden.drawn.samples, drawn.samples
     texts = []
     if len(expected) != len(actual):

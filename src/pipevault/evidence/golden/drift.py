@@ -1,4 +1,4 @@
-"""How far outputs move where bits cannot be the same: measured in fresh processes, for the tolerance of a golden.
+"""The drift of outputs where bits cannot be the same, measured in fresh processes, for the tolerance of a golden.
 
 Each cause of drift is a process of its own that draws the cases without frozen graphs: eager code as it is, with
 another number of threads, and with the kernels of a smaller instruction set. What comes out is compared with what the

@@ -79,7 +79,7 @@ def hold_suite(
 
 
 def _factors(key: str | None) -> Mapping[str, Any] | None:
-    """Of the key, where the vault in force has its entry: they only make a message more precise."""
+    """Return the factors of a key, where the vault in force has its entry: they make a message more precise."""
     try:
         vault = open_vault(Settings.resolve(), create=False)
         found = vault.lookup(Digest(key)) if vault is not None and key is not None else None

@@ -22,7 +22,7 @@ _SHOWN_LENGTH = 80
 
 
 def machine_type(machine: Mapping[str, Any]) -> str:
-    """A name that is safe for a folder: ``cpu-avx512-1t-3f9a2c1b``, ``cuda-nvidia-h200-3f9a2c1b``.
+    """Return a name that is safe for a folder: ``cpu-avx512-1t-3f9a2c1b``, ``cuda-nvidia-h200-3f9a2c1b``.
 
     It ends in the beginning of a SHA-256 over the machine factors that count.
     """
@@ -35,12 +35,12 @@ def machine_type(machine: Mapping[str, Any]) -> str:
 
 
 def machine_differences(golden: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, ...]:
-    """The factors of the machine type that differ, in words."""
+    """Return the factors of the machine type that differ, in words."""
     return tuple(map(_text, leaf_differences(_counted(here), _counted(golden), "machine")))
 
 
 def run_differences(golden: RunRecord, here: RunRecord) -> tuple[str, ...]:
-    """What the two calls differ in: their arguments and their seed."""
+    """Return the differences of two calls, in their arguments and their seed."""
     return tuple(map(_text, leaf_differences(_call(here), _call(golden), "call")))
 
 
@@ -51,14 +51,14 @@ def build_differences(
     golden_factors: Mapping[str, Any] | None,
     factors: Mapping[str, Any] | None,
 ) -> tuple[str, ...]:
-    """What the graphs of two runs differ in: the factors of their keys, or what their records tell of them."""
+    """Return the differences of the graphs of two runs: the factors of their keys, or what their records hold."""
     if golden_factors is None or factors is None:
         golden_factors, factors = _conditions(golden), _conditions(here)
     return tuple(map(_text, leaf_differences(factors, golden_factors)))
 
 
 def listed(differences: Sequence[str]) -> str:
-    """The first few of them in one line."""
+    """Return the first few of them in one line."""
     more = len(differences) - _SHOWN_DIFFERENCES
     text = "; ".join(differences[:_SHOWN_DIFFERENCES])
     return f"{text}; and {more} more" if more > 0 else text
@@ -73,7 +73,7 @@ def _call(record: RunRecord) -> dict[str, Any]:
 
 
 def _conditions(record: RunRecord) -> dict[str, Any]:
-    """What a record tells of the key's factors."""
+    """Return what a record holds of the key's factors."""
     pipeline = {name: record.pipeline.get(name) for name in ("class", "scheduler")}
     return {
         "pipeline": pipeline,

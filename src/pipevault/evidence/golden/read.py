@@ -1,4 +1,4 @@
-"""Reading a golden, and noticing that it is not as it was recorded."""
+"""The reader of goldens, which notices that one is not as it was recorded."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def _bad(problem: Problem) -> BadRecordError:
-    return BadRecordError(f"The golden {problem} Record it anew.", problem.field, problem.source)
+    return BadRecordError(f"The golden {problem} Record it again.", problem.field, problem.source)
 
 
 def _newer(problem: Problem) -> NewerRecordError:
@@ -67,7 +67,7 @@ _FORMAT = Format(
 
 
 def read_golden(path: Path) -> Golden:
-    """The golden in the folder ``path``, verified.
+    """Read and verify the golden in the folder ``path``.
 
     :class:`NoGoldenError` if there is none; :class:`RecordDigestError` if a file of it was changed or lost,
     :class:`NewerRecordError`, :class:`BadRecordError`.
@@ -85,7 +85,7 @@ def _document(file: Path) -> _Document:
     except FileNotFoundError:
         raise NoGoldenError(f"There is no golden {file.parent}. Record it first.") from None
     except OSError as error:
-        raise RecordError(f"{file} cannot be read: {error.strerror}. Mend its permissions.", str(file)) from error
+        raise RecordError(f"{file} cannot be read: {error.strerror}. Fix its permissions.", str(file)) from error
 
 
 def _read_samples(path: Path, digests: Sequence[str]) -> tuple[Sample, ...]:
@@ -115,7 +115,7 @@ def _read_picture(file: Path) -> Image.Image:
             picture.load()
             return picture
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, all
-        what = "it is missing" if isinstance(error, FileNotFoundError) else f"it is no picture ({error})"
+        what = "it is missing" if isinstance(error, FileNotFoundError) else f"it is not a picture ({error})"
         raise _changed(file, what) from error
 
 
@@ -135,6 +135,6 @@ def _read_arrays(file: Path) -> dict[str, Array]:
 def _changed(file: Path, what: str) -> RecordDigestError:
     return RecordDigestError(
         f"The golden {file.parent} was changed after it was recorded: {file.name}: {what}. Use its files as they were "
-        "recorded, or record it anew.",
+        "recorded, or record it again.",
         str(file),
     )

@@ -1,4 +1,4 @@
-"""Recording the goldens of a suite, and holding a model to them."""
+"""The goldens of a suite: recording them, and checking a model against them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pipevault.runtime.records import record_of
 
 @dataclass(frozen=True)
 class Checked:
-    """What became of one case; exactly one of ``passed`` and ``error`` is given."""
+    """The result of one case; exactly one of ``passed`` and ``error`` is given."""
 
     case: str
     passed: Passed | None = None
@@ -52,7 +52,7 @@ class SuiteRunner:
         build_config: Mapping[str, bool | int | float | str] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """The options are those of :class:`PipelineCache`. :class:`SettingsError` in mode ``off``."""
+        """Take the options of :class:`PipelineCache`. :class:`SettingsError` in mode ``off``."""
         self.suite = suite
         self._cache = PipelineCache(dir, mode=mode, level=suite.level, build_config=build_config, progress=progress)
         if self._cache.settings.mode == "off":
@@ -65,12 +65,12 @@ class SuiteRunner:
         return suite_goldens(self.suite.path)
 
     def machine(self) -> dict[str, Any]:
-        """The machine factors of what is drawn here."""
+        """Return the machine factors of what is drawn here."""
         pipe = self._open()
         return machine_factors(execution_device(pipe, graph_parts.find_parts(pipe)))
 
     def draw(self, case: Case) -> Drawn:
-        """One generation of the case. Raises what opening, loading and calling the pipeline raise."""
+        """Draw the case once. Raises what opening, loading and calling the pipeline raise."""
         pipe = self._load(case)
         with seen_latents(pipe) as latents:
             output = pipe(**case.request.call_arguments(pipe), seed=case.request.seed)
@@ -114,7 +114,7 @@ def record_suite(
     if not overwrite and (known := [case.name for case in cases if (folder / case.name).exists()]):
         raise SettingsError(
             f"{', '.join(known)} of {suite.path} {'was' if len(known) == 1 else 'were'} recorded already, in {folder}. "
-            "Pass --overwrite to record anew, or --case for others."
+            "Pass --overwrite to record again, or --case for others."
         )
     drawn = {case.name: runner.draw(case) for case in cases}
     tolerances: Mapping[str, Tolerance] = {}
@@ -136,9 +136,9 @@ def check_suite(
     other_key: bool = False,
     out: Path | None = None,
 ) -> Iterator[Checked]:
-    """Hold the cases of these names, all of them for none, to their goldens; a result for each, in order.
+    """Check the cases of these names, all of them for none, against their goldens; yield a result for each.
 
-    Pictures of those that differ go to ``out/<case>``, by default ``<suite stem>.failures/<case>`` beside the suite.
+    Pictures of those that differ go to ``out/<case>``, by default ``<suite stem>.failures/<case>`` next to the suite.
     An error of a case is in its result; :class:`SettingsError` for a name or a model that cannot be used is raised.
     """
     suite, cases = runner.suite, runner.suite.selected(names)

@@ -16,7 +16,7 @@ Distance: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The largest distances that are let pass, in the units of the output: 0 to 255 for uint8 pixels.
+    """The largest distances that pass, in the units of the output: 0 to 255 for uint8 pixels.
 
     ``None``: not limited here.
     """
@@ -27,16 +27,16 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     latents_mean_abs: Distance | None = None
 
     def over(self, base: Limits) -> Limits:
-        """These limits, and those of ``base`` where there is none here."""
+        """Return these limits, and those of ``base`` where there is none here."""
         return Limits(**{**base.to_json(), **self.to_json()})
 
     def to_json(self) -> dict[str, float]:
-        """Those that are given."""
+        """Return the limits that are given."""
         return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, table: Any) -> Limits:
-        """``ValueError`` says which field is wrong, and how."""
+        """Read limits from plain JSON. ``ValueError`` says which field is wrong, and how."""
         return msgspec.convert(table, cls)
 
 
@@ -64,7 +64,7 @@ class Suite:
     other_key: bool = False
 
     def selected(self, names: tuple[str, ...]) -> tuple[Case, ...]:
-        """The cases of these names, all of them for none; :class:`SettingsError` for a name that no case has."""
+        """Return the cases of these names, all of them for none. :class:`SettingsError` for a name that no case has."""
         known = [case.name for case in self.cases]
         if unknown := [name for name in names if name not in known]:
             raise SettingsError(f"{self.path} has no case {unknown[0]!r}. Its cases: {', '.join(known)}.")

@@ -1,4 +1,4 @@
-"""Reading the TOML file of a suite of goldens.
+"""The TOML file of a suite of goldens.
 
 ::
 
@@ -106,7 +106,7 @@ _FORMAT = Format(_Suite, SUITE_MARK, SUITE_VERSION, damaged=_bad, newer=_newer)
 
 
 def read_suite(path: str | Path) -> Suite:
-    """The suite in a TOML file. :class:`BadSuiteError` names the field that cannot be used, as in ``case[1].seed``."""
+    """Read the suite in a TOML file. :class:`BadSuiteError` names the field that is wrong, as in ``case[1].seed``."""
     path = Path(path)
     suite = _FORMAT.check(_parsed(path), path)
     if suite.dtype is not None and suite.dtype not in DTYPES:
@@ -116,9 +116,9 @@ def read_suite(path: str | Path) -> Suite:
             split_level(suite.level)
         except SettingsError as error:
             raise _FORMAT.bad(path, "level", str(error).removesuffix(".")) from error
-    # A folder beside the suite is meant before one in the current folder, wherever the suite is run from.
-    beside = path.parent / expand_user(suite.model)
-    model = str(beside) if beside.is_dir() else suite.model
+    # A folder next to the suite is meant before one in the current folder, wherever the suite is run from.
+    folder = path.parent / expand_user(suite.model)
+    model = str(folder) if folder.is_dir() else suite.model
     places: dict[str, int] = {}
     for index, case in enumerate(suite.case):
         _check_case(case, path, f"case[{index}]")
@@ -146,7 +146,7 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise BadSuiteError(f"There is no file {path}. Give the TOML file of a suite.", "")
     try:
         return tomllib.loads(read_file(path).decode("utf-8"))
-    except (OSError, ValueError) as error:  # what is no UTF-8 and what is no TOML are both ValueErrors
+    except (OSError, ValueError) as error:  # bad UTF-8 and bad TOML are both ValueErrors
         raise BadSuiteError(f"The suite {path} cannot be read: {error}. Correct it.", "") from error
 
 
@@ -154,7 +154,7 @@ def _check_case(case: _Case, path: Path, field: str) -> None:
     if case.seed > _LAST_SEED:
         raise _FORMAT.bad(path, f"{field}.seed", f"expected a whole number from 0 to 2**64 - 1, got {case.seed}")
     if case.prompt is not None and case.prompts is not None:
-        raise _FORMAT.bad(path, f"{field}.prompts", "it stands beside `prompt`; give one of them")
+        raise _FORMAT.bad(path, f"{field}.prompts", "it is given together with `prompt`; give one of them")
     for name, value in case.arguments.items():
         if name in _OWN_ARGUMENTS:
             raise _FORMAT.bad(path, f"{field}.arguments.{name}", f"it has a field of its own, `{_OWN_ARGUMENTS[name]}`")

@@ -16,7 +16,7 @@ SUFFIXES = (".npy", ".npz")
 
 
 def encode(arrays: Mapping[str, np.ndarray[Any, Any]], suffix: str) -> bytes:
-    """``arrays`` by their names as one file; a ``.npy`` holds one. The same arrays make the same bytes.
+    """Return ``arrays`` by their names as one file; a ``.npy`` holds one. The same arrays make the same bytes.
 
     :class:`SettingsError` for several arrays in a ``.npy``, and for arrays of Python objects.
     """

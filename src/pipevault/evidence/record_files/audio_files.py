@@ -19,7 +19,7 @@ _FASTEST_HZ = 2**32 - 1
 
 
 def encode(clip: np.ndarray[Any, Any], sampling_rate: Any) -> bytes:
-    """``clip``, (channels, samples) or (samples,), as a file: floats from -1 to 1, rounded, or 16-bit integers.
+    """Return ``clip``, (channels, samples) or (samples,), as a file: floats from -1 to 1, or 16-bit integers.
 
     :class:`SettingsError` for other numbers, for values that are not finite, and for a sampling rate that is none.
     """

@@ -43,7 +43,7 @@ _WEBP_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
 
 
 def encode(image: Image.Image, suffix: str, record: RunRecord, text: str) -> bytes:
-    """``image`` as a file of the format that ``suffix`` names. :class:`SettingsError`, :class:`RecordTooLargeError`."""
+    """Return ``image`` as a file of the format of ``suffix``. :class:`SettingsError`, :class:`RecordTooLargeError`."""
     modes = {".png": _PNG_MODES, ".webp": _WEBP_MODES}.get(suffix.lower())
     if modes is not None and image.mode not in modes:
         raise SettingsError(
@@ -61,9 +61,9 @@ def encode(image: Image.Image, suffix: str, record: RunRecord, text: str) -> byt
 
 
 def record_text(path: Path) -> str | None:
-    """What stands in the place of the record in the image ``path``; ``None`` if nothing does.
+    """Return the text in the place of the record in the image ``path``; ``None`` if there is none.
 
-    The format is recognised by the content. :class:`NoRecordError` if the file is no image or cannot be read.
+    The format is recognised by the content. :class:`NoRecordError` if the file cannot be read as an image.
     """
     with _reading(path):
         with path.open("rb") as file:
@@ -75,7 +75,7 @@ def record_text(path: Path) -> str | None:
 
 
 def picture(path: Path) -> Image.Image:
-    """The picture in the image ``path``. :class:`NoRecordError` if it cannot be read."""
+    """Return the picture in the image ``path``. :class:`NoRecordError` if it cannot be read."""
     with _reading(path), _opened(path) as image:
         image.load()
         return image
@@ -144,14 +144,14 @@ def _saved(image: Image.Image, image_format: str, **options: Any) -> bytes:
 
 
 def _instead(mode: str, suffix: str) -> str:
-    """The advice for an image that a format cannot hold."""
+    """Return the advice for an image that a format cannot hold."""
     if mode in _PNG_MODES and suffix.lower() != ".png":
         return "Save it as PNG, which keeps every bit, or convert it: image.convert('RGB')."
     return "Save it as NPY or NPZ, which keep every value, or convert it: image.convert('RGB')."
 
 
 def _png_text(file: BinaryIO) -> str | None:
-    """Pillow would refuse a chunk whose CRC is wrong, and so call an edited record a broken image."""
+    """Return the record's chunk; Pillow would refuse a wrong CRC, and so call an edited record a broken image."""
     keyword = _PNG_KEYWORD.encode("latin-1") + b"\0"
     while len(head := file.read(8)) == 8:
         size_bytes, kind = struct.unpack(">I4s", head)
@@ -166,7 +166,7 @@ def _png_text(file: BinaryIO) -> str | None:
 
 
 def _international_text(data: bytes) -> str:
-    """Of an iTXt chunk after its keyword: two bytes on compression, language, translated keyword, text.
+    """Return the text of an iTXt chunk. After its keyword come two bytes on compression, language, keyword, text.
 
     What does not decompress is handed on as it is, to be refused as a changed record.
     """
@@ -186,7 +186,7 @@ def _ascii_json(record: RunRecord) -> str:
 
 
 def _from_description(description: Any) -> str | None:
-    """The record of an EXIF description, still unchecked; ``None`` if the description is a caption of someone else."""
+    """Return the unchecked record of an EXIF description; ``None`` if that is a caption of someone else."""
     if not isinstance(description, str):
         return None
     if description.startswith(_COMPRESSED_PREFIX):
@@ -195,7 +195,7 @@ def _from_description(description: Any) -> str | None:
 
 
 def _decompressed(packed: str) -> str:
-    """What does not decompress is handed on as it is, to be refused as a changed record."""
+    """Decompress a record. What does not decompress is handed on as it is, to be refused as a changed record."""
     try:
         return _inflated(base64.b64decode(packed, validate=True)).decode("ascii")
     except (ValueError, zlib.error):  # Base64 and ASCII errors are ValueErrors

@@ -20,7 +20,7 @@ _CONTROLS = dict.fromkeys(set(range(32)) - {ord("\n"), ord("\t")})
 
 
 def parameters_text(record: RunRecord, *, index: int, count: int, size: tuple[int, int]) -> str:
-    """The text about sample ``index`` of ``count``; ``size`` is (width, height) of the image itself, in pixels.
+    """Return the text about sample ``index`` of ``count``; ``size`` is (width, height) of the image itself, in pixels.
 
     ``Seed`` is that of this very sample. Where the whole batch was drawn from one generator it is that generator's,
     and ``Batch size`` and ``Batch pos`` tell which image it is. :class:`SettingsError` if the batch is smaller.
@@ -51,7 +51,7 @@ def asked_samples(record: RunRecord) -> int:
 
 
 def _seed(record: RunRecord, index: int, count: int) -> int | None:
-    """``None`` if the record does not tell: frames of several videos in one list, for example."""
+    """Return the seed of a sample; ``None`` if the record does not tell: frames of several videos in a list, say."""
     samples: list[int] = record.seeds["samples"]
     if len(samples) > 1:
         return samples[index] if len(samples) == count else None
@@ -70,7 +70,7 @@ def _number(call: Mapping[str, Any], name: str) -> int | float | None:
 
 
 def _model(model: str | None) -> str | None:
-    """A repository id as it is; of a path its last part alone, for folders of a machine concern no one else."""
+    """Return a repository id as it is, of a path the last part alone: folders of a machine concern no one else."""
     if model is None:
         return None
     path = PurePath(model)

@@ -22,7 +22,7 @@ _FASTEST_FPS = 1000
 
 
 def frame_arrays(frames: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
-    """``frames`` as uint8 arrays (height, width, 3) of one shape; :class:`SettingsError` if they cannot be."""
+    """Return ``frames`` as uint8 arrays (height, width, 3) of one shape; :class:`SettingsError` if they cannot be."""
     import numpy as np
 
     for index, frame in enumerate(frames):
@@ -67,9 +67,9 @@ def encode(frames: Sequence[np.ndarray[Any, Any]], path: Path, record: RunRecord
 
 
 def record_text(path: Path) -> str | None:
-    """What stands in the place of the record in the video ``path``; ``None`` if nothing of ours does.
+    """Return the text in the place of the record in the video ``path``; ``None`` if nothing of ours is there.
 
-    :class:`NoRecordError` if the file is no video or cannot be read, :class:`MissingExtraError`.
+    :class:`NoRecordError` if the file cannot be read as a video, :class:`MissingExtraError`.
     """
     av = _pyav()
     try:

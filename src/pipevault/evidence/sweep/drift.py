@@ -14,7 +14,7 @@ from pipevault.evidence.sweep.variance import Shift, paired_shift
 
 @dataclass(frozen=True)
 class Drift:
-    """``changed`` are the (prompt, seed) whose pictures have another SHA-256, of ``compared`` that both sweeps have.
+    """A drift. ``changed`` are the (prompt, seed) whose pictures have another SHA-256, of ``compared`` in both sweeps.
 
     ``shifts`` are new minus old over the same pairs; scores that compare seeds have one only where the seeds are the
     same. ``context`` says what else was different about the sweeps.

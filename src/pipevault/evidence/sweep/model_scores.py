@@ -20,10 +20,10 @@ LPIPS_SIDE_PX = 64
 
 
 def clip_scorer(model: str) -> TextScorer:
-    """CLIP score of each picture with its text, 0 to 100, from a CLIP model in a folder or in the local hub cache.
+    """Return the CLIP score of pictures with their texts, from a model in a folder or in the local hub cache.
 
     100 max(cosine, 0), as torchmetrics' ``CLIPScore`` has it. Texts beyond the model's length are cut.
-    :class:`SettingsError` if there is no such model.
+    :class:`SettingsError` if the model cannot be opened.
     """
     import torch
     from transformers import CLIPModel, CLIPProcessor
@@ -50,7 +50,7 @@ def clip_scorer(model: str) -> TextScorer:
 
 
 def lpips_metric() -> PairMetric | str:
-    """LPIPS between two pictures of one size (0 for equal ones), or why it is not available here."""
+    """Return LPIPS between two pictures of one size (0 for equal ones), or why it is not available here."""
     try:
         lpips: Any = import_module("lpips")
     except ImportError:
@@ -75,7 +75,7 @@ def _has_alexnet() -> bool:
 
 
 def _tensor(image: Image.Image) -> Any:
-    """(1, 3, height, width), 0 to 1."""
+    """Return a picture as (1, 3, height, width), 0 to 1."""
     import numpy as np
     import torch
 

@@ -1,4 +1,4 @@
-"""Drawing every prompt with every seed, and scoring the pictures.
+"""The run of a sweep: every prompt is drawn with every seed, and the pictures are scored.
 
 The picture of (prompt, seed) is that of ``pipe(prompt, seed=seed)``: its generator is ``generators(seed, 1)`` in
 whatever batch it is drawn. A batch size is a graph of its own, though, so that below level ``invariant`` the last

@@ -54,7 +54,8 @@ def variance_shares(table: Sequence[Sequence[float]]) -> VarianceShares:
 
 @dataclass(frozen=True)
 class SeedEffects:
-    """``effects`` has each seed's mean over the prompts, less their median, in the score's unit.
+    """The effects of the seeds on a score: ``effects`` has each seed's mean over the prompts, less their
+    median, in the score's unit.
 
     ``z`` are modified z-scores, 0 where all seeds are equal and for fewer than 6 seeds; ``outliers`` are columns.
     """
