@@ -21,9 +21,9 @@ from helpers.pipelines import tokenizer
 from pipevault.demo import MODEL_DIR
 from pipevault.demo.classifier import confidences, recognise
 from pipevault.errors import MissingExtraError, SettingsError
+from pipevault.evidence import quality
 from pipevault.evidence.metrics import contrast, luma, mean_to_others, reduced_luma, sharpness
-from pipevault.evidence.sweep import model_scores
-from pipevault.evidence.sweep.scoring import SCORES
+from pipevault.evidence.quality import SCORES
 from pipevault.evidence.sweep.variance import paired_shift, seed_effects, variance_shares
 
 TABLES = st.integers(1, 5).flatmap(
@@ -279,7 +279,7 @@ class TestClipScore:
         from transformers import CLIPModel, CLIPProcessor
 
         pictures, texts = [noise(seed) for seed in range(6)], ["a cat", "seven", "zero", "dog", "a b", "house"]
-        scores = model_scores.clip_scorer(str(clip_folder))(pictures, texts)
+        scores = quality.clip_scorer(str(clip_folder))(pictures, texts)
         inputs = CLIPProcessor.from_pretrained(clip_folder)(
             text=texts, images=pictures, return_tensors="pt", padding=True
         )
@@ -290,13 +290,13 @@ class TestClipScore:
         assert all(0 <= score <= 100 for score in scores)
 
     def test_a_long_text_is_cut(self, clip_folder: Path) -> None:
-        [score] = model_scores.clip_scorer(str(clip_folder))([noise(1)], ["word " * 100])
+        [score] = quality.clip_scorer(str(clip_folder))([noise(1)], ["word " * 100])
         assert math.isfinite(score)
 
     @pytest.mark.parametrize("folder", [MODEL_DIR, Path("none"), Path("nobody/no-such-model")])
     def test_what_is_no_clip_model(self, folder: Path) -> None:
         with pytest.raises(SettingsError, match="cannot be opened as a CLIP model"):
-            model_scores.clip_scorer(str(folder))
+            quality.clip_scorer(str(folder))
 
 
 class TestLpips:
@@ -304,7 +304,7 @@ class TestLpips:
 
     def test_without_the_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "lpips", None)
-        assert model_scores.lpips_metric() == "the package lpips is not installed"
+        assert quality.lpips_metric() == "the package lpips is not installed"
 
     def test_without_weights_nothing_is_downloaded(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         def refuse(**options: Any) -> Any:
@@ -312,7 +312,7 @@ class TestLpips:
 
         monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=refuse))
         monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-        reason = model_scores.lpips_metric()
+        reason = quality.lpips_metric()
         assert isinstance(reason, str)
         assert "AlexNet" in reason
 
@@ -335,7 +335,7 @@ class TestLpips:
         (tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth").touch()
         monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Network))
         monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-        metric = model_scores.lpips_metric()
+        metric = quality.lpips_metric()
         assert not isinstance(metric, str)
         white, black = Image.new("RGB", (32, 48), "white"), Image.new("RGB", (32, 48))
         assert metric(white, black) == 1.0

@@ -63,8 +63,8 @@ def sweep(model: str, out: Path, baseline: Path | None, fail_on_drift: bool, as_
       pipevault sweep demo --baseline sweep/sweep.json --fail-on-drift --out again --json
     """
     from pipevault import PipelineCache
+    from pipevault.evidence.quality import clip_scorer
     from pipevault.evidence.sweep.drift import check_baseline, drift
-    from pipevault.evidence.sweep.model_scores import clip_scorer
     from pipevault.evidence.sweep.result import read_sweep
     from pipevault.evidence.sweep.run import MAX_SEEDS, check_prompts, check_seeds, run_sweep, sweep_load_arguments
 
@@ -138,7 +138,7 @@ def _write(out: Path, files: Mapping[str, tuple[str, bytes]]) -> dict[str, Path]
 
 def _show(result: SweepResult, moved: Drift | None, report: Path) -> None:
     from pipevault.cli.sweep_report import percent
-    from pipevault.evidence.sweep.scoring import SCORES
+    from pipevault.evidence.quality import SCORES
 
     facts = {
         "model": result.model,

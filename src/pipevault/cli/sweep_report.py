@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pipevault.evidence.sweep.scoring import SCORES
+from pipevault.evidence.quality import SCORES
 from pipevault.report.contact_sheet import contact_sheet
 from pipevault.report.page import png_bytes, render_page
 from pipevault.report.plots import prompt_labels, share_bars, strip_plot

@@ -164,7 +164,10 @@ def _outside_modes(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _LastLatents:
-    """A ``callback_on_step_end`` that keeps the latents after the last step, of each call where there are several."""
+    """A ``callback_on_step_end`` that keeps the latents after the last step, of each call where there are several.
+
+    Hooks on modules, as goldens have them, would be traced by torch.compile and change what is measured.
+    """
 
     def __init__(self) -> None:
         self._of_calls: list[torch.Tensor] = []

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipevault.errors import SettingsError
+from pipevault.evidence.quality import SCORES
 from pipevault.evidence.sweep.result import SweepResult
-from pipevault.evidence.sweep.scoring import SCORES
 from pipevault.evidence.sweep.variance import Shift, paired_shift
 
 

@@ -27,7 +27,7 @@ import msgspec
 from pipevault.determinism.seeds import MAX_SEED
 from pipevault.digest import canonical_json
 from pipevault.errors import SettingsError
-from pipevault.evidence.sweep.scoring import SCORES
+from pipevault.evidence.quality import SCORES
 from pipevault.evidence.sweep.variance import SeedEffects, VarianceShares, seed_effects, variance_shares
 from pipevault.files.documents import Format, Problem, Sha256
 from pipevault.reading import read_file

@@ -27,8 +27,8 @@ from pipevault.calls.sample_roles import REPEATS
 from pipevault.determinism.seeds import check_seed
 from pipevault.determinism.streams import generators
 from pipevault.errors import BadCallError, BadSeedError, SettingsError
+from pipevault.evidence.quality import TextScorer
 from pipevault.evidence.request import Request, load_arguments
-from pipevault.evidence.sweep.model_scores import TextScorer
 from pipevault.evidence.sweep.result import SweepResult
 from pipevault.evidence.sweep.scoring import Scoring, as_table
 from pipevault.fingerprint.machine import machine_factors
@@ -65,7 +65,7 @@ def run_sweep(
     """Draw and score each prompt with each seed with a pipeline that :class:`~pipevault.PipelineCache` loaded.
 
     ``request`` gives the other arguments of the call. ``model`` is the name that the result bears; ``demo`` has the
-    digit classifier's score, and ``clip`` (from :func:`~pipevault.evidence.sweep.model_scores.clip_scorer`) adds the
+    digit classifier's score, and ``clip`` (from :func:`~pipevault.evidence.quality.clip_scorer`) adds the
     CLIP score. Of a video the middle frame is scored. Raises what :func:`check_prompts`, :func:`check_seeds` and the
     pipeline raise, :class:`SettingsError` for an output without pictures, and :class:`BadCallError`.
     """

@@ -1,61 +1,30 @@
-"""The scores of a sweep: which are available for a model and its prompts, and their tables.
-
-What each score means stands in the template of the report. Those that need a model of their own are in
-:mod:`pipevault.evidence.sweep.model_scores`.
-"""
+"""The tables of scores of a sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from pipevault.demo import named_digit
 from pipevault.errors import MissingExtraError
-from pipevault.evidence.metrics import contrast, distance, mean_to_others, reduced_luma, sharpness
-from pipevault.evidence.sweep.model_scores import TextScorer, lpips_metric
-from pipevault.opening import DEMO_MODEL
+from pipevault.evidence.metrics import distance, mean_to_others, reduced_luma
+from pipevault.evidence.quality import SCORES, TextScorer, lpips_metric, picture_scorers
 
 THUMBNAIL_SIDE_PX = 256
-
-
-@dataclass(frozen=True)
-class Score:
-    """A score. Differences below ``resolution`` are not worth a word.
-
-    ``of_pairs``: it compares a picture with those of the other seeds, so it depends on which these are.
-    """
-
-    title: str
-    unit: str
-    resolution: float
-    of_pairs: bool = False
-
-
-SCORES: Mapping[str, Score] = {
-    "digit_confidence": Score("Digit confidence", "probability", 0.01),
-    "clip_score": Score("CLIP score", "1/100", 0.1),
-    "sharpness": Score("Sharpness", "squared luma", 1e-4),
-    "contrast": Score("Contrast", "luma", 1e-3),
-    "similarity": Score("Similarity to other seeds", "SSIM", 1e-3, of_pairs=True),
-    "lpips": Score("LPIPS to other seeds", "LPIPS", 1e-3, of_pairs=True),
-}
-"""In the order of reports."""
 
 
 class Scoring:
     """Scores the pictures of a sweep as they come and keeps of each only a thumbnail and what SSIM needs.
 
     ``model`` tells whether the digit classifier applies; ``clip`` comes from
-    :func:`~pipevault.evidence.sweep.model_scores.clip_scorer`.
+    :func:`~pipevault.evidence.quality.clip_scorer`.
     """
 
     def __init__(self, model: str, prompts: Sequence[str], seeds: int, clip: TextScorer | None) -> None:
         self._prompts, shape = prompts, (len(prompts), seeds)
-        self._scorers = _picture_scorers(model, prompts, clip)
+        self._scorers = picture_scorers(model, prompts, clip)
         self._found: dict[str, Any] = {
             name: scorer if isinstance(scorer, str) else np.full(shape, np.nan)
             for name, scorer in self._scorers.items()
@@ -106,26 +75,3 @@ def _to_others(items: Any, metric: Any) -> Any:
         return str(error)
     undefined = "it is not defined for pictures with fewer than 3 pixels on a side"
     return undefined if None in means else np.array(means)
-
-
-def _picture_scorers(model: str, prompts: Sequence[str], clip: TextScorer | None) -> dict[str, TextScorer | str]:
-    """Return what scores pictures and their prompts, or why it is not available."""
-    nameless = [prompt for prompt in prompts if named_digit(prompt) is None]
-    digits: TextScorer | str = _digit_confidence
-    if nameless:
-        digits = f"the prompt {nameless[0]!r} does not name one digit"
-    if model != DEMO_MODEL:
-        digits = "the digit classifier knows the demo model's pictures only"
-    text: TextScorer | str = clip or "no CLIP model was named: give --clip-model"
-    return {
-        "digit_confidence": digits,
-        "clip_score": "there are no prompts to compare with" if clip and not any(prompts) else text,
-        "sharpness": lambda pictures, texts: list(map(sharpness, pictures)),
-        "contrast": lambda pictures, texts: list(map(contrast, pictures)),
-    }
-
-
-def _digit_confidence(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
-    from pipevault.demo.classifier import confidences
-
-    return confidences(pictures, [digit for prompt in prompts if (digit := named_digit(prompt)) is not None])

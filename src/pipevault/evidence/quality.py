@@ -1,15 +1,22 @@
-"""Scores of pictures that need a model of their own: CLIP score and LPIPS. Nothing here downloads anything."""
+"""Scores of the quality of pictures. What each means stands in the template of a sweep's report.
+
+Some need a model of their own: CLIP score, LPIPS, and the demo's classifier. Nothing here downloads anything.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from PIL import Image
 
+from pipevault.demo import named_digit
 from pipevault.errors import SettingsError
+from pipevault.evidence.metrics import contrast, sharpness
+from pipevault.opening import DEMO_MODEL
 from pipevault.settings.user_folders import expand_user
 
 TextScorer: TypeAlias = "Callable[[Sequence[Image.Image], Sequence[str]], list[float]]"
@@ -17,6 +24,53 @@ PairMetric: TypeAlias = "Callable[[Image.Image, Image.Image], float | None]"
 
 LPIPS_SIDE_PX = 64
 """Smaller pictures are enlarged to this shorter side: AlexNet's pooling leaves nothing of them."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score. Differences below ``resolution`` are not worth a word.
+
+    ``of_pairs``: it compares a picture with those of the other seeds, so it depends on which these are.
+    """
+
+    title: str
+    unit: str
+    resolution: float
+    of_pairs: bool = False
+
+
+SCORES: Mapping[str, Score] = {
+    "digit_confidence": Score("Digit confidence", "probability", 0.01),
+    "clip_score": Score("CLIP score", "1/100", 0.1),
+    "sharpness": Score("Sharpness", "squared luma", 1e-4),
+    "contrast": Score("Contrast", "luma", 1e-3),
+    "similarity": Score("Similarity to other seeds", "SSIM", 1e-3, of_pairs=True),
+    "lpips": Score("LPIPS to other seeds", "LPIPS", 1e-3, of_pairs=True),
+}
+"""In the order of reports."""
+
+
+def picture_scorers(model: str, prompts: Sequence[str], clip: TextScorer | None) -> dict[str, TextScorer | str]:
+    """Return what scores pictures and their prompts, or why it is not available."""
+    nameless = [prompt for prompt in prompts if named_digit(prompt) is None]
+    digits: TextScorer | str = _digit_confidence
+    if nameless:
+        digits = f"the prompt {nameless[0]!r} does not name one digit"
+    if model != DEMO_MODEL:
+        digits = "the digit classifier knows the demo model's pictures only"
+    text: TextScorer | str = clip or "no CLIP model was named: give --clip-model"
+    return {
+        "digit_confidence": digits,
+        "clip_score": "there are no prompts to compare with" if clip and not any(prompts) else text,
+        "sharpness": lambda pictures, texts: list(map(sharpness, pictures)),
+        "contrast": lambda pictures, texts: list(map(contrast, pictures)),
+    }
+
+
+def _digit_confidence(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+    from pipevault.demo.classifier import confidences
+
+    return confidences(pictures, [digit for prompt in prompts if (digit := named_digit(prompt)) is not None])
 
 
 def clip_scorer(model: str) -> TextScorer:
