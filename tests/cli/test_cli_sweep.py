@@ -127,6 +127,8 @@ class TestOutput:
         page = (tmp_path / "out" / "report.html").read_text("utf-8")
         assert set(re.findall(r'src="([a-z]+:[a-z]+/[a-z+]+)', page)) == {"data:image/png", "data:image/svg+xml"}
         assert "<script" not in page
+        assert "machine" in page
+        assert "features [" not in page
         assert "href=" not in page
         assert "Seed 3</h3>" in page
         assert "modified z" in page

@@ -76,9 +76,10 @@ def bench(
         )
         result = run_bench(job, ways=names, runs=runs, timeout_s=timeout_s, progress=progress)
     if plot is not None:
+        from pipevault.evidence.files import write_data
         from pipevault.report.plots import time_bars
 
-        plot.write_text(time_bars({one.name: (one.miss_s, one.hit_s) for one in result.measured}), encoding="utf-8")
+        write_data(plot, time_bars({one.name: (one.miss_s, one.hit_s) for one in result.measured}).encode())
     if as_json:
         render.print_json(result.to_json())
     else:

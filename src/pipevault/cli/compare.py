@@ -145,9 +145,10 @@ def _check_report(path: Path) -> None:
 
 def _write_report(comparison: Comparison, path: Path, command: str) -> None:
     from pipevault.evidence.compare.report import comparison_page
+    from pipevault.evidence.files import write_data
 
     try:
-        path.write_text(comparison_page(comparison, command=command), encoding="utf-8")
+        write_data(path, comparison_page(comparison, command=command).encode())
     except OSError as error:
         raise SettingsError(f"The report cannot be written to {path}: {error}. Give another --report.") from error
 

@@ -23,7 +23,8 @@ from pipevault.errors import (
     NotComparableError,
     OtherMachineError,
 )
-from pipevault.evidence.golden.draw import Array, Drawn, Sample
+from pipevault.evidence.files import Array
+from pipevault.evidence.golden.draw import Drawn, Sample
 from pipevault.evidence.golden.files import Golden, case_folder, machine_types
 from pipevault.evidence.golden.machine import (
     build_differences,

@@ -7,18 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipevault.calls.outputs import as_array, samples
 from pipevault.errors import SettingsError
+from pipevault.evidence.files import Array
 from pipevault.graphs import parts as graph_parts
 from pipevault.runtime.record import RunRecord
 
-Sample: TypeAlias = "Image.Image | np.ndarray[Any, Any]"
-Array: TypeAlias = "np.ndarray[Any, Any]"
+Sample: TypeAlias = "Image.Image | Array"
 
 
 @dataclass(frozen=True)

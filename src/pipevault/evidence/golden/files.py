@@ -41,8 +41,8 @@ from PIL import Image
 from pipevault.calls.describe import digest_array, pixels_sha256
 from pipevault.digest import canonical_json, digest_json
 from pipevault.errors import CannotSaveError, SettingsError
-from pipevault.evidence.files import write_data
-from pipevault.evidence.golden.draw import Array, Drawn, Sample
+from pipevault.evidence.files import Array, write_data
+from pipevault.evidence.golden.draw import Drawn, Sample
 from pipevault.evidence.golden.machine import machine_type
 from pipevault.evidence.golden.suite import Limits
 from pipevault.evidence.record_files.embed import write_image

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from pipevault.errors import CannotSaveError, NotComparableError
-from pipevault.evidence.files import write_data
-from pipevault.evidence.golden.draw import Array, Drawn, Sample
+from pipevault.evidence.files import Array, write_data
+from pipevault.evidence.golden.draw import Drawn, Sample
 from pipevault.evidence.golden.files import Golden, picture_file, write_picture
 from pipevault.evidence.metrics import heat_map
 from pipevault.report.page import png_bytes

@@ -11,7 +11,8 @@ from PIL import Image
 
 from pipevault.calls.describe import digest_array
 from pipevault.errors import BadRecordError, NewerRecordError, NoGoldenError, RecordDigestError, RecordError
-from pipevault.evidence.golden.draw import Array, Drawn, Sample
+from pipevault.evidence.files import Array
+from pipevault.evidence.golden.draw import Drawn, Sample
 from pipevault.evidence.golden.files import (
     GOLDEN_FILE,
     GOLDEN_MARK,
