@@ -420,7 +420,7 @@ class TestHostileRecords:
 
     def test_a_graph_without_a_key(self, saved: Path, pipe: Any, frozen_vault: Path) -> None:
         hostile = changed(pipevault.read_record(saved), graphs={"unet": {"../../etc": "0" * 64}})
-        with pytest.raises(BadRecordError, match="no key"):
+        with pytest.raises(BadRecordError, match="Invalid key of a graph"):
             pipevault.replay(hostile, pipe, dir=frozen_vault)
 
     @pytest.mark.parametrize("part", ["nosuch", "__class__", "scheduler", ""])
