@@ -193,7 +193,7 @@ class TestDrift:
         drawn = {"cat": read_golden(next(suite_goldens(recorded).glob("*/cat"))).drawn}
         shutil.rmtree(suite_goldens(recorded))
         recorded.write_text(SUITE.replace('model = "model"', 'model = "./nothing"'))
-        with pytest.raises(PipevaultError, match=r"for 'eager' failed: There is no folder \./nothing"):
+        with pytest.raises(PipevaultError, match=r"for 'eager' failed: The folder \./nothing does not exist"):
             measure_tolerances(read_suite(recorded), drawn)
 
     def test_limits_are_those_of_the_worst_cause_with_the_margin(self) -> None:

@@ -49,7 +49,7 @@ _WORD = re.compile(r"[A-Za-z0-9_ +-]{0,64}")
 
 
 def check_limits(record: RunRecord) -> None:
-    """Raise :class:`BadRecordError` for a call that nobody made by accident: it names the field and the limit."""
+    """Raise :class:`BadRecordError` for a call that is beyond all limits: it names the field and the limit."""
     for number, (field, value, depth) in enumerate(_walk(record.call, "call", 0)):
         if number > _ITEMS_LIMIT:
             raise _beyond("call", f"more than {_ITEMS_LIMIT} values", f"at most {_ITEMS_LIMIT}")

@@ -152,7 +152,7 @@ def _videos(output: Any, found: Sequence[Sample], count: int) -> list[_Item]:
     return arrays
 
 
-def _videos_of_images(place: Place, frames: Sequence[Sample], count: int) -> list[_Item]:
+def _videos_of_images(place: OutputPlace, frames: Sequence[Sample], count: int) -> list[_Item]:
     """Return the videos of a list of frames; one list may hold those of all ``count`` samples, one after the other."""
     if place.numbers:
         return [_Item(place, [one.leaf for one in frames], frames[0].position)]
@@ -245,7 +245,7 @@ def _save_each(
     return written
 
 
-def _names(places: Sequence[Place]) -> list[str]:
+def _names(places: Sequence[OutputPlace]) -> list[str]:
     """Return what is put behind the stem of each file: nothing for a single one, the field if there are several."""
     if len(places) == 1:
         return [""]

@@ -148,7 +148,7 @@ def _offsets(count: int) -> list[float]:
 
 @contextmanager
 def _figure(*, width_in: float, height_in: float) -> Iterator[Figure]:
-    """Open a figure without pyplot and with matplotlib's own defaults, so that nobody's configuration shows."""
+    """Open a figure without pyplot and with matplotlib's own defaults, so that no user's configuration shows."""
     needed = "matplotlib, which plots need,"
     matplotlib = import_extra("matplotlib", needed, "report")
     canvas = import_extra("matplotlib.backends.backend_agg", needed, "report")

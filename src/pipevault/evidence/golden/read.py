@@ -84,7 +84,7 @@ def _document(file: Path) -> _Document:
     try:
         return _FORMAT.parse(read_file(file), file)
     except FileNotFoundError:
-        raise NoGoldenError(f"There is no golden {file.parent}. Record it first.") from None
+        raise NoGoldenError(f"The golden {file.parent} does not exist. Record it first.") from None
     except OSError as error:
         raise RecordError(f"{file} cannot be read: {error.strerror}. Fix its permissions.", str(file)) from error
 

@@ -138,7 +138,7 @@ def read_record(path: Path | str) -> RunRecord:
     """
     path = Path(path)
     if not _is_file(path):
-        raise NoRecordError(f"There is no file {path}. Give an image, a video or a record (.json).", str(path))
+        raise NoRecordError(f"The file {path} does not exist. Give an image, a video or a record (.json).", str(path))
     if path.suffix.lower() == ".json":
         return _read_json(path)
     sidecar = sidecar_path(path)
@@ -153,7 +153,7 @@ def read_record(path: Path | str) -> RunRecord:
     if _is_file(sidecar):
         return _read_json(sidecar)
     raise NoRecordError(
-        f"{path} holds no run record, and there is no {sidecar.name} next to it. pipevault did not save it, or another "
+        f"{path} holds no run record, and {sidecar.name} is not next to it. pipevault did not save it, or another "
         "program saved it again and dropped the record. Give the file as it was saved, or its sidecar (.json).",
         str(path),
     )
