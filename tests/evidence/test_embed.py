@@ -220,7 +220,7 @@ class TestNoRecord:
             read_record(tmp_path / f"plain{suffix}")
 
     def test_no_file(self, tmp_path: Path) -> None:
-        with pytest.raises(NoRecordError, match="does not exist"):
+        with pytest.raises(NoRecordError, match="No file"):
             read_record(tmp_path / "none.png")
 
     def test_a_folder(self, tmp_path: Path) -> None:

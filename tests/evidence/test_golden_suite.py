@@ -168,7 +168,7 @@ def test_a_newer_suite_asks_for_an_upgrade(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["none.toml", ""])
 def test_a_path_that_is_no_file(tmp_path: Path, name: str) -> None:
-    with pytest.raises(BadSuiteError, match="no file"):
+    with pytest.raises(BadSuiteError, match="No file"):
         read_suite(tmp_path / name)
 
 

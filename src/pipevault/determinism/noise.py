@@ -37,7 +37,7 @@ def noise(
     :class:`BadSeedError` and, for a dtype that is neither floating nor complex, :class:`BadCallError`.
     """
     if not (dtype.is_floating_point or dtype.is_complex):
-        raise BadCallError(f"{dtype} has no normal noise. Ask for a floating dtype, such as torch.float16.")
+        f"Normal noise cannot be drawn in {dtype}. Give a floating dtype, for example torch.float16."
     if not shape:
         raise BadCallError("Noise needs a shape whose first number is that of the samples. Pass (1,) for one value.")
     samples, *rest = shape

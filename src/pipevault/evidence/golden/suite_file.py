@@ -143,7 +143,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
     if not path.is_file():
-        raise BadSuiteError(f"The file {path} does not exist. Give the TOML file of a suite.", "")
+        raise BadSuiteError(f"No file {path}. Give the TOML file of a suite.", "")
     try:
         return tomllib.loads(read_file(path).decode("utf-8"))
     except (OSError, ValueError) as error:  # bad UTF-8 and bad TOML are both ValueErrors

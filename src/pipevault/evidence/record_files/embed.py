@@ -138,7 +138,7 @@ def read_record(path: Path | str) -> RunRecord:
     """
     path = Path(path)
     if not _is_file(path):
-        raise NoRecordError(f"The file {path} does not exist. Give an image, a video or a record (.json).", str(path))
+        raise NoRecordError(f"No file {path}. Give an image, a video or a record (.json).", str(path))
     if path.suffix.lower() == ".json":
         return _read_json(path)
     sidecar = sidecar_path(path)
