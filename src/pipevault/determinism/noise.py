@@ -31,13 +31,15 @@ def noise(
     device: torch.device | str = "cpu",
     first: int = 0,
 ) -> torch.Tensor:
-    """Draw standard normal noise of ``shape`` (samples first), each sample from its own stream.
+    """Return standard normal noise of ``shape`` (samples first), each sample from its own stream.
 
     ``noise((8, 4, 64, 64), 7)[3]`` equals ``noise((1, 4, 64, 64), 7, first=3)[0]`` bit for bit. Raises
     :class:`BadSeedError` and, for a dtype that is neither floating nor complex, :class:`BadCallError`.
     """
     if not (dtype.is_floating_point or dtype.is_complex):
-        f"Normal noise cannot be drawn in {dtype}. Give a floating dtype, for example torch.float16."
+        raise BadCallError(
+            f"Normal noise cannot be drawn in {dtype}. Give a floating dtype, for example torch.float16."
+        )
     if not shape:
         raise BadCallError("Noise needs a shape whose first number is that of the samples. Pass (1,) for one value.")
     samples, *rest = shape
@@ -51,7 +53,7 @@ def noise(
 
 @contextmanager
 def host_noise(*, global_draws: bool = False) -> Iterator[None]:
-    """Draw what torch draws with a CPU generator inside in float32 on the host, then cast and move it.
+    """Have torch draw with CPU generators in float32 on the host inside, then cast and move.
 
     Covers ``randn``, ``rand``, ``normal``, ``randint``, ``randperm``, ``randn_like``, ``rand_like``, ``randint_like``
     and the tensor methods ``normal_``, ``uniform_``, ``exponential_``, ``log_normal_``, ``cauchy_``, but not what
@@ -88,7 +90,7 @@ class _HostNoise(TorchFunctionMode):
         return generator.device.type == "cpu"
 
     def create(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Draw as ``randn(size)``, ``rand(size)``, ``normal(0.0, 1.0, size)``, ``randint``, ``randperm``."""
+        """Draw ``randn(size)``, ``rand(size)``, ``normal(mean, std, size)`` with numbers, ``randint``, ``randperm``."""
         if func is torch.normal and any(isinstance(value, torch.Tensor) for value in _parameters(args, kwargs)):
             return self.normal(func, args, kwargs)
         out = kwargs.get("out")
@@ -105,7 +107,7 @@ class _HostNoise(TorchFunctionMode):
         return _placed(values, dtype, device, kwargs, below=1.0 if func is torch.rand else None)
 
     def normal(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Draw as ``normal(mean, std)`` with one tensor at least, which gives the dtype and the device."""
+        """Draw ``normal(mean, std)`` with a tensor for at least one of them, which gives the dtype and the device."""
         model = next(value for value in _parameters(args, kwargs) if isinstance(value, torch.Tensor))
         dtype, device = model.dtype, model.device
         if not self.draws_on_host(kwargs.get("generator"), device) or _is_host_form(dtype, device):
@@ -115,7 +117,7 @@ class _HostNoise(TorchFunctionMode):
         return _placed(values, dtype, device, kwargs)
 
     def like(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Draw as ``randn_like(input)`` and its kin."""
+        """Draw ``randn_like(input)`` and its kin."""
         model = args[0] if args else kwargs["input"]
         dtype = kwargs.get("dtype") or model.dtype
         device = torch.device(kwargs["device"]) if kwargs.get("device") else model.device
@@ -127,7 +129,7 @@ class _HostNoise(TorchFunctionMode):
         return _placed(values, dtype, device, kwargs, below=1.0 if func is torch.rand_like else None)
 
     def fill(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Fill as ``tensor.normal_()`` and its kin."""
+        """Draw ``tensor.normal_()`` and its kin."""
         target = args[0]
         if not self.draws_on_host(kwargs.get("generator"), target.device):
             return func(*args, **kwargs)
