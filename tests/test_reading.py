@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,6 @@ from pathlib import Path
 import pytest
 
 from pipevault.reading import open_regular, read_file
-
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="named pipes, sockets and devices are POSIX files")
 
 
 def _socket(path: Path) -> None:

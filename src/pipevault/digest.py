@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipevault.reading import chunks, open_regular
+
 SHORT_LENGTH = 12
-_CHUNK_SIZE_BYTES = 1 << 20
 _PATTERN = re.compile(r"[0-9a-f]{64}")
 
 
@@ -39,7 +41,7 @@ class Digest:
 
 
 def canonical_json(document: Any) -> bytes:
-    """The one byte form of ``document``; ``ValueError`` or ``TypeError`` if it is not plain JSON."""
+    """Return the one byte form of ``document``; ``ValueError`` or ``TypeError`` if it is not plain JSON."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8")
 
@@ -52,10 +54,17 @@ def digest_json(document: Any) -> Digest:
     return digest_bytes(canonical_json(document))
 
 
-def digest_file(path: Path) -> Digest:
-    """Raises ``OSError`` if ``path`` cannot be read."""
+def digest_chunks(pieces: Iterable[bytes | memoryview], *sinks: Callable[[bytes | memoryview], object]) -> Digest:
+    """Return the digest of bytes that come in pieces, and hand each piece to ``sinks`` on the way."""
     hasher = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_SIZE_BYTES):
-            hasher.update(chunk)
+    for piece in pieces:
+        hasher.update(piece)
+        for sink in sinks:
+            sink(piece)
     return Digest(hasher.hexdigest())
+
+
+def digest_file(path: Path) -> Digest:
+    """Return the digest of a regular file. Raises ``OSError`` if ``path`` cannot be read."""
+    with open_regular(path) as file:
+        return digest_chunks(chunks(file))

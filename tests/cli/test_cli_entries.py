@@ -213,7 +213,7 @@ class TestShow:
     def test_text_that_is_no_key(self, run: Run, vault: Vault) -> None:
         result = run("show", "unet", "--dir", vault.root)
         assert result.exit_code == 3
-        assert "'unet' is no key" in result.stderr
+        assert "'unet' is not a key" in result.stderr
 
     def test_no_vault(self, run: Run, tmp_path: Path) -> None:
         result = run("show", "ab", "--dir", tmp_path / "none")

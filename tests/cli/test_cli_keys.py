@@ -12,7 +12,8 @@ import pytest
 from helpers.command_runner import Run
 from helpers.planned_entries import Planned
 from pipevault.digest import Digest
-from pipevault.store.trust.signature import check_signature, signature_files
+from pipevault.store.places import signature_files
+from pipevault.store.trust.signature import check_signature
 from pipevault.store.trust.signing_keys import load_trusted
 from pipevault.store.vault import Vault
 
@@ -139,7 +140,7 @@ class TestSign:
         assert result.exit_code == 2
         assert "give the beginning of one KEY or more, or --all alone" in result.stderr
 
-    @pytest.mark.parametrize(("prefix", "message"), [("xyz", "is no key"), ("0" * 20, "No entry of")])
+    @pytest.mark.parametrize(("prefix", "message"), [("xyz", "is not a key"), ("0" * 20, "No entry of")])
     def test_an_unknown_entry_leaves_all_unsigned(
         self, run: Run, vault: Vault, key_file: Path, small_key: Digest, prefix: str, message: str
     ) -> None:

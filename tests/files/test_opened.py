@@ -98,11 +98,11 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "socket"))
         for name in ("pipe", "folder", "socket"):
-            with pytest.raises(CorruptEntryError, match=r"no regular file|cannot be read"):
+            with pytest.raises(CorruptEntryError, match=r"not a regular file|cannot be read"):
                 opened(tmp_path / name)
     with pytest.raises(CorruptEntryError, match="missing"):
         opened(tmp_path / "absent")
-    with pytest.raises(CorruptEntryError, match="no regular file"):
+    with pytest.raises(CorruptEntryError, match="not a regular file"):
         opened(Path("/dev/zero"))
 
 

@@ -106,7 +106,7 @@ def test_other_names_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
     ("kind", "problem"),
     [
         ("absent", "does not exist"),
-        ("file", "is no folder"),
+        ("file", "is not a folder"),
         ("read-only", "is on a read-only file system"),
         ("noexec", "is on a file system mounted noexec"),
         ("full", "has only 1 MB free"),

@@ -11,8 +11,8 @@ from pipevault.errors import CorruptEntryError, NotAVaultError, VaultError
 from pipevault.files.opened import OpenedFile
 from pipevault.settings import Tier
 from pipevault.store.manifest import Manifest
+from pipevault.store.places import signature_files
 from pipevault.store.tiers.interface import EntryStore, Refused, TierHit
-from pipevault.store.trust.signature import signature_files
 from pipevault.store.vault import Vault
 
 Objects = dict[str, bytes]

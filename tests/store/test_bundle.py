@@ -34,7 +34,8 @@ from pipevault.store.bundle import bundle_keys, export_bundle, import_bundle, im
 from pipevault.store.bundle.zip_file import MARKER
 from pipevault.store.check.verify import verify
 from pipevault.store.manifest import ArtifactRef, Manifest
-from pipevault.store.trust.signature import check_signature, signature_files
+from pipevault.store.places import signature_files
+from pipevault.store.trust.signature import check_signature
 from pipevault.store.trust.signing_keys import PrivateKey
 from pipevault.store.vault import Vault
 
@@ -242,7 +243,7 @@ class TestExportErrors:
     ) -> None:
         path = tmp_path / "x.zip"
         path.mkdir() if kind == "folder" else path.symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(CannotSaveError, match="no regular file"):
+        with pytest.raises(CannotSaveError, match="not a regular file"):
             export_bundle(vault, [pair[0].key], path, overwrite=True)
 
     def test_no_folder_for_the_output(self, vault: Vault, pair: tuple[Entry, Entry], tmp_path: Path) -> None:
@@ -447,7 +448,7 @@ class TestNoBundle:
 
     def test_a_named_pipe_is_not_waited_for(self, other: Vault, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
-        refused(other, tmp_path / "pipe", "no regular file")
+        refused(other, tmp_path / "pipe", "not a regular file")
 
 
 class TestNewer:

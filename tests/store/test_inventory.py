@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from helpers.store_entries import Entry, make_entry, make_graph, make_key, make_plan
 from pipevault.digest import Digest, digest_bytes
 from pipevault.store import inventory
-from pipevault.store.inventory import _named_quickly, find_artifacts, find_files, find_manifests, manifest_keys
+from pipevault.store.inventory import _named_quickly, find_artifacts, find_files, find_manifests
 from pipevault.store.manifest import ArtifactRef, Manifest
-from pipevault.store.read import iter_keys
+from pipevault.store.places import iter_keys
 from pipevault.store.vault import Vault
 
 PLAIN = st.recursive(
@@ -102,19 +103,19 @@ def test_another_keys_manifest_is_not_understood(vault: Vault, published: Entry)
 
 def test_each_manifest_is_read_once(vault: Vault, published: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
-    read = inventory._read
+    open_regular = inventory.open_regular
 
-    def counting(path: str) -> tuple[bytes, int]:
+    def counting(path: str) -> io.FileIO:
         reads.append(path)
-        return read(path)
+        return open_regular(path)
 
-    monkeypatch.setattr(inventory, "_read", counting)
+    monkeypatch.setattr(inventory, "open_regular", counting)
     found = find_manifests(vault.layout)
     assert reads == [str(vault.layout.manifest_file(published.key))]
     assert found[published.key].size_bytes == len(published.manifest.to_bytes())
 
 
-def test_keys_are_those_of_the_slow_way(vault: Vault, published: Entry, tmp_path: Path) -> None:
+def test_keys_are_those_whose_manifests_stand_in_their_places(vault: Vault, published: Entry, tmp_path: Path) -> None:
     other = make_entry(tmp_path / "source", "b", {"unet/0.pt2": b"b"})
     vault.publish(other.manifest, other.files)
     for foreign in ("notes.txt", "zz.json", f"{'0' * 64}.json"):
@@ -123,7 +124,9 @@ def test_keys_are_those_of_the_slow_way(vault: Vault, published: Entry, tmp_path
     for folder, name in (("0" * 16, other.key.hex), (other.key.hex[:2], other.key.hex), ("0" * 16, "f" * 48)):
         (vault.layout.entries_dir / folder).mkdir(exist_ok=True)
         (vault.layout.entries_dir / folder / f"{name}.json").write_bytes(other.manifest.to_bytes())
-    assert manifest_keys(vault.layout) == list(iter_keys(vault.layout))
+    paths = vault.layout.entries_dir.rglob("*")
+    assert list(iter_keys(vault.layout)) == sorted(key for path in paths if (key := vault.layout.key_of_manifest(path)))
+    assert list(iter_keys(vault.layout, other.key.hex[:9])) == [other.key]
 
 
 def test_an_empty_vault(vault: Vault) -> None:

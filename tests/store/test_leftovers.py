@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +22,7 @@ from pipevault.files.flock import HeldLock, try_lock
 from pipevault.files.heartbeat import BEAT_LIMIT_S
 from pipevault.files.liveness import ProcessIdentity
 from pipevault.files.scratch import scratch_folder
+from pipevault.store.retention import leftovers as leftovers_module
 from pipevault.store.retention.leftovers import LOCK_MIN_AGE_S, TIDY_ABOVE, Leftover, find_leftovers, sweep, tidy
 from pipevault.store.vault import Vault
 
@@ -44,6 +46,13 @@ def temporary(tmp_path: Path) -> Path:
 def far(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the file system one of the network, on which locks prove nothing."""
     monkeypatch.setattr(claims, "is_local", lambda descriptor: False)
+
+
+def sweep_at(now_s: float, vault: Vault, temporary: Path) -> list[Leftover]:
+    """Sweep when the clock tells ``now_s``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leftovers_module, "time", SimpleNamespace(time=lambda: now_s))
+        return sweep(vault.layout, temporary_dir=temporary)
 
 
 def add_staging(vault: Vault, *, mark: str = "") -> Path:
@@ -109,7 +118,7 @@ class TestStaging:
         with vault.staging() as folder:
             (folder / "file").write_bytes(b"x")
             make_older(folder, OLD_S)
-            assert sweep(vault.layout, temporary_dir=temporary, now_s=time.time() + 1e9) == []
+            assert sweep_at(time.time() + 1e9, vault, temporary) == []
             assert (folder / "file").exists()
 
     def test_of_another_living_process(self, vault: Vault, temporary: Path) -> None:
@@ -123,7 +132,7 @@ class TestStaging:
         )
         assert process.stdout is not None
         folder = Path(process.stdout.readline().strip())
-        assert sweep(vault.layout, temporary_dir=temporary, now_s=time.time() + 1e9) == []
+        assert sweep_at(time.time() + 1e9, vault, temporary) == []
         assert folder.exists()
         process.kill()
         process.wait()
@@ -182,12 +191,12 @@ class TestLocks:
         add_lock(vault)
         assert sweep(vault.layout, temporary_dir=temporary) == []
         now_s = time.time() + LOCK_MIN_AGE_S + 60
-        assert len(sweep(vault.layout, temporary_dir=temporary, now_s=now_s)) == 2
+        assert len(sweep_at(now_s, vault, temporary)) == 2
 
     def test_that_is_held_stays(self, vault: Vault, entry: Entry, temporary: Path) -> None:
         vault.publish(entry.manifest, entry.files)
         with vault.lock(entry.key, timeout_s=0):
-            assert sweep(vault.layout, temporary_dir=temporary, now_s=time.time() + 1e9) == []
+            assert sweep_at(time.time() + 1e9, vault, temporary) == []
             assert vault.layout.holder_file(entry.key).exists()
             with pytest.raises(LockTimeoutError), vault.lock(entry.key, timeout_s=0):
                 pytest.fail("two holders")
@@ -197,7 +206,7 @@ class TestLocks:
         add_lock(vault, note=DEAD)
         held = try_lock(vault.layout.lock_file(KEY))
         assert isinstance(held, HeldLock)
-        assert sweep(vault.layout, temporary_dir=temporary, now_s=time.time() + 1e9) == []
+        assert sweep_at(time.time() + 1e9, vault, temporary) == []
         with vault.lock(KEY, timeout_s=0):
             pass
         held.release()
@@ -240,7 +249,7 @@ class TestLocks:
     def test_foreign_files_stay(self, vault: Vault, temporary: Path) -> None:
         vault.layout.locks_dir.mkdir()
         (vault.layout.locks_dir / "notes.lock").touch()
-        assert sweep(vault.layout, temporary_dir=temporary, now_s=time.time() + 1e9) == []
+        assert sweep_at(time.time() + 1e9, vault, temporary) == []
 
     def test_waiters_and_a_sweep_at_once(self, vault: Vault, entry: Entry, temporary: Path, tmp_path: Path) -> None:
         """Removing lock files lets no two processes in."""
@@ -279,7 +288,7 @@ class TestTemporary:
         monkeypatch.setattr("tempfile.tempdir", str(temporary))
         with scratch_folder(purpose) as alive:
             dead = add_scratch(temporary, purpose)
-            [item] = sweep(vault.layout, temporary_dir=temporary, now_s=time.time() + 1e9)
+            [item] = sweep_at(time.time() + 1e9, vault, temporary)
             assert (item.path, item.size_bytes) == (dead, 9)
             assert alive.exists()
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -393,7 +393,7 @@ class TestTakingOver:
     def test_a_guard_that_hangs_stops_takers_and_no_one_else(
         self, vault: Vault, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(lock_module, "_acquire_guard", lambda path, timeout_s: None)
+        monkeypatch.setattr(lock_module, "guard", lambda layout, key: nullcontext(False))
         with vault.lock(KEY, timeout_s=0):
             pass
         with raw_holder(vault, DEAD), pytest.raises(LockTimeoutError), vault.lock(KEY, timeout_s=0):

@@ -19,8 +19,8 @@ from pipevault.digest import Digest, digest_bytes
 from pipevault.errors import BundleError, EntryInUseError, UnknownKeyError
 from pipevault.store.bundle import export_bundle, import_bundle
 from pipevault.store.check.verify import verify
-from pipevault.store.inventory import manifest_keys
 from pipevault.store.needs import needed_by, needed_first
+from pipevault.store.places import iter_keys
 from pipevault.store.retention import prune
 from pipevault.store.retention.prune import carry_out, enforce_max_size, plan_prune
 from pipevault.store.retention.removal import refuse_in_use
@@ -65,7 +65,7 @@ def keys_of(*entries: Entry) -> set[Digest]:
 
 
 def standing(vault: Vault) -> set[Digest]:
-    return set(manifest_keys(vault.layout))
+    return set(list(iter_keys(vault.layout)))
 
 
 class TestClosure:
@@ -180,7 +180,7 @@ class TestPrune:
     def test_the_reason_names_the_plan_and_its_pin(self, vault: Vault, shop: Shop) -> None:
         vault.pin(shop.first.key, "prod")
         reasons = {entry.key: entry.reason for entry in plan_prune(vault, max_size=0).staying}
-        assert reasons[shop.shared.key] == f"needed by {shop.first.key.short}, pinned as prod"
+        assert reasons[shop.shared.key] == f"needed by {shop.first.key.short}, which is pinned as prod"
 
     def test_by_way_of_another(self, vault: Vault, shop: Shop, tmp_path: Path) -> None:
         above = make_plan(tmp_path / "source", "above", shop.second)

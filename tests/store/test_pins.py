@@ -113,9 +113,9 @@ def test_an_entry_that_is_removed_while_it_is_pinned(
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../prod", "-x", "a b", "x" * 65, "prod\n", "é"])
 def test_a_name_that_is_none(vault: Vault, pair: tuple[Entry, Entry], name: str) -> None:
-    with pytest.raises(PinError, match="no name of a pin"):
+    with pytest.raises(PinError, match="Invalid name of a pin"):
         vault.pin(pair[0].key, name)
-    with pytest.raises(PinError, match="no name of a pin"):
+    with pytest.raises(PinError, match="Invalid name of a pin"):
         vault.unpin(name)
 
 

@@ -208,7 +208,7 @@ def test_what_was_taken_aside_is_not_swept_as_a_leftover(vault: Vault, pair: tup
     assert aside is not None
     assert vault.lookup(pair[0].key) is None
     assert aside.path not in [leftover.path for leftover in sweep(vault.layout)]
-    aside.put_back(vault.layout, pair[0].key)
+    aside.put_back()
     assert whole(vault, pair[0].manifest)
     assert take_aside(vault.layout, digest_bytes(b"absent")) is None
     left = take_aside(vault.layout, pair[1].key)

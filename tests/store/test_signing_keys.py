@@ -78,8 +78,8 @@ class TestPublicKey:
             ("-----BEGIN PUBLIC KEY-----\nMCow\n-----END PUBLIC KEY-----", "is in PEM"),
             ("-----BEGIN PRIVATE KEY-----\nMC4C\n-----END PRIVATE KEY-----", "is a private key.*Give the .pub file"),
             ("-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\n-----END", "is a private key"),
-            (LINE[:-1], "no base64"),
-            (LINE[:-1] + "!", "no base64"),
+            (LINE[:-1], "not base64"),
+            (LINE[:-1] + "!", "not base64"),
             (LINE.replace("URo=", "URp="), "not the one base64 form"),
             ("pipevault-ed25519 AAAA", "holds 3 bytes"),
             (f"pipevault-ed25519 {base64.b64encode(RAW + b'x').decode()}", "holds 33 bytes"),
@@ -208,9 +208,9 @@ class TestPrivateKey:
         ("data", "message"),
         [
             (LINE.encode(), "holds a public key, which cannot sign"),
-            (b"", "no private key in PEM"),
-            (b"garbage\x00\xff", "no private key in PEM"),
-            (pem(Ed25519PrivateKey.from_private_bytes(SEED))[:-40], "no private key in PEM"),
+            (b"", "not a private key in PEM"),
+            (b"garbage\x00\xff", "not a private key in PEM"),
+            (pem(Ed25519PrivateKey.from_private_bytes(SEED))[:-40], "not a private key in PEM"),
             (pem(Ed25519PrivateKey.from_private_bytes(SEED), b"secret"), "is encrypted"),
             (pem(Ed25519PrivateKey.from_private_bytes(SEED), openssh=True), "a key of OpenSSH"),
             (pem(rsa.generate_private_key(65537, 2048)), "of another kind \\(RSA\\)"),
@@ -234,10 +234,10 @@ class TestPrivateKey:
     def test_places_that_hold_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(KeyFileError, match="There is no private key at"):
             read_private_key(tmp_path / "none")
-        with pytest.raises(KeyFileError, match="no regular file"):
+        with pytest.raises(KeyFileError, match="not a regular file"):
             read_private_key(tmp_path)
         os.mkfifo(tmp_path / "pipe", 0o600)
-        with pytest.raises(KeyFileError, match="no regular file"):
+        with pytest.raises(KeyFileError, match="not a regular file"):
             read_private_key(tmp_path / "pipe")
         (tmp_path / "file").write_text("")
         with pytest.raises(KeyFileError, match="cannot be read: Not a directory"):
@@ -266,7 +266,7 @@ class TestTrustedKeys:
             ("ssh-ed25519 AAAA", "OpenSSH"),
             ("-----BEGIN PRIVATE KEY-----\nMC4C\n", "is a private key"),
             (f"{LINE}\n{LINE}", "has 2 lines"),
-            ("/", "no regular file"),
+            ("/", "not a regular file"),
         ],
     )
     def test_bad_ones(self, given: str, message: str) -> None:

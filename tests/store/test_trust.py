@@ -136,7 +136,7 @@ def test_a_vault_reached_through_a_link(vault: Vault, entry: Entry, artifact: Pa
 def test_only_regular_files(vault: Vault, entry: Entry, artifact: Path) -> None:
     artifact.unlink()
     os.mkfifo(artifact)
-    with pytest.raises(UnsafeVaultError, match="no regular file"):
+    with pytest.raises(UnsafeVaultError, match="not a regular file"):
         vault.verified_path(entry.manifest.artifacts[0])
 
 

@@ -225,7 +225,7 @@ class TestLoneFiles:
             open_owned(above / "key")
 
     def test_a_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(OSError, match="no regular file"):
+        with pytest.raises(OSError, match="not a regular file"):
             open_owned(tmp_path)
 
 

@@ -379,7 +379,7 @@ def test_find_by_the_beginning_of_the_key(vault: Vault, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "xyz", "../..", "0" * 65, "a*", "é"])
 def test_what_is_no_beginning_of_a_key(vault: Vault, prefix: str) -> None:
-    with pytest.raises(UnknownKeyError, match="is no key"):
+    with pytest.raises(UnknownKeyError, match="is not a key"):
         vault.find(prefix)
 
 

@@ -18,6 +18,7 @@ from helpers.store_entries import CREATED_AT, Entry, make_entry, make_key, whole
 from pipevault.digest import canonical_json, digest_bytes
 from pipevault.errors import CorruptEntryError, NewerVaultError, NotAVaultError, VaultNotWritableError
 from pipevault.settings.ownership import Trust
+from pipevault.store.check import findings
 from pipevault.store.check.findings import Finding
 from pipevault.store.check.verify import VerifyReport, verify
 from pipevault.store.manifest import ArtifactRef, Manifest
@@ -227,7 +228,7 @@ def test_a_named_pipe_that_no_entry_names_is_not_waited_for(vault: Vault) -> Non
     os.mkfifo(path)
     finding = only_bad(verify(vault, fix=True))
     assert (finding.kind, finding.mended) == ("artifact", True)
-    assert "no regular file" in finding.reason
+    assert "not a regular file" in finding.reason
 
 
 @pytest.mark.parametrize("folder", ["", "entries", "artifacts"])
@@ -301,14 +302,13 @@ def test_what_was_healed_meanwhile_is_not_moved(
 ) -> None:
     overwrite(artifact(vault, OWN), b"bad")
     overwrite(vault.layout.manifest_file(pair[1].key), b"bad")
-    from pipevault.store.check import verify as module
 
     def heal(layout: object) -> object:
         for entry in pair:
             vault.publish(entry.manifest, entry.files)
         return iter(())
 
-    monkeypatch.setattr(module, "staging", heal)  # the last look before the first move
+    monkeypatch.setattr(findings, "iter_foreign", heal)  # the last look before the first move
     report = verify(vault, fix=True)
     assert len(report.bad) == 2
     assert report.sound

@@ -125,7 +125,7 @@ def _unsigned(settings: Settings, vault: Vault, keys: Sequence[Digest]) -> list[
 
 def _keys(vault: Vault, prefixes: Sequence[str]) -> list[Digest]:
     """Those that begin with ``prefixes``, or all if there are none."""
-    from pipevault.store.read import iter_keys
+    from pipevault.store.places import iter_keys
 
     if prefixes:
         return [vault.find(prefix).key.digest for prefix in prefixes]

@@ -94,7 +94,7 @@ def sign(keys: tuple[str, ...], all_entries: bool, key_file: Path, dir: Path | N
     """
     if bool(keys) is all_entries:
         raise SettingsError("sign needs entries: give the beginning of one KEY or more, or --all alone.")
-    from pipevault.store.read import iter_keys
+    from pipevault.store.places import iter_keys
     from pipevault.store.trust.signing_keys import read_private_key
     from pipevault.store.vault import Vault
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from pipevault.errors import CorruptEntryError
+from pipevault.files.atomic import replacing
 
 _MODE = 0o600
 _EXECUTABLE_MODE = 0o700
@@ -35,7 +36,7 @@ def unpack_files(archive: Path, folder: Path) -> tuple[str, ...]:
             members = opened.getmembers()
             for member in members:
                 if not member.isreg() or not _is_inside(member.name):
-                    raise CorruptEntryError(f"{archive} holds {member.name!r}, which is no plain file in it.", archive)
+                    raise CorruptEntryError(f"{archive} holds {member.name!r}, not a plain file in it.", archive)
             for member in members:
                 path = folder / member.name
                 if path.exists():
@@ -44,13 +45,12 @@ def unpack_files(archive: Path, folder: Path) -> tuple[str, ...]:
                 content = opened.extractfile(member)
                 assert content is not None
                 # Another thread may look for the file meanwhile, so it appears whole.
-                temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-                temporary.write_bytes(content.read())
-                temporary.chmod(member.mode & _EXECUTABLE_MODE)
-                temporary.replace(path)
+                with replacing(path, durable=False) as temporary:
+                    temporary.write_bytes(content.read())
+                    temporary.chmod(member.mode & _EXECUTABLE_MODE)
             return tuple(member.name for member in members)
     except tarfile.TarError as error:
-        raise CorruptEntryError(f"{archive} is no archive: {error}.", archive) from error
+        raise CorruptEntryError(f"{archive} is not an archive: {error}.", archive) from error
 
 
 def _is_inside(name: str) -> bool:

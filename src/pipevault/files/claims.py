@@ -21,16 +21,16 @@ from pathlib import Path
 from pipevault.files.file_systems import is_local
 from pipevault.files.flock import HeldLock, NotLocked, lock_open
 from pipevault.files.heartbeat import is_silent, start_beating, stop_beating
+from pipevault.reading import open_place
 
 _FILE_MODE = 0o644
-_LOOK = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 class Claim:
     """A file or folder of this process's. It ends with :meth:`release`, which removes it, or with the process."""
 
     def __init__(self, path: Path, lock: HeldLock | None) -> None:
-        """``lock``: ``None`` where there are none."""
+        """Take over ``lock``, which is ``None`` where there are no locks."""
         self.path = path
         self._lock = lock
         self._pid: int | None = os.getpid()
@@ -58,9 +58,8 @@ def claim_file(path: Path) -> Claim | None:
     ``None``: another process took it for abandoned before it was locked; try another name. ``OSError`` if it cannot be
     made, or is there.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), _FILE_MODE)
-    if hasattr(os, "fchmod"):
-        os.fchmod(descriptor, _FILE_MODE)  # whatever the umask: others look at it
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+    os.fchmod(descriptor, _FILE_MODE)  # whatever the umask: others look at it
     claim = _claimed(path, descriptor, inherited=True)
     if claim is not None:
         os.utime(path)  # whoever looked before it was locked notices, and looks again
@@ -70,11 +69,8 @@ def claim_file(path: Path) -> Claim | None:
 def claim_folder(path: Path) -> Claim | None:
     """Make an empty folder that is private to this process. Answers and raises like :func:`claim_file`."""
     os.mkdir(path, 0o700)
-    if os.name == "nt":  # folders cannot be opened there
-        start_beating(path)
-        return Claim(path, None)
     try:
-        descriptor = os.open(path, _LOOK | os.O_DIRECTORY)
+        descriptor = open_place(path)
     except FileNotFoundError:
         return None
     return _claimed(path, descriptor, inherited=False)
@@ -84,12 +80,12 @@ def claim_folder(path: Path) -> Claim | None:
 def abandoned(path: Path) -> Iterator[bool]:
     """Tell whether no living process holds ``path``; where locks work, none can take it while the block runs.
 
-    ``False`` where that is not known: it is gone, no file or folder, a link, or may not be opened by this user.
+    ``False`` where that is not known: it is gone, neither file nor folder, a link, or may not be opened by this user.
     """
     lock: HeldLock | NotLocked = NotLocked.HELD_ELSEWHERE
     is_free = False
     with suppress(OSError):
-        descriptor = os.open(path, _LOOK)
+        descriptor = open_place(path)
         kind, local = stat.S_IFMT(os.fstat(descriptor).st_mode), is_local(descriptor)
         lock = lock_open(descriptor, path, shared=True)
         if lock is not NotLocked.HELD_ELSEWHERE and kind in (stat.S_IFREG, stat.S_IFDIR):
@@ -101,10 +97,18 @@ def abandoned(path: Path) -> Iterator[bool]:
             lock.release()
 
 
+def remove_abandoned(path: Path) -> bool:
+    """Remove what no living process holds; return whether it was free."""
+    with abandoned(path) as is_free:
+        if is_free:
+            remove(path)
+        return is_free
+
+
 def locks_hold(path: Path) -> bool:
     """Tell whether a lock of ``path`` that is free proves that nobody has it. ``False`` if that is not known."""
     try:
-        descriptor = os.open(path, _LOOK)
+        descriptor = open_place(path)
     except OSError:
         return False
     try:
@@ -125,9 +129,10 @@ def remove(path: Path) -> None:
 def _claimed(path: Path, descriptor: int, *, inherited: bool) -> Claim | None:
     local = is_local(descriptor)
     lock = lock_open(descriptor, path, inherited=inherited)
-    if lock is NotLocked.HELD_ELSEWHERE or (isinstance(lock, HeldLock) and not lock.is_current()):
-        if isinstance(lock, HeldLock):
-            lock.release()
+    if lock is NotLocked.HELD_ELSEWHERE:
+        return None
+    if isinstance(lock, HeldLock) and not lock.is_current():
+        lock.release()
         return None
     if not local or lock is NotLocked.NO_LOCKS:
         start_beating(path)

@@ -7,12 +7,17 @@ Whoever gets the lock of a file must look whether that file still stands at its 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
-import sys
+import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
+
+from pipevault.reading import SAFE_FLAGS
 
 _HELD = frozenset({errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK})
 # EBADF, EINVAL, EISDIR: network file systems that lock no folder, or none that is open for reading.
@@ -20,7 +25,7 @@ _NO_LOCKS = frozenset(
     {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.EISDIR}
 )
 _LOCK_MODE = 0o644
-_SAFE = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC"))
+_POLL_INTERVAL_S = 0.002
 
 
 class NotLocked(Enum):
@@ -44,7 +49,7 @@ class HeldLock:
             _OPEN.add(self)
 
     def is_current(self) -> bool:
-        """Whether the locked file still stands at ``path``. False once released."""
+        """Return whether the locked file still stands at ``path``. False once released."""
         if self._descriptor is None:
             return False
         try:
@@ -58,7 +63,7 @@ class HeldLock:
         if descriptor is None or not self._is_open(descriptor):
             return
         try:
-            _unlock(descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         finally:
             os.close(descriptor)
 
@@ -70,68 +75,91 @@ class HeldLock:
             return False
 
 
+def lock_descriptor(descriptor: int, *, shared: bool = False) -> NotLocked | None:
+    """Lock what is open as ``descriptor`` until that is closed; say why not, else ``None``. Never waits.
+
+    ``shared``: others may have a shared lock too. ``OSError`` if it cannot be locked for another reason.
+    """
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return NotLocked.NO_LOCKS
+        if error.errno in _HELD:
+            return NotLocked.HELD_ELSEWHERE
+        raise
+    return None
+
+
+def lock_open(descriptor: int, path: Path, *, shared: bool = False, inherited: bool = False) -> HeldLock | NotLocked:
+    """Take the lock of what is open as ``descriptor``, which is closed with the lock, or now if there is none.
+
+    Raises like :func:`lock_descriptor`.
+    """
+    try:
+        why_not = lock_descriptor(descriptor, shared=shared)
+    except BaseException:  # whatever it was goes on, an interrupt too; only the descriptor must go
+        os.close(descriptor)
+        raise
+    if why_not is not None:
+        os.close(descriptor)
+        return why_not
+    return HeldLock(path, descriptor, inherited=inherited)
+
+
 def try_lock(path: Path) -> HeldLock | NotLocked:
-    """The lock of the file at ``path``, which is made if need be; never waits.
+    """Take the lock of the file at ``path``, which is made if need be; never waits.
 
     ``OSError`` if the file cannot be opened or locked for another reason.
     """
     return lock_open(_open(path), path)
 
 
-def lock_open(descriptor: int, path: Path, *, shared: bool = False, inherited: bool = False) -> HeldLock | NotLocked:
-    """The lock of what is open as ``descriptor``, which is closed with the lock, or now if there is none.
+@contextmanager
+def locked(path: Path, *, timeout_s: float) -> Iterator[bool]:
+    """Hold the lock of the file that stands at ``path`` while the block runs; ``False`` if it could not be had.
 
-    ``shared``: others may have a shared lock too. ``OSError`` if it cannot be locked for another reason.
+    For locks that are held for a moment and only save work: nothing raises.
     """
+    held = _wait(path, timeout_s)
     try:
-        _lock(descriptor, shared)
-    except OSError as error:
-        os.close(descriptor)
-        if error.errno in _NO_LOCKS:
-            return NotLocked.NO_LOCKS
-        if error.errno in _HELD:
-            return NotLocked.HELD_ELSEWHERE
-        raise
-    except BaseException:  # whatever it was goes on, an interrupt too; only the descriptor must go
-        os.close(descriptor)
-        raise
-    return HeldLock(path, descriptor, inherited=inherited)
+        yield held is not None
+    finally:
+        if held is not None:
+            held.release()
+
+
+def _wait(path: Path, timeout_s: float) -> HeldLock | None:
+    end_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            held = try_lock(path)
+        except OSError:  # a full disk, or another user's folder
+            return None
+        if isinstance(held, HeldLock):
+            if held.is_current():
+                return held
+            held.release()
+        elif held is NotLocked.NO_LOCKS:
+            return None
+        if time.monotonic() >= end_s:
+            return None
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def _open(path: Path) -> int:
-    flags = os.O_RDWR | _SAFE
+    flags = SAFE_FLAGS | os.O_NOFOLLOW
     try:
-        descriptor = os.open(path, flags | os.O_CREAT, _LOCK_MODE)
+        descriptor = os.open(path, os.O_RDWR | flags | os.O_CREAT, _LOCK_MODE)
         status = os.fstat(descriptor)
-        is_mine = hasattr(os, "geteuid") and status.st_uid == os.geteuid()
-        if is_mine and stat.S_IMODE(status.st_mode) & _LOCK_MODE != _LOCK_MODE:
+        if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) & _LOCK_MODE != _LOCK_MODE:
             os.fchmod(descriptor, _LOCK_MODE)  # whatever the umask: others of a group's vault lock it too
     except PermissionError:  # another user of a group's vault made it; a lock needs no right to write
-        descriptor = os.open(path, os.O_RDONLY | _SAFE)
+        descriptor = os.open(path, os.O_RDONLY | flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.ENOTSUP, "it is no regular file", str(path))
+        raise OSError(errno.ENOTSUP, "it is not a regular file", str(path))
     return descriptor
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(descriptor: int, shared: bool) -> None:
-        del shared  # there are none
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-
-    def _unlock(descriptor: int) -> None:
-        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    def _lock(descriptor: int, shared: bool) -> None:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-
-    def _unlock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 _OPEN: weakref.WeakSet[HeldLock] = weakref.WeakSet()
@@ -145,5 +173,4 @@ def _close_in_child() -> None:
             os.close(descriptor)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_child)
+os.register_at_fork(after_in_child=_close_in_child)

@@ -55,7 +55,7 @@ def is_silent(path: Path) -> bool:
 
 @lru_cache(maxsize=64)
 def _clock_ahead_s(folder: Path, minute: int) -> float:
-    """How far the clock of the file system is ahead of this machine's, in seconds; 0 where it may not be asked."""
+    """Return how far the file system's clock is ahead of this machine's, in seconds; 0 where it may not be asked."""
     del minute  # asked once in each
     try:
         os.utime(folder)
@@ -83,12 +83,11 @@ def _beat(path: Path) -> None:
         logger.debug("no sign of life could be left at %s: %s", path, error)
 
 
-def _start_anew() -> None:
+def _restart() -> None:
     """In a forked child, which has neither the thread nor what its parent holds."""
     global _changing, _thread
     _changing, _thread = threading.Condition(), None
     _beating.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+os.register_at_fork(after_in_child=_restart)

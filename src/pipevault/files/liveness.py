@@ -47,7 +47,7 @@ class ProcessIdentity:
 
     @classmethod
     def from_json(cls, document: Any) -> ProcessIdentity:
-        """What :meth:`to_json` made; ``ValueError`` if it is something else. Unknown fields are ignored."""
+        """Read what :meth:`to_json` made; ``ValueError`` for anything else. Unknown fields are ignored."""
         return msgspec.convert(document, cls)
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class ProcessIdentity:
         return f"{place}{(self.started or 0) % (1 << 32):08x}"
 
     def is_alive(self) -> bool | None:
-        """Whether the process runs; ``None`` where that cannot be told from here.
+        """Return whether the process runs; ``None`` where that cannot be told from here.
 
         ``None`` for another host, boot or pid namespace, and where the kernel hides the process (``hidepid``).
         A zombie is dead: it runs no more, and the system has freed its locks.
@@ -110,12 +110,12 @@ def _time_namespace() -> int:
 
 
 def _can_look(here: ProcessIdentity) -> bool:
-    # Without a boot id, only systems that have no pid namespaces; os.kill(pid, 0) is no question on Windows.
-    return here.boot_id is not None or sys.platform not in ("linux", "win32")
+    # Without a boot id, only systems that have no pid namespaces.
+    return here.boot_id is not None or sys.platform != "linux"
 
 
 def _status(folder: Path) -> tuple[int, bool] | None:
-    """Start time in clock ticks and whether the process runs; ``None`` if it cannot be read."""
+    """Read the start time in clock ticks and whether the process runs; ``None`` if it cannot be read."""
     try:
         text = (folder / "stat").read_text("ascii", errors="replace")
         # The name of the program, in brackets, may hold anything.
@@ -123,5 +123,5 @@ def _status(folder: Path) -> tuple[int, bool] | None:
         state, threads, start = fields[0], int(fields[17]), int(fields[19])
     except (OSError, ValueError, IndexError):
         return None
-    # The first thread may end before the others; then the process is no zombie though its first thread is.
+    # The first thread may end before the others; then only its first thread is a zombie.
     return start, state not in "ZXx" or threads > 1

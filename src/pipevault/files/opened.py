@@ -10,19 +10,21 @@ else could write to the file meanwhile, its bytes are copied to memory while the
 from __future__ import annotations
 
 import errno
-import hashlib
+import fcntl
 import io
 import os
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-from pipevault.digest import Digest
+from pipevault.digest import Digest, digest_chunks
 from pipevault.errors import CorruptEntryError
+from pipevault.files.atomic import write_all
 from pipevault.files.scratch import kept_scratch_folder
-from pipevault.reading import open_regular
+from pipevault.reading import chunks, open_regular
 
-_CHUNK_BYTES = 1 << 20
 _DESCRIPTORS = (Path("/proc/self/fd"), Path("/dev/fd"))
 _MFD_EXEC = 0x0010
 """Linux 6.3: the copy may be mapped as code whatever ``vm.memfd_noexec`` has as the default."""
@@ -59,8 +61,8 @@ class OpenedFile:
         copy, path = _new_copy(self.origin.name)
         try:
             self._file.seek(0)
-            while chunk := self._file.read(_CHUNK_BYTES):
-                copy.write(chunk)
+            for piece in chunks(self._file):
+                write_all(copy.fileno(), piece)
             _seal(copy)
         except BaseException:  # whatever it was goes on
             copy.close()
@@ -91,7 +93,7 @@ def open_verified(
 
     ``is_changeable`` is asked, with the descriptor and its status, whether somebody else could write to the file while
     it is in use, and may raise what it has against the file. :class:`~pipevault.errors.CorruptEntryError`: the file is
-    missing, cannot be read, is no regular file, or has other bytes than ``digest`` and ``size_bytes`` say.
+    missing, cannot be read, is not a regular file, or has other bytes than ``digest`` and ``size_bytes`` say.
     """
     try:
         file = open_regular(path)
@@ -109,7 +111,8 @@ def open_verified(
             raise CorruptEntryError(
                 f"{what} is damaged: {path} has {status.st_size} bytes instead of {size_bytes}.", path
             )
-        found = _hash(file, copy, path, what, status.st_size)
+        sinks = [] if copy is None else [partial(write_all, copy.fileno())]
+        found = digest_chunks(_pieces(file, path, what, status.st_size), *sinks)
         if found != digest:
             raise CorruptEntryError(
                 f"{what} is damaged: the bytes of {path} have digest {found.short}, not {digest.short}.", path
@@ -127,25 +130,16 @@ def open_verified(
     return OpenedFile(copy, path, private=private)
 
 
-def _hash(file: io.FileIO, copy: io.FileIO | None, path: Path, what: str, size_bytes: int) -> Digest:
-    """The digest of at most one byte more than ``size_bytes``: a file that grows must not fill the memory."""
-    hasher, left_bytes = hashlib.sha256(), size_bytes + 1
-    while left_bytes:
-        try:
-            chunk = file.read(min(_CHUNK_BYTES, left_bytes))
-        except OSError as error:
-            raise CorruptEntryError(f"{what} cannot be read: {path}: {error.strerror}.", path) from error
-        if not chunk:
-            break
-        left_bytes -= len(chunk)
-        hasher.update(chunk)
-        if copy is not None:
-            copy.write(chunk)
-    return Digest(hasher.hexdigest())
+def _pieces(file: io.FileIO, path: Path, what: str, size_bytes: int) -> Iterator[bytes]:
+    """At most one byte more than ``size_bytes``: a file that grows must not fill the memory."""
+    try:
+        yield from chunks(file, size_bytes + 1)
+    except OSError as error:
+        raise CorruptEntryError(f"{what} cannot be read: {path}: {error.strerror}.", path) from error
 
 
 def _new_copy(name: str) -> tuple[io.FileIO, Path | None]:
-    """An empty file for a copy, and its path if it is none of memory."""
+    """Make an empty file for a copy; its path too, if it does not lie in memory."""
     file = _memory_file(name)
     if file is not None and _descriptor_path(file) is not None:
         return file, None
@@ -156,7 +150,7 @@ def _new_copy(name: str) -> tuple[io.FileIO, Path | None]:
 
 
 def _memory_file(name: str) -> io.FileIO | None:
-    if not hasattr(os, "memfd_create"):
+    if sys.platform != "linux":
         return None
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     for more in (_MFD_EXEC, 0):
@@ -178,9 +172,7 @@ def _descriptor_path(file: io.FileIO) -> Path | None:
 
 def _seal(file: io.FileIO) -> None:
     """Take everybody's right to change the bytes, this process's too."""
-    import fcntl
-
-    if hasattr(fcntl, "F_ADD_SEALS"):
+    if sys.platform == "linux":
         try:
             fcntl.fcntl(
                 file.fileno(),
@@ -188,5 +180,5 @@ def _seal(file: io.FileIO) -> None:
                 fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL,
             )
         except OSError as error:
-            if error.errno != errno.EINVAL:  # no memory file, but one without a name: nobody else can open it
+            if error.errno != errno.EINVAL:  # not in memory, but without a name: nobody else can open it
                 raise

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipevault.errors import TemporaryFolderError, TemporaryFolderFullError
-from pipevault.files.claims import Claim, abandoned, claim_folder, remove
+from pipevault.files.claims import Claim, claim_folder, remove_abandoned
 
 ROOM_NEEDED_BYTES = 32_000_000
 
@@ -42,16 +42,14 @@ class Place:
 
 @contextmanager
 def scratch_folder(purpose: str, name: str = "") -> Iterator[Path]:
-    """The empty folder ``pipevault.<purpose>.<name>``, removed at exit; ``name``: 32 hexadecimal digits, else random.
+    """Make the empty folder ``pipevault.<purpose>.<name>``, removed at exit; ``name``: 32 digits, else random.
 
     ``FileExistsError`` if another process works in it, or another user owns it. :class:`TemporaryFolderError`: nowhere
     can one be made; :class:`TemporaryFolderFullError`: for want of room.
     """
     root = scratch_root()
     for left in scratch_folders(root):
-        with abandoned(left) as is_free:
-            if is_free:
-                remove(left)
+        remove_abandoned(left)
     path = root / f"pipevault.{purpose}.{name or secrets.token_hex(16)}"
     claim = _claim(path)
     try:
@@ -61,14 +59,14 @@ def scratch_folder(purpose: str, name: str = "") -> Iterator[Path]:
 
 
 def kept_scratch_folder() -> Path:
-    """A folder that stays until the process ends. Raises like :func:`scratch_folder`."""
+    """Make a folder that stays until the process ends. Raises like :func:`scratch_folder`."""
     stack = ExitStack()
     atexit.register(stack.close)
     return stack.enter_context(scratch_folder("kept"))
 
 
 def scratch_root() -> Path:
-    """The first folder of :func:`scratch_places` that can be used. Raises like :func:`scratch_folder`."""
+    """Return the first folder of :func:`scratch_places` that can be used. Raises like :func:`scratch_folder`."""
     places = scratch_places()
     for place in places:
         if not place.problem:
@@ -76,15 +74,15 @@ def scratch_root() -> Path:
     cls = TemporaryFolderFullError if any(place.is_full for place in places) else TemporaryFolderError
     problems = "; ".join(f"{place.folder} {place.problem}" for place in places)
     raise cls(
-        f"There is no temporary folder to compile in: {problems}. Set TMPDIR to a folder that this user can write, on "
-        f"a file system that is not mounted noexec, with {ROOM_NEEDED_BYTES // 1_000_000} MB free and a name without "
-        "blanks or quotes; or load what was frozen already, which needs none.",
+        f"No temporary folder can be used to compile in: {problems}. Set TMPDIR to a folder that this user can "
+        f"write, on a file system that is not mounted noexec, with {ROOM_NEEDED_BYTES // 1_000_000} MB free and a name "
+        "without blanks or quotes; or load what was frozen already, which needs none.",
         places[0].folder,
     )
 
 
 def scratch_places() -> list[Place]:
-    """The folders that are named for temporary files, then the system's usual ones, each with what is wrong with it."""
+    """List the folders named for temporary files, then the system's usual ones, each with what is wrong with it."""
     with suppress(OSError):  # remembered by the library before a compilation sets TMPDIR for a while
         tempfile.gettempdir()
     named = [tempfile.tempdir, *(os.environ.get(variable) for variable in _VARIABLES)]
@@ -94,7 +92,7 @@ def scratch_places() -> list[Place]:
 
 
 def scratch_folders(root: Path) -> list[Path]:
-    """This user's folders in ``root`` that :func:`scratch_folder` made, sorted; of living processes too."""
+    """List this user's folders in ``root`` that :func:`scratch_folder` made, sorted; of living processes too."""
     try:
         names = sorted(os.listdir(root))
     except OSError:
@@ -106,9 +104,7 @@ def _problem(folder: Path) -> Place:
     if unsafe := _UNSAFE.search(os.fspath(folder)):
         return Place(folder, f"has {unsafe[0]!r} in its name, which command lines of compilers do not survive")
     if not folder.is_dir():
-        return Place(folder, "is no folder" if folder.exists() else "does not exist")
-    if os.name == "nt":
-        return Place(folder)
+        return Place(folder, "is not a folder" if folder.exists() else "does not exist")
     try:
         status = os.statvfs(folder)
     except OSError as error:
@@ -135,10 +131,8 @@ def _claim(path: Path) -> Claim:
         except FileExistsError as error:
             if not _is_own_folder(path):
                 raise FileExistsError(f"{path} is not this user's folder") from error
-            with abandoned(path) as is_free:
-                if not is_free:
-                    raise FileExistsError(f"{path} is in use") from error
-                remove(path)
+            if not remove_abandoned(path):
+                raise FileExistsError(f"{path} is in use") from error
             continue
         except OSError as error:
             raise TemporaryFolderError(f"{path} cannot be made: {error.strerror}. Set TMPDIR.", path.parent) from error
@@ -152,4 +146,4 @@ def _is_own_folder(path: Path) -> bool:
         status = path.lstat()
     except OSError:
         return False
-    return stat.S_ISDIR(status.st_mode) and (not hasattr(os, "getuid") or status.st_uid == os.getuid())
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()

@@ -1,4 +1,4 @@
-"""Who may change a file or folder, and whether all of them count like this user: the rule for one place.
+"""The rule for one place: who may change a file or folder, and whether all of them count like this user.
 
 :mod:`pipevault.store.trust.trust` walks a vault with it, where the cases are explained.
 """
@@ -33,11 +33,11 @@ class Trust:
         return "" if is_trusted else _owner_text(status.st_uid)
 
     def is_of_a_group(self, status: os.stat_result) -> bool:
-        """Whether the owner counts for the file's group alone: as a rule a member, who else may give it that group?"""
+        """Return whether the owner counts for the file's group alone, as a member: who else may give it that group?"""
         return status.st_uid not in (os.geteuid(), 0) and status.st_uid not in self.users
 
     def other_writers(self, status: os.stat_result) -> str:
-        """Say who may write a file beside its owner, if they do not count."""
+        """Say who may write a file besides its owner, if they do not count."""
         if status.st_mode & stat.S_IWOTH:
             return "others"
         is_open = status.st_mode & stat.S_IWGRP and not self.allow_group_write and status.st_gid not in self.groups
@@ -73,8 +73,6 @@ def open_owned(path: Path) -> io.FileIO:
     link on the way to it. ``OSError`` if it cannot be read.
     """
     file = open_regular(path)
-    if not hasattr(os, "geteuid"):
-        return file
     try:
         check_status(path, os.fstat(file.fileno()), ONLY_THIS_USER)
         place = Path(os.path.abspath(path))
@@ -107,18 +105,18 @@ def check_status(place: Path, status: os.stat_result, trust: Trust) -> None:
             place,
         )
     if who := trust.other_writers(status):
-        mend = "o-w" if who == "others" and trust.allow_group_write else "go-w"
+        change = "o-w" if who == "others" and trust.allow_group_write else "go-w"
         group = f"name the group in trusted_groups ({status.st_gid}), " if who == "its group" else ""
         raise UnsafeVaultError(
             f"{place} can be written by {who} (mode {stat.S_IMODE(status.st_mode):04o}), so it is not trusted and no "
             'code is loaded. If its group shares the vault, set shared = "group". If you trust what is in it: '
-            f"{group}have the entries signed by a key of yours (trusted_keys), or run: chmod {mend} {place}",
+            f"{group}have the entries signed by a key of yours (trusted_keys), or run: chmod {change} {place}",
             place,
         )
 
 
 def check_parent(place: Path, child: Path, status: os.stat_result, trust: Trust) -> None:
-    """``place``, above ``child``. What it may do is replace what is below, not change it: hence the sticky bit."""
+    """Do the same for ``place``, above ``child``: it may let others replace what is below, hence the sticky bit."""
     user = os.geteuid()
     if owner := trust.owner_problem(status):
         raise UnsafeVaultError(
@@ -129,13 +127,13 @@ def check_parent(place: Path, child: Path, status: os.stat_result, trust: Trust)
     if status.st_mode & stat.S_ISVTX:
         return
     if who := trust.other_writers(status):
-        mend = "chmod o-w" if trust.allow_group_write else "chmod go-w"
+        change = "chmod o-w" if trust.allow_group_write else "chmod go-w"
         condition = (
             "If you trust what is there now" if who == "others" else "Set allow_group_write if you trust it, or run"
         )
         raise UnsafeVaultError(
             f"{place}, above {child}, can be written by {who} (mode {stat.S_IMODE(status.st_mode):04o}), who could put "
-            f"another folder in place of this one, so no code is loaded. {condition}: {mend} {place}",
+            f"another folder in place of this one, so no code is loaded. {condition}: {change} {place}",
             place,
         )
 
@@ -156,7 +154,7 @@ def _advice(place: Path) -> str:
 
 
 def _overflow_id() -> int:
-    """What owners are shown as that have no number here, in a user namespace or on NFS: see user_namespaces(7)."""
+    """The number that owners without one here are shown as, in a user namespace or on NFS: see user_namespaces(7)."""
     try:
         return int(_OVERFLOW_ID_FILE.read_bytes())
     except (OSError, ValueError):  # no Linux, or no /proc: the number that all kernels ship with

@@ -1,4 +1,4 @@
-"""Where the files of this user go, and what happens in a container whose user has no home."""
+"""The folders of this user's files, and what happens in a container whose user has no home."""
 
 from __future__ import annotations
 
@@ -36,5 +36,4 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
 
 
 def _who() -> str:
-    uid = f"the user {os.getuid()}" if hasattr(os, "getuid") else "this user"
-    return f"HOME is not set and {uid} has no home folder"
+    return f"HOME is not set and the user {os.getuid()} has no home folder"

@@ -6,29 +6,26 @@ published, so only its lists of artifacts and needed entries are parsed; any oth
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import heapq
 import json
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 
-from pipevault.digest import Digest
+from pipevault.digest import Digest, digest_chunks
 from pipevault.errors import CorruptEntryError, NewerVaultError
 from pipevault.files.atomic import vault_errors
 from pipevault.key import SHELF_DIGITS
-from pipevault.reading import DOCUMENT_LIMIT_BYTES, stamp_of
-from pipevault.store.layout import MANIFEST_SUFFIX, Layout, stands_in
+from pipevault.reading import open_regular, read_file, read_open, stamp_of
+from pipevault.store.layout import MANIFEST_SUFFIX, Layout, digest_or_none, stands_in
 from pipevault.store.manifest import MANIFEST_VERSION, Manifest
+from pipevault.store.places import iter_keys, key_in, spread
 from pipevault.store.read import read_manifest
 
-_ARTIFACT_DIGITS = 2
 _MOST_SEARCHED = 16
 _DIGEST_IN_TEXT = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _LIST_START = b'{"artifacts":'
@@ -65,22 +62,25 @@ class FoundManifest:
 
 @dataclass(frozen=True)
 class FoundFile:
-    """``modified_s``: seconds since the epoch."""
+    """A regular file. ``modified_s``: seconds since the epoch."""
 
     size_bytes: int
     modified_s: float
 
 
 def find_manifests(layout: Layout) -> dict[Digest, FoundManifest]:
-    """Every manifest by its key, sorted. :class:`~pipevault.errors.VaultError`: one cannot be read."""
-    found = (read_found(layout, key) for key in manifest_keys(layout))
+    """Return every manifest by its key, sorted. :class:`~pipevault.errors.VaultError`: one cannot be read."""
+    found = (read_found(layout, key) for key in iter_keys(layout))
     return {manifest.key: manifest for manifest in found if manifest is not None}
 
 
 def read_found(layout: Layout, key: Digest) -> FoundManifest | None:
-    """The manifest of ``key``; ``None`` if there is none. Raises like :func:`find_manifests`."""
+    """Return the manifest of ``key``; ``None`` if there is none. Raises like :func:`find_manifests`."""
+    path = _manifest_path(os.fspath(layout.entries_dir), key.hex)
     try:
-        data, modified_ns = _read(_manifest_path(os.fspath(layout.entries_dir), key.hex))
+        file = open_regular(path)
+        modified_ns = os.fstat(file.fileno()).st_mtime_ns
+        data = read_open(file, path)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -94,39 +94,24 @@ def read_found(layout: Layout, key: Digest) -> FoundManifest | None:
 
 
 def find_artifacts(layout: Layout) -> dict[Digest, FoundFile]:
-    """Every regular file at an artifact's place, sorted by digest."""
-    with vault_errors(layout.artifacts_dir, "listed"):
-        found = {}
-        for name, entry in sorted(_sharded(layout.artifacts_dir, _ARTIFACT_DIGITS), key=itemgetter(0)):
-            digest = _digest_of(name, "")
-            if digest is not None:
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                if stat.S_ISREG(status.st_mode):
-                    found[digest] = FoundFile(status.st_size, status.st_mtime)
-        return found
+    """Return every regular file at an artifact's place, sorted by digest."""
+    return _find(layout, layout.artifacts_dir, digest_or_none)
+
+
+def find_manifest_files(layout: Layout) -> dict[Digest, FoundFile]:
+    """Return every regular file at a manifest's place, sorted by key; none is opened."""
+    return _find(layout, layout.entries_dir, key_in)
 
 
 def find_files(folder: Path) -> dict[Path, FoundFile]:
-    """Every regular file below ``folder``, sorted; an absent folder holds none. No link is followed."""
-    found = {}
+    """Return every regular file below ``folder``, sorted; an absent folder holds none. No link is followed."""
     with vault_errors(folder, "listed"):
-        for parent, _, names in os.walk(folder):
-            for name in names:
-                path = Path(parent, name)
-                try:
-                    status = path.lstat()
-                except FileNotFoundError:
-                    continue
-                if stat.S_ISREG(status.st_mode):
-                    found[path] = FoundFile(status.st_size, status.st_mtime)
-    return dict(sorted(found.items()))
+        paths = sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+        return {path: found for path in paths if (found := _look(path))}
 
 
 def mentioned(layout: Layout, digests: Collection[Digest], *, without: Collection[Digest] = ()) -> set[Digest]:
-    """Those of ``digests`` that a manifest names, whatever it means by it, other than those of the keys ``without``.
+    """Return those of ``digests`` that a manifest names, whatever it means by it; those of ``without`` do not count.
 
     Few are searched for in the bytes, which is much faster than to understand them. Raises like :func:`find_manifests`.
     """
@@ -136,22 +121,21 @@ def mentioned(layout: Layout, digests: Collection[Digest], *, without: Collectio
     wanted = {digest: digest.hex.encode() for digest in digests}
     left_out = {f"{key}{MANIFEST_SUFFIX}" for key in without}
     found: set[Digest] = set()
-    with vault_errors(layout.entries_dir, "read"):
-        for name, entry in _sharded(layout.entries_dir, SHELF_DIGITS) if wanted else ():
-            if name in left_out or _digest_of(name, MANIFEST_SUFFIX) is None:
-                continue
-            with suppress(FileNotFoundError):
-                data, _ = _read(entry.path)
+    for file in spread(layout, layout.entries_dir) if wanted else ():
+        if file.name not in left_out and key_in(file.name) is not None:
+            with vault_errors(layout.entries_dir, "read"), suppress(FileNotFoundError):
+                data = read_file(file.path)
                 found |= {digest for digest, text in wanted.items() if text in data}
     return found
 
 
 def read_published(layout: Layout, key: Digest) -> Manifest | None:
-    """The manifest of ``key`` for showing it, quickly: only that it is as it was published is looked at. Else, and for
-    any that is not, what :func:`pipevault.store.read.read_manifest` gives and raises.
+    """Return the manifest of ``key`` to show it, quickly: only that it is as it was published is checked.
+
+    Any other manifest is read, and refused, by :func:`pipevault.store.read.read_manifest`.
     """
     try:
-        data, _ = _read(_manifest_path(os.fspath(layout.entries_dir), key.hex))
+        data = read_file(layout.manifest_file(key))
         if _named_quickly(data, key) is not None:
             return Manifest.published(json.loads(data))
     except (OSError, ValueError, LookupError, TypeError):
@@ -163,93 +147,54 @@ def named_by(manifests: Iterable[FoundManifest]) -> set[Digest]:
     return {digest for manifest in manifests for digest in manifest.artifacts}
 
 
-def manifest_keys(layout: Layout) -> list[Digest]:
-    """The keys that have a file at a manifest's place, sorted; what :func:`pipevault.store.read.iter_keys` gives."""
-    with vault_errors(layout.entries_dir, "listed"):
-        names = sorted(name for name, _ in _sharded(layout.entries_dir, SHELF_DIGITS))
-    return [key for name in names if (key := _digest_of(name, MANIFEST_SUFFIX)) is not None]
-
-
 def newest_keys(layout: Layout, count: int, shelf: Digest | None = None) -> list[Digest]:
-    """The keys of the ``count`` manifests that were published last, newest first, on ``shelf`` or, without one, on the
-    ``count`` shelves that changed last; no file is opened.
+    """Return the keys of the ``count`` manifests that were published last, newest first, on ``shelf`` or, without one,
+    on the ``count`` shelves that changed last; no file is opened.
     """
     entries = layout.entries_dir
     with vault_errors(entries, "listed"):
         shelves = [(0, layout.shelf_dir(shelf).name)] if shelf else heapq.nlargest(count, _times(entries))
         files = [file for _, name in shelves for file in _times(entries / name) if stands_in(file[1], name)]
-    keys = (_digest_of(name, MANIFEST_SUFFIX) for _, name in heapq.nlargest(count, files))
-    return [key for key in keys if key is not None]
+    return [key for _, name in heapq.nlargest(count, files) if (key := key_in(name)) is not None]
+
+
+def manifest_stamps(layout: Layout) -> dict[Digest, str]:
+    """Return, for each file at a manifest's place, a text that changes when the file does; none is opened."""
+    stamps = {}
+    for file in spread(layout, layout.entries_dir):
+        with vault_errors(layout.entries_dir, "listed"), suppress(FileNotFoundError):
+            if (key := key_in(file.name)) is not None:
+                stamps[key] = stamp_of(file.stat())
+    return stamps
+
+
+def _find(layout: Layout, folder: Path, digest_of: Callable[[str], Digest | None]) -> dict[Digest, FoundFile]:
+    with vault_errors(folder, "listed"):
+        looked = ((digest_of(file.name), _look(file)) for file in spread(layout, folder))
+        return {digest: found for digest, found in looked if digest is not None and found is not None}
 
 
 def _times(folder: Path) -> list[tuple[int, str]]:
     """When each thing in ``folder`` changed, in nanoseconds, and its name; an absent folder has none."""
     times = []
-    try:
-        with os.scandir(folder) as found:
-            for entry in found:
-                with suppress(FileNotFoundError):
-                    times.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as found:
+        for entry in found:
+            with suppress(FileNotFoundError):
+                times.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
     return times
 
 
-def manifest_stamps(layout: Layout) -> dict[Digest, str]:
-    """For each file at a manifest's place, sorted by key, a text that changes when the file does; none is opened."""
-    stamps = {}
-    with vault_errors(layout.entries_dir, "listed"):
-        for name, entry in sorted(_sharded(layout.entries_dir, SHELF_DIGITS), key=itemgetter(0)):
-            key = _digest_of(name, MANIFEST_SUFFIX)
-            if key is not None:
-                try:
-                    status = entry.stat(follow_symlinks=True)
-                except FileNotFoundError:
-                    continue
-                stamps[key] = stamp_of(status)
-    return stamps
-
-
-def _read(path: str) -> tuple[bytes, int]:
-    """The content and the time of change in nanoseconds."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+def _look(file: Path | os.DirEntry[str]) -> FoundFile | None:
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > DOCUMENT_LIMIT_BYTES:
-            raise OSError(errno.EINVAL, f"it is no regular file of at most {DOCUMENT_LIMIT_BYTES >> 20} MiB", path)
-        data = os.read(descriptor, status.st_size + 1)
-        while len(data) < status.st_size and (more := os.read(descriptor, status.st_size)):
-            data += more
-    finally:
-        os.close(descriptor)
-    return data, status.st_mtime_ns
+        status = file.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return FoundFile(status.st_size, status.st_mtime) if stat.S_ISREG(status.st_mode) else None
 
 
 def _manifest_path(entries: str, key: str) -> str:
-    """What :meth:`Layout.manifest_file` gives, at a tenth of its price."""
+    """:meth:`Layout.manifest_file` at a tenth of its price."""
     return f"{entries}{os.sep}{key[-SHELF_DIGITS:]}{os.sep}{key}{MANIFEST_SUFFIX}"
-
-
-def _sharded(folder: Path, digits: int) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """The files in the folders of so many ``digits`` in ``folder`` that belong there by their names."""
-    try:
-        shards = os.scandir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    with shards:
-        for shard in shards:
-            if len(shard.name) == digits and shard.is_dir(follow_symlinks=False):
-                with suppress(FileNotFoundError), os.scandir(shard.path) as files:  # a shelf goes when it is empty
-                    yield from ((file.name, file) for file in files if stands_in(file.name, shard.name))
-
-
-def _digest_of(name: str, suffix: str) -> Digest | None:
-    if not name.endswith(suffix):
-        return None
-    try:
-        return Digest(name.removesuffix(suffix))
-    except ValueError:
-        return None
 
 
 def _named_quickly(data: bytes, key: Digest) -> Named | None:
@@ -262,11 +207,8 @@ def _named_quickly(data: bytes, key: Digest) -> Named | None:
         data.count(_VERSION) != 1
         or (needs := _NEEDS.search(data)) is None
         or b'"key":{"digest":"%b"' % key.hex.encode() not in data
+        or digest_chunks((memoryview(data)[: tail.start()], b"}")).hex.encode() != tail[1]
     ):
-        return None
-    hasher = hashlib.sha256(memoryview(data)[: tail.start()])
-    hasher.update(b"}")
-    if hasher.hexdigest().encode() != tail[1]:
         return None
     end = data.find(b',"created_at":"')
     try:
@@ -281,7 +223,7 @@ def _named(data: bytes, path: Path, key: Digest) -> tuple[Named, bool]:
         manifest = Manifest.from_bytes(data, path)
         return (frozenset(manifest.artifact_sizes), frozenset(manifest.needs)), manifest.key.digest == key
     except (CorruptEntryError, NewerVaultError):
-        # It may be a later format or mended by hand: keep everything that it could mean.
+        # It may be a later format or edited by hand: keep everything that it could mean.
         found = _digests_in(data)
         return (found, found), False
 

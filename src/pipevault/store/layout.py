@@ -16,8 +16,7 @@
     events/<host>.<pid>.<mark>.<random>.jsonl   what one process counted
     events/totals.json                  sums over such files that are gone
     events/totals.lock                  locked while they are read or written
-    quarantine/<time>-<random>-<name>   a bad file that was moved away; the reason beside it in
-    ``….reason.txt``
+    quarantine/<time>-<random>-<name>   a bad file that was moved away; the reason is in ``….reason.txt``
 
 ``<aa>`` is the first two hexadecimal digits of the digest that follows it, ``<shelf>`` the last 16 of the key: entries
 of one shelf (:attr:`pipevault.key.Key.shelf`) stand in one folder.
@@ -26,6 +25,7 @@ of one shelf (:attr:`pipevault.key.Key.shelf`) stand in one folder.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +39,11 @@ GUARD_SUFFIX = ".guard"
 QUARANTINE_TIME = "%Y%m%dT%H%M%SZ"
 REASON_SUFFIX = ".reason.txt"
 SYSTEM_NAMES = frozenset({"lost+found"})
-"""What a fresh file system holds of its own."""
+"""Names of what a fresh file system holds of its own."""
 
 _UNSAFE_IN_NAME = re.compile(r"[^A-Za-z0-9_-]")
 _PROCESS_NAME = re.compile(r"[A-Za-z0-9_-]+\.\d+\.[0-9a-f]{16}")
-_STAGING_NAME = re.compile(r"[A-Za-z0-9_-]+\.(\d{1,10})(?:\.([0-9a-f]{24}))?\.[0-9a-f]{16}")
+_STAGING_NAME = re.compile(r"[A-Za-z0-9_-]+\.\d{1,10}(?:\.([0-9a-f]{24}))?\.[0-9a-f]{16}")
 _EVENTS_NAME = re.compile(_STAGING_NAME.pattern + r"\.jsonl")
 _SIGNATURE_NAME = re.compile(r"([0-9a-f]{64})\.([0-9a-f]{16})\.json")
 PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -129,7 +129,7 @@ class Layout:
         return self.locks_dir / f"{key}{GUARD_SUFFIX}"
 
     def pin_file(self, name: str) -> Path:
-        """``name``: letters, digits, ``.``, ``_``, ``-``, at most 64, beginning with a letter or digit."""
+        """Take a ``name`` of letters, digits, ``.``, ``_``, ``-``, at most 64, the first a letter or digit."""
         return self.pins_dir / f"{name}.json"
 
     def lease_file(self, key: Digest, *, host: str, pid: int, random_hex: str) -> Path:
@@ -139,12 +139,11 @@ class Layout:
         return self.uses_dir / key.hex[:2] / key.hex
 
     def signature_file(self, key: Digest, public_key_id: str) -> Path:
-        """``public_key_id``: 16 hexadecimal digits."""
+        """Take 16 hexadecimal digits as ``public_key_id``."""
         return self.signatures_dir / key.hex[:2] / f"{key}.{public_key_id}.json"
 
     def events_file(self, *, host: str, pid: int, random_hex: str, mark: str = "") -> Path:
-        """The arguments are those of :meth:`staging_dir`."""
-        return self.events_dir / f"{process_name(host, pid, f'{mark}.{random_hex}' if mark else random_hex)}.jsonl"
+        return self.events_dir / f"{process_name(host, pid, random_hex, mark)}.jsonl"
 
     @property
     def totals_file(self) -> Path:
@@ -155,123 +154,112 @@ class Layout:
         return self.events_dir / "totals.lock"
 
     def staging_dir(self, *, host: str, pid: int, random_hex: str, mark: str = "") -> Path:
-        """``random_hex``: 16 hexadecimal digits that make the name unique; ``mark``: 24 that tell the process from
-        others of its number, see :mod:`pipevault.files.liveness`.
-        """
-        return self.tmp_dir / process_name(host, pid, f"{mark}.{random_hex}" if mark else random_hex)
+        return self.tmp_dir / process_name(host, pid, random_hex, mark)
 
     def quarantine_file(self, *, time: str, random_hex: str, name: str) -> Path:
-        """``time`` as ``YYYYMMDDTHHMMSSZ`` (:data:`QUARANTINE_TIME`); ``random_hex``: 8 hexadecimal digits; ``name``:
-        the old file name.
-        """
+        """Take ``time`` as in :data:`QUARANTINE_TIME`, 8 hexadecimal digits, and the old file name."""
         return self.quarantine_dir / f"{time}-{random_hex}-{name}"
 
     def reason_file(self, quarantined: Path) -> Path:
         return quarantined.with_name(quarantined.name + REASON_SUFFIX)
 
     def key_of_manifest(self, path: Path) -> Digest | None:
-        """The key whose manifest stands at ``path``, or ``None`` if no manifest has this path."""
-        key = _digest_or_none(path.name.removesuffix(MANIFEST_SUFFIX))
-        return key if key is not None and path == self.manifest_file(key) else None
+        """Return the key whose manifest stands at ``path``, or ``None`` if no manifest has this path."""
+        return _digest_if_at(path, MANIFEST_SUFFIX, self.manifest_file)
 
     def digest_of_artifact(self, path: Path) -> Digest | None:
-        """The digest that ``path`` promises, or ``None`` if no artifact has this path."""
-        digest = _digest_or_none(path.name)
-        return digest if digest is not None and path == self.artifact_file(digest) else None
+        """Return the digest that ``path`` promises, or ``None`` if no artifact has this path."""
+        return _digest_if_at(path, "", self.artifact_file)
 
     def key_of_lock(self, path: Path) -> Digest | None:
-        """The key to whose lock (or holder note, or guard) ``path`` belongs, or ``None``."""
+        """Return the key to whose lock (or holder note, or guard) ``path`` belongs, or ``None``."""
         places = ((LOCK_SUFFIX, self.lock_file), (HOLDER_SUFFIX, self.holder_file), (GUARD_SUFFIX, self.guard_file))
-        for suffix, place in places:
-            key = _digest_or_none(path.name.removesuffix(suffix))
-            if key is not None and path == place(key):
-                return key
-        return None
+        return next((key for suffix, place in places if (key := _digest_if_at(path, suffix, place))), None)
 
     def is_staging(self, path: Path) -> bool:
-        """Whether ``path`` is the staging folder of some process."""
+        """Return whether ``path`` is the staging folder of some process."""
         return path.parent == self.tmp_dir and _STAGING_NAME.fullmatch(path.name) is not None
 
-    def staging_owner(self, path: Path) -> tuple[int, str] | None:
-        """Pid and mark of the process whose staging folder ``path`` is; the mark is empty where the name has none.
-
-        ``None`` if it is no staging folder.
-        """
+    def is_marked_staging(self, path: Path) -> bool:
+        """Return whether ``path`` is a staging folder with a mark in its name, as earlier releases made it."""
         name = _STAGING_NAME.fullmatch(path.name) if path.parent == self.tmp_dir else None
-        return (int(name[1]), name[2] or "") if name else None
-
-    def is_quarantined(self, path: Path) -> bool:
-        """Whether ``path`` is a quarantined file or its reason."""
-        return path.parent == self.quarantine_dir and _QUARANTINE_NAME.fullmatch(path.name) is not None
+        return name is not None and name[1] is not None
 
     def key_of_lease(self, path: Path) -> Digest | None:
-        """The key that a lease at ``path`` holds, or ``None``."""
+        """Return the key that a lease at ``path`` holds, or ``None``."""
         key, _, process = path.name.partition(".")
         is_lease = path.parent == self.leases_dir and _PROCESS_NAME.fullmatch(process) is not None
-        return _digest_or_none(key) if is_lease else None
+        return digest_or_none(key) if is_lease else None
 
     def key_of_use(self, path: Path) -> Digest | None:
-        """The key whose last use ``path`` tells, or ``None``."""
-        key = _digest_or_none(path.name)
-        return key if key is not None and path == self.use_file(key) else None
+        """Return the key whose last use ``path`` tells, or ``None``."""
+        return _digest_if_at(path, "", self.use_file)
 
     def key_of_signature(self, path: Path) -> Digest | None:
-        """The key of the entry that a signature at ``path`` is for, or ``None``."""
+        """Return the key of the entry that a signature at ``path`` is for, or ``None``."""
         name = _SIGNATURE_NAME.fullmatch(path.name)
-        key = _digest_or_none(name[1]) if name else None
+        key = digest_or_none(name[1]) if name else None
         return key if name and key is not None and path == self.signature_file(key, name[2]) else None
 
     def pin_name(self, path: Path) -> str | None:
-        """The name of the pin at ``path``, or ``None``."""
+        """Return the name of the pin at ``path``, or ``None``."""
         name = path.name.removesuffix(".json")
         return name if PIN_NAME.fullmatch(name) and path == self.pin_file(name) else None
 
     def is_events(self, path: Path) -> bool:
-        """Whether ``path`` holds what a process counted."""
+        """Return whether ``path`` holds what a process counted."""
         return path.parent == self.events_dir and _EVENTS_NAME.fullmatch(path.name) is not None
 
     def is_shard(self, path: Path) -> bool:
-        """Whether ``path`` is a folder that files are spread over: of a shelf in ``entries/``, else of two digits."""
+        """Return whether files are spread over ``path``: a folder of a shelf in ``entries/``, else of two digits."""
         if path.parent == self.entries_dir:
             return _SHELF_NAME.fullmatch(path.name) is not None
-        return (
-            path.parent in (self.artifacts_dir, self.uses_dir, self.signatures_dir)
-            and _SHARD_NAME.fullmatch(path.name) is not None
-        )
+        is_spread = path.parent in (self.artifacts_dir, self.uses_dir, self.signatures_dir)
+        return is_spread and _SHARD_NAME.fullmatch(path.name) is not None
 
     def owns(self, path: Path) -> bool:
-        """Whether a file or folder at ``path`` is part of the layout; what is not is foreign."""
+        """Return whether a file or folder at ``path`` is part of the layout; what is not is foreign."""
         return (
-            path in (self.root, self.vault_file, *self.folders)
+            path in (self.root, self.vault_file, *self.folders, self.totals_file, self.totals_lock)
             or self.is_shard(path)
             or self.is_staging(path)
-            or self.is_quarantined(path)
-            or self.key_of_manifest(path) is not None
-            or self.digest_of_artifact(path) is not None
-            or self.key_of_lock(path) is not None
-            or self.key_of_lease(path) is not None
-            or self.key_of_use(path) is not None
-            or self.key_of_signature(path) is not None
-            or self.pin_name(path) is not None
             or self.is_events(path)
-            or path in (self.totals_file, self.totals_lock)
+            or (path.parent == self.quarantine_dir and _QUARANTINE_NAME.fullmatch(path.name) is not None)
+            or self.pin_name(path) is not None
+            or any(
+                key_of(path) is not None
+                for key_of in (
+                    *(self.key_of_manifest, self.digest_of_artifact, self.key_of_lock),
+                    *(self.key_of_lease, self.key_of_use, self.key_of_signature),
+                )
+            )
         )
 
 
-def process_name(host: str, pid: int, random_hex: str) -> str:
-    """Name of what belongs to one process: ``<host>.<pid>.<16 hexadecimal digits>``."""
-    return f"{_UNSAFE_IN_NAME.sub('-', host)[:64] or 'host'}.{pid}.{random_hex}"
+def process_name(host: str, pid: int, random_hex: str, mark: str = "") -> str:
+    """Return the name of what belongs to one process: ``<host>.<pid>.[<mark>.]<16 hexadecimal digits>``.
+
+    ``mark``: 24 digits that tell the process from others of its number, see :mod:`pipevault.files.liveness`.
+    """
+    return ".".join(filter(None, (_UNSAFE_IN_NAME.sub("-", host)[:64] or "host", str(pid), mark, random_hex)))
 
 
 def stands_in(name: str, shard: str) -> bool:
-    """Whether a file of this name belongs into the folder ``shard``, of two digits or of a shelf, and no other."""
+    """Return whether a file of this name belongs into the folder ``shard``, of two digits or of a shelf."""
     if len(shard) == SHELF_DIGITS:
         return name.endswith(shard + MANIFEST_SUFFIX)
     return name.startswith(shard)
 
 
-def _digest_or_none(text: str) -> Digest | None:
+def digest_or_none(text: str) -> Digest | None:
+    """Read a digest, if ``text`` is one."""
     try:
         return Digest(text)
     except ValueError:
         return None
+
+
+def _digest_if_at(path: Path, suffix: str, place: Callable[[Digest], Path]) -> Digest | None:
+    """The digest in the name of ``path``, if ``path`` is its place."""
+    digest = digest_or_none(path.name.removesuffix(suffix))
+    return digest if digest is not None and path == place(digest) else None

@@ -77,15 +77,13 @@ _SCALARS = frozenset({str, int, bool, type(None)})
 
 
 def now_utc() -> str:
-    """The present as a manifest writes it: ISO 8601, UTC, whole seconds."""
+    """Return the present as a manifest writes it: ISO 8601, UTC, whole seconds."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)
 class ArtifactRef:
-    """One artifact of an entry. ``name`` is readable and unique in the entry, a relative path such as
-    ``graph.so``.
-    """
+    """One artifact of an entry. ``name`` is readable and unique in the entry, a relative path such as ``graph.so``."""
 
     digest: Digest
     size_bytes: int
@@ -96,9 +94,9 @@ class ArtifactRef:
             raise TypeError(f"The digest of artifact {self.name!r} must be a Digest.")
         size = self.size_bytes
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= LARGEST_SIZE_BYTES:
-            raise ValueError(f"Artifact {self.name!r} has size {self.size_bytes!r}: a count of bytes is needed.")
+            raise ValueError(f"Artifact {self.name!r} has size {self.size_bytes!r}: expected a count of bytes.")
         if not isinstance(self.name, str) or not _is_plain_relative_path(self.name):
-            raise ValueError(f"Artifact name {self.name!r} is no plain relative path such as 'graph.so'.")
+            raise ValueError(f"Artifact name {self.name!r} is not a plain relative path such as 'graph.so'.")
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ class Manifest:
         object.__setattr__(self, "info", _plain(self.info, "info"))
         object.__setattr__(self, "artifacts", tuple(self.artifacts))
         if not all(isinstance(key, Digest) for key in self.needs):
-            raise TypeError(f"needs is {self.needs!r}: a Digest for each entry is needed.")
+            raise TypeError(f"needs is {self.needs!r}: expected a Digest for each entry.")
         object.__setattr__(self, "needs", tuple(sorted(set(self.needs))))
         names = [ref.name for ref in self.artifacts]
         if len(set(names)) != len(names):
@@ -130,25 +128,25 @@ class Manifest:
         if len({(ref.digest, ref.size_bytes) for ref in self.artifacts}) != len(self.artifact_sizes):
             raise ValueError("Two artifacts have one digest and different sizes.")
         if not isinstance(self.created_at, str) or not self.created_at:
-            raise ValueError(f"created_at is {self.created_at!r}: an ISO 8601 time is needed.")
+            raise ValueError(f"created_at is {self.created_at!r}: expected an ISO 8601 time.")
 
     @property
     def artifact_sizes(self) -> Mapping[Digest, int]:
-        """Size in bytes of each different artifact."""
+        """The size in bytes of each different artifact."""
         return {ref.digest: ref.size_bytes for ref in self.artifacts}
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the artifacts; one that has two names counts once, as on disk."""
+        """The bytes of the artifacts; one that has two names counts once, as on disk."""
         return sum(self.artifact_sizes.values())
 
     @cached_property
     def manifest_digest(self) -> Digest:
-        """SHA-256 over the canonical JSON of everything else in the document: what ``self_digest`` holds."""
+        """The SHA-256 over the canonical JSON of everything else in the document: what ``self_digest`` holds."""
         return digest_bytes(canonical_json(self._body()))
 
     def to_bytes(self) -> bytes:
-        """The file's content: equal manifests have equal bytes."""
+        """Return the file's content: equal manifests have equal bytes."""
         return canonical_json({**self._body(), "self_digest": self.manifest_digest.hex})
 
     @classmethod
@@ -159,14 +157,14 @@ class Manifest:
         """
         try:
             return _parse(data, path)
+        except CorruptEntryError:  # a ValueError too
+            raise
         except (ValueError, RecursionError) as error:  # RecursionError: parts that are deeply nested
-            if isinstance(error, CorruptEntryError):
-                raise
             raise _damaged(Problem(str(path), str(error).removesuffix("."))) from error
 
     @classmethod
     def published(cls, document: Mapping[str, Any]) -> Manifest:
-        """The manifest of a parsed file whose ``self_digest`` holds, so that nothing is checked again."""
+        """Return the manifest of a parsed file whose ``self_digest`` holds, so that nothing is checked again."""
         manifest = object.__new__(cls)
         refs = [ArtifactRef(Digest(item["digest"]), item["size_bytes"], item["name"]) for item in document["artifacts"]]
         fields = {
@@ -186,11 +184,7 @@ class Manifest:
             ],
             "created_at": self.created_at,
             "info": self.info,
-            "key": {
-                "digest": self.key.digest.hex,
-                "factors": dict(self.key.factors),
-                "key_version": KEY_VERSION,
-            },
+            "key": {"digest": self.key.digest.hex, "factors": dict(self.key.factors), "key_version": KEY_VERSION},
             "manifest_version": MANIFEST_VERSION,
             "needs": [key.hex for key in self.needs],
             "parts": self.parts,
@@ -242,9 +236,4 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _is_plain_relative_path(name: str) -> bool:
-    return (
-        bool(name)
-        and name.isprintable()
-        and "\\" not in name
-        and all(segment not in ("", ".", "..") for segment in name.split("/"))
-    )
+    return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))

@@ -1,4 +1,4 @@
-"""``vault.json``: what makes a folder a vault, ``{"created_at": "<ISO 8601>", "pipevault_vault": 2}``."""
+"""The marker ``vault.json``, which makes a folder a vault: ``{"created_at": "<ISO 8601>", "pipevault_vault": 2}``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from pipevault.errors import (
     NotAVaultError,
     OldVaultError,
     UnsafeVaultError,
-    VaultError,
-    VaultNotWritableError,
 )
-from pipevault.files.atomic import SHARED_FOLDER_MODE, is_shared, make_folder, vault_errors, write_file
+from pipevault.files.atomic import SHARED_FOLDER_MODE, is_shared, make_folder, vault_errors
 from pipevault.files.documents import Format, Problem
 from pipevault.reading import read_file
 from pipevault.store.layout import SYSTEM_NAMES, Layout
 from pipevault.store.manifest import now_utc
-from pipevault.store.staging import staging_folder
+from pipevault.store.staging import write_document
 
 VAULT_VERSION = 2
 _MARKER_LIMIT_BYTES = 1 << 20
@@ -58,7 +56,7 @@ _FORMAT = Format(
 
 def ensure_vault(layout: Layout, *, create: bool, shared: bool = False) -> None:
     """Check that ``layout.root`` is a vault of a known version; make it one if it is empty or absent and
-    ``create``, for its group too if it shall be ``shared``.
+    ``create``, for its group too if it is to be ``shared``.
 
     :class:`NotAVaultError`, :class:`NewerVaultError`, :class:`OldVaultError`, :class:`VaultNotWritableError`.
     """
@@ -66,24 +64,20 @@ def ensure_vault(layout: Layout, *, create: bool, shared: bool = False) -> None:
     if _read_marker(layout):
         _check_folders(layout)
         return
-    try:
-        foreign = _foreign_names(layout)
-    except FileNotFoundError:
-        foreign = []
-    except NotADirectoryError as error:
-        raise NotAVaultError(
-            f"{root} is a file, or lies below one; a vault is a folder. Give another.", root
-        ) from error
-    except PermissionError as error:
-        raise VaultNotWritableError(f"{root} may not be read by this user. Mend its permissions.", root) from error
-    except OSError as error:
-        raise VaultError(f"{root} cannot be read: {error.strerror}. Give another folder.", root) from error
+    with vault_errors(root, "read"):
+        try:
+            foreign = _foreign_names(layout)
+        except FileNotFoundError:
+            foreign = []
+        except NotADirectoryError as error:
+            text = f"{root} is a file, or lies below one; a vault is a folder. Give another."
+            raise NotAVaultError(text, root) from error
     if foreign and _read_marker(layout):
         return  # another process made the vault, and filled it, between the two looks
     if foreign:
         raise NotAVaultError(
             f"{root} holds files ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}) but no "
-            f"{layout.vault_file.name}, so it is no vault. Give another folder, or an empty one.",
+            f"{layout.vault_file.name}, so it is not a vault. Give another folder, or an empty one.",
             root,
         )
     if not create:
@@ -95,8 +89,7 @@ def ensure_vault(layout: Layout, *, create: bool, shared: bool = False) -> None:
         with vault_errors(root, "shared"):
             os.chmod(root, SHARED_FOLDER_MODE)
     marker = canonical_json({"pipevault_vault": VAULT_VERSION, "created_at": now_utc()})
-    with staging_folder(layout) as folder:
-        write_file(layout.vault_file, marker, staging=folder)
+    write_document(layout, layout.vault_file, marker)
 
 
 def _check_folders(layout: Layout) -> None:
@@ -110,27 +103,24 @@ def _check_folders(layout: Layout) -> None:
 
 
 def is_writable(layout: Layout) -> bool:
-    """Whether this user may write in every folder of the vault, as the system sees it now."""
+    """Return whether this user may write in every folder of the vault, as the system sees it now."""
     return all(os.access(folder, os.W_OK | os.X_OK) for folder in (layout.root, *layout.folders) if folder.exists())
 
 
 def _read_marker(layout: Layout) -> bool:
-    """``False`` if there is no marker."""
+    """Read and check the marker; ``False`` if there is none."""
     path = layout.vault_file
-    try:
-        data = read_file(path, limit_bytes=_MARKER_LIMIT_BYTES)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except PermissionError as error:
-        raise VaultNotWritableError(f"{path} may not be read by this user. Mend its permissions.", path) from error
-    except OSError as error:
-        raise VaultError(f"{path} cannot be read: {error.strerror}. Check the file system.", path) from error
+    with vault_errors(path, "read"):
+        try:
+            data = read_file(path, limit_bytes=_MARKER_LIMIT_BYTES)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
     _FORMAT.parse(data, path)
     return True
 
 
 def _foreign_names(layout: Layout) -> list[str]:
-    """What stands in the root other than what an interrupted creation leaves: staging folders in ``tmp/``."""
+    """List what stands in the root other than what an interrupted creation leaves: staging folders in ``tmp/``."""
     names = set(os.listdir(layout.root)) - SYSTEM_NAMES
     if layout.tmp_dir.is_dir() and all(layout.is_staging(path) for path in layout.tmp_dir.iterdir()):
         names.discard(layout.tmp_dir.name)

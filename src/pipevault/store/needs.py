@@ -1,4 +1,4 @@
-"""What entries need: a plan needs its graphs. Here are the questions that follow from it; nothing is written.
+"""Questions about what entries need: a plan needs its graphs. Nothing is written.
 
 A needed entry may be absent: the plan is then a hint that misses. So nothing here fails on one.
 """
@@ -16,7 +16,7 @@ Needs = Callable[[Digest], Iterable[Digest]]
 
 
 def needs_in(layout: Layout, manifests: Mapping[Digest, FoundManifest] | None = None) -> Needs:
-    """What the entries of a vault need, as ``manifests`` say, else read when it is asked for.
+    """Return what answers for the entries of a vault, from ``manifests`` or by reading what is asked for.
 
     A manifest that cannot be understood needs every entry whose key occurs in it. The answer may raise
     :class:`~pipevault.errors.VaultError`: a manifest cannot be read.
@@ -30,7 +30,7 @@ def needs_in(layout: Layout, manifests: Mapping[Digest, FoundManifest] | None = 
 
 
 def needed_by(keys: Iterable[Digest], needs: Needs) -> dict[Digest, Digest]:
-    """Every entry that one of ``keys`` needs, itself or by way of others, and which one of them; not ``keys``."""
+    """Return every entry that one of ``keys`` needs, itself or by way of others, and which one; not ``keys``."""
     roots = dict.fromkeys(keys)
     found: dict[Digest, Digest] = {}
     for root in roots:
@@ -44,7 +44,7 @@ def needed_by(keys: Iterable[Digest], needs: Needs) -> dict[Digest, Digest]:
 
 
 def needed_first(needs: Mapping[Digest, Iterable[Digest]]) -> Iterator[Digest]:
-    """The keys of ``needs`` in an order in which each stands behind those that it needs; else sorted.
+    """Give the keys of ``needs`` in an order in which each stands behind those that it needs; else sorted.
 
     Where entries need one another in a circle, which no writer makes, their order is any.
     """
@@ -62,8 +62,8 @@ def needed_first(needs: Mapping[Digest, Iterable[Digest]]) -> Iterator[Digest]:
 
 
 def only_needed_by(keys: Collection[Digest], manifests: Mapping[Digest, FoundManifest]) -> set[Digest]:
-    """The entries that ``keys`` need and nothing else does but what goes with them; not ``keys`` themselves."""
-    going = {key for key in needed_by(keys, lambda key: _needs(manifests, key)) if key in manifests}
+    """Return the entries that ``keys`` need and nothing else does but what goes with them; not ``keys`` themselves."""
+    going = needed_by(keys, lambda key: manifests[key].needs if key in manifests else ()).keys() & manifests.keys()
     while True:
         needed = {
             key for other, found in manifests.items() if other not in keys and other not in going for key in found.needs
@@ -71,7 +71,3 @@ def only_needed_by(keys: Collection[Digest], manifests: Mapping[Digest, FoundMan
         if not going & needed:
             return going
         going -= needed
-
-
-def _needs(manifests: Mapping[Digest, FoundManifest], key: Digest) -> Iterable[Digest]:
-    return manifests[key].needs if key in manifests else ()

@@ -6,7 +6,7 @@ there.
 Removing an entry and publishing another that shares an artifact may meet. So a publisher marks each artifact that it
 reuses as young (its time of change), which removal leaves alone, and looks once more after the manifest is in place:
 from then on every removal sees that the artifact is named. A removal also takes the folder of a shelf that it emptied,
-so a publisher makes it anew if it vanishes before the manifest stands in it.
+so a publisher makes it again if it vanishes before the manifest stands in it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from pipevault.files.atomic import copy_file, make_folder, publish_file, vault_e
 from pipevault.store.layout import QUARANTINE_TIME, Layout
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.read import check_artifact, read_manifest
-from pipevault.store.staging import staging_folder
+from pipevault.store.staging import staging_folder, write_document
 
 ARTIFACT_MODE = 0o444
 _SHELF_TRIES = 10
@@ -36,7 +37,7 @@ def publish_entry(layout: Layout, manifest: Manifest, files: Mapping[Digest, Pat
         names = ", ".join(digest.short for digest in sorted(unknown))
         raise ValueError(f"Files were given for artifacts that the manifest does not name: {names}.")
     data = manifest.to_bytes()
-    if (standing := _whole_entry(layout, manifest.key.digest)) is not None:
+    if (standing := whole_entry(layout, manifest.key.digest)) is not None:
         return standing
     with staging_folder(layout) as folder:
         staged = {digest: _stage(layout, ref, files, folder) for digest, ref in refs.items()}
@@ -48,7 +49,7 @@ def publish_entry(layout: Layout, manifest: Manifest, files: Mapping[Digest, Pat
                 _place(layout, refs[digest], source)
         # Another process may have published meanwhile, for the lock is advisory: the first whole entry stays.
         if os.path.lexists(path):
-            if (standing := _whole_entry(layout, manifest.key.digest)) is not None:
+            if (standing := whole_entry(layout, manifest.key.digest)) is not None:
                 return standing
             quarantine_file(layout, path, "The entry was not whole when it was frozen again.")
         _publish_manifest(staged_manifest, path)
@@ -57,11 +58,11 @@ def publish_entry(layout: Layout, manifest: Manifest, files: Mapping[Digest, Pat
 
 
 def quarantine_file(layout: Layout, path: Path, reason: str) -> Path | None:
-    """Move ``path`` to ``quarantine/`` with ``reason`` beside it. See
+    """Move ``path`` to ``quarantine/`` with a note of the ``reason``. See
     :meth:`pipevault.store.vault.Vault.quarantine`.
     """
     if path == layout.root or not path.is_relative_to(layout.root):
-        raise ValueError(f"{path} is no file of the vault {layout.root}.")
+        raise ValueError(f"{path} is not a file of the vault {layout.root}.")
     time = datetime.now(timezone.utc).strftime(QUARANTINE_TIME)
     target = layout.quarantine_file(time=time, random_hex=secrets.token_hex(4), name=path.name)
     try:
@@ -70,20 +71,14 @@ def quarantine_file(layout: Layout, path: Path, reason: str) -> Path | None:
             path.rename(target)
     except VaultError:  # read-only, full, or another process was faster: a reader refuses the file all the same
         return None
-    try:
-        with staging_folder(layout) as folder:
-            write_file(
-                layout.reason_file(target),
-                f"{reason}\n{path.relative_to(layout.root)}\n".encode(),
-                staging=folder,
-            )
-    except VaultError:  # the bad file is out of the way, which is what counts
-        pass
+    with suppress(VaultError):  # the bad file is out of the way, which is what counts
+        text = f"{reason}\n{path.relative_to(layout.root)}\n"
+        write_document(layout, layout.reason_file(target), text.encode())
     return target
 
 
-def _whole_entry(layout: Layout, key: Digest) -> Manifest | None:
-    """The manifest of ``key`` if it and all its artifacts are intact."""
+def whole_entry(layout: Layout, key: Digest) -> Manifest | None:
+    """Return the manifest of ``key`` if it and all its artifacts are intact."""
     try:
         manifest = read_manifest(layout, key)
         for ref in manifest.artifacts if manifest else ():
@@ -109,10 +104,8 @@ def _stage(layout: Layout, ref: ArtifactRef, files: Mapping[Digest, Path], folde
     digest, size_bytes = copy_file(source, target, mode=ARTIFACT_MODE)
     if (digest, size_bytes) != (ref.digest, ref.size_bytes):
         raise CorruptEntryError(
-            f"{source}, given for artifact {ref.name}, has {size_bytes} bytes and digest {digest.short}; "
-            f"the manifest "
-            f"says {ref.size_bytes} bytes and {ref.digest.short}. It changed since it was described: freeze "
-            f"again.",
+            f"{source}, given for artifact {ref.name}, has {size_bytes} bytes and digest {digest.short}; the manifest "
+            f"says {ref.size_bytes} bytes and {ref.digest.short}. It changed since it was described: freeze again.",
             source,
         )
     return target
@@ -138,12 +131,11 @@ def _publish_manifest(staged: Path, path: Path) -> None:
         try:
             make_folder(path.parent)
             publish_file(staged, path)
+            return
         except VaultError as error:
             vanished = isinstance(error.__cause__, (FileNotFoundError, FileExistsError)) and staged.exists()
             if not vanished or not tries_left:
                 raise
-        else:
-            return
 
 
 def _put_back_vanished(
@@ -165,7 +157,5 @@ def _put_back_vanished(
 
 def _make_young(path: Path) -> None:
     """Set the time of change to now. Another user's file of a group's vault, or a read-only one, stays as it is."""
-    try:
+    with suppress(OSError):  # the look after the manifest is in place still finds an artifact that vanished
         os.utime(path)
-    except OSError:  # the look after the manifest is in place still finds an artifact that vanished
-        return

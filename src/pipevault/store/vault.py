@@ -1,12 +1,10 @@
-"""The vault: the on-disk store of frozen entries, as one object. The format is specified in
-``cache_layout.md``.
-"""
+"""The vault: the on-disk store of frozen entries, as one object. The format is specified in ``cache_layout.md``."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,15 +21,14 @@ from pipevault.store.locks.leases import Lease, take_lease
 from pipevault.store.locks.lock import key_lock
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.marker import ensure_vault, is_writable
+from pipevault.store.places import iter_foreign, shelf_keys
 from pipevault.store.publish import publish_entry, quarantine_file
 from pipevault.store.read import (
     BrokenManifest,
     check_artifact,
     find_manifest,
-    iter_foreign,
     iter_manifests,
     parse_manifest,
-    shelf_keys,
 )
 from pipevault.store.retention.leftovers import tidy
 from pipevault.store.retention.usage import record_use
@@ -66,14 +63,14 @@ class Vault:
     writable: bool
     """Whether the folder could be written when it was opened."""
     trust: Trust = ONLY_THIS_USER
-    """Whose files are trusted beside this user's and root's."""
+    """The users and groups whose files are trusted besides this user's and root's."""
 
     @classmethod
     def open(cls, root: Path, *, create: bool = True, trust: Trust = ONLY_THIS_USER, shared: bool = False) -> Vault:
         """Open the vault at ``root``; with ``create``, an absent or empty folder becomes one.
 
         ``shared``: members of the folder's group work in it together. A new vault is made so that they can, and they
-        trust one another; whoever is no member trusts nobody for it.
+        trust one another; whoever is not a member trusts nobody for it.
 
         :class:`NotAVaultError`: ``root`` is a file, holds other files, or is absent and ``create`` is false.
         :class:`NewerVaultError`, :class:`OldVaultError`: a later or an earlier version wrote it.
@@ -82,11 +79,7 @@ class Vault:
         """
         layout = Layout(Path(os.path.realpath(expand_user(root))))
         ensure_vault(layout, create=create, shared=shared)
-        if (
-            shared
-            and hasattr(os, "getgroups")
-            and (group := layout.root.stat().st_gid) in (os.getegid(), *os.getgroups())
-        ):
+        if shared and (group := layout.root.stat().st_gid) in (os.getegid(), *os.getgroups()):
             trust = replace(trust, groups=trust.groups | {group})
         return cls(layout.root, is_writable(layout), trust)
 
@@ -100,7 +93,7 @@ class Vault:
         return Layout(self.root)
 
     def lookup(self, key: Digest) -> Manifest | None:
-        """The manifest of ``key``, or ``None`` if no entry has it; its artifacts are not looked at.
+        """Return the manifest of ``key``, or ``None`` if no entry has it; its artifacts are not looked at.
 
         :class:`CorruptEntryError`: unreadable, edited, or another key's. :class:`NewerVaultError`: of a
         later format. :class:`UnsafeVaultError`: others may write it, the vault or a folder above it.
@@ -111,27 +104,18 @@ class Vault:
         return None if read is None else read.manifest
 
     def read_entry(self, key: Digest) -> ReadEntry | None:
-        """The manifest of ``key``, if there is one, whoever owns it. Raises like :meth:`lookup` otherwise."""
+        """Return the manifest of ``key``, if there is one, whoever owns it. Raises like :meth:`lookup` otherwise."""
         path = self.layout.manifest_file(key)
-        try:
-            with open_regular(path) as file:
-                status = os.fstat(file.fileno())
-                unowned = self._unowned(path, status)
-                return ReadEntry(parse_manifest(read_open(file, path), path, key), unowned, stamp_of(status))
-        except FileNotFoundError:
-            try:  # an unsafe vault is met before anything is frozen into it
-                check_root(self.root, trust=self.trust)
-            except FileNotFoundError:  # nor is there a vault any more
+        with _unreadable(path):
+            try:
+                with open_regular(path) as file:
+                    status = os.fstat(file.fileno())
+                    unowned = self._unowned(path, status)
+                    return ReadEntry(parse_manifest(read_open(file, path), path, key), unowned, stamp_of(status))
+            except FileNotFoundError:
+                with suppress(FileNotFoundError):  # nor is there a vault any more
+                    check_root(self.root, trust=self.trust)  # it is met before anything is frozen into it
                 return None
-            except UnsafeVaultError:  # an OSError too
-                raise
-            except OSError as error:
-                raise _unreadable(path, error) from error
-            return None
-        except VaultError:  # some are OSErrors too
-            raise
-        except OSError as error:
-            raise _unreadable(path, error) from error
 
     def stands(self, key: Digest, stamp: str) -> bool:
         """Return whether the manifest of ``key`` is still the file that had ``stamp`` when it was read."""
@@ -140,23 +124,20 @@ class Vault:
         except OSError:
             return False
 
-    def check_owned(self, path: Path) -> None:
-        """Raise unless the file at ``path`` and the folders above it belong to whom the settings trust."""
-        check_root(self.root, trust=self.trust)
-        check_ownership(path, root=self.root, trust=self.trust)
-
     def _unowned(self, path: Path, status: os.stat_result) -> UnsafeVaultError | None:
-        """``status`` is that of the file that is open: what stands at ``path`` may be another by now."""
+        """Say why those whom the settings trust do not own it; ``status`` is that of the open file, for what stands at
+        ``path`` may be another by now.
+        """
         try:
-            self.check_owned(path)
-            if hasattr(os, "geteuid"):
-                check_status(path, status, self.trust)
+            check_root(self.root, trust=self.trust)
+            check_ownership(path, root=self.root, trust=self.trust)
+            check_status(path, status, self.trust)
         except UnsafeVaultError as error:
             return error
         return None
 
     def verified_path(self, ref: ArtifactRef) -> Path:
-        """The path of ``ref``'s bytes; owner, permissions, size and digest were checked just now.
+        """Return the path of ``ref``'s bytes; owner, permissions, size and digest were checked just now.
 
         :class:`CorruptEntryError`: missing, or not the bytes that were published. :class:`UnsafeVaultError`.
         """
@@ -173,41 +154,36 @@ class Vault:
         return open_verified(path, ref.digest, ref.size_bytes, what=f"Artifact {ref.name}", is_changeable=changeable)
 
     def owned_path(self, ref: ArtifactRef) -> Path:
-        """The same without a look at the bytes: for those who check them while they copy them."""
+        """Return the path of ``ref``'s bytes; owner and permissions were checked just now. Raises the same."""
         path = self.layout.artifact_file(ref.digest)
-        try:
-            check_ownership(path, root=self.root, trust=self.trust)
-        except FileNotFoundError as error:
-            raise CorruptEntryError(f"Artifact {ref.name} is missing: {path}.", path) from error
-        except UnsafeVaultError:  # an OSError too
-            raise
-        except OSError as error:
-            raise _unreadable(path, error) from error
+        with _unreadable(path):
+            try:
+                check_ownership(path, root=self.root, trust=self.trust)
+            except FileNotFoundError as error:
+                raise CorruptEntryError(f"Artifact {ref.name} is missing: {path}.", path) from error
         return path
 
     def staging(self) -> AbstractContextManager[Path]:
-        """A new folder in the vault's ``tmp/``, removed with its content at exit.
+        """Make a folder in the vault's ``tmp/``, removed with its content at exit.
 
         :class:`VaultNotWritableError`, :class:`VaultFullError`.
         """
-        self._require_writable()
+        self.require_writable()
         return staging_folder(self.layout)
 
     def publish(self, manifest: Manifest, files: Mapping[Digest, Path]) -> Manifest:
         """Make the entry visible: copy ``files`` (by artifact digest) and write the manifest last.
 
-        The manifest that now stands in the vault is returned: load that one, for another process may have
-        been first.
+        Load the manifest that is returned, the one that now stands in the vault: another process may have been first.
 
-        Every artifact of the manifest must be in ``files`` or intact in the vault. An entry of this key that
-        is whole is kept as it is, and so is an intact artifact; what is damaged goes to quarantine and is
-        replaced.
+        Every artifact of the manifest must be in ``files`` or intact in the vault. An entry of this key that is whole
+        is kept as it is, and so is an intact artifact; what is damaged goes to quarantine and is replaced.
         :class:`CorruptEntryError`: a file is not what the manifest says, or an artifact is nowhere.
         :class:`NewerVaultError`: the entry there has a later format, and stays.
         :class:`VaultFullError`, :class:`VaultNotWritableError`: the entry is absent or whole, no temporary file is
         left.
         """
-        self._require_writable()
+        self.require_writable()
         standing = publish_entry(self.layout, manifest, files)
         if standing.manifest_digest == manifest.manifest_digest:
             return standing
@@ -218,7 +194,7 @@ class Vault:
 
         Raises like :meth:`verified_path` and :meth:`publish`.
         """
-        self._require_writable()
+        self.require_writable()
         for ref in manifest.artifacts:
             self.verified_path(ref)
         return sign_entry(self.layout, manifest, key)
@@ -226,23 +202,23 @@ class Vault:
     def lock(
         self, key: Digest, *, timeout_s: float, on_wait: Callable[[str], None] | None = None
     ) -> AbstractContextManager[None]:
-        """The advisory lock of ``key``. See :func:`pipevault.store.locks.lock.key_lock`."""
+        """Hold the advisory lock of ``key``. See :func:`pipevault.store.locks.lock.key_lock`."""
         tidy(self.layout)
         return key_lock(self.layout, key, timeout_s=timeout_s, on_wait=on_wait)
 
     def quarantine(self, path: Path, reason: str) -> Path | None:
-        """Move a bad file of the vault away and note why; its new path.
+        """Move a bad file of the vault away and note why; return its new path.
 
         ``None`` if it could not be moved (the vault is read-only or full), or was gone already.
         """
         return quarantine_file(self.layout, path, reason) if self.writable else None
 
     def manifests(self, shelf: Digest | None = None) -> Iterator[Manifest | BrokenManifest]:
-        """All entries, or those on one ``shelf``, sorted by key, also those that cannot be used."""
+        """Give all entries, or those on one ``shelf``, sorted by key, also those that cannot be used."""
         return iter_manifests(self.layout, shelf)
 
     def shelf(self, shelf: Digest) -> list[Digest]:
-        """The keys on a shelf (:attr:`pipevault.key.Key.shelf`), sorted; none where there is no such shelf.
+        """Return the keys on a shelf (:attr:`pipevault.key.Key.shelf`), sorted; none where there is no such shelf.
 
         Only names are listed: whoever takes an entry from here compares its factors. :class:`VaultError`: the folder
         cannot be read.
@@ -250,7 +226,7 @@ class Vault:
         return shelf_keys(self.layout, shelf)
 
     def find(self, prefix: str) -> Manifest:
-        """The entry whose key begins with ``prefix`` (hexadecimal digits).
+        """Return the entry whose key begins with ``prefix`` (hexadecimal digits).
 
         :class:`UnknownKeyError`: none or, with ``candidates``, more than one. Else raises like
         :meth:`lookup`.
@@ -258,7 +234,7 @@ class Vault:
         return find_manifest(self.layout, prefix)
 
     def plan_removal(self, keys: Sequence[Digest], *, with_needed: bool = False) -> RemovalPlan:
-        """What removing these entries would free; nothing is removed. :class:`UnknownKeyError`.
+        """Plan the removal of these entries; nothing is removed. :class:`UnknownKeyError`.
 
         ``with_needed``: also the entries that these need and no other does, such as the graphs of a plan.
         """
@@ -269,7 +245,7 @@ class Vault:
     def remove(self, plan: RemovalPlan, *, ignore_leases: bool = False) -> RemovalReport:
         """Remove what was planned, manifests first; ``EntryInUseError`` if one is in use by now, unless by leases that
         shall be ignored. :class:`VaultNotWritableError`."""
-        self._require_writable()
+        self.require_writable()
         from pipevault.store.retention.removal import remove_entries
 
         return remove_entries(self.layout, plan, ignore_leases=ignore_leases)
@@ -288,35 +264,33 @@ class Vault:
         return take_lease(self.layout, key, writable=self.writable)
 
     def pins(self) -> dict[str, Digest]:
-        """The key of each pin. See :func:`pipevault.store.retention.pins.pins`."""
+        """Return the key of each pin. See :func:`pipevault.store.retention.pins.pins`."""
         from pipevault.store.retention.pins import pins
 
         return pins(self.layout)
 
     def pin(self, key: Digest, name: str, *, move: bool = False) -> Digest | None:
         """Keep the entry whatever is pruned. See :func:`pipevault.store.retention.pins.pin`."""
-        self._require_writable()
+        self.require_writable()
         from pipevault.store.retention.pins import pin
 
         return pin(self.layout, key, name, move=move)
 
     def unpin(self, name: str) -> Digest | None:
-        """See :func:`pipevault.store.retention.pins.unpin`."""
-        self._require_writable()
+        """Remove a pin. See :func:`pipevault.store.retention.pins.unpin`."""
+        self.require_writable()
         from pipevault.store.retention.pins import unpin
 
         return unpin(self.layout, name)
 
     def foreign_files(self) -> Iterator[Path]:
-        """What lies in the folder and is no part of a vault; of a foreign folder only the folder itself."""
+        """Give what lies in the folder and is not part of a vault; of a foreign folder only the folder itself."""
         return iter_foreign(self.layout)
 
-    def _require_writable(self) -> None:
+    def require_writable(self, advice: str = "Fix its permissions, or give another folder.") -> None:
+        """Raise :class:`VaultNotWritableError` unless this user may write in the vault."""
         if not self.writable:
-            raise VaultNotWritableError(
-                f"The vault {self.root} is read-only for this user. Mend its permissions, or give another folder.",
-                self.root,
-            )
+            raise VaultNotWritableError(f"The vault {self.root} is read-only for this user. {advice}", self.root)
 
 
 def _always(descriptor: int, status: os.stat_result) -> bool:
@@ -324,5 +298,11 @@ def _always(descriptor: int, status: os.stat_result) -> bool:
     return True
 
 
-def _unreadable(path: Path, error: OSError) -> CorruptEntryError:
-    return CorruptEntryError(f"{path} cannot be read: {error.strerror}.", path)
+@contextmanager
+def _unreadable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except VaultError:  # some are OSErrors too
+        raise
+    except OSError as error:
+        raise CorruptEntryError(f"{path} cannot be read: {error.strerror}.", path) from error

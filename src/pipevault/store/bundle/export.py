@@ -34,7 +34,7 @@ from pipevault.store.bundle.zip_file import (
     new_member,
 )
 from pipevault.store.manifest import ArtifactRef, Manifest
-from pipevault.store.trust.signature import signature_files
+from pipevault.store.places import signature_files
 from pipevault.store.trust.trust import check_ownership
 from pipevault.store.vault import Vault
 

@@ -16,31 +16,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipevault.digest import Digest
-from pipevault.errors import VaultNotWritableError
 from pipevault.files.byte_progress import Progress, ignore_progress
-from pipevault.store.check.checks import (
+from pipevault.store.check.findings import (
+    Finding,
     Use,
     artifact_findings,
     check_manifest,
     file_size_bytes,
+    merged,
+    notable_findings,
     signature_findings,
     size_findings,
     unsigned_findings,
     vault_findings,
 )
-from pipevault.store.check.findings import (
-    Finding,
-    artifact_places,
-    foreign,
-    lost_signature,
-    orphans,
-    pin_findings,
-    signature_places,
-    staging,
-)
-from pipevault.store.layout import Layout
+from pipevault.store.layout import digest_or_none
 from pipevault.store.marker import ensure_vault
-from pipevault.store.read import iter_keys
+from pipevault.store.places import iter_keys, spread
 from pipevault.store.trust.signing_keys import PublicKey
 from pipevault.store.vault import Vault
 
@@ -64,12 +56,12 @@ class VerifyReport:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong, or all of it was mended."""
+        """Whether all that is bad was put out of the way."""
         return all(finding.mended for finding in self.bad)
 
     @property
     def broken_keys(self) -> tuple[Digest, ...]:
-        """The entries that could not be used when they were looked at, sorted."""
+        """The entries that could not be used, sorted."""
         return tuple(sorted({key for finding in self.bad for key in finding.keys}))
 
 
@@ -89,16 +81,15 @@ def verify(
     :class:`NotAVaultError`, :class:`NewerVaultError`: the marker. :class:`VaultError`: a folder cannot be listed.
     :class:`VaultNotWritableError`: ``fix`` in a vault that cannot be written.
     """
-    if fix and not vault.writable:
-        raise VaultNotWritableError(
-            f"The vault {vault.root} is read-only for this user: run without --fix.", vault.root
-        )
+    if fix:
+        vault.require_writable("Run without --fix.")
     layout = vault.layout
     ensure_vault(layout, create=False)
     # The artifacts first: one whose manifest is published meanwhile must count as named.
-    uses: dict[Digest, tuple[Use, ...]] = dict.fromkeys(artifact_places(layout), ())
+    names = (digest_or_none(file.name) for file in spread(layout, layout.artifacts_dir))
+    uses: dict[Digest, tuple[Use, ...]] = {digest: () for digest in names if digest is not None}
     keys = list(iter_keys(layout))
-    signatures = signature_places(layout)
+    signatures = _signatures(vault)
     findings, later = list[Finding](), list[Finding]()
     # One manifest is held at a time: a vault may have more than fit in memory.
     for key in keys:
@@ -108,34 +99,42 @@ def verify(
             continue
         for digest, size_bytes in manifest.artifact_sizes.items():
             uses[digest] = (*uses.get(digest, ()), (key, size_bytes))
-        later += signature_findings(layout, manifest, signatures.get(key, ()), trusted)
+        later += signature_findings(layout, manifest, map(_signer, signatures.get(key, ())), trusted)
         if policy == "require":
             later += unsigned_findings(layout, manifest, trusted)
-    artifacts, read_bytes, total_bytes = 0, 0, sum(_size_bytes(layout, digest) for digest in uses)
+    artifacts, read_bytes = 0, 0
+    total_bytes = sum(file_size_bytes(layout.artifact_file(digest)) or 0 for digest in uses)
     progress(0, total_bytes)
     for digest in sorted(uses):
-        is_there, size_bytes = os.path.lexists(layout.artifact_file(digest)), _size_bytes(layout, digest)
+        path = layout.artifact_file(digest)
+        artifacts += os.path.lexists(path)
+        read_bytes += file_size_bytes(path) or 0
         findings += _of_artifact(vault, digest, uses[digest])
-        artifacts += is_there
-        read_bytes += size_bytes
         progress(read_bytes, max(total_bytes, read_bytes))
     findings += vault_findings(vault, keys)
-    findings += orphans(layout, (digest for digest in sorted(uses) if not uses[digest]))
-    findings += pin_findings(layout)
-    for key, key_ids in signatures.items():
-        for key_id in key_ids:
-            findings += lost_signature(layout, key, key_id)
-    findings += later
-    findings += foreign(layout)
-    findings += staging(layout)
-    findings = _merged(findings)
+    lost = [path for key, paths in signatures.items() if _is_gone(vault, key) for path in paths]
+    findings += notable_findings(layout, (digest for digest in sorted(uses) if not uses[digest]), lost)
+    findings = merged([*findings, *later])
     if fix:
         findings = [_mended(vault, finding, trusted) if finding.movable else finding for finding in findings]
     return VerifyReport(len(keys), artifacts, read_bytes, tuple(findings))
 
 
-def _size_bytes(layout: Layout, digest: Digest) -> int:
-    return file_size_bytes(layout.artifact_file(digest)) or 0
+def _signatures(vault: Vault) -> dict[Digest, list[Path]]:
+    """What stands at a signature's place, by the key of its entry, sorted."""
+    found: dict[Digest, list[Path]] = {}
+    for path in (Path(file.path) for file in spread(vault.layout, vault.layout.signatures_dir)):
+        if (key := vault.layout.key_of_signature(path)) is not None:
+            found.setdefault(key, []).append(path)
+    return found
+
+
+def _signer(signature: Path) -> str:
+    return signature.name.split(".")[1]
+
+
+def _is_gone(vault: Vault, key: Digest) -> bool:
+    return not os.path.lexists(vault.layout.manifest_file(key))
 
 
 def _of_artifact(vault: Vault, digest: Digest, uses: Sequence[Use]) -> Iterator[Finding]:
@@ -189,17 +188,4 @@ def _look_again(vault: Vault, finding: Finding, trusted: Sequence[PublicKey]) ->
     elif (key := layout.key_of_signature(finding.path)) is not None:
         manifest, _ = check_manifest(vault, key)
         if manifest is not None:
-            yield from signature_findings(layout, manifest, [finding.path.name.split(".")[1]], trusted)
-
-
-def _merged(findings: Iterable[Finding]) -> list[Finding]:
-    """One finding for each file: the first of a kind, with the keys of all; nothing is both bad and an orphan."""
-    merged: dict[tuple[str, Path], Finding] = {}
-    for finding in findings:
-        place = (finding.kind, finding.path)
-        if place in merged:
-            keys = tuple(sorted({*merged[place].keys, *finding.keys}))
-            merged[place] = replace(merged[place], keys=keys)
-        elif finding.kind != "orphan" or ("artifact", finding.path) not in merged:
-            merged[place] = finding
-    return list(merged.values())
+            yield from signature_findings(layout, manifest, [_signer(finding.path)], trusted)

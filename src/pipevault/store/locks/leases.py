@@ -20,14 +20,15 @@ from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import VaultError
-from pipevault.files.atomic import make_folder, vault_errors
+from pipevault.files.atomic import make_folder
 from pipevault.files.claims import Claim, abandoned, claim_file
 from pipevault.store.layout import Layout
+from pipevault.store.places import children
 
 
 @dataclass
 class Lease:
-    """What keeps an entry. ``problem`` says why there is none; the entry may then be removed while it is in use.
+    """A hold on an entry. ``problem`` says why there is none; the entry may then be removed while it is in use.
 
     It ends with :meth:`release` or with the process, and belongs to the process that took it: in a forked child,
     :meth:`release` does nothing.
@@ -80,23 +81,18 @@ def take_lease(layout: Layout, key: Digest, *, writable: bool = True) -> Lease:
 
 
 def find_leases(layout: Layout) -> list[FoundLease]:
-    """Every lease file, sorted; nothing is changed. :class:`VaultError`: the folder cannot be read."""
-    with vault_errors(layout.leases_dir, "listed"):
-        try:
-            names = sorted(os.listdir(layout.leases_dir))
-        except FileNotFoundError:
-            return []
-    found = (_judge(layout, layout.leases_dir / name) for name in names)
+    """Return every lease file, sorted; nothing is changed. :class:`VaultError`: the folder cannot be read."""
+    found = (_judge(layout, path) for path in children(layout.leases_dir))
     return [lease for lease in found if lease is not None]
 
 
 def leased_keys(layout: Layout) -> set[Digest]:
-    """The keys that a live process holds. Raises like :func:`find_leases`."""
+    """Return the keys that a live process holds. Raises like :func:`find_leases`."""
     return {lease.key for lease in find_leases(layout) if lease.alive}
 
 
 def describe_leases(leases: Sequence[FoundLease]) -> str:
-    """``process 4711 on worker-3 and 2 more``."""
+    """Return ``process 4711 on worker-3 and 2 more``."""
     more = f" and {len(leases) - 1} more" if len(leases) > 1 else ""
     return f"{leases[0].holder}{more}"
 

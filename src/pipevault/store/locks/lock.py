@@ -1,7 +1,7 @@
 """The advisory lock of a key: it saves work, and correctness never depends on it.
 
 ``flock`` succeeds for everyone on some network file systems, so two processes may both hold a lock;
-publishing is safe all the same. The holder leaves a note beside the lock::
+publishing is safe all the same. The holder leaves a note next to the lock::
 
     {"boot_id": "acdf2976-…", "host": "worker-3", "namespaces": "4026531836.4026531834", "pid": 4711,
      "since": "2025-01-31T12:00:00+00:00", "started": 1437466}
@@ -16,10 +16,9 @@ for that of a process that has the lock just now and is about to write its own.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,31 +28,30 @@ import msgspec
 
 from pipevault.digest import Digest, canonical_json
 from pipevault.errors import LockTimeoutError, VaultError
-from pipevault.files.atomic import make_folder, publish_file, vault_errors, write_file
+from pipevault.files.atomic import make_folder, publish_file, vault_errors
 from pipevault.files.claims import locks_hold
-from pipevault.files.flock import HeldLock, NotLocked, try_lock
+from pipevault.files.flock import HeldLock, NotLocked, locked, try_lock
 from pipevault.files.heartbeat import is_silent, start_beating, stop_beating
 from pipevault.files.liveness import ProcessIdentity
 from pipevault.reading import read_file
 from pipevault.store.layout import Layout
 from pipevault.store.manifest import now_utc
-from pipevault.store.staging import staging_folder
+from pipevault.store.staging import staging_folder, write_document
 
 POLL_INTERVAL_S = 0.05
 GUARD_TIMEOUT_S = 5.0
 """A guard is held while one small file is written; one that is held longer hangs, and is done without."""
-_GUARD_POLL_INTERVAL_S = 0.002
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who wrote the note beside a lock; ``since`` is ISO 8601, UTC."""
+    """The writer of the note next to a lock; ``since`` is ISO 8601, UTC."""
 
     process: ProcessIdentity
     since: str
 
     def describe(self, now_s: float) -> str:
-        """``process 7 on worker-3 (since 2025-01-31T12:00:00+00:00, 2 min 5 s)``; ``now_s`` since the epoch."""
+        """Return ``process 7 on worker-3 (since 2025-01-31T12:00:00+00:00, 2 min 5 s)``; ``now_s`` since the epoch."""
         elapsed = _elapsed(self.since, now_s)
         when = f"since {self.since}, {elapsed}" if elapsed else f"since {self.since}"
         return f"process {self.process.pid} on {self.process.host} ({when})"
@@ -65,14 +63,14 @@ def key_lock(
 ) -> Iterator[None]:
     """Hold the lock of ``key``; wait up to ``timeout_s`` seconds (``math.inf``: for ever).
 
-    ``on_wait`` is told in one sentence whom this process waits for and since when, again whenever the holder
+    ``on_wait`` gets a sentence that says whom this process waits for and since when, again whenever the holder
     changes, that the lock of a dead process was taken over, and that the block runs unlocked where the file
     system has no locks. Raises :class:`LockTimeoutError`, and :class:`VaultNotWritableError` where no lock
     file can be made.
     """
     if not timeout_s >= 0:
-        raise ValueError(f"timeout_s is {timeout_s!r}: a number of seconds, 0 or more, is needed.")
-    tell = on_wait or _tell_nobody
+        raise ValueError(f"timeout_s is {timeout_s!r}: expected 0 or more seconds.")
+    tell = on_wait or (lambda message: None)
     make_folder(layout.locks_dir)
     lock = _acquire(layout, key, timeout_s, tell)
     if lock is None:
@@ -86,7 +84,7 @@ def key_lock(
 
 
 def read_holder(path: Path) -> Holder | None:
-    """The note at ``path``, or ``None`` if there is none that can be read."""
+    """Read the note at ``path``; ``None`` if there is none that can be read."""
     try:
         document = msgspec.json.decode(read_file(path), type=dict[str, Any])
         return Holder(ProcessIdentity.from_json(document), str(document["since"]))
@@ -94,15 +92,9 @@ def read_holder(path: Path) -> Holder | None:
         return None
 
 
-@contextmanager
-def guard(layout: Layout, key: Digest, *, timeout_s: float = GUARD_TIMEOUT_S) -> Iterator[bool]:
+def guard(layout: Layout, key: Digest, *, timeout_s: float = GUARD_TIMEOUT_S) -> AbstractContextManager[bool]:
     """Hold the guard of ``key`` while the block runs; ``False`` if it could not be had."""
-    held = _acquire_guard(layout.guard_file(key), timeout_s)
-    try:
-        yield held is not None
-    finally:
-        if held is not None:
-            held.release()
+    return locked(layout.guard_file(key), timeout_s=timeout_s)
 
 
 def _acquire(layout: Layout, key: Digest, timeout_s: float, tell: Callable[[str], None]) -> HeldLock | None:
@@ -148,8 +140,6 @@ def _try_acquire(layout: Layout, key: Digest) -> HeldLock | NotLocked:
 
 def _take_over(layout: Layout, key: Digest, dead: Holder) -> HeldLock | None:
     """Replace the lock file that a dead process left locked; ``None`` if somebody else did something first."""
-    if os.name == "nt":  # open files cannot be replaced there, and the system frees the locks of the dead
-        return None
     path = layout.lock_file(key)
     with guard(layout, key) as guarded, vault_errors(path, "taken over"):
         if not guarded or read_holder(layout.holder_file(key)) != dead:
@@ -176,29 +166,10 @@ def _release(layout: Layout, key: Digest, lock: HeldLock) -> None:
         lock.release()
 
 
-def _acquire_guard(path: Path, timeout_s: float) -> HeldLock | None:
-    start = time.monotonic()
-    while True:
-        try:
-            held = try_lock(path)
-        except OSError:  # a full disk: the guard only saves work, like the lock itself
-            return None
-        if isinstance(held, HeldLock):
-            if held.is_current():
-                return held
-            held.release()
-        elif held is NotLocked.NO_LOCKS:
-            return None
-        if time.monotonic() - start >= timeout_s:
-            return None
-        time.sleep(_GUARD_POLL_INTERVAL_S)
-
-
 def _leave_note(layout: Layout, key: Digest) -> None:
     note = canonical_json({**ProcessIdentity.current().to_json(), "since": now_utc()})
     try:
-        with staging_folder(layout) as folder:
-            write_file(layout.holder_file(key), note, staging=folder)
+        write_document(layout, layout.holder_file(key), note)
         if not locks_hold(layout.holder_file(key)):
             start_beating(layout.holder_file(key))
     except VaultError:  # a full disk: the lock is held all the same, and waiters say "another process"
@@ -207,10 +178,8 @@ def _leave_note(layout: Layout, key: Digest) -> None:
 
 def _remove_note(layout: Layout, key: Digest) -> None:
     stop_beating(layout.holder_file(key))
-    try:
+    with suppress(OSError):  # a note that outlives its lock costs at worst that work is done twice
         layout.holder_file(key).unlink(missing_ok=True)
-    except OSError:  # a note that outlives its lock costs at worst that work is done twice
-        return
 
 
 def _shows_life(note: Path) -> bool:
@@ -222,11 +191,9 @@ def _shows_life(note: Path) -> bool:
 
 
 def _timeout(key: Digest, holder: Holder | None, alive: bool | None, waited_s: float) -> LockTimeoutError:
-    unknown = (
-        " Whether that process still runs cannot be told from here: it belongs to another host, boot or container."
-        if holder is not None and alive is None
-        else ""
-    )
+    unknown = ""
+    if holder is not None and alive is None:
+        unknown = " It belongs to another host, boot or container, so whether it still runs cannot be told from here."
     return LockTimeoutError(
         f"Key {key.short} is still being frozen by {_whom(holder)} after {waited_s:.0f} s of waiting.{unknown} Wait "
         "longer (lock_timeout_s), stop that process if it hangs, or compile without waiting "
@@ -255,7 +222,3 @@ def _elapsed(since: str, now_s: float) -> str:
     if hours:
         return f"{hours} h {minutes % 60} min"
     return f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
-
-
-def _tell_nobody(message: str) -> None:
-    del message

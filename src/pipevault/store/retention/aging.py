@@ -1,4 +1,4 @@
-"""How old entries are, and which was used least recently, when clocks disagree.
+"""Ages of entries, and which was used least recently, when clocks disagree.
 
 An entry's time is that of its last known use, else that of its manifest. A time from the future was told by a clock
 that is ahead, or the clock here is behind:
@@ -22,7 +22,7 @@ CLOCK_TOLERANCE_S = 60.0
 
 @dataclass(frozen=True)
 class Times:
-    """When an entry was published and last used, in seconds since the epoch; ``used_s`` ``None``: no use is known."""
+    """The times of an entry, in seconds since the epoch; ``used_s`` ``None``: no use is known."""
 
     published_s: float
     used_s: float | None = None
@@ -34,7 +34,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Ages:
-    """Of a vault's entries. ``order``: least recently used first. ``age_s``: since the last use, never negative."""
+    """The ages of entries. ``order``: least recently used first. ``age_s``: since the last use, never negative."""
 
     order: tuple[Digest, ...]
     age_s: Mapping[Digest, float]
@@ -45,7 +45,7 @@ class Ages:
 
 
 def judge(times: Mapping[Digest, Times], now_s: float) -> Ages:
-    """Order and ages at ``now_s``, what this machine's clock tells."""
+    """Return order and ages at ``now_s``, what this machine's clock tells."""
     told = [time for entry in times.values() for time in (entry.published_s, entry.used_s) if time is not None]
     behind = 2 * sum(time > now_s + CLOCK_TOLERANCE_S for time in told) > len(told)
     latest = {key: entry.latest_s for key, entry in times.items()}

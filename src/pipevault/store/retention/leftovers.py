@@ -1,4 +1,4 @@
-"""What dead processes left: staging folders, leases, locks and their notes, folders in the system's temporary folder.
+"""Leftovers of dead processes: staging folders, leases, locks and their notes, temporary folders of the system.
 
 Nothing of it is ever read as part of an entry, so recovery needs none of this; it frees space. Never removed: what
 belongs to a process that lives, see :mod:`pipevault.files.claims`. :func:`sweep` looks at everything, :func:`tidy` at a
@@ -12,20 +12,20 @@ import secrets
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import VaultError
-from pipevault.files.atomic import vault_errors
 from pipevault.files.claims import abandoned, locks_hold
 from pipevault.files.claims import remove as remove_path
-from pipevault.files.flock import HeldLock, try_lock
+from pipevault.files.flock import locked
 from pipevault.files.heartbeat import BEAT_LIMIT_S, is_silent
 from pipevault.files.scratch import scratch_folders, scratch_places
 from pipevault.store.layout import Layout
 from pipevault.store.locks.lock import guard
+from pipevault.store.places import children
 
 LOCK_MIN_AGE_S = BEAT_LIMIT_S
 """A lock file that nobody holds goes when its entry exists, else at this age."""
@@ -46,20 +46,18 @@ class Leftover:
     reason: str
 
 
-def find_leftovers(
-    layout: Layout, *, now_s: float | None = None, temporary_dir: Path | None = None
-) -> tuple[Leftover, ...]:
-    """What :func:`sweep` would remove now; nothing is changed. A lock may look held for the moment of the look."""
-    return tuple(_work(layout, now_s, temporary_dir, remove=False))
+def find_leftovers(layout: Layout, *, temporary_dir: Path | None = None) -> tuple[Leftover, ...]:
+    """Return what :func:`sweep` would remove now; nothing is changed. A lock looks held for the moment of the look."""
+    return tuple(_work(layout, temporary_dir, remove=False))
 
 
-def sweep(layout: Layout, *, now_s: float | None = None, temporary_dir: Path | None = None) -> list[Leftover]:
-    """Remove what dead processes left; what was removed. What this user may not remove stays and is left out.
+def sweep(layout: Layout, *, temporary_dir: Path | None = None) -> list[Leftover]:
+    """Remove what dead processes left, and return it. What this user may not remove stays and is left out.
 
-    ``now_s``: seconds since the epoch; default: now. ``temporary_dir``: default: the system's. Processes may work
-    in the vault meanwhile. :class:`~pipevault.errors.VaultError` if the vault cannot be listed.
+    ``temporary_dir``: default: the system's. Processes may work in the vault meanwhile.
+    :class:`~pipevault.errors.VaultError` if the vault cannot be listed.
     """
-    return [item for item in _work(layout, now_s, temporary_dir, remove=True) if not os.path.lexists(item.path)]
+    return [item for item in _work(layout, temporary_dir, remove=True) if not os.path.lexists(item.path)]
 
 
 def tidy(layout: Layout) -> None:
@@ -69,14 +67,13 @@ def tidy(layout: Layout) -> None:
             names = os.listdir(folder)
             if len(names) > TIDY_ABOVE:
                 picked = secrets.SystemRandom().sample(names, TIDY_AT_ONCE)
-                for _ in look(layout, [folder / name for name in picked], time.time(), remove=True):
+                for _ in look(layout, [folder / name for name in picked], remove=True):
                     pass
 
 
-def _work(layout: Layout, now_s: float | None, temporary_dir: Path | None, *, remove: bool) -> Iterator[Leftover]:
-    now_s = time.time() if now_s is None else now_s
-    yield from _claimed(layout, (*_children(layout.tmp_dir), *_children(layout.leases_dir)), now_s, remove=remove)
-    yield from _locks(layout, _children(layout.locks_dir), now_s, remove=remove)
+def _work(layout: Layout, temporary_dir: Path | None, *, remove: bool) -> Iterator[Leftover]:
+    yield from _claimed(layout, (*children(layout.tmp_dir), *children(layout.leases_dir)), remove=remove)
+    yield from _locks(layout, children(layout.locks_dir), remove=remove)
     temporary = [temporary_dir] if temporary_dir else [place.folder for place in scratch_places()]
     for path in (path for folder in temporary for path in scratch_folders(folder)):
         with abandoned(path) as is_free:
@@ -84,28 +81,27 @@ def _work(layout: Layout, now_s: float | None, temporary_dir: Path | None, *, re
                 yield _removed(path, _DIED, remove)
 
 
-def _claimed(layout: Layout, paths: Iterable[Path], now_s: float, *, remove: bool) -> Iterator[Leftover]:
+def _claimed(layout: Layout, paths: Iterable[Path], *, remove: bool) -> Iterator[Leftover]:
     """Staging folders and leases."""
-    del now_s
     for path in paths:
-        _, mark = layout.staging_owner(path) or (0, "")
-        if not layout.is_staging(path) and layout.key_of_lease(path) is None:
-            continue
-        with abandoned(path) as is_free:
-            # A mark is in the names of earlier releases, which locked no folder.
-            if is_free and (not mark or is_silent(path)):
-                yield _removed(path, _DIED, remove)
+        if layout.is_staging(path) or layout.key_of_lease(path) is not None:
+            with abandoned(path) as is_free:
+                # Earlier releases, which put a mark into the name, locked no folder.
+                if is_free and (not layout.is_marked_staging(path) or is_silent(path)):
+                    yield _removed(path, _DIED, remove)
 
 
-def _locks(layout: Layout, paths: Iterable[Path], now_s: float, *, remove: bool) -> Iterator[Leftover]:
+def _locks(layout: Layout, paths: Iterable[Path], *, remove: bool) -> Iterator[Leftover]:
     for key in sorted({key for path in paths if (key := layout.key_of_lock(path))}):
         guarding = guard(layout, key, timeout_s=0) if remove else nullcontext(True)
-        with guarding as guarded, _free_lock(layout.lock_file(key)) as free:
+        lock = layout.lock_file(key)
+        # A lock file that is missing is free, and is not made by looking at it.
+        with guarding as guarded, locked(lock, timeout_s=0) if os.path.lexists(lock) else nullcontext(True) as free:
             if guarded and free:
-                yield from _lock_files(layout, key, now_s, remove)
+                yield from _lock_files(layout, key, remove)
 
 
-def _lock_files(layout: Layout, key: Digest, now_s: float, remove: bool) -> Iterator[Leftover]:
+def _lock_files(layout: Layout, key: Digest, remove: bool) -> Iterator[Leftover]:
     """The files of a lock that nobody holds; the caller holds it and its guard."""
     note, lock = layout.holder_file(key), layout.lock_file(key)
     if os.path.lexists(note):
@@ -113,49 +109,19 @@ def _lock_files(layout: Layout, key: Digest, now_s: float, remove: bool) -> Iter
             return  # the lock may be held all the same
         yield _removed(note, _DIED, remove)
     has_entry = os.path.lexists(layout.manifest_file(key))
-    if has_entry or not os.path.lexists(lock) or now_s - lock.lstat().st_mtime >= LOCK_MIN_AGE_S:
+    if has_entry or not os.path.lexists(lock) or time.time() - lock.lstat().st_mtime >= LOCK_MIN_AGE_S:
         reason = "nobody holds it, and the entry is there" if has_entry else "nobody holds it, and it is old"
         # The guard last: whoever waits for it sees that it is gone, and then that the lock is.
         yield from (_removed(path, reason, remove) for path in (lock, layout.guard_file(key)) if os.path.lexists(path))
 
 
-def _statuses(path: Path) -> Iterator[os.stat_result]:
-    for place in (path, *(Path(folder) / name for folder, names, files in os.walk(path) for name in (*names, *files))):
-        try:
-            yield os.lstat(place)
-        except OSError:  # gone by now
-            continue
-
-
-@contextmanager
-def _free_lock(path: Path) -> Iterator[bool]:
-    """Whether nobody holds the lock of ``path``, which is then held while the block runs; a missing file is free."""
-    held: HeldLock | None = None
-    free = not os.path.lexists(path)
-    if not free:
-        try:
-            attempt = try_lock(path)
-        except OSError:  # another user's
-            attempt = None
-        held = attempt if isinstance(attempt, HeldLock) else None
-        free = held is not None and held.is_current()
-    try:
-        yield free
-    finally:
-        if held is not None:
-            held.release()
-
-
 def _removed(path: Path, reason: str, remove: bool) -> Leftover:
-    found = Leftover(path, sum(status.st_size for status in _statuses(path) if stat.S_ISREG(status.st_mode)), reason)
+    inside = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    size_bytes = 0
+    for place in (path, *inside):
+        with suppress(OSError):  # gone by now
+            status = os.lstat(place)
+            size_bytes += status.st_size if stat.S_ISREG(status.st_mode) else 0
     if remove:
         remove_path(path)
-    return found
-
-
-def _children(folder: Path) -> list[Path]:
-    with vault_errors(folder, "listed"):
-        try:
-            return sorted(folder.iterdir())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+    return Leftover(path, size_bytes, reason)

@@ -2,22 +2,21 @@
 
     {"created_at":"2025-01-31T12:00:00+00:00","key":"<key digest>","pin_version":1}
 
-A pin that cannot be read may mean any entry, so nothing is removed until it is mended or unpinned.
+A pin that cannot be read may mean any entry, so nothing is removed until it can be read or is unpinned.
 """
 
 from __future__ import annotations
-
-import os
 
 import msgspec
 
 from pipevault.digest import Digest
 from pipevault.errors import PinError, UnknownKeyError, VaultError
-from pipevault.files.atomic import create_file, fsync_folder, make_folder, vault_errors, write_file
+from pipevault.files.atomic import create_file, fsync_path, make_folder, vault_errors, write_file
 from pipevault.files.documents import Format, Problem, Sha256
 from pipevault.reading import read_file
 from pipevault.store.layout import PIN_NAME, Layout
 from pipevault.store.manifest import now_utc
+from pipevault.store.places import children
 from pipevault.store.staging import staging_folder
 
 PIN_VERSION = 1
@@ -46,28 +45,19 @@ _FORMAT = Format(_Pin, "pin_version", PIN_VERSION, damaged=_damaged, newer=_newe
 
 
 def pins(layout: Layout) -> dict[str, Digest]:
-    """The key of each pin, sorted by name. :class:`PinError` names one that cannot be read."""
-    found = {}
-    for name in pin_names(layout):
-        key = read_pin(layout, name)
-        if key is not None:
-            found[name] = key
-    return found
+    """Return the key of each pin, sorted by name. :class:`PinError` names one that cannot be read."""
+    read = ((name, read_pin(layout, name)) for name in pin_names(layout))
+    return {name: key for name, key in read if key is not None}
 
 
 def pin_names(layout: Layout) -> list[str]:
-    """The names of all pins, sorted, also of those that cannot be read."""
-    with vault_errors(layout.pins_dir, "listed"):
-        try:
-            files = os.listdir(layout.pins_dir)
-        except FileNotFoundError:
-            return []
-    names = (layout.pin_name(layout.pins_dir / file) for file in files)
+    """List the names of all pins, sorted, also of those that cannot be read."""
+    names = map(layout.pin_name, children(layout.pins_dir))
     return sorted(name for name in names if name is not None)
 
 
 def read_pin(layout: Layout, name: str) -> Digest | None:
-    """The key that ``name`` pins, ``None`` if there is no such pin. :class:`PinError`: it cannot be read."""
+    """Return the key that ``name`` pins, ``None`` if there is no such pin. :class:`PinError`: it cannot be read."""
     path = layout.pin_file(name)
     with vault_errors(path, "read"):
         try:
@@ -78,7 +68,7 @@ def read_pin(layout: Layout, name: str) -> Digest | None:
 
 
 def pin(layout: Layout, key: Digest, name: str, *, move: bool = False) -> Digest | None:
-    """Pin the entry ``key`` as ``name``; the key that ``move`` took the name from.
+    """Pin the entry ``key`` as ``name``; return the key that ``move`` took the name from.
 
     Pinning the same entry again changes nothing. :class:`PinError`: ``name`` is no name, or pins another entry and
     ``move`` is false. :class:`UnknownKeyError`: there is no such entry, or it was removed meanwhile.
@@ -109,7 +99,7 @@ def pin(layout: Layout, key: Digest, name: str, *, move: bool = False) -> Digest
 
 
 def unpin(layout: Layout, name: str) -> Digest | None:
-    """Remove the pin ``name``, also a damaged one; the key it had, if it could be read. :class:`PinError`."""
+    """Remove the pin ``name``, also a damaged one; return the key it had, if it could be read. :class:`PinError`."""
     _check_name(name)
     key = _read_or_none(layout, name)
     path = layout.pin_file(name)
@@ -121,7 +111,7 @@ def unpin(layout: Layout, name: str) -> Digest | None:
             raise PinError(
                 f"There is no pin {name}. {f'Pins: {known}.' if known else 'There are none.'}", name
             ) from None
-        fsync_folder(path.parent)
+        fsync_path(path.parent)
     return key
 
 
@@ -135,7 +125,8 @@ def _read_or_none(layout: Layout, name: str) -> Digest | None:
 def _check_name(name: str) -> None:
     if not PIN_NAME.fullmatch(name):
         raise PinError(
-            f"{name!r} is no name of a pin: letters, digits, '.', '_', '-', at most 64, the first a letter or digit.",
+            f"Invalid name of a pin {name!r}: expected at most 64 letters, digits, '.', '_', '-', the first a letter "
+            "or digit.",
             name,
         )
 

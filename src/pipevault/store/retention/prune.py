@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipevault.digest import Digest
-from pipevault.errors import PinError, VaultError, VaultNotWritableError
+from pipevault.errors import PinError, VaultError
 from pipevault.store.inventory import find_files
 from pipevault.store.layout import Layout
+from pipevault.store.retention.holds import find_holds
 from pipevault.store.retention.leftovers import Leftover, sweep
-from pipevault.store.retention.prune_plan import Going, PrunePlan, Staying, plan_prune, stale_quarantined, use_reasons
+from pipevault.store.retention.prune_plan import Going, PrunePlan, Staying, plan_prune, stale_quarantined
 from pipevault.store.retention.removal import (
     remove_artifacts,
     remove_belongings,
@@ -38,14 +39,14 @@ __all__ = ["Going", "PrunePlan", "PruneReport", "Staying", "carry_out", "enforce
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What this call removed, in bytes; what another process removed first is not counted."""
+    """The files that this call removed, in bytes; what another process removed first is not counted."""
 
     entries: tuple[Digest, ...] = ()
     artifacts: tuple[Digest, ...] = ()
     """Orphans among them."""
     quarantined: tuple[Path, ...] = ()
     leftovers: tuple[Leftover, ...] = ()
-    """What dead processes left in ``tmp/``, ``locks/``, ``leases/`` and elsewhere; not part of the vault's size."""
+    """Files of dead processes in ``tmp/``, ``locks/``, ``leases/`` and elsewhere; not part of the vault's size."""
     staying: tuple[Staying, ...] = ()
     """Planned to go, but used, pinned, loaded or frozen again since."""
     freed_bytes: int = 0
@@ -55,8 +56,9 @@ class PruneReport:
 
 
 def vault_size_bytes(layout: Layout) -> int:
-    """Bytes of manifests, artifacts, signatures and quarantined files; no file is opened. A file that vanishes
-    meanwhile, or a folder that cannot be read, counts as empty.
+    """Return the bytes of manifests, artifacts, signatures and quarantined files; no file is opened.
+
+    A file that vanishes meanwhile, or a folder that cannot be read, counts as empty.
     """
     folders = (layout.entries_dir, layout.artifacts_dir, layout.signatures_dir, layout.quarantine_dir)
     return sum(_folder_size_bytes(os.fspath(folder)) for folder in folders)
@@ -69,31 +71,11 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
     :class:`VaultNotWritableError` if a file cannot be removed; what was removed stays removed. :class:`PinError`: a pin
     cannot be read.
     """
+    vault.require_writable("Prune it as its owner.")
     layout = vault.layout
-    if not vault.writable:
-        raise VaultNotWritableError(
-            f"The vault {layout.root} is read-only for this user. Prune it as its owner.", layout.root
-        )
     leftovers = sweep(layout)
     quarantined = {path: size for path in plan.quarantined if (size := remove_file(path)) is not None}
-    watch = _Watch(layout)
-    staying: list[Staying] = []
-    removed: dict[Digest, int] = {}
-    for going in plan.entries:
-        if reason := watch.reason_to_stay(going):
-            staying.append(Staying(going.key, reason))
-        elif (aside := take_aside(layout, going.key)) is not None:
-            # Whoever leased or pinned it before it was taken aside is seen now; whoever does so later finds it gone.
-            try:
-                reason = watch.reason_to_stay(going)
-            except BaseException:  # whatever it was goes on, such as a pin that cannot be read; the entry stays
-                aside.put_back(layout, going.key)
-                raise
-            if reason:
-                aside.put_back(layout, going.key)
-                staying.append(Staying(going.key, reason))
-            else:
-                removed[going.key] = aside.remove()
+    removed, staying = _remove_entries(layout, plan)
     artifacts, artifact_bytes, _ = remove_artifacts(layout, (*plan.artifacts, *plan.orphans), after=removed)
     remove_empty_shelves(layout)
     problems = list(plan.problems)
@@ -116,7 +98,7 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
         artifacts=tuple(artifacts),
         quarantined=tuple(quarantined),
         leftovers=tuple(leftovers),
-        staying=tuple(staying),
+        staying=staying,
         freed_bytes=freed_bytes,
         left_bytes=plan.size_bytes - freed_bytes,
         problems=tuple(problems),
@@ -147,6 +129,29 @@ def enforce_max_size(vault: Vault, key: Digest, *, max_size: int | None) -> Prun
     return replace(report, problems=(*report.problems, problem))
 
 
+def _remove_entries(layout: Layout, plan: PrunePlan) -> tuple[dict[Digest, int], tuple[Staying, ...]]:
+    """Remove the manifests that may still go; return the bytes of each, and what stays."""
+    watch = _Watch(layout)
+    removed: dict[Digest, int] = {}
+    staying: list[Staying] = []
+    for going in plan.entries:
+        if reason := watch.reason_to_stay(going):
+            staying.append(Staying(going.key, reason))
+        elif (aside := take_aside(layout, going.key)) is not None:
+            # Whoever leased or pinned it before it was taken aside is seen now; whoever does so later finds it gone.
+            try:
+                reason = watch.reason_to_stay(going)
+            except BaseException:  # whatever it was goes on, such as a pin that cannot be read; the entry stays
+                aside.put_back()
+                raise
+            if reason:
+                aside.put_back()
+                staying.append(Staying(going.key, reason))
+            else:
+                removed[going.key] = aside.remove()
+    return removed, tuple(staying)
+
+
 class _Watch:
     """Notices pins and leases that appear while entries are being removed."""
 
@@ -159,7 +164,8 @@ class _Watch:
         """Why the entry must not go after all; empty if it may."""
         layout, key = self._layout, going.key
         if (seen := self._look()) != self._seen:
-            self._reasons, self._seen = use_reasons(layout), seen
+            self._reasons = {held: hold.reason for held, hold in find_holds(layout).items()}
+            self._seen = seen
         if reason := self._reasons.get(key):
             return reason
         if last_use_s(layout, key) != going.used_s:
@@ -188,10 +194,7 @@ def _statuses(folder: str) -> list[tuple[os.DirEntry[str], os.stat_result]]:
 
 
 def _folder_size_bytes(folder: str) -> int:
-    size_bytes = 0
-    for entry, status in _statuses(folder):
-        if entry.is_dir(follow_symlinks=False):
-            size_bytes += _folder_size_bytes(entry.path)
-        else:
-            size_bytes += status.st_size
-    return size_bytes
+    return sum(
+        _folder_size_bytes(entry.path) if entry.is_dir(follow_symlinks=False) else status.st_size
+        for entry, status in _statuses(folder)
+    )

@@ -1,4 +1,4 @@
-"""When an entry was last used: the time of change of ``uses/<aa>/<key digest>``, an empty file.
+"""The last use of an entry: the time of change of ``uses/<aa>/<key digest>``, an empty file.
 
 A use is noted without a lock. Where the vault cannot be written, the note goes to the user's state folder,
 see :func:`pipevault.store.stats.events.state_layout`, under the same names; both places are read.
@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from pipevault.digest import Digest
-from pipevault.errors import NoHomeError
 from pipevault.files.atomic import FOLDER_MODE, share_like_folder
+from pipevault.store.inventory import find_files
 from pipevault.store.layout import Layout
-from pipevault.store.stats.events import state_layout
+from pipevault.store.stats.events import with_state
 
 
 def record_use(layout: Layout, key: Digest, *, writable: bool = True) -> None:
@@ -28,40 +27,43 @@ def record_use(layout: Layout, key: Digest, *, writable: bool = True) -> None:
 
     Never raises: a use that cannot be noted anywhere only makes the entry look older than it is.
     """
-    if writable and _touch(layout.use_file(key)):
-        return
-    with suppress(NoHomeError):
-        _touch(state_layout(layout).use_file(key))
+    for place in with_state(layout):
+        if (writable or place != layout) and _touch(place.use_file(key)):
+            return
 
 
 def last_use_s(layout: Layout, key: Digest) -> float | None:
-    """Seconds since the epoch, as the clock that noted it told them; ``None``: no use is known.
+    """Return seconds since the epoch, as the clock that noted it told them; ``None``: no use is known.
 
     It may lie in the future. Raises nothing: a place that cannot be read tells of no use.
     """
-    times = [_modified_s(file) for file in _places(layout, key)]
-    return max((time for time in times if time is not None), default=None)
+    times = []
+    for file in _notes(layout, key):
+        with suppress(OSError):
+            times.append(file.stat().st_mtime)
+    return max(times, default=None)
 
 
 def last_uses_s(layout: Layout) -> dict[Digest, float]:
-    """:func:`last_use_s` of every key that has one, read in bulk; keys without an entry among them."""
+    """Return :func:`last_use_s` of every key that has one, read in bulk; keys without an entry among them."""
     times: dict[Digest, float] = {}
-    for notes in _vaults(layout):
-        for key, modified_s in _noted(notes):
-            times[key] = max(modified_s, times.get(key, modified_s))
+    for place in with_state(layout):
+        for path, file in find_files(place.uses_dir).items():
+            if (key := place.key_of_use(path)) is not None:
+                times[key] = max(file.modified_s, times.get(key, file.modified_s))
     return times
 
 
 def forget_use(layout: Layout, key: Digest) -> None:
     """Remove what is noted of ``key``; never raises."""
-    for file in _places(layout, key):
+    for file in _notes(layout, key):
         with suppress(OSError):
             file.unlink()
 
 
 def set_last_use(layout: Layout, key: Digest, time_s: float) -> None:
     """Make ``time_s`` the time of every note of ``key``, later notes too; never raises."""
-    for file in _places(layout, key):
+    for file in _notes(layout, key):
         with suppress(OSError):
             os.utime(file, times=(time_s, time_s))
 
@@ -89,28 +91,5 @@ def _create(file: Path) -> None:
     file.touch(mode=0o644)
 
 
-def _places(layout: Layout, key: Digest) -> Iterator[Path]:
-    return (notes.use_file(key) for notes in _vaults(layout))
-
-
-def _vaults(layout: Layout) -> Iterator[Layout]:
-    yield layout
-    with suppress(NoHomeError):
-        yield state_layout(layout)
-
-
-def _modified_s(file: Path) -> float | None:
-    try:
-        return file.stat().st_mtime
-    except OSError:
-        return None
-
-
-def _noted(layout: Layout) -> Iterator[tuple[Digest, float]]:
-    with suppress(OSError), os.scandir(layout.uses_dir) as shards:
-        for shard in shards:
-            with suppress(OSError), os.scandir(shard.path) as files:
-                for file in files:
-                    with suppress(ValueError):  # a foreign file
-                        if file.name.startswith(shard.name) and len(shard.name) == 2:
-                            yield Digest(file.name), file.stat(follow_symlinks=False).st_mtime
+def _notes(layout: Layout, key: Digest) -> list[Path]:
+    return [place.use_file(key) for place in with_state(layout)]

@@ -20,17 +20,18 @@ from typing import Any
 from pipevault.digest import Digest, canonical_json
 from pipevault.errors import VaultError
 from pipevault.files.atomic import FOLDER_MODE, share_like_folder
+from pipevault.files.flock import NotLocked, lock_descriptor
 from pipevault.files.liveness import ProcessIdentity
 from pipevault.store.layout import Layout
 from pipevault.store.stats.event_totals import fold
-from pipevault.store.stats.events import LARGEST, LARGEST_FILE_BYTES, WORD, state_layout, try_own
+from pipevault.store.stats.events import LARGEST, LARGEST_FILE_BYTES, WORD, state_layout
 
 logger = logging.getLogger("pipevault")
 
 OTHER_REASON = "other"
 FOLD_EVERY = 64
 """A process that finds so many files, or a multiple, folds those of ended ones before it adds its own."""
-_APPEND = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def count(layout: Layout, event: str, *, key: Digest | None = None, reason: str 
 
 def _line(event: str, key: Digest | None, reason: str, numbers: Mapping[str, float]) -> bytes:
     if not WORD.fullmatch(event):
-        raise ValueError(f"{event!r} is no name of an event")
+        raise ValueError(f"{event!r} is not a name of an event")
     document: dict[str, Any] = {"event": event, "time": int(time.time())}
     if key is not None:
         document["key"] = key.hex
@@ -105,10 +106,9 @@ def _open(layout: Layout) -> _Log:
     while True:
         path = layout.events_file(host=owner.host, pid=owner.pid, random_hex=os.urandom(8).hex(), mark=owner.mark)
         descriptor = os.open(path, _APPEND, 0o644)
-        if hasattr(os, "fchmod"):
-            os.fchmod(descriptor, 0o644)  # whatever the umask: others fold it
-        is_ours, status = try_own(descriptor), os.fstat(descriptor)
-        if is_ours is not False and status.st_nlink:
+        os.fchmod(descriptor, 0o644)  # whatever the umask: others fold it
+        why_not, status = lock_descriptor(descriptor), os.fstat(descriptor)
+        if why_not is not NotLocked.HELD_ELSEWHERE and status.st_nlink:
             return _Log(descriptor, (status.st_dev, status.st_ino))
         os.close(descriptor)  # another process took it for that of an ended one before it was locked
 

@@ -16,19 +16,20 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import msgspec
 
-from pipevault.errors import NewerVaultError, NoHomeError, VaultError
+from pipevault.errors import NewerVaultError, VaultError
 from pipevault.files.atomic import publish_file, vault_errors, write_file
 from pipevault.files.documents import Format, Problem
-from pipevault.files.flock import HeldLock, NotLocked, try_lock
+from pipevault.files.flock import NotLocked, lock_descriptor, locked
 from pipevault.reading import open_regular, read_file
 from pipevault.store.layout import Layout
+from pipevault.store.places import children
 from pipevault.store.staging import staging_folder
 from pipevault.store.stats.events import (
     LARGEST_FILE_BYTES,
@@ -37,8 +38,7 @@ from pipevault.store.stats.events import (
     Word,
     WordOrNone,
     parse_events,
-    state_layout,
-    try_own,
+    with_state,
 )
 
 logger = logging.getLogger("pipevault")
@@ -72,7 +72,7 @@ _FORMAT = Format(_Totals, "totals_version", TOTALS_VERSION, newer=_newer, canoni
 
 @dataclass
 class Sums:
-    """How often what happened (:data:`TIMES`) and the sums of its numbers, ``since`` seconds after the epoch.
+    """Counts of what happened (:data:`TIMES`) and the sums of its numbers, ``since`` seconds after the epoch.
 
     ``unreadable``: sentences about what could not be read.
     """
@@ -91,86 +91,69 @@ class Sums:
 
 
 def compact(layout: Layout) -> int:
-    """Fold what ended processes counted, in the vault and in the user's state folder; how many files went.
+    """Fold what ended processes counted, in the vault and in the user's state folder; return how many files went.
 
     :class:`~pipevault.errors.VaultError` where a folder cannot be read or written; ``NewerVaultError`` where a later
     version wrote totals.
     """
-    return sum(fold(place) for place in _places(layout))
+    return sum(fold(place) for place in with_state(layout))
 
 
 def fold(layout: Layout) -> int:
-    """:func:`compact` in one folder; nothing is folded where another process does so for long, or cannot be locked."""
+    """:func:`compact` one folder; nothing is folded where another process does so for long, or cannot be locked."""
     with _lock(layout) as is_locked:
         return _fold(layout, Sums()) if is_locked else 0
 
 
 def read_sums(layout: Layout) -> Sums:
-    """All that was counted for the vault, in it and in the user's state folder; folds what can be folded.
+    """Sum all that was counted for the vault, in it and in the user's state folder; fold what can be folded.
 
     :class:`~pipevault.errors.VaultError` if a folder cannot be read.
     """
     sums = Sums()
-    for place in _places(layout):
+    for place in with_state(layout):
+        # Without the lock what is folded meanwhile may be missed, as in a folder that this user cannot write.
         with _lock(place) as is_locked:
             if is_locked:
                 with suppress(VaultError):  # a full disk, or a folder that this user may not change: only read, then
-                    told = Sums()
-                    _fold(place, told)
-                    sums.unreadable += told.unreadable
+                    _fold(place, sums)
             _read(place, sums)
     return sums
 
 
-def _places(layout: Layout) -> Iterator[Layout]:
-    yield layout
-    with suppress(NoHomeError):
-        yield state_layout(layout)
-
-
-@contextmanager
-def _lock(layout: Layout) -> Iterator[bool]:
-    """Whether it was got. Without it a reader may miss what is folded meanwhile, as in a folder it cannot write."""
-    lock = None
-    end_s = time.monotonic() + _LONGEST_WAIT_S
-    while layout.events_dir.is_dir():
-        try:
-            lock = try_lock(layout.totals_lock)
-        except OSError:
-            break
-        if lock is not NotLocked.HELD_ELSEWHERE or time.monotonic() > end_s:
-            break
-        time.sleep(0.005)
-    try:
-        yield isinstance(lock, HeldLock)
-    finally:
-        if isinstance(lock, HeldLock):
-            lock.release()
+def _lock(layout: Layout) -> AbstractContextManager[bool]:
+    if not layout.events_dir.is_dir():
+        return nullcontext(False)
+    return locked(layout.totals_lock, timeout_s=_LONGEST_WAIT_S)
 
 
 def _read(layout: Layout, sums: Sums) -> None:
     """Add everything. The totals come first: without the lock, what is folded meanwhile is missed, not doubled."""
     with vault_errors(layout.events_dir, "read"):
-        try:
+        with _told(layout.totals_file, sums):
             _add_totals(layout, sums)
-        except OSError as error:
-            sums.unreadable.append(f"{layout.totals_file} cannot be read: {error.strerror or error}.")
-        for path in _files(layout):
-            try:
-                with _open(path) as file:
-                    _add_file(path, file, sums)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                sums.unreadable.append(f"{path} cannot be read: {error.strerror or error}.")
+        for path in filter(layout.is_events, children(layout.events_dir)):
+            with _told(path, sums), _open(path) as file:
+                _add_file(path, file, sums)
+
+
+@contextmanager
+def _told(path: Path, sums: Sums) -> Iterator[None]:
+    """Note what cannot be read; what is gone by now is not missed."""
+    try:
+        yield
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        sums.unreadable.append(f"{path} cannot be read: {error.strerror or error}.")
 
 
 def _fold(layout: Layout, told: Sums) -> int:
-    """The number of files folded; ``told`` gets sentences about what was in them and is not counted."""
+    """Fold, and return the number of files; ``told`` gets sentences about what was in them and is not counted."""
     with vault_errors(layout.events_dir, "compacted"), ExitStack() as kept_locked:
         sums, ended = Sums(), []
         _add_totals(layout, sums)
-        for path in _files(layout):
+        for path in filter(layout.is_events, children(layout.events_dir)):
             with suppress(OSError), ExitStack() as opened:  # what cannot be read stays, and whoever reads tells of it
                 file = opened.enter_context(_open(path))
                 if _is_ended(file):
@@ -192,15 +175,6 @@ def _fold(layout: Layout, told: Sums) -> int:
         return len(ended)
 
 
-def _files(layout: Layout) -> list[Path]:
-    """The events files, sorted; none where there is no folder. ``OSError`` if it cannot be listed."""
-    try:
-        names = sorted(os.listdir(layout.events_dir))
-    except FileNotFoundError:
-        return []
-    return [path for name in names if layout.is_events(path := layout.events_dir / name)]
-
-
 def _open(path: Path) -> io.FileIO:
     """``OSError`` if there is none, if something else stands in its place, or if it is too large."""
     file = open_regular(path, follow_links=False)
@@ -211,8 +185,10 @@ def _open(path: Path) -> io.FileIO:
 
 
 def _is_ended(file: io.FileIO) -> bool:
-    is_ours = try_own(file.fileno())
-    return time.time() - os.fstat(file.fileno()).st_mtime > IDLE_MIN_AGE_S if is_ours is None else is_ours
+    why_not = lock_descriptor(file.fileno())
+    if why_not is NotLocked.NO_LOCKS:
+        return time.time() - os.fstat(file.fileno()).st_mtime > IDLE_MIN_AGE_S
+    return why_not is None
 
 
 def _add_file(path: Path, file: io.FileIO, sums: Sums) -> None:
@@ -222,7 +198,7 @@ def _add_file(path: Path, file: io.FileIO, sums: Sums) -> None:
         numbers.update(event.numbers)
         sums.add((event.key, event.event, event.reason), numbers, event.time)
     if strange:
-        sums.unreadable.append(f"{path} has {strange} lines that are no events.")
+        sums.unreadable.append(f"{path} has {strange} lines that are not events.")
 
 
 def _add_totals(layout: Layout, sums: Sums) -> None:

@@ -5,20 +5,21 @@
     {"event":"miss","key":"<key digest>","numbers":{"seconds":62.1},"reason":"absent","time":1738324801}
 
 ``key``, ``reason`` and ``numbers`` may be absent; ``time`` is in seconds since the epoch. The process that counts in a
-file, and the children that it forks, hold a lock (flock) on it; whoever gets that lock knows that they have ended.
+file, and the children that it forks, hold its lock; whoever gets that lock knows that they have ended.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated, TypeAlias
 
 import msgspec
 
 from pipevault.digest import digest_bytes
+from pipevault.errors import NoHomeError
 from pipevault.settings.user_folders import user_folder
 from pipevault.store.layout import Layout
 
@@ -33,7 +34,7 @@ WordOrNone: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^({WORD.pattern})
 Amount: TypeAlias = (
     Annotated[int, msgspec.Meta(ge=0, le=LARGEST)] | Annotated[float, msgspec.Meta(ge=0, le=float(LARGEST))]
 )
-"""What sums of a vault's life can hold; no NaN."""
+"""A number that sums of a vault's life can hold; no NaN."""
 Time: TypeAlias = (
     Annotated[int, msgspec.Meta(ge=0, lt=_YEAR_10000)] | Annotated[float, msgspec.Meta(ge=0, lt=float(_YEAR_10000))]
 )
@@ -54,8 +55,8 @@ _decoder = msgspec.json.Decoder(Event)
 
 
 def state_layout(layout: Layout) -> Layout:
-    """Where the events of a vault go that cannot be written: ``pipevault/vaults/<16 digits>`` in the user's state
-    folder. The digits are the first of the SHA-256 of the vault's path.
+    """Return where the events of a vault go that cannot be written: ``pipevault/vaults/<16 digits>`` in the user's
+    state folder. The digits are the first of the SHA-256 of the vault's path.
 
     :class:`~pipevault.errors.NoHomeError`: there is no such folder.
     """
@@ -63,24 +64,18 @@ def state_layout(layout: Layout) -> Layout:
     return Layout(user_folder("state") / "vaults" / name)
 
 
+def with_state(layout: Layout) -> Iterator[Layout]:
+    """Give the vault and, if this user has one, the place in the state folder that stands in for it."""
+    yield layout
+    with suppress(NoHomeError):
+        yield state_layout(layout)
+
+
 def parse_events(data: bytes) -> tuple[list[Event], int]:
-    """The events, and how many complete lines are none; a torn last line is passed over."""
+    """Return the events, and how many complete lines are none; a torn last line is passed over."""
     parsed = [_parsed(line) for line in _LINE.findall(data, 0, data.rfind(b"\n") + 1)]
     events = [event for event in parsed if event is not None]
     return events, len(parsed) - len(events)
-
-
-def try_own(descriptor: int) -> bool | None:
-    """Lock an open events file for good. ``False``: a process that counts in it lives; ``None``: not known."""
-    if sys.platform == "win32":
-        return None
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return False if error.errno in (errno.EACCES, errno.EAGAIN) else None
-    return True
 
 
 def _parsed(line: bytes) -> Event | None:

@@ -16,19 +16,17 @@ and the numbers that go with them:
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 from pipevault.digest import Digest
-from pipevault.errors import UnknownKeyError
-from pipevault.files.atomic import vault_errors
-from pipevault.store.layout import MANIFEST_SUFFIX, Layout, stands_in
-from pipevault.store.read import iter_keys
+from pipevault.store.inventory import find_artifacts, find_manifest_files
+from pipevault.store.layout import Layout
+from pipevault.store.places import iter_keys
+from pipevault.store.read import the_key
 from pipevault.store.stats.event_log import count
 from pipevault.store.stats.event_totals import TIMES, RowKey, compact, read_sums
 
@@ -39,7 +37,7 @@ NO_REASON = "unknown"
 
 @dataclass(frozen=True)
 class Counts:
-    """How often what happened. ``misses``: by reason; seconds and bytes are sums over all events."""
+    """Counts of what happened. ``misses``: by reason; seconds and bytes are sums over all events."""
 
     hits: int = 0
     misses: Mapping[str, int] = field(default_factory=dict)
@@ -57,7 +55,7 @@ class Counts:
 
     @property
     def hit_rate(self) -> float | None:
-        """Hits among all lookups, from 0 to 1; ``None`` if there were none."""
+        """The share of hits among all lookups, from 0 to 1; ``None`` if there were none."""
         lookups = self.hits + self.missed
         return self.hits / lookups if lookups else None
 
@@ -93,21 +91,21 @@ class Statistics:
 
 
 def summary(layout: Layout) -> Statistics:
-    """What all processes counted, those that live included. :class:`~pipevault.errors.VaultError`."""
+    """Sum up what all processes counted, those that live included. :class:`~pipevault.errors.VaultError`."""
     sums = read_sums(layout)
     keys = sorted({key for key, _, _ in sums.rows if key})
     by_key: dict[str, dict[RowKey, Counter[str]]] = {}
     for row_key, row in sums.rows.items():
         by_key.setdefault(row_key[0], {})[row_key] = row
-    stored_entries, stored_bytes = _stored(layout)
+    manifests, artifacts = find_manifest_files(layout), find_artifacts(layout)
     return Statistics(
         total=_counts(sums.rows.items()),
         entries={Digest(key): _counts(by_key[key].items()) for key in keys},
         since=None
         if sums.since is None
         else datetime.fromtimestamp(int(sums.since), timezone.utc).isoformat(timespec="seconds"),
-        stored_entries=stored_entries,
-        stored_bytes=stored_bytes,
+        stored_entries=len(manifests),
+        stored_bytes=sum(file.size_bytes for file in (*manifests.values(), *artifacts.values())),
         unreadable=tuple(sums.unreadable),
     )
 
@@ -119,23 +117,11 @@ def mean_compile_s(layout: Layout) -> float | None:
 
 
 def find_entry(layout: Layout, statistics: Statistics, prefix: str) -> Digest:
-    """The key that begins with ``prefix``, of an entry of the vault or of one that was counted.
+    """Return the key that begins with ``prefix``, of an entry of the vault or of one that was counted.
 
-    :class:`~pipevault.errors.UnknownKeyError`: none, or with ``candidates`` several.
+    Raises like :func:`pipevault.store.read.the_key`.
     """
-    wanted = prefix.strip().lower()
-    known = {*iter_keys(layout), *statistics.entries}
-    found = sorted(key for key in known if wanted and key.hex.startswith(wanted))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        shown = ", ".join(key.short for key in found[:10]) + (" …" if len(found) > 10 else "")
-        raise UnknownKeyError(
-            f"{len(found)} keys begin with {prefix}: {shown}. Give more digits.",
-            prefix,
-            tuple(key.hex for key in found),
-        )
-    raise UnknownKeyError(f"No entry of {layout.root}, there or counted, has a key that begins with {prefix}.", prefix)
+    return the_key(prefix, {*iter_keys(layout), *statistics.entries}, f"entry of {layout.root}, there or counted,")
 
 
 def _counts(rows: Iterable[tuple[RowKey, Counter[str]]]) -> Counts:
@@ -156,29 +142,3 @@ def _counts(rows: Iterable[tuple[RowKey, Counter[str]]]) -> Counts:
         published=sums["published", TIMES],
         published_bytes=int(sums["published", "bytes"]),
     )
-
-
-def _stored(layout: Layout) -> tuple[int, int]:
-    """Entries and bytes now; files that vanish meanwhile are left out."""
-    manifests = _sizes_bytes(layout, layout.entries_dir, 64 + len(MANIFEST_SUFFIX))
-    artifacts = _sizes_bytes(layout, layout.artifacts_dir, 64)
-    return len(manifests), sum(manifests) + sum(artifacts)
-
-
-def _sizes_bytes(layout: Layout, folder: Path, name_length: int) -> list[int]:
-    """Of each file in the folders that ``folder`` is spread over that has a name of this length and their digits."""
-    sizes = []
-    with vault_errors(folder, "listed"):
-        try:
-            shards = [path for path in folder.iterdir() if layout.is_shard(path)]
-        except FileNotFoundError:
-            return []
-        for shard in shards:
-            try:
-                with os.scandir(shard) as listed:
-                    for item in listed:
-                        if len(item.name) == name_length and stands_in(item.name, shard.name):
-                            sizes.append(item.stat(follow_symlinks=False).st_size)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-    return sizes

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from pipevault.digest import Digest
-from pipevault.errors import UnsafeVaultError, VaultError
+from pipevault.errors import SignatureError, UnsafeVaultError, VaultError
 from pipevault.files.opened import OpenedFile
 from pipevault.settings import Settings
 from pipevault.store.tiers.interface import EntryStore, Refused, TierHit
@@ -43,7 +44,11 @@ class TrustedKeys:
 
     def have_signed(self, found: TierHit) -> bool:
         """Return whether one of them signed the entry, whatever the policy."""
-        return found.signed or (bool(self._given) and not self.check(found, "warn"))
+        if not found.signed and self._given:
+            with suppress(SignatureError):
+                self.check(found, "require")
+                return True
+        return found.signed
 
 
 class Signed(Wrapper):

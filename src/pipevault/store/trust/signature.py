@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import base64
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +25,13 @@ from pathlib import Path
 import msgspec
 
 from pipevault.digest import Digest
-from pipevault.errors import SignatureError
-from pipevault.files.atomic import make_folder, vault_errors, write_file
+from pipevault.errors import MissingExtraError, SignatureError
 from pipevault.files.documents import Format, Problem
+from pipevault.reading import read_file
 from pipevault.store.layout import Layout
 from pipevault.store.manifest import Manifest
-from pipevault.store.staging import staging_folder
+from pipevault.store.places import signature_files
+from pipevault.store.staging import write_document
 from pipevault.store.trust.signing_keys import PrivateKey, PublicKey
 
 SIGNATURE_VERSION = 1
@@ -69,7 +69,7 @@ _FORMAT = Format(_Signature, "signature_version", SIGNATURE_VERSION, damaged=_da
 
 @dataclass(frozen=True)
 class SignatureState:
-    """What one signature file of an entry is worth: ``good``, ``bad`` (``reason`` says why) or ``unknown key``.
+    """The worth of one signature file of an entry: ``good``, ``bad`` (``reason`` says why) or ``unknown key``.
 
     ``newer``: it is bad because a later pipevault wrote it.
     """
@@ -82,27 +82,30 @@ class SignatureState:
 
 
 def signed_message(key: Digest, manifest: Digest) -> bytes:
-    """The bytes that a signature is over."""
+    """Return the bytes that a signature is over."""
     return f"{_DOMAIN}\n{key}\n{manifest}\n".encode("ascii")
 
 
 def check_signature(layout: Layout, manifest: Manifest, *, policy: str, trusted: Sequence[PublicKey]) -> str | None:
-    """Ask for a good signature by one of ``trusted``; one is enough, whatever else lies beside it.
+    """Ask for a good signature by one of ``trusted``; one is enough, whatever else there is.
 
     ``policy``: ``off`` reads nothing; ``warn`` returns a sentence if there is none, else ``None``; ``require`` raises
-    :class:`SignatureError` instead. No artifact is touched.
+    :class:`SignatureError` instead. No artifact is touched. :class:`~pipevault.errors.MissingExtraError`: there is one
+    to check and ``require`` is asked, but the package that can is not installed; ``warn`` returns that as its sentence.
     """
     if policy == "off":
         return None
     if policy not in ("warn", "require"):
-        raise ValueError(f"There is no signature policy {policy!r}: off, warn, require.")
-    faults = []
-    for key_id in dict.fromkeys(key.id for key in trusted):
-        state = _state(layout, manifest, key_id, trusted)
-        if state is not None and state.state == "good":
-            return None
-        if state is not None:
-            faults.append(state.reason)
+        raise ValueError(f"Unknown signature policy {policy!r}: expected off, warn or require.")
+    try:
+        states = signature_states(layout, manifest, trusted, dict.fromkeys(key.id for key in trusted))
+    except MissingExtraError as error:
+        if policy == "require":
+            raise
+        return str(error)
+    if any(state.state == "good" for state in states):
+        return None
+    faults = [state.reason for state in states]
     entry = f"The entry {manifest.key.digest.short} of {layout.root}"
     text = f"{entry} {_summary(layout, manifest, trusted, faults)}"
     if policy == "warn":
@@ -128,22 +131,8 @@ def sign_entry(layout: Layout, manifest: Manifest, key: PrivateKey) -> bool:
         signature=base64.b64encode(key.sign(signed_message(entry, manifest.manifest_digest))).decode(),
         signature_version=SIGNATURE_VERSION,
     )
-    path = layout.signature_file(entry, key.public.id)
-    make_folder(path.parent)
-    with staging_folder(layout) as folder:
-        write_file(path, _FORMAT.write(document), staging=folder)
+    write_document(layout, layout.signature_file(entry, key.public.id), _FORMAT.write(document))
     return True
-
-
-def signature_files(layout: Layout, key: Digest) -> tuple[Path, ...]:
-    """The signature files of an entry, sorted, whatever they are worth; bundles, copies and removals need them."""
-    folder = layout.signatures_dir / key.hex[:2]
-    with vault_errors(folder, "read"):
-        try:
-            names = sorted(os.listdir(folder))
-        except FileNotFoundError:
-            return ()
-    return tuple(folder / name for name in names if layout.key_of_signature(folder / name) == key)
 
 
 def copy_signatures(source: Layout, target: Layout, key: Digest) -> Iterator[Path]:
@@ -162,22 +151,25 @@ def copy_signatures(source: Layout, target: Layout, key: Digest) -> Iterator[Pat
         except (FileNotFoundError, ValueError):
             continue
         yield copied
-        make_folder(copied.parent)
-        with staging_folder(target) as folder:
-            write_file(copied, data, staging=folder)
+        write_document(target, copied, data)
 
 
 def signature_states(
     layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey], key_ids: Iterable[str] | None = None
 ) -> tuple[SignatureState, ...]:
-    """Every signature of the entry, or those by some public keys, and what it is worth where ``trusted`` are trusted.
+    """Judge every signature of the entry, or those by some public keys, where ``trusted`` are trusted.
 
     Sorted by public key id, or as ``key_ids`` are, with which no folder is listed.
     """
     if key_ids is None:
-        key_ids = [path.name.split(".")[1] for path in signature_files(layout, manifest.key.digest)]
+        key_ids = signers_of(layout, manifest.key.digest)
     states = (_state(layout, manifest, key_id, trusted) for key_id in key_ids)
     return tuple(state for state in states if state is not None)
+
+
+def signers_of(layout: Layout, key: Digest) -> list[str]:
+    """List the ids of the public keys by which there is a signature of an entry, sorted, whatever it is worth."""
+    return [path.name.split(".")[1] for path in signature_files(layout, key)]
 
 
 def _summary(layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey], faults: Sequence[str]) -> str:
@@ -185,7 +177,7 @@ def _summary(layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey], f
     short = manifest.key.digest.short
     if faults:
         return f"has no good signature: {'; '.join(faults)}."
-    if signers := [path.name.split(".")[1] for path in signature_files(layout, manifest.key.digest)]:
+    if signers := signers_of(layout, manifest.key.digest):
         known = ", ".join(key.id for key in trusted) or "none"
         return (
             f"is signed by {' and '.join(signers)}, and no such key is trusted here (trusted: {known}). If you know "
@@ -238,7 +230,7 @@ def _checked(document: _Signature, manifest: Manifest, key_id: str) -> bytes:
         if base64.b64encode(signature).decode() != document.signature:
             raise ValueError("another form of the same bytes")
     except ValueError as error:
-        raise ValueError(f"is damaged: its signature is no base64; {_SIGN_AGAIN}") from error
+        raise ValueError(f"is damaged: its signature is not base64; {_SIGN_AGAIN}") from error
     if len(signature) != _SIGNATURE_LENGTH:
         raise ValueError(f"is damaged: it has {len(signature)} bytes, not {_SIGNATURE_LENGTH}; {_SIGN_AGAIN}")
     return signature
@@ -247,18 +239,8 @@ def _checked(document: _Signature, manifest: Manifest, key_id: str) -> bytes:
 def _read(path: Path) -> bytes:
     """``FileNotFoundError``: there is none; ``ValueError``, which ends a sentence: it cannot be read."""
     try:
-        # A link could lead anywhere, a pipe would block.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ValueError(f"cannot be read: {path} is no regular file")
-            data = os.read(descriptor, _MAX_FILE_SIZE_BYTES + 1)
-        finally:
-            os.close(descriptor)
+        return read_file(path, limit_bytes=_MAX_FILE_SIZE_BYTES, follow_links=False)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ValueError(f"cannot be read: {path}: {error.strerror}") from error
-    if len(data) > _MAX_FILE_SIZE_BYTES:
-        raise ValueError(f"is damaged: {path} is larger than any signature; {_SIGN_AGAIN}")
-    return data
+        raise ValueError(f"cannot be read: {path}: {error.strerror}; {_SIGN_AGAIN}") from error

@@ -12,18 +12,19 @@ overwritten, and no message, ``repr`` or pickle holds anything of it.
 from __future__ import annotations
 
 import base64
-import binascii
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from pipevault.digest import digest_bytes
-from pipevault.errors import KeyFileError, UnsafeVaultError
+from pipevault.errors import KeyFileError, MissingExtraError, UnsafeVaultError
+from pipevault.files.atomic import new_file, write_all
 from pipevault.reading import open_regular
 from pipevault.settings.ownership import open_owned
 from pipevault.settings.user_folders import expand_user
@@ -54,6 +55,19 @@ _FORGEABLE = frozenset(
 )
 
 
+@contextmanager
+def _signing_extra() -> Iterator[None]:
+    """Import what signs and verifies; a vault without signatures does without."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(
+            "Signatures are made and checked by the package cryptography, which is not installed: "
+            "pip install 'pipevault[signing]'",
+            "signing",
+        ) from error
+
+
 @dataclass(frozen=True)
 class PublicKey:
     """The public half: what verifies. Equal if the bytes are, whatever the comment. ``ValueError`` for no such key."""
@@ -71,7 +85,7 @@ class PublicKey:
 
     @cached_property
     def id(self) -> str:
-        """16 hexadecimal digits, which find a key; what proves anything is the whole key."""
+        """The 16 hexadecimal digits that find a key; what proves anything is the whole key."""
         return digest_bytes(self.raw).hex[:ID_LENGTH]
 
     @property
@@ -80,9 +94,10 @@ class PublicKey:
         return " ".join(filter(None, (PUBLIC_KEY_PREFIX, base64.b64encode(self.raw).decode(), self.comment)))
 
     def verifies(self, signature: bytes, message: bytes) -> bool:
-        from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
+        """Check a signature. :class:`~pipevault.errors.MissingExtraError`."""
+        with _signing_extra():
+            from cryptography.exceptions import InvalidSignature
+            from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
         try:
             Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, message)
         except InvalidSignature:
@@ -98,7 +113,7 @@ class PrivateKey:
         self.public = PublicKey(key.public_key().public_bytes_raw(), comment)
 
     def sign(self, message: bytes) -> bytes:
-        """64 bytes."""
+        """Return the 64 bytes of a signature."""
         return self._key.sign(message)
 
     def __repr__(self) -> str:
@@ -111,11 +126,12 @@ class PrivateKey:
 def write_key_pair(path: Path, *, comment: str = "") -> PublicKey:
     """Make a new key: ``path`` gets the private half with mode 0600, ``<path>.pub`` the public line.
 
-    :class:`KeyFileError` if one of the two exists (neither is changed) or cannot be written.
+    :class:`KeyFileError` if one of the two exists (neither is changed) or cannot be written;
+    :class:`~pipevault.errors.MissingExtraError`.
     """
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
+    with _signing_extra():
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     path = expand_user(path)
     public_path = path.with_name(path.name + PUBLIC_SUFFIX)
     for file in (path, public_path):
@@ -139,11 +155,13 @@ def write_key_pair(path: Path, *, comment: str = "") -> PublicKey:
 
 
 def read_private_key(path: Path) -> PrivateKey:
-    """The key in the file ``path``; :class:`KeyFileError` if it is none, or if others can read it."""
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
+    """Read the key in the file ``path``; :class:`KeyFileError` if there is none, or if others can read it;
+    :class:`~pipevault.errors.MissingExtraError`.
+    """
+    with _signing_extra():
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
     path = expand_user(path)
     data = _read(path, private=True)
     if data.lstrip().startswith(PUBLIC_KEY_PREFIX.encode()):
@@ -160,7 +178,7 @@ def read_private_key(path: Path) -> PrivateKey:
         ) from None
     except (ValueError, UnsupportedAlgorithm):
         raise KeyFileError(
-            f"{path} is no private key in PEM (PKCS #8), or is damaged. Make one with: pipevault keygen -o FILE"
+            f"{path} is not a private key in PEM (PKCS #8), or is damaged. Make one with: pipevault keygen -o FILE"
         ) from None
     if not isinstance(key, Ed25519PrivateKey):
         kind = type(key).__name__.removesuffix("PrivateKey").lstrip("_")
@@ -169,7 +187,7 @@ def read_private_key(path: Path) -> PrivateKey:
 
 
 def load_trusted(keys: Sequence[str]) -> tuple[PublicKey, ...]:
-    """The public keys of the setting ``trusted_keys``: each is a line of text or the path of a file that holds one.
+    """Read the public keys of the setting ``trusted_keys``: each a line of text or the path of a file with one.
 
     A key that is given twice counts once. A file, like the folders above it, must belong to this user or to root and be
     writable by nobody else. :class:`KeyFileError` says what is wrong with which.
@@ -188,11 +206,11 @@ def load_trusted(keys: Sequence[str]) -> tuple[PublicKey, ...]:
 
 
 def parse_public_key(text: str, *, source: str) -> PublicKey:
-    """The key of a line ``pipevault-ed25519 <base64> [comment]``; ``source`` begins the message of an error."""
+    """Read the key of a line ``pipevault-ed25519 <base64> [comment]``; ``source`` begins the message of an error."""
     text = text.strip()
     if "PRIVATE KEY-----" in text:
         raise KeyFileError(
-            f"{source} is a private key, where a public one is needed. Give the .pub file beside it, and keep the "
+            f"{source} is a private key, where a public one is needed. Give the .pub file next to it, and keep the "
             "private one away from every machine that does not sign."
         )
     if "-----BEGIN" in text:
@@ -206,19 +224,19 @@ def parse_public_key(text: str, *, source: str) -> PublicKey:
     if kind == "ssh-ed25519":
         raise KeyFileError(f"{source} is a key of OpenSSH, which is not read. Make one with: pipevault keygen -o FILE")
     if kind != PUBLIC_KEY_PREFIX:
-        raise KeyFileError(f"{source} is no public key: it must begin with {PUBLIC_KEY_PREFIX}.")
+        raise KeyFileError(f"{source} is not a public key: it must begin with {PUBLIC_KEY_PREFIX}.")
     if not rest:
         raise KeyFileError(f"{source} ends after {PUBLIC_KEY_PREFIX}: the key itself is missing.")
     try:
         raw = base64.b64decode(rest[0], validate=True)
         if base64.b64encode(raw).decode() != rest[0]:
             raise ValueError("it is not the one base64 form of its bytes")
-    except (binascii.Error, ValueError) as error:
-        raise KeyFileError(f"{source} is damaged: its key is no base64: {error}. Copy the line again.") from error
+    except ValueError as error:
+        raise KeyFileError(f"{source} is damaged: its key is not base64: {error}. Copy the line again.") from error
     try:
         return PublicKey(raw, rest[1].strip() if len(rest) > 1 else "")
     except ValueError as error:
-        raise KeyFileError(f"{source} is no public key that can be used: {error}.") from error
+        raise KeyFileError(f"{source} is not a public key that can be used: {error}.") from error
 
 
 def _read(path: Path, *, private: bool) -> bytes:
@@ -234,16 +252,14 @@ def _read(path: Path, *, private: bool) -> bytes:
         raise KeyFileError(f"There is no {what} at {path}. Give the path of one, or make one with: keygen.") from error
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.EISDIR, errno.ENXIO):
-            raise KeyFileError(f"{path} is no regular file. Give the file of a {what}.") from error
-        raise KeyFileError(f"The {what} {path} cannot be read: {error.strerror}. Mend its permissions.") from error
+            raise KeyFileError(f"{path} is not a regular file. Give the file of a {what}.") from error
+        raise KeyFileError(f"The {what} {path} cannot be read: {error.strerror}. Fix its permissions.") from error
     if len(data) > _MAX_FILE_SIZE_BYTES:
         raise KeyFileError(f"{path} is larger than any key. Give the file of a {what}.")
     return data
 
 
 def _check_private(path: Path, status: os.stat_result) -> None:
-    if not hasattr(os, "geteuid"):
-        return
     if status.st_uid not in (os.geteuid(), 0):
         raise KeyFileError(f"The private key {path} belongs to user {status.st_uid}. Use one of your own.")
     if status.st_mode & 0o077:
@@ -255,22 +271,21 @@ def _check_private(path: Path, status: os.stat_result) -> None:
 
 def _write_new(path: Path, data: bytes, *, mode: int) -> None:
     """Create ``path``; what was there before stays as it is. A file that could not be written to its end is removed."""
+    made = False
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with new_file(path, mode) as descriptor:
+            made = True
+            write_all(descriptor, data)
+            os.fsync(descriptor)
     except FileExistsError:
         _refuse_overwriting(path)
     except OSError as error:
-        raise KeyFileError(f"{path} cannot be made: {error.strerror}. Give another path.") from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            if hasattr(os, "fchmod"):
-                os.fchmod(descriptor, mode)
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise KeyFileError(f"{path} cannot be written: {error.strerror}. Give another path.") from error
+        if made:
+            with suppress(OSError):
+                path.unlink()
+        raise KeyFileError(
+            f"{path} cannot be {'written' if made else 'made'}: {error.strerror}. Give another path."
+        ) from error
 
 
 def _refuse_overwriting(path: Path) -> NoReturn:

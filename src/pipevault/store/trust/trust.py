@@ -1,4 +1,4 @@
-"""Whether a file may be trusted before native code is loaded from it: who owns it, and who else could change it.
+"""Ownership: who owns a file from which native code is to be loaded, and who else could change it.
 
 From the file up to the vault's folder, everything must belong to this user, to root, or to whom the settings trust
 (:class:`Trust`), and nobody else may write it. An entry that a trusted key signed needs none of it: what is loaded is
@@ -30,7 +30,7 @@ from pipevault.settings.ownership import ONLY_THIS_USER, Trust, check_parent, ch
 
 
 def trust_of(settings: Settings) -> Trust:
-    """Whom the settings trust. :class:`~pipevault.errors.SettingsError`: there is no such user or group."""
+    """Return whom the settings trust. :class:`~pipevault.errors.SettingsError`: there is no such user or group."""
     return Trust(
         frozenset(id_of(name, "trusted_users") for name in settings.trusted_users),
         frozenset(id_of(name, "trusted_groups") for name in settings.trusted_groups),
@@ -42,43 +42,35 @@ def check_ownership(path: Path, *, root: Path, trust: Trust = ONLY_THIS_USER) ->
     """Raise unless only this user or root can change the regular file ``path`` under the vault's ``root``.
 
     The folders above ``root`` are the business of :func:`check_root`. :class:`UnsafeVaultError` names what is unsafe
-    and the command that mends it; ``OSError`` (``FileNotFoundError`` and the like) if something cannot be looked at.
-    Systems without POSIX owners are not checked.
+    and the command that fixes it; ``OSError`` (``FileNotFoundError`` and the like) if something cannot be looked at.
     """
-    if not hasattr(os, "geteuid"):
-        return
     if not path.is_relative_to(root) or ".." in path.parts:
         raise UnsafeVaultError(f"{path} lies outside the vault {root}: load only files of the vault.", path)
     target = _check_chain(path, root, trust)
     if target != path:
         _check_chain(target, Path(os.path.realpath(root)), trust)
     if not stat.S_ISREG(os.lstat(target).st_mode):
-        raise UnsafeVaultError(f"{path} is no regular file. Remove it: rm -r {path}", path)
+        raise UnsafeVaultError(f"{path} is not a regular file. Remove it: rm -r {path}", path)
 
 
 def check_folder(path: Path, *, root: Path, trust: Trust = ONLY_THIS_USER) -> None:
-    """The same for a folder of the vault, in which something is about to be made and read again."""
-    if hasattr(os, "geteuid"):
-        _check_chain(path, root, trust)
+    """Do the same for a folder of the vault, in which something is about to be made and read again."""
+    _check_chain(path, root, trust)
 
 
 def is_changeable(descriptor: int, status: os.stat_result) -> bool:
     """Return whether anybody but this user and root could write to an open file: by its owner, by its mode, or because
     other machines may write to its file system.
     """
-    if not hasattr(os, "geteuid"):
-        return False
     is_mine = status.st_uid in (os.geteuid(), 0)
     return not is_mine or bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)) or not is_local(descriptor)
 
 
 def check_root(root: Path, *, trust: Trust = ONLY_THIS_USER) -> None:
-    """The same for the vault's folder and those above it.
+    """Do the same for the vault's folder and those above it.
 
     Worth it before an entry is frozen that could not be loaded. ``trust`` holds for the folders above too.
     """
-    if not hasattr(os, "geteuid"):
-        return
     resolved = Path(os.path.realpath(root))
     below, below_status = root, os.stat(resolved)
     check_status(root, below_status, trust)

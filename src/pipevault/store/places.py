@@ -1,0 +1,82 @@
+"""Listing the folders of a vault: names that stand where the layout has them. No file is opened.
+
+An absent folder holds nothing; one that cannot be listed is a :class:`~pipevault.errors.VaultError`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from operator import attrgetter
+from pathlib import Path
+
+from pipevault.digest import Digest
+from pipevault.files.atomic import vault_errors
+from pipevault.store.layout import MANIFEST_SUFFIX, SYSTEM_NAMES, Layout, digest_or_none, stands_in
+
+
+def children(folder: Path) -> list[Path]:
+    """List what stands in ``folder``, sorted."""
+    with vault_errors(folder, "listed"):
+        try:
+            return [folder / name for name in sorted(os.listdir(folder))]
+        except FileNotFoundError:
+            return []
+
+
+def spread(layout: Layout, folder: Path) -> list[os.DirEntry[str]]:
+    """List the files in the folders that ``folder`` is spread over which belong there by their names, sorted."""
+    found: list[os.DirEntry[str]] = []
+    with vault_errors(folder, "listed"), suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as shards:
+        for shard in shards:
+            if shard.is_dir(follow_symlinks=False) and layout.is_shard(folder / shard.name):
+                with suppress(FileNotFoundError), os.scandir(shard.path) as files:  # a shelf goes when it is empty
+                    found += [file for file in files if stands_in(file.name, shard.name)]
+    return sorted(found, key=attrgetter("name"))
+
+
+def iter_keys(layout: Layout, prefix: str = "") -> Iterator[Digest]:
+    """Give the keys that have a manifest file, sorted, whether or not it is intact.
+
+    The folder of a key is named by its last digits, so the names in all of them are listed whatever ``prefix`` is.
+    """
+    files = (file.name for file in spread(layout, layout.entries_dir) if file.name.startswith(prefix))
+    return (key for name in files if (key := key_in(name)) is not None)
+
+
+def shelf_keys(layout: Layout, shelf: Digest) -> list[Digest]:
+    """List the keys on ``shelf`` that have a manifest file, sorted; one folder is listed."""
+    folder = layout.shelf_dir(shelf)
+    files = children(folder) if folder.is_dir() else []
+    return [key for file in files if (key := layout.key_of_manifest(file)) is not None]
+
+
+def signature_files(layout: Layout, key: Digest) -> tuple[Path, ...]:
+    """List the signature files of an entry, sorted, whatever they are worth."""
+    files = children(layout.signature_file(key, "").parent)
+    return tuple(file for file in files if layout.key_of_signature(file) == key)
+
+
+def iter_foreign(layout: Layout) -> Iterator[Path]:
+    """Give the files, folders and links that the layout does not know, sorted; of a foreign folder only the folder."""
+    for path in children(layout.root):
+        if path == layout.vault_file or path.name in SYSTEM_NAMES:
+            continue
+        if path not in layout.folders or not _is_real_folder(path):
+            yield path
+            continue
+        for child in children(path):
+            if not layout.owns(child) or (layout.is_shard(child) and not _is_real_folder(child)):
+                yield child
+            elif layout.is_shard(child):
+                yield from (file for file in children(child) if not layout.owns(file))
+
+
+def key_in(name: str) -> Digest | None:
+    """Return the key in the name of a manifest; ``None`` for any other name."""
+    return digest_or_none(name.removesuffix(MANIFEST_SUFFIX)) if name.endswith(MANIFEST_SUFFIX) else None
+
+
+def _is_real_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
