@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipevault.reading import open_regular, read_file
+from pipevault.digest import digest_bytes, digest_chunks, digest_file
+from pipevault.reading import chunks, open_place, open_regular, read_file
 
 
 def _socket(path: Path) -> None:
@@ -68,3 +69,26 @@ def test_a_link_is_refused_where_links_are_not_followed(path: Path) -> None:
     assert read_file(path) == b"1"
     with pytest.raises(OSError, match="file"):
         read_file(path, follow_links=False)
+
+
+def test_a_place_is_opened_whatever_stands_there_but_a_link(path: Path) -> None:
+    for place in ("pipe", "folder"):
+        PLACES[place](Path(place))
+        os.close(open_place(Path(place)))
+    path.symlink_to("folder")
+    with pytest.raises(OSError, match="file"):
+        open_place(path)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 1 << 20, (1 << 20) + 1, 5_000_000])
+def test_pieces_make_the_whole(path: Path, size_bytes: int) -> None:
+    data = os.urandom(size_bytes)
+    path.write_bytes(data)
+    with open_regular(path) as file:
+        assert b"".join(chunks(file)) == data
+    with open_regular(path) as file:
+        assert b"".join(chunks(file, 1000)) == data[:1000]
+    sink, other = bytearray(), bytearray()
+    with open_regular(path) as file:
+        assert digest_chunks(chunks(file), sink.extend, other.extend) == digest_bytes(data) == digest_file(path)
+    assert sink == other == data

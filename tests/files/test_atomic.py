@@ -11,7 +11,15 @@ import pytest
 
 from pipevault.digest import digest_bytes
 from pipevault.errors import LockTimeoutError, VaultError, VaultFullError, VaultNotWritableError
-from pipevault.files.atomic import copy_file, make_folder, publish_file, vault_errors, write_file
+from pipevault.files.atomic import (
+    copy_file,
+    create_file,
+    make_folder,
+    publish_file,
+    replacing,
+    vault_errors,
+    write_file,
+)
 
 
 def fail_with(number: int):  # type: ignore[no-untyped-def]
@@ -153,3 +161,73 @@ def test_errors_of_this_package_pass_unchanged(tmp_path: Path) -> None:
     with pytest.raises(LockTimeoutError) as caught, vault_errors(tmp_path, "written"):
         raise original
     assert caught.value is original
+
+
+class TestReplacing:
+    def test_the_new_file_takes_the_place_at_the_end_alone(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        path.write_bytes(b"old")
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"new")
+            assert temporary.parent == tmp_path
+            assert path.read_bytes() == b"old"
+        assert path.read_bytes() == b"new"
+        assert list(tmp_path.iterdir()) == [path]
+
+    @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+    def test_an_error_or_an_interrupt_leaves_the_old_file_and_nothing_else(
+        self, tmp_path: Path, error: type[BaseException]
+    ) -> None:
+        path = tmp_path / "file"
+        path.write_bytes(b"old")
+
+        def fail() -> None:
+            with replacing(path) as temporary:
+                temporary.write_bytes(b"half")
+                raise error
+
+        with pytest.raises(error):
+            fail()
+        assert path.read_bytes() == b"old"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_a_block_that_writes_nothing_is_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError), replacing(tmp_path / "file"):
+            pass
+        assert list(tmp_path.iterdir()) == []
+
+    def test_two_at_once_have_two_names(self, tmp_path: Path) -> None:
+        with replacing(tmp_path / "file") as one, replacing(tmp_path / "file") as other:
+            assert one != other
+            one.write_bytes(b"one")
+            other.write_bytes(b"other")
+        assert (tmp_path / "file").read_bytes() == b"one"
+
+    @pytest.mark.parametrize("durable", [True, False])
+    def test_only_what_must_outlive_a_power_cut_is_waited_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+    ) -> None:
+        synced: list[int] = []
+        monkeypatch.setattr(os, "fsync", synced.append)
+        with replacing(tmp_path / "file", durable=durable) as temporary:
+            temporary.write_bytes(b"new")
+        assert len(synced) == (2 if durable else 0), "the file, then its folder"
+
+    def test_only_a_folder_may_lack_an_fsync(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "fsync", fail_with(errno.EINVAL))
+        with pytest.raises(OSError, match="Invalid argument"), replacing(tmp_path / "file") as temporary:
+            temporary.write_bytes(b"new")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_that_create_a_file_one_gets_it(tmp_path: Path) -> None:
+    (tmp_path / "staging").mkdir()
+    create_file(tmp_path / "file", b"first", staging=tmp_path / "staging")
+    with pytest.raises(FileExistsError):
+        create_file(tmp_path / "file", b"second", staging=tmp_path / "staging")
+    assert (tmp_path / "file").read_bytes() == b"first"
+
+
+def test_a_file_system_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", fail_with(errno.EPERM))
+    test_of_two_that_create_a_file_one_gets_it(tmp_path)

@@ -8,7 +8,6 @@ manifest whose stamp differs is read again. The file only decides what is shown;
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -103,15 +102,9 @@ def _load(file: Path) -> dict[str, _Record]:
 
 
 def _save(file: Path, rows: dict[str, _Record]) -> None:
-    from pipevault.files.atomic import make_folder
+    from pipevault.files.atomic import make_folder, write_file
 
-    data = msgspec.json.encode(_Listing(_FORM, rows))
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
     # Without it the next listing is slower, and nothing else.
     with suppress(OSError, VaultError):
         make_folder(file.parent)
-        try:
-            temporary.write_bytes(data)
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_file(file, msgspec.json.encode(_Listing(_FORM, rows)))

@@ -30,6 +30,7 @@ import msgspec
 
 from pipevault.digest import canonical_json
 from pipevault.errors import CorruptEntryError
+from pipevault.files.atomic import replacing
 from pipevault.files.documents import Format, Problem
 from pipevault.graphs.frozen import GraphDocument
 from pipevault.reading import read_file
@@ -78,9 +79,11 @@ def write_part(path: Path, graphs: Sequence[GraphDocument], identity: Mapping[st
         "graphs": [graph.to_json() for graph in graphs],
         "identity": None if identity is None else dict(identity),
     }
-    path.write_bytes(canonical_json(document))
     names = sorted({*_saved_parts(path.parent), path.name})
-    (path.parent / SAVED_PARTS).write_bytes(canonical_json({"pipevault_saved": SAVED_VERSION, "parts": names}))
+    saved = {"pipevault_saved": SAVED_VERSION, "parts": names}
+    for file, content in ((path, document), (path.parent / SAVED_PARTS, saved)):
+        with replacing(file) as temporary:
+            temporary.write_bytes(canonical_json(content))
 
 
 def _saved_parts(folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ Precedence, first match wins:
    a TOML table with the names of the fields below; a relative folder starts at the file's own,
 4. the default.
 
-Names that are no setting are errors, in the environment and in the file alike: a misspelt one would be ignored.
+Unknown names are errors, in the environment and in the file alike: a misspelt one would be ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from pipevault.errors import (
 from pipevault.reading import read_open
 from pipevault.settings.ownership import open_owned
 from pipevault.settings.user_folders import expand_user, user_folder
-from pipevault.settings.values import Tier, convert, one_of
+from pipevault.settings.values import Tier, convert, invalid, one_of
 
 __all__ = ["LEVELS", "PROFILES", "Settings", "Tier", "config_file", "default_dir", "split_level"]
 
@@ -68,7 +68,7 @@ DEFAULT_MAX_SIZE = 50_000_000_000
 
 @dataclass(frozen=True)
 class Settings:
-    """What a :class:`pipevault.PipelineCache` works with.
+    """The settings of a :class:`pipevault.PipelineCache`.
 
     ``dir``: the vault's folder. ``backend``: what compiles, ``inductor`` or one of OneDiff's own, ``nexfort`` or
     ``oneflow``. ``mode``: ``compile`` (a miss compiles and publishes), ``require`` (a miss is an
@@ -142,28 +142,27 @@ class Settings:
                 "options in build_config."
             )
         if self.jobs < 0:
-            raise SettingsError(f"jobs must be 0 (as many as there are cores) or more, not {self.jobs!r}.")
+            raise invalid("jobs", self.jobs, "0 (as many as there are cores) or more")
         for tier in self.tiers:
             one_of(f"signature of the tier {tier.dir}", tier.signature or "off", SIGNATURE_POLICIES)
         for name in ("lock_timeout_s", "turn_timeout_s", "tier_timeout_s"):
             if not getattr(self, name) >= 0:
-                raise SettingsError(f"{name} must be 0 or more seconds, not {getattr(self, name)!r}.")
+                raise invalid(name, getattr(self, name), "0 or more seconds")
         if self.max_size is not None and self.max_size <= 0:
-            raise SettingsError(
-                f"max_size must be 1 or more bytes, not {self.max_size!r}. Write none for no limit; `pipevault prune "
-                "--max-size 0` empties a vault."
+            raise invalid(
+                "max_size", self.max_size, "1 or more bytes, or none (`pipevault prune --max-size 0` empties a vault)"
             )
 
     @property
     def unfrozen_policy(self) -> str:
-        """What a call does that has no graph: ``on_unfrozen``, else ``compile`` in mode ``compile`` and ``error``
+        """The policy for a call that has no graph: ``on_unfrozen``, else ``compile`` in mode ``compile`` and ``error``
         in mode ``require``.
         """
         return self.on_unfrozen or ("compile" if self.mode == "compile" else "error")
 
     @property
     def build_processes(self) -> int:
-        """How many graphs are compiled at a time."""
+        """The number of graphs that are compiled at a time."""
         return self.jobs or len(os.sched_getaffinity(0))
 
     @property
@@ -172,21 +171,20 @@ class Settings:
         return self.shared == "group"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, folders as text."""
+        """Return plain JSON, folders as text."""
         tiers = [{**asdict(tier), "dir": str(tier.dir)} for tier in self.tiers]
         lists = {name: list(getattr(self, name)) for name in ("trusted_keys", "trusted_users", "trusted_groups")}
         return {**asdict(self), "dir": str(self.dir), "tiers": tiers, **lists}
 
     @classmethod
     def resolve(cls, *, environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
-        """The settings in force; an argument of ``None`` counts as not given.
+        """Return the settings in force; an argument of ``None`` counts as not given.
 
         Raises :class:`SettingsError` for an unknown name or a value of the wrong kind, wherever it was set.
         """
         environ = os.environ if environ is None else environ
         names = tuple(field.name for field in fields(cls))
-        if unknown := set(arguments) - set(names):
-            raise SettingsError(f"Unknown settings: {', '.join(sorted(unknown))}. Settings: {', '.join(names)}.")
+        _refuse_unknown(arguments, names)
         _refuse_unknown_variables(environ, names)
         file = config_file(environ)
         in_file = _read_config_file(file, environ, names) if file is not None else {}
@@ -221,7 +219,7 @@ class Settings:
 
 
 def split_level(text: str) -> tuple[str, bool]:
-    """The level that ``text`` names and whether it asks for ``+audit``; a profile gives its level.
+    """Return the level that ``text`` names and whether it asks for ``+audit``; a profile gives its level.
 
     Raises :class:`UnknownLevelError`.
     """
@@ -233,12 +231,12 @@ def split_level(text: str) -> tuple[str, bool]:
 
 
 def default_dir() -> Path:
-    """Where the vault lies if nothing says otherwise. :class:`NoHomeError`: this user has no home."""
+    """Return where the vault lies if nothing says otherwise. :class:`NoHomeError`: this user has no home."""
     return user_folder("cache") / "vault"
 
 
 def config_file(environ: Mapping[str, str] | None = None) -> Path | None:
-    """Where the config file is looked for; it need not exist. ``None``: nowhere, for this user has no home."""
+    """Return where the config file is looked for; it need not exist. ``None``: nowhere, for this user has no home."""
     environ = os.environ if environ is None else environ
     if path := environ.get(CONFIG_VARIABLE):
         return expand_user(path)
@@ -248,19 +246,23 @@ def config_file(environ: Mapping[str, str] | None = None) -> Path | None:
         return None
 
 
-def _refuse_unknown_variables(environ: Mapping[str, str], names: tuple[str, ...]) -> None:
-    known = [*(ENVIRONMENT_PREFIX + name.upper() for name in names), CONFIG_VARIABLE, DEBUG_VARIABLE]
-    for variable in sorted(environ):
-        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in known or not environ[variable]:
-            continue
-        if not _SERVICE_VARIABLE.fullmatch(variable):
-            from difflib import get_close_matches
+def _refuse_unknown(given: Iterable[str], known: Sequence[str], where: str = "", prefix: str = "") -> None:
+    """Raise for the first name that is not ``known``; in the message all of them stand behind ``prefix``."""
+    for name in sorted(set(given) - set(known)):
+        from difflib import get_close_matches
 
-            [nearest] = get_close_matches(variable, known, n=1, cutoff=0.0)
-            raise SettingsError(
-                f"The environment variable {variable} is no setting; the nearest is {nearest}. Correct or unset it. "
-                f"Variables: {', '.join(known)}."
-            )
+        near = get_close_matches(name, known, n=1)
+        advice = (
+            f"Did you mean {prefix}{near[0]}?" if near else f"Known: {', '.join(prefix + other for other in known)}."
+        )
+        raise SettingsError(f"Unknown setting {prefix}{name}{where}. {advice}")
+
+
+def _refuse_unknown_variables(environ: Mapping[str, str], names: tuple[str, ...]) -> None:
+    given = [name for name, value in environ.items() if value and name.startswith(ENVIRONMENT_PREFIX)]
+    asked = [name.removeprefix(ENVIRONMENT_PREFIX) for name in given if not _SERVICE_VARIABLE.fullmatch(name)]
+    others = [name.removeprefix(ENVIRONMENT_PREFIX) for name in (CONFIG_VARIABLE, DEBUG_VARIABLE)]
+    _refuse_unknown(asked, [*map(str.upper, names), *others], prefix=ENVIRONMENT_PREFIX)
 
 
 def _read_config_file(path: Path, environ: Mapping[str, str], names: tuple[str, ...]) -> dict[str, Any]:
@@ -279,10 +281,7 @@ def _read_config_file(path: Path, environ: Mapping[str, str], names: tuple[str, 
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"The config file {path} cannot be read: {error}. Correct or remove it.") from error
-    if unknown := set(values) - set(names):
-        raise SettingsError(
-            f"The config file {path} has unknown settings: {', '.join(sorted(unknown))}. Settings: {', '.join(names)}."
-        )
+    _refuse_unknown(values, names, f" in the config file {path}")
     return values
 
 

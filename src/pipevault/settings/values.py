@@ -1,4 +1,4 @@
-"""Values of settings as they are given in arguments, environment variables and the config file, made what they mean."""
+"""Values of settings: what is given in arguments, environment variables and the config file, made what it means."""
 
 from __future__ import annotations
 
@@ -39,58 +39,61 @@ class Tier:
 
 
 def convert(name: str, value: Any, *, base: Path) -> Any:
-    """``value`` as the type of the setting ``name``; relative folders start at ``base``. :class:`SettingsError`."""
+    """Return ``value`` as the type of a setting; relative folders start at ``base``. :class:`SettingsError`."""
     if converter := _CONVERTERS.get(name):
         return converter(name, value, base)
     if not isinstance(value, str):
-        raise SettingsError(f"{name} must be text, not {value!r}.")
+        raise invalid(name, value, "text")
     return value
 
 
+def invalid(name: str, value: Any, expected: str) -> SettingsError:
+    """Return the error for a value of a setting or option ``name`` that is not what was ``expected``."""
+    return SettingsError(f"Invalid {name} {value!r}: expected {expected}.")
+
+
 def parse_size(name: str, value: Any) -> int:
-    """Bytes of ``20GB``, ``1.5 GiB`` or a plain number, which may be negative; :class:`SettingsError`."""
+    """Return the bytes of ``20GB``, ``1.5 GiB`` or a plain number, which may be negative; :class:`SettingsError`."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) and len(value) <= _LONGEST_SIZE else None
-    if match is None or match[2].lower() not in _UNITS:
-        raise SettingsError(f"{name} must be a number of bytes such as 20GB or 500MiB, not {value!r}.")
-    return (
-        int(float(match[1]) * _UNITS[match[2].lower()]) if "." in match[1] else int(match[1]) * _UNITS[match[2].lower()]
-    )
+    unit = _UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise invalid(name, value, "a number of bytes, for example 20GB or 500MiB")
+    return int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
 
 
 def parse_limit(name: str, value: Any) -> int | None:
-    """Like :func:`parse_size`; ``None`` or the text ``none`` is no limit. :class:`SettingsError`: it is negative."""
+    """Return bytes like :func:`parse_size`; ``None`` or ``none`` is no limit. :class:`SettingsError`: negative."""
     if value is None or (isinstance(value, str) and value.strip().lower() == NO_LIMIT):
         return None
     size_bytes = parse_size(name, value)
     if size_bytes < 0:
-        raise SettingsError(f"{name} must be 0 or more bytes, or none, not {value!r}.")
+        raise invalid(name, value, "0 or more bytes, or none")
     return size_bytes
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise SettingsError(f"{name} must be one of {', '.join(allowed)}, not {value!r}.")
+        raise invalid(name, value, f"one of {', '.join(allowed)}")
 
 
 def _folder(name: str, value: Any, base: Path) -> Path:
     if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
-        raise SettingsError(f"{name} must name a folder, not {value!r}.")
+        raise invalid(name, value, "a folder")
     try:
         return (base / expand_user(value)).absolute()
     except NoHomeError as error:
-        raise SettingsError(f"{name} cannot be {str(value)!r}: {error}") from error
+        raise SettingsError(f"Invalid {name} {str(value)!r}: {error}") from error
 
 
 def _seconds(name: str, value: Any, base: Path) -> float:
-    message = f"{name} must be a number of seconds, not {value!r}."
-    if isinstance(value, bool):
-        raise SettingsError(message)
     try:
+        if isinstance(value, bool):
+            raise ValueError(value)
         return float(value)
     except (TypeError, ValueError) as error:
-        raise SettingsError(message) from error
+        raise invalid(name, value, "a number of seconds") from error
 
 
 def _count(name: str, value: Any, base: Path) -> int:
@@ -99,13 +102,13 @@ def _count(name: str, value: Any, base: Path) -> int:
             raise ValueError(value)
         return int(value)
     except (TypeError, ValueError) as error:
-        raise SettingsError(f"{name} must be a whole number, not {value!r}.") from error
+        raise invalid(name, value, "a whole number") from error
 
 
 def _truth(name: str, value: Any, base: Path) -> bool:
     known = value if isinstance(value, bool) else _TRUTHS.get(str(value).lower())
     if known is None:
-        raise SettingsError(f"{name} must be true or false, not {value!r}.")
+        raise invalid(name, value, "true or false")
     return known
 
 
@@ -114,7 +117,7 @@ def _listed(name: str, value: Any) -> Sequence[Any]:
     if isinstance(value, str):
         return [item for item in value.split(os.pathsep) if item]
     if not isinstance(value, (list, tuple)):
-        raise SettingsError(f"{name} must be a list, not {value!r}.")
+        raise invalid(name, value, "a list")
     return value
 
 
@@ -131,20 +134,19 @@ def _tier(name: str, item: Any, base: Path) -> Tier:
         return item
     if not isinstance(item, Mapping):
         return Tier(_folder(name, item, base))
-    if "dir" not in item or (unknown := set(item) - {"dir", "signature", "copy"}):
-        what = f"has the unknown {', '.join(sorted(unknown))}" if "dir" in item else "has no dir"
-        raise SettingsError(f"A tier {what}: {dict(item)!r}. A tier has dir, signature, copy.")
+    if "dir" not in item or set(item) - {"dir", "signature", "copy"}:
+        raise invalid("tier", dict(item), "dir, and perhaps signature and copy")
     signature = item.get("signature")
     if signature is not None and not isinstance(signature, str):
-        raise SettingsError(f"signature of a tier must be text, not {signature!r}.")
+        raise invalid("signature of a tier", signature, "text")
     return Tier(_folder(name, item["dir"], base), signature, _truth("copy of a tier", item.get("copy", True), base))
 
 
 def _keys(name: str, value: Any, base: Path) -> tuple[str, ...]:
     keys = tuple(_listed(name, value))
-    wrong = [key for key in keys if not isinstance(key, (str, os.PathLike)) or not str(key) or "\0" in str(key)]
-    if wrong:
-        raise SettingsError(f"{name} must hold public keys as text, or files that hold one, not {wrong[0]!r}.")
+    for key in keys:
+        if not isinstance(key, (str, os.PathLike)) or not str(key) or "\0" in str(key):
+            raise invalid(name, key, "public keys as text, or files that hold one")
     return tuple(str(key) for key in keys)
 
 
@@ -152,7 +154,7 @@ def _names(name: str, value: Any, base: Path) -> tuple[str, ...]:
     names = tuple(_listed(name, value))
     for item in names:
         if isinstance(item, bool) or not isinstance(item, (str, int)) or not str(item) or str(item).startswith("-"):
-            raise SettingsError(f"{name} must hold names or numbers, not {item!r}.")
+            raise invalid(name, item, "names or numbers")
         id_of(str(item), name)
     return tuple(str(item) for item in names)
 
