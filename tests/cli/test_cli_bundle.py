@@ -146,7 +146,7 @@ class TestImport:
         (tmp_path / "x.zip").write_bytes(content)
         result = run("import", tmp_path / "x.zip", "--dir", tmp_path / "new")
         assert result.exit_code == 32
-        assert "is no bundle" in result.stderr
+        assert "is not a bundle" in result.stderr
         assert not (tmp_path / "new").exists()
 
     def test_no_file(self, run: Run, tmp_path: Path) -> None:

@@ -423,12 +423,12 @@ class TestNoBundle:
     @pytest.mark.parametrize("data", [b"", b"PK", b"{}", b"\0" * 5000, b"PK\x03\x04" + b"\xff" * 100])
     def test_other_files(self, other: Vault, tmp_path: Path, data: bytes) -> None:
         (tmp_path / "x.zip").write_bytes(data)
-        refused(other, tmp_path / "x.zip", "is no bundle")
+        refused(other, tmp_path / "x.zip", "is not a bundle")
 
     def test_another_zip(self, other: Vault, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
             file.writestr("letter.txt", "hello")
-        refused(other, tmp_path / "x.zip", "is no bundle")
+        refused(other, tmp_path / "x.zip", "is not a bundle")
 
     def test_another_file_of_this_container(self, vault: Vault, bundle: Path, other: Vault) -> None:
         bundle.write_bytes(bundle_bytes(files_of(vault), marker_name="fault.json"))
@@ -444,7 +444,7 @@ class TestNoBundle:
         refused(other, tmp_path / "none.zip", "No such file")
 
     def test_a_folder(self, other: Vault, tmp_path: Path) -> None:
-        refused(other, tmp_path, "Is a directory")
+        refused(other, tmp_path, "not a regular file")
 
     def test_a_named_pipe_is_not_waited_for(self, other: Vault, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
@@ -484,7 +484,7 @@ class TestDamage:
     @pytest.mark.parametrize("extra", [b"\0", b"PK\x05\x06" + b"\0" * 18])
     def test_something_after_the_end(self, bundle: Path, other: Vault, extra: bytes) -> None:
         bundle.write_bytes(bundle.read_bytes() + extra)
-        refused(other, bundle, "its members make|no bundle|damaged")
+        refused(other, bundle, "its members make|not a bundle|damaged")
 
     def test_something_before_the_start(self, bundle: Path, other: Vault) -> None:
         bundle.write_bytes(b"#!/bin/sh\n" + bundle.read_bytes())
@@ -545,11 +545,11 @@ class TestUnsafe:
     @pytest.mark.parametrize("name", EVIL_NAMES)
     def test_a_name_that_is_no_place_in_a_vault(self, vault: Vault, bundle: Path, other: Vault, name: str) -> None:
         bundle.write_bytes(bundle_bytes(sorted([*files_of(vault), (name, b"evil")])))
-        refused(other, bundle, "no place in a vault|have digest")
+        refused(other, bundle, "not a place in a vault|have digest")
 
     def test_a_long_name(self, vault: Vault, bundle: Path, other: Vault) -> None:
         bundle.write_bytes(bundle_bytes([("a" * 5000, b""), *files_of(vault)]))
-        refused(other, bundle, "no place in a vault")
+        refused(other, bundle, "not a place in a vault")
 
     def test_one_name_twice(self, vault: Vault, bundle: Path, other: Vault) -> None:
         files = files_of(vault)
@@ -558,7 +558,7 @@ class TestUnsafe:
 
     def test_the_marker_twice(self, vault: Vault, bundle: Path, other: Vault) -> None:
         bundle.write_bytes(bundle_bytes([*files_of(vault), ("vault.json", MARKER)]))
-        refused(other, bundle, "no place in a vault")
+        refused(other, bundle, "not a place in a vault")
 
     def test_one_name_twice_in_the_container_alone(self, vault: Vault, bundle: Path, other: Vault) -> None:
         """The directory knows nothing of the first."""
@@ -566,7 +566,7 @@ class TestUnsafe:
         twice = bundle_bytes([files[0], *files])
         end = len(bundle_bytes(files)) - whole_data.index(b"PK\x01\x02")
         bundle.write_bytes(twice[: twice.index(b"PK\x01\x02")] + whole_data[-end:])
-        refused(other, bundle, "damaged|no bundle")
+        refused(other, bundle, "damaged|not a bundle")
 
     def test_unsorted(self, vault: Vault, bundle: Path, other: Vault) -> None:
         bundle.write_bytes(bundle_bytes(files_of(vault)[::-1]))
@@ -620,7 +620,7 @@ class TestUnsafe:
         second = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 4)
         data[second + 42 : second + 46] = bytes(4)
         bundle.write_bytes(data)
-        refused(other, bundle, "differs from what|no bundle")
+        refused(other, bundle, "differs from what|not a bundle")
 
     @pytest.mark.parametrize("size_bytes", [0, 1, 2**31, 2**32 - 2, 2**32 - 1])
     @pytest.mark.parametrize("field", [20, 24])
@@ -629,7 +629,7 @@ class TestUnsafe:
         record = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 4)
         data[record + field : record + field + 4] = size_bytes.to_bytes(4, "little")
         bundle.write_bytes(data)
-        refused(other, bundle, "damaged|no bundle")
+        refused(other, bundle, "damaged|not a bundle")
 
     def test_a_directory_too_large_to_read(self, bundle: Path, other: Vault) -> None:
         data = bundle.read_bytes()

@@ -1,4 +1,4 @@
-"""How far work on many bytes is."""
+"""Progress of work on many bytes."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ Progress = Callable[[int, int], None]
 
 
 def ignore_progress(done_bytes: int, total_bytes: int) -> None:
-    """Tells nobody."""
+    """Do nothing."""
     del done_bytes, total_bytes

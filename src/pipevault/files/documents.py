@@ -28,7 +28,7 @@ _NAMED = re.compile(r"object (?:missing required|contains (unknown)) field `(.*)
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a document; as text a sentence.
+    """A problem of a document; as text a sentence.
 
     ``source`` is its file. ``field`` is where, as in ``seeds[1]``; empty if it is the whole document. ``version`` is
     the document's if that is what is wrong.
@@ -54,7 +54,7 @@ MakeError = Callable[[Problem], Exception]
 class Format(Generic[DocumentT]):
     """A versioned JSON format: an object of ``type`` with ``version`` in ``version_field``.
 
-    ``newer``, ``older``, ``foreign`` (what is no JSON object with that field) and ``edited`` are where the error is
+    ``newer``, ``older``, ``foreign`` (anything but a JSON object with that field) and ``edited`` are where the error is
     another than what ``damaged`` makes. ``digest_field`` holds the SHA-256 of the rest in canonical JSON, if any field
     does. ``canonical``: other bytes than :func:`~pipevault.digest.canonical_json` gives are refused.
     """
@@ -119,7 +119,7 @@ class Format(Generic[DocumentT]):
         try:
             computed = digest_json({n: value for n, value in document.items() if n != self.digest_field}).hex
         except (ValueError, RecursionError) as error:
-            raise self.bad(source, self.digest_field, f"the rest is no plain JSON ({error})") from error
+            raise self.bad(source, self.digest_field, f"the rest is not plain JSON ({error})") from error
         if document[self.digest_field] != computed:
             what = f"expected the digest of the rest, {computed}, got {_shown(document[self.digest_field])}"
             raise (self.edited or self.damaged)(Problem(str(source), _at(self.digest_field, what), self.digest_field))

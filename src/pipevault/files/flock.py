@@ -29,7 +29,7 @@ _POLL_INTERVAL_S = 0.002
 
 
 class NotLocked(Enum):
-    """Why a lock was not got."""
+    """Reasons why a lock was not got."""
 
     HELD_ELSEWHERE = "held elsewhere"
     NO_LOCKS = "the file system has no locks"

@@ -1,4 +1,4 @@
-"""Who a process is, so that a waiter can tell that the holder of a lock is dead though a child of it keeps the lock.
+"""The identity of a process: a waiter tells by it that the holder of a lock is dead though a child keeps the lock.
 
 A process number means nothing on another host, after a reboot, in another pid namespace (a container), or once
 the number is used again. So an identity holds the host name, the kernel's boot id, the namespaces that numbers

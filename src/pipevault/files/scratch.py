@@ -31,13 +31,15 @@ _TRIES = 3
 
 @dataclass(frozen=True)
 class Place:
-    """A folder for temporary files. ``problem``: a clause that says why nothing can be compiled in it, else empty."""
+    """A folder for temporary files. ``problem``: a clause that says why nothing can be compiled in it, else empty.
+
+    ``is_named``: a variable or the program names it.
+    """
 
     folder: Path
     problem: str = ""
     is_full: bool = False
     is_named: bool = False
-    """Whether a variable or the program names it."""
 
 
 @contextmanager

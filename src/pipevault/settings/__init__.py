@@ -167,7 +167,7 @@ class Settings:
 
     @property
     def is_shared(self) -> bool:
-        """Whether the vault is its group's."""
+        """True where the members of the folder's group share the vault."""
         return self.shared == "group"
 
     def to_json(self) -> dict[str, Any]:

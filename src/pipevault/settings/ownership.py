@@ -19,8 +19,8 @@ _OVERFLOW_ID_FILE = Path("/proc/sys/kernel/overflowuid")
 
 @dataclass(frozen=True)
 class Trust:
-    """Who counts like this user: ``users`` and ``groups`` by number, and with ``allow_group_write`` the group of
-    whatever its group may write. Everybody in a trusted group counts, also as the owner of a file that is the group's.
+    """The people who count like this user: ``users`` and ``groups`` by number, and with ``allow_group_write`` the group
+    of whatever its group may write. Everybody in a trusted group counts, also as the owner of a file of that group.
     """
 
     users: frozenset[int] = frozenset()

@@ -1,4 +1,4 @@
-"""What a vault holds, read in bulk: which artifacts and entries each manifest names, and the size of every file.
+"""The content of a vault, read in bulk: which artifacts and entries each manifest names, and the size of every file.
 
 Each manifest is read once and each artifact looked at once. A manifest whose ``self_digest`` fits is as it was
 published, so only its lists of artifacts and needed entries are parsed; any other is parsed in full.
@@ -175,7 +175,7 @@ def _find(layout: Layout, folder: Path, digest_of: Callable[[str], Digest | None
 
 
 def _times(folder: Path) -> list[tuple[int, str]]:
-    """When each thing in ``folder`` changed, in nanoseconds, and its name; an absent folder has none."""
+    """The times when each thing in ``folder`` changed, in nanoseconds, and its name; an absent folder has none."""
     times = []
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as found:
         for entry in found:
@@ -198,7 +198,7 @@ def _manifest_path(entries: str, key: str) -> str:
 
 
 def _named_quickly(data: bytes, key: Digest) -> Named | None:
-    """What a manifest of the known version names that is as it was published; ``None``: it must be parsed in full."""
+    """Read what a manifest names that is of the known version and as it was published; ``None``: parse it in full."""
     tail = _SELF_DIGEST.fullmatch(data, len(data) - _TAIL_BYTES)
     if tail is None or not data.startswith(_LIST_START):
         return None

@@ -61,7 +61,7 @@ class Vault:
     root: Path
     """Absolute, links followed."""
     writable: bool
-    """Whether the folder could be written when it was opened."""
+    """True if the folder could be written when it was opened."""
     trust: Trust = ONLY_THIS_USER
     """The users and groups whose files are trusted besides this user's and root's."""
 

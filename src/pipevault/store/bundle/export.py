@@ -13,18 +13,11 @@ from pathlib import Path
 from typing import IO, TypeAlias
 
 from pipevault.digest import Digest
-from pipevault.errors import (
-    BundleError,
-    CannotSaveError,
-    CorruptEntryError,
-    PipevaultError,
-    UnknownKeyError,
-    VaultError,
-)
-from pipevault.files.atomic import publish_file, vault_errors
+from pipevault.errors import BundleError, CannotSaveError, CorruptEntryError, PipevaultError, UnknownKeyError
+from pipevault.files.atomic import move_into_place, vault_errors
 from pipevault.files.byte_progress import Progress, ignore_progress
-from pipevault.files.claims import abandoned, claim_folder, remove
-from pipevault.reading import open_regular, read_file
+from pipevault.files.claims import claim_folder, remove_abandoned
+from pipevault.reading import chunks, open_regular, read_file
 from pipevault.store.bundle.zip_file import (
     MANIFEST_LIMIT_BYTES,
     MARKER,
@@ -38,9 +31,6 @@ from pipevault.store.places import signature_files
 from pipevault.store.trust.trust import check_ownership
 from pipevault.store.vault import Vault
 
-_CHUNK_SIZE_BYTES = 1 << 20
-
-_PART_SUFFIX = ".part"
 _PART_NAME = re.compile(r"\..+\.\d+\.[0-9a-f]{16}\.part")
 
 _Source: TypeAlias = ArtifactRef | Manifest | Path
@@ -49,7 +39,7 @@ _Source: TypeAlias = ArtifactRef | Manifest | Path
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What a bundle holds, and its own size."""
+    """The content of a bundle, and its own size."""
 
     keys: tuple[Digest, ...]
     artifacts: int
@@ -67,8 +57,8 @@ def export_bundle(
 ) -> ExportReport:
     """Write the entries ``keys`` and those that they need, with artifacts and signatures, to the bundle ``path``.
 
-    That is one step. Equal entries make equal bytes. :class:`UnknownKeyError`: no key was given, no entry has one, or
-    the vault lacks what an entry needs.
+    The bundle appears in one step. Equal entries make equal bytes. :class:`UnknownKeyError`: no key was given, no entry
+    has one, or the vault lacks what an entry needs.
     :class:`CorruptEntryError`, :class:`NewerVaultError`, :class:`UnsafeVaultError`: an entry cannot be exported.
     :class:`CannotSaveError`: ``path`` exists and ``overwrite`` is not set, lies in the vault, or cannot be written.
     :class:`BundleError`: too many files for one bundle.
@@ -95,7 +85,7 @@ def _check_output(vault: Vault, path: Path, overwrite: bool) -> None:
         raise CannotSaveError(f"{path} lies in the vault, which holds no bundles. Give another place.", path)
     if os.path.lexists(path):
         if path.is_symlink() or not path.is_file():
-            raise CannotSaveError(f"{path} exists and is no regular file. Give another path.", path)
+            raise CannotSaveError(f"{path} exists and is not a regular file. Give another path.", path)
         if not overwrite:
             raise CannotSaveError(f"{path} exists already. Give another path, or --overwrite.", path)
 
@@ -125,7 +115,7 @@ def _with_needed(vault: Vault, keys: Iterable[Digest]) -> dict[Digest, Manifest]
 
 
 def _sources(vault: Vault, manifests: Mapping[Digest, Manifest]) -> dict[str, _Source]:
-    """What the entries need, by the name of each member, sorted; the bytes are looked at when they are copied."""
+    """The files that the entries need, by the name of each member, sorted; their bytes are checked when copied."""
     layout, found = vault.layout, dict[str, _Source]()
     for key, manifest in manifests.items():
         found[_name(layout.manifest_file(key), vault)] = manifest
@@ -178,8 +168,7 @@ def _document(vault: Vault, source: Manifest | Path) -> bytes:
 
 def _chunks(source: Path) -> Iterator[bytes]:
     with vault_errors(source, "read"), open_regular(source) as reader:
-        while chunk := reader.read(_CHUNK_SIZE_BYTES):
-            yield chunk
+        yield from chunks(reader)
 
 
 def _name(path: Path, vault: Vault) -> str:
@@ -188,20 +177,20 @@ def _name(path: Path, vault: Vault) -> str:
 
 @contextmanager
 def _new_file(path: Path, overwrite: bool) -> Iterator[Path]:
-    """A name for a file that is moved to ``path`` at the end, in a folder beside it that goes whatever happens. If the
+    """A name for a file that is moved to ``path`` at the end, in a folder next to it that goes whatever happens. If the
     process is killed, the next export to this place removes it.
     """
     claim = None
     try:
-        _sweep(path.parent)
+        for name in os.listdir(path.parent):
+            if _PART_NAME.fullmatch(name):
+                remove_abandoned(path.with_name(name))
         while claim is None:
-            name = f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}{_PART_SUFFIX}"
-            claim = claim_folder(path.with_name(name))
-        temporary = claim.path / path.name
-        yield temporary
+            claim = claim_folder(path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.part"))
+        yield claim.path / path.name
         if not overwrite and os.path.lexists(path):
             raise CannotSaveError(f"{path} was made by somebody else meanwhile. Give another path.", path)
-        _publish(temporary, path)
+        move_into_place(claim.path / path.name, path)
     except PipevaultError:  # some of them are OSErrors too
         raise
     except OSError as error:
@@ -209,20 +198,3 @@ def _new_file(path: Path, overwrite: bool) -> Iterator[Path]:
     finally:
         if claim is not None:
             claim.release()
-
-
-def _sweep(folder: Path) -> None:
-    for name in os.listdir(folder):
-        if _PART_NAME.fullmatch(name):
-            with abandoned(folder / name) as is_free:
-                if is_free:
-                    remove(folder / name)
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    try:
-        publish_file(temporary, path)
-    except VaultError as error:
-        cause = error.__cause__
-        reason = cause.strerror if isinstance(cause, OSError) else str(error)
-        raise CannotSaveError(f"{path} cannot be written: {reason}.", path) from error

@@ -31,18 +31,14 @@ _LATER_FORMAT = "a later format"
 
 @dataclass(frozen=True)
 class _Named:
-    """What a manifest names: sizes in bytes by artifact, and the entries that it needs."""
+    """The part of a manifest that is kept: sizes in bytes by artifact, and the entries that it needs."""
 
     artifacts: Mapping[Digest, int]
     needs: tuple[Digest, ...]
 
-    @classmethod
-    def by(cls, manifest: Manifest) -> _Named:
-        return cls(manifest.artifact_sizes, manifest.needs)
-
 
 def bundle_keys(path: Path) -> tuple[Digest, ...]:
-    """The keys of the entries that the bundle says it holds, sorted; no content is verified.
+    """Return the keys of the entries that the bundle says it holds, sorted; no content is verified.
 
     :class:`BundleError`, :class:`NewerBundleError`.
     """
@@ -51,7 +47,7 @@ def bundle_keys(path: Path) -> tuple[Digest, ...]:
 
 
 def import_bundle(vault: Vault, path: Path, *, progress: Progress = ignore_progress) -> list[Digest]:
-    """Publish the entries of the bundle ``path`` that the vault does not hold whole; their keys, sorted.
+    """Publish the entries of the bundle ``path`` that the vault does not hold whole; return their keys, sorted.
 
     Nothing becomes visible before the whole bundle was verified. An entry that stands in the vault stays as it is; if
     it is the one of the bundle, signatures that it lacks are added.
@@ -65,7 +61,8 @@ def import_bundle(vault: Vault, path: Path, *, progress: Progress = ignore_progr
         _check_space(folder, sum(member.size_bytes for member in lacking))
         bundle.extract(folder, lambda member: member in lacking, progress)
         staged = Layout(folder)
-        entries = {key: _Named.by(_manifest(bundle, staged, key)) for key in bundle.keys}
+        manifests = (_manifest(bundle, staged, key) for key in bundle.keys)
+        entries = {one.key.digest: _Named(one.artifact_sizes, one.needs) for one in manifests}
         _check_complete(bundle, entries)
         standing = {key: _standing(vault, key) for key in entries}
         missing = {key: entry for key, entry in entries.items() if standing[key] is None}
@@ -90,7 +87,7 @@ def import_bundle(vault: Vault, path: Path, *, progress: Progress = ignore_progr
 
 
 def _holds(vault: Vault, member: Member) -> bool:
-    """Whether the member is an artifact whose bytes the vault has."""
+    """Tell whether the member is an artifact whose bytes the vault has."""
     if member.artifact is None:
         return False
     try:
@@ -103,19 +100,15 @@ def _holds(vault: Vault, member: Member) -> bool:
 def _manifest(bundle: BundleFile, staged: Layout, key: Digest) -> Manifest:
     try:
         manifest = read_manifest(staged, key)
-    except NewerVaultError as error:
-        raise NewerBundleError(f"{_told(error, bundle, staged)} Nothing was imported.", bundle.path) from error
-    except CorruptEntryError as error:
-        text = f"{_told(error, bundle, staged)} Nothing was imported; get the bundle again."
-        raise BundleError(text, bundle.path) from error
+    except (CorruptEntryError, NewerVaultError) as error:
+        # With the place in the bundle, not that where it was staged.
+        text = f"{str(error).replace(str(staged.root), str(bundle.path))} Nothing was imported"
+        if isinstance(error, NewerVaultError):
+            raise NewerBundleError(f"{text}.", bundle.path) from error
+        raise BundleError(f"{text}; get the bundle again.", bundle.path) from error
     if manifest is None:
         raise bundle.bad(f"the manifest of {key.short} was removed from {staged.root} while it was imported")
     return manifest
-
-
-def _told(error: Exception, bundle: BundleFile, staged: Layout) -> str:
-    """The message with the place in the bundle, not that where it was staged."""
-    return str(error).replace(str(staged.root), str(bundle.path))
 
 
 def _check_complete(bundle: BundleFile, entries: Mapping[Digest, _Named]) -> None:

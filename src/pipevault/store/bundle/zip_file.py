@@ -8,10 +8,8 @@ compressed or hidden member, a lie about a size or CRC-32, or anything before, b
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
-import stat
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -23,10 +21,11 @@ from typing import IO
 
 import msgspec
 
-from pipevault.digest import Digest, canonical_json
+from pipevault.digest import Digest, canonical_json, digest_chunks
 from pipevault.errors import BundleError, NewerBundleError
 from pipevault.files.byte_progress import Progress
 from pipevault.files.documents import Format, Problem
+from pipevault.reading import open_regular
 from pipevault.store.layout import Layout
 from pipevault.store.marker import VAULT_VERSION
 
@@ -39,25 +38,26 @@ SIGNATURE_LIMIT_BYTES = 4096
 
 _OLD_FIRST_NAME = "pipevault_bundle.json"
 _READ_LIMIT_BYTES = 48 << 20
-"""Of one read: more than the directory of so many members takes."""
+"""The most that one read takes: more than the directory of so many members takes."""
 _CHUNK_SIZE_BYTES = 1 << 20
 _HEADER_SIZE_BYTES = 30
-"""Of what stands before the name of a small member."""
+"""The bytes before the name of a small member."""
 _ROOT = Path("/")
 _LAYOUT = Layout(_ROOT)
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file of the bundle other than its marker. ``name`` is its path in a vault, with ``/``; it is one of these."""
+    """A file of the bundle other than its marker. ``name`` is its path in a vault, with ``/``.
+
+    It is the manifest of ``key``, the bytes of ``artifact``, or signs the entry ``signed_key``.
+    """
 
     name: str
     size_bytes: int
     key: Digest | None
-    """Whose manifest it is."""
     artifact: Digest | None
     signed_key: Digest | None
-    """The key of the entry that it signs."""
 
 
 class _Marker(msgspec.Struct, forbid_unknown_fields=True):
@@ -86,17 +86,13 @@ def new_member(bundle: zipfile.ZipFile, name: str, size_bytes: int) -> Iterator[
 
 @contextmanager
 def open_bundle(path: Path) -> Iterator[BundleFile]:
-    """The bundle at ``path``. :class:`BundleError`, :class:`NewerBundleError`, also for what cannot be read."""
+    """Open the bundle at ``path``. :class:`BundleError`, :class:`NewerBundleError`, also for what cannot be read."""
     try:
-        file = _Limited(
-            io.FileIO(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)))
-        )
+        file = _Limited(open_regular(path))
     except OSError as error:
         raise BundleError(f"The bundle {path} cannot be read: {error.strerror or error}.", path) from error
     with file:
         try:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise BundleError(f"{path} is no regular file. Give a file that `pipevault export` wrote.", path)
             yield BundleFile(file, path)
         except _ReadError as error:
             raise BundleError(f"The bundle {path} cannot be read: {error}. Nothing was imported.", path) from error
@@ -113,7 +109,7 @@ class BundleFile:
             listed = [(info.filename, info.file_size) for info in zipfile.ZipFile(file).infolist()]
         except _UNREADABLE as error:
             raise BundleError(
-                f"{path} is no bundle, or was cut off: {error}. Give a file that `pipevault export` wrote.", path
+                f"{path} is not a bundle, or was cut off: {error}. Give a file that `pipevault export` wrote.", path
             ) from error
         first, self._marker_bytes = listed[0] if listed else ("", 0)
         if first == _OLD_FIRST_NAME:
@@ -122,8 +118,8 @@ class BundleFile:
             )
         if first != MARKER_NAME or not 0 <= self._marker_bytes <= _CHUNK_SIZE_BYTES:
             raise BundleError(
-                f"{path} is no bundle: its first member is {first!r}, not a {MARKER_NAME}. Give a file that `pipevault "
-                "export` wrote.",
+                f"{path} is not a bundle: its first member is {first!r}, not {MARKER_NAME}. Give a file that "
+                "`pipevault export` wrote.",
                 path,
             )
         self._check_marker()
@@ -140,7 +136,7 @@ class BundleFile:
 
     @property
     def keys(self) -> tuple[Digest, ...]:
-        """Of the entries, sorted."""
+        """The keys of the entries, sorted."""
         return tuple(sorted(member.key for member in self.members if member.key is not None))
 
     def extract(self, folder: Path, is_wanted: Callable[[Member], bool], progress: Progress) -> None:
@@ -150,24 +146,24 @@ class BundleFile:
         """
         same = _Same(self._file)
         total_bytes, done_bytes = sum(member.size_bytes for member in self.members), 0
+
+        def count(chunk: bytes | memoryview) -> None:
+            nonlocal done_bytes
+            done_bytes += len(chunk)
+            progress(done_bytes, total_bytes)
+
         progress(0, total_bytes)
         with zipfile.ZipFile(same, "w") as again:
             with new_member(again, MARKER_NAME, len(MARKER)) as copy:
                 copy.write(MARKER)
             for member in self.members:
-                hasher = hashlib.sha256()
                 with (
                     new_member(again, member.name, member.size_bytes) as copy,
                     _target(folder, member, is_wanted) as out,
                 ):
-                    for chunk in self._chunks(same.tell(), member):
-                        hasher.update(chunk)
-                        copy.write(chunk)
-                        out.write(chunk)
-                        done_bytes += len(chunk)
-                        progress(done_bytes, total_bytes)
-                if member.artifact is not None and hasher.hexdigest() != member.artifact.hex:
-                    raise self.bad(f"the bytes of {member.name} have digest {hasher.hexdigest()[:12]}")
+                    digest = digest_chunks(self._chunks(same.tell(), member), copy.write, out.write, count)
+                if member.artifact not in (None, digest):
+                    raise self.bad(f"the bytes of {member.name} have digest {digest.short}")
         if same.tell() != self._size_bytes:
             raise self.bad(f"it has {self._size_bytes} bytes, and its members make {same.tell()}")
         if (place := same.first_difference) is not None:
@@ -185,11 +181,11 @@ class BundleFile:
         place = _ROOT / name
         # "entries//x", "./x" and the like are another spelling of a place.
         if place.as_posix() != f"/{name}":
-            raise self.bad(f"{name!r} is no place in a vault")
+            raise self.bad(f"{name!r} is not a place in a vault")
         key, artifact = _LAYOUT.key_of_manifest(place), _LAYOUT.digest_of_artifact(place)
         signed_key = _LAYOUT.key_of_signature(place)
         if key is None and artifact is None and signed_key is None:
-            raise self.bad(f"{name!r} is no place in a vault")
+            raise self.bad(f"{name!r} is not a place in a vault")
         limit_bytes = MANIFEST_LIMIT_BYTES if key else SIGNATURE_LIMIT_BYTES if signed_key else self._size_bytes
         if not 0 <= size_bytes <= limit_bytes:
             raise self.bad(f"{name!r} has {size_bytes} bytes; the limit is {limit_bytes}")
@@ -230,7 +226,7 @@ class _Limited(io.BufferedReader):
 class _Same:
     """A file to write to that only compares with another one, and notes where that differs.
 
-    What is written again at the same place counts anew, as a member's header does once its CRC-32 is known.
+    What is written again at the same place counts again, as a member's header does once its CRC-32 is known.
     """
 
     def __init__(self, file: _Limited) -> None:
@@ -269,7 +265,7 @@ class _Same:
 
 
 _UNREADABLE = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError, EOFError, OSError)
-"""What :mod:`zipfile` raises for the directories that others make."""
+"""The errors that :mod:`zipfile` raises for the directories that others make."""
 
 
 def _info(name: str, size_bytes: int) -> zipfile.ZipInfo:

@@ -177,9 +177,9 @@ def _pin_findings(layout: Layout) -> Iterator[Finding]:
 
 
 def _owner_findings(vault: Vault, kind: str, path: Path, keys: tuple[Digest, ...]) -> Iterator[Finding]:
-    """Who owns ``path`` and the folders from it up to the vault's, and who may write them. A missing file has none.
+    """Check who owns ``path`` and the folders from it up to the vault's, and who may write them; a missing file is fine.
 
-    None is moved: the file may be whole, and who is trusted is a matter of settings.
+    Nothing is moved: the file may be whole, and who is trusted is a matter of settings.
     """
     try:
         check_ownership(path, root=vault.root, trust=vault.trust)

@@ -56,7 +56,7 @@ class VerifyReport:
 
     @property
     def sound(self) -> bool:
-        """Whether all that is bad was put out of the way."""
+        """True if all that is bad was put out of the way."""
         return all(finding.mended for finding in self.bad)
 
     @property
@@ -121,7 +121,7 @@ def verify(
 
 
 def _signatures(vault: Vault) -> dict[Digest, list[Path]]:
-    """What stands at a signature's place, by the key of its entry, sorted."""
+    """The files at a signature's place, by the key of its entry, sorted."""
     found: dict[Digest, list[Path]] = {}
     for path in (Path(file.path) for file in spread(vault.layout, vault.layout.signatures_dir)):
         if (key := vault.layout.key_of_signature(path)) is not None:
@@ -141,24 +141,24 @@ def _of_artifact(vault: Vault, digest: Digest, uses: Sequence[Use]) -> Iterator[
     found = list(artifact_findings(vault, digest, uses))
     if found and not os.path.lexists(vault.layout.artifact_file(digest)):
         # It may have been removed with its entries since they were read.
-        if not (uses := _still_used(vault, digest, (key for key, _ in uses))):
-            return
-        found = list(artifact_findings(vault, digest, uses))
-    yield from found
+        return _artifact_now(vault, digest, [key for key, _ in uses])
+    return iter(found)
+
+
+def _artifact_now(vault: Vault, digest: Digest, keys: Iterable[Digest]) -> Iterator[Finding]:
+    uses = _still_used(vault, digest, keys)
+    if uses or os.path.lexists(vault.layout.artifact_file(digest)):
+        yield from artifact_findings(vault, digest, uses)
 
 
 def _still_used(vault: Vault, digest: Digest, keys: Iterable[Digest]) -> list[Use]:
     """Those of ``keys`` whose entries, as they are now, name the artifact, and the sizes that they say."""
-    manifests = {key: check_manifest(vault, key)[0] for key in keys}
-    return [
-        (key, manifest.artifact_sizes[digest])
-        for key, manifest in manifests.items()
-        if manifest is not None and digest in manifest.artifact_sizes
-    ]
+    sizes = ((key, manifest.artifact_sizes) for key in keys if (manifest := check_manifest(vault, key)[0]))
+    return [(key, size_bytes[digest]) for key, size_bytes in sizes if digest in size_bytes]
 
 
 def _mended(vault: Vault, finding: Finding, trusted: Sequence[PublicKey]) -> Finding:
-    """Move what is bad, unless it was mended meanwhile; manifests go before the artifact that they name."""
+    """Move what is bad, unless that is over; manifests go before the artifact that they name."""
     now = next((now for now in _look_again(vault, finding, trusted) if now.movable and now.path == finding.path), None)
     if now is None:
         return replace(finding, mended=True)
@@ -166,26 +166,20 @@ def _mended(vault: Vault, finding: Finding, trusted: Sequence[PublicKey]) -> Fin
     if finding.kind == "artifact":
         used = _still_used(vault, Digest(finding.path.name), finding.keys)
         going = [*(vault.layout.manifest_file(key) for key, _ in used), finding.path]
-    moved = [vault.quarantine(path, now.reason) for path in going]
-    return replace(
-        finding,
-        quarantined=tuple(path for path in moved if path is not None),
-        mended=not any(os.path.lexists(path) for path in going),
-    )
+    moved = [path for place in going if (path := vault.quarantine(place, now.reason)) is not None]
+    return replace(finding, quarantined=tuple(moved), mended=not any(map(os.path.lexists, going)))
 
 
 def _look_again(vault: Vault, finding: Finding, trusted: Sequence[PublicKey]) -> Iterator[Finding]:
-    layout = vault.layout
-    if (digest := layout.digest_of_artifact(finding.path)) is not None:
-        uses = _still_used(vault, digest, finding.keys)
-        if uses or not finding.keys or os.path.lexists(finding.path):
-            yield from artifact_findings(vault, digest, uses)
-    elif (key := layout.key_of_manifest(finding.path)) is not None:
+    layout, path = vault.layout, finding.path
+    if (digest := layout.digest_of_artifact(path)) is not None:
+        yield from _artifact_now(vault, digest, finding.keys)
+    elif (key := layout.key_of_manifest(path)) is not None:
         manifest, found = check_manifest(vault, key)
         yield from found
         for digest, size_bytes in manifest.artifact_sizes.items() if manifest else ():
             yield from size_findings(layout, digest, [(key, size_bytes)])
-    elif (key := layout.key_of_signature(finding.path)) is not None:
+    elif (key := layout.key_of_signature(path)) is not None:
         manifest, _ = check_manifest(vault, key)
         if manifest is not None:
-            yield from signature_findings(layout, manifest, [_signer(finding.path)], trusted)
+            yield from signature_findings(layout, manifest, [_signer(path)], trusted)

@@ -98,7 +98,7 @@ def describe_leases(leases: Sequence[FoundLease]) -> str:
 
 
 def _judge(layout: Layout, path: Path) -> FoundLease | None:
-    """``None`` if it is no lease, or is gone."""
+    """``None`` for what is not a lease, or is gone."""
     key = layout.key_of_lease(path)
     if key is None:
         return None

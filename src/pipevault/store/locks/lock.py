@@ -183,7 +183,7 @@ def _remove_note(layout: Layout, key: Digest) -> None:
 
 
 def _shows_life(note: Path) -> bool:
-    """Whether the holder of a lock may live: where locks hold it does, for the lock is held."""
+    """Tell whether the holder of a lock may live: where locks hold it does, for the lock is held."""
     try:
         return locks_hold(note) or not is_silent(note)
     except OSError:  # removed just now
@@ -208,7 +208,7 @@ def _whom(holder: Holder | None) -> str:
 
 
 def _elapsed(since: str, now_s: float) -> str:
-    """``1 h 5 min``, ``2 min 5 s``, ``5 s``; empty if ``since`` is no time, or lies ahead (another clock)."""
+    """``1 h 5 min``, ``2 min 5 s``, ``5 s``; empty if ``since`` is not a time, or lies ahead (another clock)."""
     try:
         start = datetime.fromisoformat(since)
     except ValueError:

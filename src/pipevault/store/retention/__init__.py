@@ -1,1 +1,1 @@
-"""What stays in a vault and what goes."""
+"""Keeping a vault small: pins, uses, removal, pruning."""

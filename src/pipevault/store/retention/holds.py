@@ -15,7 +15,7 @@ from pipevault.store.retention.pins import pins
 
 @dataclass(frozen=True)
 class Hold:
-    """What keeps the entry ``key``: the entry ``holder``, itself or one that needs it, is ``pinned as prod`` or
+    """A reason to keep the entry ``key``: the entry ``holder``, itself or one that needs it, is ``pinned as prod`` or
     ``in use by process 4711 on worker-3``.
     """
 

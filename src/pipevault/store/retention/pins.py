@@ -70,7 +70,7 @@ def read_pin(layout: Layout, name: str) -> Digest | None:
 def pin(layout: Layout, key: Digest, name: str, *, move: bool = False) -> Digest | None:
     """Pin the entry ``key`` as ``name``; return the key that ``move`` took the name from.
 
-    Pinning the same entry again changes nothing. :class:`PinError`: ``name`` is no name, or pins another entry and
+    Pinning the same entry again changes nothing. :class:`PinError`: ``name`` is not a name, or pins another entry and
     ``move`` is false. :class:`UnknownKeyError`: there is no such entry, or it was removed meanwhile.
     """
     _check_name(name)

@@ -161,7 +161,7 @@ class _Watch:
         self._reasons: dict[Digest, str] = {}
 
     def reason_to_stay(self, going: Going) -> str:
-        """Why the entry must not go after all; empty if it may."""
+        """Say why the entry must not go after all; empty if it may."""
         layout, key = self._layout, going.key
         if (seen := self._look()) != self._seen:
             self._reasons = {held: hold.reason for held, hold in find_holds(layout).items()}
@@ -184,7 +184,7 @@ class _Watch:
 
 
 def _statuses(folder: str) -> list[tuple[os.DirEntry[str], os.stat_result]]:
-    """What stands in ``folder``, sorted by name; nothing if it is absent or cannot be read."""
+    """List what stands in ``folder``, sorted by name; nothing if it is absent or cannot be read."""
     found = []
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:

@@ -81,7 +81,7 @@ class PrunePlan:
     freed_bytes: int
     max_size: int | None
     because: tuple[str, ...]
-    """Why ``max_size`` is not reached; empty if it is."""
+    """The reasons why ``max_size`` is not reached; empty if it is."""
     problems: tuple[str, ...]
     """Sentences about what could not be judged."""
     ahead: tuple[Digest, ...]
@@ -208,7 +208,7 @@ class _Draft:
         return self.left_bytes <= limit
 
     def obstacles(self) -> Iterator[str]:
-        """Why no more can go, a clause each."""
+        """Say why no more can go, a clause each."""
         for key, reason in sorted(self._protected.items())[:_NAMED_REASONS]:
             yield f"{key.short} stays ({reason})"
         if (more := len(self._protected) - _NAMED_REASONS) > 0:
@@ -265,7 +265,7 @@ def _oldest_first(files: Mapping[Path, FoundFile]) -> list[Path]:
 
 
 def _quarantined_s(path: Path, file: FoundFile) -> float:
-    """When a file was set aside, as its name tells: moving it left its time of change as it was."""
+    """The time when a file was set aside, as its name tells: moving it left its time of change as it was."""
     try:
         told = datetime.strptime(path.name.partition("-")[0], QUARANTINE_TIME)
     except ValueError:

@@ -1,7 +1,7 @@
 """Removing entries, and artifacts that no entry names: first a plan, then what really happened.
 
 Manifests go before artifacts, so that no manifest ever names an artifact that this removed. What belongs to an entry
-and is no part of it (signatures, the note of its last use) goes after its manifest.
+and is not part of it (signatures, the note of its last use) goes after its manifest.
 """
 
 from __future__ import annotations

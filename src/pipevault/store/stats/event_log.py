@@ -100,7 +100,7 @@ def _open(layout: Layout) -> _Log:
         share_like_folder(layout.events_dir, layout.root)
     number = len(os.listdir(layout.events_dir))
     if number and number % FOLD_EVERY == 0:
-        with suppress(VaultError):  # told of by whoever asks for the statistics
+        with suppress(VaultError):  # whoever asks for the statistics says so
             fold(layout)
     owner = ProcessIdentity.current()
     while True:

@@ -4,7 +4,7 @@
 1738324800, "totals_version": 2}``.
 
 Under the lock of ``events/totals.lock``, which readers take too: read the totals and the files that nobody counts in
-any more, write the new totals beside, remove the files, and only then rename the new totals into place.
+any more, write the new totals next to them, remove the files, and only then rename the new totals into place.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ logger = logging.getLogger("pipevault")
 TOTALS_VERSION = 2
 TIMES = "times"
 IDLE_MIN_AGE_S = 3600.0
-"""Where the file system has no locks, a file is folded when nothing was written to it for so long."""
+"""A file is folded when nothing was written to it for so long, where the file system has no locks."""
 
 _LONGEST_WAIT_S = 5.0
 _MOST_AT_ONCE = 256  # files are open
@@ -130,15 +130,15 @@ def _lock(layout: Layout) -> AbstractContextManager[bool]:
 def _read(layout: Layout, sums: Sums) -> None:
     """Add everything. The totals come first: without the lock, what is folded meanwhile is missed, not doubled."""
     with vault_errors(layout.events_dir, "read"):
-        with _told(layout.totals_file, sums):
+        with _noting(layout.totals_file, sums):
             _add_totals(layout, sums)
         for path in filter(layout.is_events, children(layout.events_dir)):
-            with _told(path, sums), _open(path) as file:
+            with _noting(path, sums), _open(path) as file:
                 _add_file(path, file, sums)
 
 
 @contextmanager
-def _told(path: Path, sums: Sums) -> Iterator[None]:
+def _noting(path: Path, sums: Sums) -> Iterator[None]:
     """Note what cannot be read; what is gone by now is not missed."""
     try:
         yield
@@ -148,8 +148,8 @@ def _told(path: Path, sums: Sums) -> Iterator[None]:
         sums.unreadable.append(f"{path} cannot be read: {error.strerror or error}.")
 
 
-def _fold(layout: Layout, told: Sums) -> int:
-    """Fold, and return the number of files; ``told`` gets sentences about what was in them and is not counted."""
+def _fold(layout: Layout, noted: Sums) -> int:
+    """Fold, and return the number of files; ``noted`` gets sentences about what was in them and is not counted."""
     with vault_errors(layout.events_dir, "compacted"), ExitStack() as kept_locked:
         sums, ended = Sums(), []
         _add_totals(layout, sums)
@@ -171,7 +171,7 @@ def _fold(layout: Layout, told: Sums) -> int:
                 publish_file(staged, layout.totals_file)
         for problem in sums.unreadable:
             logger.warning("not counted: %s", problem)
-        told.unreadable += sums.unreadable
+        noted.unreadable += sums.unreadable
         return len(ended)
 
 

@@ -17,7 +17,7 @@ from pipevault.errors import SlowTierError
 
 RETRY_AFTER_S = 300.0
 MIN_BYTES_PER_S = 1 << 20
-"""What a folder must deliver at least, beyond the time that it has to answer at all."""
+"""The rate that a folder must deliver at least, beyond the time that it has to answer at all."""
 
 Answer = TypeVar("Answer")
 
@@ -33,7 +33,7 @@ _silent: dict[Path, _Silence] = {}
 
 
 def ask(folder: Path, question: Callable[[], Answer], *, timeout_s: float, size_bytes: int = 0) -> Answer:
-    """What ``question`` returns or raises; :class:`SlowTierError` if it does not within ``timeout_s`` seconds.
+    """Return what ``question`` does; :class:`SlowTierError` if it does not within ``timeout_s`` seconds.
 
     ``size_bytes`` that it reads from ``folder`` give it :data:`MIN_BYTES_PER_S` more time. What comes later is dropped.
     """

@@ -127,7 +127,7 @@ class OwnFolder(Folder):
     def _for_copies(self) -> Vault | None:
         try:
             return self._own(True)
-        except VaultError:  # the search for an entry has told of it
+        except VaultError:  # the search for an entry has said so
             return None
 
     def _check_there(self, vault: Vault) -> None:
@@ -150,7 +150,7 @@ def open_vault(settings: Settings, *, create: bool) -> Vault | None:
 
 
 def _is_unmade(root: Path) -> bool:
-    """Whether nothing is there, or only what a creation that has not come to its end has made."""
+    """Tell whether nothing is there, or only what a creation that has not come to its end has made."""
     try:
         return set(os.listdir(root)) <= SYSTEM_NAMES | {Layout(root).tmp_dir.name}
     except FileNotFoundError:
@@ -162,7 +162,7 @@ def _is_unmade(root: Path) -> bool:
 def _readable(layout: Layout, key: Digest) -> Manifest | None:
     try:
         return read_manifest(layout, key)
-    except (CorruptEntryError, NewerVaultError):  # whoever lists the vault is told of it
+    except (CorruptEntryError, NewerVaultError):  # whoever lists the vault sees it
         return None
 
 

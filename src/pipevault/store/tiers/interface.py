@@ -2,7 +2,7 @@
 
 A folder is one kind (:mod:`~pipevault.store.tiers.folder`). How long a store may take
 (:mod:`~pipevault.store.tiers.timed`) and which of its entries count (:mod:`~pipevault.store.tiers.signed`) is decided
-by wrappers around any kind. Native code is loaded from files, so a store that is no folder fetches what it gives to a
+by wrappers around any kind. Native code is loaded from files, so any other store fetches what it gives to a
 local one, laid out like a vault.
 """
 
@@ -29,6 +29,9 @@ class TierHit:
 
     ``vault`` is the folder that has its files, or to which they are fetched. ``origin`` is the tier where it was found,
     which differs from ``tier`` once it was copied. ``warning`` is what the signature policy ``warn`` has to say.
+    ``signed``: a trusted key is known to have signed it, which is looked at only where it matters. ``unowned``: why it
+    counts only then: somebody else owns it, or could write to it. ``stamp`` is that of the manifest's file, by which
+    :meth:`EntryStore.look` knows it again.
     """
 
     vault: Vault
@@ -37,11 +40,8 @@ class TierHit:
     origin: Tier
     warning: str = ""
     signed: bool = False
-    """Whether a trusted key is known to have signed it, which is looked at only where it matters."""
     unowned: UnsafeVaultError | None = None
-    """Why it counts only if it is ``signed``, if so: somebody else owns it, or could write to it."""
     stamp: str = ""
-    """That of the manifest's file, by which :meth:`EntryStore.look` knows it again."""
 
     @property
     def key(self) -> Digest:

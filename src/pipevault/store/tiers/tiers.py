@@ -1,6 +1,6 @@
 """Several stores, asked in order: vaults baked into a container image, local, shared by a mounted folder.
 
-One that is broken or slow is told of and passed over. Those other than the vault of ``Settings.dir`` are
+One that is broken or slow is noted and passed over. Those other than the vault of ``Settings.dir`` are
 :class:`~pipevault.store.tiers.timed.Timed`, for they may never answer.
 """
 
@@ -46,7 +46,7 @@ class Tiers:
         self.settings = settings
         self.order = search_order(settings)
         self.problems: tuple[str, ...] = ()
-        """What was broken or slow when :meth:`lookup` was last called."""
+        """The tiers that were broken or slow when :meth:`lookup` was last called."""
         self._own = own
         self._keys = TrustedKeys(settings)
         self._stores = {tier: self._store(tier, kind) for tier in self.order}
@@ -152,7 +152,7 @@ class Tiers:
         tier.
         """
         for store in self._stores.values():
-            with suppress(VaultError):  # the search for an entry has told of it
+            with suppress(VaultError):  # the search for an entry has said so
                 yield from store.newest(count, shelf)
 
     def policy(self, tier: Tier) -> str:

@@ -173,7 +173,7 @@ def signers_of(layout: Layout, key: Digest) -> list[str]:
 
 
 def _summary(layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey], faults: Sequence[str]) -> str:
-    """Why no signature counts and what to do, as the end of a sentence; ``faults``: of those by trusted keys."""
+    """Say why no signature counts and what to do, as the end of a sentence; ``faults``: of those by trusted keys."""
     short = manifest.key.digest.short
     if faults:
         return f"has no good signature: {'; '.join(faults)}."
@@ -192,7 +192,7 @@ def _summary(layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey], f
 
 
 def _state(layout: Layout, manifest: Manifest, key_id: str, trusted: Sequence[PublicKey]) -> SignatureState | None:
-    """What the signature by ``key_id`` is worth; ``None`` if there is none."""
+    """Judge the signature by ``key_id``; ``None`` if there is none."""
     entry = manifest.key.digest
     path = layout.signature_file(entry, key_id)
     try:
