@@ -1,7 +1,7 @@
 """Writing so that a reader sees the old file, the new file or none, and a crash leaves no half of one.
 
 Order of each publication: write under a unique name, fsync the file, rename it into place, fsync the folder.
-:func:`replacing` and :func:`move_into_place` raise ``OSError``; the rest makes a :class:`~pipevault.errors.VaultError`
+:func:`replacing` and :func:`replace_durably` raise ``OSError``; the rest makes a :class:`~pipevault.errors.VaultError`
 of it.
 """
 
@@ -50,28 +50,29 @@ def replacing(path: Path, *, staging: Path | None = None, durable: bool = True) 
     temporary = (staging or path.parent) / f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp"
     try:
         yield temporary
-        move_into_place(temporary, path, durable=durable)
+        if durable:
+            replace_durably(temporary, path)
+        else:
+            os.replace(temporary, path)
     except BaseException:  # whatever it was goes on, an interrupt too; only the temporary file must go
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
 
 
-def move_into_place(source: Path, target: Path, *, durable: bool = True) -> None:
-    """Move a file to ``target`` on the same file system; unless that fails, it is durable once this returns."""
-    if durable:
-        # Without the fsync before the rename, a power cut can leave the new name with the old or no content.
-        fsync_path(source)
+def replace_durably(source: Path, target: Path) -> None:
+    """Move a file to ``target`` on the same file system; it is durable once this returns. Raises ``OSError``."""
+    # Without the fsync before the rename, a power cut can leave the new name with the old or no content.
+    _fsync(source)
     share_like_folder(source, target.parent)
     os.replace(source, target)
-    if durable:
-        fsync_path(target.parent)
+    fsync_folder(target.parent)
 
 
 def publish_file(source: Path, target: Path) -> None:
     """Move ``source`` to ``target``, durably. Raises like :func:`write_file`; ``source`` then still exists."""
     with vault_errors(target, "written"):
-        move_into_place(source, target)
+        replace_durably(source, target)
 
 
 def write_file(path: Path, data: bytes, *, mode: int = 0o644, staging: Path | None = None) -> None:
@@ -102,7 +103,7 @@ def create_file(path: Path, data: bytes, *, staging: Path) -> None:
             exists = os.path.lexists(path)
             if not exists:
                 os.replace(staged, path)
-        fsync_path(path.parent)
+        fsync_folder(path.parent)
     if exists:
         raise FileExistsError(path)
 
@@ -152,7 +153,7 @@ def make_folder(folder: Path, *, alone: bool = False) -> None:
         except FileExistsError:
             if not folder.is_dir():
                 raise
-        fsync_path(folder.parent)
+        fsync_folder(folder.parent)
 
 
 def share_like_folder(path: Path, folder: Path) -> None:
@@ -169,15 +170,20 @@ def is_shared(folder: Path) -> bool:
     return bool(mode & stat.S_ISGID and mode & stat.S_IWGRP)
 
 
-def fsync_path(path: Path) -> None:
-    """Make a file durable, or what was created, renamed or removed in a folder. Raises ``OSError``."""
+def fsync_folder(folder: Path) -> None:
+    """Make what was created, renamed or removed in ``folder`` durable. Raises ``OSError``."""
+    try:
+        _fsync(folder)
+    except OSError as error:
+        # Some network and FUSE file systems cannot fsync a folder; the rename is atomic there all the same.
+        if error.errno not in _NO_FOLDER_FSYNC:
+            raise
+
+
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
-    except OSError as error:
-        # Some network and FUSE file systems cannot fsync a folder; the rename is atomic there all the same.
-        if error.errno not in _NO_FOLDER_FSYNC or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise
     finally:
         os.close(descriptor)
 

@@ -177,7 +177,7 @@ def _pin_findings(layout: Layout) -> Iterator[Finding]:
 
 
 def _owner_findings(vault: Vault, kind: str, path: Path, keys: tuple[Digest, ...]) -> Iterator[Finding]:
-    """Check who owns ``path`` and the folders from it up to the vault's, and who may write them; a missing file is fine.
+    """Check who owns ``path`` and the folders from it up to the vault's, and who may write them, if it exists.
 
     Nothing is moved: the file may be whole, and who is trusted is a matter of settings.
     """

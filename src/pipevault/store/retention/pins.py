@@ -11,7 +11,7 @@ import msgspec
 
 from pipevault.digest import Digest
 from pipevault.errors import PinError, UnknownKeyError, VaultError
-from pipevault.files.atomic import create_file, fsync_path, make_folder, vault_errors, write_file
+from pipevault.files.atomic import create_file, fsync_folder, make_folder, vault_errors, write_file
 from pipevault.files.documents import Format, Problem, Sha256
 from pipevault.reading import read_file
 from pipevault.store.layout import PIN_NAME, Layout
@@ -111,7 +111,7 @@ def unpin(layout: Layout, name: str) -> Digest | None:
             raise PinError(
                 f"There is no pin {name}. {f'Pins: {known}.' if known else 'There are none.'}", name
             ) from None
-        fsync_path(path.parent)
+        fsync_folder(path.parent)
     return key
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import EntryInUseError, UnknownKeyError
-from pipevault.files.atomic import fsync_path, make_folder, vault_errors
+from pipevault.files.atomic import fsync_folder, make_folder, vault_errors
 from pipevault.files.flock import HeldLock, NotLocked, lock_open
 from pipevault.reading import open_place
 from pipevault.store.inventory import find_artifacts, find_manifests, mentioned, named_by, read_found
@@ -208,7 +208,7 @@ def remove_artifacts(
     for folder in sorted({layout.manifest_file(key).parent for key in after}):
         # A power cut must not bring a manifest back whose artifacts are gone.
         with vault_errors(folder, "written"), suppress(FileNotFoundError):
-            fsync_path(folder)
+            fsync_folder(folder)
     stamps = {digest: _modified_ns(layout.artifact_file(digest)) for digest in digests}
     named = mentioned(layout, stamps)
     removed: dict[Digest, int] = {}
