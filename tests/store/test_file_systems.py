@@ -129,7 +129,7 @@ def test_permission_denied(open_folder: Path) -> None:
 
 def test_a_folder_in_which_no_vault_can_be_made(open_folder: Path) -> None:
     def run() -> None:
-        with pytest.raises(VaultNotWritableError, match="write permission"):
+        with pytest.raises(VaultNotWritableError, match="Fix the permissions"):
             Vault.open(open_folder / "vault")
 
     as_user_without_permission(open_folder, run)
@@ -141,7 +141,7 @@ def test_a_folder_that_may_not_be_read(open_folder: Path) -> None:
     Vault.open(open_folder / "vault").root.chmod(0o700)
 
     def run() -> None:
-        with pytest.raises(VaultNotWritableError, match="may not be read"):
+        with pytest.raises(VaultNotWritableError, match="Fix the permissions"):
             Vault.open(open_folder / "vault")
 
     as_user_without_permission(open_folder, run)

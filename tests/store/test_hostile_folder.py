@@ -57,7 +57,7 @@ EVENTS = "worker.99999.000000000000000000000000.0123456789abcdef.jsonl"
 def test_a_line_that_is_no_event(vault: Vault, line: str) -> None:
     vault.layout.events_dir.mkdir(exist_ok=True)
     (vault.layout.events_dir / EVENTS).write_text(line + "\n")
-    assert "1 lines that are no events" in str(summary(vault.layout))
+    assert "1 lines that are not events" in str(summary(vault.layout))
     compact(vault.layout)
 
 
