@@ -141,7 +141,7 @@ def sealed(change: Callable[[dict[str, Any]], object]) -> bytes:
             lambda d: d["artifacts"][0].update(size_bytes=True),
             r"`artifacts\[0\].size_bytes`: expected `int`, got `bool`",
         ),
-        (lambda d: d["artifacts"][0].update(name="../../etc/passwd"), "no plain relative path"),
+        (lambda d: d["artifacts"][0].update(name="../../etc/passwd"), "not a plain relative path"),
         (lambda d: d["artifacts"].append(d["artifacts"][0]), "share a name"),
         (lambda d: d.update(parts=[]), "`parts`: expected `object`, got `array`"),
         (lambda d: d.update(info=None), "`info`: expected `object`, got `null`"),
@@ -210,7 +210,7 @@ def test_needs_must_be_digests() -> None:
 
 @pytest.mark.parametrize("name", ["", "/x", "x/", "a//b", "..", "a/../b", "a\\b", "a\nb", "a\0b"])
 def test_artifact_names_are_plain_relative_paths(name: str) -> None:
-    with pytest.raises(ValueError, match="no plain relative path"):
+    with pytest.raises(ValueError, match="not a plain relative path"):
         ArtifactRef(REF.digest, 1, name)
 
 

@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -133,10 +133,6 @@ def write_key_pair(path: Path, *, comment: str = "") -> PublicKey:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     path = expand_user(path)
-    public_path = path.with_name(path.name + PUBLIC_SUFFIX)
-    for file in (path, public_path):
-        if os.path.lexists(file):
-            _refuse_overwriting(file)
     secret = Ed25519PrivateKey.generate()
     try:
         public = PublicKey(secret.public_key().public_bytes_raw(), comment.strip())
@@ -147,7 +143,7 @@ def write_key_pair(path: Path, *, comment: str = "") -> PublicKey:
     )
     _write_new(path, pem, mode=0o600)
     try:
-        _write_new(public_path, f"{public.text}\n".encode(), mode=0o644)
+        _write_new(path.with_name(path.name + PUBLIC_SUFFIX), f"{public.text}\n".encode(), mode=0o644)
     except KeyFileError:
         path.unlink()  # written just now, by this call: nothing was signed with it yet
         raise
@@ -277,16 +273,12 @@ def _write_new(path: Path, data: bytes, *, mode: int) -> None:
             made = True
             write_all(descriptor, data)
             os.fsync(descriptor)
-    except FileExistsError:
-        _refuse_overwriting(path)
+    except FileExistsError as error:
+        raise KeyFileError(
+            f"{path} exists, and keys are never overwritten. Give another path, or move it away yourself."
+        ) from error
     except OSError as error:
         if made:
-            with suppress(OSError):
-                path.unlink()
-        raise KeyFileError(
-            f"{path} cannot be {'written' if made else 'made'}: {error.strerror}. Give another path."
-        ) from error
-
-
-def _refuse_overwriting(path: Path) -> NoReturn:
-    raise KeyFileError(f"{path} exists, and keys are never overwritten. Give another path, or move it away yourself.")
+            path.unlink(missing_ok=True)
+        verb = "written" if made else "made"
+        raise KeyFileError(f"{path} cannot be {verb}: {error.strerror}. Give another path.") from error
