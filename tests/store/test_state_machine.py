@@ -61,7 +61,12 @@ class VaultMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="pipevault-machine-"))
-        self.patches = (mock.patch.object(os, "fsync"), mock.patch.dict(os.environ, XDG_STATE_HOME=str(self.folder)))
+        self.patches = (
+            mock.patch.object(os, "fsync"),
+            mock.patch.dict(os.environ, XDG_STATE_HOME=str(self.folder)),
+            # What other processes leave in the system's temporary folder would change the number of steps.
+            mock.patch("pipevault.store.retention.leftovers.scratch_folders", return_value=[]),
+        )
         for patch in self.patches:
             patch.start()
         self.vault = Vault.open(self.folder / "vault")

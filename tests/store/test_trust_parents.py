@@ -255,14 +255,6 @@ class TestOwners:
         monkeypatch.setattr(ownership, "_OVERFLOW_ID_FILE", tmp_path / "none")
         assert ownership._overflow_id() == 65534
 
-    def test_systems_without_owners_are_not_checked(
-        self, nested: Vault, entry: Entry, above: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        above.chmod(0o777)
-        monkeypatch.delattr(os, "geteuid")
-        assert nested.lookup(entry.key) == entry.manifest
-        open_owned(nested.layout.vault_file)
-
 
 @needs_root
 class TestOtherUsers:
