@@ -22,7 +22,7 @@ from pipevault.key import Key
 from pipevault.store.bundle import export_bundle
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.marker import VAULT_VERSION
-from pipevault.store.stats.stats import count
+from pipevault.store.stats.summary import count
 from pipevault.store.trust.signing_keys import read_private_key, write_key_pair
 from pipevault.store.vault import Vault
 

@@ -17,7 +17,7 @@ from pipevault.digest import Digest
 from pipevault.errors import NotAVaultError, VaultError, VaultFullError, VaultNotWritableError
 from pipevault.store.retention.leftovers import sweep
 from pipevault.store.retention.prune import carry_out, plan_prune
-from pipevault.store.stats.stats import compact, count, summary
+from pipevault.store.stats.summary import compact, count, summary
 from pipevault.store.vault import Vault
 from stress_entries import Entry, end_of, in_child, load, small_entry, state_of
 

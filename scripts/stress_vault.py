@@ -30,7 +30,7 @@ from pipevault.digest import Digest
 from pipevault.key import Key
 from pipevault.settings import Settings
 from pipevault.store.retention.prune import plan_prune
-from pipevault.store.stats.stats import compact, count, summary
+from pipevault.store.stats.summary import compact, count, summary
 from pipevault.store.tiers.tiers import Tiers
 from pipevault.store.vault import Vault
 from stress_entries import Entry, end_of, fill, in_child, load, make_entry

@@ -32,7 +32,7 @@ from pipevault.graphs.part import FrozenPart
 from pipevault.settings import Tier
 from pipevault.store.locks.leases import leased_keys
 from pipevault.store.manifest import Manifest
-from pipevault.store.stats.stats import summary
+from pipevault.store.stats.summary import summary
 from pipevault.store.tiers.tiers import TierHit
 from pipevault.store.trust.signing_keys import read_private_key, write_key_pair
 from pipevault.store.vault import Vault

@@ -21,7 +21,7 @@ from pipevault.errors import CannotFreezeError, LockTimeoutError
 from pipevault.graphs.part import FrozenPart
 from pipevault.graphs.signature import describe_call
 from pipevault.key import Key
-from pipevault.store.stats.stats import summary
+from pipevault.store.stats.summary import summary
 from pipevault.store.vault import Vault
 
 

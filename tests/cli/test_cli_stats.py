@@ -13,7 +13,7 @@ from helpers.command_runner import Run
 from pipevault.cli.prometheus import exposition
 from pipevault.cli.stats import duration_text
 from pipevault.digest import Digest, digest_bytes
-from pipevault.store.stats.stats import Counts, Statistics, count, summary
+from pipevault.store.stats.summary import Counts, Statistics, count, summary
 from pipevault.store.vault import Vault
 
 GONE = digest_bytes(b"gone")

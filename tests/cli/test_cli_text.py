@@ -20,7 +20,7 @@ from pipevault.cli.app import COMMANDS, app
 from pipevault.digest import Digest, digest_bytes
 from pipevault.key import Key
 from pipevault.store.manifest import ArtifactRef, Manifest
-from pipevault.store.stats.stats import count
+from pipevault.store.stats.summary import count
 from pipevault.store.vault import Vault
 
 EVIL = "\x1b[31mred\x1b[0m\x1b]0;title\x07\x1b]8;;http://evil\x1b\\link\x9b2J\x85\rover\x08\x00\u202egnp\u2066[bold]x[/bold]"

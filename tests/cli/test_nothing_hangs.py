@@ -15,7 +15,7 @@ from helpers.command_runner import Run
 from pipevault.digest import Digest
 from pipevault.errors import PipevaultError
 from pipevault.store.stats.event_log import count
-from pipevault.store.stats.stats import compact
+from pipevault.store.stats.summary import compact
 from pipevault.store.trust.signing_keys import read_private_key, write_key_pair
 from pipevault.store.vault import Vault
 

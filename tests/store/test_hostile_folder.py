@@ -12,7 +12,7 @@ from pipevault.digest import canonical_json
 from pipevault.errors import PinError, UnsafeVaultError, VaultError
 from pipevault.store.layout import Layout
 from pipevault.store.retention.prune import carry_out, plan_prune
-from pipevault.store.stats.stats import compact, summary
+from pipevault.store.stats.summary import compact, summary
 from pipevault.store.vault import BrokenManifest, Vault
 
 

@@ -10,7 +10,7 @@ import pytest
 from helpers.store_entries import Entry
 from pipevault.errors import UnsafeVaultError
 from pipevault.settings.ownership import Trust
-from pipevault.store.trust.trust import check_ownership, check_root
+from pipevault.store.trust.owners import check_ownership, check_root
 from pipevault.store.vault import Vault
 
 

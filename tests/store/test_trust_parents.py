@@ -19,7 +19,7 @@ from helpers.store_entries import Entry, make_entry
 from pipevault.errors import UnsafeVaultError
 from pipevault.settings import ownership
 from pipevault.settings.ownership import Trust, open_owned
-from pipevault.store.trust.trust import check_ownership, check_root
+from pipevault.store.trust.owners import check_ownership, check_root
 from pipevault.store.vault import Vault
 
 NOBODY, SOMEBODY = 65534, 4242

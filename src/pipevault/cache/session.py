@@ -43,7 +43,7 @@ from pipevault.graphs.part import obstacle
 from pipevault.graphs.state import FREEZING, PartOptions, PartState
 from pipevault.key import Key
 from pipevault.store.manifest import Manifest
-from pipevault.store.stats.stats import mean_compile_s
+from pipevault.store.stats.summary import mean_compile_s
 from pipevault.store.tiers.tiers import TierHit
 
 logger = logging.getLogger("pipevault")

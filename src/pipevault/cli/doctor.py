@@ -33,7 +33,7 @@ from pipevault.files.scratch import scratch_folder, scratch_places, scratch_root
 from pipevault.settings import Settings
 from pipevault.settings.user_folders import user_folder
 from pipevault.store.retention.removal import find_orphans
-from pipevault.store.trust.trust import check_ownership, check_root
+from pipevault.store.trust.owners import check_ownership, check_root
 from pipevault.store.vault import BrokenManifest, Vault
 
 FREE_SPACE_NEEDED_BYTES = 1_000_000_000

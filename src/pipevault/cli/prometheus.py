@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipevault.store.stats.stats import Counts, Statistics
+    from pipevault.store.stats.summary import Counts, Statistics
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pipevault.errors import CannotSaveError, SettingsError, VaultError
 
 if TYPE_CHECKING:
     from pipevault.digest import Digest
-    from pipevault.store.stats.stats import Counts, Statistics
+    from pipevault.store.stats.summary import Counts, Statistics
 
 _SHOWN_ENTRIES = 30
 
@@ -41,7 +41,7 @@ def stats(key: str | None, prometheus: Path | None, dir: Path | None, as_json: b
       pipevault stats 3f9a2c --json
       pipevault stats --prometheus /var/lib/node_exporter/pipevault.prom
     """
-    from pipevault.store.stats.stats import Counts, find_entry, summary
+    from pipevault.store.stats.summary import Counts, find_entry, summary
 
     if prometheus is not None and (key is not None or as_json):
         raise SettingsError("--prometheus writes all entries in its own format: leave out KEY and --json.")

@@ -1,6 +1,6 @@
 """The rule for one place: who may change a file or folder, and whether all of them count like this user.
 
-:mod:`pipevault.store.trust.trust` walks a vault with it, where the cases are explained.
+:mod:`pipevault.store.trust.owners` walks a vault with it, where the cases are explained.
 """
 
 from __future__ import annotations

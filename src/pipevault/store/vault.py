@@ -33,9 +33,9 @@ from pipevault.store.read import (
 from pipevault.store.retention.leftovers import tidy
 from pipevault.store.retention.usage import record_use
 from pipevault.store.staging import staging_folder
+from pipevault.store.trust.owners import check_ownership, check_root, is_changeable, trust_of
 from pipevault.store.trust.signature import sign_entry
 from pipevault.store.trust.signing_keys import PrivateKey
-from pipevault.store.trust.trust import check_ownership, check_root, is_changeable, trust_of
 
 if TYPE_CHECKING:  # what a load does not need is imported where it is used
     from pipevault.store.retention.removal import RemovalPlan, RemovalReport

@@ -28,7 +28,7 @@ from pipevault.store.bundle.zip_file import (
 )
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.places import signature_files
-from pipevault.store.trust.trust import check_ownership
+from pipevault.store.trust.owners import check_ownership
 from pipevault.store.vault import Vault
 
 _PART_NAME = re.compile(r"\..+\.\d+\.[0-9a-f]{16}\.part")

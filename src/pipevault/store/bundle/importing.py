@@ -22,8 +22,8 @@ from pipevault.store.layout import Layout
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.needs import needed_first
 from pipevault.store.read import read_manifest
+from pipevault.store.trust.owners import check_folder
 from pipevault.store.trust.signature import copy_signatures
-from pipevault.store.trust.trust import check_folder
 from pipevault.store.vault import Vault
 
 _LATER_FORMAT = "a later format"

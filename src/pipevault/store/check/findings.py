@@ -21,9 +21,9 @@ from pipevault.store.read import read_manifest
 from pipevault.store.retention.leftovers import find_leftovers
 from pipevault.store.retention.pins import pin_names, read_pin
 from pipevault.store.retention.removal import ORPHAN_MIN_AGE_S
+from pipevault.store.trust.owners import check_ownership, check_root
 from pipevault.store.trust.signature import check_signature, signature_states
 from pipevault.store.trust.signing_keys import PublicKey
-from pipevault.store.trust.trust import check_ownership, check_root
 from pipevault.store.vault import Vault
 
 Use = tuple[Digest, int]

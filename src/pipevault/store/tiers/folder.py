@@ -15,7 +15,7 @@ from pipevault.store.manifest import Manifest
 from pipevault.store.marker import ensure_vault
 from pipevault.store.read import read_manifest
 from pipevault.store.tiers.interface import EntryStore, Refused, TierHit
-from pipevault.store.trust.trust import trust_of
+from pipevault.store.trust.owners import trust_of
 from pipevault.store.vault import Vault
 
 
