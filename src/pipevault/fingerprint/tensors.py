@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from pipevault.digest import digest_chunks
 
 if TYPE_CHECKING:
     import torch
@@ -14,10 +15,7 @@ CHUNK_SIZE_BYTES = 16 << 20
 
 def tensor_digest(tensor: torch.Tensor, *, chunk_size_bytes: int = CHUNK_SIZE_BYTES) -> str:
     """Return the hex SHA-256 over a dense tensor's elements in row-major order, whatever its strides and device."""
-    hasher = hashlib.sha256()
-    for chunk in _chunks(tensor.detach(), chunk_size_bytes):
-        hasher.update(_bytes_view(chunk))
-    return hasher.hexdigest()
+    return digest_chunks(map(_bytes_view, _chunks(tensor.detach(), chunk_size_bytes))).hex
 
 
 def _chunks(tensor: torch.Tensor, size_bytes: int) -> Iterator[torch.Tensor]:
