@@ -61,7 +61,7 @@ def test_a_variable_that_names_the_folder_is_enough(monkeypatch: pytest.MonkeyPa
 def test_a_tilde_says_what_is_wrong() -> None:
     with pytest.raises(NoHomeError, match="'~/vault' begins with ~"):
         expand_user("~/vault")
-    with pytest.raises(SettingsError, match="dir cannot be '~/vault'"):
+    with pytest.raises(SettingsError, match="Invalid dir '~/vault'"):
         Settings.resolve(environ={"PIPEVAULT_DIR": "~/vault"})
 
 

@@ -71,7 +71,7 @@ def test_a_foreign_file_is_told_and_is_no_error(run: Run, vault: Vault) -> None:
     (vault.root / "notes.txt").write_text("mine")
     result = run("verify", "--fix", "--dir", vault.root)
     assert result.exit_code == 0
-    assert result.stdout == f"foreign: {vault.root}/notes.txt is no part of a vault and is never read.\n"
+    assert result.stdout == f"foreign: {vault.root}/notes.txt is not part of a vault and is never read.\n"
     assert (vault.root / "notes.txt").exists()
 
 
