@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +44,7 @@ class OpenedFile:
 
     @property
     def path(self) -> Path:
-        """A path to the very file that is held, valid while it is. Where a process has no paths of its descriptors,
+        """The path of the very file that is held, valid while it is. Where a process has no paths of its descriptors,
         that where it was found, of a file that only this user and root can change.
         """
         if self._private is not None:
@@ -95,39 +96,39 @@ def open_verified(
     it is in use, and may raise what it has against the file. :class:`~pipevault.errors.CorruptEntryError`: the file is
     missing, cannot be read, is not a regular file, or has other bytes than ``digest`` and ``size_bytes`` say.
     """
-    try:
-        file = open_regular(path)
-    except FileNotFoundError as error:
-        raise CorruptEntryError(f"{what} is missing: {path}.", path) from error
-    except OSError as error:
-        reason = "is damaged" if error.errno == errno.EINVAL else "cannot be read"
-        raise CorruptEntryError(f"{what} {reason}: {path}: {error.strerror}.", path) from error
-    copy, private = None, None
-    try:
-        status = os.fstat(file.fileno())
+    with ExitStack() as stack:
+        file = stack.enter_context(_open(path, what))
+        status, opened = os.fstat(file.fileno()), OpenedFile(file, path)
         if is_changeable(file.fileno(), status):
             copy, private = _new_copy(path.name)
+            opened = stack.enter_context(OpenedFile(copy, path, private=private))
         if size_bytes is not None and status.st_size != size_bytes:
             raise CorruptEntryError(
                 f"{what} is damaged: {path} has {status.st_size} bytes instead of {size_bytes}.", path
             )
-        sinks = [] if copy is None else [partial(write_all, copy.fileno())]
+        is_copy = opened._file is not file
+        sinks = [partial(write_all, opened._file.fileno())] if is_copy else []
         found = digest_chunks(_pieces(file, path, what, status.st_size), *sinks)
         if found != digest:
             raise CorruptEntryError(
                 f"{what} is damaged: the bytes of {path} have digest {found.short}, not {digest.short}.", path
             )
-        if copy is not None:
-            _seal(copy)
-    except BaseException:  # whatever it was goes on; nothing stays open
+        if is_copy:
+            _seal(opened._file)
+        stack.pop_all()
+    if is_copy:
         file.close()
-        if copy is not None:
-            copy.close()
-        raise
-    if copy is None:
-        return OpenedFile(file, path)
-    file.close()
-    return OpenedFile(copy, path, private=private)
+    return opened
+
+
+def _open(path: Path, what: str) -> io.FileIO:
+    try:
+        return open_regular(path)
+    except FileNotFoundError as error:
+        raise CorruptEntryError(f"{what} is missing: {path}.", path) from error
+    except OSError as error:
+        reason = "is damaged" if error.errno == errno.EINVAL else "cannot be read"
+        raise CorruptEntryError(f"{what} {reason}: {path}: {error.strerror}.", path) from error
 
 
 def _pieces(file: io.FileIO, path: Path, what: str, size_bytes: int) -> Iterator[bytes]:
