@@ -108,7 +108,7 @@ class Format(Generic[DocumentT]):
             raise self.bad(source, within, error) from error
 
     def bad(self, source: str | Path, field: str, what: str | Exception) -> Exception:
-        """The error for a field that is not as it must be; an error of msgspec says where in it."""
+        """Return the error for a field that is not as it must be; an error of msgspec says where in it."""
         if isinstance(what, Exception):
             return self.damaged(_problem(source, str(what), field))
         return self.damaged(Problem(str(source), _at(field, what), field))
@@ -125,7 +125,7 @@ class Format(Generic[DocumentT]):
             raise (self.edited or self.damaged)(Problem(str(source), _at(self.digest_field, what), self.digest_field))
 
     def write(self, document: DocumentT) -> bytes:
-        """The canonical bytes of ``document``."""
+        """Return the canonical bytes of ``document``."""
         return canonical_json(msgspec.to_builtins(document))
 
 

@@ -14,9 +14,9 @@ Values = Callable[[Manifest], set[str]]
 
 
 def matching(manifests: Iterable[Manifest], wanted: Mapping[str, str], is_old: Callable[[Manifest], bool]) -> Matched:
-    """The keys of the entries that have every value of ``wanted`` (``model``, ``machine``, ``dtype``; upper and lower
-    case are one) and, where it has ``toolchain``, are old; each with the reason. :class:`SettingsError`: a value is in
-    no entry.
+    """Return the keys of the entries that have every value of ``wanted`` (``model``, ``machine``, ``dtype``; case does
+    not matter) and, where it has ``toolchain``, are old; each with the reason. :class:`SettingsError`: a value is in no
+    entry.
     """
     entries = list(manifests)
     known = {name: {text for entry in entries for text in _VALUES[name](entry)} for name in wanted if name in _VALUES}
@@ -34,13 +34,9 @@ def matching(manifests: Iterable[Manifest], wanted: Mapping[str, str], is_old: C
 
 
 def _models(entry: Manifest) -> set[str]:
-    classes = set(_texts({group: _only_class(entry, group) for group in ("pipeline", "architecture")}))
+    groups = (entry.key.factors.get(name) for name in ("pipeline", "architecture"))
+    classes = {name for group in groups if isinstance(group, Mapping) for name in _texts(group.get("class"))}
     return classes | {name.rpartition(".")[2] for name in classes}
-
-
-def _only_class(entry: Manifest, group: str) -> Any:
-    factors = entry.key.factors.get(group)
-    return factors.get("class") if isinstance(factors, Mapping) else None
 
 
 def _texts(value: Any) -> Iterator[str]:

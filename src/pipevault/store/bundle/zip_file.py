@@ -258,10 +258,10 @@ class _Same:
         return self._place
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Do nothing: nothing waits."""
 
     def close(self) -> None:
-        """The other file is the caller's."""
+        """Do nothing: the other file is the caller's."""
 
 
 _UNREADABLE = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError, EOFError, OSError)

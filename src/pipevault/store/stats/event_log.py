@@ -42,7 +42,7 @@ class _Log:
     identity: tuple[int, int]
 
     def status(self) -> os.stat_result | None:
-        """``None`` where somebody closed the descriptor: another file may have its number by now."""
+        """Look at the file; ``None`` where somebody closed the descriptor: another file may have its number by now."""
         try:
             status = os.fstat(self.descriptor)
         except OSError:

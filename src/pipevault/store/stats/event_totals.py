@@ -100,7 +100,7 @@ def compact(layout: Layout) -> int:
 
 
 def fold(layout: Layout) -> int:
-    """:func:`compact` one folder; nothing is folded where another process does so for long, or cannot be locked."""
+    """Do the same in one folder; nothing is folded where another process does so for long, or cannot be locked."""
     with _lock(layout) as is_locked:
         return _fold(layout, Sums()) if is_locked else 0
 

@@ -67,14 +67,13 @@ def ask(folder: Path, question: Callable[[], Answer], *, timeout_s: float, size_
 
 
 def left_out_s(folder: Path) -> float:
-    """For how many more seconds ``folder`` is not asked; 0 if it may be."""
+    """Return for how many more seconds ``folder`` is not asked; 0 if it may be."""
     silence = _silent.get(folder)
     if silence is None:
         return 0.0
-    remaining_s = silence.until_s - time.monotonic()
-    if remaining_s <= 0 and silence.thread.is_alive():
+    if (remaining_s := silence.until_s - time.monotonic()) > 0:
+        return remaining_s
+    if silence.thread.is_alive():
         return RETRY_AFTER_S
-    if remaining_s <= 0:
-        _silent.pop(folder, None)
-        return 0.0
-    return remaining_s
+    _silent.pop(folder, None)
+    return 0.0

@@ -135,8 +135,9 @@ class OwnFolder(Folder):
 
 
 def open_vault(settings: Settings, *, create: bool) -> Vault | None:
-    """The vault of ``settings.dir``; ``None`` if the folder is absent or empty and none should be made. Raises like
-    :meth:`Vault.open`.
+    """Open the vault of ``settings.dir``; ``None`` if the folder is absent or empty and none should be made.
+
+    Raises like :meth:`Vault.open`.
     """
     try:
         return Vault.of(settings, create=create)

@@ -87,7 +87,7 @@ class EntryStore(ABC):
         """Return the keys on a shelf, sorted. Only names are listed; see :meth:`Vault.shelf`."""
 
     def newest(self, count: int, shelf: Digest | None = None) -> Iterator[Manifest]:
-        """The up to ``count`` readable entries that were published last, or were on ``shelf``."""
+        """Give the up to ``count`` readable entries that were published last, or were on ``shelf``."""
         return iter(())
 
     def open(self, found: TierHit) -> dict[str, OpenedFile]:

@@ -56,8 +56,10 @@ class Tiers:
         return cls(settings, lambda create: open_vault(settings, create=create))
 
     def lookup(self, key: Digest) -> TierHit | None:
-        """The first entry of ``key`` that its tier can give. Raises nothing but :class:`~pipevault.errors.KeyFileError`
-        for ``trusted_keys``; see :attr:`problems`.
+        """Return the first entry of ``key`` that its tier can give; see :attr:`problems`.
+
+        Raises nothing but :class:`~pipevault.errors.KeyFileError` for ``trusted_keys``, and
+        :class:`~pipevault.errors.MissingExtraError` where a signature must be checked and cannot be.
         """
         problems: list[str] = []
         found = None
@@ -71,7 +73,7 @@ class Tiers:
         return found
 
     def candidates(self, key: Digest, known: TierHit | None = None) -> Iterator[TierHit | Refused]:
-        """The entries of ``key``, nearest first, and each tier that could not give what it may have.
+        """Give the entries of ``key``, nearest first, and each tier that could not give what it may have.
 
         Each tier is asked when its turn comes, so a caller that takes the first entry asks no tier behind it.
         ``known``, which an earlier search gave, is given again if it still stands there unchanged.
@@ -89,7 +91,7 @@ class Tiers:
                 yield answer
 
     def copy_nearer(self, found: TierHit) -> TierHit:
-        """The entry where it now is: copied to the first tier before its own that can be written, if it has ``copy``.
+        """Return the entry where it now is: copied to the first tier before its own that is written, if it has ``copy``.
 
         What is copied is verified on the way. While another process copies it, ``found`` is given back. Raises
         :class:`~pipevault.errors.CorruptEntryError` if its bytes are not what the manifest says, else the
@@ -133,7 +135,7 @@ class Tiers:
         return self._stores[tier].is_writable()
 
     def shelf(self, shelf: Digest) -> tuple[tuple[Digest, ...], tuple[str, ...]]:
-        """The keys on a shelf of all tiers, nearest first and none twice, and what was broken or slow.
+        """Return the keys on a shelf of all tiers, nearest first and none twice, and what was broken or slow.
 
         Only names are listed; see :meth:`Vault.shelf`. A tier that is broken or slow is passed over. Raises nothing.
         """
@@ -148,15 +150,15 @@ class Tiers:
         return tuple(keys), tuple(problems)
 
     def newest(self, count: int, shelf: Digest | None = None) -> Iterator[Manifest]:
-        """The up to ``count`` readable entries of each tier that were published last, or were on ``shelf``, tier by
-        tier.
+        """Give the up to ``count`` readable entries of each tier, tier by tier, that were published last, or were on
+        ``shelf``.
         """
         for store in self._stores.values():
             with suppress(VaultError):  # the search for an entry has said so
                 yield from store.newest(count, shelf)
 
     def policy(self, tier: Tier) -> str:
-        """The signature policy in force there."""
+        """Return the signature policy in force there."""
         return tier.signature or self.settings.signature
 
     @property
@@ -165,7 +167,7 @@ class Tiers:
         return next(tier for tier in self.order if _same_folder(tier.dir, self.settings.dir))
 
     def own(self) -> Vault | None:
-        """The vault of ``Settings.dir``, if there is one that can be opened."""
+        """Return the vault of ``Settings.dir``, if there is one that can be opened."""
         try:
             return self._own(False)
         except VaultError:
@@ -179,7 +181,7 @@ class Tiers:
 
 
 def search_order(settings: Settings) -> tuple[Tier, ...]:
-    """``Settings.tiers``; before them ``Settings.dir``, unless it is one of them."""
+    """Return ``Settings.tiers``; before them ``Settings.dir``, unless it is one of them."""
     if any(_same_folder(tier.dir, settings.dir) for tier in settings.tiers):
         return settings.tiers
     return (Tier(settings.dir), *settings.tiers)
