@@ -251,6 +251,11 @@ def stands_in(name: str, shard: str) -> bool:
     return name.startswith(shard)
 
 
+def signer_of(signature: Path) -> str:
+    """Return the public key id in the name of a signature."""
+    return signature.name.split(".")[1]
+
+
 def digest_or_none(text: str) -> Digest | None:
     """Read a digest, if ``text`` is one."""
     try:

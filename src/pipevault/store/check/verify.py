@@ -30,7 +30,7 @@ from pipevault.store.check.findings import (
     unsigned_findings,
     vault_findings,
 )
-from pipevault.store.layout import digest_or_none
+from pipevault.store.layout import digest_or_none, signer_of
 from pipevault.store.marker import ensure_vault
 from pipevault.store.places import iter_keys, spread
 from pipevault.store.trust.signing_keys import PublicKey
@@ -99,7 +99,7 @@ def verify(
             continue
         for digest, size_bytes in manifest.artifact_sizes.items():
             uses[digest] = (*uses.get(digest, ()), (key, size_bytes))
-        later += signature_findings(layout, manifest, map(_signer, signatures.get(key, ())), trusted)
+        later += signature_findings(layout, manifest, map(signer_of, signatures.get(key, ())), trusted)
         if policy == "require":
             later += unsigned_findings(layout, manifest, trusted)
     artifacts, read_bytes = 0, 0
@@ -127,10 +127,6 @@ def _signatures(vault: Vault) -> dict[Digest, list[Path]]:
         if (key := vault.layout.key_of_signature(path)) is not None:
             found.setdefault(key, []).append(path)
     return found
-
-
-def _signer(signature: Path) -> str:
-    return signature.name.split(".")[1]
 
 
 def _is_gone(vault: Vault, key: Digest) -> bool:
@@ -182,4 +178,4 @@ def _look_again(vault: Vault, finding: Finding, trusted: Sequence[PublicKey]) ->
     elif (key := layout.key_of_signature(path)) is not None:
         manifest, _ = check_manifest(vault, key)
         if manifest is not None:
-            yield from signature_findings(layout, manifest, [_signer(path)], trusted)
+            yield from signature_findings(layout, manifest, [signer_of(path)], trusted)

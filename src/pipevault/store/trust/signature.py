@@ -28,11 +28,11 @@ from pipevault.digest import Digest
 from pipevault.errors import MissingExtraError, SignatureError
 from pipevault.files.documents import Format, Problem
 from pipevault.reading import read_file
-from pipevault.store.layout import Layout
+from pipevault.store.layout import Layout, signer_of
 from pipevault.store.manifest import Manifest
 from pipevault.store.places import signature_files
 from pipevault.store.staging import write_document
-from pipevault.store.trust.signing_keys import PrivateKey, PublicKey
+from pipevault.store.trust.signing_keys import PrivateKey, PublicKey, strict_base64
 
 SIGNATURE_VERSION = 1
 ALGORITHM = "ed25519"
@@ -162,14 +162,9 @@ def signature_states(
     Sorted by public key id, or as ``key_ids`` are, with which no folder is listed.
     """
     if key_ids is None:
-        key_ids = signers_of(layout, manifest.key.digest)
+        key_ids = map(signer_of, signature_files(layout, manifest.key.digest))
     states = (_state(layout, manifest, key_id, trusted) for key_id in key_ids)
     return tuple(state for state in states if state is not None)
-
-
-def signers_of(layout: Layout, key: Digest) -> list[str]:
-    """List the ids of the public keys by which there is a signature of an entry, sorted, whatever it is worth."""
-    return [path.name.split(".")[1] for path in signature_files(layout, key)]
 
 
 def _summary(layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey], faults: Sequence[str]) -> str:
@@ -177,7 +172,7 @@ def _summary(layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey], f
     short = manifest.key.digest.short
     if faults:
         return f"has no good signature: {'; '.join(faults)}."
-    if signers := signers_of(layout, manifest.key.digest):
+    if signers := [*map(signer_of, signature_files(layout, manifest.key.digest))]:
         known = ", ".join(key.id for key in trusted) or "none"
         return (
             f"is signed by {' and '.join(signers)}, and no such key is trusted here (trusted: {known}). If you know "
@@ -226,9 +221,7 @@ def _checked(document: _Signature, manifest: Manifest, key_id: str) -> bytes:
             f"was meant, {_SIGN_AGAIN}"
         )
     try:
-        signature = base64.b64decode(document.signature, validate=True)
-        if base64.b64encode(signature).decode() != document.signature:
-            raise ValueError("another form of the same bytes")
+        signature = strict_base64(document.signature)
     except ValueError as error:
         raise ValueError(f"is damaged: its signature is not base64; {_SIGN_AGAIN}") from error
     if len(signature) != _SIGNATURE_LENGTH:

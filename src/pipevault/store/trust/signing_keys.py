@@ -224,15 +224,21 @@ def parse_public_key(text: str, *, source: str) -> PublicKey:
     if not rest:
         raise KeyFileError(f"{source} ends after {PUBLIC_KEY_PREFIX}: the key itself is missing.")
     try:
-        raw = base64.b64decode(rest[0], validate=True)
-        if base64.b64encode(raw).decode() != rest[0]:
-            raise ValueError("it is not the one base64 form of its bytes")
+        raw = strict_base64(rest[0])
     except ValueError as error:
         raise KeyFileError(f"{source} is damaged: its key is not base64: {error}. Copy the line again.") from error
     try:
         return PublicKey(raw, rest[1].strip() if len(rest) > 1 else "")
     except ValueError as error:
         raise KeyFileError(f"{source} is not a public key that can be used: {error}.") from error
+
+
+def strict_base64(text: str) -> bytes:
+    """Return the bytes of ``text`` in the one form that base64 has for them; ``ValueError`` for any other text."""
+    data = base64.b64decode(text, validate=True)
+    if base64.b64encode(data).decode() != text:
+        raise ValueError("it is not the one base64 form of its bytes")
+    return data
 
 
 def _read(path: Path, *, private: bool) -> bytes:
