@@ -23,9 +23,7 @@ from pipevault.store.tiers.tiers import Tiers
 from pipevault.store.trust.signing_keys import PrivateKey, read_private_key, write_key_pair
 from pipevault.store.vault import Vault
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may act as other users"
-)
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may act as other users")
 
 for name in ("grp", "pwd", "encodings.ascii", "pipevault.store.trust.signature"):
     import_module(name)  # other users may not read the interpreter's own folder
