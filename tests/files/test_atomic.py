@@ -32,9 +32,9 @@ def fail_with(number: int):  # type: ignore[no-untyped-def]
 def test_write_file_creates_and_replaces(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_file(path, b"old")
-    write_file(path, b"new", mode=0o600)
+    write_file(path, b"new")
     assert path.read_bytes() == b"new"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert list(tmp_path.iterdir()) == [path]
 
 

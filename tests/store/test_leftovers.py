@@ -57,7 +57,7 @@ def sweep_at(now_s: float, vault: Vault, temporary: Path) -> list[Leftover]:
 
 def add_staging(vault: Vault, *, mark: str = "") -> Path:
     """A folder that nobody has locked; ``mark``: as earlier releases made it."""
-    folder = vault.layout.staging_dir(host="elsewhere", pid=1, random_hex=os.urandom(8).hex(), mark=mark)
+    folder = vault.layout.tmp_dir / ".".join(filter(None, ("elsewhere", "1", mark, os.urandom(8).hex())))
     folder.mkdir(parents=True)
     (folder / "artifact").write_bytes(b"x" * 100)
     return folder

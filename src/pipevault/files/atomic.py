@@ -21,6 +21,7 @@ from pipevault.reading import chunks, open_regular
 
 FOLDER_MODE = 0o755
 """Not writable for the group, whatever the umask: ``check_ownership`` would refuse such a vault."""
+FILE_MODE = 0o644
 SHARED_FOLDER_MODE = 0o2775
 SHARED_FILE_MODE = 0o664
 
@@ -75,13 +76,17 @@ def publish_file(source: Path, target: Path) -> None:
         replace_durably(source, target)
 
 
-def write_file(path: Path, data: bytes, *, mode: int = 0o644, staging: Path | None = None) -> None:
+def write_file(path: Path, data: bytes, *, staging: Path | None = None) -> None:
     """Replace or create ``path`` with ``data`` in one step, see :func:`replacing`; its folder must exist.
 
     Raises :class:`VaultFullError`, :class:`VaultNotWritableError`, or :class:`VaultError` for any other failure of the
     file system.
     """
-    with vault_errors(path, "written"), replacing(path, staging=staging) as temporary, new_file(temporary, mode) as new:
+    with (
+        vault_errors(path, "written"),
+        replacing(path, staging=staging) as temporary,
+        new_file(temporary, FILE_MODE) as new,
+    ):
         write_all(new, data)
 
 

@@ -153,8 +153,8 @@ class Layout:
     def totals_lock(self) -> Path:
         return self.events_dir / "totals.lock"
 
-    def staging_dir(self, *, host: str, pid: int, random_hex: str, mark: str = "") -> Path:
-        return self.tmp_dir / process_name(host, pid, random_hex, mark)
+    def staging_dir(self, *, host: str, pid: int, random_hex: str) -> Path:
+        return self.tmp_dir / process_name(host, pid, random_hex)
 
     def quarantine_file(self, *, time: str, random_hex: str, name: str) -> Path:
         """Take ``time`` as in :data:`QUARANTINE_TIME`, 8 hexadecimal digits, and the old file name."""

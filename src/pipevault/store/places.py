@@ -36,13 +36,9 @@ def spread(layout: Layout, folder: Path) -> list[os.DirEntry[str]]:
     return sorted(found, key=attrgetter("name"))
 
 
-def iter_keys(layout: Layout, prefix: str = "") -> Iterator[Digest]:
-    """Give the keys that have a manifest file, sorted, whether or not it is intact.
-
-    The folder of a key is named by its last digits, so the names in all of them are listed whatever ``prefix`` is.
-    """
-    files = (file.name for file in spread(layout, layout.entries_dir) if file.name.startswith(prefix))
-    return (key for name in files if (key := key_in(name)) is not None)
+def iter_keys(layout: Layout) -> Iterator[Digest]:
+    """Give the keys that have a manifest file, sorted, whether or not it is intact."""
+    return (key for file in spread(layout, layout.entries_dir) if (key := key_in(file.name)) is not None)
 
 
 def shelf_keys(layout: Layout, shelf: Digest) -> list[Digest]:

@@ -13,7 +13,7 @@ from pipevault.files.opened import open_verified
 from pipevault.reading import read_file
 from pipevault.store.layout import Layout
 from pipevault.store.manifest import ArtifactRef, Manifest
-from pipevault.store.places import iter_keys, shelf_keys
+from pipevault.store.places import iter_keys
 
 _SHOWN_CANDIDATES = 10
 
@@ -60,9 +60,9 @@ def check_artifact(layout: Layout, ref: ArtifactRef) -> Path:
     return path
 
 
-def iter_manifests(layout: Layout, shelf: Digest | None = None) -> Iterator[Manifest | BrokenManifest]:
-    """Give every manifest, or those on ``shelf``, sorted by key; one that vanishes meanwhile is left out."""
-    for key in iter_keys(layout) if shelf is None else shelf_keys(layout, shelf):
+def iter_manifests(layout: Layout) -> Iterator[Manifest | BrokenManifest]:
+    """Give every manifest, sorted by key; one that vanishes meanwhile is left out."""
+    for key in iter_keys(layout):
         try:
             manifest = read_manifest(layout, key)
         except (CorruptEntryError, NewerVaultError) as error:

@@ -213,9 +213,9 @@ class Vault:
         """
         return quarantine_file(self.layout, path, reason) if self.writable else None
 
-    def manifests(self, shelf: Digest | None = None) -> Iterator[Manifest | BrokenManifest]:
-        """Give all entries, or those on one ``shelf``, sorted by key, also those that cannot be used."""
-        return iter_manifests(self.layout, shelf)
+    def manifests(self) -> Iterator[Manifest | BrokenManifest]:
+        """Give all entries, sorted by key, also those that cannot be used."""
+        return iter_manifests(self.layout)
 
     def shelf(self, shelf: Digest) -> list[Digest]:
         """Return the keys on a shelf (:attr:`pipevault.key.Key.shelf`), sorted; none where there is no such shelf.
@@ -244,7 +244,7 @@ class Vault:
 
     def remove(self, plan: RemovalPlan, *, ignore_leases: bool = False) -> RemovalReport:
         """Remove what was planned, manifests first; ``EntryInUseError`` if one is in use by now, unless by leases that
-        shall be ignored. :class:`VaultNotWritableError`."""
+        are to be ignored. :class:`VaultNotWritableError`."""
         self.require_writable()
         from pipevault.store.retention.removal import remove_entries
 
