@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipevault.digest import Digest
+from pipevault.errors import VaultError
 from pipevault.files.atomic import FOLDER_MODE, share_like_folder
 from pipevault.store.inventory import find_files
 from pipevault.store.layout import Layout
@@ -48,9 +49,10 @@ def last_uses_s(layout: Layout) -> dict[Digest, float]:
     """Return :func:`last_use_s` of every key that has one, read in bulk; keys without an entry among them."""
     times: dict[Digest, float] = {}
     for place in with_state(layout):
-        for path, file in find_files(place.uses_dir).items():
-            if (key := place.key_of_use(path)) is not None:
-                times[key] = max(file.modified_s, times.get(key, file.modified_s))
+        with suppress(VaultError):  # a place that cannot be read tells of no use
+            for path, file in find_files(place.uses_dir).items():
+                if (key := place.key_of_use(path)) is not None:
+                    times[key] = max(file.modified_s, times.get(key, file.modified_s))
     return times
 
 
