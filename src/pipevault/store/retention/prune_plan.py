@@ -24,7 +24,7 @@ from pipevault.store.needs import needed_by, needs_in, only_needed_by
 from pipevault.store.retention.aging import Times, judge
 from pipevault.store.retention.holds import find_holds
 from pipevault.store.retention.leftovers import Leftover, find_leftovers
-from pipevault.store.retention.removal import ORPHAN_MIN_AGE_S
+from pipevault.store.retention.removal import ORPHAN_MIN_AGE_S, orphans_among
 from pipevault.store.retention.usage import last_uses_s
 
 if TYPE_CHECKING:
@@ -159,8 +159,8 @@ class _Draft:
                 left[key] = file.modified_s
         self.strays = sorted(key for key, at_s in left.items() if key not in self.manifests and self._is_old(at_s))
         self._names = Counter(digest for manifest in self.manifests.values() for digest in manifest.artifacts)
-        self._orphans = {digest: file for digest, file in self._artifacts.items() if digest not in self._names}
-        self.old_orphans = [digest for digest, file in self._orphans.items() if self._is_old(file.modified_s)]
+        self._orphans = orphans_among(self._artifacts, self._names, now_s)
+        self.old_orphans = [orphan.digest for orphan in self._orphans if orphan.removable]
         times = {key: Times(found.modified_s, self.used_s.get(key)) for key, found in self.manifests.items()}
         self.ages = judge(times, now_s)
         self._protected = self._protections(layout, keep)

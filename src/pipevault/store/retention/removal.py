@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from pipevault.errors import EntryInUseError, UnknownKeyError
 from pipevault.files.atomic import fsync_folder, make_folder, vault_errors
 from pipevault.files.flock import HeldLock, NotLocked, lock_open
 from pipevault.reading import open_place
-from pipevault.store.inventory import find_artifacts, find_manifests, mentioned, named_by, read_found
+from pipevault.store.inventory import FoundFile, find_artifacts, find_manifests, mentioned, named_by, read_found
 from pipevault.store.layout import Layout
 from pipevault.store.needs import only_needed_by
 from pipevault.store.places import signature_files
@@ -106,7 +106,11 @@ def find_orphans(layout: Layout, *, now_s: float | None = None) -> tuple[Orphan,
     now_s = time.time() if now_s is None else now_s
     # The artifacts first: one whose manifest is published meanwhile must count as named.
     artifacts = find_artifacts(layout)
-    named = named_by(find_manifests(layout).values())
+    return orphans_among(artifacts, named_by(find_manifests(layout).values()), now_s)
+
+
+def orphans_among(artifacts: Mapping[Digest, FoundFile], named: Container[Digest], now_s: float) -> tuple[Orphan, ...]:
+    """Return those of ``artifacts`` that are not ``named`` by a manifest."""
     return tuple(
         Orphan(digest, file.size_bytes, now_s - file.modified_s)
         for digest, file in artifacts.items()
