@@ -103,6 +103,11 @@ def find_manifest_files(layout: Layout) -> dict[Digest, FoundFile]:
     return _find(layout, layout.entries_dir, key_in)
 
 
+def find_uses(layout: Layout) -> dict[Digest, FoundFile]:
+    """Return every regular file that tells a last use, sorted by key."""
+    return _find(layout, layout.uses_dir, digest_or_none)
+
+
 def find_files(folder: Path) -> dict[Path, FoundFile]:
     """Return every regular file below ``folder``, sorted; an absent folder holds none. No link is followed."""
     with vault_errors(folder, "listed"):

@@ -18,7 +18,7 @@ from pathlib import Path
 from pipevault.digest import Digest
 from pipevault.errors import VaultError
 from pipevault.files.atomic import FOLDER_MODE, share_like_folder
-from pipevault.store.inventory import find_files
+from pipevault.store.inventory import find_uses
 from pipevault.store.layout import Layout
 from pipevault.store.stats.events import with_state
 
@@ -50,9 +50,8 @@ def last_uses_s(layout: Layout) -> dict[Digest, float]:
     times: dict[Digest, float] = {}
     for place in with_state(layout):
         with suppress(VaultError):  # a place that cannot be read tells of no use
-            for path, file in find_files(place.uses_dir).items():
-                if (key := place.key_of_use(path)) is not None:
-                    times[key] = max(file.modified_s, times.get(key, file.modified_s))
+            for key, file in find_uses(place).items():
+                times[key] = max(file.modified_s, times.get(key, file.modified_s))
     return times
 
 
