@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from pipevault.calls.call import CallShape, resolve_shape, shape_factors, size_multiple
 from pipevault.errors import BadCallError, SettingsError
-from pipevault.settings.arguments import field_names, refuse_unknown
+from pipevault.settings.arguments import field_names
+from pipevault.settings.values import refuse_unknown
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

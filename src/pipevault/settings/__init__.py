@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from pipevault.errors import (
 from pipevault.reading import read_open
 from pipevault.settings.ownership import open_owned
 from pipevault.settings.user_folders import expand_user, user_folder
-from pipevault.settings.values import Tier, convert, invalid, one_of
+from pipevault.settings.values import Tier, convert, invalid, one_of, refuse_unknown
 
 __all__ = ["LEVELS", "PROFILES", "Settings", "Tier", "config_file", "default_dir", "split_level"]
 
@@ -184,7 +184,7 @@ class Settings:
         """
         environ = os.environ if environ is None else environ
         names = tuple(field.name for field in fields(cls))
-        _refuse_unknown(arguments, names)
+        refuse_unknown("setting", arguments, names)
         _refuse_unknown_variables(environ, names)
         file = config_file(environ)
         in_file = _read_config_file(file, environ, names) if file is not None else {}
@@ -246,23 +246,11 @@ def config_file(environ: Mapping[str, str] | None = None) -> Path | None:
         return None
 
 
-def _refuse_unknown(given: Iterable[str], known: Sequence[str], where: str = "", prefix: str = "") -> None:
-    """Raise for the first name that is not ``known``; in the message all of them stand behind ``prefix``."""
-    for name in sorted(set(given) - set(known)):
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, known, n=1)
-        advice = (
-            f"Did you mean {prefix}{near[0]}?" if near else f"Known: {', '.join(prefix + other for other in known)}."
-        )
-        raise SettingsError(f"Unknown setting {prefix}{name}{where}. {advice}")
-
-
 def _refuse_unknown_variables(environ: Mapping[str, str], names: tuple[str, ...]) -> None:
     given = [name for name, value in environ.items() if value and name.startswith(ENVIRONMENT_PREFIX)]
     asked = [name.removeprefix(ENVIRONMENT_PREFIX) for name in given if not _SERVICE_VARIABLE.fullmatch(name)]
     others = [name.removeprefix(ENVIRONMENT_PREFIX) for name in (CONFIG_VARIABLE, DEBUG_VARIABLE)]
-    _refuse_unknown(asked, [*map(str.upper, names), *others], prefix=ENVIRONMENT_PREFIX)
+    refuse_unknown("setting", asked, [*map(str.upper, names), *others], prefix=ENVIRONMENT_PREFIX)
 
 
 def _read_config_file(path: Path, environ: Mapping[str, str], names: tuple[str, ...]) -> dict[str, Any]:
@@ -281,7 +269,7 @@ def _read_config_file(path: Path, environ: Mapping[str, str], names: tuple[str, 
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"The config file {path} cannot be read: {error}. Correct or remove it.") from error
-    _refuse_unknown(values, names, f" in the config file {path}")
+    refuse_unknown("setting", values, names, f" in the config file {path}")
     return values
 
 

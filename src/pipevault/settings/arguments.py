@@ -13,6 +13,7 @@ from typing import Any, TypedDict, TypeVar
 
 from pipevault.errors import SettingsError
 from pipevault.settings import Settings, Tier
+from pipevault.settings.values import refuse_unknown
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -71,14 +72,6 @@ def resolve_fields(settings: Settings | None, given: Mapping[str, Any]) -> Setti
             )
         fields["level"] = determinism
     return Settings.resolve(**fields)
-
-
-def refuse_unknown(kind: str, given: Collection[str], known: Collection[str]) -> None:
-    """Raise :class:`SettingsError` for a name in ``given`` that is not in ``known``, with the nearest that is."""
-    for name in given:
-        if name not in known:
-            [nearest] = get_close_matches(name, known, n=1, cutoff=0.0)
-            raise SettingsError(f"Unknown {kind} {name}. Did you mean {nearest}? There are: {', '.join(known)}.")
 
 
 def refuse_misspelt(given: Collection[str], known: Collection[str]) -> None:

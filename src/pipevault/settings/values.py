@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,17 @@ def convert(name: str, value: Any, *, base: Path) -> Any:
 def invalid(name: str, value: Any, expected: str) -> SettingsError:
     """Return the error for a value of a setting or option ``name`` that is not what was ``expected``."""
     return SettingsError(f"Invalid {name} {value!r}: expected {expected}.")
+
+
+def refuse_unknown(kind: str, given: Iterable[str], known: Sequence[str], where: str = "", prefix: str = "") -> None:
+    """Raise :class:`SettingsError` for a name in ``given`` that is not ``known``, with the nearest that is.
+
+    ``prefix`` stands before each name in the message.
+    """
+    for name in sorted(set(given) - set(known)):
+        near = get_close_matches(name, known, n=1)
+        advice = f"Did you mean {prefix}{near[0]}?" if near else f"Known: {', '.join(map(prefix.__add__, known))}."
+        raise SettingsError(f"Unknown {kind} {prefix}{name}{where}. {advice}")
 
 
 def parse_size(name: str, value: Any) -> int:

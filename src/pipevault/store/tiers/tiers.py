@@ -91,7 +91,7 @@ class Tiers:
                 yield answer
 
     def copy_nearer(self, found: TierHit) -> TierHit:
-        """Return the entry where it now is: copied to the first tier before its own that is written, if it has ``copy``.
+        """Return the entry where it now is: copied to the first writable tier before its own, if that has ``copy``.
 
         What is copied is verified on the way. While another process copies it, ``found`` is given back. Raises
         :class:`~pipevault.errors.CorruptEntryError` if its bytes are not what the manifest says, else the
