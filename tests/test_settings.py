@@ -211,7 +211,7 @@ class TestSizes:
 
     @pytest.mark.parametrize(("name", "kind"), [("trusted_users", "user"), ("trusted_groups", "group")])
     def test_a_name_that_nobody_has_is_told_with_its_source(self, name: str, kind: str) -> None:
-        message = rf"{name} names 'nobody-of-this-name', and there is no such {kind} here\. .* It was set by the env"
+        message = rf"{name} names 'nobody-of-this-name', but this machine has no such {kind}\. .* It was set by the env"
         with pytest.raises(SettingsError, match=message):
             Settings.resolve(environ={f"PIPEVAULT_{name.upper()}": "root:nobody-of-this-name"})
         assert getattr(Settings.resolve(environ={f"PIPEVAULT_{name.upper()}": "root:4711"}), name) == ("root", "4711")

@@ -90,7 +90,7 @@ class TestExport:
     def test_no_folder_for_the_output(self, run: Run, vault: Vault, small_key: Digest, tmp_path: Path) -> None:
         result = run("export", small_key.hex, "-o", tmp_path / "none" / "x.zip", "--dir", vault.root)
         assert result.exit_code == 16
-        assert "there is no folder" in result.stderr
+        assert "does not exist" in result.stderr
 
     def test_no_vault(self, run: Run, tmp_path: Path) -> None:
         assert run("export", "--all", "-o", tmp_path / "x.zip", "--dir", tmp_path / "none").exit_code == 8

@@ -100,7 +100,7 @@ class TestLs:
         for name in ("none", "empty"):
             result = run("ls", "--dir", tmp_path / name, *options)
             assert (result.exit_code, result.stdout) == (8, "")
-            assert f"There is no vault at {tmp_path / name}" in result.stderr
+            assert f"Found no vault at {tmp_path / name}" in result.stderr
         assert not (tmp_path / "none").exists()
         assert list((tmp_path / "empty").iterdir()) == []
 

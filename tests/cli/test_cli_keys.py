@@ -150,7 +150,7 @@ class TestSign:
         assert signature_files(vault.layout, small_key) == ()
 
     def test_a_key_that_is_none(self, run: Run, vault: Vault, key_file: Path, small_key: Digest) -> None:
-        for path, message in ((f"{key_file}.pub", "holds a public key"), ("/none/key", "There is no private key")):
+        for path, message in ((f"{key_file}.pub", "holds a public key"), ("/none/key", "Found no private key at")):
             if os.path.exists(path):
                 os.chmod(path, 0o600)
             result = run("sign", small_key.hex, "--key", path, "--dir", vault.root)
@@ -209,4 +209,4 @@ class TestShow:
         monkeypatch.setenv("PIPEVAULT_TRUSTED_KEYS", "/none/key.pub")
         result = run("show", small_key.hex, "--dir", vault.root)
         assert result.exit_code == 2
-        assert "There is no public key at /none/key.pub" in result.stderr
+        assert "Found no public key at /none/key.pub" in result.stderr

@@ -247,7 +247,7 @@ class TestExportErrors:
             export_bundle(vault, [pair[0].key], path, overwrite=True)
 
     def test_no_folder_for_the_output(self, vault: Vault, pair: tuple[Entry, Entry], tmp_path: Path) -> None:
-        with pytest.raises(CannotSaveError, match="no folder"):
+        with pytest.raises(CannotSaveError, match="does not exist"):
             export_bundle(vault, [pair[0].key], tmp_path / "none" / "x.zip")
 
     def test_an_output_in_the_vault(self, vault: Vault, pair: tuple[Entry, Entry], tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ class TestPrivateKey:
         assert data.splitlines()[1][:20].decode() not in "".join(traceback.format_exception(caught.value))
 
     def test_places_that_hold_no_file(self, tmp_path: Path) -> None:
-        with pytest.raises(KeyFileError, match="There is no private key at"):
+        with pytest.raises(KeyFileError, match="Found no private key at"):
             read_private_key(tmp_path / "none")
         with pytest.raises(KeyFileError, match="not a regular file"):
             read_private_key(tmp_path)
@@ -261,7 +261,7 @@ class TestTrustedKeys:
         [
             ("", "is empty"),
             ("  ", "is empty"),
-            ("/none/key.pub", "There is no public key at /none/key.pub"),
+            ("/none/key.pub", "Found no public key at /none/key.pub"),
             ("pipevault-ed25519 AAAA", "holds 3 bytes"),
             ("ssh-ed25519 AAAA", "OpenSSH"),
             ("-----BEGIN PRIVATE KEY-----\nMC4C\n", "is a private key"),

@@ -117,7 +117,7 @@ class TestOwned:
         as_user(WORKER, lambda: load(nobody, entry))
 
     def test_an_unknown_name_is_told(self, place: Path) -> None:
-        with pytest.raises(Exception, match="names 'nobody-of-this-name', and there is no such user here"):
+        with pytest.raises(Exception, match="names 'nobody-of-this-name', but this machine has no such user"):
             Vault.of(Settings(place / "vault", trusted_users=("nobody-of-this-name",)), create=True)
 
     def test_a_squashed_root_is_not_trusted_unless_named(self, place: Path, entry: Entry) -> None:

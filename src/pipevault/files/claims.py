@@ -5,7 +5,7 @@ The process holds a lock on what it claims, which the system frees when it ends,
 1. The lock is held: the process lives.
 2. The lock is free, on a file system of this machine's own (:mod:`pipevault.files.file_systems`): it is dead, whatever
    host, container or boot it was of.
-3. Elsewhere locks may be granted to everyone, or to nobody: it lives while it leaves signs of life
+3. Elsewhere locks may be granted to everyone, or to none: it lives while it leaves signs of life
    (:mod:`pipevault.files.heartbeat`).
 """
 
@@ -106,7 +106,7 @@ def remove_abandoned(path: Path) -> bool:
 
 
 def locks_hold(path: Path) -> bool:
-    """Tell whether a lock of ``path`` that is free proves that nobody has it. ``False`` if that is not known."""
+    """Tell whether a lock of ``path`` that is free proves that it has no holder. ``False`` if that is not known."""
     try:
         descriptor = open_place(path)
     except OSError:

@@ -17,7 +17,7 @@ logger = logging.getLogger("pipevault")
 
 BEAT_INTERVAL_S = 240.0
 BEAT_LIMIT_S = 900.0
-"""Seconds after which what was not changed belongs to nobody who lives."""
+"""Seconds after which what was not changed belongs to no living process."""
 
 _CLOCK_VALID_S = 60.0
 

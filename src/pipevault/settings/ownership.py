@@ -28,7 +28,7 @@ class Trust:
     allow_group_write: bool = False
 
     def owner_problem(self, status: os.stat_result) -> str:
-        """Say whom a file belongs to, if that is nobody who counts."""
+        """Say whom a file belongs to, unless that is somebody who counts."""
         is_trusted = status.st_uid in (os.geteuid(), 0) or status.st_uid in self.users or status.st_gid in self.groups
         return "" if is_trusted else _owner_text(status.st_uid)
 
@@ -50,7 +50,7 @@ ONLY_THIS_USER = Trust()
 def id_of(name: str, setting: str) -> int:
     """Return the number of a user of ``trusted_users`` or a group of ``trusted_groups``, which may be given as such.
 
-    :class:`SettingsError`: there is no such user or group.
+    :class:`SettingsError`: no user or group has this name.
     """
     if name.isdecimal():
         return int(name)
@@ -64,7 +64,9 @@ def id_of(name: str, setting: str) -> int:
         return grp.getgrnam(name).gr_gid
     except (KeyError, ImportError, ValueError) as error:
         kind = "user" if setting == "trusted_users" else "group"
-        raise SettingsError(f"{setting} names {name!r}, and there is no such {kind} here. Give its number.") from error
+        raise SettingsError(
+            f"{setting} names {name!r}, but this machine has no such {kind}. Give its number."
+        ) from error
 
 
 def open_owned(path: Path) -> io.FileIO:

@@ -11,7 +11,7 @@ from pipevault.errors import NoHomeError
 def user_folder(kind: str) -> Path:
     """Return this user's ``cache``, ``config`` or ``state`` folder of pipevault; it need not exist.
 
-    :class:`NoHomeError`: there is no home, and no variable that names the folder itself.
+    :class:`NoHomeError`: this user has no home, and no variable that names the folder itself.
     """
     import platformdirs
 
@@ -21,14 +21,14 @@ def user_folder(kind: str) -> Path:
         path = Path()
     if not path.is_absolute():  # what its older versions return there: a folder "~" in the current one
         raise NoHomeError(
-            f"{_who()}, so there is no {kind} folder. Set HOME, or XDG_{kind.upper()}_HOME; the vault's folder is set "
+            f"{_who()}, and so no {kind} folder. Set HOME, or XDG_{kind.upper()}_HOME; the vault's folder is set "
             "by PIPEVAULT_DIR, the config file by PIPEVAULT_CONFIG."
         )
     return path
 
 
 def expand_user(path: str | os.PathLike[str]) -> Path:
-    """Replace a ``~`` at the beginning; :class:`NoHomeError` where nobody's home is meant by it."""
+    """Replace a ``~`` at the beginning; :class:`NoHomeError` where it stands for no home."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

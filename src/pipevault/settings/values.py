@@ -76,7 +76,7 @@ def parse_size(name: str, value: Any) -> int:
 
 
 def parse_limit(name: str, value: Any) -> int | None:
-    """Return bytes like :func:`parse_size`; ``None`` or ``none`` is no limit. :class:`SettingsError`: negative."""
+    """Return bytes like :func:`parse_size`; ``None`` for ``none``, no limit. :class:`SettingsError`: negative."""
     if value is None or (isinstance(value, str) and value.strip().lower() == NO_LIMIT):
         return None
     size_bytes = parse_size(name, value)

@@ -15,7 +15,7 @@ from pipevault.store.vault import Vault
 def copy_entry(source: Layout, target: Vault, manifest: Manifest, files: Mapping[Digest, Path]) -> Manifest:
     """Publish ``manifest`` of ``source`` in ``target``, with what signs it; return the manifest that then stands there.
 
-    The signatures go first, so that nobody meets the copy without them, and go again if the copy does not come to
+    The signatures go first, so that no reader meets the copy without them, and go again if the copy does not come to
     stand there. Raises like :meth:`pipevault.store.vault.Vault.publish`.
     """
     placed: list[Path] = []

@@ -81,9 +81,7 @@ def ensure_vault(layout: Layout, *, create: bool, shared: bool = False) -> None:
             root,
         )
     if not create:
-        raise NotAVaultError(
-            f"There is no vault at {root}. Give the folder of a vault, or freeze something there.", root
-        )
+        raise NotAVaultError(f"Found no vault at {root}. Give the folder of a vault, or freeze something there.", root)
     make_folder(root, alone=True)
     if shared and not is_shared(root):
         with vault_errors(root, "shared"):

@@ -70,7 +70,7 @@ class Vault:
         """Open the vault at ``root``; with ``create``, an absent or empty folder becomes one.
 
         ``shared``: members of the folder's group work in it together. A new vault is made so that they can, and they
-        trust one another; whoever is not a member trusts nobody for it.
+        trust one another; whoever is not a member trusts no one for it.
 
         :class:`NotAVaultError`: ``root`` is a file, holds other files, or is absent and ``create`` is false.
         :class:`NewerVaultError`, :class:`OldVaultError`: a later or an earlier version wrote it.
@@ -218,7 +218,7 @@ class Vault:
         return iter_manifests(self.layout)
 
     def shelf(self, shelf: Digest) -> list[Digest]:
-        """Return the keys on a shelf (:attr:`pipevault.key.Key.shelf`), sorted; none where there is no such shelf.
+        """Return the keys on a shelf (:attr:`pipevault.key.Key.shelf`), sorted; none where the shelf does not exist.
 
         Only names are listed: whoever takes an entry from here compares its factors. :class:`VaultError`: the folder
         cannot be read.
@@ -294,7 +294,7 @@ class Vault:
 
 
 def _always(descriptor: int, status: os.stat_result) -> bool:
-    """Nobody looked at the folders of a signed entry: what is used is a copy."""
+    """Answer yes: the folders of a signed entry were not looked at, so what is used is a copy."""
     return True
 
 

@@ -80,7 +80,7 @@ def export_bundle(
 def _check_output(vault: Vault, path: Path, overwrite: bool) -> None:
     folder = path.parent
     if not folder.is_dir():
-        raise CannotSaveError(f"{path} cannot be written: there is no folder {folder}. Make it first.", path)
+        raise CannotSaveError(f"{path} cannot be written: its folder {folder} does not exist. Make it first.", path)
     if Path(os.path.realpath(folder)).is_relative_to(vault.root):
         raise CannotSaveError(f"{path} lies in the vault, which holds no bundles. Give another place.", path)
     if os.path.lexists(path):

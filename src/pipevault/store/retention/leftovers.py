@@ -2,7 +2,7 @@
 
 Nothing of it is ever read as part of an entry, so recovery needs none of this; it frees space. Never removed: what
 belongs to a process that lives, see :mod:`pipevault.files.claims`. :func:`sweep` looks at everything, :func:`tidy` at a
-few files, and so often that their number stays bounded where nobody prunes.
+few files, and so often that their number stays bounded without any pruning.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipevault.store.locks.lock import guard
 from pipevault.store.places import children
 
 LOCK_MIN_AGE_S = BEAT_LIMIT_S
-"""A lock file that nobody holds goes when its entry exists, else at this age."""
+"""A lock file without a holder goes when its entry exists, else at this age."""
 TIDY_ABOVE = 64
 """So many files may lie in a folder before :func:`tidy` looks at it."""
 TIDY_AT_ONCE = 16
@@ -39,7 +39,7 @@ _DIED = "the process that made it has ended"
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file or folder that nobody needs; ``size_bytes`` with all that is in it; ``reason``: a clause."""
+    """A file or folder that has become useless; ``size_bytes`` with all that is in it; ``reason``: a clause."""
 
     path: Path
     size_bytes: int
@@ -102,7 +102,7 @@ def _locks(layout: Layout, paths: Iterable[Path], *, remove: bool) -> Iterator[L
 
 
 def _lock_files(layout: Layout, key: Digest, remove: bool) -> Iterator[Leftover]:
-    """The files of a lock that nobody holds; the caller holds it and its guard."""
+    """The files of a lock without a holder; the caller holds it and its guard."""
     note, lock = layout.holder_file(key), layout.lock_file(key)
     if os.path.lexists(note):
         if not locks_hold(note) and not is_silent(note):
@@ -110,7 +110,7 @@ def _lock_files(layout: Layout, key: Digest, remove: bool) -> Iterator[Leftover]
         yield _removed(note, _DIED, remove)
     has_entry = os.path.lexists(layout.manifest_file(key))
     if has_entry or not os.path.lexists(lock) or time.time() - lock.lstat().st_mtime >= LOCK_MIN_AGE_S:
-        reason = "nobody holds it, and the entry is there" if has_entry else "nobody holds it, and it is old"
+        reason = "no process holds it, and the entry is there" if has_entry else "no process holds it, and it is old"
         # The guard last: whoever waits for it sees that it is gone, and then that the lock is.
         yield from (_removed(path, reason, remove) for path in (lock, layout.guard_file(key)) if os.path.lexists(path))
 

@@ -57,7 +57,7 @@ def pin_names(layout: Layout) -> list[str]:
 
 
 def read_pin(layout: Layout, name: str) -> Digest | None:
-    """Return the key that ``name`` pins, ``None`` if there is no such pin. :class:`PinError`: it cannot be read."""
+    """Return the key that ``name`` pins, ``None`` if no pin has this name. :class:`PinError`: it cannot be read."""
     path = layout.pin_file(name)
     with vault_errors(path, "read"):
         try:
@@ -71,7 +71,7 @@ def pin(layout: Layout, key: Digest, name: str, *, move: bool = False) -> Digest
     """Pin the entry ``key`` as ``name``; return the key that ``move`` took the name from.
 
     Pinning the same entry again changes nothing. :class:`PinError`: ``name`` is not a name, or pins another entry and
-    ``move`` is false. :class:`UnknownKeyError`: there is no such entry, or it was removed meanwhile.
+    ``move`` is false. :class:`UnknownKeyError`: no entry has this key, or it was removed meanwhile.
     """
     _check_name(name)
     _require_entry(layout, key)
@@ -108,9 +108,7 @@ def unpin(layout: Layout, name: str) -> Digest | None:
             path.unlink()
         except FileNotFoundError:
             known = ", ".join(pin_names(layout))
-            raise PinError(
-                f"There is no pin {name}. {f'Pins: {known}.' if known else 'There are none.'}", name
-            ) from None
+            raise PinError(f"Unknown pin {name}. {f'Pins: {known}.' if known else 'There are none.'}", name) from None
         fsync_folder(path.parent)
     return key
 

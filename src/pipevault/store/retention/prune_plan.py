@@ -1,7 +1,7 @@
 """Planning what has to go so that a vault gets small enough; nothing is changed.
 
 The size of a vault is the bytes of its manifests, artifacts, signatures and quarantined files. To get below a limit,
-what nobody needs goes first (orphans, quarantine), then entries, least recently used first; an artifact goes with the
+what is of no use goes first (orphans, quarantine), then entries, least recently used first; an artifact goes with the
 last entry that names it. Pinned entries, those that a live process has loaded, what these need (the graphs of a plan),
 and manifests that cannot be understood stay.
 """

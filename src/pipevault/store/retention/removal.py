@@ -152,7 +152,7 @@ def remove_entries(layout: Layout, plan: RemovalPlan, *, ignore_leases: bool = F
 
 @dataclass(frozen=True)
 class Aside:
-    """A manifest where nobody looks: the entry is absent, and not removed yet. Its lock keeps others from taking it for
+    """A manifest out of the way: the entry is absent, and not removed yet. Its lock keeps others from taking it for
     what a dead process left.
     """
 

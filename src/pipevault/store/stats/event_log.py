@@ -2,7 +2,7 @@
 
 A line of the process's file (:mod:`~pipevault.store.stats.events`) is one write, so a process that dies leaves at most
 a torn last line, which counts as none. Files of ended processes are folded by
-:mod:`~pipevault.store.stats.event_totals`. Where there is no vault yet, or it cannot be written, the same files go to
+:mod:`~pipevault.store.stats.event_totals`. Where no vault stands yet, or it cannot be written, the same files go to
 the user's state folder, see :func:`~pipevault.store.stats.events.state_layout`.
 """
 

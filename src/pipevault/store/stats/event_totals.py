@@ -3,8 +3,8 @@
 ``events/totals.json``, canonical JSON: ``{"rows": [[key, event, reason, {"times": 3, "seconds": 62.1}]], "since":
 1738324800, "totals_version": 2}``.
 
-Under the lock of ``events/totals.lock``, which readers take too: read the totals and the files that nobody counts in
-any more, write the new totals next to them, remove the files, and only then rename the new totals into place.
+Under the lock of ``events/totals.lock``, which readers take too: read the totals and the files of ended
+processes, write the new totals next to them, remove the files, and only then rename the new totals into place.
 """
 
 from __future__ import annotations

@@ -116,8 +116,8 @@ class EntryStore(ABC):
     def publish(self, manifest: Manifest, files: Mapping[Digest, Path], source: TierHit | None = None) -> TierHit:
         """Publish an entry, like :meth:`Vault.publish`. What stands here then may be somebody else's.
 
-        ``source``: it is a copy of this entry, so its signatures go with it, and nobody who freezes or copies the same
-        one is waited for: :class:`~pipevault.errors.LockTimeoutError`.
+        ``source``: it is a copy of this entry, so its signatures go with it, and whoever freezes or copies the same
+        one is not waited for: :class:`~pipevault.errors.LockTimeoutError`.
         """
         raise VaultNotWritableError(f"{self.tier.dir} is only read. Give another folder.", self.tier.dir)
 

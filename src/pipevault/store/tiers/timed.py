@@ -25,7 +25,7 @@ class Timed(Wrapper):
         return ask(self.tier.dir, question, timeout_s=self._timeout_s, size_bytes=size_bytes)
 
     def newest(self, count: int, shelf: Digest | None = None) -> Iterator[Manifest]:
-        """As many as are read in half of the time."""
+        """Give as many as are read in half of the time."""
         until_s = time.monotonic() + self._timeout_s / 2
 
         def read() -> list[Manifest]:

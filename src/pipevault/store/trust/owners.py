@@ -1,7 +1,7 @@
 """Ownership: who owns a file from which native code is to be loaded, and who else could change it.
 
 From the file up to the vault's folder, everything must belong to this user, to root, or to whom the settings trust
-(:class:`Trust`), and nobody else may write it. An entry that a trusted key signed needs none of it: what is loaded is
+(:class:`Trust`), and no one else may write it. An entry that a trusted key signed needs none of it: what is loaded is
 what was verified (:mod:`pipevault.files.opened`).
 
 For the folders above, up to ``/``, the same holds, but for one case: a folder with the sticky bit, such as ``/tmp``, is
@@ -30,7 +30,7 @@ from pipevault.settings.ownership import ONLY_THIS_USER, Trust, check_parent, ch
 
 
 def trust_of(settings: Settings) -> Trust:
-    """Return whom the settings trust. :class:`~pipevault.errors.SettingsError`: there is no such user or group."""
+    """Return whom the settings trust. :class:`~pipevault.errors.SettingsError`: no user or group has a name."""
     return Trust(
         frozenset(id_of(name, "trusted_users") for name in settings.trusted_users),
         frozenset(id_of(name, "trusted_groups") for name in settings.trusted_groups),

@@ -169,7 +169,7 @@ def read_private_key(path: Path) -> PrivateKey:
     except TypeError:
         # Without the cause: no part of a key file goes into a traceback.
         raise KeyFileError(
-            f"{path} is encrypted, and nobody can be asked for a password. Decrypt it to a file that only this user "
+            f"{path} is encrypted, and a password cannot be asked for. Decrypt it to a file that only this user "
             "can read: openssl pkey -in FILE -out NEWFILE"
         ) from None
     except (ValueError, UnsupportedAlgorithm):
@@ -186,7 +186,7 @@ def load_trusted(keys: Sequence[str]) -> tuple[PublicKey, ...]:
     """Read the public keys of the setting ``trusted_keys``: each a line of text or the path of a file with one.
 
     A key that is given twice counts once. A file, like the folders above it, must belong to this user or to root and be
-    writable by nobody else. :class:`KeyFileError` says what is wrong with which.
+    writable by no one else. :class:`KeyFileError` says what is wrong with which.
     """
     found: dict[PublicKey, None] = {}
     for given in keys:
@@ -251,7 +251,7 @@ def _read(path: Path, *, private: bool) -> bytes:
     except UnsafeVaultError as error:  # an OSError too
         raise KeyFileError(f"A trusted key must be out of reach of others. {error}") from error
     except FileNotFoundError as error:
-        raise KeyFileError(f"There is no {what} at {path}. Give the path of one, or make one with: keygen.") from error
+        raise KeyFileError(f"Found no {what} at {path}. Give the path of one, or make one with: keygen.") from error
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.EISDIR, errno.ENXIO):
             raise KeyFileError(f"{path} is not a regular file. Give the file of a {what}.") from error
