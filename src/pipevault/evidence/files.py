@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pipevault.errors import CannotSaveError
-from pipevault.files.atomic import replace_durably
+from pipevault.files import atomic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,15 +22,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
     After an error nothing of it is left. An ``OSError`` leaves as a :class:`CannotSaveError`.
     """
-    temporary = path.with_name(f".pipevault-{os.getpid()}-{secrets.token_hex(8)}.tmp")
     try:
-        try:
+        with atomic.replacing(path) as temporary:
             yield temporary
-            replace_durably(temporary, path)
-        except BaseException:  # whatever it was goes on, an interrupt too; only the temporary file must go
-            with suppress(OSError):  # what went wrong first is what the caller has to know
-                temporary.unlink(missing_ok=True)
-            raise
     except OSError as error:
         reason = error.strerror or str(error)
         raise CannotSaveError(

@@ -48,7 +48,7 @@ def replacing(path: Path, *, staging: Path | None = None, durable: bool = True) 
     The name lies in ``staging`` (same file system; default: the folder of ``path``). Unless ``durable``, the new file
     appears whole to other processes and may be lost in a power cut.
     """
-    temporary = (staging or path.parent) / f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp"
+    temporary = (staging or path.parent) / f".pipevault-{os.getpid()}-{secrets.token_hex(8)}.tmp"
     try:
         yield temporary
         if durable:
