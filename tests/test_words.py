@@ -14,9 +14,9 @@ import pipevault
 PACKAGE = Path(pipevault.__file__).resolve().parent
 MOST_PARAMETERS = 8
 
-WORDS_NOT_YET = ("cli",)
+WORDS_NOT_YET: tuple[str, ...] = ()
 """Packages whose docstrings and messages are not gone over yet."""
-PARAMETERS_NOT_YET = ("cli",)
+PARAMETERS_NOT_YET: tuple[str, ...] = ()
 """Packages that have longer lists of parameters."""
 
 OPENING = re.compile(r"(Of|What|Whether|That|The same|Where|How|As|Why|Those|So)\b")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipevault.cli.app import main
+from pipevault_command import main
 
 if __name__ == "__main__":
     main()

@@ -2,7 +2,7 @@
 
 One root, :class:`PipevaultError`; below it a class for each decision that a caller can take. Each class
 also inherits the builtin that fits, carries what it is about as attributes, and says in its message what
-happened, to what, and what to do next. Exit codes of the command line live in ``cli/app.py``.
+happened, to what, and what to do next. The command line's exit codes and code words stand in ``cli/exits.py``.
 """
 
 from __future__ import annotations
@@ -172,6 +172,10 @@ class CannotFreezeError(PipevaultError, RuntimeError):
 
 class TrainingModeError(CannotFreezeError):
     """A part is in training mode, which would bake its dropout into the graph: call ``eval()`` first."""
+
+
+class StatefulPartError(CannotFreezeError):
+    """A part keeps state between its calls, so that they are frozen as the pipeline makes them, and not ahead."""
 
 
 class NothingFrozenError(CannotFreezeError):

@@ -6,6 +6,7 @@ import copy
 import gc
 import logging
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -340,3 +341,23 @@ def test_the_key_is_the_same_under_another_hash_seed_and_after_other_work(plain_
     finished = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment)
     expected = cache(plain_vault).key(PlainPipeline()).digest.hex
     assert finished.stdout.split()[-1] == expected
+
+
+class TestLogLine:
+    """A load logs one line, at level INFO: status, parts and seconds."""
+
+    def line(self, cache: pipevault.PipelineCache, caplog: pytest.LogCaptureFixture) -> str:
+        with caplog.at_level(logging.INFO, "pipevault"):
+            cache.load(PlainPipeline())
+        [record] = [record for record in caplog.records if record.getMessage().startswith("loaded ")]
+        assert (record.name, record.levelname) == ("pipevault", "INFO")
+        return record.getMessage()
+
+    @pytest.mark.usefixtures("no_compiling")
+    def test_of_a_hit(self, plain_vault: Path, caplog: pytest.LogCaptureFixture) -> None:
+        line = self.line(cache(plain_vault), caplog)
+        assert re.fullmatch(r"loaded PlainPipeline: hit in \d+\.\d\d s; frozen: transformer; eager: none", line)
+
+    def test_of_mode_off(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        line = self.line(cache(tmp_path, "off"), caplog)
+        assert re.fullmatch(r"loaded PlainPipeline: off in \d+\.\d\d s; frozen: none; eager: none", line)

@@ -24,7 +24,7 @@ class TestExport:
     def test_one_key(self, run: Run, vault: Vault, tmp_path: Path, small_key: Digest) -> None:
         path = tmp_path / "one.zip"
         result = run("export", small_key.hex[:8], "-o", path, "--dir", vault.root)
-        assert (result.exit_code, result.stdout) == (0, f"Exported {small_key}\n")
+        assert (result.exit_code, result.stdout) == (0, f"Exported {small_key.short}\n")
         assert result.stderr.startswith(f"{path}: 1 entry, 1 artifact, 0 signatures, ")
 
     def test_all_and_json(self, run: Run, vault: Vault, tmp_path: Path, small_key: Digest, large_key: Digest) -> None:
@@ -53,7 +53,7 @@ class TestExport:
 
     def test_an_unknown_key(self, run: Run, vault: Vault, tmp_path: Path) -> None:
         result = run("export", "0123456789", "-o", tmp_path / "x.zip", "--dir", vault.root)
-        assert result.exit_code == 3
+        assert result.exit_code == 1
         assert "0123456789" in result.stderr
 
     def test_an_ambiguous_key_lists_the_candidates(self, run: Run, vault: Vault, tmp_path: Path) -> None:
@@ -61,27 +61,27 @@ class TestExport:
         twin = keys[0][:2] + ("0" if keys[0][2] != "0" else "1") * 46 + keys[0][-16:]
         vault.layout.manifest_file(Digest(twin)).write_bytes(b"{}")
         result = run("export", keys[0][:2], "-o", tmp_path / "x.zip", "--dir", vault.root)
-        assert result.exit_code == 3
+        assert result.exit_code == 1
         assert keys[0][:12] in result.stderr
         assert twin[:12] in result.stderr
 
     def test_no_entries(self, run: Run, tmp_path: Path) -> None:
         vault = Vault.open(tmp_path / "empty")
         result = run("export", "--all", "-o", tmp_path / "x.zip", "--dir", vault.root)
-        assert result.exit_code == 3
+        assert result.exit_code == 1
         assert "holds no entries" in result.stderr
         assert not (tmp_path / "x.zip").exists()
 
     def test_a_damaged_entry_among_all(self, run: Run, vault: Vault, broken_key: Digest, tmp_path: Path) -> None:
         result = run("export", "--all", "-o", tmp_path / "x.zip", "--dir", vault.root)
-        assert result.exit_code == 6
+        assert result.exit_code == 3
         assert broken_key.hex in result.stderr
         assert not (tmp_path / "x.zip").exists()
 
     def test_an_output_that_exists(self, run: Run, vault: Vault, bundle: Path, small_key: Digest) -> None:
         before = bundle.read_bytes()
         result = run("export", small_key.hex, "-o", bundle, "--dir", vault.root)
-        assert result.exit_code == 16
+        assert result.exit_code == 4
         assert "--overwrite" in result.stderr
         assert bundle.read_bytes() == before
         assert run("export", small_key.hex, "-o", bundle, "--overwrite", "--dir", vault.root).exit_code == 0
@@ -89,11 +89,11 @@ class TestExport:
 
     def test_no_folder_for_the_output(self, run: Run, vault: Vault, small_key: Digest, tmp_path: Path) -> None:
         result = run("export", small_key.hex, "-o", tmp_path / "none" / "x.zip", "--dir", vault.root)
-        assert result.exit_code == 16
+        assert result.exit_code == 4
         assert "does not exist" in result.stderr
 
     def test_no_vault(self, run: Run, tmp_path: Path) -> None:
-        assert run("export", "--all", "-o", tmp_path / "x.zip", "--dir", tmp_path / "none").exit_code == 8
+        assert run("export", "--all", "-o", tmp_path / "x.zip", "--dir", tmp_path / "none").exit_code == 1
 
 
 class TestPlans:
@@ -101,14 +101,14 @@ class TestPlans:
         result = run("export", planned.plan.short, "-o", tmp_path / "x.zip", "--dir", vault.root)
         assert result.exit_code == 0
         keys = sorted([planned.plan, *planned.graphs])
-        assert result.stdout.splitlines() == [f"Exported {key}" for key in keys]
+        assert result.stdout.splitlines() == [f"Exported {key.short}" for key in keys]
         assert run("import", tmp_path / "x.zip", "--dir", tmp_path / "new").exit_code == 0
         assert all(Vault.open(tmp_path / "new").lookup(key) for key in keys)
 
     def test_a_missing_graph_is_named(self, run: Run, vault: Vault, planned: Planned, tmp_path: Path) -> None:
         vault.remove(vault.plan_removal(planned.graphs[:1]))
         result = run("export", planned.plan.short, "-o", tmp_path / "x.zip", "--dir", vault.root)
-        assert result.exit_code == 3
+        assert result.exit_code == 1
         assert planned.graphs[0].short in result.stderr
         assert not (tmp_path / "x.zip").exists()
 
@@ -119,7 +119,7 @@ class TestImport:
     ) -> None:
         result = run("import", bundle, "--dir", tmp_path / "new")
         assert result.exit_code == 0
-        assert result.stdout.splitlines() == [f"Imported {key}" for key in sorted([small_key, large_key])]
+        assert result.stdout.splitlines() == [f"Imported {key.short}" for key in sorted([small_key, large_key])]
         assert result.stderr == f"Imported 2 entries into {tmp_path / 'new'}.\n"
         assert run("verify", "--dir", tmp_path / "new").exit_code == 0
 
@@ -145,13 +145,13 @@ class TestImport:
     def test_a_file_that_is_no_bundle_makes_no_vault(self, run: Run, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "x.zip").write_bytes(content)
         result = run("import", tmp_path / "x.zip", "--dir", tmp_path / "new")
-        assert result.exit_code == 32
+        assert result.exit_code == 3
         assert "is not a bundle" in result.stderr
         assert not (tmp_path / "new").exists()
 
     def test_no_file(self, run: Run, tmp_path: Path) -> None:
         result = run("import", tmp_path / "none.zip", "--dir", tmp_path / "new")
-        assert result.exit_code == 32
+        assert result.exit_code == 3
         assert "none.zip" in result.stderr
 
     def test_a_damaged_bundle(self, run: Run, bundle: Path, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ class TestImport:
         data[len(data) // 2] ^= 1
         bundle.write_bytes(data)
         result = run("import", bundle, "--dir", tmp_path / "new")
-        assert result.exit_code == 32
+        assert result.exit_code == 3
         assert "Nothing was imported" in result.stderr
         assert list(Vault.open(tmp_path / "new").manifests()) == []
 
@@ -167,13 +167,13 @@ class TestImport:
         data = bundle.read_bytes()
         bundle.write_bytes(data.replace(b'{"pipevault_vault":2}', b'{"pipevault_vault":3}'))
         result = run("import", bundle, "--dir", tmp_path / "new")
-        assert result.exit_code == 33
+        assert result.exit_code == 3
         assert "Upgrade pipevault" in result.stderr
 
     def test_a_folder_that_is_no_vault(self, run: Run, bundle: Path, tmp_path: Path) -> None:
         (tmp_path / "letters").mkdir()
         (tmp_path / "letters" / "letter.txt").write_text("hello")
-        assert run("import", bundle, "--dir", tmp_path / "letters").exit_code == 8
+        assert run("import", bundle, "--dir", tmp_path / "letters").exit_code == 1
 
 
 @pytest.mark.parametrize("command", ["export", "import"])

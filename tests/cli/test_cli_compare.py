@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +31,35 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return seen
 
 
-def rows(text: str) -> dict[str, list[str]]:
-    """The cells of each run; columns are two blanks or more apart."""
-    lines = [line for line in text.partition("\n\n")[0].splitlines()[2:]]
-    return {line.split("  ")[0]: [cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines}
+def rows(text: str) -> list[dict[str, list[str]]]:
+    """The cells of each run in each table; columns are two blanks or more apart."""
+    tables = [table.splitlines()[2:] for table in text.split("\n\n")]
+    return [{(cells := re.split("  +", line))[0]: cells[1:] for line in lines} for lines in tables]
 
 
 def test_the_table_has_a_row_for_each_run(run: Run, asked: dict[str, Any]) -> None:
     asked["runs"] = FakeRuns(brighter("torch.compile", by=6))
     result = run("compare", "./model", "--prompt", "a cat", "--prompt", "a dog")
     assert result.exit_code == 0, result.output
-    table = rows(result.stdout)
-    assert list(table)[:2] == ["eager", "eager again"]
-    assert table["eager"] == ["eager", "0.500", "3.000", "0.250"]
-    assert table["torch.compile"][1:5] == ["eager", "no", "0.78%", "6"]
-    assert table["frozen again"][1:4] == ["frozen", "yes", "0.00%"]
-    assert "eager, other thread count (2 threads, not 1)" in table
+    distances, seconds, _ = rows(result.stdout)
+    assert list(seconds)[:2] == ["eager", "eager again"]
+    assert seconds["eager"] == ["0.500", "3.000", "0.250"]
+    assert next(iter(distances)) == "eager again", "the first run is compared with nothing"
+    assert distances["torch.compile"][:4] == ["eager", "no", "0.78%", "6"]
+    assert distances["frozen again"][:3] == ["frozen", "yes", "0.00%"]
+    assert "eager, other thread count (2 threads, not 1)" in seconds
     assert "equal in every process and generation" in result.stdout
     assert "frozen again: running in a fresh process" in result.stderr
+
+
+def test_80_columns_hold_the_words_of_the_table(run: Run, asked: dict[str, Any]) -> None:
+    asked["runs"] = FakeRuns(brighter("torch.compile", by=6))
+    text = run("compare", "./model", "--prompt", "a cat", env={"COLUMNS": "80"}).stdout
+    assert max(map(len, text.splitlines())) <= 80
+    assert ["RUN", "WITH", "EQUAL", "PIXELS", "MAX", "MEAN", "PSNR", "SSIM", "LATENTS"] in map(
+        str.split, text.splitlines()
+    )
+    assert re.search(r"^torch\.compile +eager +no ", text, re.MULTILINE)
 
 
 def test_options_reach_the_runs(run: Run, asked: dict[str, Any], tmp_path: Path) -> None:
@@ -91,15 +103,17 @@ def test_json(run: Run, asked: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("--json",)])
-def test_frozen_runs_that_differ_are_shown_and_are_exit_code_22(
+def test_frozen_runs_that_differ_are_shown_and_end_with_exit_code_1(
     run: Run, asked: dict[str, Any], tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     asked["runs"] = FakeRuns(brighter("frozen again"))
     report = tmp_path / "report.html"
     result = run("compare", "./model", "--prompt", "a cat", "--report", report, *arguments)
-    assert result.exit_code == 22
+    assert result.exit_code == 1
     assert "frozen again differs from frozen" in result.stdout
-    assert result.stderr.splitlines()[-1].startswith("pipevault: Frozen graphs gave different pictures for seed 0")
+    assert result.stderr.splitlines()[-1].startswith(
+        "pipevault: different-output: Frozen graphs gave different pictures for seed 0"
+    )
     assert "frozen again differs from frozen" in report.read_text("utf-8")
 
 
@@ -129,17 +143,17 @@ def test_a_run_that_fails_is_one_line(run: Run, asked: dict[str, Any]) -> None:
 
     asked["runs"] = FakeRuns(say=failing)
     result = run("compare", "./model", "--prompt", "a cat")
-    assert result.exit_code == 1
+    assert result.exit_code == 4
     assert result.stderr.splitlines()[-1] == (
-        "pipevault: eager failed: its process was killed by SIGKILL. It printed nothing."
+        "pipevault: failed: eager failed: its process was killed by SIGKILL. It printed nothing."
     )
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "named"),
     [
-        (("--size", "big"), 2, "'big' is no size"),
-        (("--seed", "-2"), 28, "-2"),
+        (("--size", "big"), 2, "Invalid size 'big'"),
+        (("--seed", "-2"), 2, "-2"),
         (("--seed", "x"), 2, "--seed"),
         (("--steps", "0"), 2, "--steps"),
         (("--timeout", "0"), 2, "--timeout"),
@@ -166,7 +180,7 @@ def test_a_missing_extra_is_said_before_the_first_run(
 
     monkeypatch.setattr("pipevault.report.page.render_page", render_page)
     result = run("compare", "./model", "--prompt", "a cat", "--report", tmp_path / "report.html")
-    assert result.exit_code == 17
+    assert result.exit_code == 4
     assert asked["runs"].jobs == {}
 
 

@@ -1,11 +1,10 @@
-"""``demo`` and ``explain`` with a cache that freezes nothing: what they print and write, and how they fail."""
+"""``demo`` with a cache that freezes nothing: what it prints and writes, and how it fails."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,24 @@ from PIL import Image
 
 import pipevault
 from helpers.command_runner import Run
-from helpers.stand_ins import KEY, NEAREST, FakeCache, FlatPipeline, fake_outcome
-from pipevault.cache.outcome import PartOutcome
-from pipevault.cli import demo, explain
+from helpers.stand_ins import KEY, FakeCache, FlatPipeline, fake_outcome
+from pipevault.cli import demo
 from pipevault.demo import DIGIT_WORDS
-from pipevault.errors import MissError, SettingsError
-from pipevault.store.vault import Vault
+from pipevault.errors import CannotSaveError
+from pipevault.opening import open_pipeline
+
+
+@pytest.fixture(scope="module")
+def real_cache() -> type[Any]:
+    """The cache as it is before a test puts a stand-in in its place."""
+    return pipevault.PipelineCache
 
 
 @pytest.fixture(autouse=True)
-def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+def _stand_ins(monkeypatch: pytest.MonkeyPatch, real_cache: type[Any]) -> None:
     monkeypatch.setattr(pipevault, "PipelineCache", FakeCache, raising=False)
     monkeypatch.setattr(pipevault, "outcome", fake_outcome, raising=False)
-    for module in (demo, explain):
-        monkeypatch.setattr(module, "open_pipeline", lambda model, **options: FlatPipeline())
+    monkeypatch.setattr(demo, "open_pipeline", lambda model, **options: FlatPipeline())
 
 
 def flat_pixels_sha256(seed: int) -> str:
@@ -105,16 +108,16 @@ class TestDemo:
         assert result.exit_code == 2
         assert "--out" in result.stderr
 
-    def test_an_error_of_the_cache_sets_the_exit_code(
-        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def load(*_: Any, **__: Any) -> None:
-            raise MissError("The vault holds no entry.", KEY.digest.hex, "empty")
 
-        monkeypatch.setattr(FakeCache, "load", load)
-        result = run("demo", "--mode", "require", "--out", tmp_path / "a.png")
-        assert (result.exit_code, result.stderr) == (4, "pipevault: The vault holds no entry.\n")
-        assert not (tmp_path / "a.png").exists()
+def test_a_miss_in_mode_require_ends_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_cache: type[Any]
+) -> None:
+    monkeypatch.setattr(pipevault, "PipelineCache", real_cache)
+    monkeypatch.setattr(demo, "open_pipeline", open_pipeline)
+    result = run("demo", "--mode", "require", "--dir", tmp_path / "none", "--out", tmp_path / "a.png", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["code"]) == (1, "miss")
+    assert result.stderr.startswith("pipevault: miss: ")
+    assert not (tmp_path / "a.png").exists()
 
 
 class TestPictures:
@@ -136,122 +139,5 @@ class TestPictures:
         assert demo.pixels_sha256([picture.convert("RGBA")]) == demo.pixels_sha256([picture])
 
     def test_a_picture_that_cannot_be_written(self, tmp_path: Path) -> None:
-        with pytest.raises(SettingsError, match="--out"):
+        with pytest.raises(CannotSaveError, match="Give the path of a file in a folder"):
             demo.save_grid([Image.new("RGB", (4, 4))], tmp_path / "none" / "a.png")
-
-
-class TestExplain:
-    def test_text_names_each_factor_that_differs(self, run: Run, tmp_path: Path) -> None:
-        result = run("explain", "demo", "--dir", tmp_path)
-        assert result.exit_code == 0, result.output
-        assert NEAREST.short in result.stdout
-        [row] = [line for line in result.stdout.splitlines() if "machine.threads" in line]
-        assert row.split() == ["machine.threads", "2", "1"]
-
-    def test_json(self, run: Run, tmp_path: Path) -> None:
-        document = json.loads(run("explain", "demo", "--dir", tmp_path, "--json").stdout)
-        assert document == {
-            "status": "miss",
-            "reason": "no entry has this key",
-            "mode": "compile",
-            "load": "would compile and store an entry",
-            "key": KEY.digest.hex,
-            "vault": str(tmp_path),
-            "tier": "",
-            "problems": [],
-            "parts": {},
-            "nearest": NEAREST.hex,
-            "differences": [{"factor": "machine.threads", "ours": 2, "theirs": 1}],
-        }
-
-    def test_a_miss_in_mode_require_would_be_an_error(self, run: Run, tmp_path: Path) -> None:
-        result = run("explain", "demo", "--dir", tmp_path, "--mode", "require")
-        assert result.exit_code == 0, result.output
-        assert "would be an error: mode is require" in result.stdout
-
-    def test_mode_off_would_do_nothing(self, run: Run, tmp_path: Path) -> None:
-        assert "would leave the pipeline as it is" in run("explain", "demo", "--dir", tmp_path, "--mode", "off").stdout
-
-    @pytest.fixture
-    def _entry(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        explanation = pipevault.Explanation(KEY, "hit", "entry 1 is in the vault", parts=self.parts())
-        monkeypatch.setattr(FakeCache, "explanation", explanation)
-
-    def parts(self) -> dict[str, PartOutcome]:
-        return {
-            "unet": PartOutcome("frozen", "", 1),
-            "vae.decoder": PartOutcome("eager", "it keeps state"),
-            "vae.encoder": PartOutcome("not called"),
-        }
-
-    @pytest.mark.usefixtures("_entry")
-    def test_an_entry_with_an_eager_part_is_partial_and_says_why(self, run: Run, tmp_path: Path) -> None:
-        document = json.loads(run("explain", "demo", "--dir", tmp_path, "--json").stdout)
-        assert document["status"] == "partial"
-        assert document["reason"] == "entry 1 is in the vault; vae.decoder: it keeps state"
-        assert document["load"] == "would load the entry; some parts would run eagerly"
-        assert document["parts"]["vae.decoder"] == {
-            "status": "eager",
-            "reason": "it keeps state",
-            "graphs": 0,
-            "regions": "",
-        }
-
-    @pytest.mark.usefixtures("_entry")
-    def test_an_entry_whose_called_parts_are_frozen_is_a_hit(
-        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        parts = {**self.parts(), "vae.decoder": PartOutcome("frozen", "", 1)}
-        explanation = replace(FakeCache.explanation, parts=parts, tier="/shared", problems=("tier /old is no vault",))
-        monkeypatch.setattr(FakeCache, "explanation", explanation)
-        document = json.loads(run("explain", "demo", "--dir", tmp_path, "--mode", "require", "--json").stdout)
-        assert (document["status"], document["load"]) == ("hit", "would load the entry")
-        assert (document["tier"], document["problems"]) == ("/shared", ["tier /old is no vault"])
-        text = run("explain", "demo", "--dir", tmp_path).stdout
-        assert re.search(r"tier +/shared\n", text)
-        assert re.search(r"problem +tier /old is no vault\n", text)
-
-    def test_a_miss_of_a_vault_that_cannot_be_written_would_be_an_error(
-        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        vault = Vault.open(tmp_path / "vault")
-        monkeypatch.setattr(Vault, "of", lambda settings: replace(vault, writable=False))
-        assert "would be an error: the vault cannot be written" in run("explain", "demo", "--dir", vault.root).stdout
-        monkeypatch.setenv("PIPEVAULT_ON_UNFROZEN", "eager")
-        assert "cannot be written" not in run("explain", "demo", "--dir", vault.root).stdout
-
-    def test_the_demo_is_explained_for_the_call_that_demo_makes(self, run: Run, tmp_path: Path) -> None:
-        run("demo", "--out", tmp_path / "a.png")
-        demo_shape = FakeCache.used["shape"]
-        run("explain", "demo")
-        assert FakeCache.used["shape"] == {**demo_shape, "parts": None}
-
-    def test_options_become_the_shape(self, run: Run) -> None:
-        run("explain", "m", "--size", "768x512", "--batch-size", "2", "--frames", "9", "--no-guidance")
-        assert FakeCache.used["shape"] == {
-            "batch_size": 2,
-            "num_frames": 9,
-            "guidance": False,
-            "height": 512,
-            "width": 768,
-            "parts": None,
-        }
-
-    def test_weights_and_parts(self, run: Run) -> None:
-        run("explain", "m", "--weights", "baked", "--parts", "unet, vae.decoder", "--parts", "text_encoder")
-        assert FakeCache.used["weights"] == "baked"
-        assert FakeCache.used["shape"]["parts"] == ("unet", "vae.decoder", "text_encoder")
-
-    @pytest.mark.parametrize("names", ["", ",", "unet,,vae"])
-    def test_a_part_without_a_name(self, run: Run, names: str) -> None:
-        result = run("explain", "m", "--parts", names)
-        assert (result.exit_code, "--parts takes names" in result.stderr) == (2, True)
-
-    def test_a_size_that_is_none(self, run: Run) -> None:
-        result = run("explain", "demo", "--size", "big")
-        assert result.exit_code == 2
-        assert "'big' is no size" in result.stderr
-
-    @pytest.mark.parametrize("option", ["--batch-size", "--frames"])
-    def test_numbers_below_one(self, run: Run, option: str) -> None:
-        assert run("explain", "demo", option, "0").exit_code == 2

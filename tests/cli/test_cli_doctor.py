@@ -42,21 +42,21 @@ class TestCommand:
     def test_a_healthy_machine(self, run: Run, vault: Vault) -> None:
         result = run("doctor", "--dir", vault.root)
         assert result.exit_code == 0, result.stdout
-        assert "MEND" not in result.stdout
+        assert "FAIL" not in result.stdout
         for name in ("python", "torch", "c++ compiler", "gpu", "vault", "permissions", "free space", "onediffx"):
             assert f"ok   {name}: " in result.stdout
 
-    def test_something_to_mend_gives_exit_code_1(self, run: Run, vault: Vault, broken_key: Digest) -> None:
+    def test_a_failed_check_gives_exit_code_1(self, run: Run, vault: Vault, broken_key: Digest) -> None:
         result = run("doctor", "--dir", vault.root)
         assert result.exit_code == 1
-        assert "MEND entries: 3, 1 with a manifest that cannot be used" in result.stdout
+        assert "FAIL entries: 3, 1 with a manifest that cannot be used" in result.stdout
         assert f"-> Run: pipevault rm {broken_key.short} --dir {vault.root}\n" in result.stdout
 
     def test_json(self, run: Run, vault: Vault, broken_key: Digest) -> None:
         result = run("doctor", "--dir", vault.root, "--json")
         document = json.loads(result.stdout)
         assert result.exit_code == 1
-        assert document["ok"] is False
+        assert (document["ok"], document["code"]) == (False, "check-failed")
         assert [check["name"] for check in document["checks"] if not check["ok"]] == ["entries"]
 
 
@@ -192,9 +192,9 @@ class TestFolders:
         assert result.exit_code == 1
         for kind in ("config", "cache", "state"):
             assert f"ok   {kind} folder: none, and nothing is kept there\n     -> no {kind} folder" in result.stdout
-        assert "MEND vault: no folder is set for it\n     -> no cache folder" in result.stdout
+        assert "FAIL vault: no folder is set for it\n     -> no cache folder" in result.stdout
         assert "ok   root file system: " in result.stdout
-        assert run("doctor", "--dir", vault.root).stdout.count("MEND") == 0
+        assert run("doctor", "--dir", vault.root).stdout.count("FAIL") == 0
 
     def test_a_state_folder_that_cannot_be_written(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -219,7 +219,7 @@ class TestTiers:
         result = run("doctor", "--dir", vault.root)
         assert result.exit_code == 1
         assert f"ok   tier {folders[0]}: writable, hits are copied, signature off\n" in result.stdout
-        assert f"MEND tier {folders[1]}: is passed over by every load\n     -> {folders[1]} is a file" in result.stdout
+        assert f"FAIL tier {folders[1]}: every load leaves it out\n     -> {folders[1]} is a file" in result.stdout
         assert result.stdout.count(str(vault.root)) == 1, "the vault itself has a line already"
 
     def test_one_that_does_not_answer(
@@ -231,7 +231,7 @@ class TestTiers:
             assert "did not answer within 0.2 s" in run("doctor", "--dir", vault.root).stdout
 
     def test_without_tiers_there_is_no_line(self, run: Run, vault: Vault) -> None:
-        assert not re.search(r"^(ok  |MEND) tier", run("doctor", "--dir", vault.root).stdout, re.MULTILINE)
+        assert not re.search(r"^(ok  |FAIL) tier", run("doctor", "--dir", vault.root).stdout, re.MULTILINE)
 
 
 class TestCompiler:
@@ -302,7 +302,7 @@ class TestSignatures:
         monkeypatch.setenv("PIPEVAULT_SIGNATURE", "require")
         result = run("doctor", "--dir", vault.root)
         assert result.exit_code == 1
-        assert "MEND signatures: required, and no key is trusted" in result.stdout
+        assert "FAIL signatures: required, and no key is trusted" in result.stdout
 
     def test_a_trusted_key_that_cannot_be_read(
         self, run: Run, vault: Vault, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -310,4 +310,4 @@ class TestSignatures:
         monkeypatch.setenv("PIPEVAULT_TRUSTED_KEYS", str(tmp_path / "absent.pub"))
         result = run("doctor", "--dir", vault.root)
         assert result.exit_code == 1
-        assert "MEND signatures: trusted_keys cannot be used" in result.stdout
+        assert "FAIL signatures: trusted_keys cannot be used" in result.stdout

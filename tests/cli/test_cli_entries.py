@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from helpers.command_runner import Run
 from helpers.planned_entries import Planned
 from pipevault.cli.commands import _call_text
 from pipevault.digest import Digest, digest_bytes
+from pipevault.key import Key
+from pipevault.store.manifest import Manifest
 from pipevault.store.vault import Vault
 
 
@@ -24,15 +28,13 @@ class TestLs:
         result = run("ls", "--dir", vault.root)
         assert result.exit_code == 0
         lines = [line for line in result.stdout.splitlines() if line.strip()]
-        assert lines[0].split() == ["KEY", "KIND", "PIPELINE", "CALL", "DTYPE", "PARTS", "SIZE", "FROZEN"]
+        assert lines[0].split() == ["KEY", "MODEL", "CALL", "TORCH", "DEVICE", "SIZE", "USED", "PIN"]
         newest, oldest = lines[2:]
         assert newest.startswith(large_key.short)
         assert oldest.startswith(small_key.short)
         assert "StableDiffusionPipeline" in oldest
-        assert "512x512, batch 2, guidance" in oldest
-        assert "unet, vae.decoder (eager)" in oldest
-        assert "1.0 kB" in oldest
-        assert oldest.endswith("2025-01-31")
+        assert "512x512, batch 2, guidance, float32" in oldest
+        assert oldest.split()[-4:] == ["cpu", "1.0", "kB", "never"]
 
     def test_a_shared_artifact_counts_once(self, run: Run, vault: Vault) -> None:
         assert run("ls", "--dir", vault.root).stderr == f"2 entries, 1.5 kB in {vault.root}\n"
@@ -69,9 +71,9 @@ class TestLs:
 
     def test_a_pipe_gets_the_width_of_columns_and_no_trailing_blanks(self, run: Run, vault: Vault) -> None:
         wide = run("ls", "--dir", vault.root).stdout.splitlines()
-        narrow = run("ls", "--dir", vault.root, env={"COLUMNS": "60"}).stdout.splitlines()
-        assert max(map(len, wide)) > 60
-        assert max(map(len, narrow)) <= 60
+        narrow = run("ls", "--dir", vault.root, env={"COLUMNS": "72"}).stdout.splitlines()
+        assert max(map(len, wide)) > 80
+        assert max(map(len, narrow)) <= 72
         assert [line for line in wide + narrow if line != line.rstrip()] == []
 
     @pytest.mark.parametrize("columns", ["", "0", "wide", "-5"])
@@ -99,7 +101,8 @@ class TestLs:
         (tmp_path / "empty").mkdir()
         for name in ("none", "empty"):
             result = run("ls", "--dir", tmp_path / name, *options)
-            assert (result.exit_code, result.stdout) == (8, "")
+            assert result.exit_code == 1
+            assert [json.loads(result.stdout)["code"]] == ["not-a-vault"] if options else result.stdout == ""
             assert f"Found no vault at {tmp_path / name}" in result.stderr
         assert not (tmp_path / "none").exists()
         assert list((tmp_path / "empty").iterdir()) == []
@@ -107,7 +110,7 @@ class TestLs:
     def test_a_file_is_no_vault(self, run: Run, tmp_path: Path) -> None:
         file = tmp_path / "file"
         file.write_text("")
-        assert run("ls", "--dir", file).exit_code == 8
+        assert run("ls", "--dir", file).exit_code == 1
 
     def test_the_environment_names_the_vault(self, run: Run, vault: Vault) -> None:
         result = run("ls", "--json", env={"PIPEVAULT_DIR": str(vault.root)})
@@ -124,15 +127,99 @@ class TestLs:
         assert result.stderr.splitlines()[-1] == "False"
 
 
+class TestSortAndFilter:
+    """``ls`` of a vault with a plan and graphs that were used, pinned, and made by another torch for a GPU."""
+
+    @pytest.fixture
+    def gpu_key(self, vault: Vault, planned: Planned, large_key: Digest, small_key: Digest) -> Digest:
+        factors = {
+            "pipeline": {"class": "diffusers.FluxPipeline"},
+            "dtype": {"transformer": "bfloat16"},
+            "machine": {"type": "cuda", "name": "NVIDIA H100 PCIe", "capability": "9.0"},
+            "toolchain": {"torch": "2.14.0+cu130", "graph_format": "3"},
+        }
+        manifest = Manifest(Key(factors), {}, (), {}, "2025-01-01T12:00:00+00:00")
+        vault.publish(manifest, {})
+        vault.pin(manifest.key.digest, "prod")
+        vault.pin(manifest.key.digest, "best")
+        for key, time_s in ((large_key, time.time() - 7200), (small_key, time.time() - 3 * 86400)):
+            vault.record_use(key)
+            os.utime(vault.layout.use_file(key), times=(time_s, time_s))
+        return manifest.key.digest
+
+    def listed(self, run: Run, vault: Vault, *options: str) -> list[str]:
+        """The keys in the order of the table, which is that of the document."""
+        table = [line[:12] for line in run("ls", *options, "--dir", vault.root).stdout.splitlines()[2:]]
+        document = json.loads(run("ls", *options, "--json", "--dir", vault.root).stdout)
+        assert [entry["key"][:12] for entry in document["entries"]] == table
+        return table
+
+    def test_columns(self, run: Run, vault: Vault, gpu_key: Digest, large_key: Digest, small_key: Digest) -> None:
+        lines = {line[:12]: line for line in run("ls", "--dir", vault.root).stdout.splitlines()}
+        cells = re.split("  +", lines[gpu_key.short])
+        assert cells[1:4] == ["FluxPipeline", "bfloat16", "2.14.0"]
+        assert cells[4:] == ["cuda, NVIDIA H100 PCIe", "0 B", "never", "best, prod"]
+        assert re.split("  +", lines[large_key.short])[-1] == "2 h"
+        assert re.split("  +", lines[small_key.short])[-1] == "3 d"
+
+    def test_json_has_last_use_and_pins(self, run: Run, vault: Vault, gpu_key: Digest, small_key: Digest) -> None:
+        entries = {e["key"]: e for e in json.loads(run("ls", "--json", "--dir", vault.root).stdout)["entries"]}
+        assert (entries[gpu_key.hex]["pins"], entries[gpu_key.hex]["last_used_at"]) == (["best", "prod"], None)
+        used_at = datetime.fromisoformat(entries[small_key.hex]["last_used_at"])
+        assert abs((datetime.now(timezone.utc) - used_at).total_seconds() - 3 * 86400) < 600
+
+    def test_sort(self, run: Run, vault: Vault, gpu_key: Digest, large_key: Digest, small_key: Digest) -> None:
+        assert self.listed(run, vault)[:2] == [large_key.short, small_key.short]
+        assert self.listed(run, vault)[-1] == gpu_key.short
+        assert self.listed(run, vault, "--sort", "used")[:2] == [large_key.short, small_key.short]
+        assert self.listed(run, vault, "--sort", "size")[:2] == [large_key.short, small_key.short]
+        assert self.listed(run, vault, "--sort", "model")[0] == gpu_key.short
+        assert self.listed(run, vault, "--sort", "pin")[-1] == gpu_key.short
+        assert self.listed(run, vault, "--sort", "torch")[-1] == gpu_key.short
+        assert self.listed(run, vault, "--sort", "device")[-1] == gpu_key.short
+
+    @pytest.mark.parametrize(
+        "filters",
+        [
+            ["model=fluxpipeline"],
+            ["device=CUDA"],
+            ["device=NVIDIA H100 PCIe"],
+            ["torch=2.14.0"],
+            ["dtype=bfloat16"],
+            ["pin=prod"],
+            ["pin=best", "kind=plan"],
+        ],
+        ids="+".join,
+    )
+    def test_filter(self, run: Run, vault: Vault, gpu_key: Digest, filters: list[str]) -> None:
+        assert self.listed(run, vault, *(word for text in filters for word in ("--filter", text))) == [gpu_key.short]
+
+    def test_what_no_entry_has(self, run: Run, vault: Vault, gpu_key: Digest) -> None:
+        assert self.listed(run, vault, "--filter", "model=Flux") == []
+        assert self.listed(run, vault, "--filter", "pin=prod", "--filter", "device=cpu") == []
+
+    @pytest.mark.parametrize("text", ["model", "colour=red", "=red"])
+    def test_a_filter_that_is_none(self, run: Run, vault: Vault, text: str) -> None:
+        result = run("ls", "--filter", text, "--dir", vault.root)
+        assert result.exit_code == 2
+        assert f"Invalid filter '{text}': expected NAME=VALUE with NAME one of kind, model" in result.stderr
+
+    def test_80_columns_hold_every_key_and_one_line_for_each_entry(
+        self, run: Run, vault: Vault, gpu_key: Digest, planned: Planned
+    ) -> None:
+        lines = run("ls", "--dir", vault.root, env={"COLUMNS": "80"}).stdout.splitlines()
+        assert len(lines) == 2 + 6
+        assert max(map(len, lines)) <= 80
+        assert gpu_key.short in [line.split()[0] for line in lines]
+        assert [line for line in lines[2:] if "…" not in line] != lines[2:]
+
+
 class TestKinds:
     def test_ls_shows_plans_and_graphs(self, run: Run, vault: Vault, planned: Planned) -> None:
         lines = {line[:12]: line for line in run("ls", "--dir", vault.root).stdout.splitlines()}
         graph = lines[planned.graphs[0].short].split("  ")
-        assert [cell.strip() for cell in graph if cell.strip()][1:6] == [
-            *("graph", "UNet2DConditionModel", "sample 2x4x8x8", "float16", "unet"),
-        ]
-        assert " graph " in lines[planned.graphs[1].short]
-        assert " plan " in lines[planned.plan.short]
+        assert [cell.strip() for cell in graph if cell.strip()][1:3] == ["UNet2DConditionModel", "sample 2x4x8x8"]
+        assert " StableDiffusionPipeline  64x64, float16 " in lines[planned.plan.short]
 
     def test_only_some(self, run: Run, vault: Vault, planned: Planned, small_key: Digest, large_key: Digest) -> None:
         def listed(*options: str) -> set[str]:
@@ -164,9 +251,9 @@ class TestKinds:
         lines = [line.split() for line in run("show", planned.plan.short, "--dir", vault.root).stdout.splitlines()]
         assert ["kind", "plan"] in lines
         assert [line[1][:16] for line in lines if line[:1] == ["shelf"]] == [planned.plan.hex[-16:]]
-        assert ["NEEDS", "WHERE"] in lines
-        assert [first.hex, "in", "the", "vault"] in lines
-        assert [second.hex, "not", "in", "the", "vault"] in lines
+        assert ["KEY", "NEEDED,", "AND", "WHERE"] in lines
+        assert [first.short, "in", "the", "vault"] in lines
+        assert [second.short, "not", "in", "the", "vault"] in lines
         assert ["kind", "graph"] in [
             line.split() for line in run("show", first.short, "--dir", vault.root).stdout.splitlines()
         ]
@@ -175,7 +262,7 @@ class TestKinds:
         vault.layout.vault_file.write_text('{"pipevault_vault":1}')
         for command in (["ls"], ["show", "ab"], ["prune"], ["verify"]):
             result = run(*command, "--dir", vault.root)
-            assert result.exit_code == 35
+            assert result.exit_code == 3
             assert "pipevault 0.1 wrote" in result.stderr
 
 
@@ -195,10 +282,12 @@ class TestShow:
     ) -> None:
         lines = run("show", large_key.short, "--dir", vault.root).stdout.splitlines()
         heads = [
-            number for number, line in enumerate(lines) if line.split()[:1] in (["PART"], ["ARTIFACT"], ["FACTOR"])
+            number
+            for number, line in enumerate(lines)
+            if line.split()[:1] in (["PART"], ["SHA-256"], ["FACTOR"], ["FACT"])
         ]
         assert [number for number, line in enumerate(lines) if not line] == [number - 1 for number in heads]
-        assert len(heads) == 3
+        assert len(heads) == 4
 
     def test_json(self, run: Run, vault: Vault, large_key: Digest) -> None:
         document = json.loads(run("show", large_key.short, "--dir", vault.root, "--json").stdout)
@@ -212,12 +301,12 @@ class TestShow:
 
     def test_text_that_is_no_key(self, run: Run, vault: Vault) -> None:
         result = run("show", "unet", "--dir", vault.root)
-        assert result.exit_code == 3
+        assert result.exit_code == 1
         assert "'unet' is not a key" in result.stderr
 
     def test_no_vault(self, run: Run, tmp_path: Path) -> None:
         result = run("show", "ab", "--dir", tmp_path / "none")
-        assert result.exit_code == 8
+        assert result.exit_code == 1
         assert not (tmp_path / "none").exists()
 
 
@@ -225,7 +314,7 @@ class TestRm:
     def test_dry_run_removes_nothing(self, run: Run, vault: Vault, large_key: Digest) -> None:
         result = run("rm", large_key.short, "--dry-run", "--dir", vault.root)
         assert result.exit_code == 0
-        assert result.stdout == f"Would remove {large_key.hex}\n"
+        assert result.stdout == f"Would remove {large_key.short}\n"
         assert "1 artifact stays, which other entries name" in result.stderr
         assert vault.lookup(large_key) is not None
 
@@ -276,27 +365,27 @@ class TestRm:
 
     def test_one_unknown_key_removes_nothing(self, run: Run, vault: Vault, large_key: Digest) -> None:
         result = run("rm", large_key.short, "0123456789ab", "--yes", "--dir", vault.root)
-        assert result.exit_code == 3
+        assert result.exit_code == 1
         assert vault.lookup(large_key) is not None
 
     def test_a_beginning_that_several_keys_share(self, run: Run, vault: Vault, small_key: Digest) -> None:
         twin = vault.layout.manifest_file(Digest(small_key.hex[:40] + "00000000" + small_key.hex[48:]))
         shutil.copyfile(vault.layout.manifest_file(small_key), twin)
         result = run("rm", small_key.hex[:12], "--yes", "--dir", vault.root)
-        assert result.exit_code == 3
+        assert result.exit_code == 1
         assert "2 keys begin with" in result.stderr
 
 
 class TestRmPlans:
     def test_a_plan_goes_alone(self, run: Run, vault: Vault, planned: Planned) -> None:
-        assert run("rm", planned.plan.short, "--yes", "--dir", vault.root).stdout == f"Removed {planned.plan}\n"
+        assert run("rm", planned.plan.short, "--yes", "--dir", vault.root).stdout == f"Removed {planned.plan.short}\n"
         assert all(vault.lookup(key) for key in planned.graphs)
 
     def test_with_graphs(self, run: Run, vault: Vault, planned: Planned, small_key: Digest) -> None:
         options = ("--with-graphs", "--dir", vault.root)
         keys = sorted([planned.plan, *planned.graphs])
         dry = run("rm", planned.plan.short, "--dry-run", *options)
-        assert dry.stdout.splitlines() == [f"Would remove {key}" for key in keys]
+        assert dry.stdout.splitlines() == [f"Would remove {key.short}" for key in keys]
         assert run("rm", planned.plan.short, "--yes", *options).stdout.count("Removed") == 3
         assert not any(vault.lookup(key) for key in keys)
         assert vault.lookup(small_key) is not None
@@ -305,12 +394,12 @@ class TestRmPlans:
         vault.pin(planned.plan, "prod")
         for options in ([planned.graphs[0].short], [planned.graphs[0].short, "--force"]):
             result = run("rm", *options, "--yes", "--dir", vault.root)
-            assert result.exit_code == 31
+            assert result.exit_code == 3
             assert f"is needed by {planned.plan.short}, which is pinned as prod" in result.stderr
 
     def test_with_graphs_and_a_pinned_graph_removes_nothing(self, run: Run, vault: Vault, planned: Planned) -> None:
         vault.pin(planned.graphs[0], "prod")
-        assert run("rm", planned.plan.short, "--with-graphs", "--yes", "--dir", vault.root).exit_code == 31
+        assert run("rm", planned.plan.short, "--with-graphs", "--yes", "--dir", vault.root).exit_code == 3
         assert vault.lookup(planned.plan) is not None
 
     def test_orphans_have_no_graphs(self, run: Run, vault: Vault) -> None:
@@ -332,7 +421,7 @@ class TestRmOrphans:
     def test_dry_run(self, run: Run, vault: Vault, orphan: Digest) -> None:
         result = run("rm", "--orphans", "--dry-run", "--dir", vault.root)
         assert result.exit_code == 0, result.output
-        assert result.stdout == f"Would remove {orphan.hex}\n"
+        assert result.stdout == f"Would remove {orphan.short}\n"
         assert "Would remove 1 artifact that no entry names, 300 B; 1 artifact stays, younger" in result.stderr
         assert vault.layout.artifact_file(orphan).exists()
 

@@ -73,7 +73,7 @@ class TestKeygen:
 class TestSign:
     def test_one_entry(self, run: Run, vault: Vault, key_file: Path, small_key: Digest, large_key: Digest) -> None:
         result = run("sign", small_key.hex[:20], "--key", key_file, "--dir", vault.root)
-        assert (result.exit_code, result.stdout) == (0, f"{small_key} signed\n")
+        assert (result.exit_code, result.stdout) == (0, f"{small_key.short} signed\n")
         trusted = load_trusted([f"{key_file}.pub"])
         assert trusted[0].text in result.stderr
         manifest = vault.lookup(small_key)
@@ -86,15 +86,17 @@ class TestSign:
     ) -> None:
         keys = sorted([small_key.hex, large_key.hex])
         first = run("sign", "--all", "--key", key_file, "--dir", vault.root)
-        assert first.stdout == "".join(f"{key} signed\n" for key in keys)
+        assert first.stdout == "".join(f"{key[:12]} signed\n" for key in keys)
         second = run("sign", "--all", "--key", key_file, "--dir", vault.root, "--json")
         document = json.loads(second.stdout)
-        assert document["entries"] == [{"key": key, "state": "signed already", "reason": ""} for key in keys]
+        assert document["entries"] == [
+            {"key": key, "state": "signed already", "code": None, "message": ""} for key in keys
+        ]
         assert document["id"] == load_trusted([document["public_key"]])[0].id
 
     def test_one_entry_named_twice(self, run: Run, vault: Vault, key_file: Path, small_key: Digest) -> None:
         result = run("sign", small_key.hex, small_key.hex[:20], "--key", key_file, "--dir", vault.root)
-        assert result.stdout == f"{small_key} signed\n"
+        assert result.stdout == f"{small_key.short} signed\n"
 
     def test_what_is_damaged_is_not_signed_and_does_not_stop_the_others(
         self, run: Run, vault: Vault, key_file: Path, small_key: Digest, large_key: Digest, broken_key: Digest
@@ -105,11 +107,11 @@ class TestSign:
         own.chmod(0o644)
         own.write_bytes(b"x" * 500)
         result = run("sign", "--all", "--key", key_file, "--dir", vault.root)
-        assert result.exit_code == 6
+        assert result.exit_code == 3
         assert sorted(result.stdout.splitlines()) == sorted(
-            [f"{small_key} signed", f"{large_key} failed", f"{broken_key} failed"]
+            [f"{small_key.short} signed", f"{large_key.short} failed", f"{broken_key.short} failed"]
         )
-        assert f"{large_key.short}: Artifact unet/1.pt2 is damaged" in result.stderr
+        assert f"{large_key.short}: corrupt-entry: Artifact unet/1.pt2 is damaged" in result.stderr
         assert "1 of 3 entries have a signature" in result.stderr
         assert signature_files(vault.layout, large_key) == ()
 
@@ -117,7 +119,7 @@ class TestSign:
         self, run: Run, vault: Vault, key_file: Path, planned: Planned, small_key: Digest
     ) -> None:
         result = run("sign", planned.plan.short, "--key", key_file, "--dir", vault.root)
-        assert result.stdout.splitlines() == [f"{key} signed" for key in (planned.plan, *sorted(planned.graphs))]
+        assert result.stdout.splitlines() == [f"{key.short} signed" for key in (planned.plan, *sorted(planned.graphs))]
         assert all(signature_files(vault.layout, key) for key in (planned.plan, *planned.graphs))
         assert signature_files(vault.layout, small_key) == ()
 
@@ -125,7 +127,7 @@ class TestSign:
         gone, there = planned.graphs
         vault.remove(vault.plan_removal([gone]))
         result = run("sign", planned.plan.short, "--key", key_file, "--dir", vault.root)
-        assert (result.exit_code, result.stdout) == (0, f"{planned.plan} signed\n{there} signed\n")
+        assert (result.exit_code, result.stdout) == (0, f"{planned.plan.short} signed\n{there.short} signed\n")
         assert f"{planned.plan.short} needs {gone.short}, which is not in the vault" in result.stderr
 
     def test_an_empty_vault(self, run: Run, key_file: Path, tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ class TestSign:
         self, run: Run, vault: Vault, key_file: Path, small_key: Digest, prefix: str, message: str
     ) -> None:
         result = run("sign", small_key.hex, prefix, "--key", key_file, "--dir", vault.root)
-        assert result.exit_code == 3
+        assert result.exit_code == 1
         assert message in result.stderr
         assert signature_files(vault.layout, small_key) == ()
 
@@ -167,14 +169,14 @@ class TestSign:
 
     def test_no_vault(self, run: Run, key_file: Path, tmp_path: Path) -> None:
         result = run("sign", "--all", "--key", key_file, "--dir", tmp_path / "none")
-        assert result.exit_code == 8
+        assert result.exit_code == 1
         assert not (tmp_path / "none").exists()
 
     def test_group_write_follows_the_setting(
         self, run: Run, vault: Vault, key_file: Path, small_key: Digest, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         vault.root.chmod(0o775)
-        assert run("sign", small_key.hex, "--key", key_file, "--dir", vault.root).exit_code == 8
+        assert run("sign", small_key.hex, "--key", key_file, "--dir", vault.root).exit_code == 3
         monkeypatch.setenv("PIPEVAULT_ALLOW_GROUP_WRITE", "1")
         assert run("sign", small_key.hex, "--key", key_file, "--dir", vault.root).exit_code == 0
 

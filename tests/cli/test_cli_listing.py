@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.command_runner import Run
-from pipevault.cli import listing, render
+from pipevault.cli import listing
 from pipevault.digest import Digest
 from pipevault.store import inventory
 from pipevault.store.vault import Vault
@@ -67,7 +67,7 @@ def test_a_removed_entry_is_gone(run: Run, vault: Vault, reads: list[Digest], sm
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b'{"version":"0","rows":{}}', b'{"version":1}', b"[" * 100_000, b"\xff"]
 )
-def test_what_cannot_be_read_is_made_anew(
+def test_what_cannot_be_read_is_replaced(
     run: Run, vault: Vault, reads: list[Digest], tmp_path: Path, content: bytes
 ) -> None:
     first = run("ls", "--dir", vault.root)
@@ -91,11 +91,3 @@ def test_a_small_vault_is_not_remembered(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run("ls", "--dir", vault.root)
     assert remembered(tmp_path) == []
-
-
-def test_a_long_table_has_the_columns_of_a_short_one(run: Run, vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = run("ls", "--dir", vault.root).stdout.splitlines()
-    monkeypatch.setattr(render, "_LONGEST_RICH_TABLE", 0)
-    long = run("ls", "--dir", vault.root).stdout.splitlines()
-    assert [line.split() for line in long[2:]] == [line.split() for line in short[2:]]
-    assert [line.rstrip() for line in long] == [line.rstrip() for line in short]

@@ -42,7 +42,7 @@ class TestPrune:
     def test_dry_run_removes_nothing(self, run: Run, vault: Vault, old_key: Digest) -> None:
         result = run("prune", "--older-than", "30d", "--dry-run", "--dir", vault.root)
         assert result.exit_code == 0
-        assert result.stdout.startswith(f"Would remove {old_key.hex} (not used for ")
+        assert result.stdout.startswith(f"Would remove {old_key.short} (not used for ")
         assert vault.lookup(old_key) is not None
 
     def test_older_than(self, run: Run, vault: Vault, old_key: Digest, large_key: Digest) -> None:
@@ -57,7 +57,7 @@ class TestPrune:
     def test_unused(self, run: Run, vault: Vault, old_key: Digest, large_key: Digest) -> None:
         os.utime(vault.layout.manifest_file(large_key), times=(1, 1))
         result = run("prune", "--unused", "--dir", vault.root)
-        assert result.stdout == f"Removed {large_key.hex} (unused)\n"
+        assert result.stdout == f"Removed {large_key.short} (unused)\n"
         assert vault.lookup(old_key) is not None
 
     def test_max_size(self, run: Run, vault: Vault, old_key: Digest) -> None:
@@ -72,7 +72,7 @@ class TestPrune:
         asked = run("prune", "--unused", "--dry-run", "--json", "--dir", vault.root, env=environment)
         assert json.loads(asked.stdout)["max_size"] is None
         result = run("prune", "--dir", vault.root, env=environment)
-        assert result.stdout == f"Removed {old_key.hex} (least recently used)\n"
+        assert result.stdout == f"Removed {old_key.short} (least recently used)\n"
 
     @pytest.mark.parametrize(
         ("option", "value"),
@@ -91,7 +91,7 @@ class TestPrune:
             vault.publish(manifest, {})
         result = run("prune", option, value, "--dir", vault.root)
         what = f"{option.removeprefix('--')} {value}"
-        assert result.stdout == f"Removed {other.key.digest.hex} ({what})\n"
+        assert result.stdout == f"Removed {other.key.digest.short} ({what})\n"
         assert vault.lookup(small_key) is not None
         assert vault.lookup(current.digest) is not None
 
@@ -105,8 +105,8 @@ class TestPrune:
         result = run("prune", "--model", "StableDiffusionPipeline", "--dtype", "float16", "--dir", vault.root)
         assert sorted(result.stdout.splitlines()) == sorted(
             [
-                f"Removed {planned.plan.hex} (model StableDiffusionPipeline, dtype float16)",
-                f"Removed {alone.hex} (nothing else needs it)",
+                f"Removed {planned.plan.short} (model StableDiffusionPipeline, dtype float16)",
+                f"Removed {alone.short} (nothing else needs it)",
             ]
         )
         assert vault.lookup(shared) is not None
@@ -180,16 +180,16 @@ class TestPrune:
 
     @pytest.mark.parametrize("age", ["1s", "1.5 min", "2H", "30d", "2w"])
     def test_ages(self, run: Run, vault: Vault, old_key: Digest, age: str) -> None:
-        assert old_key.hex in run("prune", "--older-than", age, "--dry-run", "--dir", vault.root).stdout
+        assert old_key.short in run("prune", "--older-than", age, "--dry-run", "--dir", vault.root).stdout
 
     def test_no_vault(self, run: Run, tmp_path: Path) -> None:
-        assert run("prune", "--dir", tmp_path / "none").exit_code == 8
+        assert run("prune", "--dir", tmp_path / "none").exit_code == 1
 
     def test_a_damaged_pin(self, run: Run, vault: Vault, old_key: Digest) -> None:
         run("pin", old_key.short, "--name", "prod", "--dir", vault.root)
         vault.layout.pin_file("prod").write_text("damaged")
         result = run("prune", "--older-than", "30d", "--dir", vault.root)
-        assert result.exit_code == 30
+        assert result.exit_code == 3
         assert "pipevault unpin prod" in result.stderr
         assert vault.lookup(old_key) is not None
 
@@ -197,42 +197,42 @@ class TestPrune:
 class TestPins:
     def test_pin_list_unpin(self, run: Run, vault: Vault, small_key: Digest) -> None:
         result = run("pin", small_key.short, "--name", "prod", "--dir", vault.root)
-        assert result.stdout == f"Pinned {small_key.hex} as prod\n"
+        assert result.stdout == f"Pinned {small_key.short} as prod\n"
         listed = run("pins", "--dir", vault.root)
-        assert ["prod", small_key.hex] in [line.split() for line in listed.stdout.splitlines()]
+        assert ["prod", small_key.short] in [line.split() for line in listed.stdout.splitlines()]
         assert listed.stderr == "1 pin\n"
         assert json.loads(run("pins", "--json", "--dir", vault.root).stdout) == {
             "pins": [{"name": "prod", "key": small_key.hex, "problem": ""}]
         }
-        assert run("unpin", "prod", "--dir", vault.root).stdout == f"Unpinned prod, which was {small_key.hex}\n"
+        assert run("unpin", "prod", "--dir", vault.root).stdout == f"Unpinned prod, which was {small_key.short}\n"
         assert run("pins", "--dir", vault.root).stderr == "0 pins\n"
 
     def test_a_taken_name(self, run: Run, vault: Vault, small_key: Digest, large_key: Digest) -> None:
         run("pin", small_key.short, "--name", "prod", "--dir", vault.root)
         result = run("pin", large_key.short, "--name", "prod", "--dir", vault.root)
-        assert result.exit_code == 30
+        assert result.exit_code == 3
         assert "--move" in result.stderr
         moved = run("pin", large_key.short, "--name", "prod", "--move", "--json", "--dir", vault.root)
         assert json.loads(moved.stdout) == {"name": "prod", "key": large_key.hex, "moved_from": small_key.hex}
 
     def test_unknown_pin(self, run: Run, vault: Vault) -> None:
         result = run("unpin", "prod", "--dir", vault.root)
-        assert result.exit_code == 30
+        assert result.exit_code == 3
         assert "There are none" in result.stderr
 
     def test_unknown_key(self, run: Run, vault: Vault) -> None:
-        assert run("pin", "0123456789ab", "--name", "prod", "--dir", vault.root).exit_code == 3
+        assert run("pin", "0123456789ab", "--name", "prod", "--dir", vault.root).exit_code == 1
 
     def test_an_ambiguous_key_lists_the_candidates(self, run: Run, vault: Vault, small_key: Digest) -> None:
         twin = vault.layout.manifest_file(Digest(small_key.hex[:40] + "00000000" + small_key.hex[48:]))
         twin.write_bytes(vault.layout.manifest_file(small_key).read_bytes())
         result = run("pin", small_key.hex[:12], "--name", "prod", "--dir", vault.root)
-        assert result.exit_code == 3
+        assert result.exit_code == 1
         assert f"2 keys begin with {small_key.hex[:12]}: {small_key.short}" in result.stderr
 
     @pytest.mark.parametrize("name", ["", "../prod", "a b"])
     def test_a_name_that_is_none(self, run: Run, vault: Vault, small_key: Digest, name: str) -> None:
-        assert run("pin", small_key.short, "--name", name, "--dir", vault.root).exit_code == 30
+        assert run("pin", small_key.short, "--name", name, "--dir", vault.root).exit_code == 3
 
     def test_without_a_name(self, run: Run, vault: Vault, small_key: Digest) -> None:
         assert run("pin", small_key.short, "--dir", vault.root).exit_code == 2
@@ -246,7 +246,7 @@ class TestPins:
         vault.layout.manifest_file(large_key).unlink()
         result = run("pins", "--dir", vault.root)
         assert result.exit_code == 0
-        assert "dangling: there is no such entry" in result.stderr
+        assert "dangling: its entry is gone" in result.stderr
         assert "pipevault unpin damaged" in result.stderr
 
 
@@ -255,14 +255,14 @@ class TestRmInUse:
         run("pin", small_key.short, "--name", "prod", "--dir", vault.root)
         for options in (["--yes"], ["--yes", "--force"], ["--dry-run"]):
             result = run("rm", small_key.short, *options, "--dir", vault.root)
-            assert result.exit_code == 31
+            assert result.exit_code == 3
             assert "pipevault unpin prod" in result.stderr
         assert vault.lookup(small_key) is not None
 
     def test_a_leased_entry_by_force_alone(self, run: Run, vault: Vault, small_key: Digest, large_key: Digest) -> None:
         lease = vault.lease(small_key)
         result = run("rm", small_key.short, large_key.short, "--yes", "--dir", vault.root)
-        assert result.exit_code == 31
+        assert result.exit_code == 3
         assert f"in use by process {os.getpid()} on " in result.stderr
         assert vault.lookup(large_key) is not None
         assert run("rm", small_key.short, "--yes", "--force", "--dir", vault.root).exit_code == 0
@@ -273,5 +273,5 @@ class TestRmInUse:
         self, run: Run, vault: Vault, small_key: Digest, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("pipevault.cli.removal._confirm", lambda plan: vault.pin(small_key, "prod"))
-        assert run("rm", small_key.short, "--dir", vault.root).exit_code == 31
+        assert run("rm", small_key.short, "--dir", vault.root).exit_code == 3
         assert vault.lookup(small_key) is not None

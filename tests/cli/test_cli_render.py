@@ -55,6 +55,28 @@ def test_a_value_with_markup_is_shown_as_it_stands() -> None:
     assert "[red]y" in text
 
 
+@pytest.mark.parametrize("width", [80, 40, 20])
+def test_a_key_is_never_broken_across_lines(width: int) -> None:
+    key = "6754ab906843"
+    console = Console(width=width, record=True, file=io.StringIO())
+    rows = [(key, "a long text " * 20, "another one " * 20)]
+    console.print(render.table(("KEY", "REASON", "DETAIL"), rows))
+    assert key in console.export_text()
+
+
+def test_rows_are_cut_in_elastic_columns_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    columns, rows = ("KEY", "MODEL", "SIZE"), [("6754ab906843", "StableDiffusionPipeline", "604.5 kB")]
+    render.show_rows(columns, rows, right=("SIZE",), elastic=("MODEL",))
+    assert capsys.readouterr().out.splitlines() == [
+        "KEY           MODEL       SIZE",
+        "─" * 30,
+        "6754ab906843  Stabl…  604.5 kB",
+    ]
+
+
 def test_leaves_of_nested_mappings_keep_their_order() -> None:
     nested = {"b": {"d": 1, "c": [1, {"x": 2}]}, "a": None, "e": {}}
     assert render.flat(nested) == [("b.d", 1), ("b.c", [1, {"x": 2}]), ("a", None), ("e", {})]

@@ -62,6 +62,14 @@ class TestForPeople:
         assert [row[0] for row in rows] == [small_key.short, GONE.short]
         assert rows[0][1:3] == ["6", "2"]
 
+    def test_80_columns_hold_a_line_for_each_entry(self, run: Run, counted: Vault, small_key: Digest) -> None:
+        lines = run("stats", "--dir", counted.root, env={"COLUMNS": "80"}).stdout.splitlines()
+        assert ["KEY", "HITS", "MISSES", "HIT", "RATE", "COMPILE", "TIME", "SAVED", "PUBLISHED"] in map(
+            str.split, lines
+        )
+        [row] = [line for line in lines if line.startswith(small_key.short)]
+        assert row.endswith("1, 1.5 kB")
+
     def test_one_entry(self, run: Run, counted: Vault, small_key: Digest) -> None:
         result = run("stats", small_key.hex[:8], "--dir", counted.root)
         assert small_key.hex in result.stdout
@@ -166,7 +174,7 @@ class TestForPrometheus:
 
     def test_a_folder_that_does_not_exist(self, run: Run, counted: Vault, tmp_path: Path) -> None:
         result = run("stats", "--dir", counted.root, "--prometheus", tmp_path / "none" / "pipevault.prom")
-        assert result.exit_code == 16
+        assert result.exit_code == 4
         assert result.stderr.count("\n") == 1
 
     @pytest.mark.parametrize("arguments", [["3f9a2c"], ["--json"]])
@@ -178,14 +186,14 @@ class TestForPrometheus:
 class TestBadInput:
     def test_unknown_key(self, run: Run, counted: Vault) -> None:
         result = run("stats", "0123456789", "--dir", counted.root)
-        assert result.exit_code == 3
+        assert result.exit_code == 1
         assert "0123456789" in result.stderr
 
     def test_no_vault(self, run: Run, tmp_path: Path) -> None:
-        assert run("stats", "--dir", tmp_path / "none").exit_code == 8
+        assert run("stats", "--dir", tmp_path / "none").exit_code == 1
 
     def test_totals_of_a_later_version(self, run: Run, counted: Vault) -> None:
         counted.layout.totals_file.write_text('{"totals_version": 3}')
         result = run("stats", "--dir", counted.root)
-        assert result.exit_code == 8
+        assert result.exit_code == 3
         assert "Upgrade" in result.stderr

@@ -212,7 +212,7 @@ class TestBaseline:
         assert found["context"][0] == "seeds: 0, 1, 2, 3, 4, 5, 6, 7 then, 1, 2, 3, 4, … now"
         assert set(found["shifts"]["contrast"]) == {"mean", "standard_error", "p_value", "pairs"}
         failing = swept(*baseline, "--fail-on-drift", out="third")
-        assert failing.exit_code == 22
+        assert failing.exit_code == 1
         assert "14 of 14 pictures are not those of" in failing.stderr
         assert "14 of the 14 pictures that both sweeps have differ." in failing.stdout
         page = (tmp_path / "third" / "report.html").read_text("utf-8")
@@ -244,20 +244,20 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "code", "words"),
         [
-            (["--seeds", ""], 28, "expected seeds such as"),
-            (["--seeds", "5..1"], 28, "runs downwards"),
-            (["--seeds", "-1..3"], 28, "seed -1 is out of range"),
-            (["--seeds", "-3..-5"], 28, "runs downwards"),
-            (["--seeds", str(2**64)], 28, "out of range"),
-            (["--seeds", "0,0"], 28, "twice"),
+            (["--seeds", ""], 2, "expected seeds such as"),
+            (["--seeds", "5..1"], 2, "runs downwards"),
+            (["--seeds", "-1..3"], 2, "seed -1 is out of range"),
+            (["--seeds", "-3..-5"], 2, "runs downwards"),
+            (["--seeds", str(2**64)], 2, "out of range"),
+            (["--seeds", "0,0"], 2, "twice"),
             (["--seeds", "0..999"], 2, "256"),
-            (["--size", "big"], 2, "no size"),
+            (["--size", "big"], 2, "Invalid size"),
             (["--batch-size", "0"], 2, "batch-size"),
             (["--prompts", "one"], 2, "'one' is given twice"),
             (["--prompts", " "], 2, "Give a text to draw"),
             (["--prompts-file", "x.txt"], 2, "not both"),
             (["--clip-model", "./none"], 2, "cannot be opened as a CLIP model"),
-            (["--level", "divine"], 23, "divine"),
+            (["--level", "divine"], 2, "divine"),
         ],
     )
     def test_options(self, swept: Any, arguments: list[str], code: int, words: str) -> None:
@@ -281,7 +281,7 @@ class TestBadInput:
     ) -> None:
         (tmp_path / "file").write_text("x")
         result = swept(out="file")
-        assert (result.exit_code, "--out" in result.stderr, opened) == (16, True, {})
+        assert (result.exit_code, "--out" in result.stderr, opened) == (4, True, {})
 
     @pytest.mark.parametrize("module", ["matplotlib", "jinja2", "skimage", "scipy"])
     def test_a_missing_extra_is_told_before_anything_is_opened(
@@ -289,4 +289,4 @@ class TestBadInput:
     ) -> None:
         monkeypatch.setitem(sys.modules, module, None)
         result = swept()
-        assert (result.exit_code, "pipevault[report]" in result.stderr, opened) == (17, True, {})
+        assert (result.exit_code, "pipevault[report]" in result.stderr, opened) == (4, True, {})

@@ -27,7 +27,7 @@ EVIL = "\x1b[31mred\x1b[0m\x1b]0;title\x07\x1b]8;;http://evil\x1b\\link\x9b2J\x8
 FILE_NAME = f"{EVIL.replace('/', '').replace(chr(0), '')}.png"
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 PACKAGE = Path(pipevault.__file__).parent
-MAY_PRINT = {"render.py", "progress.py", "byte_bar.py"}
+MAY_PRINT = {"render.py", "progress.py"}
 
 
 def hostile_entry(vault: Vault, folder: Path, number: int) -> Digest:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.command_runner import Run
-from pipevault.cli.byte_bar import byte_bar
+from pipevault.cli.progress import byte_bar
 from pipevault.digest import Digest, digest_bytes
 from pipevault.store.vault import Vault
 
@@ -35,7 +35,7 @@ def test_damage_is_told_with_the_entries_and_what_to_do(
     run: Run, vault: Vault, damaged: Path, small_key: Digest, large_key: Digest
 ) -> None:
     result = run("verify", "--dir", vault.root)
-    assert result.exit_code == 6
+    assert result.exit_code == 3
     first, second = result.stdout.splitlines()
     assert first.startswith(
         f"bad artifact: Artifact {damaged.name[:12]} is damaged: the bytes of {damaged} have digest"
@@ -58,12 +58,12 @@ def test_fix_mends_and_says_what_it_moved(run: Run, vault: Vault, damaged: Path)
     assert "no entry that can be read names it" in again.stdout
 
 
-def test_what_fix_cannot_mend_keeps_the_exit_code(run: Run, vault: Vault) -> None:
+def test_what_fix_cannot_repair_keeps_the_exit_code(run: Run, vault: Vault) -> None:
     (vault.root / "artifacts").chmod(0o777)
     result = run("verify", "--fix", "--dir", vault.root)
-    assert result.exit_code == 6
+    assert result.exit_code == 3
     assert "bad folder" in result.stdout
-    assert "still there: mend it by hand" in result.stdout
+    assert "still there: fix it by hand" in result.stdout
     assert result.stderr.endswith("1 thing is bad, 1 is left.\n")
 
 
@@ -77,26 +77,26 @@ def test_a_foreign_file_is_told_and_is_no_error(run: Run, vault: Vault) -> None:
 
 def test_json(run: Run, vault: Vault, damaged: Path, broken_key: Digest, small_key: Digest, large_key: Digest) -> None:
     result = run("verify", "--dir", vault.root, "--json")
-    assert result.exit_code == 6
+    assert result.exit_code == 3
     document = json.loads(result.stdout)
-    assert document["vault"] == str(vault.root)
+    assert (document["vault"], document["code"]) == (str(vault.root), "corrupt-entry")
     assert (document["sound"], document["entries"], document["artifacts"]) == (False, 3, 2)
     assert document["broken"] == sorted(key.hex for key in (small_key, large_key, broken_key))
     assert [finding["kind"] for finding in document["bad"]] == ["manifest", "artifact"]
     fixed = json.loads(run("verify", "--fix", "--dir", vault.root, "--json").stdout)
-    assert fixed["sound"]
-    assert all(finding["mended"] and finding["quarantined"] for finding in fixed["bad"])
+    assert (fixed["sound"], fixed["code"]) == (True, None)
+    assert all(finding["fixed"] and finding["quarantined"] for finding in fixed["bad"])
 
 
 def test_no_vault(run: Run, tmp_path: Path) -> None:
-    assert run("verify", "--dir", tmp_path / "none").exit_code == 8
+    assert run("verify", "--dir", tmp_path / "none").exit_code == 1
     assert not (tmp_path / "none").exists()
 
 
 def test_a_marker_that_is_none(run: Run, vault: Vault) -> None:
     vault.layout.vault_file.write_text("{}")
     result = run("verify", "--dir", vault.root)
-    assert result.exit_code == 8
+    assert result.exit_code == 1
     assert "restore the file" in result.stderr
 
 
@@ -128,7 +128,7 @@ def test_entries_that_no_load_accepts_for_lack_of_a_signature(
 ) -> None:
     monkeypatch.setenv("PIPEVAULT_SIGNATURE", "require")
     result = run("verify", "--fix", "--dir", vault.root)
-    assert result.exit_code == 6
+    assert result.exit_code == 3
     assert result.stdout.count("bad signature: ") == 2
     assert "has no signature" in result.stdout
     assert len(list(vault.manifests())) == 2

@@ -87,7 +87,7 @@ def test_prewarm_of_the_demo_finds_what_demo_froze(demo_vault: DemoVault) -> Non
     command = [sys.executable, str(script), "demo", "--dir", str(demo_vault.root), "--json"]
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}
     document = report_of(subprocess.run(command, env=variables, capture_output=True, text=True))
-    [result] = document["sizes"]
+    [result] = document["calls"]
     assert (result["status"], result["key"]) == ("hit", demo_vault.report["key"])
 
 
@@ -96,7 +96,7 @@ def test_ls_show_and_doctor_understand_a_real_entry(demo_vault: DemoVault, tmp_p
     listed = pipevault("ls", "--dir", root)
     assert "StableDiffusionPipeline" in listed.stdout
     assert "32x32, batch 10, guidance" in listed.stdout
-    assert "unet" in listed.stdout
+    assert "UNet2DConditionModel" in listed.stdout
     shown = pipevault("show", demo_vault.report["key"][:10], "--dir", root)
     assert "frozen, 1 graph" in shown.stdout
     plan = json.loads(pipevault("show", demo_vault.report["key"], "--dir", root, "--json").stdout)

@@ -298,7 +298,9 @@ class TestPrewarm:
             [sys.executable, str(SCRIPTS / "prewarm.py"), "demo", "--size", "512"], capture_output=True, text=True
         )
         assert (result.returncode, result.stdout) == (2, "")
-        assert result.stderr == "pipevault: '512' is no size. Give WIDTHxHEIGHT in pixels, such as 768x512.\n"
+        assert result.stderr == (
+            "pipevault: bad-setting: Invalid size '512': expected WIDTHxHEIGHT, for example 768x512.\n"
+        )
 
     def test_a_python_without_the_package_is_told_which_one_to_take(self) -> None:
         command = [sys.executable, "-I", "-S", str(SCRIPTS / "prewarm.py"), "demo"]

@@ -116,12 +116,12 @@ def test_the_command_shows_a_table_and_writes_a_plot(tmp_path: Path, monkeypatch
     monkeypatch.setattr(benches, "bench", stood)
     plot = tmp_path / "bench.svg"
     result = CliRunner().invoke(app, ["bench", "demo", "--runs", "1", "--plot", str(plot)])
-    assert result.exit_code == 1, result.output
+    assert result.exit_code == 4, result.output
     assert "skipped range" in result.stdout
     assert "whole max" in result.stdout
     assert plot.read_text().lstrip().startswith("<svg") or "<svg" in plot.read_text()
     missing = CliRunner().invoke(app, ["bench", "demo", "--plot", str(tmp_path / "none" / "bench.svg")])
-    assert missing.exit_code != 0
+    assert missing.exit_code == 2
     assert "folder that exists" in missing.stderr
 
 

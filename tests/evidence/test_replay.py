@@ -493,9 +493,16 @@ class TestCommand:
     def test_one_file_that_differs_fails(self, saved: Path, frozen_vault: Path) -> None:
         other = saved.with_name("other.json")
         other.write_text(changed(pipevault.read_record(saved), results={"noise": "0" * 64}).to_json())
-        result = self.run(saved, other, "--model", "here", "--dir", frozen_vault)
+        result = self.run(saved, other, other, "--model", "here", "--dir", frozen_vault)
         assert result.exit_code == 1
         assert "noise" in result.stdout
+
+    def test_the_code_of_a_difference(self, saved: Path, frozen_vault: Path) -> None:
+        other = saved.with_name("other.json")
+        other.write_text(changed(pipevault.read_record(saved), results={"noise": "0" * 64}).to_json())
+        document = json.loads(self.run(saved, other, "--model", "here", "--dir", frozen_vault, "--json").stdout)
+        assert document["code"] == "different-output"
+        assert [file["code"] for file in document["files"]] == [None, "different-output"]
 
     def test_files_that_cannot_be_replayed(self, saved: Path, frozen_vault: Path) -> None:
         bare = saved.with_name("bare.png")
@@ -504,9 +511,10 @@ class TestCommand:
         edited = saved.with_name("edited.json")
         edited.write_text(saved.with_name("cat.png.json").read_text().replace("a cat", "a dog"))
         result = self.run(bare, edited, saved, bare, "--model", "here", "--dir", frozen_vault, "--json")
-        assert result.exit_code == 3
-        errors = [file.get("error") for file in json.loads(result.stdout)["files"]]
-        assert errors == ["NoRecordError", "RecordDigestError", None, "NoRecordError"]
+        assert result.exit_code == 1, "however many files are not equal"
+        document = json.loads(result.stdout)
+        assert [file["code"] for file in document["files"]] == ["no-record", "changed-record", None, "no-record"]
+        assert document["code"] == "no-record"
 
     def test_without_a_model_nothing_that_only_the_record_names_is_opened(
         self, saved: Path, frozen_vault: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 from pipevault.cache.access import Access
 from pipevault.cache.identity import PartIdentity
 from pipevault.cache.keys import execution_device
-from pipevault.cache.loaded import LoadedState, attach_state, loaded_state, release_class, unload
+from pipevault.cache.loaded import LoadedState, attach_state, loaded_state, release_class, status, unload
 from pipevault.cache.onediff_backends import onediff_backend
 from pipevault.cache.onediff_load import load_onediff
 from pipevault.cache.onediff_pipeline import OnediffState
@@ -117,7 +118,11 @@ class PipelineCache:
         asked = call_shapes(shapes, **shape)
         wanted = {**resources(pipe), SWITCHES: needs(parse_level(self.settings.level))}
         with TURNS.take(wanted, what=f"loading {type(pipe).__name__}", timeout_s=self.settings.turn_timeout_s):
-            return self._prepare(pipe, asked, None if parts == "auto" else parts, worthwhile=parts == "auto")
+            name, started_s = type(pipe).__name__, time.perf_counter()
+            loaded = self._prepare(pipe, asked, None if parts == "auto" else parts, worthwhile=parts == "auto")
+            if logger.isEnabledFor(logging.INFO):
+                _log_load(name, status(loaded), time.perf_counter() - started_s)
+            return loaded
 
     load = prepare
     """The first name of :meth:`prepare`, which stays."""
@@ -190,3 +195,12 @@ class PipelineCache:
         what = f"the plan {key.digest.short} and its {len(graphs)} graphs are" if graphs else f"{key.digest.short} is"
         reason = f"{what} in {where}"
         return Explanation(key, "hit", reason, parts=parts_found, tier=str(farthest), problems=problems)
+
+
+def _log_load(pipeline: str, done: Outcome, seconds: float) -> None:
+    """Log the one line of a load: status, parts and seconds."""
+    frozen, eager = (
+        ", ".join(name for name, part in done.parts.items() if part.status == wanted) or "none"
+        for wanted in ("frozen", "eager")
+    )
+    logger.info("loaded %s: %s in %.2f s; frozen: %s; eager: %s", pipeline, done.status, seconds, frozen, eager)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import json_option, model_argument
+from pipevault.cli.exits import Exit
+from pipevault.cli.options import jobs_option, json_option, model_argument, names_in, take, timeout_option
+from pipevault.cli.outputs import OutputFile
 from pipevault.cli.progress import StepProgress
-from pipevault.cli.request_options import opening_options, request_from, request_options, seed_option
-from pipevault.errors import SettingsError
+from pipevault.cli.request_options import OPENING, opening_options, request_from, request_options
 
 if TYPE_CHECKING:
     from pipevault.evidence.bench import Bench
@@ -23,33 +24,15 @@ COLUMNS = ("WAY", "MISS s", "READY s", "FIRST s", "WARM s", "READY+FIRST s", "WA
 @click.command("bench", short_help="Measure how soon a model is ready and how fast it runs.")
 @model_argument
 @request_options
-@seed_option
 @opening_options
 @click.option("--ways", metavar="NAMES", multiple=True, help="With commas or the option again. Default: all.")
 @click.option("--runs", metavar="NUMBER", type=click.IntRange(min=1), default=3, help="Fresh processes. Default: 3.")
 @click.option("--calls", metavar="NUMBER", type=click.IntRange(min=2), default=2, help="In each process. Default: 2.")
-@click.option("--jobs", metavar="NUMBER", type=click.IntRange(min=0), help="Graphs compiled at a time. Default: cores.")
-@click.option("--timeout", "timeout_s", metavar="SECONDS", type=click.FloatRange(min=1), help="For each process.")
-@click.option("--plot", metavar="SVG", type=click.Path(path_type=Path), help="Write bars. Needs the extra `report`.")
+@jobs_option
+@timeout_option
+@click.option("--plot", metavar="SVG", type=OutputFile(), help="Write bars. Needs the extra `report`.")
 @json_option
-def bench(
-    model: str,
-    prompts: tuple[str, ...],
-    steps: int | None,
-    guidance_scale: float | None,
-    size: str | None,
-    seed: int,
-    dtype: str | None,
-    device: str | None,
-    pipeline_class: str | None,
-    ways: tuple[str, ...],
-    runs: int,
-    calls: int,
-    jobs: int | None,
-    timeout_s: float | None,
-    plot: Path | None,
-    as_json: bool,
-) -> None:
+def bench(model: str, ways: tuple[str, ...], plot: Path | None, as_json: bool, **asked: Any) -> None:
     """Run MODEL in fresh processes: eager, torch.compile whole and by blocks; frozen whole, by blocks and as a range.
 
     MODEL is a folder, a repository id, or `demo` for the pipeline that ships. MISS is the time from the constructed
@@ -64,30 +47,27 @@ def bench(
     """
     from pipevault.evidence.bench import ALL_WAYS
     from pipevault.evidence.bench import bench as run_bench
+    from pipevault.evidence.files import write_data
     from pipevault.evidence.generation_job import GenerationJob
 
-    if plot is not None and not plot.absolute().parent.is_dir():
-        raise SettingsError(f"The plot cannot be written to {plot}: give a file in a folder that exists as --plot.")
-    request = request_from(model, prompts=prompts, seed=seed, steps=steps, guidance_scale=guidance_scale, size=size)
-    names = tuple(name.strip() for value in ways for name in value.split(",")) or ALL_WAYS
+    opening, how = take(asked, *OPENING, "jobs"), take(asked, "runs", "timeout_s")
+    calls = asked.pop("calls")
+    job = GenerationJob(model, request_from(model, **asked), **opening, generations=calls)
     with StepProgress() as progress:
-        job = GenerationJob(
-            *(model, request), dtype=dtype, device=device, pipeline_class=pipeline_class, jobs=jobs, generations=calls
-        )
-        result = run_bench(job, ways=names, runs=runs, timeout_s=timeout_s, progress=progress)
+        result = run_bench(job, ways=names_in(ways) or ALL_WAYS, progress=progress, **how)
     if plot is not None:
-        from pipevault.evidence.files import write_data
         from pipevault.report.plots import time_bars
 
-        write_data(plot, time_bars({one.name: (one.miss_s, one.hit_s) for one in result.measured}).encode())
+        bars = time_bars({one.name: (one.miss_s, one.hit_s) for one in result.measured})
+        write_data(plot, bars.encode())
     if as_json:
-        render.print_json(result.to_json())
+        render.print_json({**result.to_json(), "code": "skipped" if result.skipped else None})
     else:
         skipped = [(f"skipped {name}", reason) for name, reason in result.skipped]
         render.show(
             render.table(COLUMNS, rows(result), right=COLUMNS[1:]), *([render.facts(skipped)] if skipped else [])
         )
-    click.get_current_context().exit(1 if result.skipped else 0)
+    click.get_current_context().exit(Exit.NOT_NOW if result.skipped else Exit.DONE)
 
 
 def rows(result: Bench) -> Sequence[tuple[str, ...]]:

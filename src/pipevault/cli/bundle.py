@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from pipevault.cli import render
-from pipevault.cli.byte_bar import byte_bar
-from pipevault.cli.options import dir_option, json_option
+from pipevault.cli.options import path_option, vault_options
+from pipevault.cli.progress import byte_bar
 from pipevault.cli.vaults import open_vault
 from pipevault.errors import SettingsError, UnknownKeyError
 from pipevault.settings import Settings
@@ -23,12 +23,9 @@ if TYPE_CHECKING:
 @click.command("export", short_help="Write entries to one file.")
 @click.argument("keys", metavar="[KEY]...", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Every entry of the vault.")
-@click.option(
-    "-o", "--output", metavar="FILE", type=click.Path(path_type=Path), required=True, help="The bundle to write."
-)
+@path_option("-o", "--output", metavar="FILE", required=True, help="The bundle to write.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
-@dir_option
-@json_option
+@vault_options
 def export(keys: tuple[str, ...], every: bool, output: Path, overwrite: bool, dir: Path | None, as_json: bool) -> None:
     """Write the entries whose keys begin with KEY to a bundle: one file with their artifacts and signatures.
 
@@ -60,7 +57,7 @@ def export(keys: tuple[str, ...], every: bool, output: Path, overwrite: bool, di
         )
         return
     for key in report.keys:
-        render.say(f"Exported {key.hex}")
+        render.say(f"Exported {key.short}")
     artifacts = render.count_text(report.artifacts, "artifact", "artifacts")
     signatures = render.count_text(report.signatures, "signature", "signatures")
     entries = render.count_text(len(report.keys), "entry", "entries")
@@ -69,8 +66,7 @@ def export(keys: tuple[str, ...], every: bool, output: Path, overwrite: bool, di
 
 @click.command("import", short_help="Take the entries of a bundle into the vault.")
 @click.argument("bundle", metavar="FILE", type=click.Path(path_type=Path))
-@dir_option
-@json_option
+@vault_options
 def import_(bundle: Path, dir: Path | None, as_json: bool) -> None:
     """Take the entries of the bundle FILE into the vault, which is made if there is none.
 
@@ -104,7 +100,7 @@ def import_(bundle: Path, dir: Path | None, as_json: bool) -> None:
         render.print_json(document)
         return
     for key in keys:
-        render.say(f"Imported {key.hex}" if key in imported else f"Kept {key.hex}, which was there already")
+        render.say(f"Imported {key.short}" if key in imported else f"Kept {key.short}, which was there already")
     there = len(keys) - len(imported)
     kept = f"; {render.count_text(there, 'entry was', 'entries were')} there already" if there else ""
     render.note(f"Imported {render.count_text(len(imported), 'entry', 'entries')} into {vault.root}{kept}.")
@@ -124,7 +120,7 @@ def _unsigned(settings: Settings, vault: Vault, keys: Sequence[Digest]) -> list[
 
 
 def _keys(vault: Vault, prefixes: Sequence[str]) -> list[Digest]:
-    """Those that begin with ``prefixes``, or all if there are none."""
+    """Return the keys that begin with ``prefixes``, or all if there are none."""
     from pipevault.store.places import iter_keys
 
     if prefixes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import dir_option, json_option
+from pipevault.cli.options import dir_option, json_option, mode_option
+from pipevault.cli.outputs import OutputFile
 from pipevault.cli.pipelines import DEMO_SHAPE
 from pipevault.cli.progress import StepProgress
 from pipevault.demo import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, DIGIT_WORDS, prompt
-from pipevault.errors import SettingsError
 from pipevault.opening import DEMO_MODEL, open_pipeline
 
 if TYPE_CHECKING:
@@ -34,12 +35,7 @@ _MARGIN_PX = 8
 @click.command("demo", short_help="Draw ten digits with the pipeline that ships.")
 @dir_option
 @click.option(
-    "--out",
-    metavar="PNG",
-    type=click.Path(path_type=Path),
-    default=Path("demo.png"),
-    show_default=True,
-    help="Where the picture goes.",
+    "--out", metavar="PNG", type=OutputFile(), default="demo.png", show_default=True, help="Where the picture goes."
 )
 @click.option(
     "--seed",
@@ -49,7 +45,7 @@ _MARGIN_PX = 8
     show_default=True,
     help="Digit n is drawn with seed + n.",
 )
-@click.option("--mode", metavar="NAME", help="compile, require or off. Default: compile.")
+@mode_option("compile", "require", "off")
 @json_option
 def demo(dir: Path | None, out: Path, seed: int, mode: str | None, as_json: bool) -> None:
     """Draw ten handwritten digits with the pipeline that ships: the first run freezes it, later ones load it.
@@ -65,7 +61,6 @@ def demo(dir: Path | None, out: Path, seed: int, mode: str | None, as_json: bool
     """
     from pipevault import PipelineCache, outcome
 
-    _check_writable(out)
     with StepProgress() as progress:
         cache = PipelineCache(dir, mode=mode, progress=progress)
         pipe = open_pipeline(DEMO_MODEL)
@@ -104,7 +99,7 @@ def demo(dir: Path | None, out: Path, seed: int, mode: str | None, as_json: bool
 
 
 def draw(pipe: Any, *, seed: int) -> list[Image]:
-    """One picture of each digit, zero to nine, from one call; digit ``n`` has a CPU generator of its own."""
+    """Draw each digit, zero to nine, in one call; digit ``n`` has a CPU generator of its own."""
     import torch
 
     digits = range(len(DIGIT_WORDS))
@@ -118,7 +113,7 @@ def draw(pipe: Any, *, seed: int) -> list[Image]:
 
 
 def pixels_sha256(pictures: Sequence[Image]) -> str:
-    """SHA-256 of the pictures' RGB bytes, row by row, one picture after the other."""
+    """Return the SHA-256 of the pictures' RGB bytes, row by row, one picture after the other."""
     hasher = hashlib.sha256()
     for picture in pictures:
         hasher.update(picture.convert("RGB").tobytes())
@@ -126,8 +121,10 @@ def pixels_sha256(pictures: Sequence[Image]) -> str:
 
 
 def save_grid(pictures: Sequence[Image], path: Path) -> None:
-    """Writes the pictures enlarged, five to a row, each over its word; else :class:`SettingsError`."""
+    """Write the pictures enlarged, five to a row, each over its word; :class:`CannotSaveError` if that fails."""
     from PIL import Image, ImageDraw, ImageFont
+
+    from pipevault.evidence.files import write_data
 
     width_px, height_px = (side * _ENLARGEMENT for side in pictures[0].size)
     cell_width_px, cell_height_px = width_px + _MARGIN_PX, height_px + _LABEL_HEIGHT_PX + _MARGIN_PX
@@ -141,13 +138,6 @@ def save_grid(pictures: Sequence[Image], path: Path) -> None:
         grid.paste(enlarged, (left_px, top_px))
         middle_px = (left_px + width_px // 2, top_px + height_px + _LABEL_HEIGHT_PX // 2)
         pen.text(middle_px, DIGIT_WORDS[index], fill="black", font=font, anchor="mm")
-    try:
-        grid.save(path, format="PNG")
-    except OSError as error:
-        raise SettingsError(f"The picture cannot be written to {path}: {error}. Give another --out.") from error
-
-
-def _check_writable(out: Path) -> None:
-    """Before minutes are spent on compiling."""
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise SettingsError(f"The picture cannot be written to {out}: give a file in a folder that exists as --out.")
+    buffer = io.BytesIO()
+    grid.save(buffer, format="PNG")
+    write_data(path, buffer.getvalue())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import call_options, dir_option, json_option, model_argument
+from pipevault.cli.options import Parts, call_options, mode_option, model_argument, take, vault_options
 from pipevault.cli.pipelines import shapes_of
 from pipevault.errors import NotAVaultError
 from pipevault.opening import open_pipeline
@@ -22,32 +22,15 @@ IN_MODE = {
     ("miss", "compile"): "would compile and store an entry",
     ("miss", "require"): "would be an error: mode is require",
 }
-"""What a load would do, by what is in the vault and by mode; in mode ``off`` it never does anything."""
+"""The effect of a load, by what is in the vault and by mode; in mode ``off`` it never does anything."""
 
 
 @click.command("explain", short_help="Say what a load would do, and why.")
 @model_argument
-@click.option("--size", metavar="WxH", help="Pixels, or a range of them. Default: the pipeline's own size.")
-@call_options
-@click.option("--mode", metavar="NAME", help="compile, require or off. Default: PIPEVAULT_MODE, config file, compile.")
-@dir_option
-@json_option
-def explain(
-    model: str,
-    size: str | None,
-    dtype: str | None,
-    device: str | None,
-    batch_size: int | tuple[int, int] | None,
-    frames: int | tuple[int, int] | None,
-    guidance: bool | None,
-    weights: str | None,
-    level: str | None,
-    regions: str | None,
-    parts: tuple[str, ...] | Literal["auto"] | None,
-    mode: str | None,
-    dir: Path | None,
-    as_json: bool,
-) -> None:
+@call_options()
+@mode_option("compile", "require", "off")
+@vault_options
+def explain(model: str, size: str | None, parts: Parts, dir: Path | None, as_json: bool, **asked: Any) -> None:
     """Say what a load of MODEL would do and, on a miss, which factors differ from the nearest entry.
 
     MODEL is a folder, a repository id, or `demo` for the pipeline that ships. The status is hit, partial (an entry
@@ -62,9 +45,10 @@ def explain(
     from pipevault import PipelineCache
 
     sizes = [] if size is None else [size]
-    [shape] = shapes_of(model, sizes, batch_size=batch_size, num_frames=frames, guidance=guidance)
-    cache = PipelineCache(dir, mode=mode, weights=weights, level=level, regions=regions)
-    pipe = open_pipeline(model, dtype=dtype, device=device)
+    [shape] = shapes_of(model, sizes, **take(asked, "batch_size", "num_frames", "guidance"))
+    opening = take(asked, "dtype", "device")
+    cache = PipelineCache(dir, **asked)
+    pipe = open_pipeline(model, **opening)
     explanation = cache.explain(pipe, parts=parts, **shape)
     status, reason = explanation.status, explanation.reason
     found = explanation.parts

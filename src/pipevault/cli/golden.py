@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipevault.cli import render
-from pipevault.cli.options import dir_option, json_option
+from pipevault.cli import exits, render
+from pipevault.cli.options import mode_option, path_option, vault_options
 from pipevault.cli.progress import StepProgress
 
 if TYPE_CHECKING:
@@ -20,14 +20,13 @@ suite_argument = click.argument("suite", metavar="SUITE", type=click.Path(path_t
 case_option = click.option(
     "--case", "names", metavar="NAME", multiple=True, help="Only this case; any number of times."
 )
-mode_option = click.option("--mode", metavar="NAME", help="compile or require. Default: compile.")
 
 
 @click.group("golden", short_help="Record what a model draws, and check it against that.")
 def golden() -> None:
     """Fixed-seed regression tests: record what the cases of a suite draw, and check it byte for byte from then on.
 
-    A suite is a TOML file with a model and its cases; the goldens stand beside it in `<suite>.goldens`, a folder for
+    A suite is a TOML file with a model and its cases; the goldens stand next to it in `<suite>.goldens`, a folder for
     each machine type (processor and threads, or GPU), and belong into version control.
 
     \b
@@ -40,15 +39,14 @@ def golden() -> None:
 @golden.command("record", short_help="Record the goldens of a suite.")
 @suite_argument
 @case_option
-@click.option("--overwrite", is_flag=True, help="Record anew what was recorded already.")
+@click.option("--overwrite", is_flag=True, help="Replace what was recorded already.")
 @click.option(
     "--measure-tolerance",
     is_flag=True,
     help="Also measure in fresh processes how far outputs move without frozen graphs, with other threads and kernels.",
 )
-@mode_option
-@dir_option
-@json_option
+@mode_option("compile", "require")
+@vault_options
 def record(
     suite: Path,
     names: tuple[str, ...],
@@ -86,11 +84,10 @@ def record(
 @golden.command("check", short_help="Check a model against the goldens of a suite.")
 @suite_argument
 @case_option
-@click.option(
+@path_option(
     "--out",
     metavar="FOLDER",
-    type=click.Path(path_type=Path),
-    help="Where the pictures of failed checks go. Default: `<suite>.failures` beside the suite.",
+    help="Where the pictures of failed checks go. Default: `<suite>.failures` next to the suite.",
 )
 @click.option(
     "--other-machine",
@@ -100,9 +97,8 @@ def record(
 @click.option(
     "--other-key", is_flag=True, help="With a golden of another key (other versions), compare within its tolerance."
 )
-@mode_option
-@dir_option
-@json_option
+@mode_option("compile", "require")
+@vault_options
 def check(
     suite: Path,
     names: tuple[str, ...],
@@ -124,20 +120,23 @@ def check(
       pipevault golden check digits.toml --case seven --out /tmp/failures
       pipevault golden check digits.toml --other-machine --json
     """
-    from pipevault.cli.app import report
     from pipevault.evidence.golden.run import SuiteRunner, check_suite
     from pipevault.evidence.golden.suite_file import read_suite
 
     with StepProgress() as progress:
         runner = SuiteRunner(read_suite(suite), dir=dir, mode=mode, progress=progress)
         checked = list(check_suite(runner, names=names, other_machine=other_machine, other_key=other_key, out=out))
+    code, word = exits.first_of(one.error for one in checked)
     if as_json:
-        render.print_json({"suite": str(suite), "cases": [_checked_document(one) for one in checked]})
+        documents = [_checked_document(one) for one in checked]
+        render.print_json({"suite": str(suite), "code": word, "cases": documents})
     else:
         columns = ("CASE", "RESULT", "PIXELS", "LATENTS", "NOTES")
         render.show(render.table(columns, map(_checked_row, checked)))
-    codes = [report(one.error) for one in checked if one.error is not None]
-    click.get_current_context().exit(next(iter(codes), 0))
+    for one in checked:
+        if one.error is not None:
+            exits.report(one.error)
+    click.get_current_context().exit(code)
 
 
 def _golden_document(golden: Golden) -> dict[str, Any]:
@@ -165,15 +164,7 @@ def _golden_row(golden: Golden) -> tuple[str, ...]:
 
 def _checked_document(checked: Checked) -> dict[str, Any]:
     if checked.error is not None:
-        from pipevault.cli.app import exit_code
-
-        return {
-            "case": checked.case,
-            "result": "failed",
-            "error": type(checked.error).__name__,
-            "exit_code": exit_code(checked.error),
-            "reason": str(checked.error),
-        }
+        return {"case": checked.case, "result": "failed", **exits.error_document(checked.error)}
     passed = checked.passed
     assert passed is not None
     return {
@@ -188,7 +179,7 @@ def _checked_document(checked: Checked) -> dict[str, Any]:
 
 def _checked_row(checked: Checked) -> tuple[str, ...]:
     if checked.error is not None:
-        return (checked.case, "failed", "", "", type(checked.error).__name__)
+        return (checked.case, "failed", "", "", exits.kind_of(checked.error)[1])
     passed = checked.passed
     assert passed is not None
     return (

@@ -1,4 +1,4 @@
-"""``pipevault keygen`` and ``pipevault sign``: keys, and signatures over entries; and what ``show`` says of them."""
+"""``pipevault keygen`` and ``pipevault sign``: keys, and signatures over entries, which ``show`` shows."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipevault.cli import render
-from pipevault.cli.options import dir_option, json_option
+from pipevault.cli import exits, render
+from pipevault.cli.options import json_option, path_option, vault_options
 from pipevault.digest import Digest
 from pipevault.errors import PipevaultError, SettingsError, UnknownKeyError
 from pipevault.settings import Settings
@@ -26,7 +26,7 @@ STATE_TEXTS = {"good": "good, by a trusted key", "unknown key": "by a key that i
 
 @dataclass(frozen=True)
 class SignResult:
-    """What became of one entry; ``state``: ``signed``, ``signed already``, ``failed``."""
+    """The result of one entry; ``state``: ``signed``, ``signed already``, ``failed``."""
 
     key: Digest
     state: str
@@ -34,12 +34,11 @@ class SignResult:
 
 
 @click.command("keygen", short_help="Make a pair of keys for signing entries.")
-@click.option(
+@path_option(
     "--output",
     "-o",
     metavar="KEYFILE",
     required=True,
-    type=click.Path(path_type=Path),
     help="The private key; the public one gets this name with .pub after it. Neither is overwritten.",
 )
 @click.option("--comment", metavar="TEXT", default="", help="Words after the public key, such as whose it is.")
@@ -47,7 +46,7 @@ class SignResult:
 def keygen(output: Path, comment: str, as_json: bool) -> None:
     """Make a pair of Ed25519 keys. The private one, for this user alone, signs; the public one goes to trusted_keys.
 
-    Prints the public key, which is no secret. There is no password: whoever reads KEYFILE can sign.
+    Prints the public key, which is not secret. KEYFILE has no password: whoever reads it can sign.
 
     \b
     Examples:
@@ -75,11 +74,8 @@ def keygen(output: Path, comment: str, as_json: bool) -> None:
 @click.command("sign", short_help="Sign entries.")
 @click.argument("keys", metavar="[KEY]...", nargs=-1)
 @click.option("--all", "all_entries", is_flag=True, help="Sign every entry of the vault.")
-@click.option(
-    "--key", "key_file", metavar="KEYFILE", required=True, type=click.Path(path_type=Path), help="The private key."
-)
-@dir_option
-@json_option
+@path_option("--key", "key_file", metavar="KEYFILE", required=True, help="The private key.")
+@vault_options
 def sign(keys: tuple[str, ...], all_entries: bool, key_file: Path, dir: Path | None, as_json: bool) -> None:
     """Sign the entries whose keys begin with KEY: say that their code is what it should be. With a plan the graphs that
     it needs are signed.
@@ -110,7 +106,7 @@ def sign(keys: tuple[str, ...], all_entries: bool, key_file: Path, dir: Path | N
 
 
 def entry_signatures(vault: Vault, manifest: Manifest, settings: Settings) -> tuple[SignatureState, ...]:
-    """The signatures of an entry and what they are worth with the trusted keys of ``settings``."""
+    """Return the signatures of an entry and what they are worth with the trusted keys of ``settings``."""
     from pipevault.store.trust.signature import signature_states
     from pipevault.store.trust.signing_keys import load_trusted
 
@@ -130,7 +126,7 @@ def signatures_text(states: Sequence[SignatureState]) -> str:
 
 
 def _with_needed(vault: Vault, keys: Sequence[Digest]) -> list[Digest]:
-    """``keys``, then what they need as far as it is there; what is not is told of."""
+    """Return ``keys``, then what they need as far as it is there; a note names what is not."""
     from pipevault.store.needs import needed_by, needs_in
 
     needed = needed_by(keys, needs_in(vault.layout))
@@ -151,32 +147,29 @@ def _sign(vault: Vault, key: Digest, private: PrivateKey) -> SignResult:
 
 
 def _report(vault: Vault, results: Sequence[SignResult], private: PrivateKey, *, as_json: bool) -> None:
-    from pipevault.cli.app import exit_code
-
+    code, word = exits.first_of(result.error for result in results)
     if as_json:
         render.print_json(
             {
                 "vault": str(vault.root),
                 "public_key": private.public.text,
                 "id": private.public.id,
+                "code": word,
                 "entries": [_document(result) for result in results],
             }
         )
     else:
         for result in results:
-            render.say(f"{result.key} {result.state}")
+            render.say(f"{result.key.short} {result.state}")
             if result.error:
-                render.note(f"{result.key.short}: {' '.join(str(result.error).split())}")
+                render.note(f"{result.key.short}: {exits.code_of(result.error)}: {exits.message_of(result.error)}")
         signed = sum(result.error is None for result in results)
         of = "" if signed == len(results) else f" of {len(results)}"
         render.note(f"{signed}{of} {'entry has' if signed == 1 and not of else 'entries have'} a signature by the key")
         render.note(private.public.text)
-    click.get_current_context().exit(next((exit_code(result.error) for result in results if result.error), 0))
+    click.get_current_context().exit(code)
 
 
 def _document(result: SignResult) -> dict[str, Any]:
-    return {
-        "key": result.key.hex,
-        "state": result.state,
-        "reason": "" if result.error is None else str(result.error),
-    }
+    failure = {"code": None, "message": ""} if result.error is None else exits.error_document(result.error)
+    return {"key": result.key.hex, "state": result.state, **failure}

@@ -2,7 +2,7 @@
 
 Parsing thousands of manifests takes seconds, so ``pipevault/listings/<16 digits>.json`` holds, for each key, the stamp
 of its manifest (times, inode, size) and its row; the digits are the first of the SHA-256 of the vault's path. A
-manifest whose stamp differs is read again. The file only decides what is shown; one that cannot be read is made anew.
+manifest whose stamp differs is read again. The file only decides what is shown; one that cannot be read is replaced.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ REMEMBERED_FROM = 200
 """Entries; a smaller vault is read each time."""
 _DIGITS = 16
 _LIMIT_BYTES = 1 << 30
-_FORM = f"{__version__} 2"
-"""Rows that another release, or another form of them, remembered are made anew."""
+_FORM = f"{__version__} 3"
+"""Rows that another release, or another form of them, remembered are not used."""
 Describe = Callable[["Manifest"], tuple[str, ...]]
 _Record: TypeAlias = tuple[str, str, tuple[str, ...], dict[str, int]]
 """Stamp, time, cells and artifacts of an entry."""
@@ -44,7 +44,7 @@ class _Listing(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Row:
-    """``cells``: what the command shows of the entry; ``artifacts``: sizes in bytes by the first digits of a digest."""
+    """An entry: ``cells`` are its texts, ``artifacts`` sizes in bytes by the first digits of a digest."""
 
     key: Digest
     created_at: str
@@ -56,8 +56,14 @@ class Row:
         return sum(self.artifacts.values())
 
 
+def row_of(manifest: Manifest, describe: Describe) -> Row:
+    """Return the row of ``manifest``."""
+    artifacts = {digest.hex[:_DIGITS]: size for digest, size in manifest.artifact_sizes.items()}
+    return Row(manifest.key.digest, manifest.created_at, describe(manifest), artifacts)
+
+
 def read_rows(vault: Vault, describe: Describe) -> tuple[list[Row], list[BrokenManifest]]:
-    """The entries, sorted by key, and those that cannot be used. :class:`VaultError`."""
+    """Return the entries, sorted by key, and those that cannot be used. :class:`VaultError`."""
     from pipevault.store.inventory import manifest_stamps, read_published
     from pipevault.store.read import BrokenManifest
 
@@ -76,8 +82,8 @@ def read_rows(vault: Vault, describe: Describe) -> tuple[list[Row], list[BrokenM
                 continue
             if manifest is None:
                 continue
-            artifacts = {digest.hex[:_DIGITS]: size for digest, size in manifest.artifact_sizes.items()}
-            record, is_new = (stamp, manifest.created_at, describe(manifest), artifacts), True
+            row, is_new = row_of(manifest, describe), True
+            record = (stamp, row.created_at, row.cells, dict(row.artifacts))
         remembered[key.hex] = record
         rows.append(Row(key, record[1], record[2], record[3]))
     if file and is_new:

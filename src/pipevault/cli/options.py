@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, each written once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,23 @@ import click
 from pipevault.errors import SettingsError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Parts = tuple[str, ...] | Literal["auto"] | None
+
+
+def together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Return one decorator that adds ``options`` in this order."""
+
+    def add(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+def names_in(values: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of an option that takes commas and may come again: ``("unet,vae.decoder", "text_encoder")``."""
+    return tuple(name.strip() for value in values for name in value.split(","))
 
 
 class CountRange(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.3 on
@@ -21,24 +38,89 @@ class CountRange(click.ParamType):  # type: ignore[type-arg,unused-ignore] # gen
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, int]:
         ends = str(value).split("..")
         if len(ends) > 2 or not all(end.strip().isascii() and end.strip().isdigit() and int(end) for end in ends):
-            self.fail(f"{value!r} is no whole number above 0, nor a range of them such as 1..4.", param, ctx)
+            self.fail(f"invalid number {value!r}: expected a whole number above 0, or a range, 1..4.", param, ctx)
         numbers = [int(end) for end in ends]
         return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
-dir_option = click.option(
-    "--dir",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path),
-    help="The vault. Default: PIPEVAULT_DIR, config file, user's cache.",
-)
+def _part_names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> Parts:
+    if list(values) == ["auto"]:
+        return "auto"
+    names = names_in(values)
+    if not all(names):
+        raise SettingsError("Empty name in --parts. Give names with commas between them, such as unet,vae.decoder.")
+    return names or None
+
+
+def take(given: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Return the options ``names`` of a command, and remove them from those that were ``given``."""
+    return {name: given.pop(name) for name in names}
+
+
+def path_option(*names: str, metavar: str, help: str, **more: Any) -> Callable[[Function], Function]:
+    """Return an option that takes the path of a file or folder."""
+    return click.option(*names, metavar=metavar, type=click.Path(path_type=Path), help=help, **more)
+
+
+dir_option = path_option("--dir", metavar="FOLDER", help="The vault. Default: the setting, the user's cache.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+vault_options = together(dir_option, json_option)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 model_argument = click.argument("model", metavar="MODEL")
+device_option = click.option("--device", metavar="NAME", help="cpu, cuda, ... Default: the GPU if there is one.")
+class_option = click.option("--pipeline-class", metavar="NAME", help="A class of diffusers in place of the model's.")
+jobs_option = click.option(
+    "--jobs", metavar="NUMBER", type=click.IntRange(min=0), help="Graphs to compile at a time. Default: cores."
+)
+timeout_option = click.option(
+    "--timeout", "timeout_s", metavar="SECONDS", type=click.FloatRange(min=1), help="For each process."
+)
 
 
-def call_options(function: Function) -> Function:
-    """Add the options that tell of a call, of the graphs for it and of the parts that get them."""
-    for option in (
+def mode_option(*modes: str) -> Callable[[Function], Function]:
+    """Return the option for one of ``modes``."""
+    return click.option("--mode", metavar="NAME", help=f"{' or '.join(modes)}. Default: the setting, compile.")
+
+
+def call_options(*, several: bool = False) -> Callable[[Function], Function]:
+    """Return what adds the options of a call, of the graphs for it and of the parts that get them.
+
+    With ``several`` they are ``sizes``, ``batch_sizes`` and ``dtypes``, each given any number of times.
+    """
+
+    def repeated(option: str, help: str, **more: Any) -> Callable[[Function], Function]:
+        name = option.removeprefix("--").replace("-", "_")
+        if several:
+            return click.option(option, f"{name}s", multiple=True, help=f"{help} Any number of times.", **more)
+        return click.option(option, name, help=help, **more)
+
+    return together(
+        repeated("--size", "Pixels, or a range: 512x512..1024x768. Default: the model's.", metavar="WxH"),
+        repeated(
+            "--batch-size",
+            "Prompts in one call, or a range: 1..4. Default: 1; for demo 10.",
+            metavar="NUMBER",
+            type=CountRange(),
+        ),
+        repeated("--dtype", "float32, float16 or bfloat16. Default: float32.", metavar="NAME"),
+        device_option,
+        click.option(
+            "--frames", "num_frames", metavar="NUMBER", type=CountRange(), help="Frames of a video, or a range."
+        ),
+        click.option(
+            "--guidance/--no-guidance", default=None, help="Classifier-free guidance. Default: the pipeline's own."
+        ),
+        click.option(
+            "--weights",
+            metavar="POLICY",
+            help="bound (a fine-tune uses the same graphs) or baked. Default: the setting, bound.",
+        ),
+        click.option(
+            "--level",
+            metavar="NAME",
+            help="Level; strict and invariant have graphs of their own. Default: the setting, repeatable.",
+        ),
+        click.option("--regions", metavar="HOW", help="blocks, off (whole parts) or auto. Default: the setting, auto."),
         click.option(
             "--parts",
             metavar="NAMES",
@@ -46,47 +128,4 @@ def call_options(function: Function) -> Function:
             callback=_part_names,
             help="Parts to freeze, with commas or the option again; auto: those that gain 3 %. Default: all.",
         ),
-        click.option(
-            "--regions",
-            metavar="HOW",
-            help="blocks, off (whole parts) or auto. Default: PIPEVAULT_REGIONS, config file, auto.",
-        ),
-        click.option(
-            "--level",
-            metavar="NAME",
-            help="Level; strict and invariant have graphs of their own. Default: PIPEVAULT_LEVEL, repeatable.",
-        ),
-        click.option(
-            "--weights",
-            metavar="POLICY",
-            help="bound (a fine-tune uses the same graphs) or baked. Default: PIPEVAULT_WEIGHTS, config file, bound.",
-        ),
-        click.option(
-            "--guidance/--no-guidance",
-            default=None,
-            help="Classifier-free guidance. Default: the pipeline's own.",
-        ),
-        click.option("--frames", metavar="NUMBER", type=CountRange(), help="Frames of a video, or a range."),
-        click.option(
-            "--batch-size",
-            metavar="NUMBER",
-            type=CountRange(),
-            help="Prompts in one call, or a range: 1..4. Default: 1; for demo, its ten digits.",
-        ),
-        click.option("--device", metavar="NAME", help="cpu, cuda, ... Default: the GPU if there is one."),
-        click.option("--dtype", metavar="NAME", help="float32, float16 or bfloat16. Default: float32."),
-    ):
-        function = option(function)
-    return function
-
-
-def _part_names(
-    _: click.Context, __: click.Parameter, values: Sequence[str]
-) -> tuple[str, ...] | Literal["auto"] | None:
-    """``("unet,vae.decoder", "text_encoder")`` as three names; ``None`` where the option was not given."""
-    if list(values) == ["auto"]:
-        return "auto"
-    names = tuple(name.strip() for value in values for name in value.split(","))
-    if not all(names):
-        raise SettingsError("--parts takes names with commas between them, such as unet,vae.decoder.")
-    return names or None
+    )

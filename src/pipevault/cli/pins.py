@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import dir_option, json_option
+from pipevault.cli.options import vault_options
 from pipevault.cli.vaults import open_vault
-from pipevault.errors import PinError
+from pipevault.errors import PinError, VaultError
+
+if TYPE_CHECKING:
+    from pipevault.digest import Digest
+    from pipevault.store.layout import Layout
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A pin; ``key`` is ``None`` if it cannot be read, and ``problem`` says what is wrong with it."""
+
+    name: str
+    key: Digest | None
+    problem: str = ""
+
+
+def read_pins(layout: Layout) -> list[Pin]:
+    """Return the pins, sorted by name, those that cannot be read too."""
+    from pipevault.store.retention.pins import pin_names, read_pin
+
+    pins = []
+    for name in pin_names(layout):
+        try:
+            key = read_pin(layout, name)
+        except (PinError, VaultError) as error:
+            pins.append(Pin(name, None, str(error)))
+            continue
+        if key is not None:
+            pins.append(Pin(name, key, "" if layout.manifest_file(key).exists() else "its entry is gone"))
+    return pins
 
 
 @click.command("pin", short_help="Keep an entry from being removed.")
 @click.argument("key", metavar="KEY")
 @click.option("--name", metavar="NAME", required=True, help="Name of the pin, such as prod.")
 @click.option("--move", is_flag=True, help="Take the name from the entry that it pins now.")
-@dir_option
-@json_option
+@vault_options
 def pin(key: str, name: str, move: bool, dir: Path | None, as_json: bool) -> None:
     """Keep the entry whose key begins with KEY: `prune` and `rm` leave it, and with a plan the graphs that it needs,
     until it is unpinned.
@@ -33,13 +63,12 @@ def pin(key: str, name: str, move: bool, dir: Path | None, as_json: bool) -> Non
     if as_json:
         render.print_json({"name": name, "key": found.hex, "moved_from": before.hex if before else None})
         return
-    render.say(f"Pinned {found.hex} as {name}{f', moved from {before.short}' if before else ''}")
+    render.say(f"Pinned {found.short} as {name}{f', moved from {before.short}' if before else ''}")
 
 
 @click.command("unpin", short_help="Remove a pin.")
 @click.argument("name", metavar="NAME")
-@dir_option
-@json_option
+@vault_options
 def unpin(name: str, dir: Path | None, as_json: bool) -> None:
     """Remove the pin NAME. The entry stays until something removes it.
 
@@ -51,12 +80,11 @@ def unpin(name: str, dir: Path | None, as_json: bool) -> None:
     if as_json:
         render.print_json({"name": name, "key": key.hex if key else None})
         return
-    render.say(f"Unpinned {name}{f', which was {key.hex}' if key else ', which could not be read'}")
+    render.say(f"Unpinned {name}{f', which was {key.short}' if key else ', which could not be read'}")
 
 
 @click.command("pins", short_help="List the pins.")
-@dir_option
-@json_option
+@vault_options
 def pins(dir: Path | None, as_json: bool) -> None:
     """List the pins and their entries.
 
@@ -65,24 +93,14 @@ def pins(dir: Path | None, as_json: bool) -> None:
       pipevault pins
       pipevault pins --json
     """
-    from pipevault.store.retention.pins import pin_names, read_pin
-
-    layout = open_vault(dir).layout
-    rows: list[tuple[str, str | None, str]] = []
-    for name in pin_names(layout):
-        try:
-            key = read_pin(layout, name)
-        except PinError as error:
-            rows.append((name, None, str(error)))
-            continue
-        if key is not None:
-            rows.append((name, key.hex, "" if layout.manifest_file(key).exists() else "there is no such entry"))
+    rows = read_pins(open_vault(dir).layout)
     if as_json:
-        render.print_json({"pins": [{"name": name, "key": key, "problem": problem} for name, key, problem in rows]})
+        pins = [{"name": pin.name, "key": pin.key.hex if pin.key else None, "problem": pin.problem} for pin in rows]
+        render.print_json({"pins": pins})
         return
-    for name, _, problem in rows:
-        if problem:
-            render.note(f"{name}: {problem}")
+    for pin in rows:
+        if pin.problem:
+            render.note(f"{pin.name}: {pin.problem}")
     if rows:
-        render.show(render.table(("NAME", "KEY"), [(name, key or "?") for name, key, _ in rows]))
+        render.show(render.table(("NAME", "KEY"), [(pin.name, pin.key.short if pin.key else "?") for pin in rows]))
     render.note(render.count_text(len(rows), "pin", "pins"))

@@ -1,11 +1,10 @@
-"""From what a person types (``512x512``, ``bfloat16``) to the calls to freeze."""
+"""The calls to freeze, from what a person types: ``512x512``, ``512x512..1024x768``."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipevault.demo import DIGIT_WORDS
 from pipevault.errors import SettingsError
@@ -17,21 +16,18 @@ DEMO_SHAPE: Mapping[str, Any] = {"batch_size": len(DIGIT_WORDS), "guidance": Tru
 _SIZE = re.compile(r"([1-9]\d{0,5})[xX×]([1-9]\d{0,5})")  # noqa: RUF001 - people type the multiplication sign
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """Pixels of a picture, typed as ``WIDTHxHEIGHT``."""
 
     width: int
     height: int
 
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height}"
-
 
 def parse_size(text: str) -> Size:
+    """Return the size of ``768x512``; raise :class:`SettingsError` for other text."""
     if match := _SIZE.fullmatch(text.strip()):
         return Size(int(match[1]), int(match[2]))
-    raise SettingsError(f"{text!r} is no size. Give WIDTHxHEIGHT in pixels, such as 768x512.")
+    raise SettingsError(f"Invalid size {text!r}: expected WIDTHxHEIGHT, for example 768x512.")
 
 
 def parse_sizes(text: str) -> dict[str, int | tuple[int, int]]:
@@ -53,7 +49,7 @@ def shapes_of(
     num_frames: int | tuple[int, int] | None = None,
     guidance: bool | None = None,
 ) -> list[dict[str, Any]]:
-    """The calls to freeze, each as arguments of ``PipelineCache.load``; no size means the pipeline's own."""
+    """Return the calls to freeze, each as arguments of ``PipelineCache.load``; no size means the pipeline's own."""
     given = {"batch_size": batch_size, "num_frames": num_frames, "guidance": guidance}
     defaults = DEMO_SHAPE if model == DEMO_MODEL else {}
     call = {**defaults, **{name: value for name, value in given.items() if value is not None}}

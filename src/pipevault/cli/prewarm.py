@@ -1,187 +1,201 @@
-"""``pipevault prewarm``: freeze a model for one or more sizes without an application."""
+"""``pipevault prewarm``: freeze a model for one or more calls without an application."""
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipevault.cli import render
-from pipevault.cli.options import call_options, dir_option, json_option, model_argument
+from pipevault.cli import exits, interrupts, render
+from pipevault.cli.exits import Exit
+from pipevault.cli.options import (
+    Parts,
+    call_options,
+    class_option,
+    dry_run_option,
+    jobs_option,
+    model_argument,
+    take,
+    vault_options,
+)
 from pipevault.cli.pipelines import shapes_of
 from pipevault.cli.progress import StepProgress
-from pipevault.errors import PipevaultError
+from pipevault.errors import MissError
 from pipevault.opening import open_pipeline
 
 if TYPE_CHECKING:
-    from pipevault.cache.outcome import Outcome
-    from pipevault.cache.pipeline_cache import PipelineCache
+    from pipevault.cache.outcome import Explanation, Outcome
 
 OWN_SIZE = "default size"
+Open = Callable[["str | None"], Any]
 
 
 @dataclass(frozen=True)
-class SizeResult:
-    """What became of one size; exactly one of ``outcome`` and ``error`` is given."""
+class Call:
+    """A call to freeze, what the vault has of it, and what became of it. With ``error`` it failed."""
 
     size: str
+    batch_size: str
+    dtype: str | None
+    shape: dict[str, Any]
+    explanation: Explanation | None = None
     outcome: Outcome | None = None
     error: Exception | None = None
 
     @property
-    def exit_code(self) -> int:
-        from pipevault.cli.app import exit_code
+    def label(self) -> str:
+        """Return what was asked for of it: ``512x512, batch 2, bfloat16``."""
+        batch = f"batch {self.batch_size}" if self.batch_size else ""
+        return ", ".join(word for word in (self.size, batch, self.dtype) if word)
 
+    @property
+    def failure(self) -> tuple[Exit, str | None]:
+        """Return its part in the exit code of the command, and the code word."""
+        if self.error is not None:
+            return exits.kind_of(self.error)
         if self.outcome is not None:
-            return 0 if self.outcome.stored else 1
-        return exit_code(self.error) if isinstance(self.error, PipevaultError) else 1
+            return (Exit.DONE, None) if self.outcome.stored else (Exit.NOT_NOW, "not-stored")
+        is_hit = self.explanation is not None and self.explanation.status == "hit"
+        return (Exit.DONE, None) if is_hit else exits.KINDS[MissError]
 
 
 @click.command("prewarm", short_help="Freeze a model without an application.")
 @model_argument
-@click.option(
-    "--size",
-    "sizes",
-    metavar="WxH",
-    multiple=True,
-    help="Pixels, or a range of them (512x512..1024x768), any number of times. Default: the model's.",
-)
-@call_options
-@click.option("--pipeline-class", metavar="NAME", help="A class of diffusers in place of the model's.")
-@click.option("--profile", metavar="NAME", help="fast, balanced or max. Default: PIPEVAULT_COMPILE_PROFILE, balanced.")
-@click.option(
-    "--jobs", metavar="NUMBER", type=click.IntRange(min=0), help="Graphs to compile at a time. Default: cores."
-)
-@click.option("--dry-run", is_flag=True, help="Say what would be frozen, without running the model.")
-@dir_option
-@json_option
-def prewarm(
-    model: str,
-    sizes: tuple[str, ...],
-    dtype: str | None,
-    device: str | None,
-    batch_size: int | tuple[int, int] | None,
-    frames: int | tuple[int, int] | None,
-    guidance: bool | None,
-    weights: str | None,
-    level: str | None,
-    regions: str | None,
-    parts: tuple[str, ...] | Literal["auto"] | None,
-    pipeline_class: str | None,
-    profile: str | None,
-    jobs: int | None,
-    dry_run: bool,
-    dir: Path | None,
-    as_json: bool,
-) -> None:
-    """Freeze MODEL for each size; what is frozen already is loaded and left as it is.
+@call_options(several=True)
+@class_option
+@click.option("--profile", "compile_profile", metavar="NAME", help="fast, balanced or max. Default: balanced.")
+@jobs_option
+@dry_run_option
+@vault_options
+def prewarm(model: str, parts: Parts, dry_run: bool, dir: Path | None, as_json: bool, **asked: Any) -> None:
+    """Freeze MODEL for each size with each batch size and dtype; what is frozen already is loaded and left as it is.
 
-    MODEL is a folder, a repository id, or `demo` for the pipeline that ships. A size that fails does not stop the
-    others; the exit code is that of the first error, or 1 if an entry could not be stored. With --dry-run nothing is
-    frozen: the exit code is 0 if all of it is in the vault, else 1.
+    MODEL is a folder, a repository id, or `demo` for the pipeline that ships. All calls are looked up first: --dry-run
+    shows this plan and ends with exit code 1 if something is not in the vault. A call that fails does not stop the
+    others; the exit code is that of the first failure.
 
     \b
     Examples:
       pipevault prewarm demo
-      pipevault prewarm ./my-model --size 512x512 --size 768x512 --dtype bfloat16 --dry-run
+      pipevault prewarm ./my-model --size 512x512 --size 768x512 --dtype float16 --dtype bfloat16 --dry-run
       pipevault prewarm ./my-model --size 512x512..1024x1024 --batch-size 1..4
-      pipevault prewarm ./my-model --size 1024x1024 --batch-size 4 --no-guidance --parts unet,vae.decoder
+      pipevault prewarm ./my-model --size 1024x1024 --batch-size 1 --batch-size 4 --parts unet,vae.decoder
     """
     from pipevault import PipelineCache, outcome
 
-    shapes = shapes_of(model, sizes, batch_size=batch_size, num_frames=frames, guidance=guidance)
+    calls = asked_calls(model, **take(asked, "sizes", "batch_sizes", "dtypes", "num_frames", "guidance"))
+    opening = take(asked, "device", "pipeline_class")
     with StepProgress() as progress:
-        cache = PipelineCache(
-            dir,
-            mode="compile",
-            weights=weights,
-            level=level,
-            regions=regions,
-            jobs=jobs,
-            compile_profile=profile,
-            progress=progress,
-        )
-        pipe = open_pipeline(model, dtype=dtype, device=device, pipeline_class=pipeline_class)
-        if dry_run:
-            click.get_current_context().exit(_dry_run(cache, pipe, shapes, sizes, parts, as_json))
-        results = freeze_sizes(
-            lambda shape: outcome(cache.load(pipe, shapes=[shape], parts=parts)), shapes, sizes, progress
-        )
+        cache = PipelineCache(dir, mode="compile", progress=progress, **asked)
+        opened = one_at_a_time(lambda dtype: open_pipeline(model, dtype=dtype, **opening))
+        calls = [
+            attempt(call, lambda call: {"explanation": cache.explain(opened(call.dtype), parts=parts, **call.shape)})
+            for call in calls
+        ]
+        if not dry_run:
+            there = sum(call.explanation is not None and call.explanation.status == "hit" for call in calls)
+            failed = sum(call.error is not None for call in calls)
+            new = len(calls) - there - failed
+            render.note(f"{len(calls)} planned: {there} in the vault, {failed} failed, {new} to freeze.")
+            calls = list(
+                freeze_calls(
+                    lambda call: outcome(cache.load(opened(call.dtype), shapes=[call.shape], parts=parts)),
+                    calls,
+                    progress,
+                )
+            )
+    failures = [call.failure for call in calls if call.failure[0]]
+    code, word = next(iter(failures), (Exit.DONE, None))
     if as_json:
-        render.print_json({"vault": str(cache.settings.dir), "sizes": [_document(result) for result in results]})
+        documents = [_document(call) for call in calls]
+        render.print_json({"vault": str(cache.settings.dir), "dry_run": dry_run, "code": word, "calls": documents})
+    elif dry_run:
+        render.show(render.table(("CALL", "KEY", "STATUS", "ACTION", "REASON"), map(_planned_row, calls)))
     else:
-        columns = ("SIZE", "KEY", "OUTCOME", "FROZEN", "STORED", "SECONDS", "REASON")
-        render.show(render.table(columns, map(_row, results), right=("SECONDS",)))
-    click.get_current_context().exit(next((result.exit_code for result in results if result.exit_code), 0))
+        columns = ("CALL", "KEY", "OUTCOME", "FROZEN", "STORED", "SECONDS", "REASON")
+        render.show(render.table(columns, map(_row, calls), right=("SECONDS",)))
+    click.get_current_context().exit(code)
 
 
-def _dry_run(
-    cache: PipelineCache,
-    pipe: Any,
-    shapes: Sequence[dict[str, Any]],
+def asked_calls(
+    model: str,
+    *,
     sizes: Sequence[str],
-    parts: tuple[str, ...] | Literal["auto"] | None,
-    as_json: bool,
-) -> int:
-    """Show what is in the vault for each size and what would be frozen; 0 if nothing would."""
-    rows, documents = [], []
-    for number, shape in enumerate(shapes):
-        size = sizes[number].strip() if sizes else OWN_SIZE
-        explanation = cache.explain(pipe, parts=parts, **shape)
-        key = explanation.key.digest
-        documents.append({"size": size, "key": key.hex, "status": explanation.status, "reason": explanation.reason})
-        action = "nothing to do" if explanation.status == "hit" else "would be frozen"
-        rows.append((size, key.short, explanation.status, action, explanation.reason))
-    if as_json:
-        render.print_json({"vault": str(cache.settings.dir), "dry_run": True, "sizes": documents})
-    else:
-        render.show(render.table(("SIZE", "KEY", "STATUS", "ACTION", "REASON"), rows))
-    return int(any(document["status"] != "hit" for document in documents))
+    batch_sizes: Sequence[int | tuple[int, int]],
+    dtypes: Sequence[str],
+    **call: Any,
+) -> list[Call]:
+    """Return the product of what was asked for, calls of one dtype together."""
+    calls = []
+    for dtype, size, batch in product(dtypes or (None,), sizes or ("",), batch_sizes or (None,)):
+        [shape] = shapes_of(model, [size] if size else [], batch_size=batch, **call)
+        text = "..".join(map(str, batch)) if isinstance(batch, tuple) else str(batch or "")
+        calls.append(Call(size.strip() or OWN_SIZE, text, dtype, shape))
+    return calls
 
 
-def freeze_sizes(
-    freeze: Callable[[dict[str, Any]], Outcome],
-    shapes: Sequence[dict[str, Any]],
-    sizes: Sequence[str],
-    progress: StepProgress,
-) -> list[SizeResult]:
-    """One result for each shape, in order; errors are in the results."""
-    results = []
-    for number, shape in enumerate(shapes):
-        size = sizes[number].strip() if sizes else OWN_SIZE
-        progress.subject = f"{size} ({number + 1} of {len(shapes)})" if len(shapes) > 1 else size
-        try:
-            results.append(SizeResult(size, outcome=freeze(shape)))
-        except PipevaultError as error:
-            results.append(SizeResult(size, error=error))
-        except Exception as error:  # such as torch's own when memory runs out at one size: the others may still fit
-            traceback.print_exception(error)
-            results.append(SizeResult(size, error=error))
-    return results
+def one_at_a_time(open: Open) -> Open:
+    """Return ``open`` so that it keeps the pipeline of the dtype that was asked for last, and no other."""
+    kept: dict[str | None, Any] = {}
+
+    def opened(dtype: str | None) -> Any:
+        if dtype not in kept:
+            kept.clear()
+            kept[dtype] = open(dtype)
+        return kept[dtype]
+
+    return opened
 
 
-def _document(result: SizeResult) -> dict[str, Any]:
-    if result.outcome is None:
-        return {
-            "size": result.size,
-            "status": "failed",
-            "error": type(result.error).__name__,
-            "reason": _reason(result),
-        }
-    return {"size": result.size, **result.outcome.to_json()}
+def attempt(call: Call, act: Callable[[Call], dict[str, Any]]) -> Call:
+    """Return ``call`` with what ``act`` gives, or with its error."""
+    try:
+        return replace(call, **act(call))
+    except Exception as error:  # such as torch's own when memory runs out for one call: the others may still fit
+        if interrupts.has_struck():
+            raise
+        exits.show_traceback(error)
+        return replace(call, error=error)
 
 
-def _row(result: SizeResult) -> tuple[str, ...]:
-    report = result.outcome
+def freeze_calls(freeze: Callable[[Call], Outcome], calls: Sequence[Call], progress: StepProgress) -> Iterator[Call]:
+    """Yield what became of each call, in order; those that failed before are left as they are."""
+    for number, call in enumerate(calls):
+        progress.subject = f"{call.label} ({number + 1} of {len(calls)})" if len(calls) > 1 else call.label
+        yield call if call.error else attempt(call, lambda call: {"outcome": freeze(call)})
+
+
+def _document(call: Call) -> dict[str, Any]:
+    asked = {"size": call.size, "batch_size": call.batch_size or None, "dtype": call.dtype}
+    if call.error is not None:
+        return {**asked, "status": "failed", **exits.error_document(call.error)}
+    if call.outcome is not None:
+        return {**asked, "code": call.failure[1], **call.outcome.to_json()}
+    found = call.explanation
+    assert found is not None
+    explained = {"status": found.status, "key": found.key.digest.hex, "reason": found.reason}
+    return {**asked, "code": call.failure[1], **explained}
+
+
+def _planned_row(call: Call) -> tuple[str, ...]:
+    if call.explanation is None:
+        return (call.label, "", "failed", "", _reason(call))
+    found = call.explanation
+    action = "nothing to do" if found.status == "hit" else "would be frozen"
+    return (call.label, found.key.digest.short, found.status, action, found.reason)
+
+
+def _row(call: Call) -> tuple[str, ...]:
+    report = call.outcome
     if report is None:
-        return (result.size, "", "failed", "", "no", "", _reason(result))
+        return (call.label, "", "failed", "", "no", "", _reason(call))
     frozen = [name for name, part in report.parts.items() if part.status == "frozen"]
     return (
-        result.size,
+        call.label,
         "none" if report.key is None else report.key.short,
         report.status,
         ", ".join(frozen) or "none",
@@ -191,6 +205,6 @@ def _row(result: SizeResult) -> tuple[str, ...]:
     )
 
 
-def _reason(result: SizeResult) -> str:
-    text = " ".join(str(result.error).split())
-    return text if isinstance(result.error, PipevaultError) else f"{type(result.error).__name__}: {text}"
+def _reason(call: Call) -> str:
+    assert call.error is not None
+    return f"{call.failure[1]}: {exits.message_of(call.error)}"

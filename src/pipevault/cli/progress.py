@@ -1,17 +1,17 @@
-"""Shows the steps of a load on standard error: a live display on a terminal, plain lines elsewhere."""
+"""Progress on standard error: the steps of a load, with plain lines where that is not a terminal, and bytes."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from pipevault.cli.render import printable
+from pipevault.cli.render import printable, say
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -43,7 +43,7 @@ DETAIL_LENGTH = 60
 class StepProgress:
     """A context manager to give as ``progress=``. On a terminal each part has a line, and each step of the whole.
 
-    ``subject``, which may be set anew at any time, is what the steps that follow are about, such as a size.
+    ``subject``, which may be set at any time, is what the steps that follow are about, such as a size.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -70,7 +70,7 @@ class StepProgress:
 
     @contextmanager
     def step(self, action: str) -> Iterator[None]:
-        """Reports the block as a step of the whole."""
+        """Report the block as a step of the whole."""
         from pipevault.cache.outcome import Step
 
         started_s = time.monotonic()
@@ -92,10 +92,10 @@ class StepProgress:
             return
         elapsed_s = time.monotonic() - self._started_s
         ended = "" if step.seconds is None else f" - done in {step.seconds:.2f} s"
-        print(f"[{elapsed_s:7.1f} s] {label}{ended}", file=self._stream, flush=True)
+        say(f"[{elapsed_s:7.1f} s] {label}{ended}", stream=self._stream)
 
     def _count_graph(self, step: Step) -> Step | None:
-        """The step with its graph's number, from 2, or its place among all, in place of a signature.
+        """Return the step with its graph's number, from 2, or its place among all, in place of a signature.
 
         ``None`` if it says nothing new.
         """
@@ -145,3 +145,19 @@ def _live_display(stream: TextIO) -> Progress:
         TextColumn("{task.description}", markup=False),
         console=Console(file=stream),
     )
+
+
+@contextmanager
+def byte_bar(label: str, stream: TextIO | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal. Give a function to pass as ``progress=``: it takes the bytes done and those in all."""
+    stream = sys.stderr if stream is None else stream
+    if not stream.isatty():
+        yield lambda done_bytes, total_bytes: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=stream), transient=True) as bar:
+        task = bar.add_task(printable(label), total=None)
+        yield lambda done_bytes, total_bytes: bar.update(task, completed=done_bytes, total=total_bytes)

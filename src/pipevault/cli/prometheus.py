@@ -34,7 +34,7 @@ _COUNTERS = (
 
 
 def exposition(found: Statistics, root: Path) -> str:
-    """All of ``found``; every sample has the label ``vault``, those of ``pipevault_entry_…`` also ``key``."""
+    """Return all of ``found``; every sample has the label ``vault``, those of ``pipevault_entry_…`` also ``key``."""
     return "".join(f"{line}\n" for line in _lines(found, {"vault": str(root)}))
 
 

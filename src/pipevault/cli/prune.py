@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import dir_option, json_option
-from pipevault.cli.vaults import open_vault
+from pipevault.cli.options import dry_run_option, vault_options
+from pipevault.cli.vaults import open_vault, whole_entries
 from pipevault.errors import SettingsError
 from pipevault.settings import Settings
 from pipevault.settings.values import parse_limit
 
 if TYPE_CHECKING:
     from pipevault.digest import Digest
+    from pipevault.store.manifest import Manifest
     from pipevault.store.retention.prune import PrunePlan, PruneReport, Staying
     from pipevault.store.vault import Vault
 
@@ -39,20 +40,16 @@ _AGE_UNITS_S = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.
 @click.option("--model", metavar="CLASS", help="What is of a pipeline or part of CLASS: StableDiffusionPipeline.")
 @click.option("--machine", metavar="NAME", help="What is for machines of NAME: cpu, cuda, x86_64.")
 @click.option("--dtype", metavar="NAME", help="What is for weights of dtype NAME: float32, bfloat16.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
-@dir_option
-@json_option
+@dry_run_option
+@vault_options
 def prune(
     max_size: str | None,
     older_than: str | None,
     unused: bool,
-    toolchain: str | None,
-    model: str | None,
-    machine: str | None,
-    dtype: str | None,
     dry_run: bool,
     dir: Path | None,
     as_json: bool,
+    **chosen: str | None,
 ) -> None:
     """Remove entries that are old, unused or more than the vault may hold, and what dead processes left.
 
@@ -73,8 +70,7 @@ def prune(
 
     limit = parse_limit("--max-size", max_size)
     age_s = _age_s(older_than)
-    asked = {"toolchain": toolchain, "model": model, "machine": machine, "dtype": dtype}
-    wanted = {name: value for name, value in asked.items() if value is not None}
+    wanted = {name: value for name, value in chosen.items() if value is not None}
     if wanted and (max_size is not None or age_s is not None or unused):
         raise SettingsError(f"--{next(iter(wanted))} goes without --max-size, --older-than and --unused: prune twice.")
     if max_size is None and age_s is None and not unused and not wanted:
@@ -90,18 +86,17 @@ def prune(
 
 def _chosen(vault: Vault, wanted: Mapping[str, str]) -> dict[Digest, str]:
     from pipevault.fingerprint.toolchain import package_version
-    from pipevault.store.manifest import Manifest
     from pipevault.store.matching import matching
 
     def is_old(entry: Manifest) -> bool:
-        """``graph_format`` is pipevault's own, and no package."""
+        """Tell whether a package of this machine has another version; ``graph_format`` is pipevault's own."""
         packages = entry.key.factors.get("toolchain")
         versions = packages.items() if isinstance(packages, Mapping) else ()
         return any(name != "graph_format" and version != package_version(name) for name, version in versions)
 
     if not wanted:
         return {}
-    return matching((entry for entry in vault.manifests() if isinstance(entry, Manifest)), wanted, is_old)
+    return matching(whole_entries(vault), wanted, is_old)
 
 
 def _age_s(text: str | None) -> float | None:
@@ -111,9 +106,11 @@ def _age_s(text: str | None) -> float | None:
     unit_s = _AGE_UNITS_S.get(match[2].lower()) if match else None
     if match is None or unit_s is None:
         units = ", ".join(_AGE_UNITS_S)
-        raise SettingsError(f"--older-than must be a number and one of {units}, such as 30d or 12h, not {text!r}.")
+        raise SettingsError(
+            f"Invalid age {text!r} for --older-than: expected a number and one of {units}, such as 30d."
+        )
     if match[1].startswith("-"):
-        raise SettingsError(f"--older-than must be 0 or more, not {text!r}.")
+        raise SettingsError(f"Invalid age {text!r} for --older-than: expected 0 or more.")
     return float(match[1]) * unit_s
 
 
@@ -144,7 +141,7 @@ def _tell(plan: PrunePlan, report: PruneReport | None) -> None:
     done = plan if report is None else report
     verb = "Would remove" if report is None else "Removed"
     reasons = {going.key: going.reason for going in plan.entries}
-    if lines := [f"{verb} {key.hex} ({reasons[key]})" for key in (reasons if report is None else report.entries)]:
+    if lines := [f"{verb} {key.short} ({reasons[key]})" for key in (reasons if report is None else report.entries)]:
         render.say("\n".join(lines))
     for entry in _staying(plan, report):
         render.note(f"{entry.key.short} stays: {entry.reason}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import dir_option, json_option
+from pipevault.cli.options import dry_run_option, vault_options
 from pipevault.cli.vaults import open_vault
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, NewerVaultError, SettingsError
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 @click.option("--with-graphs", is_flag=True, help="Of a plan, also the graphs that no other plan needs.")
 @click.option("--orphans", is_flag=True, help="Remove the artifacts that no entry names, older than an hour.")
 @click.option("--force", is_flag=True, help="Remove entries that a live process has loaded, too; never pinned ones.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@dry_run_option
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-@dir_option
-@json_option
+@vault_options
 def remove(
     keys: tuple[str, ...],
     with_graphs: bool,
@@ -86,7 +85,7 @@ def _refuse_in_use(vault: Vault, keys: Sequence[Digest], force: bool) -> None:
 
 
 def _plan_orphans(vault: Vault) -> tuple[RemovalPlan, tuple[Digest, ...]]:
-    """The plan, and the orphans that are too young for it."""
+    """Return the plan, and the orphans that are too young for it."""
     from pipevault.store.retention.removal import find_orphans, plan_orphans_removal
 
     orphans = find_orphans(vault.layout)
@@ -105,7 +104,7 @@ def _find_key(vault: Vault, prefix: str) -> Digest:
 
 def _confirm(plan: RemovalPlan) -> None:
     if not _is_interactive():
-        raise SettingsError("rm asks before it removes, and standard input is no terminal: give --yes or --dry-run.")
+        raise SettingsError("rm asks before it removes, and standard input is not a terminal: give --yes or --dry-run.")
     click.confirm(f"Remove {_what(plan)} ({render.size_text(plan.size_bytes)})?", abort=True, err=True)
 
 
@@ -135,7 +134,7 @@ def _report(
         return
     verb = "Would remove" if dry_run else "Removed"
     for key in done.keys or done.artifacts:
-        render.say(f"{verb} {key.hex}")
+        render.say(f"{verb} {key.short}")
     kept = [
         f"; {render.count_text(len(digests), 'artifact stays', 'artifacts stay')}, {reason}"
         for digests, reason in ((done.shared, "which other entries name"), (too_young, "younger than an hour"))

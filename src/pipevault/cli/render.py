@@ -1,13 +1,15 @@
-"""What people read (tables, sizes, ages) and what programs read (JSON on standard output)."""
+"""Printing: tables, sizes and ages for people, JSON for programs."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
@@ -16,13 +18,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PIPED_WIDTH = 180
-"""Columns where the output is no terminal and ``COLUMNS`` is not set, so that keys stay whole for other programs."""
+"""Columns of a wrapped table where the output is not a terminal and ``COLUMNS`` is not set."""
 
 _SIZE_UNITS = ("B", "kB", "MB", "GB", "TB")
 _AGE_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 _LONGEST_AGE_S = 30 * 86_400
-_LONGEST_RICH_TABLE = 200
-
+_NARROWEST = 6
+_WHOLE = frozenset({"KEY", "NEAREST"})
+"""Columns whose cells are never broken across lines, so that they can be copied."""
+_ANSWERED = "pipevault.answered"
 
 _ESCAPES = re.compile(
     "\x1b\\[[0-?]*[ -/]*[@-~]"  # colours and cursor movements
@@ -38,22 +42,40 @@ def printable(text: str) -> str:
     """Return ``text`` without what a terminal would obey: escape sequences, control characters, changes of direction.
 
     Names, reasons and prompts come from manifests, events, bundles and records, which anybody may have written. Line
-    feeds and tabs stay; what is no character becomes a replacement mark.
+    feeds and tabs stay; what is not a character becomes a replacement mark.
     """
     plain = text.encode("utf-8", "replace").decode("utf-8").replace("\r\n", "\n")
     return _CONTROLS.sub("", _ESCAPES.sub("", plain))
 
 
-def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+def say(text: str, *, err: bool = False, nl: bool = True, stream: TextIO | None = None) -> None:
     """Print text for people; every command prints through this, a table of this module, or :func:`print_json`."""
-    click.echo(printable(text), err=err, nl=nl)
+    _echo(printable(text), err=err, nl=nl, stream=stream)
 
 
 def print_json(document: Any) -> None:
     """Print a document for programs; characters that a terminal would obey are escaped."""
     text = json.dumps(document, indent=2, ensure_ascii=False)
     text = "".join(f"\\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else c for c in text)
-    click.echo(_HIDDEN_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    _echo(_HIDDEN_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    if context := click.get_current_context(silent=True):
+        context.meta[_ANSWERED] = True
+
+
+def has_answered() -> bool:
+    """Tell whether the command has printed its document: standard output holds one at most."""
+    context = click.get_current_context(silent=True)
+    return context is not None and _ANSWERED in context.meta
+
+
+def _echo(text: str = "", *, err: bool = False, nl: bool = True, stream: TextIO | None = None) -> None:
+    """Print; where the reader has left, as ``head`` does, the rest goes nowhere and the command goes on."""
+    try:
+        click.echo(text, file=stream, err=err, nl=nl)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, (stream or (sys.stderr if err else sys.stdout)).fileno())
+        os.close(nowhere)
 
 
 def note(text: str) -> None:
@@ -62,7 +84,7 @@ def note(text: str) -> None:
 
 
 def show(*tables: Table) -> None:
-    """Prints the tables with a blank line between two; where the output is no terminal, without trailing blanks."""
+    """Print the tables with a blank line between two; where the output is not a terminal, without trailing blanks."""
     console = _console()
     if console.is_terminal:
         for number, block in enumerate(tables):
@@ -72,54 +94,70 @@ def show(*tables: Table) -> None:
         return
     for number, block in enumerate(tables):
         if number:
-            click.echo()
+            _echo()
         with console.capture() as capture:
             console.print(block)
-        click.echo("\n".join(line.rstrip() for line in capture.get().removesuffix("\n").split("\n")))
+        _echo("\n".join(line.rstrip() for line in capture.get().removesuffix("\n").split("\n")))
 
 
-def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """A table; one of over :data:`_LONGEST_RICH_TABLE` rows as plain lines that are not wrapped: Rich takes a
-    millisecond for each row.
-    """
-    rows = [[printable(cell) for cell in row] for row in rows]
-    if len(rows) <= _LONGEST_RICH_TABLE:
-        show(table(columns, rows, right=right))
-        return
-    widths = [max(len(column), *(len(row[index]) for row in rows)) for index, column in enumerate(columns)]
-    form = "   ".join(
+def show_rows(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), elastic: Sequence[str] = ()
+) -> None:
+    """Print a table with a line for each row, however many; the ``elastic`` columns are cut to fit the width."""
+    lines = [[printable(cell).replace("\n", " ") for cell in row] for row in (columns, *rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    shrinking = [index for index, column in enumerate(columns) if column in elastic]
+    while shrinking and (limit := _width()) and sum(widths) + 2 * (len(widths) - 1) > limit:
+        widest = max(shrinking, key=widths.__getitem__)
+        if widths[widest] <= _NARROWEST:
+            break
+        widths[widest] -= 1
+    form = "  ".join(
         f"{{:{'>' if column in right else '<'}{width}}}" for column, width in zip(columns, widths, strict=True)
     )
-    rule = "─" * (sum(widths) + 3 * (len(widths) - 1))
-    say("\n".join([form.format(*columns).rstrip(), rule, *(form.format(*row).rstrip() for row in rows)]))
+    cut = ([_cut(cell, width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    head, *texts = (form.format(*cells).rstrip() for cells in cut)
+    say("\n".join([head, "─" * (sum(widths) + 2 * (len(widths) - 1)), *texts]))
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _width() -> int | None:
+    """Return how wide the output is: ``COLUMNS``, else the terminal; ``None`` where it is neither."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _console() -> Console:
     from rich.console import Console
 
     made = Console(highlight=False)
-    if made.is_terminal:
-        return made
-    columns = os.environ.get("COLUMNS", "")
-    return Console(highlight=False, width=int(columns) if columns.isdecimal() and int(columns) else PIPED_WIDTH)
+    return made if made.is_terminal else Console(highlight=False, width=_width() or PIPED_WIDTH)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> Table:
-    """A table of plain text: a value is never read as markup. ``right`` names the columns of numbers."""
+    """Return a table of plain text: a value is never read as markup. ``right`` names the columns of numbers."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*(Text(printable(cell)) for cell in row))
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    cells = [[Text(printable(cell)) for cell in row] for row in rows]
+    for index, column in enumerate(columns):
+        whole = max((row[index].cell_len for row in cells), default=0) if column in _WHOLE else None
+        justify: Literal["right", "left"] = "right" if column in right else "left"
+        made.add_column(column, justify=justify, overflow="fold", no_wrap=bool(whole), min_width=whole)
+    for row in cells:
+        made.add_row(*row)
     return made
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> Table:
-    """Two columns without a head: names and values."""
+    """Return a table of two columns without a head: names and values."""
     from rich.table import Table
     from rich.text import Text
 
@@ -145,7 +183,7 @@ def count_text(number: int, one: str, several: str) -> str:
 
 
 def age_text(created_at: str, now: datetime | None = None) -> str:
-    """How long ago an ISO 8601 time was, its date if that is over a month; what is no time as it stands."""
+    """Return how long ago an ISO 8601 time was, or its date if that is over a month; other text as it stands."""
     try:
         then = datetime.fromisoformat(created_at)
     except ValueError:
@@ -161,13 +199,18 @@ def age_text(created_at: str, now: datetime | None = None) -> str:
     return "just now"
 
 
+def time_text(time_s: float | None) -> str:
+    """Return seconds since the epoch as ISO 8601, empty for ``None``."""
+    return "" if time_s is None else datetime.fromtimestamp(time_s, timezone.utc).isoformat(timespec="seconds")
+
+
 def value_text(value: Any) -> str:
-    """A plain JSON value in one line, text without quotation marks."""
+    """Return a plain JSON value in one line, text without quotation marks."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """The leaves of nested mappings under dotted names, in the order in which they stand."""
+    """Return the leaves of nested mappings under dotted names, in the order in which they stand."""
     if not isinstance(value, Mapping) or not value:
         return [(prefix, value)]
     return [leaf for name, item in value.items() for leaf in flat(item, f"{prefix}.{name}" if prefix else str(name))]

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipevault.cli import render
-from pipevault.cli.options import dir_option, json_option
+from pipevault.cli import exits, render
+from pipevault.cli.exits import Exit
+from pipevault.cli.options import path_option, vault_options
 from pipevault.cli.progress import StepProgress
-from pipevault.errors import PipevaultError, SettingsError
+from pipevault.errors import DifferentOutputError, PipevaultError, SettingsError
 from pipevault.opening import DEMO_MODEL, open_pipeline
 
 if TYPE_CHECKING:
     from pipevault.evidence.replay import Replay
     from pipevault.runtime.record import RunRecord
 
-MAX_EXIT_CODE = 100
-
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
 class FileResult:
-    """What became of one file; exactly one of ``replay`` and ``error`` is given."""
+    """The result of one file; exactly one of ``replay`` and ``error`` is given."""
 
     file: Path
     replay: Replay | None = None
@@ -50,11 +49,8 @@ class FileResult:
 )
 @click.option("--allow-other-machine", is_flag=True, help="Measure the distance instead, also where bits must differ.")
 @click.option("--compile", is_flag=True, help="Compile what the vault lacks, with your own settings.")
-@click.option(
-    "--save", metavar="FILE", type=click.Path(path_type=Path), help="Where the new output of a single FILE goes."
-)
-@dir_option
-@json_option
+@path_option("--save", metavar="FILE", help="Where the new output of a single FILE goes.")
+@vault_options
 def replay(
     files: tuple[Path, ...],
     model: str | None,
@@ -70,7 +66,7 @@ def replay(
     FILE is an output that pipevault saved (PNG, JPEG, WebP, MP4), or a record (.json). Succeeds only if every result
     of every file came out again: noise, latents, pixels and, where the record has an audit, each part's outputs.
     Else the first thing that differs is named: machine, version, weights, noise, or the step and part. The exit code
-    is the number of files that did not come out equal, at most 100; each has a line that says why.
+    is 1 if a file did not come out equal; each has a line that says why.
 
     A record is data from a stranger: nothing is compiled unless --compile is given, nothing is fetched, and a model in
     a folder is opened only if you name it.
@@ -86,55 +82,47 @@ def replay(
         raise SettingsError(f"--save takes the output of one file, and {len(files)} are given.")
     pictures = _pictures(inputs)
     with StepProgress() as progress:
-        session = _Session(model, dir, pictures, progress, allow_other_machine=allow_other_machine, compile=compile)
+        session = _Session(model, dir, pictures, progress, allow_other_machine, compile)
         results = [session.replay(file) for file in files]
     if save is not None and results[0].replay is not None:
         from pipevault import save as save_output
 
         save_output(results[0].replay.output, save)
     if as_json:
-        render.print_json({"files": [_document(result) for result in results]})
+        code = next((_code(result) for result in results if not result.is_equal), None)
+        render.print_json({"code": code, "files": [_document(result) for result in results]})
     else:
         render.show(render.table(("FILE", "RESULT", "DETAIL"), map(_row, results)))
-    click.get_current_context().exit(min(sum(not result.is_equal for result in results), MAX_EXIT_CODE))
+    click.get_current_context().exit(Exit.DONE if all(result.is_equal for result in results) else Exit.NO)
 
 
+@dataclass
 class _Session:
-    """Replays one file after the other, and opens each recorded pipeline once."""
+    """The files of one command, replayed one after the other; each recorded pipeline is opened once."""
 
-    def __init__(
-        self,
-        model: str | None,
-        dir: Path | None,
-        inputs: dict[str, Any],
-        progress: StepProgress,
-        *,
-        allow_other_machine: bool,
-        compile: bool,
-    ) -> None:
-        self._model = model
-        self._dir = dir
-        self._inputs = inputs
-        self._allow_other_machine = allow_other_machine
-        self._compile = compile
-        self._progress = progress
-        self._pipes: dict[tuple[Any, ...], Any] = {}
+    model: str | None
+    dir: Path | None
+    inputs: dict[str, Any]
+    progress: StepProgress
+    allow_other_machine: bool
+    compile: bool
+    pipes: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def replay(self, file: Path) -> FileResult:
         from pipevault import read_record
         from pipevault import replay as replay_record
 
-        self._progress.subject = file.name
+        self.progress.subject = file.name
         try:
             pipe = self._pipeline(read_record(file))
             result = replay_record(
                 file,
                 pipe,
-                dir=self._dir,
-                inputs=self._inputs,
-                allow_other_machine=self._allow_other_machine,
-                compile=self._compile,
-                progress=self._progress,
+                dir=self.dir,
+                inputs=self.inputs,
+                allow_other_machine=self.allow_other_machine,
+                compile=self.compile,
+                progress=self.progress,
             )
         except PipevaultError as error:
             return FileResult(file, error=error)
@@ -142,29 +130,29 @@ class _Session:
 
     def _pipeline(self, record: RunRecord) -> Any:
         load = record.pipeline.get("load", {})
-        model = self._model or _recorded_model(record)
+        model = self.model or _recorded_model(record)
         dtypes = {dtype for dtype in load.get("dtype", {}).values() if dtype}
         if len(dtypes) > 1:
             raise SettingsError(
                 f"The recorded pipeline had parts of several dtypes ({', '.join(sorted(dtypes))}). Construct it "
                 "yourself and call pipevault.replay(file, pipe)."
             )
-        device = None if self._allow_other_machine else load.get("device", "cpu").partition(":")[0]
+        device = None if self.allow_other_machine else load.get("device", "cpu").partition(":")[0]
         opened = (model, next(iter(dtypes), None), device, record.pipeline["class"])
-        if opened not in self._pipes:
-            with self._progress.step("open"):
-                self._pipes[opened] = open_pipeline(
+        if opened not in self.pipes:
+            with self.progress.step("open"):
+                self.pipes[opened] = open_pipeline(
                     model,
                     dtype=opened[1],
                     device=device,
                     pipeline_class=opened[3],
-                    local_only=self._model is None,
+                    local_only=self.model is None,
                 )
-        return self._pipes[opened]
+        return self.pipes[opened]
 
 
 def _recorded_model(record: RunRecord) -> str:
-    """The demo, or a repository that the hub's local cache has. :class:`SettingsError` for a folder."""
+    """Return the recorded model: the demo, or a repository. :class:`SettingsError` for a folder."""
     model = record.pipeline["model"]
     if not model:
         raise SettingsError("The record does not name its model. Give it: --model.")
@@ -183,9 +171,7 @@ def _pictures(inputs: Sequence[str]) -> dict[str, Any]:
     for text in inputs:
         name, equals, file = text.partition("=")
         if not (name and equals and file) or name in pictures:
-            raise SettingsError(
-                f"{text!r} is no input, or a second one of its name. Give NAME=FILE, such as image=a.png."
-            )
+            raise SettingsError(f"Invalid input {text!r}: expected NAME=FILE, each name once, for example image=a.png.")
         try:
             with Image.open(file) as image:
                 image.load()
@@ -195,15 +181,23 @@ def _pictures(inputs: Sequence[str]) -> dict[str, Any]:
     return pictures
 
 
+def _code(result: FileResult) -> str | None:
+    if result.error is not None:
+        return exits.code_of(result.error)
+    return None if result.is_equal else exits.KINDS[DifferentOutputError][1]
+
+
 def _document(result: FileResult) -> dict[str, Any]:
-    if result.replay is None:
-        return {"file": str(result.file), "error": type(result.error).__name__, "reason": str(result.error)}
-    return {"file": str(result.file), **result.replay.to_json()}
+    if result.error is not None:
+        return {"file": str(result.file), **exits.error_document(result.error)}
+    assert result.replay is not None
+    return {"file": str(result.file), "code": _code(result), **result.replay.to_json()}
 
 
 def _row(result: FileResult) -> tuple[str, str, str]:
-    if result.replay is None:
-        return (str(result.file), "not replayed", " ".join(str(result.error).split()))
+    if result.error is not None:
+        return (str(result.file), "not replayed", f"{_code(result)}: {exits.message_of(result.error)}")
+    assert result.replay is not None
     details = [str(divergence) for divergence in result.replay.divergences]
     if measured := result.replay.distance:
         details.append(

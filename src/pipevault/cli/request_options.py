@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
+from pipevault.cli.options import class_option, device_option, together
 from pipevault.cli.pipelines import parse_size
 from pipevault.demo import DIGIT_WORDS
 from pipevault.demo import prompt as digit_prompt
@@ -15,40 +16,32 @@ from pipevault.opening import DEMO_MODEL
 if TYPE_CHECKING:
     from pipevault.evidence.request import Request
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
 seed_option = click.option(
     "--seed", metavar="NUMBER", type=int, default=0, show_default=True, help="-1 draws one, which is then reported."
 )
 
+request_options = together(
+    click.option(
+        "--prompt",
+        "prompts",
+        metavar="TEXT",
+        multiple=True,
+        help="A picture for each; the option any number of times. Default for demo: the ten digits.",
+    ),
+    click.option("--steps", metavar="NUMBER", type=click.IntRange(min=1), help="Default: the model's."),
+    click.option("--guidance-scale", metavar="NUMBER", type=float, help="Default: the model's."),
+    click.option("--size", metavar="WxH", help="Pixels. Default: the model's."),
+    seed_option,
+)
+"""Adds what :func:`request_from` takes."""
 
-def request_options(function: Function) -> Function:
-    """Adds ``prompts``, ``steps``, ``guidance_scale`` and ``size``, which :func:`request_from` takes."""
-    for option in (
-        click.option("--size", metavar="WxH", help="Pixels. Default: the model's."),
-        click.option("--guidance-scale", metavar="NUMBER", type=float, help="Default: the model's."),
-        click.option("--steps", metavar="NUMBER", type=click.IntRange(min=1), help="Default: the model's."),
-        click.option(
-            "--prompt",
-            "prompts",
-            metavar="TEXT",
-            multiple=True,
-            help="A picture for each; the option any number of times. Default for demo: the ten digits.",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def opening_options(function: Function) -> Function:
-    """Adds ``dtype``, ``device`` and ``pipeline_class``, which ``open_pipeline`` takes."""
-    for option in (
-        click.option("--pipeline-class", metavar="NAME", help="A class of diffusers in place of the model's."),
-        click.option("--device", metavar="NAME", help="cpu, cuda, ... Default: the GPU if there is one."),
-        click.option("--dtype", metavar="NAME", help="float32, float16 or bfloat16. Default: float32."),
-    ):
-        function = option(function)
-    return function
+OPENING = ("dtype", "device", "pipeline_class")
+opening_options = together(
+    click.option("--dtype", metavar="NAME", help="float32, float16 or bfloat16. Default: float32."),
+    device_option,
+    class_option,
+)
+"""Adds :data:`OPENING`, which ``open_pipeline`` takes."""
 
 
 def request_from(
@@ -60,9 +53,10 @@ def request_from(
     guidance_scale: float | None,
     size: str | None,
 ) -> Request:
-    """What to generate, with the demo's own defaults and a seed that is known.
+    """Return what to generate, with the demo's own defaults and a seed that is known.
 
-    Raises :class:`SettingsError` for what is no size and :class:`BadSeedError` for what is no seed.
+    Raises :class:`~pipevault.errors.SettingsError` for an invalid size and :class:`~pipevault.errors.BadSeedError` for
+    an invalid seed.
     """
     parsed = None if size is None else parse_size(size)
     from pipevault.determinism.seeds import effective_seed

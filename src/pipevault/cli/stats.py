@@ -1,4 +1,4 @@
-"""``pipevault stats``: what a vault's processes counted, for people, programs and Prometheus."""
+"""``pipevault stats``: the counts of a vault's processes, for people, programs and Prometheus."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import dir_option, json_option
+from pipevault.cli.options import vault_options
 from pipevault.cli.vaults import open_vault
 from pipevault.errors import CannotSaveError, SettingsError, VaultError
 
@@ -28,8 +28,7 @@ _SHOWN_ENTRIES = 30
     type=click.Path(path_type=Path, allow_dash=True),
     help="Write a text file for node_exporter's textfile collector; - prints it.",
 )
-@dir_option
-@json_option
+@vault_options
 def stats(key: str | None, prometheus: Path | None, dir: Path | None, as_json: bool) -> None:
     """Show what all processes counted that used the vault: hits, misses by reason, compile seconds spent and saved.
 
@@ -76,7 +75,7 @@ def _show(found: Statistics, root: Path) -> None:
     )
     busiest = sorted(found.entries.items(), key=lambda item: (-item[1].hits, -item[1].missed, item[0]))
     rows = [_row(key, counts) for key, counts in busiest[:_SHOWN_ENTRIES]]
-    render.show(facts, *([render.table(("KEY", *_MEASURES), rows, right=tuple(_MEASURES))] if rows else []))
+    render.show(facts, *([render.table(("KEY", *_COLUMNS), rows, right=_COLUMNS)] if rows else []))
     if len(busiest) > _SHOWN_ENTRIES:
         render.note(f"{len(busiest) - _SHOWN_ENTRIES} more entries; --json lists all.")
 
@@ -88,7 +87,7 @@ def _facts(counts: Counts) -> list[tuple[str, str]]:
 
 
 def _row(key: Digest, counts: Counts) -> tuple[str, ...]:
-    return (key.short, *(text(counts) for text in _MEASURES.values()))
+    return (key.short, *(_MEASURES[name](counts) for name in _COLUMNS))
 
 
 def _rate(counts: Counts) -> str:
@@ -96,7 +95,7 @@ def _rate(counts: Counts) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """``0 s``, ``12.5 s``, ``3 min 20 s``, ``27 h 5 min``."""
+    """Return a duration as ``0 s``, ``12.5 s``, ``3 min 20 s`` or ``27 h 5 min``."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds else "0 s"
     minutes, rest_s = divmod(round(seconds), 60)
@@ -131,3 +130,5 @@ _MEASURES: Mapping[str, Callable[[Counts], str]] = {
     "QUARANTINED": lambda counts: str(counts.quarantined),
     "PUBLISHED": lambda counts: f"{counts.published}, {render.size_text(counts.published_bytes)}",
 }
+_COLUMNS = ("HITS", "MISSES", "HIT RATE", "COMPILE TIME", "SAVED", "PUBLISHED")
+"""The measures of each entry that fit 80 columns; --json has all."""

@@ -35,7 +35,7 @@ _REPORT_PACKAGES = {"matplotlib": "matplotlib", "jinja2": "Jinja2", "skimage": "
 @click.option("--seeds", metavar="SEEDS", default="0..7", show_default=True, help="0..31, 0,5,9 or 0..3,10; up to 256.")
 @click.option("--out", metavar="FOLDER", type=click.Path(path_type=Path), default=Path("sweep"), show_default=True)
 @click.option("--baseline", metavar="FILE", type=click.Path(path_type=Path), help="The sweep.json of an earlier sweep.")
-@click.option("--fail-on-drift", is_flag=True, help="Exit with 22 if a picture is not the baseline's.")
+@click.option("--fail-on-drift", is_flag=True, help="Exit with 1 if a picture is not the baseline's.")
 @click.option("--steps", metavar="NUMBER", type=click.IntRange(min=1), help="Denoising steps. Default: the model's.")
 @click.option("--guidance-scale", metavar="NUMBER", type=float, help="Default: the model's.")
 @click.option("--size", metavar="WxH", help="Pixels. Default: the model's own size.")

@@ -8,32 +8,19 @@ from typing import TYPE_CHECKING
 from pipevault.settings import Settings
 
 if TYPE_CHECKING:
-    from pipevault.cli.listing import Describe, Row
     from pipevault.store.manifest import Manifest
-    from pipevault.store.vault import BrokenManifest, Vault
+    from pipevault.store.vault import Vault
 
 
 def open_vault(dir: Path | None) -> Vault:
+    """Open the vault in ``dir`` or, without it, that of the settings; it must exist."""
     from pipevault.store.vault import Vault
 
-    settings = Settings.resolve(dir=dir)
-    return Vault.of(settings)
+    return Vault.of(Settings.resolve(dir=dir))
 
 
-def read_entries(dir: Path | None) -> tuple[Path, list[Manifest], list[BrokenManifest]]:
-    """Return the vault's folder and its entries, whole and broken."""
+def whole_entries(vault: Vault) -> list[Manifest]:
+    """Return the entries of ``vault`` that can be read."""
     from pipevault.store.manifest import Manifest
-    from pipevault.store.vault import BrokenManifest
 
-    vault = open_vault(dir)
-    entries = list(vault.manifests())
-    whole = [entry for entry in entries if isinstance(entry, Manifest)]
-    return vault.root, whole, [entry for entry in entries if isinstance(entry, BrokenManifest)]
-
-
-def list_rows(dir: Path | None, describe: Describe) -> tuple[Path, list[Row], list[BrokenManifest]]:
-    """Like :func:`read_entries`, the whole ones as rows with the cells that ``describe`` gives."""
-    from pipevault.cli.listing import read_rows
-
-    vault = open_vault(dir)
-    return vault.root, *read_rows(vault, describe)
+    return [entry for entry in vault.manifests() if isinstance(entry, Manifest)]

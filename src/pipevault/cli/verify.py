@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipevault.cli import render
-from pipevault.cli.byte_bar import byte_bar
-from pipevault.cli.options import dir_option, json_option
+from pipevault.cli import exits, render
+from pipevault.cli.options import vault_options
+from pipevault.cli.progress import byte_bar
 from pipevault.cli.vaults import open_vault
 from pipevault.errors import CorruptEntryError
 from pipevault.settings import Settings
@@ -21,14 +21,13 @@ if TYPE_CHECKING:
 
 @click.command("verify", short_help="Check everything in the vault.")
 @click.option("--fix", is_flag=True, help="Move what is bad to quarantine, with the reason.")
-@dir_option
-@json_option
+@vault_options
 def verify(fix: bool, dir: Path | None, as_json: bool) -> None:
     """Check every file of the vault: manifests, artifacts, owners and permissions, pins, signatures.
 
-    Exit code 0 if nothing is bad, else 6; with --fix, 0 if all that was bad is out of the way. Entries that were moved
+    Exit code 0 if nothing is bad, else 3; with --fix, 0 if all that was bad is out of the way. Entries that were moved
     are frozen again by the next load. What is only in the way (artifacts that no entry names, foreign files, folders of
-    dead processes) is told, and changes neither the exit code nor what --fix does.
+    dead processes) is listed, and changes neither the exit code nor what --fix does.
 
     \b
     Examples:
@@ -36,20 +35,20 @@ def verify(fix: bool, dir: Path | None, as_json: bool) -> None:
       pipevault verify --fix
       pipevault verify --dir /srv/vault --json
     """
-    from pipevault.cli.app import exit_code
     from pipevault.store.check.verify import verify as verify_vault
     from pipevault.store.trust.signing_keys import load_trusted
 
     settings = Settings.resolve(dir=dir)
     trusted = load_trusted(settings.trusted_keys)
     vault = open_vault(dir)
+    code, word = exits.KINDS[CorruptEntryError]
     with byte_bar("verifying") as progress:
         report = verify_vault(vault, fix=fix, progress=progress, trusted=trusted, policy=settings.signature)
     if as_json:
-        render.print_json({"vault": str(vault.root), **_document(report)})
+        render.print_json({"vault": str(vault.root), "code": None if report.sound else word, **_document(report)})
     else:
         _tell(report, vault.root, fix)
-    click.get_current_context().exit(0 if report.sound else exit_code(CorruptEntryError("", vault.root)))
+    click.get_current_context().exit(exits.Exit.DONE if report.sound else code)
 
 
 def _document(report: VerifyReport) -> dict[str, Any]:
@@ -71,7 +70,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "reason": finding.reason,
         "keys": [key.hex for key in finding.keys],
         "quarantined": [str(path) for path in finding.quarantined],
-        "mended": finding.mended,
+        "fixed": finding.mended,
     }
 
 
@@ -84,7 +83,7 @@ def _tell(report: VerifyReport, root: Path, fix: bool) -> None:
         for path in finding.quarantined:
             render.say(f"  moved to {path}")
         if fix and not finding.mended:
-            render.say("  still there: mend it by hand")
+            render.say("  still there: fix it by hand")
     for finding in report.notable:
         render.say(f"{finding.kind}: {_line(finding.reason)}")
     entries = render.count_text(report.entries, "entry", "entries")

@@ -1,7 +1,8 @@
-"""Touch points with transformers: the hooks that its models put on themselves when they are called."""
+"""Touch points with transformers: hooks that its models put on themselves, and a warning about torchvision."""
 
 from __future__ import annotations
 
+import logging
 import types
 
 CAPTURE_MARK = "_output_capturing_hooks_installed"
@@ -9,6 +10,9 @@ CAPTURE_MARK = "_output_capturing_hooks_installed"
 
 CONFIG_HASH_ATTRIBUTE = "_original_object_hash"
 """Python's hash of a generation configuration when it was read: another number in every process."""
+
+IMPORT_LOGGER = "transformers.utils.import_utils"
+FALLBACK_WORDS = "requires torchvision (not installed); falling back to"
 
 _CAPTURE_MODULE = "transformers.utils.output_capturing"
 
@@ -23,3 +27,15 @@ def is_output_capturing_hook(hook: object) -> bool:
         and hook.__globals__.get("__name__") == _CAPTURE_MODULE
         and hook.__code__.co_name == "output_capturing_hook"
     )
+
+
+def hide_torchvision_fallback() -> None:
+    """Hide the warnings, one for each class, that image processors come without torchvision; hide nothing else.
+
+    diffusers imports two such classes, whoever uses it. Nothing is imported for it.
+    """
+    logging.getLogger(IMPORT_LOGGER).addFilter(_is_worth_a_line)
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    return FALLBACK_WORDS not in record.getMessage()

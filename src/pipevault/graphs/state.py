@@ -29,6 +29,7 @@ from pipevault.errors import (
     InterruptedBuildError,
     NotFiniteError,
     NothingFrozenError,
+    StatefulPartError,
     TrainingModeError,
     UnfrozenCallError,
 )
@@ -97,10 +98,6 @@ class Watch(Protocol):
 def is_frozen(module: nn.Module) -> bool:
     """Return whether ``module`` is a frozen part (:class:`~pipevault.graphs.part.FrozenPart`)."""
     return hasattr(type(module), "_pipevault_original_class")
-
-
-class StatefulPartError(CannotFreezeError):
-    """The part keeps state between its calls, so that they are frozen as the pipeline makes them, and not ahead."""
 
 
 @dataclass(frozen=True)
