@@ -117,4 +117,5 @@ def test_the_notebook_has_outputs_and_its_cells_run(frozen_vault: Path, tmp_path
 def test_each_example_is_tested_and_shown_in_the_docs() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SIX, "server"}
     page = (ROOT / "docs" / "examples.md").read_text("utf-8")
+    assert "``` { .python }" in page  # ruff formats what stands in a fence of plain python
     assert [name for name in SIX if f'--8<-- "examples/{name}.py"' not in page] == []
