@@ -26,7 +26,8 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PROJECT: dict[str, Any] = PYPROJECT["project"]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
@@ -129,9 +130,9 @@ def test_pip_keeps_the_torch_that_is_installed(version: str, tmp_path: Path) -> 
     for name in {requirement.name for requirement in direct_requirements()} - {"torch"}:
         write_wheel(house, name, "999")
     write_wheel(house, "torch", "2.99.0")
-    write_wheel(house, "pipevault", PROJECT["version"], PROJECT["dependencies"])
+    write_wheel(house, "pipevault", pipevault.__version__, PROJECT["dependencies"])
     assert planned(environment, house) == {
-        "pipevault": PROJECT["version"],
+        "pipevault": pipevault.__version__,
         **{item.name: "999" for item in map(Requirement, PROJECT["dependencies"]) if holds_here(item)},
     }
 
@@ -154,12 +155,20 @@ def test_the_oldest_python_is_the_one_that_the_setup_script_asks_for() -> None:
 
 
 def test_one_version() -> None:
-    assert pipevault.__version__ == PROJECT["version"]
+    assert PROJECT["dynamic"] == ["version"]
+    assert "version" not in PROJECT
+    source = (ROOT / PYPROJECT["tool"]["hatch"]["version"]["path"]).read_text("utf-8")
+    assert re.findall(r'^__version__ = "(.+)"$', source, re.MULTILINE) == [pipevault.__version__]
 
 
 def test_the_changelog_has_this_version_or_what_is_not_released() -> None:
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
-    assert headings[0] in ("Unreleased", PROJECT["version"])
+    assert pipevault.__version__ in headings[:2]
+    assert headings[0] in ("Unreleased", pipevault.__version__)
+
+
+def test_urls_name_what_is_in_the_source() -> None:
+    assert [path for path in PROJECT["urls"].values() if not (ROOT / path).is_file()] == []
 
 
 def test_types_and_model_are_where_the_wheel_takes_them_from() -> None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pipevault.runtime.records import record_of as record_of
     from pipevault.settings import Settings as Settings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # So that onediffx.compile_pipe(pipe, backend="inductor") works; nothing is imported before.
 announce_backend("inductor", "pipevault.runtime.by_hand")

@@ -17,7 +17,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
 
 
 def test_the_example_of_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)[0]
+    section = PAGE.read_text("utf-8").partition("## Pipelines of your own")[2]
+    code = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
     real = pipevault.PipelineCache
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipevault, "PipelineCache", lambda dir: real(dir, build_config=FAST_BUILD), raising=False)

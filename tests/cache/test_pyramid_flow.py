@@ -36,10 +36,10 @@ DRAWN_AT_FIRST: list[str] = []
 
 @pytest.fixture(scope="module")
 def vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A vault with the graphs that the example of the README freezes. Tests add graphs for other lengths alone."""
+    """A vault with the graphs that the example of the docs freezes. Tests add graphs for other lengths alone."""
     folder = tmp_path_factory.mktemp("pyramid")
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?PyramidDiT.*?)```", readme.rpartition("[Pyramid-Flow]")[2], re.DOTALL)
+    page = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    example = re.findall(r"```python\n(.*?)```", page.rpartition("[Pyramid-Flow]")[2], re.DOTALL)[0]
     cache = functools.partial(pipevault.PipelineCache, folder / "vault", build_config=FAST_BUILD)
     names: dict[str, Any] = {"model": PyramidDiTForVideoGeneration(), "pipevault": pipevault}
     with pytest.MonkeyPatch.context() as patch:
