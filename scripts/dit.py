@@ -16,7 +16,7 @@ def build(width: int = 512) -> Any:
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     import diffusers
 
-    from families.image import flux_parts  # type: ignore[import-not-found]
+    from families.image import flux_parts
 
     torch.manual_seed(0)
     parts = flux_parts()

@@ -1,12 +1,15 @@
-"""Fixtures shared by all tests. What takes a compilation is made once for a test session."""
+"""Markers and fixtures shared by all tests. What takes a compilation is made once for a test session."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -17,6 +20,43 @@ settings.load_profile("random" if examples else "repeatable")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+FAMILIES = Path(__file__).parent / "families"
+COMPILING = frozenset({"block_folder", "frozen_vault", "plain_vault"})
+"""Fixtures that compile: who uses one waits for it."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if FAMILIES in item.path.parents:
+            item.add_marker(pytest.mark.families)
+        if COMPILING.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.compile)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        pytest.skip("only root may act as other users")
+    if item.get_closest_marker("browser"):
+        from helpers.browser import require_chromium
+
+        require_chromium()
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return the folder ``name`` that ``make`` filled once for the session, by the first worker that came."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / name, shared / f"{name}.done"
+    with FileLock(shared / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -30,46 +70,55 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 @pytest.fixture(scope="session")
 def block_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A compiled ``Block``, saved as onediffx's ``save_pipe`` saves a part: ``block_folder / "block"``."""
-    import torch
-    from onediff.infer_compiler import compile as onediff_compile
 
-    from helpers.pipelines import FAST_BUILD, Block
-    from pipevault.graphs import backend
-    from pipevault.graphs.inductor import BuildOptions
-    from pipevault.graphs.state import PartOptions
+    def make(folder: Path) -> None:
+        import torch
+        from onediff.infer_compiler import compile as onediff_compile
 
-    torch.manual_seed(0)
-    options = PartOptions(build=BuildOptions(config=FAST_BUILD))
-    part = onediff_compile(Block().eval(), backend=backend.NAME, options=options)
-    with torch.no_grad():
-        part(torch.randn(2, 16), scale=2.0)
-    folder = tmp_path_factory.mktemp("block")
-    part.save_graph(folder / "block")
-    return folder
+        from helpers.pipelines import FAST_BUILD, Block
+        from pipevault.graphs import backend
+        from pipevault.graphs.inductor import BuildOptions
+        from pipevault.graphs.state import PartOptions
+
+        torch.manual_seed(0)
+        options = PartOptions(build=BuildOptions(config=FAST_BUILD))
+        part = onediff_compile(Block().eval(), backend=backend.NAME, options=options)
+        with torch.no_grad():
+            part(torch.randn(2, 16), scale=2.0)
+        part.save_graph(folder / "block")
+
+    return made_once(tmp_path_factory, "block", make)
 
 
 @pytest.fixture(scope="session")
 def frozen_vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A vault that holds the tiny Stable Diffusion pipeline at its default size. Tests must not write to it."""
-    import pipevault
-    from helpers.pipelines import FAST_BUILD, draw, stable_diffusion
+    """A vault that holds the tiny Stable Diffusion pipeline at its default size. Tests must not write to it.
 
-    root = tmp_path_factory.mktemp("frozen") / "vault"
-    pipe = stable_diffusion(tmp_path_factory.mktemp("tokenizer"))
-    pipevault.PipelineCache(root, build_config=FAST_BUILD).load(pipe, batch_size=1)
-    assert pipevault.outcome(pipe).status == "miss", pipevault.outcome(pipe).reason
-    import numpy as np
+    The pixels that the compiling process drew lie next to it: ``pixels_of_the_compiling_process.npy``.
+    """
 
-    np.save(root.parent / "pixels_of_the_compiling_process.npy", draw(pipe).numpy())
-    return root
+    def make(folder: Path) -> None:
+        import numpy as np
+
+        import pipevault
+        from helpers.pipelines import FAST_BUILD, draw, stable_diffusion
+
+        pipe = stable_diffusion(folder / "tokenizer")
+        pipevault.PipelineCache(folder / "vault", build_config=FAST_BUILD).load(pipe, batch_size=1)
+        assert pipevault.outcome(pipe).status == "miss", pipevault.outcome(pipe).reason
+        np.save(folder / "pixels_of_the_compiling_process.npy", draw(pipe).numpy())
+
+    return made_once(tmp_path_factory, "frozen", make) / "vault"
 
 
 @pytest.fixture(scope="session")
 def plain_vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A vault that holds ``PlainPipeline`` at 8x8. Tests copy it before they write to it."""
-    import pipevault
-    from helpers.pipelines import FAST_BUILD, PlainPipeline
 
-    root = tmp_path_factory.mktemp("plain") / "vault"
-    pipevault.PipelineCache(root, build_config=FAST_BUILD).load(PlainPipeline(), batch_size=1)
-    return root
+    def make(folder: Path) -> None:
+        import pipevault
+        from helpers.pipelines import FAST_BUILD, PlainPipeline
+
+        pipevault.PipelineCache(folder / "vault", build_config=FAST_BUILD).load(PlainPipeline(), batch_size=1)
+
+    return made_once(tmp_path_factory, "plain", make) / "vault"

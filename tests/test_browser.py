@@ -8,16 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from helpers.browser import check_page, require_chromium, screenshot
+from helpers.browser import check_page, screenshot
 from pipevault.report.page import picture_uri
+
+pytestmark = pytest.mark.browser
 
 POLICY = '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:">'
 PICTURE = f'<img alt="red" src="{picture_uri(Image.new("RGB", (40, 30), "red"))}">'
-
-
-@pytest.fixture(autouse=True)
-def _chromium() -> None:
-    require_chromium()
 
 
 def write(folder: Path, body: str, *, head: str = "") -> Path:

@@ -293,7 +293,7 @@ class TestConfigFileOwner:
         file.chmod(0o644)
         assert Settings.resolve(environ={"PIPEVAULT_CONFIG": str(file)}, dir=tmp_path).signature == "off"
 
-    @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+    @pytest.mark.root
     def test_nor_is_one_of_another_user(self, tmp_path: Path) -> None:
         file = tmp_path / "config.toml"
         file.write_text("")

@@ -25,12 +25,13 @@ from pipevault.store.vault import Vault
 
 
 def artifacts(root: Path) -> dict[str, list[str]]:
-    found = (m for m in Vault.open(root).manifests() if m.key.kind == "graph")  # type: ignore[union-attr]
-    return {m.info["signature_text"]: [ref.digest.hex for ref in m.artifacts] for m in found}  # type: ignore[union-attr]
+    found = (m for m in Vault.open(root).manifests() if m.key.kind == "graph")
+    return {m.info["signature_text"]: [ref.digest.hex for ref in m.artifacts] for m in found}
 
 
 def test_two_processes_make_the_bytes_of_one(frozen_vault: Path, tmp_path: Path) -> None:
-    pipe, steps = stable_diffusion(tmp_path / "tokenizer"), []
+    pipe = stable_diffusion(tmp_path / "tokenizer")
+    steps: list[Any] = []
     cache = pipevault.PipelineCache(tmp_path / "vault", build_config=FAST_BUILD, jobs=2, progress=steps.append)
     cache.load(pipe, batch_size=1)
     assert artifacts(tmp_path / "vault") == artifacts(frozen_vault)

@@ -203,7 +203,7 @@ class TestBadInput:
 
     def test_a_call_that_the_pipeline_refuses(self, tmp_path: Path) -> None:
         class Picky(PlainPipeline):
-            def __call__(self, prompt: str = "", height: int = 8, width: int = 8) -> Any:
+            def __call__(self, prompt: str = "", height: int = 8, width: int = 8) -> Any:  # type: ignore[override]
                 raise ValueError("too wide")
 
         pipe = Picky()
@@ -340,7 +340,7 @@ class TestCompiling:
 
     def test_nothing_frozen_is_an_error_and_nothing_is_stored(self, tmp_path: Path) -> None:
         class Odd(PlainPipeline):
-            def __call__(self, height: int = 8, width: int = 8) -> Any:
+            def __call__(self, height: int = 8, width: int = 8) -> Any:  # type: ignore[override]
                 return None
 
         with pytest.raises(CannotFreezeError, match="no part was called"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def test_the_example_of_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     real = pipevault.PipelineCache
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipevault, "PipelineCache", lambda dir: real(dir, build_config=FAST_BUILD), raising=False)
-    names: dict[str, object] = {"__name__": "example"}
+    names: dict[str, Any] = {"__name__": "example"}
     try:
         exec(compile(code, str(PAGE), "exec"), names)
     finally:
@@ -36,7 +37,7 @@ def test_the_example_of_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all(part.uses["frozen"] for part in states.values())
     graphs = [m for m in real("vault").vault.manifests() if m.key.kind == "graph"]
     assert len(graphs) == 1
-    eager = type(painter)._pipevault_original_class()
+    eager: Any = type(painter)._pipevault_original_class()
     torch.testing.assert_close(eager.stages[0].weight, painter.stages[0].weight)
     pipevault.unload(painter)
     torch.testing.assert_close(painter.paint(rows=4).shape, picture.shape)

@@ -72,7 +72,7 @@ def test_no_vault(tmp_path: Path) -> None:
 
 def test_a_bounded_number_of_entries_is_read(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[object] = []
-    original = folder_module.read_manifest
+    original = folder_module.read_manifest  # type: ignore[attr-defined]
     monkeypatch.setattr(folder_module, "read_manifest", lambda *given: read.append(given[1]) or original(*given))
     monkeypatch.setattr("pipevault.cache.search._COMPARED_PLANS", 3)
     there = [plan(height=height) for height in range(10)]

@@ -112,7 +112,7 @@ class TestAnotherKindOfStore:
     def test_signatures_come_with_its_entries(self, shared: Path, tmp_path: Path) -> None:
         (tmp_path / "keys").mkdir(mode=0o700)
         public = write_key_pair(tmp_path / "keys" / "key").text
-        strict = {"signature": "require", "trusted_keys": [public]}
+        strict: dict[str, Any] = {"signature": "require", "trusted_keys": [public]}
         with pytest.raises(SignatureError):
             with_bucket(tmp_path / "own", objects_of(shared), **strict).load(PlainPipeline(), batch_size=1)
         for manifest in manifests(shared).values():

@@ -341,7 +341,7 @@ class TestSignatures:
         public_key: str,
         tmp_path: Path,
         mode: str,
-        shape: dict[str, int],
+        shape: dict[str, Any],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         self.sign(shared, tmp_path, "plan")

@@ -96,7 +96,7 @@ class TestGraphs:
 
     @pytest.mark.parametrize("shape", [{"batch_size": 1}, {}])
     def test_an_error_unless_asked_otherwise(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: dict[str, int]
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any]
     ) -> None:
         monkeypatch.setattr("pipevault.graphs.inductor.build_graph", lambda *a, **k: pytest.fail("it was compiled"))
         cache = PipelineCache(tmp_path / "vault", lock_timeout_s=0, build_config=FAST_BUILD)

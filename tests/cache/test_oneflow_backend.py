@@ -86,7 +86,7 @@ class TestMissAndHit:
         assert not torch.equal(draw(PlainPipeline()), expected)
 
     def test_seeds_and_records_work(self, tmp_path: Path) -> None:
-        pipe = loaded(tmp_path)
+        pipe: Any = loaded(tmp_path)
         first, again = pipe("a cat", seed=3), pipe("a cat", seed=3)
         assert torch.equal(first, again)
         assert pipevault.record_of(again).seeds["root"] == 3
@@ -136,7 +136,9 @@ class TestMissAndHit:
         cache = cache_of(tmp_path)
         pipe = cache.load(PlainPipeline())
         expected = draw(pipe)
-        export_bundle(cache.vault, [pipevault.outcome(pipe).key], tmp_path / "entry.pvb")
+        key = pipevault.outcome(pipe).key
+        assert key is not None
+        export_bundle(cache.vault, [key], tmp_path / "entry.pvb")
         other = cache_of(tmp_path / "other")
         import_bundle(other.vault, tmp_path / "entry.pvb")
         assert torch.equal(draw(loaded(tmp_path / "other", mode="require")), expected)

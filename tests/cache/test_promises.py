@@ -131,10 +131,10 @@ class TestCallsWithoutAGraph:
     @pytest.mark.usefixtures("no_compiling")
     def test_what_the_pipeline_refuses_is_its_own_error(self, vault_copy: Path) -> None:
         class Picky(PlainPipeline):
-            def __call__(self, *args: Any, height: int = 8, **kwargs: Any) -> Any:
+            def __call__(self, prompt: str | list[str] = "", height: int = 8, *args: Any, **kwargs: Any) -> Any:
                 if height > 8:
                     raise ValueError("height is too large for this model")
-                return super().__call__(*args, height=height, **kwargs)
+                return super().__call__(prompt, height, *args, **kwargs)
 
         pipe = cache(vault_copy).load(Picky())
         with pytest.raises(ValueError, match="height is too large") as caught:

@@ -27,7 +27,7 @@ from pipevault.graphs import parts as graph_parts
 from pipevault.graphs import pyramid_flow
 
 PARTS = {"dit", "text_encoder.text_encoder", "text_encoder.text_encoder_2", "vae.encoder", "vae.decoder"}
-SIZE = {"height": 384, "width": 640}
+SIZE: dict[str, Any] = {"height": 384, "width": 640}
 
 
 DRAWN_AT_FIRST: list[str] = []
@@ -102,9 +102,10 @@ def test_longer_and_shorter_videos_than_those_of_the_load(vault: Path, temp: int
 
 
 def test_blocks_serve_videos_of_every_length_with_a_dozen_graphs(tmp_path: Path) -> None:
-    size, temps = {"height": 64, "width": 64}, (1, 2, 5, 8)
+    size: dict[str, Any] = {"height": 64, "width": 64}
+    temps = (1, 2, 5, 8)
     cache = pipevault.PipelineCache(tmp_path / "vault", build_config=FAST_BUILD, regions="blocks")
-    model = cache.load(PyramidDiTForVideoGeneration(), num_frames=8 * 7 + 1, **size)
+    model: Any = cache.load(PyramidDiTForVideoGeneration(), num_frames=8 * 7 + 1, **size)
     assert pipevault.outcome(model).parts["dit"].regions == "2 Block"
     for temp in temps:
         video = model.generate("waves", seed=0, temp=temp, **size)
@@ -212,7 +213,7 @@ def test_unloaded_it_is_what_it_was(vault: Path) -> None:
 class TestBadInput:
     @pytest.mark.parametrize("missing", ["vae", "text_encoder"])
     def test_a_model_without_a_part_that_it_needs(self, tmp_path: Path, missing: str) -> None:
-        model = PyramidDiTForVideoGeneration(**{f"load_{missing}": False})  # type: ignore[arg-type]
+        model = PyramidDiTForVideoGeneration(**{f"load_{missing}": False})
         with pytest.raises(SettingsError, match=rf"has no {missing}, .* load_{missing}=True"):
             pipevault.PipelineCache(tmp_path / "vault").load(model)
         assert type(model) is PyramidDiTForVideoGeneration
@@ -258,11 +259,11 @@ def warm_up_calls(shape: dict[str, Any], folder: str = "") -> list[dict[str, Any
 
     class Told(PyramidDiTForVideoGeneration):
         @functools.wraps(PyramidDiTForVideoGeneration.generate)
-        def generate(self, **given: Any) -> None:
+        def generate(self, **given: Any) -> None:  # type: ignore[override]
             calls.append(given)
 
         @functools.wraps(PyramidDiTForVideoGeneration.generate_i2v)
-        def generate_i2v(self, **given: Any) -> None:
+        def generate_i2v(self, **given: Any) -> None:  # type: ignore[override]
             calls.append(given)
 
     model = Told()

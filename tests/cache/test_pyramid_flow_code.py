@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
     pyramid_flow.CHECKOUT not in os.environ, reason=f"{pyramid_flow.CHECKOUT} names no checkout of Pyramid-Flow"
 )
 
-SIZE = {"height": 64, "width": 64}
+SIZE: dict[str, Any] = {"height": 64, "width": 64}
 STEPS: dict[str, Any] = {"num_inference_steps": [2, 1, 2]}
 LATER_STEPS: dict[str, Any] = {"video_num_inference_steps": [1, 2, 1]}
 

@@ -63,7 +63,7 @@ class LengthsPipeline(PlainPipeline):
         torch.manual_seed(0)
         self.transformer = Lengths().eval()
 
-    def __call__(self, prompt: str = "", height: int = 16, generator: torch.Generator | None = None) -> torch.Tensor:
+    def __call__(self, prompt: str = "", height: int = 16, generator: torch.Generator | None = None) -> torch.Tensor:  # type: ignore[override]
         latents = torch.randn(1, height, 8, generator=generator)
         drawn = []
         with torch.no_grad():
@@ -126,8 +126,8 @@ def no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def graphs_in(root: Path) -> list[str]:
-    found = (m for m in Vault.open(root).manifests() if m.key.kind == "graph")  # type: ignore[union-attr]
-    return sorted(str(manifest.info["signature_text"]) for manifest in found)  # type: ignore[union-attr]
+    found = (m for m in Vault.open(root).manifests() if m.key.kind == "graph")
+    return sorted(str(manifest.info["signature_text"]) for manifest in found)
 
 
 def test_one_graph_serves_the_whole_range(vault: Path, no_compiling: None) -> None:
@@ -137,7 +137,7 @@ def test_one_graph_serves_the_whole_range(vault: Path, no_compiling: None) -> No
     pipe, plain = cache(vault).load(SizedPipeline(), **RANGE), SizedPipeline()
     assert pipevault.outcome(pipe).status == "hit"
     for height, width, batch in SIZES:
-        arguments = {"height": height, "width": width, "prompt": ["a"] * batch}
+        arguments: dict[str, Any] = {"height": height, "width": width, "prompt": ["a"] * batch}
         torch.testing.assert_close(draw(pipe, **arguments), draw(plain, **arguments), atol=1e-5, rtol=1e-5)
     assert pipevault.outcome(pipe).parts["transformer"].graphs == 1
 
@@ -149,7 +149,7 @@ def test_a_load_without_a_shape_finds_the_range(vault: Path, no_compiling: None)
 
 
 def test_every_process_gives_the_same_bits(vault: Path, no_compiling: None) -> None:
-    arguments = {"height": 12, "width": 20, "prompt": ["a", "b", "c"]}
+    arguments: dict[str, Any] = {"height": 12, "width": 20, "prompt": ["a", "b", "c"]}
     pipe = cache(vault).load(SizedPipeline())
     first = draw(pipe, **arguments)
     assert torch.equal(first, draw(pipe, **arguments))
@@ -235,7 +235,7 @@ def test_one_sample_is_apart_from_several(tmp_path: Path) -> None:
         "float32[batch,1,height,8], float32[] where batch 2-4, height 8-16",
     ]
     for height, batch in ((8, 1), (12, 1), (16, 3), (10, 2)):
-        arguments = {"height": height, "prompt": ["a"] * batch}
+        arguments: dict[str, Any] = {"height": height, "prompt": ["a"] * batch}
         torch.testing.assert_close(draw(pipe, **arguments), draw(plain, **arguments), atol=1e-5, rtol=1e-5)
     assert len(graphs_in(tmp_path / "vault")) == 2
 
@@ -243,6 +243,8 @@ def test_one_sample_is_apart_from_several(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["number", "cache"])
 def test_what_depends_on_the_size_in_another_way_has_no_range(tmp_path: Path, kind: str) -> None:
     class Odd(Stubborn):
+        table: torch.Tensor
+
         def forward(self, latents: torch.Tensor, step: torch.Tensor) -> Any:
             drawn = latents - 0.1 * torch.tanh(self.mix(latents)) * torch.cos(step)
             if kind == "number":
@@ -256,7 +258,7 @@ def test_what_depends_on_the_size_in_another_way_has_no_range(tmp_path: Path, ki
             torch.manual_seed(0)
             self.transformer = Odd().eval()
 
-        def __call__(self, prompt: str = "", height: int = 8, generator: torch.Generator | None = None) -> torch.Tensor:
+        def __call__(self, prompt: str = "", height: int = 8, generator: torch.Generator | None = None) -> torch.Tensor:  # type: ignore[override]
             with torch.no_grad():
                 found = self.transformer(torch.randn(1, height, 8, generator=generator), torch.tensor(1.0))
             drawn: torch.Tensor = found["x"] + found["rest"]

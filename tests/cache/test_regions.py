@@ -189,7 +189,7 @@ def test_unloaded_and_copied_blocks_are_eager(vault: Path) -> None:
 
 
 def test_a_record_names_each_graph_once_and_replays(vault: Path) -> None:
-    pipe = cache(vault).load(StackPipeline())
+    pipe: Any = cache(vault).load(StackPipeline())
     output = pipe(prompt="a", seed=4)
     record = pipevault.record_of(output)
     assert {name: len(graphs) for name, graphs in record.graphs.items()} == {"transformer.layers.0": 1}
@@ -294,7 +294,7 @@ def offloaded_by_groups(stack: nn.Module) -> None:
 @pytest.mark.parametrize("first", [True, False])
 def test_blocks_that_are_offloaded(vault: Path, no_compiling: None, offload: Any, first: bool) -> None:
     expected = draw(cache(vault).load(StackPipeline()))
-    pipe = StackPipeline()
+    pipe: Any = StackPipeline()
     pipe._execution_device = torch.device("cpu")  # as pipelines of diffusers tell it
     if first:
         offload(pipe.transformer)
@@ -333,10 +333,10 @@ class Schedule(Stack):
 
     def forward(self, latents: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
-            layer.scale = 0.0 if step >= 6 else 1.0
+            layer.scale = 0.0 if step >= 6 else 1.0  # type: ignore[assignment]
         drawn = super().forward(latents, step)
         for layer in self.layers:
-            layer.scale = 1.0
+            layer.scale = 1.0  # type: ignore[assignment]
         return drawn
 
 
@@ -392,7 +392,7 @@ def test_pipelines_that_share_a_part_keep_their_regions(vault: Path, tmp_path: P
 
 
 def test_decoders_and_language_models_stay_whole() -> None:
-    pipe = StackPipeline()
+    pipe: Any = StackPipeline()
     pipe.decoder = pipe.transformer
     assert choose_regions(pipe, ["decoder"], "auto") == {}
     pipe.transformer.config = SimpleNamespace(use_cache=True)

@@ -208,11 +208,11 @@ def test_arguments_that_are_given_win(pipe: Any) -> None:
 
 
 class NeedsImage(PlainPipeline):
-    def __call__(self, prompt: str, image: Any, height: int = 8, width: int = 8) -> Any: ...
+    def __call__(self, prompt: str, image: Any, height: int = 8, width: int = 8) -> Any: ...  # type: ignore[override]
 
 
 class NeedsPose(PlainPipeline):
-    def __call__(self, prompt: str, pose: Any) -> Any: ...
+    def __call__(self, prompt: str, pose: Any) -> Any: ...  # type: ignore[override]
 
 
 def test_an_image_is_made_up_where_one_is_needed() -> None:
@@ -306,16 +306,16 @@ def test_plain_arguments_count_by_value(pipe: Any, one: Any, other: Any) -> None
 
 
 class TakesAnything(PlainPipeline):
-    def __call__(self, prompt: str = "", **options: Any) -> Any: ...
+    def __call__(self, prompt: str = "", **options: Any) -> Any: ...  # type: ignore[override]
 
 
 class SelfIsNamedPipeline(PlainPipeline):
-    def __call__(pipeline, prompt: str = "", height: int = 8) -> Any: ...  # noqa: N805
+    def __call__(pipeline, prompt: str = "", height: int = 8) -> Any: ...  # type: ignore[override]  # noqa: N805
 
 
 class Wrapped(PlainPipeline):
     @functools.wraps(PlainPipeline.__call__)
-    def __call__(pipeline, *args: Any, **kwargs: Any) -> Any: ...  # noqa: N805
+    def __call__(pipeline, *args: Any, **kwargs: Any) -> Any: ...  # type: ignore[override]  # noqa: N805
 
 
 def test_the_pipeline_itself_is_no_argument_whatever_its_name() -> None:
@@ -364,11 +364,11 @@ def test_guidance_given_to_a_pipeline_that_takes_anything_counts() -> None:
 
 
 class Sizeless(PlainPipeline):
-    def __call__(self, prompt: str = "") -> Any: ...
+    def __call__(self, prompt: str = "") -> Any: ...  # type: ignore[override]
 
 
 class FromImage(PlainPipeline):
-    def __call__(self, prompt: str = "", image: Any = None) -> Any: ...
+    def __call__(self, prompt: str = "", image: Any = None) -> Any: ...  # type: ignore[override]
 
 
 @pytest.mark.parametrize(

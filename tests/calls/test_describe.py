@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.ids import without_address
 from helpers.sample_records import picture
 from pipevault.calls.describe import describe, digest_array, pixels_sha256
 
@@ -63,7 +64,7 @@ class TestDescribe:
             (Callback, {"kind": "callable", "name": f"{__name__}.Callback"}),
             (Callback(), {"kind": "object", "class": f"{__name__}.Callback"}),
         ],
-        ids=repr,
+        ids=without_address,
     )
     def test_other_values(self, value: Any, described: Any) -> None:
         assert describe(value) == described

@@ -14,12 +14,9 @@ from pipevault.calls.sample_roles import ONE_PROMPT, ArgumentKind, class_names, 
 from pipevault.calls.samples import Samples, samples_of, split
 from pipevault.errors import UnplacedArgumentError
 
-METHODS = [
-    pytest.param(cls, name, method, id=f"{cls.__name__}.{name}")
-    for cls in pipeline_classes()
-    for name, method in generating_methods(cls).items()
-]
-NAMES = sorted({name for cls, _, method in (param.values for param in METHODS) for name in parameters(method)})
+FOUND = [(cls, name, method) for cls in pipeline_classes() for name, method in generating_methods(cls).items()]
+METHODS = [pytest.param(*found, id=f"{found[0].__name__}.{found[1]}") for found in FOUND]
+NAMES = sorted({name for *_, method in FOUND for name in parameters(method)})
 
 # Written down again and not taken from the table, so that a slip there is noticed.
 PER_PROMPT = re.compile(

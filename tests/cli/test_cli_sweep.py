@@ -143,8 +143,8 @@ class TestOutput:
         assert "<b>one" not in page
         assert "&lt;b&gt;one" in page
 
+    @pytest.mark.browser
     def test_the_report_in_a_browser(self, swept: Any, tmp_path: Path) -> None:
-        browser.require_chromium()
         swept()
         assert swept("--baseline", tmp_path / "out" / "sweep.json", "--steps", "2", out="again").exit_code == 0
         found = json.loads((tmp_path / "again" / "sweep.json").read_text())

@@ -44,10 +44,10 @@ def test_a_forward_that_a_program_put_there_is_found() -> None:
         return x
 
     before = nn.Linear(2, 2)
-    before.forward = forward  # type: ignore[method-assign]
+    before.forward = forward  # type: ignore[assignment, method-assign]
     add_hook_to_module(before, AlignDevicesHook(execution_device="cpu"))
     after = hooked(AlignDevicesHook(execution_device="cpu"))
-    after.forward = forward  # type: ignore[method-assign]
+    after.forward = forward
     assert [accelerate.forward_of(vars(module)) for module in (before, after)] == [forward, forward]
 
 

@@ -205,13 +205,13 @@ class TestMachine:
         assert pytorch.init_amx() in (True, False)
 
     def test_mkl_threads_stand_in_the_build_information(self) -> None:
-        if torch.backends.mkl.is_available():
+        if torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
             assert pytorch.mkl_threads() is not None, "torch.__config__.parallel_info() is written in another way"
         else:
             assert pytorch.mkl_threads() is None
 
     def test_onednn_stands_in_the_build_information(self) -> None:
-        if torch.backends.mkldnn.is_available():
+        if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             version = pytorch.onednn_version()
             assert version, "torch.__config__.show() is written in another way"
             assert version[0].isdigit()

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -62,7 +63,7 @@ def test_one_thread_at_a_time_and_in_the_order_of_asking(turns: Turns) -> None:
     assert first.inside.wait(WAIT_S)
     others = []
     for number in range(8):
-        others.append(Holder(turns, {"pipe": ALONE}, lambda number=number: order.append(number)))
+        others.append(Holder(turns, {"pipe": ALONE}, partial(order.append, number)))
         while len(turns._waiting) <= number:
             time.sleep(0.001)
     first.end()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.browser import check_page, require_chromium
+from helpers.browser import check_page
 from helpers.comparison_runs import FakeRuns, brighter, compared
 from pipevault.evidence.compare.report import comparison_page
 from pipevault.evidence.request import Request
@@ -37,11 +37,8 @@ def latents(label: str, count: int) -> np.ndarray[Any, Any]:
     return generator.normal(size=(count, 16, 8, 8)).astype(np.float32)
 
 
+@pytest.mark.browser
 class TestInABrowser:
-    @pytest.fixture(autouse=True)
-    def _chromium(self) -> None:
-        require_chromium()
-
     def test_equal_runs(self, tmp_path: Path) -> None:
         path = tmp_path / "compare.html"
         path.write_text(page(), encoding="utf-8")

@@ -110,7 +110,7 @@ def test_noise_does_not_depend_on_the_dtype(model: str, tmp_path: Path) -> None:
 
 
 def test_getting_ready_alone_draws_nothing(model: str, tmp_path: Path, frozen_vault: Path) -> None:
-    options = {"dir": frozen_vault, "build_config": FAST_BUILD, "mode": "compile", "generations": 0}
+    options: dict[str, Any] = {"dir": frozen_vault, "build_config": FAST_BUILD, "mode": "compile", "generations": 0}
     result = generated(model, tmp_path, method="frozen", **options)
     assert (result.outcome, result.pictures, result.pixels, result.latents) == ("hit", (), (), None)
     assert "first" not in result.seconds

@@ -73,7 +73,7 @@ def test_arrays_are_kept_where_there_are_no_pictures(tmp_path: Path) -> None:
     golden = a_golden(tmp_path, Drawn(run.record, samples_of(arrays)))
     write_golden(golden)
     assert sorted(path.name for path in golden.path.iterdir()) == ["golden.json", "samples.safetensors"]
-    assert np.array_equal(np.stack(read_golden(golden.path).drawn.samples), arrays)
+    assert np.array_equal(np.stack([np.asarray(one) for one in read_golden(golden.path).drawn.samples]), arrays)
 
 
 def test_frames_of_a_video_are_pictures(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_the_old_golden_comes_back_if_the_new_one_cannot_take_its_place(
             raise PermissionError(13, "Permission denied")
         rename(source, target)
 
-    monkeypatch.setattr(golden_files.os, "rename", second_fails)
+    monkeypatch.setattr(golden_files.os, "rename", second_fails)  # type: ignore[attr-defined]
     with pytest.raises(CannotSaveError, match="Permission denied"):
         write_golden(Golden(golden.path, "seven", a_run()), overwrite=True)
     assert len(read_golden(golden.path).drawn.samples) == 2

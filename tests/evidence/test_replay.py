@@ -73,7 +73,8 @@ def pipe(tmp_path: Path) -> Any:
 
 
 def changed(record: RunRecord, **fields: Any) -> RunRecord:
-    return replace(record, **{name: {**getattr(record, name), **value} for name, value in fields.items()})
+    groups: dict[str, Any] = {name: {**getattr(record, name), **value} for name, value in fields.items()}
+    return replace(record, **groups)
 
 
 @pytest.mark.parametrize("source", ["cat.png", "cat.png.json"])
@@ -162,7 +163,7 @@ def test_an_audit_names_the_step_and_the_part(draw: Callable[..., Any], pipe: An
 def test_a_picture_that_was_painted_over_is_noticed(saved: Path, pipe: Any, frozen_vault: Path) -> None:
     with Image.open(saved) as image:
         picture = image.copy()
-    picture.putpixel((3, 3), tuple(255 - value for value in picture.getpixel((3, 3))))  # type: ignore[union-attr, arg-type]
+    picture.putpixel((3, 3), tuple(255 - value for value in picture.getpixel((3, 3))))
     write_image(picture, saved, pipevault.read_record(saved), index=0)
     result = pipevault.replay(saved, pipe, dir=frozen_vault)
     assert not result.equal
@@ -178,7 +179,7 @@ def test_other_weights(saved: Path, pipe: Any, frozen_vault: Path) -> None:
 
 
 def test_another_machine(saved: Path, pipe: Any, frozen_vault: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = replay_module.machine_factors
+    real = replay_module.machine_factors  # type: ignore[attr-defined]
     monkeypatch.setattr(replay_module, "machine_factors", lambda device: {**real(device), "threads": 77})
     with pytest.raises(OtherMachineError, match=r"machine\.threads 1 then, 77 here") as caught:
         pipevault.replay(saved, pipe, dir=frozen_vault)
@@ -573,7 +574,7 @@ class TestLoadedPipelines:
         shutil.copytree(plain_vault, tmp_path / "vault")
         cache = pipevault.PipelineCache(tmp_path / "vault", build_config=FAST_BUILD)
         pipe = cache.load(PlainPipeline(), call=lambda pipe: pipe("", generator=None))
-        record = pipevault.record_of(pipe("a", seed=3))
+        record = pipevault.record_of(pipe("a", seed=3))  # type: ignore[call-arg]
         before = pipevault.outcome(pipe), loaded_state(pipe)
         result = pipevault.replay(record, pipe)
         assert result.equal

@@ -82,7 +82,7 @@ def vary(
     steps: int = 4,
     without: tuple[str, ...] = (),
 ) -> dict[str, Mapping[str, Any]]:
-    """The usual variations of a call with a text prompt."""
+    """Return the usual variations of a call with a text prompt."""
     found: dict[str, Mapping[str, Any] | None] = {
         "steps": {"num_inference_steps": steps},
         "guidance": guidance,
@@ -99,7 +99,7 @@ def vary(
 
 
 # Guidance by a second pass without the prompt, as most pipelines name it.
-CFG: dict[str, Mapping[str, Any]] = {
+CFG: dict[str, Any] = {
     "guidance": {"guidance_scale": 2.5},
     "no_guidance": {"guidance_scale": 1.0},
     "negative": {"negative_prompt": "a dog"},

@@ -118,7 +118,7 @@ def test_a_forked_child(tmp_path: Path, claim: Claimer, outlives: bool) -> None:
 def test_one_that_was_taken_for_abandoned_before_it_was_locked(
     tmp_path: Path, claim: Claimer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = claims.lock_open
+    original = claims.lock_open  # type: ignore[attr-defined]
 
     def swept(descriptor: int, path: Path, **options: bool) -> object:
         monkeypatch.setattr(claims, "lock_open", original)
@@ -131,7 +131,7 @@ def test_one_that_was_taken_for_abandoned_before_it_was_locked(
 
 @CLAIMS
 def test_one_that_somebody_looks_at_just_then(tmp_path: Path, claim: Claimer, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = claims.lock_open
+    original = claims.lock_open  # type: ignore[attr-defined]
 
     def looked_at(descriptor: int, path: Path, **options: bool) -> object:
         monkeypatch.setattr(claims, "lock_open", original)
@@ -221,7 +221,7 @@ class TestHeartbeat:
         path = tmp_path / "it"
         path.touch()
         now_s = time.time()
-        monkeypatch.setattr(heartbeat.time, "time", lambda: now_s - 4 * 3600)
+        monkeypatch.setattr(heartbeat.time, "time", lambda: now_s - 4 * 3600)  # type: ignore[attr-defined]
         assert not is_silent(path)
 
     def test_without_the_right_to_ask_for_it_this_machines_clock_counts(

@@ -173,7 +173,8 @@ def test_other_versions_are_named(case: Case) -> None:
         with pytest.raises(case.newer, match=f"of version {newer} .*{field}.*, not {version}") as caught:
             case.parse({field: newer, "unknown_field": 1})
         assert PATH.name in str(caught.value)
-    for other in (0, -1, True, 1.0, "1", None, [[1]], {}):
+    others: list[Any] = [0, -1, True, 1.0, "1", None, [[1]], {}]
+    for other in others:
         with pytest.raises(case.error, match=f"{field}.*expected an integer from 1 on") as caught:
             case.parse(case.document | {field: other})
         assert PATH.name in str(caught.value)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from helpers.fault_steps import in_child
+from helpers.mounts import in_child
 from pipevault.files import liveness
 from pipevault.files.liveness import ProcessIdentity
 
@@ -65,9 +65,8 @@ def test_a_number_that_is_used_again_is_another_process() -> None:
     assert replace(here, started=here.started - 1).is_alive() is False
 
 
+@pytest.mark.root
 def test_another_users_process_can_be_told() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs to change the user")
     parent = ProcessIdentity.current()
 
     def look() -> None:
@@ -155,9 +154,8 @@ def test_a_pid_namespace_with_the_proc_of_another() -> None:
     assert json.loads(answer) is None
 
 
+@pytest.mark.root
 def test_processes_that_the_kernel_hides() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs to mount")
     parent, dead = ProcessIdentity.current(), ended_process()
 
     def look() -> None:

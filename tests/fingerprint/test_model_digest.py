@@ -392,6 +392,12 @@ def test_order_of_modules_counts() -> None:
     assert digest(one) != digest(two)
 
 
+def list_in_itself() -> list[Any]:
+    items: list[Any] = []
+    items.append(items)
+    return items
+
+
 CACHES: dict[str, Callable[[], Any]] = {
     "tensor": lambda: torch.ones(2),
     "tensor in a list": lambda: [torch.ones(2)],
@@ -400,7 +406,7 @@ CACHES: dict[str, Callable[[], Any]] = {
     "empty": dict,
     "empty nest": lambda: [{}, [], (None, [None])],
     "nothing": lambda: [None, None],
-    "a container in itself": lambda: (lambda items: items.append(items) or items)([]),
+    "a container in itself": list_in_itself,
 }
 
 

@@ -26,21 +26,21 @@ def test_inference_moves_nothing(module: nn.Module) -> None:
 
 
 def _replace(module: nn.Module) -> None:
-    module[0].weight = nn.Parameter(module[0].weight.detach().clone())  # type: ignore[index]
+    module[0].weight = nn.Parameter(module[0].weight.detach().clone())
 
 
 CHANGES: dict[str, Callable[[nn.Module], object]] = {
-    "in place": lambda m: m[0].weight.detach().mul_(2),  # type: ignore[index]
-    "through data": lambda m: m[0].weight.data.mul_(2),  # type: ignore[index]
-    "as peft merges": lambda m: setattr(m[0].weight, "data", m[0].weight.data.add_(1)),  # type: ignore[index]
-    "new data": lambda m: setattr(m[0].weight, "data", m[0].weight.data + 1),  # type: ignore[index]
+    "in place": lambda m: m[0].weight.detach().mul_(2),
+    "through data": lambda m: m[0].weight.data.mul_(2),
+    "as peft merges": lambda m: setattr(m[0].weight, "data", m[0].weight.data.add_(1)),
+    "new data": lambda m: setattr(m[0].weight, "data", m[0].weight.data + 1),
     "new parameter": _replace,
-    "buffer": lambda m: m[1].running_mean.add_(1),  # type: ignore[index]
+    "buffer": lambda m: m[1].running_mean.add_(1),
     "dtype": lambda m: m.half(),
     "another module": lambda m: setattr(m, "0", nn.Linear(8, 8)),
-    "one more module": lambda m: m.append(nn.Linear(8, 8)),  # type: ignore[attr-defined]
+    "one more module": lambda m: m.append(nn.Linear(8, 8)),
     "one more buffer": lambda m: m.register_buffer("extra", torch.zeros(4)),
-    "removed": lambda m: setattr(m[0], "bias", None),  # type: ignore[index]
+    "removed": lambda m: setattr(m[0], "bias", None),
 }
 
 

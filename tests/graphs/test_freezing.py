@@ -166,7 +166,7 @@ class CausalDecoder(nn.Module):
 
 def test_state_on_modules_is_carried_from_call_to_call_and_started_anew() -> None:
     part = frozen(CausalDecoder())
-    eager = copy.deepcopy(unfrozen(part))
+    eager: Any = copy.deepcopy(unfrozen(part))
     for video in range(2):
         part.start()
         eager.start()
@@ -270,6 +270,8 @@ def test_what_is_filled_from_the_first_input_is_state() -> None:
 class Absent(nn.Module):
     """Keeps its last input in an attribute that is not there before."""
 
+    last: torch.Tensor
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = x + self.last if hasattr(self, "last") else x - 1
         self.last = x * 2
@@ -369,7 +371,7 @@ def test_an_input_of_zeros_is_frozen_where_the_graph_is_right_on_other_values(
 ) -> None:
     part = frozen(Norm())
     failures: list[str] = []
-    real = freezing.compare_trees
+    real = freezing.compare_trees  # type: ignore[attr-defined]
 
     def compare(eager: Any, ours: Any, **options: Any) -> Any:
         result = real(eager, ours, **options)
@@ -390,7 +392,7 @@ def test_an_input_of_zeros_is_frozen_where_the_graph_is_right_on_other_values(
 
 def test_a_graph_that_differs_from_eager_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     part = frozen(Tabled(2.0))
-    real = freezing.compare_trees
+    real = freezing.compare_trees  # type: ignore[attr-defined]
     calls: list[int] = []
 
     def compare(eager: Any, ours: Any, **options: Any) -> Any:
@@ -416,14 +418,18 @@ class Small(nn.Module):
 
 def test_of_several_candidates_the_fastest_right_one_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     module = Small().eval()
-    tags = ({}, {"aot_inductor.compile_wrapper_opt_level": "O1"}, {"aot_inductor.compile_wrapper_opt_level": "O2"})
+    tags: tuple[dict[str, str], ...] = (
+        {},
+        {"aot_inductor.compile_wrapper_opt_level": "O1"},
+        {"aot_inductor.compile_wrapper_opt_level": "O2"},
+    )
     configs = [{**FAST_BUILD, **one} for one in tags]
     made: list[str] = []
     seconds = {0: 3.0, 1: 1.0, 2: 2.0}
     finished = freezing._finish
 
     def finish(prepared: Any, built: Any, **rest: Any) -> Any:
-        found = finished(prepared, built, **rest)
+        found: Any = finished(prepared, built, **rest)
         made.append(found.document.library)
         if len(made) == len(configs):
             raise CannotFreezeError("the last one is wrong")

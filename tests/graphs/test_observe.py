@@ -342,7 +342,7 @@ class TestWritingBack:
 
 def test_tensors_of_attributes_are_found_again_by_their_steps() -> None:
     module = Doing(lambda self, x: x, table=X, nested={"a": [None, X + 1]})
-    module.inner.rope = (X + 2,)
+    module.inner.rope = (X + 2,)  # type: ignore[assignment]
     found = {tuple(steps): tensor for steps, tensor in iter_tensors(module)}
     assert set(found) == {("", "table"), ("", "nested", "a", 1), ("inner", "rope", 0)}
     for steps, tensor in found.items():
@@ -396,7 +396,7 @@ class TestStateOrCache:
 
         module = Doing(forward, table=None)
         assert self.state_of(module, X) == ()
-        assert torch.equal(module.table, torch.arange(3.0))
+        assert torch.equal(module.table, torch.arange(3.0))  # type: ignore[arg-type]
 
     def test_what_is_filled_from_the_input_is_state_and_is_put_back(self) -> None:
         def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
@@ -458,7 +458,7 @@ class TestStateOrCache:
 
         module = Doing(forward, queue=deque([X]))
         assert observe_call(subject_of(module), (X,), {}).signature.unread == frozenset()
-        assert len(module.queue) == 1
+        assert len(module.queue) == 1  # type: ignore[arg-type]
 
     def test_a_flag_beside_state_is_state(self) -> None:
         def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
@@ -469,7 +469,7 @@ class TestStateOrCache:
 
         module = Doing(forward, is_full=False, queue=deque())
         assert self.state_of(module, X) == (":is_full", ":queue")
-        assert (module.is_full, list(module.queue)) == (False, [])
+        assert (module.is_full, list(module.queue)) == (False, [])  # type: ignore[arg-type]
 
     def test_a_counter_is_refused_and_put_back(self) -> None:
         module = Doing(lambda self, x: (setattr(self, "calls", self.calls + 1), x)[1], calls=0)

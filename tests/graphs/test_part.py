@@ -129,7 +129,7 @@ class TestWeightsThatMove:
         part = frozen_block(block_folder, block(1))
         part(X, scale=2.0)
         old = part.second.weight.data
-        part.to(torch.float32)._apply(lambda tensor: tensor.clone())
+        part.to(torch.float32)._apply(lambda tensor: tensor.clone())  # type: ignore[no-untyped-call]
         old.fill_(float("nan"))
         assert_follows(part, copy.deepcopy(part))
 
@@ -166,7 +166,7 @@ class TestWeightsThatMove:
     def test_pruned_weights_are_an_error(self, block_folder: Path) -> None:
         part = frozen_block(block_folder, block(1))
         part(X, scale=2.0)
-        prune.l1_unstructured(part.second, "weight", amount=0.5)
+        prune.l1_unstructured(part.second, "weight", amount=0.5)  # type: ignore[no-untyped-call]
         with pytest.raises(ChangedPartError, match="is gone"):
             part(X, scale=2.0)
 
@@ -295,7 +295,7 @@ class TestHooks:
 
     @pytest.mark.parametrize("is_first", [True, False])
     def test_a_hook_of_diffusers_runs_around_the_graph(self, block_folder: Path, is_first: bool) -> None:
-        class Tripler(diffusers.hooks.ModelHook):  # type: ignore[misc]
+        class Tripler(diffusers.hooks.ModelHook):
             def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
                 return (args[0] * 3, *args[1:]), kwargs
 
@@ -325,7 +325,7 @@ class TestHooks:
         assert uses_of(part) == {"frozen": before + 2}
 
     def test_hooks_of_both_kinds_in_either_order(self, block_folder: Path) -> None:
-        class Plain(diffusers.hooks.ModelHook):  # type: ignore[misc]
+        class Plain(diffusers.hooks.ModelHook):
             pass
 
         for order in ("ad", "da"):
@@ -349,7 +349,7 @@ class TestHooks:
 
     def test_a_patched_forward_is_refused(self) -> None:
         module = block(1)
-        module.forward = lambda x: x
+        module.forward = lambda x: x  # type: ignore[assignment, method-assign, misc]
         with pytest.raises(CannotFreezeError, match="forward was replaced"):
             onediff_compile(module, backend="inductor")
 

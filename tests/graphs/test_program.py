@@ -124,7 +124,7 @@ def test_number_tensors_promote_as_python_numbers_do() -> None:
 
 class TestVariedLeaves:
     def test_they_have_the_same_shapes_and_other_values(self) -> None:
-        leaves = [X, X.half(), torch.arange(4), 0.25, 3, torch.tensor(5), X.t()]
+        leaves: list[Any] = [X, X.half(), torch.arange(4), 0.25, 3, torch.tensor(5), X.t()]
         before, state = [leaf.clone() if torch.is_tensor(leaf) else leaf for leaf in leaves], torch.get_rng_state()
         varied = varied_leaves(leaves)
         for leaf, other in zip(leaves, varied, strict=True):
@@ -137,10 +137,7 @@ class TestVariedLeaves:
                 assert type(leaf) is type(other)
                 assert leaf != other
         assert torch.equal(torch.get_rng_state(), state)
-        assert all(
-            torch.equal(a, b) if torch.is_tensor(a) else a == b  # type: ignore[arg-type]
-            for a, b in zip(before, leaves, strict=True)
-        )
+        assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(before, leaves, strict=True))
 
     def test_they_are_the_same_each_time(self) -> None:
         assert torch.equal(varied_leaves([X])[0], varied_leaves([X])[0])  # type: ignore[arg-type]
@@ -151,7 +148,7 @@ class TestVariedLeaves:
 
     def test_indices_stay_indices(self) -> None:
         (varied,) = varied_leaves([torch.tensor([[0, 5, 9]])])
-        assert sorted(varied.flatten().tolist()) == [0, 5, 9]  # type: ignore[union-attr]
+        assert sorted(varied.flatten().tolist()) == [0, 5, 9]
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ class TestRefusals:
 
         part = frozen(Modes())
         state = part_state(part)
-        call = freezing.describe_call((X,), {"mode": 1})
+        call = freezing.describe_call((X,), {"mode": 1})  # type: ignore[attr-defined]
         for mode in range(MAX_VALUES):
             signature = call.signature.fix([1], (X, mode + 100))
             state.table.add(freezing_kept(signature))

@@ -88,7 +88,7 @@ class TestCasts:
         found = table.find_cast(module, (X, torch.tensor(7.0)), {})
         assert found is not None
         assert found[0] is slot
-        assert found[1].leaves[1].dtype == torch.int64  # type: ignore[union-attr]
+        assert found[1].leaves[1].dtype == torch.int64
         assert found[2] == ("torch.float32", "torch.float32")
         assert table.find_cast(module, (X, torch.tensor(0.5)), {}) is None
         assert table.find_cast(module, (X.double(), torch.tensor(7.0)), {}) is None

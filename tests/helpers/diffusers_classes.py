@@ -32,7 +32,7 @@ def pipeline_classes() -> tuple[type[Any], ...]:
 
 def generating_methods(cls: type[Any]) -> dict[str, Callable[..., Any]]:
     """Methods that pipevault guards, and others that take a generator and a number of steps."""
-    methods = {}
+    methods: dict[str, Callable[..., Any]] = {}
     for name, method in inspect.getmembers(cls, inspect.isfunction):
         wanted = {"generator", "num_inference_steps"} <= set(inspect.signature(method).parameters)
         if name in METHODS or (wanted and not name.startswith("_")):

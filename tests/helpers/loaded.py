@@ -15,7 +15,7 @@ from helpers.pipelines import PlainPipeline
 class Paused(PlainPipeline):
     """Calls ``pause`` at each step, as a step callback does."""
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         prompt: str | list[str] = "",
         num_inference_steps: int = 3,

@@ -20,6 +20,7 @@ from pipevault.store import marker
 
 _NEW_MOUNTS, _NEW_USERS = 0x00020000, 0x10000000
 _NO_MOUNTS = 99
+_NOBODY = 65534
 
 
 def in_child(function: Callable[[], object]) -> int:
@@ -54,11 +55,32 @@ def with_own_tmpfs(folder: Path, size: str, function: Callable[[], None]) -> Non
     assert code == 0
 
 
+def as_user_without_permission(folder: Path, function: Callable[[], None]) -> None:
+    """Run ``function`` as somebody who may read below ``folder`` and not write."""
+    if os.geteuid() != 0:
+        folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+        for path in folders:
+            path.chmod(0o555)
+        try:
+            function()
+        finally:
+            for path in folders:
+                path.chmod(0o755)
+        return
+
+    def run() -> None:
+        os.setgid(_NOBODY)
+        os.setuid(_NOBODY)
+        function()
+
+    assert in_child(run) == 0
+
+
 @contextmanager
 def silent(folder: Path) -> Iterator[None]:
     """Make a folder whose marker blocks whoever reads it, as on a dead mount."""
     folder.mkdir(exist_ok=True)
-    let_go, read_file = threading.Event(), marker.read_file
+    let_go, read_file = threading.Event(), marker.read_file  # type: ignore[attr-defined]
 
     def blocked(path: Path, **options: Any) -> bytes:
         if path.parent == folder:

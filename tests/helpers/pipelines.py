@@ -43,7 +43,7 @@ class PlainPipeline:
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
-        self.transformer = Denoiser().eval()
+        self.transformer: Any = Denoiser().eval()
 
     def __call__(
         self,

@@ -33,7 +33,7 @@ class Block(nn.Module):
 
     def forward(self, tokens: torch.Tensor, context: torch.Tensor, hidden_length: list[int]) -> torch.Tensor:
         """``hidden_length`` says how the tokens are divided, which their shape says too where there is one sequence."""
-        return torch.cat([self.mixed(part, context) for part in tokens.split(hidden_length, dim=1)], dim=1)
+        return torch.cat([self.mixed(part, context) for part in tokens.split(hidden_length, dim=1)], dim=1)  # type: ignore[no-untyped-call]
 
     def mixed(self, tokens: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         weights = torch.softmax(tokens @ context.transpose(1, 2), dim=-1)
@@ -161,7 +161,7 @@ class VAE(nn.Module):
         return SimpleNamespace(latent_dist=Posterior(self.encoder(x, is_init_image=True, temporal_chunk=False)))
 
     def decode(self, z: torch.Tensor, window_size: int = 1) -> SimpleNamespace:
-        chunks = [z[:, :, : window_size + 1], *z[:, :, window_size + 1 :].split(window_size, dim=2)]
+        chunks = [z[:, :, : window_size + 1], *z[:, :, window_size + 1 :].split(window_size, dim=2)]  # type: ignore[no-untyped-call]
         decoded = []
         for index, chunk in enumerate(chunk for chunk in chunks if chunk.shape[2]):
             hidden = self.post_quant_conv(chunk, is_init_image=index == 0, temporal_chunk=True)

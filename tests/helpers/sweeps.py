@@ -20,7 +20,7 @@ class Painter(PlainPipeline):
         super().__init__()
         self.calls: list[list[str]] = []
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         prompt: str | list[str] = "",
         height: int = 8,

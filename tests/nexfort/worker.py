@@ -34,7 +34,7 @@ def run(vault: str, kind: str, settings: dict[str, Any]) -> dict[str, Any]:
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("pipevault").addHandler(handler)
-    pipe = PlainPipeline() if kind == "plain" else stable_diffusion(Path(vault).parent / "tokenizer")
+    pipe: Any = PlainPipeline() if kind == "plain" else stable_diffusion(Path(vault).parent / "tokenizer")
     parts = None if kind == "plain" else ["unet"]
     eager = draw(pipe)
     started_s = cpu_s()

@@ -153,7 +153,7 @@ class BlockNoise(PlainPipeline):
 
 def test_a_pipeline_that_draws_from_the_global_generator_is_seeded_and_told_of(tmp_path: Path) -> None:
     cache = pipevault.PipelineCache(tmp_path, build_config=FAST_BUILD)
-    pipe = cache.load(BlockNoise(), call=lambda pipe: pipe.generate())
+    pipe: Any = cache.load(BlockNoise(), call=lambda pipe: pipe.generate())
     torch.manual_seed(1)
     one = pipe.generate(seed=7)
     torch.manual_seed(2)
@@ -182,9 +182,8 @@ def test_a_tuple_has_a_record_and_what_was_not_generated_has_none(pipe: Any, tmp
 def test_invariant_gives_a_sample_the_same_bits_at_every_batch_size(tmp_path: Path) -> None:
     from helpers.pipelines import PlainPipeline
 
-    pipe = pipevault.PipelineCache(tmp_path / "vault", build_config=FAST_BUILD, level="invariant").load(
-        PlainPipeline(), batch_size=1
-    )
+    cache = pipevault.PipelineCache(tmp_path / "vault", build_config=FAST_BUILD, level="invariant")
+    pipe: Any = cache.load(PlainPipeline(), batch_size=1)
     alone = [pipe(prompt=[f"p{i}"], seed=9 + i) for i in range(1)]
     for size in (1, 2, 4):
         batch = pipe(prompt=[f"p{i}" for i in range(size)], seed=9)

@@ -14,6 +14,7 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import BaseOutput
 from PIL import Image
 
+from helpers.ids import without_address
 from pipevault.errors import SettingsError
 from pipevault.runtime.joined_outputs import join
 
@@ -173,7 +174,7 @@ def test_plain_objects() -> None:
 @pytest.mark.parametrize(
     "value",
     ["text", 1, 2.5, None, True, float("nan"), b"x", Colour.RED, image(3), torch.tensor(44100), np.array(2.0), (1, 2)],
-    ids=repr,
+    ids=without_address,
 )
 def test_what_is_the_same_in_all_stays(value: Any) -> None:
     again = value.copy() if isinstance(value, Image.Image) else value

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.ids import without_address
 from helpers.sample_records import fields, sample_record
 from pipevault.calls.outputs import digests
 from pipevault.errors import SettingsError
@@ -78,7 +79,7 @@ def test_what_was_handed_in_belongs_to_no_generation() -> None:
         record_of(given)
 
 
-@pytest.mark.parametrize("output", [[1, 2], "text", Slotted(3), object()], ids=str)
+@pytest.mark.parametrize("output", [[1, 2], "text", Slotted(3), object()], ids=without_address)
 def test_an_output_that_nothing_can_be_remembered_for_has_none(output: Any) -> None:
     attach_record(output, sample_record(), {})
     with pytest.raises(SettingsError, match="has no run record"):
@@ -120,7 +121,7 @@ def test_a_pipeline_that_returns_itself_is_left_alone() -> None:
 
 def test_a_leaf_knows_which_digests_are_its_own() -> None:
     meta = torch.zeros(2, device="meta")
-    output = {"odd": meta, "rgb": [image(), image()], "depth": np.zeros((2, 3))}
+    output: dict[str, Any] = {"odd": meta, "rgb": [image(), image()], "depth": np.zeros((2, 3))}
     found = {**fields()["results"], **digests(output)}
     attach_record(output, sample_record(results=found), {})
     assert [origin.positions[0].index for leaf in output["rgb"] if (origin := origin_of(leaf))] == [0, 1]

@@ -120,7 +120,9 @@ def test_pipelines_run_beside_one_another_once_they_are_known_to_draw_from_gener
 
 
 def test_pipelines_that_share_a_component_take_turns(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
-    one, other, gate, inside = Paused(), Paused(), Gate(), threading.Event()
+    one: Any = Paused()
+    other: Any = Paused()
+    gate, inside = Gate(), threading.Event()
     one.scheduler = other.scheduler = type("Scheduler", (), {})()
     for pipe in (one, other):
         load(pipe, tmp_path)(seed=1, pause=Gate.opened())
@@ -333,7 +335,8 @@ def test_an_error_in_a_call_lets_the_next_one_go_on(tmp_path: Path, pool: Thread
 
     before, flags = capture(), switches()
     calls: list[Callable[[], Any]] = [lambda: pipe(seed=1, pause=fail), lambda: pipe(seed=1, nonsense=2)]
-    for call, error in zip(calls, (ValueError, (TypeError, BadCallError)), strict=True):
+    errors: list[tuple[type[Exception], ...]] = [(ValueError,), (TypeError, BadCallError)]
+    for call, error in zip(calls, errors, strict=True):
         with pytest.raises(error):
             pool.submit(call).result(WAIT_S)
     assert torch.equal(pool.submit(pipe, seed=1).result(WAIT_S), plain(1))

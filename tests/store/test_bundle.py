@@ -111,7 +111,7 @@ class TestRoundTrip:
             lambda progress: import_bundle(other, tmp_path / "x.zip", progress=progress),
         ):
             seen: list[tuple[int, int]] = []
-            work(lambda done, total, seen=seen: seen.append((done, total)))  # type: ignore[misc]
+            work(lambda done, total, seen=seen: seen.append((done, total)))
             assert seen == sorted(seen)
             assert len({total for _, total in seen}) == 1
             assert seen[-1][0] == seen[-1][1]
@@ -367,7 +367,7 @@ class TestSpace:
     def test_too_little_is_said_before_anything_is_written(
         self, bundle: Path, other: Vault, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(importing.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 100))
+        monkeypatch.setattr(importing.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 100))  # type: ignore[attr-defined]
         with pytest.raises(VaultFullError, match="100 left"):
             import_bundle(other, bundle)
         assert files_of(other) == []
@@ -493,8 +493,8 @@ class TestDamage:
     def test_something_between(self, bundle: Path, other: Vault) -> None:
         """With offsets that are true again, so that a reader of the directory alone sees nothing of it."""
         with zipfile.ZipFile(bundle, "a") as file:
-            file.fp.seek(file.start_dir)  # type: ignore[union-attr]
-            file.fp.write(b"between")  # type: ignore[union-attr]
+            file.fp.seek(file.start_dir)
+            file.fp.write(b"between")
             file.start_dir += 7
             file._didModify = True  # type: ignore[attr-defined]
         assert zipfile.ZipFile(bundle).testzip() is None
@@ -528,7 +528,7 @@ class TestDamage:
                     raise OSError(5, "Input/output error")
                 return super().readinto(buffer)
 
-        monkeypatch.setattr(zip_file.io, "FileIO", Broken)
+        monkeypatch.setattr(zip_file.io, "FileIO", Broken)  # type: ignore[attr-defined]
         refused(other, bundle, "Input/output error")
         assert left[0] < 0
 

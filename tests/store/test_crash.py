@@ -16,11 +16,11 @@ from helpers.fault_steps import (
     CHANGING_CALLS,
     GROWING_CALLS,
     disk_full,
-    in_child,
     killed_at_each_step,
     strike_at,
     uncounted_changes,
 )
+from helpers.mounts import in_child
 from helpers.store_entries import Entry, leftovers, make_entry, make_graph, make_plan, whole
 from pipevault.errors import CorruptEntryError, VaultFullError
 from pipevault.files.flock import HeldLock, try_lock

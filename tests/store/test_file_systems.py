@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from helpers.mounts import in_child, with_own_tmpfs
+from helpers.mounts import as_user_without_permission, in_child, with_own_tmpfs
 from helpers.store_entries import Entry, leftovers, make_entry, whole
 from pipevault.errors import VaultFullError, VaultNotWritableError
 from pipevault.store.vault import Vault
@@ -99,27 +97,6 @@ def test_a_limit_on_file_size(vault: Vault, tmp_path: Path) -> None:
     assert leftovers(vault) == []
 
 
-def as_user_without_permission(folder: Path, function: Callable[[], None]) -> None:
-    """Run ``function`` as somebody who may read below ``folder`` and not write."""
-    if os.geteuid() != 0:
-        folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
-        for path in folders:
-            path.chmod(0o555)
-        try:
-            function()
-        finally:
-            for path in folders:
-                path.chmod(0o755)
-        return
-
-    def run() -> None:
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
-        function()
-
-    assert in_child(run) == 0
-
-
 def test_permission_denied(open_folder: Path) -> None:
     there = make_entry(open_folder / "source", "there", {"x": b"x"})
     new = make_entry(open_folder / "source", "new", {"y": b"y"})
@@ -135,9 +112,8 @@ def test_a_folder_in_which_no_vault_can_be_made(open_folder: Path) -> None:
     as_user_without_permission(open_folder, run)
 
 
+@pytest.mark.root
 def test_a_folder_that_may_not_be_read(open_folder: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs a folder of another user")
     Vault.open(open_folder / "vault").root.chmod(0o700)
 
     def run() -> None:

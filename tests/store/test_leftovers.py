@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers.fault_steps import in_child
+from helpers.mounts import in_child
 from helpers.store_entries import Entry, leftovers
 from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import LockTimeoutError

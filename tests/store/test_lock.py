@@ -18,10 +18,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from helpers.fault_steps import disk_full, in_child, strike_at
+from helpers.fault_steps import disk_full, strike_at
+from helpers.mounts import in_child
 from helpers.store_entries import Entry, leftovers
 from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import LockTimeoutError, VaultError, VaultNotWritableError
@@ -210,6 +212,7 @@ def test_publishing_needs_no_lock(vault: Vault, entry: Entry) -> None:
 HOLD_AND_DIE = """
 import ctypes, os, signal, sys
 from pathlib import Path
+from typing import Any
 from pipevault.digest import Digest
 from pipevault.store.vault import Vault
 
@@ -299,7 +302,7 @@ class TestTakingOver:
                 assert [process.exitcode for process in processes] == [0] * TAKERS
 
     @pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"boot_id": "x"}, {"namespaces": "1.1"}])
-    def test_a_process_that_cannot_be_judged_keeps_it(self, vault: Vault, change: dict[str, str]) -> None:
+    def test_a_process_that_cannot_be_judged_keeps_it(self, vault: Vault, change: dict[str, Any]) -> None:
         with raw_holder(vault, replace(ProcessIdentity.current(), **change)):
             with (
                 pytest.raises(LockTimeoutError, match=r"cannot be told from here.*on_lock_timeout"),
@@ -459,7 +462,7 @@ def test_a_forked_child_that_leaves_the_block_does_not_free_the_parents_lock(vau
 def test_a_lock_file_that_was_removed_while_it_was_waited_for_is_no_lock(
     vault: Vault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = lock_module.try_lock
+    original = lock_module.try_lock  # type: ignore[attr-defined]
 
     def removed_meanwhile(path: Path) -> HeldLock | flock.NotLocked:
         monkeypatch.setattr(lock_module, "try_lock", original)
@@ -472,9 +475,8 @@ def test_a_lock_file_that_was_removed_while_it_was_waited_for_is_no_lock(
         assert not is_free(vault.layout.lock_file(KEY))
 
 
+@pytest.mark.root
 def test_a_lock_file_of_another_user_needs_no_right_to_write() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs to change the user")
     with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
         Path(folder).chmod(0o755)
         path = Path(folder, "file.lock")

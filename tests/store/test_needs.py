@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -140,9 +141,7 @@ class TestPrune:
 
     @pytest.fixture(params=["max_size", "older_than_s", "unused"])
     def rule(self, request: pytest.FixtureRequest) -> dict[str, float]:
-        return {"max_size": {"max_size": 0}, "older_than_s": {"older_than_s": 0}, "unused": {"unused": True}}[
-            request.param
-        ]
+        return {request.param: True if request.param == "unused" else 0}
 
     def left(self, vault: Vault, rule: dict[str, float]) -> set[Digest]:
         plan = plan_prune(vault, now_s=time.time() + 7200, **rule)  # type: ignore[arg-type]
@@ -198,13 +197,14 @@ class TestPrune:
 
     def test_a_pin_that_appears_meanwhile(self, vault: Vault, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
         plan = plan_prune(vault, max_size=0)
-        take_aside, done = prune.take_aside, []
+        take_aside: Callable[..., Any] = prune.take_aside  # type: ignore[attr-defined]
+        done: list[Digest] = []
 
-        def pinning(layout: object, key: Digest) -> int | None:
+        def pinning(layout: object, key: Digest) -> Any:
             if not done:
                 vault.pin(next(entry.key for entry in (shop.first, shop.second) if entry.key != key), "late")
             done.append(key)
-            return take_aside(layout, key)  # type: ignore[arg-type]
+            return take_aside(layout, key)
 
         monkeypatch.setattr(prune, "take_aside", pinning)
         report = carry_out(vault, plan)
@@ -318,7 +318,8 @@ def vanishing(monkeypatch: pytest.MonkeyPatch, folder: Path, times: int) -> Iter
     """Another process removes ``folder``, empty as it is, so many times right before a manifest is moved there."""
     from pipevault.store import publish
 
-    publish_file, removed = publish.publish_file, []
+    publish_file = publish.publish_file  # type: ignore[attr-defined]
+    removed: list[Path] = []
 
     def racing(source: Path, target: Path) -> None:
         if target.parent == folder and len(removed) < times:

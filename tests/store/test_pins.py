@@ -99,7 +99,7 @@ def test_an_absent_entry_cannot_be_pinned(vault: Vault, pair: tuple[Entry, Entry
 def test_an_entry_that_is_removed_while_it_is_pinned(
     vault: Vault, pair: tuple[Entry, Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create = pins_module.create_file
+    create = pins_module.create_file  # type: ignore[attr-defined]
 
     def remove_first(path: Path, data: bytes, *, staging: Path) -> None:
         vault.layout.manifest_file(pair[0].key).unlink()

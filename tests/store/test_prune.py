@@ -257,12 +257,12 @@ class TestCarryOut:
         from pipevault.store.retention import prune
 
         plan = plan_prune(vault, max_size=0, now_s=NOW)
-        remove = prune.take_aside
+        remove: Callable[..., Any] = prune.take_aside  # type: ignore[attr-defined]
         held = []
 
-        def remove_and_lease(*arguments: object) -> int | None:
+        def remove_and_lease(*arguments: object) -> Any:
             held.append(vault.lease(three[1].key))
-            return remove(*arguments)  # type: ignore[arg-type]
+            return remove(*arguments)
 
         monkeypatch.setattr(prune, "take_aside", remove_and_lease)
         report = carry_out(vault, plan)
@@ -287,7 +287,7 @@ class TestCarryOut:
         from pipevault.store.retention import removal
 
         plan = plan_prune(vault, max_size=0, now_s=NOW)
-        find = removal.mentioned
+        find = removal.mentioned  # type: ignore[attr-defined]
 
         def touch_and_find(layout: Layout, digests: Any) -> object:
             os.utime(vault.layout.artifact_file(digest_bytes(SHARED)))
@@ -306,7 +306,7 @@ def test_a_pin_that_cannot_be_read_by_now_gives_the_entry_back(
 ) -> None:
     from pipevault.store.retention import prune
 
-    plan, take_aside = plan_prune(vault, max_size=0, now_s=NOW), prune.take_aside
+    plan, take_aside = plan_prune(vault, max_size=0, now_s=NOW), prune.take_aside  # type: ignore[attr-defined]
     there = len(list(vault.manifests()))
 
     def damaging(layout: Layout, key: Digest) -> Any:

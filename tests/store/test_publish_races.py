@@ -34,7 +34,7 @@ def before_publishing(
     monkeypatch: pytest.MonkeyPatch, target: Path, action: Callable[[], None], *, after: bool = False
 ) -> None:
     """Do ``action`` right before (or after) the file at ``target`` is published."""
-    original = publish.publish_file
+    original = publish.publish_file  # type: ignore[attr-defined]
 
     def publish_file(source: Path, place: Path) -> None:
         if place == target and not after:
@@ -61,7 +61,7 @@ def test_a_new_artifact_is_as_young_as_its_publication(
     vault: Vault, new: Entry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not as old as its copy, which may have taken long to make."""
-    original = publish.copy_file
+    original = publish.copy_file  # type: ignore[attr-defined]
 
     def slow_copy(source: Path, target: Path, *, mode: int) -> object:
         result = original(source, target, mode=mode)

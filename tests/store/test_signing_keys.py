@@ -198,7 +198,7 @@ class TestPrivateKey:
         with pytest.raises(KeyFileError, match=f"by others \\(mode {mode:04o}\\).*chmod 600 {key_file}"):
             read_private_key(key_file)
 
-    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of other users")
+    @pytest.mark.root
     def test_a_key_of_another_user(self, key_file: Path) -> None:
         os.chown(key_file, 4242, 4242)
         with pytest.raises(KeyFileError, match="belongs to user 4242"):

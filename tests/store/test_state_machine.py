@@ -81,7 +81,7 @@ class VaultMachine(RuleBasedStateMachine):
         self.bad: set[Digest] = set()
         self.pins: dict[str, str] = {}
         self.leases: dict[str, list[Lease]] = {}
-        self.bundles: dict[Path, tuple[str, ...]] = {}
+        self.exported: dict[Path, tuple[str, ...]] = {}
 
     def teardown(self) -> None:
         for lease in (lease for leases in self.leases.values() for lease in leases):
@@ -247,7 +247,7 @@ class VaultMachine(RuleBasedStateMachine):
 
     @rule(chosen=st.sets(names, min_size=1))
     def export(self, chosen: set[str]) -> None:
-        path = self.folder / f"{len(self.bundles)}.bundle"
+        path = self.folder / f"{len(self.exported)}.bundle"
         keys = [self.entries[name].key for name in chosen]
         if chosen - self.manifests.keys():
             with pytest.raises((UnknownKeyError, CorruptEntryError)):
@@ -257,20 +257,20 @@ class VaultMachine(RuleBasedStateMachine):
                 export_bundle(self.vault, keys, path)
         else:
             export_bundle(self.vault, keys, path)
-            self.bundles[path] = tuple(chosen)
+            self.exported[path] = tuple(chosen)
             return
         assert not path.exists()
 
-    @precondition(lambda self: self.bundles)
+    @precondition(lambda self: self.exported)
     @rule(data=st.data(), step=st.none() | steps)
     def import_(self, data: st.DataObject, step: int | None) -> None:
-        path = data.draw(st.sampled_from(sorted(self.bundles)))
-        missing = {name for name in self.bundles[path] if not self.is_whole(name)}
+        path = data.draw(st.sampled_from(sorted(self.exported)))
+        missing = {name for name in self.exported[path] if not self.is_whole(name)}
         with self.perhaps_crashing(step, may_go=set()):
             imported = {self.keys[key] for key in import_bundle(self.vault, path)}
             # One that shares a damaged artifact with another is whole as soon as the other is.
             assert imported <= missing
-            for name in self.bundles[path]:
+            for name in self.exported[path]:
                 self.healed(name)
 
     @precondition(lambda self: HAS_VERIFY)

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from helpers.fault_steps import in_child, killed_at_each_step
+from helpers.fault_steps import killed_at_each_step
+from helpers.mounts import in_child
 from helpers.store_entries import Entry
 from pipevault.digest import digest_bytes
 from pipevault.errors import NewerVaultError, UnknownKeyError, VaultError

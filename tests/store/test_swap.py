@@ -93,7 +93,7 @@ def test_renames_by_another_process_of_this_user(tmp_path: Path, entry: Entry) -
     assert not seen["other"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may act as another user")
+@pytest.mark.root
 @pytest.mark.parametrize("how", [renames, writes])
 def test_a_member_of_the_group_that_may_write(
     open_folder: Path, entry: Entry, how: Callable[[Path, Any, Any], None]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from test_file_systems import as_user_without_permission, with_own_tmpfs
 
+from helpers.mounts import as_user_without_permission, with_own_tmpfs
 from helpers.store_entries import Entry, leftovers, make_entry, read_artifacts, whole
 from pipevault.digest import digest_bytes
 from pipevault.errors import CorruptEntryError, VaultNotWritableError

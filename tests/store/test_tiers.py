@@ -110,7 +110,7 @@ class TestOrder:
             try:
                 return real(root, **options)
             finally:
-                next(steps, lambda: None)()
+                next(steps, lambda: None)()  # type: ignore[no-untyped-call]
 
         monkeypatch.setattr(Vault, "open", overtaken)
         assert open_vault(Settings(tmp_path / "own"), create=False) is None
@@ -321,7 +321,7 @@ class TestBrokenTiers:
     def test_a_tier_that_may_not_be_read(
         self, local: Vault, shared: Vault, entry: Entry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        real = marker.read_file
+        real = marker.read_file  # type: ignore[attr-defined]
 
         def denied(path: Path, **options: Any) -> bytes:
             if path == shared.layout.vault_file:
@@ -435,11 +435,11 @@ class TestSlowTiers:
     def test_it_is_asked_again_after_a_while_unless_it_still_hangs(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        now_s = deadline.time.monotonic()
+        now_s = deadline.time.monotonic()  # type: ignore[attr-defined]
         let_go = threading.Event()
         with pytest.raises(SlowTierError, match=f"leaves it out for {RETRY_AFTER_S:.0f} s"):
             ask(tmp_path, let_go.wait, timeout_s=0)
-        monkeypatch.setattr(deadline.time, "monotonic", lambda: now_s + RETRY_AFTER_S + 60)
+        monkeypatch.setattr(deadline.time, "monotonic", lambda: now_s + RETRY_AFTER_S + 60)  # type: ignore[attr-defined]
         assert left_out_s(tmp_path) == RETRY_AFTER_S
         let_go.set()
         for thread in threading.enumerate():

@@ -24,8 +24,6 @@ from pipevault.store.vault import Vault
 
 NOBODY, SOMEBODY = 65534, 4242
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of other users")
-
 LOAD = """
 try:
     vault = Vault.open(Path(arguments[0]), create=False)
@@ -230,7 +228,7 @@ class TestLoneFiles:
 
 
 class TestOwners:
-    @needs_root
+    @pytest.mark.root
     @pytest.mark.parametrize("mode", [0o755, 0o1777])
     def test_a_folder_above_of_another_user(self, nested: Vault, entry: Entry, above: Path, mode: int) -> None:
         os.chown(above, SOMEBODY, -1)
@@ -238,7 +236,7 @@ class TestOwners:
         with pytest.raises(UnsafeVaultError, match=f"belongs to user {SOMEBODY}, neither.*chown root {above}"):
             nested.lookup(entry.key)
 
-    @needs_root
+    @pytest.mark.root
     def test_the_root_folder_of_another_user_has_advice_for_containers(
         self, nested: Vault, entry: Entry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -256,7 +254,7 @@ class TestOwners:
         assert ownership._overflow_id() == 65534
 
 
-@needs_root
+@pytest.mark.root
 class TestOtherUsers:
     """A child process of another user, in a real folder."""
 

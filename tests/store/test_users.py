@@ -23,7 +23,7 @@ from pipevault.store.tiers.tiers import Tiers
 from pipevault.store.trust.signing_keys import PrivateKey, read_private_key, write_key_pair
 from pipevault.store.vault import Vault
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may act as other users")
+pytestmark = pytest.mark.root
 
 for name in ("grp", "pwd", "encodings.ascii", "pipevault.store.trust.signature"):
     import_module(name)  # other users may not read the interpreter's own folder
@@ -173,7 +173,7 @@ class TestSigned:
             assert found.signed
             copied = tiers.copy_nearer(found)
             assert copied.vault.root == place / "own"
-            assert not tiers.lookup(entry.key).signed  # type: ignore[union-attr]
+            assert not tiers.lookup(entry.key).signed
 
         as_user(WORKER, copy)
 

@@ -321,7 +321,7 @@ def test_an_entry_that_is_removed_meanwhile_is_no_finding(
 ) -> None:
     from pipevault.store.check import verify as module
 
-    real = module.artifact_findings
+    real = module.artifact_findings  # type: ignore[attr-defined]
 
     def late(*arguments: object) -> object:
         present = [entry.key for entry in pair if vault.layout.manifest_file(entry.key).exists()]
