@@ -14,6 +14,7 @@ import torch
 import pipevault
 from helpers.pipelines import FAST_BUILD, PlainPipeline, draw
 from pipevault.cache.outcome import PartOutcome
+from pipevault.determinism.layers import capture, moved
 from pipevault.errors import (
     BadCallError,
     CannotFreezeError,
@@ -92,11 +93,14 @@ class TestHits:
         assert pipevault.outcome(pipe).status == "hit"
 
     def test_the_generator_and_global_randomness_are_left_alone(self, vault_copy: Path) -> None:
-        torch.manual_seed(5)
-        before = torch.get_rng_state()
-        cache(vault_copy).load(PlainPipeline(seed=5), batch_size=1)
-        torch.manual_seed(5)
-        assert torch.equal(torch.get_rng_state(), before)
+        pipe, eager = PlainPipeline(seed=5), PlainPipeline(seed=5)
+        before = capture()
+        cache(vault_copy).load(pipe, batch_size=1)
+        assert moved(before, capture()) == ()
+        generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+        torch.testing.assert_close(pipe(generator=generators[0]), eager(generator=generators[1]))
+        assert torch.equal(generators[0].get_state(), generators[1].get_state())
+        assert moved(before, capture()) == ()
 
 
 @pytest.mark.usefixtures("no_compiling")

@@ -296,7 +296,7 @@ def test_a_callback_counts_for_it_can_change_what_runs(pipe: Any) -> None:
 
 @pytest.mark.parametrize("value", [float("inf"), torch.float16, {1, 2}, {1: "a", "b": 2}, np.float32(2)])
 def test_any_argument_has_a_json_form(pipe: Any, value: Any) -> None:
-    digest_json(factors(pipe, call={"cross_attention_kwargs": value}))
+    assert digest_json(factors(pipe, call={"cross_attention_kwargs": value})) != digest_json(factors(pipe))
 
 
 @pytest.mark.parametrize(("one", "other"), [(torch.float16, torch.float32), (np.float32(1), np.float32(2))])
@@ -340,7 +340,8 @@ def test_an_argument_like_no_other_is_refused(pipe: Any) -> None:
 
 
 def test_arguments_that_diffusers_takes_without_listing_them(pipe: Any) -> None:
-    resolve_shape(pipe, CallShape(call={"callback": print, "callback_steps": 1}))
+    arguments = warm_up_arguments(pipe, resolve_shape(pipe, CallShape(call={"callback": print, "callback_steps": 1})))
+    assert (arguments["callback"], arguments["callback_steps"]) == (print, 1)
 
 
 def test_a_pipeline_that_takes_anything_is_given_anything() -> None:

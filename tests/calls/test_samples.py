@@ -160,7 +160,9 @@ class TestByName:
             "conditioning_scale": torch.ones(3),
             "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds", "noise_pred"],
         }
-        for index, call in enumerate(split(arguments, Samples(3, 1))):
+        calls = split(arguments, Samples(3, 1))
+        assert len(calls) == 3
+        for index, call in enumerate(calls):
             assert call.pop("prompt") == [TEXTS[index]]
             assert all(call[name] is arguments[name] or call[name] == arguments[name] for name in call)
 

@@ -178,6 +178,7 @@ class TestDrift:
     ) -> None:
         monkeypatch.setattr(golden_drift, "causes", lambda _: {"eager, 2 threads": {"OMP_NUM_THREADS": "2"}})
         goldens = list(record_suite(runner(suite, frozen_vault), measure=True))
+        assert goldens
         for golden in goldens:
             tolerance = read_golden(golden.path).tolerance
             assert tolerance is not None

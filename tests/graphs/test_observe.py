@@ -128,7 +128,11 @@ class TestRandomNumbers:
             seen(Doing(lambda self, x: draw(x)), X)
 
     def test_draws_from_a_generator_of_its_own_are_let_through_as_no_stream_moves(self) -> None:
-        seen(Doing(lambda self, x: torch.randn(3, generator=torch.Generator().manual_seed(0))), X)
+        module = Doing(lambda self, x: torch.randn(3, generator=torch.Generator().manual_seed(0)))
+        before = torch.get_rng_state()
+        found = seen(module, X)
+        assert torch.equal(found.output, torch.randn(3, generator=torch.Generator().manual_seed(0)))
+        assert torch.equal(torch.get_rng_state(), before)
 
 
 class TestAttributes:

@@ -78,6 +78,7 @@ def killed_at_each_step(function: Callable[[], object]) -> Iterator[int]:
         code = in_child(run)
         yield step
         if code == 0:
+            assert step, "no step was ever reached"
             return
         assert code == KILLED, f"step {step} ended with {code}"
     raise AssertionError("it never got through")

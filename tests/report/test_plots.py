@@ -63,7 +63,7 @@ class TestPlots:
     def test_a_prompt_is_neither_mathematics_nor_letters_that_the_font_lacks(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            strip(prompts=[r"costs $5 or $\frac{", "手書きの七"])
+            assert ElementTree.fromstring(strip(prompts=[r"costs $5 or $\frac{", "手書きの七"])) is not None
 
     def test_each_share_that_is_wide_enough_has_its_colour_and_a_flat_score_says_so(self) -> None:
         svg = plots.share_bars(SHARES)

@@ -344,8 +344,9 @@ class TestTidying:
         assert len(leftovers(vault)) == 2  # the folder and its file
 
     def test_it_never_raises(self, vault: Vault) -> None:
-        vault.layout.leases_dir.write_text("")
+        vault.layout.leases_dir.write_text("no folder")
         tidy(vault.layout)
+        assert vault.layout.leases_dir.read_text() == "no folder"
 
 
 def test_a_look_changes_nothing_and_a_sweep_does_what_it_said(vault: Vault, entry: Entry, temporary: Path) -> None:

@@ -228,6 +228,8 @@ class TestNeverRaises:
         shutil.rmtree(vault.root)
         count(vault.layout, "published")
         count(vault.layout, "published")
+        assert not vault.root.exists()
+        assert (tmp_path / "file").read_text() == ""
 
     def test_the_vault_is_deleted_while_in_use(self, vault: Vault) -> None:
         count(vault.layout, "published")

@@ -207,7 +207,8 @@ class TestCost:
 class TestLoneFiles:
     def test_a_file_and_all_above_are_this_users(self, tmp_path: Path) -> None:
         (tmp_path / "key").write_text("x")
-        open_owned(tmp_path / "key")
+        with open_owned(tmp_path / "key") as file:
+            assert file.read() == b"x"
 
     def test_a_file_that_its_group_may_write(self, tmp_path: Path) -> None:
         (tmp_path / "key").write_text("x")
