@@ -127,7 +127,7 @@ def _exif(description: str, text: str) -> bytes:
 
     exif = Image.Exif()
     exif[_IMAGE_DESCRIPTION] = description
-    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+    exif[_EXIF_IFD] = {_USER_COMMENT: b"UNICODE\0" + text.encode("utf-16-be")}  # Pillow 10 forgets what get_ifd gives
     return exif.tobytes()
 
 
