@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 FAMILIES = Path(__file__).parent / "families"
-COMPILING = frozenset({"block_folder", "frozen_vault", "plain_vault"})
+COMPILING = frozenset({"block_folder", "frozen_vault", "plain_vault", "small_part"})
 """Fixtures that compile: who uses one waits for it."""
 
 

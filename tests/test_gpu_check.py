@@ -59,6 +59,7 @@ def empty_document(**more: Any) -> dict[str, Any]:
     return {**document, "cases": {}, "checks": [], "skipped": [], **more}
 
 
+@pytest.mark.compile
 def test_dry_run_checks_a_model_and_lists_what_needs_a_gpu(tmp_path: Path) -> None:
     out = tmp_path / "results" / "dry.json"
     command = [sys.executable, str(SCRIPT), "--dry-run", "--models", "dit", "--out", str(out)]

@@ -100,6 +100,7 @@ class TwoParts:
             return self.transformer(self.unet(x, torch.tensor(1.0)), torch.tensor(2.0))
 
 
+@pytest.mark.compile
 def test_what_cannot_be_sent_is_compiled_here(tmp_path: Path) -> None:
     pipe = TwoParts()
     pipevault.PipelineCache(tmp_path / "vault", build_config=FAST_BUILD, jobs=2).load(pipe, batch_size=1)
@@ -108,6 +109,7 @@ def test_what_cannot_be_sent_is_compiled_here(tmp_path: Path) -> None:
     assert pipevault.outcome(pipe).status == "miss"
 
 
+@pytest.mark.compile
 def test_a_process_that_is_killed_is_named_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

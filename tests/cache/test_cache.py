@@ -242,6 +242,7 @@ class TestForeignEntries:
 
 
 class TestCompiling:
+    @pytest.mark.compile
     def test_baked_weights_count_and_a_write_to_them_is_noticed(self, tmp_path: Path) -> None:
         baked = cache(tmp_path / "vault", weights="baked")
         pipe = baked.load(PlainPipeline(), batch_size=1)
@@ -252,6 +253,7 @@ class TestCompiling:
         with pytest.raises(ChangedPartError, match="compiled in"):
             draw(pipe)
 
+    @pytest.mark.compile
     def test_a_part_that_counts_its_calls_stays_eager(self, tmp_path: Path) -> None:
         class Counting(torch.nn.Linear):
             calls = 0
@@ -278,6 +280,7 @@ class TestCompiling:
         assert parts["counting"].status == "eager"
         assert "keeps a number that changes with each call (calls:" in parts["counting"].reason
 
+    @pytest.mark.compile
     def test_two_threads_freeze_one_after_the_other(self, tmp_path: Path) -> None:
         pipes = [PlainPipeline(), PlainPipeline()]
         expected = [draw(pipes[0], height=24), draw(pipes[1], height=40)]
@@ -322,6 +325,7 @@ class TestCompiling:
         assert artifact.read_bytes() == expected, "the second compilation gave other bytes"
         assert pipevault.outcome(cache(vault_copy, "require").load(PlainPipeline(), batch_size=1)).status == "hit"
 
+    @pytest.mark.compile
     def test_state_is_frozen_and_what_no_graph_can_do_stays_eager_with_the_reason(self, tmp_path: Path) -> None:
         pipe = StatefulPipeline()
         eager = pipe()

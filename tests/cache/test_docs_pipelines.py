@@ -14,6 +14,8 @@ from helpers.pipelines import FAST_BUILD
 from pipevault.cache.loaded import loaded_state
 from pipevault.graphs.adapters import _ADAPTERS
 
+pytestmark = pytest.mark.compile
+
 PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import pipevault
 from helpers.pipelines import FAST_BUILD
+
+pytestmark = pytest.mark.compile
 
 
 class TwoEncoders:

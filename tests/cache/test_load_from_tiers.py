@@ -97,6 +97,7 @@ def damage(path: Path) -> None:
 
 
 class TestHits:
+    @pytest.mark.compile
     @pytest.mark.parametrize("mode", ["compile", "require"])
     def test_in_the_second_tier_copied_and_loaded_from_there(self, own: Path, shared: Path, mode: str) -> None:
         pipe, outcome = load(own, shared, mode=mode)
@@ -178,6 +179,7 @@ class TestHits:
 
 
 class TestFaults:
+    @pytest.mark.compile
     @pytest.mark.parametrize("mode", ["compile", "require"])
     def test_broken_tiers_are_passed_over_and_told_of(
         self, own: Path, shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: str

@@ -24,6 +24,8 @@ from pipevault.key import Key
 from pipevault.store.stats.summary import summary
 from pipevault.store.vault import Vault
 
+pytestmark = pytest.mark.compile
+
 
 @pytest.fixture
 def frozen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:

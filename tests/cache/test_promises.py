@@ -142,6 +142,7 @@ class TestCallsWithoutAGraph:
         assert not isinstance(caught.value, BadCallError)
 
 
+@pytest.mark.compile
 def test_a_module_inside_a_part_is_frozen_when_it_is_asked_for(tmp_path: Path) -> None:
     pipe = cache(tmp_path / "vault", "compile").load(PlainPipeline(), parts=["transformer.mix"], batch_size=1)
     assert pipevault.outcome(pipe).parts["transformer.mix"].status == "frozen"

@@ -26,6 +26,8 @@ from pipevault.errors import BadCallError, BadRecordError, SettingsError
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs import pyramid_flow
 
+pytestmark = pytest.mark.compile
+
 PARTS = {"dit", "text_encoder.text_encoder", "text_encoder.text_encoder_2", "vae.encoder", "vae.decoder"}
 SIZE: dict[str, Any] = {"height": 384, "width": 640}
 

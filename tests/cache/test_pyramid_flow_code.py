@@ -19,9 +19,12 @@ from helpers.pipelines import FAST_BUILD
 from pipevault.determinism.seeds import seed_layers
 from pipevault.determinism.streams import generators
 
-pytestmark = pytest.mark.skipif(
-    pyramid_flow.CHECKOUT not in os.environ, reason=f"{pyramid_flow.CHECKOUT} names no checkout of Pyramid-Flow"
-)
+pytestmark = [
+    pytest.mark.compile,
+    pytest.mark.skipif(
+        pyramid_flow.CHECKOUT not in os.environ, reason=f"{pyramid_flow.CHECKOUT} names no checkout of Pyramid-Flow"
+    ),
+]
 
 SIZE: dict[str, Any] = {"height": 64, "width": 64}
 STEPS: dict[str, Any] = {"num_inference_steps": [2, 1, 2]}

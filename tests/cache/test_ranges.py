@@ -17,6 +17,8 @@ from helpers.pipelines import FAST_BUILD, PlainPipeline, draw
 from pipevault.errors import BadCallError, MissError
 from pipevault.store.vault import Vault
 
+pytestmark = pytest.mark.compile
+
 
 class Mixer(nn.Module):
     """Convolves at two sizes, so that heights and widths must be even."""

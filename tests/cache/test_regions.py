@@ -23,6 +23,8 @@ from pipevault.errors import ChangedPartError, MissError, SettingsError
 from pipevault.graphs.part import FrozenPart
 from pipevault.store.vault import Vault
 
+pytestmark = pytest.mark.compile
+
 BLOCKS = 8
 
 

@@ -7,8 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pipevault.store.manifest import Manifest
 from pipevault.store.vault import Vault
+
+pytestmark = pytest.mark.compile
 
 COMPILE = """
 import sys

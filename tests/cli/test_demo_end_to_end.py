@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.compile
+
 
 @dataclass(frozen=True)
 class DemoVault:

@@ -50,6 +50,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestLibraries:
+    @pytest.mark.compile
     def test_a_library_is_opened_where_it_lies_and_takes_weights_from_outside(self, library: Path) -> None:
         runner = pytorch.GraphRunner(library, torch.device("cpu"))
         assert runner.constants == ("scale",), "the runner names the constants of a library otherwise"

@@ -77,6 +77,7 @@ def changed(record: RunRecord, **fields: Any) -> RunRecord:
     return replace(record, **groups)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("source", ["cat.png", "cat.png.json"])
 def test_a_saved_output_comes_out_again(saved: Path, pipe: Any, frozen_vault: Path, source: str) -> None:
     result = pipevault.replay(saved.with_name(source), pipe, dir=frozen_vault)
@@ -270,6 +271,7 @@ class TestInputs:
 class TestHostileRecords:
     """Whoever edits a record can compute its digest again."""
 
+    @pytest.mark.compile
     @pytest.mark.parametrize("method", ["save_pretrained", "nosuch", "__class__"])
     def test_only_what_generates_is_called(
         self, saved: Path, pipe: Any, frozen_vault: Path, tmp_path: Path, method: str

@@ -22,6 +22,8 @@ from pipevault.graphs.inductor import BuildOptions
 from pipevault.graphs.part import part_state, unfrozen
 from pipevault.graphs.state import PartOptions
 
+pytestmark = pytest.mark.compile
+
 X = torch.linspace(-1, 1, 32).reshape(2, 16)
 
 

@@ -25,6 +25,8 @@ from pipevault.graphs.inductor import _collect
 from pipevault.graphs.library import EXTERN_NAME, LIBRARY_NAME, GraphFiles, map_library, mapped_libraries
 from pipevault.graphs.part import part_state
 
+pytestmark = pytest.mark.compile
+
 X = torch.arange(8.0).reshape(2, 4)
 
 

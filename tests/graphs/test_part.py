@@ -66,6 +66,7 @@ def assert_follows(part: nn.Module, eager: nn.Module, *, scale: float = 2.0) -> 
     assert uses_of(part) == {"frozen": before + 1}
 
 
+@pytest.mark.compile
 def test_a_loaded_graph_runs_with_the_weights_of_its_own_module(block_folder: Path) -> None:
     one, other = block(1), block(2)
     assert_follows(frozen_block(block_folder, one), copy.deepcopy(one))
@@ -106,6 +107,7 @@ def test_a_part_stays_an_instance_of_its_class_and_shares_its_state(block_folder
 
 
 class TestWeightsThatMove:
+    @pytest.mark.compile
     def test_data_of_a_parameter_replaced(self, block_folder: Path) -> None:
         part = frozen_block(block_folder, block(1))
         part(X, scale=2.0)
@@ -361,6 +363,7 @@ class TestOffload:
         cpu_offload(module, execution_device=torch.device("cpu"))
         return module
 
+    @pytest.mark.compile
     def test_a_module_that_is_offloaded_before_it_is_frozen(self) -> None:
         part = frozen(self.offloaded(block(1)))
         assert part.second.weight.is_meta

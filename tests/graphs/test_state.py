@@ -78,6 +78,7 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 class TestPolicies:
+    @pytest.mark.compile
     @pytest.mark.parametrize("policy", ["compile", "eager", "error", "background"])
     def test_a_call_that_has_a_graph_runs_it(self, small: Any, policy: str) -> None:
         set_policy(small, policy)
@@ -328,6 +329,7 @@ class TestGradients:
             with torch.enable_grad(), pytest.raises(CannotFreezeError, match="weights that ask for gradients"):
                 part(X)
 
+    @pytest.mark.compile
     def test_known_calls_are_refused_while_gradients_are_enabled(self, small: Any) -> None:
         with torch.enable_grad(), pytest.raises(CannotFreezeError, match=r"torch\.no_grad\(\)"):
             small(X, scale=2.0)
@@ -340,6 +342,7 @@ class TestGradients:
 
 
 class TestWhatIsFound:
+    @pytest.mark.compile
     def test_a_call_whose_output_is_not_finite_runs_eagerly_and_nothing_is_stored(self) -> None:
         part = frozen(Small())
         output = part(X * float("nan"), scale=2.0)
@@ -356,6 +359,7 @@ class TestWhatIsFound:
         with pytest.raises(NotFiniteError):
             part(X * float("nan"))
 
+    @pytest.mark.compile
     def test_a_trial_compares_once_and_tells_what_it_found(self, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         told: list[str] = []
         part_state(small).trial = told.append
@@ -367,6 +371,7 @@ class TestWhatIsFound:
         small(X, scale=2.0)
         assert "no longer computes what its graph does (it was changed)" in told[1]
 
+    @pytest.mark.compile
     def test_weights_of_another_dtype_have_their_own_graphs_and_the_first_come_back(self) -> None:
         part = frozen(Small())
         part(X)

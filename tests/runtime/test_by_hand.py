@@ -31,6 +31,8 @@ from pipevault.errors import (
 from pipevault.graphs.part import part_state
 from pipevault.runtime.by_hand import read_options
 
+pytestmark = pytest.mark.compile
+
 ONLY_UNET = ("text_encoder", "vae")
 OPTIONS = {"build_config": FAST_BUILD}
 

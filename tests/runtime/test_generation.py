@@ -15,6 +15,8 @@ from helpers.pipelines import FAST_BUILD, PlainPipeline, stable_diffusion
 from pipevault.determinism.layers import capture, moved, parse_state
 from pipevault.errors import BadCallError, GeneratorCountError, SettingsError
 
+pytestmark = pytest.mark.compile
+
 
 def load(root: Path, pipe: Any, **settings: Any) -> Any:
     return pipevault.PipelineCache(root, mode="require", build_config=FAST_BUILD, **settings).load(pipe, batch_size=1)
