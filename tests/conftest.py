@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -45,20 +42,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         require_chromium()
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """Return the folder ``name`` that ``make`` filled once for the session, by the first worker that came."""
-    base = factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder, done = shared / name, shared / f"{name}.done"
-    with FileLock(shared / f"{name}.lock"):
-        if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
-            folder.mkdir()
-            make(folder)
-            done.touch()
-    return folder
-
-
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("PIPEVAULT_")]:
@@ -87,6 +70,8 @@ def block_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             part(torch.randn(2, 16), scale=2.0)
         part.save_graph(folder / "block")
 
+    from helpers.made_once import made_once
+
     return made_once(tmp_path_factory, "block", make)
 
 
@@ -108,6 +93,8 @@ def frozen_vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert pipevault.outcome(pipe).status == "miss", pipevault.outcome(pipe).reason
         np.save(folder / "pixels_of_the_compiling_process.npy", draw(pipe).numpy())
 
+    from helpers.made_once import made_once
+
     return made_once(tmp_path_factory, "frozen", make) / "vault"
 
 
@@ -120,5 +107,7 @@ def plain_vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
         from helpers.pipelines import FAST_BUILD, PlainPipeline
 
         pipevault.PipelineCache(folder / "vault", build_config=FAST_BUILD).load(PlainPipeline(), batch_size=1)
+
+    from helpers.made_once import made_once
 
     return made_once(tmp_path_factory, "plain", make) / "vault"
