@@ -10,7 +10,7 @@ core=(cache runtime graphs fingerprint determinism store files)
 options=(-q -n 2 --dist loadfile --no-loadscope-reorder)
 if [[ ${1:-} == --fast ]]; then
     shift
-    options+=(-m "not (compile or families or browser or root or slow)")
+    options+=(-m "not (compile or families or browser or root or slow)" --ignore tests/families)
 fi
 export COVERAGE_FILE
 COVERAGE_FILE=$(mktemp -d)/coverage

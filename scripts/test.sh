@@ -14,7 +14,7 @@ options=(-q -n 2 --dist loadfile --no-loadscope-reorder)
 if [[ ${1:-} == --fast ]]; then
     shift
     export CXX="$root/tests/helpers/refusing_compiler.sh"
-    options+=(-m "not (compile or families or browser or root or slow)")
+    options+=(-m "not (compile or families or browser or root or slow)" --ignore tests/families)
 fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .
