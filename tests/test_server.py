@@ -28,6 +28,8 @@ pytest.importorskip("fastapi")
 
 from served import Served, served  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SERVE = ROOT / "tests" / "helpers" / "serve.py"
 WAIT_S = 120.0
 

@@ -21,6 +21,8 @@ import stress_server  # type: ignore[import-not-found, unused-ignore]
 import stress_threads  # type: ignore[import-not-found, unused-ignore]
 from pipevault.determinism.turns import TURNS
 
+pytestmark = pytest.mark.slow
+
 LOAD = stress_server.Load(requests=24, rounds=1, kills=1, kill_every_s=0.5)
 
 

@@ -49,8 +49,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copy(made, tmp_path_factory.mktemp("library") / "graph.so"))
 
 
+@pytest.mark.compile
 class TestLibraries:
-    @pytest.mark.compile
     def test_a_library_is_opened_where_it_lies_and_takes_weights_from_outside(self, library: Path) -> None:
         runner = pytorch.GraphRunner(library, torch.device("cpu"))
         assert runner.constants == ("scale",), "the runner names the constants of a library otherwise"
@@ -74,6 +74,7 @@ class TestLibraries:
             pytorch.GraphRunner(tmp_path / "broken.so", torch.device("cpu"))
 
 
+@pytest.mark.slow
 class TestInductorOptions:
     @pytest.mark.parametrize(
         "changes",
@@ -143,6 +144,7 @@ class TestModes:
         assert {"max_autotune", "aot_inductor.compile_wrapper_opt_level"} <= set(pytorch.inductor_option_names())
 
 
+@pytest.mark.slow
 class TestInductorSettings:
     @pytest.fixture(autouse=True)
     def _deterministic_as_before(self) -> Iterator[None]:

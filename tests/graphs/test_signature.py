@@ -261,7 +261,7 @@ def test_autocast_counts() -> None:
     [
         ([object()], r"argument 1\.scheduler\.0 is a builtins\.object"),
         ({"a": {1, 2}}, r"argument 1\.scheduler\.a is a builtins\.set"),
-        (defaultdict(None, a=X), r"argument 1\.scheduler is a collections\.defaultdict"),
+        (defaultdict(list, a=X), r"argument 1\.scheduler is a collections\.defaultdict"),  # type: ignore[arg-type]
         (np.zeros(3), r"argument 1\.scheduler is a numpy\.ndarray"),
         (1j, r"argument 1\.scheduler is a builtins\.complex"),
     ],

@@ -118,6 +118,7 @@ class Timed(nn.Module):
         return x * torch.cos(t.float() / 100)
 
 
+@pytest.mark.compile
 class TestTimeSteps:
     @pytest.fixture(scope="class")
     @staticmethod
@@ -127,7 +128,6 @@ class TestTimeSteps:
             part(X, torch.tensor(981))
         return part
 
-    @pytest.mark.compile
     @pytest.mark.parametrize("t", [torch.tensor(961.0), torch.tensor(1.0, dtype=torch.float64), torch.tensor(5).int()])
     def test_another_dtype_that_holds_the_value_runs_in_the_same_graph(self, part: Any, t: torch.Tensor) -> None:
         before = uses_of(part)["frozen"]

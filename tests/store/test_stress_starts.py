@@ -12,6 +12,8 @@ import pytest
 from pipevault.store import vault
 from pipevault.store.retention import leftovers
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 STARTS = 30
 

@@ -16,6 +16,8 @@ from pipevault.digest import Digest
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.vault import Vault
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 MODULES = ("figures", "stress_entries", "stress_faults", "stress_limits", "stress_vault")
 
