@@ -43,7 +43,7 @@ def test_what_cannot_be_written_is_told_with_the_path(tmp_path: Path) -> None:
         (np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4), ".npy"),
     ],
 )
-def test_a_sample_comes_back(tmp_path: Path, sample: np.ndarray, suffix: str) -> None:  # type: ignore[type-arg]
+def test_a_sample_comes_back(tmp_path: Path, sample: np.ndarray, suffix: str) -> None:
     path = write_sample(sample, tmp_path / "picture-0")
     assert path.suffix == suffix
     read = read_sample(path)
