@@ -47,7 +47,7 @@ FITTING: dict[str, tuple[str, ...]] = {
     "cache/outcome": (*LOADS, "tests/cli/test_cli_prewarm.py", "tests/cli/test_cli_render.py"),
     "cache/regions": ("tests/cache/test_regions.py",),
     "cache/rehearsal": ("tests/cache/test_rehearsal.py", *LOADS, "tests/cache/test_stable_diffusion.py"),
-    "cache/search": ("tests/cache/test_explain_miss.py", *LOADS),
+    "cache/search": ("tests/cache/test_explain_miss.py", "tests/store/test_golden_vault.py", *LOADS),
     "cache/turn": ("tests/runtime/test_threads.py", *LOADS),
     "runtime": CALLS,
     "runtime/by_hand": ("tests/runtime/test_by_hand.py", *CALLS),

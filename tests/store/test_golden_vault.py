@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from helpers.bundles import everything_below
 from helpers.store_entries import whole
 from pipevault.cache.search import check_parts
 from pipevault.digest import Digest
-from pipevault.errors import BundleError, NewerBundleError, OldVaultError, VaultError
+from pipevault.errors import BundleError, CorruptEntryError, NewerBundleError, OldVaultError, VaultError
 from pipevault.settings import Settings, Tier
 from pipevault.store.bundle import bundle_keys, import_bundle
 from pipevault.store.check.verify import verify
@@ -76,6 +77,15 @@ def test_its_entries_are_whole(golden: Path) -> None:
         check_parts(vault, manifest)
     assert {len(found[key].artifacts) for key in graphs} == {1}
     assert list(vault.foreign_files()) == []
+
+
+def test_a_graph_whose_manifest_leaves_a_file_out_is_damaged(golden: Path) -> None:
+    vault = Vault.open(golden, create=False)
+    graphs = [entry for entry in vault.manifests() if isinstance(entry, Manifest) and entry.key.kind == "graph"]
+    assert graphs
+    for graph in graphs:
+        with pytest.raises(CorruptEntryError, match="does not list 1 files of its graphs"):
+            check_parts(vault, replace(graph, artifacts=()))
 
 
 def test_its_shelf(golden: Path) -> None:
