@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -33,7 +34,7 @@ def pipevault_process(*arguments: str | Path, **environment: str) -> subprocess.
     return subprocess.run(command, env=variables, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
-def subclasses(root: type) -> Iterator[type]:
+def subclasses(root: type[Any]) -> Iterator[type[Any]]:
     for found in root.__subclasses__():
         yield found
         yield from subclasses(found)
@@ -75,7 +76,7 @@ class TestExitCodes:
 
     def test_every_error_class_has_a_row(self) -> None:
         """Every error class of the package, wherever it stands, but those that begin with an underscore."""
-        found = {errors.PipevaultError, *subclasses(errors.PipevaultError)}
+        found: set[type[Any]] = {errors.PipevaultError, *subclasses(errors.PipevaultError)}
         ours = {error for error in found if error.__module__.startswith("pipevault.") and error.__name__[0] != "_"}
         assert {error.__name__ for error in ours - set(KINDS)} == set()
 

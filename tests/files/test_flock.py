@@ -67,7 +67,8 @@ class TestLocked:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Whoever locks a file that is gone from its path holds nothing that others see."""
-        flock, taken = fcntl.flock, []
+        flock = fcntl.flock
+        taken: list[int] = []
 
         def replace_first(descriptor: int, operation: int) -> None:
             flock(descriptor, operation)

@@ -103,7 +103,7 @@ def test_another_keys_manifest_is_not_understood(vault: Vault, published: Entry)
 
 def test_each_manifest_is_read_once(vault: Vault, published: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
-    open_regular = inventory.open_regular
+    open_regular = inventory.open_regular  # type: ignore[attr-defined]
 
     def counting(path: str) -> io.FileIO:
         reads.append(path)
