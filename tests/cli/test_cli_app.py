@@ -258,7 +258,7 @@ class TestInterrupt:
             f"failing({type(error).__module__.replace('builtins', '__builtins__')}.{type(error).__name__}())"
             ".main(['fail'])"
         )
-        paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        paths = os.pathsep.join([*map(str, Path(__file__).parents[:2]), os.environ.get("PYTHONPATH", "")])
         result = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}
         )
