@@ -27,7 +27,7 @@ LAYERS = (
     frozenset({"key", "settings"}),
     frozenset({"digest"}),
     frozenset({"reading"}),
-    frozenset({"errors"}),
+    frozenset({"errors", "pipeline"}),
 )
 """Top to bottom. A layer imports only what stands below it; its members never import one another."""
 
@@ -48,6 +48,7 @@ WITHOUT_TORCH = frozenset(
         "digest",
         "reading",
         "errors",
+        "pipeline",
         "__init__",
         "__main__",
     }

@@ -18,6 +18,7 @@ from pipevault.determinism.levels import parse_level
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import BuildOptions
 from pipevault.key import Key
+from pipevault.pipeline import Pipeline
 from pipevault.settings import Settings
 from pipevault.store.tiers.tiers import Tiers
 from pipevault.store.vault import Vault
@@ -60,7 +61,7 @@ class Access:
         return replace(shape, batch_size=1) if is_split else shape
 
     def plan_key(
-        self, pipe: Any, names: tuple[str, ...], shape: CallShape | CallRange, *, worthwhile: bool = False
+        self, pipe: Pipeline, names: tuple[str, ...], shape: CallShape | CallRange, *, worthwhile: bool = False
     ) -> Key:
         """Return the key of the plan for calls of ``shape`` that freeze the parts ``names``."""
         modules = {name: graph_parts.get_part(pipe, name) for name in names}

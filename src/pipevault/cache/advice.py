@@ -5,18 +5,18 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pipevault.cache.keys import execution_device
 from pipevault.calls.call import CallShape
 from pipevault.calls.call_shapes import CallRange
 from pipevault.determinism.levels import parse_level
+from pipevault.pipeline import Pipeline
 
 LEVELS_WITH_GRAPHS = ("strict", "invariant")
 """Their switches change the code that is compiled; the other levels share their graphs."""
 
 
-def freeze_command(pipe: Any, shape: CallShape | CallRange, *, weights: str, level: str, dir: Path) -> str:
+def freeze_command(pipe: Pipeline, shape: CallShape | CallRange, *, weights: str, level: str, dir: Path) -> str:
     """A sentence with the command that freezes ``pipe`` at ``shape`` into the vault at ``dir``."""
     least, most = (shape.least, shape.most) if isinstance(shape, CallRange) else (shape, shape)
     if callable(most.call) or (isinstance(most.call, Mapping) and most.call):
@@ -39,7 +39,7 @@ def _range(least: object, most: object) -> str:
     return str(most) if least == most else f"{least}..{most}"
 
 
-def _options(pipe: Any, least: CallShape, shape: CallShape) -> list[str]:
+def _options(pipe: Pipeline, least: CallShape, shape: CallShape) -> list[str]:
     parts = {name: part for name, part in vars(pipe).items() if hasattr(part, "parameters")}
     words: list[str] = []
     dtype = getattr(pipe, "dtype", None)

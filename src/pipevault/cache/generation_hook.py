@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from pipevault.pipeline import Pipeline
+
 _HOME: list[str] = []
 
 
@@ -20,7 +22,11 @@ def announce_generation(home: str) -> None:
 
 
 def generate(
-    pipe: Any, method: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], find: Callable[[], Any]
+    pipe: Pipeline,
+    method: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    find: Callable[[], Any],
 ) -> Any:
     """Return what the announced module's ``generate`` returns."""
     [home] = _HOME

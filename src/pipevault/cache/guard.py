@@ -26,6 +26,7 @@ from pipevault.fingerprint.difference import changed_names
 from pipevault.fingerprint.model import architecture, describe_difference, snapshot
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.part import FrozenPart, part_state, unfrozen
+from pipevault.pipeline import Pipeline
 
 logger = logging.getLogger("pipevault")
 
@@ -88,7 +89,7 @@ class Guard:
     Making it takes tens of milliseconds, so a pipeline makes its own at the first generation and not when it is loaded.
     """
 
-    def __init__(self, pipe: Any, digests: Mapping[str, str]) -> None:
+    def __init__(self, pipe: Pipeline, digests: Mapping[str, str]) -> None:
         """``digests`` has the architecture digest of each frozen part from when it was frozen."""
         self._parts = {name: graph_parts.get_part(pipe, name) for name in digests}
         for name, digest in digests.items():
@@ -101,7 +102,7 @@ class Guard:
         owners = {name: graph_parts.get_part(pipe, name) for name in sorted(set(self._owners.values()))}
         self._watched = {name: WatchedModule(module) for name, module in owners.items()}
 
-    def check(self, pipe: Any) -> None:
+    def check(self, pipe: Pipeline) -> None:
         """Raise :class:`ChangedPartError` that names what changed and what to do."""
         for name, part in self._parts.items():
             now = graph_parts.get_part(pipe, name)
@@ -157,7 +158,7 @@ def changed_error(name: str, what: str, freeze_again: str) -> ChangedPartError:
     )
 
 
-def _owner_name(pipe: Any, name: str) -> str:
+def _owner_name(pipe: Pipeline, name: str) -> str:
     """The outermost module on the way to a part."""
     steps = name.split(".")
     for count in range(1, len(steps)):

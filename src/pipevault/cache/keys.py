@@ -22,13 +22,14 @@ from pipevault.fingerprint.weights import weights_digest
 from pipevault.graphs.inductor import GRAPH_FORMAT, BuildOptions
 from pipevault.graphs.parts import get_part
 from pipevault.key import Key
+from pipevault.pipeline import Pipeline
 
 _SCALARS = (bool, int, float, str)
 _NO_DEFAULT = object()
 
 
 def build_key(
-    pipe: Any,
+    pipe: Pipeline,
     parts: Mapping[str, nn.Module],
     shape: CallShape | CallRange,
     *,
@@ -67,7 +68,7 @@ def build_key(
     )
 
 
-def pipeline_factors(pipe: Any, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
+def pipeline_factors(pipe: Pipeline, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
     """Return what decides, next to its parts, with which signatures a pipeline calls them: its class and settings, its
     scheduler, the length of its tokenizers' prompts, and the modules that own parts, such as a VAE with its tiling.
     """
@@ -96,7 +97,7 @@ def pipeline_factors(pipe: Any, parts: Mapping[str, nn.Module]) -> dict[str, Any
     }
 
 
-def execution_device(pipe: Any, parts: Mapping[str, nn.Module]) -> torch.device:
+def execution_device(pipe: Pipeline, parts: Mapping[str, nn.Module]) -> torch.device:
     """Return the device on which the parts compute.
 
     An offloaded pipeline's weights rest elsewhere, and diffusers takes 10 ms to find where it computes.

@@ -27,6 +27,7 @@ from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.adapters import generating_methods
 from pipevault.graphs.part import FrozenPart, part_state, unfrozen
 from pipevault.graphs.state import PartState
+from pipevault.pipeline import Pipeline
 
 STATE = "_pipevault"
 
@@ -54,25 +55,25 @@ class LoadedState:
     turn_timeout_s: float = DEFAULT_TIMEOUT_S
     draws: dict[Hashable, bool] = field(default_factory=dict)
 
-    def states(self, pipe: Any) -> dict[str, PartState]:
+    def states(self, pipe: Pipeline) -> dict[str, PartState]:
         """The parts that this load froze and that are still in their places."""
         parts = {name: graph_parts.get_part(pipe, name) for name in self.names}
         return {name: part_state(part) for name, part in parts.items() if isinstance(part, FrozenPart)}
 
-    def give_back(self, pipe: Any) -> None:
+    def give_back(self, pipe: Pipeline) -> None:
         """Put the eager parts back in their places."""
         for name, part in self.states(pipe).items():
             part.holders.discard(self)
             if not part.holders:
                 graph_parts.detach(pipe, [name])
 
-    def check(self, pipe: Any) -> None:
+    def check(self, pipe: Pipeline) -> None:
         """Raise :class:`~pipevault.errors.ChangedPartError` if the pipeline is not the one that was frozen."""
         if self.guard is None:
             self.guard = Guard(pipe, self.digests)
         self.guard.check(pipe)
 
-    def check_part(self, pipe: Any, name: str) -> None:
+    def check_part(self, pipe: Pipeline, name: str) -> None:
         """Do :meth:`check` for one part, which is called outside of a generation."""
         if self.guard is None:
             self.guard = Guard(pipe, self.digests)
@@ -106,17 +107,17 @@ def _new(cls: Any, *arguments: Any) -> Any:
     return cls.__new__(cls, *arguments)
 
 
-def attach_state(pipe: Any, state: LoadedState) -> None:
+def attach_state(pipe: Pipeline, state: LoadedState) -> None:
     """Remember what a load did, and how it was asked for; with frozen parts the pipeline is guarded from now on."""
     release_class(pipe)
     _remember(pipe, state)
     for part in state.states(pipe).values():
         part.holders.add(state)
     if state.names:
-        pipe.__class__ = freeze_pipeline_class(type(pipe))  # type: ignore[arg-type]
+        pipe.__class__ = freeze_pipeline_class(type(pipe))
 
 
-def loaded_state(pipe: Any) -> LoadedState | None:
+def loaded_state(pipe: Pipeline) -> LoadedState | None:
     """Return what was loaded for this very pipeline; ``None`` for one that was not loaded, and for a copy."""
     own = getattr(pipe, "__dict__", None)
     state = own.get(STATE) if own is not None else _STATES.get(id(pipe))
@@ -127,7 +128,7 @@ _STATES: dict[int, LoadedState] = {}
 """The states of pipelines without a ``__dict__``, by identity."""
 
 
-def _remember(pipe: Any, state: LoadedState) -> None:
+def _remember(pipe: Pipeline, state: LoadedState) -> None:
     if hasattr(pipe, "__dict__"):
         pipe.__dict__[STATE] = state
         return
@@ -135,7 +136,7 @@ def _remember(pipe: Any, state: LoadedState) -> None:
     weakref.finalize(pipe, _STATES.pop, id(pipe), None)
 
 
-def release_class(pipe: Any) -> None:
+def release_class(pipe: Pipeline) -> None:
     """Give the pipeline its own class back and forget what was loaded; its parts stay."""
     if isinstance(pipe, FrozenPipeline):
         pipe.__class__ = pipe._pipevault_original_class
@@ -145,7 +146,7 @@ def release_class(pipe: Any) -> None:
         _STATES.pop(id(pipe), None)
 
 
-def unload(pipe: Any) -> Any:
+def unload(pipe: Pipeline) -> Any:
     """Give ``pipe`` its eager parts and its own class back, and return it.
 
     A part that another loaded pipeline shares stays frozen in that one's places. A pipeline that was not loaded stays
@@ -161,7 +162,7 @@ def unload(pipe: Any) -> Any:
     return pipe
 
 
-def status(pipe: Any) -> Outcome:
+def status(pipe: Pipeline) -> Outcome:
     """Return what :meth:`~pipevault.PipelineCache.prepare` did with ``pipe``, and what calls have frozen since.
 
     Raises :class:`SettingsError` if it was never loaded; a copy of a loaded pipeline is eager and counts as such.
@@ -215,7 +216,7 @@ def freeze_pipeline_class(original: Any) -> type[Any]:
 
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def guarded(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+    def guarded(pipe: Pipeline, *args: Any, **kwargs: Any) -> Any:
         if loaded_state(pipe) is None or is_running(pipe):
             return method(pipe, *args, **kwargs)
         return generate(pipe, method, args, kwargs, lambda: loaded_state(pipe))

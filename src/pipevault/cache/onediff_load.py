@@ -48,6 +48,7 @@ from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.graphs.state import FREEZING
 from pipevault.key import Key
+from pipevault.pipeline import Pipeline
 from pipevault.store.manifest import ArtifactRef, Manifest, now_utc
 from pipevault.store.tiers.tiers import TierHit
 
@@ -55,7 +56,7 @@ logger = logging.getLogger("pipevault")
 
 
 def load_onediff(
-    access: Access, backend: OnediffBackend, pipe: Any, asked: Sequence[AskedShape], parts: Sequence[str] | None
+    access: Access, backend: OnediffBackend, pipe: Pipeline, asked: Sequence[AskedShape], parts: Sequence[str] | None
 ) -> None:
     """Load ``pipe`` with ``backend``; what was loaded before is given back first.
 
@@ -89,7 +90,7 @@ class _Load:
 
     access: Access
     backend: OnediffBackend
-    pipe: Any
+    pipe: Pipeline
     names: tuple[str, ...]
     compiled: dict[str, Any] = field(default_factory=dict)
 

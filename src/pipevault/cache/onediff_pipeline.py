@@ -12,6 +12,7 @@ from torch import nn
 from pipevault.cache.guard import WatchedModule, changed_error
 from pipevault.cache.loaded import LoadedState
 from pipevault.graphs import parts as graph_parts
+from pipevault.pipeline import Pipeline
 
 logger = logging.getLogger("pipevault")
 
@@ -31,7 +32,7 @@ class OnediffState(LoadedState):
     watched: Mapping[str, WatchedModule] = field(default_factory=dict)
     new_compilations: Callable[[], int] = lambda: 0
 
-    def check(self, pipe: Any) -> None:
+    def check(self, pipe: Pipeline) -> None:
         for name, (_, compiled) in self.parts.items():
             now = graph_parts.get_part(pipe, name)
             if now is not compiled:
@@ -46,9 +47,9 @@ class OnediffState(LoadedState):
                 count,
             )
 
-    def check_part(self, pipe: Any, name: str) -> None:
+    def check_part(self, pipe: Pipeline, name: str) -> None:
         self.check(pipe)
 
-    def give_back(self, pipe: Any) -> None:
+    def give_back(self, pipe: Pipeline) -> None:
         for eager, compiled in self.parts.values():
             graph_parts.replace_part(pipe, compiled, eager)

@@ -42,7 +42,7 @@ from pipevault.store.vault import Vault
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Pipeline = TypeVar("Pipeline")
+AnyPipeline = TypeVar("AnyPipeline")
 
 logger = logging.getLogger("pipevault")
 
@@ -94,12 +94,12 @@ class PipelineCache:
     @spelled_out(ShapeFields)
     def prepare(
         self,
-        pipe: Pipeline,
+        pipe: AnyPipeline,
         *,
         parts: Parts = None,
         shapes: Sequence[Mapping[str, Any]] | None = None,
         **shape: Unpack[ShapeFields],
-    ) -> Pipeline:
+    ) -> AnyPipeline:
         """Give ``pipe`` the frozen graphs of the vault, and return it.
 
         Without a shape, all graphs that fit its parts are attached, and each is opened when first used; where there is
@@ -128,8 +128,8 @@ class PipelineCache:
     """The first name of :meth:`prepare`, which stays."""
 
     def _prepare(
-        self, pipe: Pipeline, asked: Sequence[AskedShape], parts: Sequence[str] | None, *, worthwhile: bool
-    ) -> Pipeline:
+        self, pipe: AnyPipeline, asked: Sequence[AskedShape], parts: Sequence[str] | None, *, worthwhile: bool
+    ) -> AnyPipeline:
         """Do :meth:`prepare` in the turn of the pipeline."""
         if self.settings.mode == "off":
             unload(pipe)
@@ -157,13 +157,13 @@ class PipelineCache:
         return pipe
 
     @spelled_out(ShapeFields)
-    def key(self, pipe: Any, *, parts: Parts = None, **shape: Unpack[ShapeFields]) -> Key:
+    def key(self, pipe: AnyPipeline, *, parts: Parts = None, **shape: Unpack[ShapeFields]) -> Key:
         """Return the key of the plan for a call. ``shape`` takes the arguments of :meth:`prepare`."""
         names = tuple(graph_parts.find_parts(pipe, None if parts == "auto" else parts))
         resolved = asked_shape(shape).resolve(pipe, self._access.per_sample)
         return self._access.plan_key(pipe, names, resolved, worthwhile=parts == "auto")
 
-    def part_key(self, pipe: Any, part: str) -> Key:
+    def part_key(self, pipe: AnyPipeline, part: str) -> Key:
         """Return the factors of the identity of a part, as the key of a graph without a signature."""
         module = graph_parts.get_part(pipe, part)
         if not isinstance(module, nn.Module):
@@ -173,7 +173,7 @@ class PipelineCache:
             return Key(PartIdentity.of(module, device, backend=self.settings.backend, build=self.build).to_json())
 
     @spelled_out(ShapeFields)
-    def explain(self, pipe: Any, *, parts: Parts = None, **shape: Unpack[ShapeFields]) -> Explanation:
+    def explain(self, pipe: AnyPipeline, *, parts: Parts = None, **shape: Unpack[ShapeFields]) -> Explanation:
         """Return what :meth:`prepare` would do with these arguments, without doing it."""
         key = self.key(pipe, parts=parts, **shape)
         store = Store(self._access.tiers, self.settings, lambda: self.vault)

@@ -18,6 +18,7 @@ from pipevault.errors import SettingsError
 from pipevault.fingerprint.classes import original_class
 from pipevault.fingerprint.model import Architecture, architecture
 from pipevault.graphs.parts import get_part
+from pipevault.pipeline import Pipeline
 
 _LEAST_BLOCKS = 8
 _LEAST_PER_KIND = 4
@@ -40,7 +41,7 @@ class Regions:
         return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
-def choose_regions(pipe: Any, parts: Sequence[str], regions: str) -> dict[str, Regions]:
+def choose_regions(pipe: Pipeline, parts: Sequence[str], regions: str) -> dict[str, Regions]:
     """Return the regions of those ``parts`` that are frozen by blocks; ``regions`` is the setting of that name.
 
     Raises :class:`SettingsError` if ``blocks`` are asked for and no part has any.

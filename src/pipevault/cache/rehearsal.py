@@ -41,6 +41,7 @@ from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.adapters import adapter_of
 from pipevault.graphs.check import GraphComparison, compare_trees, pipeline_tolerance
 from pipevault.graphs.state import GENERATING, PartState
+from pipevault.pipeline import Pipeline
 
 REHEARSAL_SEED = 0
 LEAST_GAIN = 0.03
@@ -64,7 +65,7 @@ class Rehearsal:
 
 
 def rehearse(
-    pipe: Any,
+    pipe: Pipeline,
     states: Mapping[str, PartState],
     shape: CallShape | CallRange,
     *,
@@ -127,7 +128,7 @@ def rehearse(
     return Rehearsal(parts, graphs, eager, check, tuple(problems))
 
 
-def run_whole(pipe: Any, shape: CallShape) -> tuple[Callable[[], Any], Any]:
+def run_whole(pipe: Pipeline, shape: CallShape) -> tuple[Callable[[], Any], Any]:
     """Run ``pipe`` as it is at ``shape``; return what runs it again with the same randomness, and the output.
 
     Raises :class:`BadCallError` if the pipeline refuses the call.
@@ -335,7 +336,7 @@ def _first_accepted(
 
 
 def _runners(
-    pipe: Any, states: Mapping[str, PartState], shape: CallShape
+    pipe: Pipeline, states: Mapping[str, PartState], shape: CallShape
 ) -> tuple[Callable[[], Any], Callable[[], Any] | None]:
     """A function that runs the pipeline at ``shape``; another one to try where the pipeline may want an image."""
     own_call = adapter_of(pipe) is None and not callable(shape.call)
@@ -418,7 +419,7 @@ class _Streams:
 
 
 @contextmanager
-def untouched(pipe: Any) -> Iterator[None]:
+def untouched(pipe: Pipeline) -> Iterator[None]:
     """Put back what running does to the pipeline itself, the pipelines in it, and their schedulers.
 
     On an error the weights get back their dtypes too: pipelines cast a VAE for the length of a call.
@@ -451,7 +452,7 @@ def untouched(pipe: Any) -> Iterator[None]:
             vars(scheduler).update(values)
 
 
-def _pipelines(pipe: Any, seen: set[int]) -> Iterator[Any]:
+def _pipelines(pipe: Pipeline, seen: set[int]) -> Iterator[Any]:
     if id(pipe) in seen:
         return
     seen.add(id(pipe))
@@ -472,7 +473,7 @@ def _rewound(generator: Any) -> Iterator[None]:
             g.set_state(state)
 
 
-def _quieten(pipe: Any) -> None:
+def _quieten(pipe: Pipeline) -> None:
     """Switch off diffusers' step bar, which would promise the user pictures; :func:`untouched` switches it on again."""
     for owner in _pipelines(pipe, set()):
         if hasattr(owner, "set_progress_bar_config"):

@@ -42,6 +42,7 @@ from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.part import obstacle
 from pipevault.graphs.state import FREEZING, PartOptions, PartState
 from pipevault.key import Key
+from pipevault.pipeline import Pipeline
 from pipevault.store.manifest import Manifest
 from pipevault.store.stats.summary import mean_compile_s
 from pipevault.store.tiers.tiers import TierHit
@@ -67,7 +68,7 @@ class LoadSession:
     def __init__(
         self,
         access: Access,
-        pipe: Any,
+        pipe: Pipeline,
         names: Sequence[str],
         previous: LoadedState | None,
         *,

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipevault.determinism.turns import ALONE, DEFAULT_TIMEOUT_S, TURNS
 from pipevault.graphs import parts as graph_parts
+from pipevault.pipeline import Pipeline
 
 _STATELESS = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType)
 
@@ -26,7 +27,7 @@ class _Running(threading.local):
 _RUNNING = _Running()
 
 
-def resources(pipe: Any) -> dict[Hashable, Hashable]:
+def resources(pipe: Pipeline) -> dict[Hashable, Hashable]:
     """Return what a call of ``pipe`` needs alone: the pipeline, those in it, and their components."""
     found: dict[Hashable, Hashable] = {}
     _add(pipe, found)
@@ -52,14 +53,14 @@ def _identity(value: Any) -> Hashable:
 
 
 @contextmanager
-def turn(pipe: Any, what: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[float]:
+def turn(pipe: Pipeline, what: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[float]:
     """Hold the turn of ``pipe`` inside, for other work than a generation; yield the seconds that were spent waiting."""
     with TURNS.take(resources(pipe), what=what, timeout_s=timeout_s) as waited_s:
         yield waited_s
 
 
 @contextmanager
-def running(pipe: Any) -> Iterator[None]:
+def running(pipe: Pipeline) -> Iterator[None]:
     """Mark a call of ``pipe`` as running in this thread."""
     before = _RUNNING.pipes
     _RUNNING.pipes = (*before, id(pipe))
@@ -69,7 +70,7 @@ def running(pipe: Any) -> Iterator[None]:
         _RUNNING.pipes = before
 
 
-def is_running(pipe: Any) -> bool:
+def is_running(pipe: Pipeline) -> bool:
     """Return whether this thread is inside a call of ``pipe``: then a call is part of that one."""
     return id(pipe) in _RUNNING.pipes
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from pipevault.cache.loaded import attach_state, loaded_state
 from pipevault.graphs import parts as graph_parts
+from pipevault.pipeline import Pipeline
 
 
 @contextmanager
-def unchanged_on_error(pipe: Any) -> Iterator[None]:
+def unchanged_on_error(pipe: Pipeline) -> Iterator[None]:
     """Leave the pipeline exactly as it was if a load fails: its parts, its class, what was loaded before."""
     state = loaded_state(pipe)
     frozen = graph_parts.frozen_parts(pipe)

@@ -29,6 +29,7 @@ from pipevault.digest import digest_json
 from pipevault.errors import BadCallError
 from pipevault.fingerprint.classes import class_identity, function_identity, qualified_name
 from pipevault.graphs.adapters import adapter_of, main_method
+from pipevault.pipeline import Pipeline
 
 Call: TypeAlias = "Mapping[str, Any] | Callable[[Any], Any] | None"
 
@@ -82,7 +83,7 @@ class CallShape:
             raise BadCallError(f"call must be a mapping of keyword arguments or a function, not {self.call!r}.")
 
 
-def resolve_shape(pipe: Any, shape: CallShape) -> CallShape:
+def resolve_shape(pipe: Pipeline, shape: CallShape) -> CallShape:
     """Return ``shape`` with the pipeline's defaults filled in and sizes checked against what its VAE needs.
 
     Raises :class:`BadCallError` for an argument that the pipeline does not take, and for one that is given twice.
@@ -113,7 +114,7 @@ def resolve_shape(pipe: Any, shape: CallShape) -> CallShape:
     )
 
 
-def size_multiple(pipe: Any) -> int:
+def size_multiple(pipe: Pipeline) -> int:
     """Return the number of pixels by which height and width must be divisible."""
     factor = getattr(pipe, "vae_scale_factor", None)
     # diffusers' image pipelines ask for multiples of 8 even where the VAE scales by less.
@@ -140,7 +141,7 @@ def shape_factors(shape: CallShape) -> dict[str, Any]:
     return factors
 
 
-def has_optional_images(pipe: Any, shape: CallShape) -> bool:
+def has_optional_images(pipe: Pipeline, shape: CallShape) -> bool:
     """Return whether the call takes an image that is neither given nor required by its signature.
 
     Image-to-image pipelines mark theirs as optional and refuse a call without; editing pipelines draw from the prompt.
@@ -152,7 +153,7 @@ def has_optional_images(pipe: Any, shape: CallShape) -> bool:
     )
 
 
-def warm_up_arguments(pipe: Any, shape: CallShape, *, images: bool = True) -> dict[str, Any]:
+def warm_up_arguments(pipe: Pipeline, shape: CallShape, *, images: bool = True) -> dict[str, Any]:
     """Return keyword arguments of a short run of ``pipe`` at a resolved ``shape``; with ``images``, optional ones too.
 
     Raises :class:`BadCallError` for an input that cannot be made up.
@@ -207,7 +208,7 @@ def _warm_up_steps(given: Mapping[str, Any], accepted: Mapping[str, inspect.Para
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def parameters(pipe: Any) -> dict[str, inspect.Parameter]:
+def parameters(pipe: Pipeline) -> dict[str, inspect.Parameter]:
     """The parameters of the pipeline's main method, ``__call__`` unless an adapter says another, after ``self``."""
     return dict(_parameters(getattr(type(pipe), main_method(type(pipe)))))
 
@@ -217,7 +218,7 @@ def _parameters(call: Callable[..., Any]) -> tuple[tuple[str, inspect.Parameter]
     return tuple(inspect.signature(call).parameters.items())[1:]
 
 
-def takes_any_name(pipe: Any, accepted: Mapping[str, inspect.Parameter]) -> bool:
+def takes_any_name(pipe: Pipeline, accepted: Mapping[str, inspect.Parameter]) -> bool:
     """Return True if the call has ``**kwargs`` for the caller; diffusers drops what it does not know without a word."""
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         return False
@@ -226,7 +227,7 @@ def takes_any_name(pipe: Any, accepted: Mapping[str, inspect.Parameter]) -> bool
 
 
 def _check_names(
-    pipe: Any, shape: CallShape, arguments: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter]
+    pipe: Pipeline, shape: CallShape, arguments: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter]
 ) -> None:
     if takes_any_name(pipe, accepted):
         return
@@ -253,7 +254,7 @@ def _check_agreement(name: str, chosen: Any, argument: Any) -> None:
         raise BadCallError(f"{name}={chosen!r} is given, which disagrees with the call's {argument!r}. Give one.")
 
 
-def default_size(pipe: Any, side: str) -> int | None:
+def default_size(pipe: Pipeline, side: str) -> int | None:
     """Return the pixels of ``side`` (``height`` or ``width``) that the pipeline draws by default, where known."""
     if default := _default(pipe, side):
         return default
@@ -266,7 +267,7 @@ def default_size(pipe: Any, side: str) -> int | None:
     return None
 
 
-def _default(pipe: Any, name: str) -> int | None:
+def _default(pipe: Pipeline, name: str) -> int | None:
     parameter = parameters(pipe).get(name)
     return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
 
@@ -289,7 +290,7 @@ def _repeated(value: Any, count: int) -> Any:
     return [value] * count if count > 1 else value
 
 
-def _batch_size(pipe: Any, shape: CallShape, arguments: Mapping[str, Any]) -> int:
+def _batch_size(pipe: Pipeline, shape: CallShape, arguments: Mapping[str, Any]) -> int:
     repeats = repeats_of(arguments)
     prompts = given_prompts(arguments, pipeline=type(pipe))
     if prompts is None:
@@ -307,7 +308,7 @@ def _prompt_count(shape: CallShape) -> int:
     return max(1, shape.batch_size // repeats_of(arguments))
 
 
-def _guidance(pipe: Any, shape: CallShape, arguments: Mapping[str, Any]) -> bool | None:
+def _guidance(pipe: Pipeline, shape: CallShape, arguments: Mapping[str, Any]) -> bool | None:
     given = arguments.get("guidance_scale")
     if given is None:
         known = shape.guidance is not None or "guidance_scale" not in parameters(pipe)
@@ -323,7 +324,7 @@ def _guidance(pipe: Any, shape: CallShape, arguments: Mapping[str, Any]) -> bool
     return guidance
 
 
-def _default_guidance_scale(pipe: Any) -> float:
+def _default_guidance_scale(pipe: Pipeline) -> float:
     parameter = parameters(pipe).get("guidance_scale")
     if parameter is None or not isinstance(parameter.default, (int, float)):
         return 1.0

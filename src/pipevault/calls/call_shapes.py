@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from pipevault.calls.call import CallShape, resolve_shape, shape_factors, size_multiple
 from pipevault.errors import BadCallError, SettingsError
+from pipevault.pipeline import Pipeline
 from pipevault.settings.arguments import field_names
 from pipevault.settings.values import refuse_unknown
 
@@ -117,7 +118,7 @@ class AskedShape:
         ends = {name: list(v) for name in RANGED if isinstance(v := getattr(self, name), (tuple, list))}
         return {**self._end(1).to_json(), **ends, **({"dynamic": True} if self.dynamic else {})}
 
-    def resolve(self, pipe: Any, per_sample: Callable[[CallShape], CallShape]) -> CallShape | CallRange:
+    def resolve(self, pipe: Pipeline, per_sample: Callable[[CallShape], CallShape]) -> CallShape | CallRange:
         """Return the shape with the defaults of ``pipe``. Raises :class:`BadCallError` for one that it refuses."""
         least, most = (resolve_shape(pipe, per_sample(self._end(index))) for index in (0, 1))
         if self.dynamic:
@@ -125,7 +126,7 @@ class AskedShape:
         return most if least == most else CallRange(least, most)
 
     def _widened(
-        self, pipe: Any, least: CallShape, most: CallShape, per_sample: Callable[[CallShape], CallShape]
+        self, pipe: Pipeline, least: CallShape, most: CallShape, per_sample: Callable[[CallShape], CallShape]
     ) -> tuple[CallShape, CallShape]:
         """Return half and twice of each single size, and up to four samples."""
         multiple = size_multiple(pipe)

@@ -35,6 +35,7 @@ from pipevault.calls.sample_roles import (
     role_of,
 )
 from pipevault.errors import BadCallError, UnplacedArgumentError
+from pipevault.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def split(
     return [{**defaults, **{name: chosen(index) for name, chosen in choose.items()}} for index in range(samples.count)]
 
 
-def count_nets(pipe: Any) -> int:
+def count_nets(pipe: Pipeline) -> int:
     """Return how many ControlNets or adapters ``pipe`` holds; 1 without any."""
     for holder, members in (("controlnet", "nets"), ("adapter", "adapters")):
         held = getattr(pipe, holder, None)

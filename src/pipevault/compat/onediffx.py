@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipevault.errors import CannotFreezeError, CorruptEntryError, NothingFrozenError
+from pipevault.pipeline import Pipeline
 
 _IGNORED = ("image_processor",)
 
@@ -122,7 +123,7 @@ def _stand_in(parts: Mapping[str, Any]) -> Any:
     return pipe
 
 
-def _part(pipe: Any, name: str) -> Any:
+def _part(pipe: Pipeline, name: str) -> Any:
     value = pipe
     for step in name.split("."):
         value = getattr(value, step)

@@ -45,12 +45,11 @@ class Turns:
         self._held: list[_Request] = []
         self._waiting: list[_Request] = []
         self._on_fork: list[Callable[[], None]] = []
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=lambda: self._lock.acquire(),
-                after_in_parent=lambda: self._lock.release(),
-                after_in_child=self._forget_other_threads,
-            )
+        os.register_at_fork(
+            before=lambda: self._lock.acquire(),
+            after_in_parent=lambda: self._lock.release(),
+            after_in_child=self._forget_other_threads,
+        )
 
     @contextmanager
     def take(self, wanted: Wanted, *, what: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[float]:

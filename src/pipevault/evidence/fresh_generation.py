@@ -38,6 +38,7 @@ from pipevault.fingerprint.toolchain import toolchain_factors
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.opening import open_pipeline
+from pipevault.pipeline import Pipeline
 from pipevault.runtime.drawing import Sources, draw, needs_host_noise
 from pipevault.runtime.records import record_of
 
@@ -103,13 +104,13 @@ def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> Ge
     )
 
 
-def _check_prompt(pipe: Any, arguments: Mapping[str, Any]) -> None:
+def _check_prompt(pipe: Pipeline, arguments: Mapping[str, Any]) -> None:
     takes_one = "prompt" in parameters(pipe)
     if takes_one and not any(name.startswith("prompt") for name in arguments):
         raise BadCallError(f"{type(pipe).__name__} draws what a prompt says. Give at least one, with --prompt TEXT.")
 
 
-def _make_ready(pipe: Any, job: GenerationJob) -> tuple[Draw, Outcome | None]:
+def _make_ready(pipe: Pipeline, job: GenerationJob) -> tuple[Draw, Outcome | None]:
     seed = job.request.seed
     if job.method == "frozen":
         cache = PipelineCache(
@@ -178,7 +179,7 @@ class _LastLatents:
         self._of_calls.clear()
         self.ended_s.clear()
 
-    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, pipe: Pipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         self.ended_s.append(time.perf_counter())
         if isinstance(latents := tensors.get("latents"), torch.Tensor):
             if step > 0 and self._of_calls:

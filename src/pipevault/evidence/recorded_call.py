@@ -14,6 +14,7 @@ from pipevault.calls.samples import recorded_samples
 from pipevault.determinism.layers import parse_state, unpack
 from pipevault.errors import BadCallError, BadRecordError
 from pipevault.graphs.adapters import generating_methods, main_method
+from pipevault.pipeline import Pipeline
 from pipevault.runtime.record import RunRecord
 
 REPLAY_LIMITS: Mapping[str, int] = {
@@ -89,7 +90,7 @@ def _beyond(field: str, value: Any, limit: str) -> BadRecordError:
     return BadRecordError(f"Field {field!r} of the run record is {shown}, and a replay takes {limit}.", field)
 
 
-def recorded_method(record: RunRecord, pipe: Any) -> str:
+def recorded_method(record: RunRecord, pipe: Pipeline) -> str:
     """Return the method that was called. :class:`BadRecordError` unless it is one that generates."""
     method = record.pipeline.get("method", "__call__")
     if method not in generating_methods(type(pipe)) or not callable(getattr(type(pipe), method, None)):
@@ -100,7 +101,7 @@ def recorded_method(record: RunRecord, pipe: Any) -> str:
     return str(method)
 
 
-def recorded_arguments(record: RunRecord, pipe: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+def recorded_arguments(record: RunRecord, pipe: Pipeline, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of the call but for its generators; ``inputs`` are those that it holds by digest only."""
     accepted = parameters(pipe)
     is_checked = recorded_method(record, pipe) == main_method(type(pipe)) and not takes_any_name(pipe, accepted)

@@ -46,6 +46,7 @@ from pipevault.evidence.recorded_call import (
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.graphs import parts as graph_parts
 from pipevault.key import Difference, leaf_differences
+from pipevault.pipeline import Pipeline
 from pipevault.runtime.record import RunRecord
 from pipevault.runtime.recorded_weights import RecordedWeights
 from pipevault.runtime.records import record_of
@@ -102,7 +103,7 @@ class Replay:
 
 def replay(
     source: str | Path | RunRecord,
-    pipe: Any,
+    pipe: Pipeline,
     *,
     dir: str | Path | None = None,
     inputs: Mapping[str, Any] | None = None,
@@ -163,7 +164,7 @@ def replay(
 
 def _load(
     record: RunRecord,
-    pipe: Any,
+    pipe: Pipeline,
     dir: str | Path | None,
     progress: Progress | None,
     found: Sequence[Divergence],
@@ -181,7 +182,7 @@ def _load(
     return divergences
 
 
-def _draw(record: RunRecord, pipe: Any, arguments: Mapping[str, Any]) -> Any:
+def _draw(record: RunRecord, pipe: Pipeline, arguments: Mapping[str, Any]) -> Any:
     try:
         return getattr(pipe, recorded_method(record, pipe))(**arguments)
     except UnfrozenCallError as error:
@@ -225,7 +226,7 @@ def _other_graphs(record: RunRecord, again: RunRecord) -> Iterator[Divergence]:
             yield Divergence("entry", f"other graphs of {part} ran than those of the record")
 
 
-def _check_pipeline(record: RunRecord, pipe: Any) -> None:
+def _check_pipeline(record: RunRecord, pipe: Pipeline) -> None:
     if type(pipe).__name__ != record.pipeline["class"]:
         raise SettingsError(
             f"The record is of a {record.pipeline['class']}, and this is a {type(pipe).__name__}. Open the recorded "
@@ -235,7 +236,7 @@ def _check_pipeline(record: RunRecord, pipe: Any) -> None:
         raise SettingsError("The record does not tell how its pipeline was loaded, so it cannot be replayed.")
 
 
-def _check_machine(record: RunRecord, pipe: Any) -> None:
+def _check_machine(record: RunRecord, pipe: Pipeline) -> None:
     here = machine_factors(execution_device(pipe, graph_parts.find_parts(pipe)))
     if differences := leaf_differences(here, record.machine, "machine"):
         raise OtherMachineError(
@@ -245,7 +246,7 @@ def _check_machine(record: RunRecord, pipe: Any) -> None:
         )
 
 
-def _check_weights(record: RunRecord, pipe: Any) -> None:
+def _check_weights(record: RunRecord, pipe: Pipeline) -> None:
     here = RecordedWeights().digests(graph_parts.find_parts(pipe)) if record.weights else {}
     changed = tuple(name for name, digest in record.weights.items() if here.get(name) != digest)
     if changed:
@@ -299,7 +300,7 @@ def _divergent_versions(record: RunRecord) -> Iterator[Divergence]:
 
 
 def _divergent_graphs(
-    record: RunRecord, pipe: Any, cache: PipelineCache, versions_differ: Sequence[Divergence]
+    record: RunRecord, pipe: Pipeline, cache: PipelineCache, versions_differ: Sequence[Divergence]
 ) -> Iterator[Divergence]:
     """Yield the graphs that were frozen again; raise where a recorded graph cannot be the one that runs."""
     known = "".join(f" Also, {one}." for one in versions_differ)
@@ -341,7 +342,7 @@ def _digest(key: str, field: str) -> Digest:
         raise BadRecordError(f"Invalid key of a graph in the record: {error}", field) from error
 
 
-def _check_settings(record: RunRecord, pipe: Any, cache: PipelineCache) -> None:
+def _check_settings(record: RunRecord, pipe: Pipeline, cache: PipelineCache) -> None:
     """Check scheduler and settings, which draw other pictures with the same graphs, against the plan of the record."""
     plan = cache.find_entry(Digest(record.key)) if record.key else None
     if plan is None or plan.key.kind != "plan":

@@ -12,6 +12,7 @@ from pipevault.calls.samples import samples_of
 from pipevault.demo import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS
 from pipevault.errors import BadCallError
 from pipevault.opening import DEMO_MODEL
+from pipevault.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Request:
             guidance_scale=DEFAULT_GUIDANCE_SCALE if self.guidance_scale is None else self.guidance_scale,
         )
 
-    def call_arguments(self, pipe: Any) -> dict[str, Any]:
+    def call_arguments(self, pipe: Pipeline) -> dict[str, Any]:
         """Return the keyword arguments of ``pipe(...)`` but for the seed. :class:`BadCallError` for an unknown one."""
         prompt = list(self.prompts) if len(self.prompts) > 1 else next(iter(self.prompts), None)
         chosen = {
@@ -59,7 +60,7 @@ class Request:
             raise BadCallError(f"{type(pipe).__name__} takes no {unknown[0]!r}. It takes {', '.join(accepted)}.")
         return arguments
 
-    def load_arguments(self, pipe: Any) -> dict[str, Any]:
+    def load_arguments(self, pipe: Pipeline) -> dict[str, Any]:
         """Return keyword arguments of :meth:`~pipevault.PipelineCache.load` that freeze this call."""
         return load_arguments(self.call_arguments(pipe), pipeline=type(pipe))
 

@@ -121,9 +121,9 @@ def _ranked_isas() -> list[str]:
     arch = platform.machine()
     if sys.platform == "darwin":
         return ["ASIMD"] if platform.processor() == "arm" else []
-    if sys.platform not in ("linux", "win32"):
+    if sys.platform != "linux":
         return []
-    if arch in ("x86_64", "AMD64"):
+    if arch == "x86_64":
         has = _supported_isas()
         ranked = ["AVX512 AVX512_VNNI AMX_TILE", "AVX512 AVX512_VNNI", "AVX512", "AVX2"]
         return [isa for isa in ranked if set(isa.split()) <= set(has)]
@@ -131,14 +131,13 @@ def _ranked_isas() -> list[str]:
 
 
 def _supported_isas() -> list[str]:
-    if platform.machine() not in ("x86_64", "AMD64"):
+    if platform.machine() != "x86_64":
         return [word for isa in _ranked_isas() for word in isa.split()]
     capabilities = _cpu_capabilities()
-    windows = sys.platform == "win32"
     names = {
         "AVX2": bool(capabilities.get("avx2")),
         "AVX512": bool(capabilities.get("avx512_f")),
-        "AVX512_VNNI": bool(capabilities.get("avx512_f") and capabilities.get("avx512_vnni")) and not windows,
+        "AVX512_VNNI": bool(capabilities.get("avx512_f") and capabilities.get("avx512_vnni")),
         "AMX_TILE": bool(capabilities.get("amx_tile")) and _init_amx(),
     }
     return [name for name, supported in names.items() if supported]

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from pipevault.errors import SettingsError
 from pipevault.graphs import pyramid_flow
+from pipevault.pipeline import Pipeline
 
 METHODS = ("__call__", "generate", "generate_i2v", "sample")
 """The methods that generate, of pipelines without an adapter."""
@@ -28,7 +29,7 @@ class Adapter:
     methods: tuple[str, ...]
     call: WarmUp | None
 
-    def part_names(self, pipe: Any) -> tuple[str, ...] | None:
+    def part_names(self, pipe: Pipeline) -> tuple[str, ...] | None:
         """Return the parts that it names for ``pipe``; ``None`` if they are to be found."""
         if self.parts is None:
             return None
@@ -77,7 +78,7 @@ def _as_parts(parts: Parts | None) -> Parts | None:
     return parts if parts is None or callable(parts) else tuple(parts)
 
 
-def adapter_of(pipe: Any) -> Adapter | None:
+def adapter_of(pipe: Pipeline) -> Adapter | None:
     """Return the adapter of the nearest class of ``pipe`` that has one."""
     return _adapter_of_class(type(pipe))
 

@@ -142,5 +142,4 @@ def _start_again() -> None:
     _LOCK = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_again)
+os.register_at_fork(after_in_child=_start_again)

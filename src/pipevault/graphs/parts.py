@@ -17,18 +17,19 @@ from pipevault.graphs import backend
 from pipevault.graphs.adapters import adapter_of
 from pipevault.graphs.part import FrozenPart, part_state, release, unfrozen
 from pipevault.graphs.state import PartOptions, PartState
+from pipevault.pipeline import Pipeline
 
 NEVER_PARTS = frozenset({"safety_checker", "feature_extractor", "watermark"})
 _MODULE_LISTS = (nn.ModuleList, nn.ModuleDict)
 _MAX_DEPTH = 3
 
 
-def pipeline_modules(pipe: Any) -> dict[str, nn.Module]:
+def pipeline_modules(pipe: Pipeline) -> dict[str, nn.Module]:
     """The top-level modules of a pipeline by name."""
     return {name: value for name, value in members(pipe) if isinstance(value, nn.Module)}
 
 
-def members(pipe: Any) -> Iterator[tuple[str, Any]]:
+def members(pipe: Pipeline) -> Iterator[tuple[str, Any]]:
     """Yield name and value of what an object holds: attributes, slots, and sub-modules of one that is a module."""
     own = getattr(pipe, "__dict__", {})
     registered = _registered(pipe, own) if isinstance(getattr(type(pipe), "components", None), property) else ()
@@ -61,7 +62,7 @@ _REGISTERED: dict[tuple[Any, ...], tuple[str, ...]] = {}
 _MAX_REGISTERED = 256
 
 
-def find_parts(pipe: Any, wanted: Sequence[str] | None = None) -> dict[str, nn.Module]:
+def find_parts(pipe: Pipeline, wanted: Sequence[str] | None = None) -> dict[str, nn.Module]:
     """Return every part by its dotted name; with ``wanted`` those, which may be any modules inside the pipeline.
 
     Raises :class:`SettingsError` if ``wanted``, or an adapter, names one that is not there.
@@ -89,14 +90,14 @@ def find_parts(pipe: Any, wanted: Sequence[str] | None = None) -> dict[str, nn.M
     return {name: module for name, module in chosen.items() if first[id(unfrozen(module))] == name}
 
 
-def _named(pipe: Any, names: Sequence[str], who: str) -> dict[str, nn.Module]:
+def _named(pipe: Pipeline, names: Sequence[str], who: str) -> dict[str, nn.Module]:
     found = {name: get_part(pipe, name) for name in names}
     if missing := [name for name, module in found.items() if not isinstance(module, nn.Module)]:
         raise SettingsError(f"{who} parts that it does not have: {', '.join(missing)}. Correct register_adapter.")
     return found
 
 
-def _candidates(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
+def _candidates(pipe: Pipeline) -> Iterator[tuple[str, nn.Module]]:
     covered = set()
     for name in listed_parts():
         module = get_part(pipe, name)
@@ -149,7 +150,7 @@ def _sides(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield name, module
 
 
-def get_part(pipe: Any, name: str) -> Any:
+def get_part(pipe: Pipeline, name: str) -> Any:
     """Return what lies at a dotted name, ``None`` if nothing does; steps are attributes, indices and keys."""
     value = pipe
     for step in name.split("."):
@@ -165,7 +166,7 @@ def _step(value: Any, step: str) -> Any:
     return getattr(value, step, None)
 
 
-def replace_part(pipe: Any, old: nn.Module, new: nn.Module) -> None:
+def replace_part(pipe: Pipeline, old: nn.Module, new: nn.Module) -> None:
     """Put ``new`` in every place of the pipeline where ``old`` is."""
     for owner, key in list(_places(pipe, old, 0, set())):
         if isinstance(owner, list):
@@ -214,7 +215,7 @@ def _places_below(module: nn.Module, wanted: nn.Module, seen: set[int]) -> Itera
 
 
 def attach(
-    pipe: Any, names: Sequence[str], options: PartOptions, *, blocks: Mapping[str, str] | None = None
+    pipe: Pipeline, names: Sequence[str], options: PartOptions, *, blocks: Mapping[str, str] | None = None
 ) -> dict[str, PartState]:
     """Make frozen parts of ``names``, through onediffx and OneDiff; those that are frozen get the new options.
 
@@ -232,7 +233,7 @@ def attach(
     return states
 
 
-def _put(pipe: Any, name: str, old: nn.Module, new: nn.Module, *, is_block: bool) -> None:
+def _put(pipe: Pipeline, name: str, old: nn.Module, new: nn.Module, *, is_block: bool) -> None:
     if is_block:  # a search of the whole pipeline for each of many blocks takes its time
         owner, _, key = name.rpartition(".")
         setattr(get_part(pipe, owner), key, new)
@@ -240,7 +241,7 @@ def _put(pipe: Any, name: str, old: nn.Module, new: nn.Module, *, is_block: bool
         replace_part(pipe, old, new)
 
 
-def detach(pipe: Any, names: Sequence[str]) -> None:
+def detach(pipe: Pipeline, names: Sequence[str]) -> None:
     """Give the pipeline its eager modules back."""
     for name in names:
         module = get_part(pipe, name)
@@ -249,7 +250,7 @@ def detach(pipe: Any, names: Sequence[str]) -> None:
             _put(pipe, name, module, release(module), is_block=state.part != state.name)
 
 
-def frozen_parts(pipe: Any) -> dict[str, PartState]:
+def frozen_parts(pipe: Pipeline) -> dict[str, PartState]:
     """The states of the parts, and of the blocks in parts, that are frozen now, by name."""
     found = {}
     for name, module in find_parts(pipe).items():

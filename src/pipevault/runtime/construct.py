@@ -14,12 +14,12 @@ from pipevault.runtime.recorded_weights import note_origins
 from pipevault.settings import Settings
 from pipevault.settings.arguments import SettingsFields, field_names, refuse_misspelt, spelled_out
 
-Pipeline = TypeVar("Pipeline")
+AnyPipeline = TypeVar("AnyPipeline")
 
 
 @spelled_out(SettingsFields, LoadFields, ShapeFields)
 def from_pretrained(
-    pipeline_class: type[Pipeline],
+    pipeline_class: type[AnyPipeline],
     path: str | Path,
     *,
     device: Any = None,
@@ -28,7 +28,7 @@ def from_pretrained(
     build_config: Mapping[str, bool | int | float | str] | None = None,
     progress: Progress | None = None,
     **options: Any,
-) -> Pipeline:
+) -> AnyPipeline:
     """Return ``pipeline_class.from_pretrained(path, **options)``, moved to ``device``, with frozen graphs.
 
     The fields of the settings are those of :class:`PipelineCache`; shapes and ``parts`` are those of
@@ -47,5 +47,5 @@ def from_pretrained(
     if device is not None:
         pipe = pipe.to(device)
     note_origins(pipe, theirs)
-    loaded: Pipeline = cache.prepare(pipe, **load)
+    loaded: AnyPipeline = cache.prepare(pipe, **load)
     return loaded

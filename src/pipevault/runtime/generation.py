@@ -22,6 +22,7 @@ from pipevault.determinism.levels import SWITCHES, Level, level, needs, parse_le
 from pipevault.determinism.turns import ALONE, TURNS
 from pipevault.errors import BadCallError
 from pipevault.graphs import parts as graph_parts
+from pipevault.pipeline import Pipeline
 from pipevault.runtime.drawing import DrawnOutput, Sources, draw, needs_host_noise
 from pipevault.runtime.joined_outputs import join
 from pipevault.runtime.records import attach_record
@@ -50,7 +51,7 @@ class _Call:
 
 
 def generate(
-    pipe: Any,
+    pipe: Pipeline,
     method: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -106,7 +107,7 @@ def generate(
 
 
 def _read_call(
-    pipe: Any,
+    pipe: Pipeline,
     method: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -144,7 +145,7 @@ def _draws_from_streams(state: LoadedState, call: _Call) -> bool:
     return state.draws.get(call.kind, True)
 
 
-def _wanted(pipe: Any, asked: Level, *, is_alone: bool) -> dict[Hashable, Hashable]:
+def _wanted(pipe: Pipeline, asked: Level, *, is_alone: bool) -> dict[Hashable, Hashable]:
     """Return what a generation holds. One inside another one is part of it as to the program's streams."""
     wanted = {**resources(pipe), SWITCHES: needs(asked)}
     if TURNS.holds(STREAMS):
@@ -152,7 +153,9 @@ def _wanted(pipe: Any, asked: Level, *, is_alone: bool) -> dict[Hashable, Hashab
     return {**wanted, STREAMS: ALONE if is_alone else WITH_OTHERS}
 
 
-def _draw(pipe: Any, call: _Call, modules: Mapping[str, nn.Module], *, is_alone: bool, per_sample: bool) -> DrawnOutput:
+def _draw(
+    pipe: Pipeline, call: _Call, modules: Mapping[str, nn.Module], *, is_alone: bool, per_sample: bool
+) -> DrawnOutput:
     def run(arguments: Mapping[str, Any]) -> Any:
         if per_sample and call.samples.count > 1:
             calls = split(arguments, call.samples, pipeline=type(pipe), nets=count_nets(pipe))
@@ -164,7 +167,7 @@ def _draw(pipe: Any, call: _Call, modules: Mapping[str, nn.Module], *, is_alone:
     return draw(run, call.arguments, sources, call.samples.count, is_alone=is_alone, on_host=on_host)
 
 
-def _tell_of_drawing(pipe: Any, drawn: DrawnOutput) -> None:
+def _tell_of_drawing(pipe: Pipeline, drawn: DrawnOutput) -> None:
     logger.warning(
         "%s may have drawn from the program's own random stream (%s) while other threads could, which no such call did "
         "before: it is drawn again alone",
@@ -186,7 +189,7 @@ def _kind(name: str, value: Any) -> Hashable:
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
-def _named(method: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _named(method: Callable[..., Any], pipe: Pipeline, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     signature = inspect.signature(method)
     bound = dict(signature.bind(pipe, *args, **kwargs).arguments)
     bound.pop(next(iter(signature.parameters)))

@@ -19,6 +19,7 @@ from pipevault.fingerprint.origin import weights_origin
 from pipevault.fingerprint.weights import weights_digest
 from pipevault.fingerprint.weights_stamp import Stamp, WeightsWatch, weights_stamp
 from pipevault.graphs import parts as graph_parts
+from pipevault.pipeline import Pipeline
 from pipevault.reading import read_file
 from pipevault.settings.user_folders import user_folder
 
@@ -75,7 +76,7 @@ class RecordedWeights:
         return digest
 
 
-def note_origins(pipe: Any, options: Mapping[str, Any]) -> None:
+def note_origins(pipe: Pipeline, options: Mapping[str, Any]) -> None:
     """Remember on ``pipe``, which was opened with ``options`` just now, which files its parts come from."""
     origins: dict[str, tuple[str, Stamp]] = {}
     for name, module in graph_parts.find_parts(pipe).items():

@@ -27,6 +27,7 @@ from pipevault.fingerprint.toolchain import package_version, toolchain_factors
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.opening import DEMO_MODEL
+from pipevault.pipeline import Pipeline
 from pipevault.runtime.drawing import DrawnOutput
 from pipevault.runtime.record import RunRecord
 from pipevault.runtime.recorded_weights import ORIGINS, RecordedWeights
@@ -82,7 +83,7 @@ class Recorder:
     load: Mapping[str, Any] = field(default_factory=dict)
     weights: RecordedWeights = field(default_factory=RecordedWeights)
 
-    def record(self, pipe: Any, modules: Mapping[str, nn.Module], generation: FinishedGeneration) -> RunRecord:
+    def record(self, pipe: Pipeline, modules: Mapping[str, nn.Module], generation: FinishedGeneration) -> RunRecord:
         """Return the record of a generation."""
         drawn, achieved = generation.drawn, generation.achieved
         scheduler = getattr(pipe, "scheduler", None)
@@ -119,7 +120,7 @@ class Recorder:
         )
 
 
-def recorder_of(state: LoadedState, pipe: Any) -> Recorder:
+def recorder_of(state: LoadedState, pipe: Pipeline) -> Recorder:
     """Return the recorder of a loaded pipeline, made at its first generation."""
     if not isinstance(state.recorder, Recorder):
         origins = getattr(pipe, "__dict__", {}).get(ORIGINS)
@@ -127,7 +128,7 @@ def recorder_of(state: LoadedState, pipe: Any) -> Recorder:
     return state.recorder
 
 
-def _model_name(pipe: Any) -> str | None:
+def _model_name(pipe: Pipeline) -> str | None:
     """Path or repository id; the demo model, which lies elsewhere on every machine, goes by its name."""
     model = getattr(getattr(pipe, "config", None), "_name_or_path", None)
     if not model:
@@ -145,7 +146,7 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def observed(pipe: Any, *, audit: bool) -> Iterator[PartTrace]:
+def observed(pipe: Pipeline, *, audit: bool) -> Iterator[PartTrace]:
     seen = PartTrace()
     calls: Counter[str] = Counter()
 

@@ -15,6 +15,7 @@ from pipevault.calls.outputs import as_array, samples
 from pipevault.errors import SettingsError
 from pipevault.evidence.files import Array
 from pipevault.graphs import parts as graph_parts
+from pipevault.pipeline import Pipeline
 from pipevault.runtime.record import RunRecord
 
 Sample: TypeAlias = "Image.Image | Array"
@@ -45,7 +46,7 @@ def samples_of(output: Any) -> tuple[Sample, ...]:
 
 
 @contextmanager
-def seen_latents(pipe: Any) -> Iterator[list[Array]]:
+def seen_latents(pipe: Pipeline) -> Iterator[list[Array]]:
     """Collect what the decoders of ``pipe`` are given while the block runs.
 
     A hook on the decoder itself would be a change that the guard refuses, so the hook is one of all modules.

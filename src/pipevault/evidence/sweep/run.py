@@ -34,6 +34,7 @@ from pipevault.evidence.sweep.scoring import Scoring, as_table
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.fingerprint.toolchain import package_version
 from pipevault.graphs import parts as graph_parts
+from pipevault.pipeline import Pipeline
 from pipevault.runtime.record import RunRecord
 from pipevault.runtime.records import record_of
 from pipevault.runtime.run_record import versions
@@ -113,7 +114,7 @@ def run_sweep(
     return Sweep(result, as_table(scoring.thumbnails))
 
 
-def sweep_load_arguments(pipe: Any, prompts: Sequence[str], request: Request, batch_size: int) -> dict[str, Any]:
+def sweep_load_arguments(pipe: Pipeline, prompts: Sequence[str], request: Request, batch_size: int) -> dict[str, Any]:
     """Return keyword arguments of :meth:`~pipevault.PipelineCache.load` that freeze the one call that a sweep makes.
 
     Raises what :func:`check_prompts` raises.
@@ -123,7 +124,7 @@ def sweep_load_arguments(pipe: Any, prompts: Sequence[str], request: Request, ba
     return load_arguments(arguments, pipeline=type(pipe))
 
 
-def check_prompts(pipe: Any, prompts: Sequence[str]) -> tuple[str, ...]:
+def check_prompts(pipe: Pipeline, prompts: Sequence[str]) -> tuple[str, ...]:
     """Return the rows of a sweep: the prompts, or ``("",)`` for a pipeline that takes none. :class:`SettingsError`."""
     takes_prompts = "prompt" in parameters(pipe)
     if takes_prompts != bool(prompts):
@@ -151,7 +152,7 @@ def check_seeds(seeds: Sequence[int], *, prompts: int) -> tuple[int, ...]:
     return columns
 
 
-def _call_arguments(pipe: Any, prompts: Sequence[str], request: Request, batch_size: int) -> dict[str, Any]:
+def _call_arguments(pipe: Pipeline, prompts: Sequence[str], request: Request, batch_size: int) -> dict[str, Any]:
     """Return the arguments of a call but its generators; a pipeline without prompts gets the batch size."""
     arguments = replace(request, prompts=tuple(prompts)).call_arguments(pipe)
     if prompts or batch_size == 1:
@@ -180,7 +181,7 @@ def _record(output: Any) -> RunRecord | None:
         return None
 
 
-def _facts(pipe: Any, record: RunRecord | None) -> dict[str, Any]:
+def _facts(pipe: Pipeline, record: RunRecord | None) -> dict[str, Any]:
     """Return what decides the bits: from the run record, or, where there is none, as it is now."""
     loaded, level = outcome(pipe), record.level if record else {"asked": "off", "achieved": "off"}
     machine = record.machine if record else machine_factors(execution_device(pipe, graph_parts.find_parts(pipe)))
