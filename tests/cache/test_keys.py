@@ -15,6 +15,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from helpers.pipelines import PlainPipeline, stable_diffusion
 from pipevault.cache.identity import PartIdentity
 from pipevault.cache.keys import build_key, pipeline_factors
+from pipevault.cache.pipeline_cache import PipelineCache
 from pipevault.calls.call import CallShape, resolve_shape
 from pipevault.digest import Digest, canonical_json
 from pipevault.graphs.inductor import BuildOptions
@@ -184,3 +185,11 @@ def test_a_pipeline_without_attributes() -> None:
         __slots__ = ()
 
     assert pipeline_factors(Slotted(), {})["components"] == {}
+
+
+def test_a_cache_with_the_recorded_build_options_has_their_keys(pipe: Any, tmp_path: Path) -> None:
+    tuned = PipelineCache(tmp_path / "vault", mode="require", compile_profile="max")
+    other = PipelineCache(tmp_path / "vault", mode="require").with_build(tuned.build)
+    part = next(iter(find_parts(pipe)))
+    assert other.part_key(pipe, part) == tuned.part_key(pipe, part)
+    assert other.part_key(pipe, part) != PipelineCache(tmp_path / "vault", mode="require").part_key(pipe, part)

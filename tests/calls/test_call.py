@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import operator
 import subprocess
 import sys
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import torch
 from PIL import Image
 
 from helpers.pipelines import PlainPipeline, stable_diffusion
-from pipevault.calls.call import CallShape, parameters, resolve_shape, shape_factors, warm_up_arguments
+from pipevault.calls.call import CallShape, described, parameters, resolve_shape, shape_factors, warm_up_arguments
+from pipevault.calls.call_shapes import AskedShape, call_shapes
 from pipevault.digest import digest_json
 from pipevault.errors import BadCallError
 
@@ -406,3 +409,41 @@ def test_the_warm_up_prompt_fits_every_tokenizer(pipe: Any) -> None:
 def test_a_call_of_another_kind_is_refused() -> None:
     with pytest.raises(BadCallError, match="mapping of keyword arguments or a function"):
         CallShape(call=3)  # type: ignore[arg-type]
+
+
+class TestDescribed:
+    def test_what_holds_itself_by_way_of_a_function_ends_at_once(self) -> None:
+        held: list[Any] = []
+        held.append(functools.partial(len, held))
+        [[kind, _, arguments, _]] = described(held)
+        assert (kind, arguments) == ("partial", ["itself"])
+
+    def test_a_registry_of_methods_grows_with_their_number_and_not_faster(self) -> None:
+        def length(count: int) -> int:
+            registry: dict[int, Any] = {}
+            for number in range(count):
+                owner = Owner(registry)
+                registry[number] = owner.method
+            return len(json.dumps(described(registry)))
+
+        assert length(8) < 10 * length(2)
+
+    def test_containers_that_are_arrays_or_images_count_as_such(self) -> None:
+        kind = namedtuple("kind", ["size", "mode"])
+        picture = kind((3, 4), "RGB")
+        assert described(picture) == "RGB image 3x4"
+
+
+class Owner:
+    def __init__(self, registry: Any) -> None:
+        self.registry = registry
+
+    def method(self) -> None:
+        pass
+
+
+def test_shapes_may_be_given_one_by_one() -> None:
+    assert call_shapes(one for one in [{"height": 512}, {"height": 768}]) == [  # type: ignore[arg-type]
+        AskedShape(height=512),
+        AskedShape(height=768),
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -49,3 +50,15 @@ def test_a_sample_comes_back(tmp_path: Path, sample: np.ndarray, suffix: str) ->
     read = read_sample(path)
     assert read.dtype == sample.dtype
     assert np.array_equal(read, sample)
+
+
+def test_what_is_written_follows_the_umask_in_a_folder_of_a_group_too(tmp_path: Path) -> None:
+    folder = tmp_path / "group"
+    folder.mkdir()
+    folder.chmod(0o2770)
+    before = os.umask(0o077)
+    try:
+        write_data(folder / "out.bin", b"private")
+    finally:
+        os.umask(before)
+    assert (folder / "out.bin").stat().st_mode & 0o777 == 0o600

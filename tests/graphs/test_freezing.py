@@ -15,7 +15,6 @@ from torch import nn
 
 from helpers.graph_parts import frozen, graphs_of, refusals_of, uses_of
 from helpers.pipelines import FAST_BUILD
-from pipevault.errors import CannotFreezeError
 from pipevault.graphs import backend, freezing
 from pipevault.graphs.check import GraphComparison
 from pipevault.graphs.inductor import BuildOptions
@@ -434,7 +433,7 @@ def test_of_several_candidates_the_fastest_right_one_is_kept(monkeypatch: pytest
         found: Any = finished(prepared, built, **rest)
         made.append(found.document.library)
         if len(made) == len(configs):
-            raise CannotFreezeError("the last one is wrong")
+            raise RuntimeError("the last one cannot even run")
         return replace(found, times=replace(found.times, frozen_s=seconds[len(made) - 1]))
 
     monkeypatch.setattr(freezing, "_finish", finish)
@@ -455,3 +454,12 @@ def test_the_profile_max_has_candidates_and_they_are_part_of_the_key() -> None:
     assert all(one["epilogue_fusion"] is False for one in (chosen.config, *chosen.candidates))
     assert chosen.to_json() != replace(chosen, candidates=()).to_json()
     assert "candidates" not in of("balanced", "bound", {}).to_json()
+
+
+def test_options_of_the_profile_max_are_read_back_and_no_candidate_is_there_twice() -> None:
+    chosen = BuildOptions.of_profile("max", "bound", {"epilogue_fusion": False})
+    again = BuildOptions.from_json(chosen.to_json())
+    assert (again, again.digest) == (chosen, chosen.digest)
+    assert chosen.digest != replace(chosen, candidates=()).digest
+    plain = {"max_autotune": False, "coordinate_descent_tuning": False, "conv_1x1_as_mm": True}
+    assert BuildOptions.of_profile("max", "bound", plain).candidates == ()

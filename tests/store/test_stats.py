@@ -333,7 +333,7 @@ class TestFolding:
         self, vault: Vault, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         count_in_child(vault.layout)
-        monkeypatch.setattr(event_totals, "lock_descriptor", lambda _: NotLocked.NO_LOCKS)
+        monkeypatch.setattr(event_totals, "try_own", lambda _: NotLocked.NO_LOCKS)
         assert compact(vault.layout) == 0
         os.utime(files(vault.layout)[0], (1, 1))
         assert compact(vault.layout) == 1
@@ -349,7 +349,7 @@ class TestFolding:
     def test_a_file_that_was_folded_while_its_process_lives_is_not_written_to_again(self, vault: Vault) -> None:
         count(vault.layout, "published")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(event_totals, "lock_descriptor", lambda _: None)
+            patch.setattr(event_totals, "try_own", lambda _: None)
             assert compact(vault.layout) == 1
         count(vault.layout, "published")
         assert summary(vault.layout).total.published == 2
@@ -491,3 +491,18 @@ class TestFindingAnEntry:
         with pytest.raises(UnknownKeyError, match="Give more digits") as caught:
             find_entry(vault.layout, summary(vault.layout), first.hex[0])
         assert caught.value.candidates == (first.hex, second.hex)
+
+
+def test_a_lock_that_fails_for_an_unforeseen_reason_loses_no_events(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("pipevault.files.flock.fcntl.flock", fail)
+    opened = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        count(vault.layout, "hit", key=KEY)
+    assert len(os.listdir("/proc/self/fd")) == opened + 1
+    [file] = files(vault.layout)
+    assert len(file.read_bytes().splitlines()) == 5

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -199,3 +200,18 @@ class TestAging:
     def test_no_entries(self) -> None:
         ages = judge({}, NOW)
         assert (ages.order, ages.clock_is_behind) == ((), False)
+
+
+def test_a_folder_of_notes_that_cannot_be_read_hides_no_others(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in (KEY, OTHER):
+        vault.record_use(key)
+    closed = str(vault.layout.use_file(KEY).parent)
+    scandir = os.scandir
+
+    def refuse(path: str | Path) -> Any:
+        if str(path) == closed:
+            raise PermissionError(13, "Permission denied", closed)
+        return scandir(path)
+
+    monkeypatch.setattr("pipevault.store.places.os.scandir", refuse)
+    assert set(last_uses_s(vault.layout)) == {OTHER}

@@ -31,7 +31,7 @@ from pipevault.cache.shelf import Store
 from pipevault.calls.call import CallShape
 from pipevault.calls.call_shapes import AskedShape
 from pipevault.determinism.levels import level as at_level
-from pipevault.digest import digest_file, digest_json
+from pipevault.digest import digest_file
 from pipevault.errors import (
     BadCallError,
     CorruptEntryError,
@@ -266,7 +266,7 @@ class _Load:
                 "parts": None if parts is None else list(parts),
                 "backend": settings.backend,
                 "weights": settings.weights,
-                "build": digest_json(dict(self.access.build.config)).hex,
+                "build": self.access.build.digest,
                 "device": str(execution_device(self.pipe, self.eager)),
                 "dtype": dtypes,
             },

@@ -6,6 +6,7 @@ import logging
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -70,11 +71,19 @@ class PipelineCache:
     ) -> None:
         self.settings = resolve_fields(settings, {"dir": dir, **fields})
         profile, weights = self.settings.compile_profile, self.settings.weights
-        build = BuildOptions.of_profile(profile, weights, build_config or {})
-        self._access = Access(self.settings, build, progress)
-        self._backend = onediff_backend(self.settings.backend, build)
+        self._use(BuildOptions.of_profile(profile, weights, build_config or {}), progress)
         if self.settings.mode != "off":
             require_inductor() if self._backend is None else self._backend.require()
+
+    def _use(self, build: BuildOptions, progress: Progress | None) -> None:
+        self._access = Access(self.settings, build, progress)
+        self._backend = onediff_backend(self.settings.backend, build)
+
+    def with_build(self, build: BuildOptions) -> PipelineCache:
+        """Return a cache of the same settings that compiles with ``build``, whatever profile they name."""
+        other = copy(self)
+        other._use(build, self._access.progress)
+        return other
 
     @property
     def build(self) -> BuildOptions:

@@ -28,7 +28,7 @@ from pipevault.cache.shelf import Store, VaultShelf
 from pipevault.calls.call import CallShape
 from pipevault.calls.call_shapes import AskedShape, CallRange
 from pipevault.determinism.levels import level as at_level
-from pipevault.digest import Digest, digest_json
+from pipevault.digest import Digest
 from pipevault.errors import (
     BadCallError,
     LockTimeoutError,
@@ -438,7 +438,7 @@ class LoadSession:
             "backend": self.settings.backend,
             "weights": self.settings.weights,
             "regions": self.settings.regions,
-            "build": digest_json(dict(self.access.build.config)).hex,
+            "build": self.access.build.digest,
             "device": str(execution_device(self.pipe, modules)),
             "dtype": {name: module_dtype(module) for name, module in modules.items()},
         }

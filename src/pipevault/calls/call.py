@@ -346,11 +346,20 @@ def callable_identity(function: Callable[..., Any]) -> str:
 
 
 def _describe(value: Any, inside: tuple[int, ...]) -> Any:
-    return plain_json(value, functools.partial(_describe_object, inside=inside), text=_describe_text, inside=inside)
+    return plain_json(value, _describe_object, text=_describe_text, is_object=_has_kind, inside=inside)
 
 
 def _describe_text(value: str) -> str:
     return "a path" if os.path.isabs(value) else str(value)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _has_kind(value: Any) -> bool:
+    """Return whether ``value`` counts by its kind and its shape, though it may be a container: an array or an image."""
+    return _is_array(value) or (hasattr(value, "size") and hasattr(value, "mode"))
 
 
 def _describe_object(value: Any, inside: tuple[int, ...]) -> Any:
@@ -360,9 +369,9 @@ def _describe_object(value: Any, inside: tuple[int, ...]) -> Any:
         return "a path"
     if isinstance(value, (float, torch.dtype)):
         return str(value)
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if _is_array(value):
         return f"{value.dtype}{list(value.shape)}"
-    if hasattr(value, "size") and hasattr(value, "mode"):
+    if _has_kind(value):
         return f"{value.mode} image {value.size[0]}x{value.size[1]}"
     if isinstance(value, type):
         return qualified_name(value)

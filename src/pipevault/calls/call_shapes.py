@@ -168,6 +168,7 @@ def call_shapes(shapes: Sequence[Mapping[str, Any]] | None, **given: Unpack[Shap
     base = asked_shape({name: value for name, value in given.items() if value is not None})
     if shapes is None:
         return [] if base == AskedShape() and given.get("batch_size") is None else [base]
+    shapes = list(shapes)
     if not shapes:
         raise SettingsError("shapes is empty: give at least one mapping such as {'height': 512, 'width': 512}.")
     if wrong := [shape for shape in shapes if not isinstance(shape, Mapping)]:

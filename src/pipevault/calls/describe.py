@@ -33,7 +33,7 @@ def describe(value: Any) -> Any:
     ``fresh`` tells whether nothing had been drawn, that is, whether the seed alone gives the same numbers again; else
     ``state`` has what does.
     """
-    return plain_json(value, _describe_object)
+    return plain_json(value, lambda item, _: _describe_object(item))
 
 
 def pixels_sha256(image: Image.Image | np.ndarray[Any, Any]) -> str:

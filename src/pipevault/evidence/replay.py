@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from pipevault.calls.describe import pixels_sha256
 from pipevault.calls.outputs import samples
 from pipevault.determinism.layers import kept, put
 from pipevault.determinism.levels import parse_level
-from pipevault.digest import Digest, digest_json
+from pipevault.digest import Digest
 from pipevault.errors import (
     BadCallError,
     BadRecordError,
@@ -45,6 +45,7 @@ from pipevault.evidence.recorded_call import (
 )
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.graphs import parts as graph_parts
+from pipevault.graphs.inductor import BuildOptions
 from pipevault.key import Difference, leaf_differences
 from pipevault.pipeline import Pipeline
 from pipevault.runtime.record import RunRecord
@@ -268,20 +269,21 @@ def _cache(record: RunRecord, dir: str | Path | None, progress: Progress | None,
         "progress": progress,
     }
     own = PipelineCache(dir, **options)
-    config = {} if compile else _build_config(record, own)
-    return PipelineCache(dir, **options, build_config=config) if config else own
+    build = None if compile else _build_options(record, own)
+    return own if build is None else own.with_build(build)
 
 
-def _build_config(record: RunRecord, cache: PipelineCache) -> dict[str, Any]:
+def _build_options(record: RunRecord, cache: PipelineCache) -> BuildOptions | None:
     """Return the build options of a recorded graph from the vault; the record has but their digest."""
     wanted = _load_field(record, "build", str)
     for part, graphs in record.graphs.items():
         for key in graphs:
             manifest = cache.find_entry(_digest(key, f"graphs.{part}"))
-            config = manifest.key.factors.get("backend", {}).get("config") if manifest is not None else None
-            if isinstance(config, Mapping) and digest_json(dict(config)).hex == wanted:
-                return dict(config)
-    return {}
+            with suppress(KeyError, TypeError, AttributeError, SettingsError):  # another backend's, or an older one's
+                build = BuildOptions.from_json(manifest.key.factors["backend"] if manifest is not None else {})
+                if build.digest == wanted:
+                    return build
+    return None
 
 
 def _load_field(record: RunRecord, name: str, *types: type) -> Any:

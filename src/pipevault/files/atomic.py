@@ -65,7 +65,6 @@ def replace_durably(source: Path, target: Path) -> None:
     """Move a file to ``target`` on the same file system; it is durable once this returns. Raises ``OSError``."""
     # Without the fsync before the rename, a power cut can leave the new name with the old or no content.
     _fsync(source)
-    share_like_folder(source, target.parent)
     os.replace(source, target)
     fsync_folder(target.parent)
 
@@ -73,6 +72,7 @@ def replace_durably(source: Path, target: Path) -> None:
 def publish_file(source: Path, target: Path) -> None:
     """Move ``source`` to ``target``, durably. Raises like :func:`write_file`; ``source`` then still exists."""
     with vault_errors(target, "written"):
+        share_like_folder(source, target.parent)
         replace_durably(source, target)
 
 
@@ -88,6 +88,7 @@ def write_file(path: Path, data: bytes, *, staging: Path | None = None) -> None:
         new_file(temporary, FILE_MODE) as new,
     ):
         write_all(new, data)
+        share_like_folder(temporary, path.parent)
 
 
 def create_file(path: Path, data: bytes, *, staging: Path) -> None:

@@ -326,7 +326,7 @@ def finish_call(
     for candidate in built.candidates:
         try:
             other = _finish(prepared, candidate, host=host, on_step=on_step)
-        except CannotFreezeError as error:
+        except Exception as error:  # whatever it is that this one cannot do, the first one did
             logger.info("a candidate for a graph of %s is left out: %s", prepared.subject.name, error)
             continue
         assert kept.times is not None

@@ -88,8 +88,20 @@ class BuildOptions:
         """Return the options of a compile profile, with those of ``config`` over them."""
         folding = {"freezing": True} if (profile, weights) == ("max", "baked") else {}
         first = {**PROFILE_OPTIONS[profile], **folding}
-        others = MAX_CANDIDATES if profile == "max" else ()
-        return cls(weights, {**first, **config}, tuple({**first, **other, **config} for other in others))
+        configs = [{**first, **other, **config} for other in ({}, *(MAX_CANDIDATES if profile == "max" else ()))]
+        return cls(weights, configs[0], tuple(c for i, c in enumerate(configs) if c not in configs[:i])[1:])
+
+    @property
+    def digest(self) -> str:
+        """The hex SHA-256 that stands for the options in a record: of their overrides and candidates."""
+        if not self.candidates:
+            return digest_json(dict(self.config)).hex
+        return digest_json([dict(one) for one in (self.config, *self.candidates)]).hex
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> BuildOptions:
+        """Return the options that :meth:`to_json` wrote. Raises ``KeyError`` or ``TypeError`` for anything else."""
+        return cls(document["weights"], dict(document["config"]), tuple(map(dict, document.get("candidates", ()))))
 
     def to_json(self) -> dict[str, Any]:
         candidates = {"candidates": [dict(one) for one in self.candidates]} if self.candidates else {}

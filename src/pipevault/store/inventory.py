@@ -105,7 +105,7 @@ def find_manifest_files(layout: Layout) -> dict[Digest, FoundFile]:
 
 def find_uses(layout: Layout) -> dict[Digest, FoundFile]:
     """Return every regular file that tells a last use, sorted by key."""
-    return _find(layout, layout.uses_dir, digest_or_none)
+    return _find(layout, layout.uses_dir, digest_or_none, skip_unreadable=True)
 
 
 def find_files(folder: Path) -> dict[Path, FoundFile]:
@@ -173,9 +173,12 @@ def manifest_stamps(layout: Layout) -> dict[Digest, str]:
     return stamps
 
 
-def _find(layout: Layout, folder: Path, digest_of: Callable[[str], Digest | None]) -> dict[Digest, FoundFile]:
+def _find(
+    layout: Layout, folder: Path, digest_of: Callable[[str], Digest | None], *, skip_unreadable: bool = False
+) -> dict[Digest, FoundFile]:
     with vault_errors(folder, "listed"):
-        looked = ((digest_of(file.name), _look(file)) for file in spread(layout, folder))
+        files = spread(layout, folder, skip_unreadable=skip_unreadable)
+        looked = ((digest_of(file.name), _look(file)) for file in files)
         return {digest: found for digest, found in looked if digest is not None and found is not None}
 
 

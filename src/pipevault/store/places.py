@@ -25,14 +25,23 @@ def children(folder: Path) -> list[Path]:
             return []
 
 
-def spread(layout: Layout, folder: Path) -> list[os.DirEntry[str]]:
-    """List the files in the folders that ``folder`` is spread over which belong there by their names, sorted."""
+def spread(layout: Layout, folder: Path, *, skip_unreadable: bool = False) -> list[os.DirEntry[str]]:
+    """List the files in the folders that ``folder`` is spread over which belong there by their names, sorted.
+
+    With ``skip_unreadable``, one of those folders that cannot be read is left out.
+    """
+    skipped = OSError if skip_unreadable else FileNotFoundError  # a shelf goes when it is empty
     found: list[os.DirEntry[str]] = []
-    with vault_errors(folder, "listed"), suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as shards:
-        for shard in shards:
-            if shard.is_dir(follow_symlinks=False) and layout.is_shard(folder / shard.name):
-                with suppress(FileNotFoundError), os.scandir(shard.path) as files:  # a shelf goes when it is empty
-                    found += [file for file in files if stands_in(file.name, shard.name)]
+    with vault_errors(folder, "listed"):
+        try:
+            shards = os.scandir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        with shards:
+            for shard in shards:
+                if shard.is_dir(follow_symlinks=False) and layout.is_shard(folder / shard.name):
+                    with suppress(skipped), os.scandir(shard.path) as files:
+                        found += [file for file in files if stands_in(file.name, shard.name)]
     return sorted(found, key=attrgetter("name"))
 
 

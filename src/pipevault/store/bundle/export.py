@@ -14,7 +14,7 @@ from typing import IO, TypeAlias
 
 from pipevault.digest import Digest
 from pipevault.errors import BundleError, CannotSaveError, CorruptEntryError, PipevaultError, UnknownKeyError
-from pipevault.files.atomic import replace_durably, vault_errors
+from pipevault.files.atomic import replace_durably, share_like_folder, vault_errors
 from pipevault.files.byte_progress import Progress, ignore_progress
 from pipevault.files.claims import claim_folder, remove_abandoned
 from pipevault.reading import chunks, open_regular, read_file
@@ -190,6 +190,7 @@ def _new_file(path: Path, overwrite: bool) -> Iterator[Path]:
         yield claim.path / path.name
         if not overwrite and os.path.lexists(path):
             raise CannotSaveError(f"{path} was made by somebody else meanwhile. Give another path.", path)
+        share_like_folder(claim.path / path.name, path.parent)
         replace_durably(claim.path / path.name, path)
     except PipevaultError:  # some of them are OSErrors too
         raise

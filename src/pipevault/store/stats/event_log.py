@@ -20,11 +20,11 @@ from typing import Any
 from pipevault.digest import Digest, canonical_json
 from pipevault.errors import VaultError
 from pipevault.files.atomic import FOLDER_MODE, share_like_folder
-from pipevault.files.flock import NotLocked, lock_descriptor
+from pipevault.files.flock import NotLocked
 from pipevault.files.liveness import ProcessIdentity
 from pipevault.store.layout import Layout
 from pipevault.store.stats.event_totals import fold
-from pipevault.store.stats.events import LARGEST, LARGEST_FILE_BYTES, WORD, state_layout
+from pipevault.store.stats.events import LARGEST, LARGEST_FILE_BYTES, WORD, state_layout, try_own
 
 logger = logging.getLogger("pipevault")
 
@@ -107,7 +107,7 @@ def _open(layout: Layout) -> _Log:
         path = layout.events_file(host=owner.host, pid=owner.pid, random_hex=os.urandom(8).hex(), mark=owner.mark)
         descriptor = os.open(path, _APPEND, 0o644)
         os.fchmod(descriptor, 0o644)  # whatever the umask: others fold it
-        why_not, status = lock_descriptor(descriptor), os.fstat(descriptor)
+        why_not, status = try_own(descriptor), os.fstat(descriptor)
         if why_not is not NotLocked.HELD_ELSEWHERE and status.st_nlink:
             return _Log(descriptor, (status.st_dev, status.st_ino))
         os.close(descriptor)  # another process took it for that of an ended one before it was locked

@@ -26,7 +26,7 @@ import msgspec
 from pipevault.errors import NewerVaultError, VaultError
 from pipevault.files.atomic import publish_file, vault_errors, write_file
 from pipevault.files.documents import Format, Problem
-from pipevault.files.flock import NotLocked, lock_descriptor, locked
+from pipevault.files.flock import NotLocked, locked
 from pipevault.reading import open_regular, read_file
 from pipevault.store.layout import Layout
 from pipevault.store.places import children
@@ -38,6 +38,7 @@ from pipevault.store.stats.events import (
     Word,
     WordOrNone,
     parse_events,
+    try_own,
     with_state,
 )
 
@@ -185,7 +186,7 @@ def _open(path: Path) -> io.FileIO:
 
 
 def _is_ended(file: io.FileIO) -> bool:
-    why_not = lock_descriptor(file.fileno())
+    why_not = try_own(file.fileno())
     if why_not is NotLocked.NO_LOCKS:
         return time.time() - os.fstat(file.fileno()).st_mtime > IDLE_MIN_AGE_S
     return why_not is None

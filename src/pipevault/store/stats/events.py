@@ -20,6 +20,7 @@ import msgspec
 
 from pipevault.digest import digest_bytes
 from pipevault.errors import NoHomeError
+from pipevault.files.flock import NotLocked, lock_descriptor
 from pipevault.settings.user_folders import user_folder
 from pipevault.store.layout import Layout
 
@@ -69,6 +70,14 @@ def with_state(layout: Layout) -> Iterator[Layout]:
     yield layout
     with suppress(NoHomeError):
         yield state_layout(layout)
+
+
+def try_own(descriptor: int) -> NotLocked | None:
+    """Lock an open events file for good, or say why not. A lock that fails for an unforeseen reason counts as none."""
+    try:
+        return lock_descriptor(descriptor)
+    except OSError:
+        return NotLocked.NO_LOCKS
 
 
 def parse_events(data: bytes) -> tuple[list[Event], int]:
