@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pipevault.determinism.flags import code_flags
+from pipevault.digest import Digest
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.fingerprint.model import Architecture, architecture
 from pipevault.fingerprint.toolchain import toolchain_factors
@@ -76,6 +77,11 @@ class PartIdentity:
             "backend": {"name": self.backend, **self.build.to_json()},
             "determinism": dict(self.determinism),
         }
+
+    @property
+    def shelf(self) -> Digest:
+        """The shelf of the part's graphs."""
+        return self.graph_key(CallSignature(())).shelf
 
     def graph_key(self, signature: CallSignature, constants: Mapping[str, str] | None = None) -> Key:
         """Return the key of the part's graph for ``signature``.

@@ -92,7 +92,7 @@ class Explanation:
 
     ``status`` is ``hit`` or ``miss``; on a miss, ``nearest`` is the nearest entry and ``differences`` what differs.
     On a hit, ``parts`` are those of the entry and ``tier`` is the folder that has it. ``problems``: see
-    :class:`Outcome`.
+    :class:`Outcome`. ``with_graphs`` names the parts that have graphs though no plan tells whether they suffice.
     """
 
     key: Key
@@ -103,6 +103,7 @@ class Explanation:
     parts: Mapping[str, PartOutcome] = field(default_factory=dict)
     tier: str = ""
     problems: tuple[str, ...] = ()
+    with_graphs: tuple[str, ...] = ()
 
 
 def combine(entries: tuple[Outcome, ...]) -> Outcome:

@@ -172,14 +172,18 @@ class PipelineCache:
         resolved = asked_shape(shape).resolve(pipe, self._access.per_sample)
         return self._access.plan_key(pipe, names, resolved, worthwhile=parts == "auto")
 
-    def part_key(self, pipe: AnyPipeline, part: str) -> Key:
-        """Return the factors of the identity of a part, as the key of a graph without a signature."""
+    def part_identity(self, pipe: AnyPipeline, part: str) -> PartIdentity:
+        """Return all that decides the code of a part's graphs next to their signatures."""
         module = graph_parts.get_part(pipe, part)
         if not isinstance(module, nn.Module):
             raise SettingsError(f"{type(pipe).__name__} has no part {part!r}.")
         device = execution_device(pipe, {part: module})
         with at_level(self.settings.level):
-            return Key(PartIdentity.of(module, device, backend=self.settings.backend, build=self.build).to_json())
+            return PartIdentity.of(module, device, backend=self.settings.backend, build=self.build)
+
+    def part_key(self, pipe: AnyPipeline, part: str) -> Key:
+        """Return the factors of the identity of a part, as the key of a graph without a signature."""
+        return Key(self.part_identity(pipe, part).to_json())
 
     @spelled_out(ShapeFields)
     def explain(self, pipe: AnyPipeline, *, parts: Parts = None, **shape: Unpack[ShapeFields]) -> Explanation:
@@ -190,8 +194,14 @@ class PipelineCache:
         found = next(search.entries(), None)
         if found is None:
             miss = search.miss(key)
+            partly = self._parts_with_graphs(pipe, None if parts == "auto" else parts)
+            reason = miss.reason
+            if partly:
+                reason += f"; without a plan, graphs of {', '.join(partly)} are there, and run where a call fits them"
             problems = tuple(store.problems)
-            return Explanation(key, "miss", miss.reason, miss.nearest, miss.differences, problems=problems)
+            return Explanation(
+                key, "miss", reason, miss.nearest, miss.differences, problems=problems, with_graphs=partly
+            )
         needs = found.manifest.needs
         graphs = {graph: next(store.search(graph, set_aside=False).entries(), None) for graph in needs}
         problems, parts_found = tuple(store.problems), plan_outcomes(found.manifest)
@@ -204,6 +214,12 @@ class PipelineCache:
         what = f"the plan {key.digest.short} and its {len(graphs)} graphs are" if graphs else f"{key.digest.short} is"
         reason = f"{what} in {where}"
         return Explanation(key, "hit", reason, parts=parts_found, tier=str(farthest), problems=problems)
+
+    def _parts_with_graphs(self, pipe: Any, parts: Sequence[str] | None) -> tuple[str, ...]:
+        """Return the names of the parts, frozen whole, of which there are graphs."""
+        tiers = self._access.tiers
+        shelves = {name: self.part_identity(pipe, name).shelf for name in graph_parts.find_parts(pipe, parts)}
+        return tuple(name for name, shelf in shelves.items() if tiers.shelf(shelf)[0])
 
 
 def _log_load(pipeline: str, done: Outcome, seconds: float) -> None:

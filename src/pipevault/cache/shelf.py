@@ -197,7 +197,7 @@ class VaultShelf:
         self.part = part
         self.of = identity
         self.device = device
-        self._shelf = identity.graph_key(CallSignature(())).shelf
+        self._shelf = identity.shelf
         self.identity = self._shelf.hex
         self._read: dict[Digest, ShelfItem | None] = {}
         self._frozen_here: set[Digest] = set()

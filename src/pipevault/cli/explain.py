@@ -55,6 +55,8 @@ def explain(model: str, size: str | None, parts: Parts, dir: Path | None, as_jso
     if eager := [f"{name}: {part.reason}" for name, part in found.items() if part.status == "eager"]:
         status, reason = "partial", f"{reason}; {'; '.join(eager)}"
     load = _load_text(status, cache.settings.mode)
+    if explanation.with_graphs and cache.settings.mode == "require":
+        load = "would run the call to see whether the graphs suffice, and be an error if they do not"
     if status == "miss" and cache.settings.mode == "compile" and not _is_writable(cache.settings):
         load = "would be an error: the vault cannot be written, and on_unfrozen is 'compile'"
     if as_json:
