@@ -102,6 +102,10 @@ class Key:
 def leaf_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> tuple[Difference, ...]:
     """Return every leaf in which two nested mappings differ, sorted by its dotted name after ``prefix``."""
     here, there = dict(_leaves(ours, prefix)), dict(_leaves(theirs, prefix))
+    for one, other in ((here, there), (there, here)):
+        for name in [name for name, value in one.items() if value == {}]:
+            if any(leaf.startswith(f"{name}.") for leaf in other):  # what the other one has in there tells it all
+                del one[name]
     return tuple(
         Difference(name, here.get(name), there.get(name))
         for name in sorted(here.keys() | there.keys())

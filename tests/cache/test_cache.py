@@ -117,6 +117,17 @@ class TestMisses:
         assert (explanation.status, "no vault" in explanation.reason) == ("miss", True)
         assert not (tmp_path / "vault").exists()
 
+    def test_graphs_without_their_plan_are_told_of_and_run(self, vault_copy: Path) -> None:
+        vault = Vault.open(vault_copy)
+        for entry in list(vault.manifests()):
+            if entry.key.kind == "plan":
+                vault.layout.manifest_file(entry.key.digest).unlink()
+        reader = cache(vault_copy, "require")
+        explanation = reader.explain(PlainPipeline(), batch_size=1)
+        assert (explanation.status, explanation.with_graphs) == ("miss", ("transformer",))
+        assert "graphs of transformer are there" in explanation.reason
+        assert pipevault.status(reader.prepare(PlainPipeline(), batch_size=1)).status == "hit"
+
     def test_a_changed_architecture_is_named(self, vault_copy: Path) -> None:
         pipe = PlainPipeline()
         pipe.transformer.temperature = 0.5

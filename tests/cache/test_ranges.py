@@ -296,7 +296,7 @@ def test_a_miss_of_a_range_in_mode_require(vault: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"height": (16, 8)}, r"height=\(16, 8\) is the wrong way round: write \(8, 16\)"),
+        ({"height": (16, 8)}, r"height=\(16, 8\) is the wrong way round. Give \(8, 16\)"),
         ({"width": (8,)}, "is not a range"),
         ({"width": (8, 16, 24)}, "is not a range"),
         ({"batch_size": (0, 4)}, "batch_size must be a whole number above 0, not 0"),

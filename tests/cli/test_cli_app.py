@@ -8,6 +8,7 @@ import json
 import os
 import pkgutil
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -195,6 +196,13 @@ def test_no_arguments_show_the_help(run: Run) -> None:
 
 class TestInterrupt:
     """Ctrl-C: exit code 130 and one line at most, whatever it strikes."""
+
+    @pytest.fixture(autouse=True)
+    def _interrupts_are_not_ignored(self) -> Iterator[None]:
+        """A shell starts what runs in its background with SIGINT ignored, and children inherit that."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
 
     def struck_in(self, module: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A run in which Ctrl-C is pressed while ``module`` is imported, in place of which there is nothing."""

@@ -531,7 +531,7 @@ class TestCommand:
         for model in ("/etc", "./here", "../x/y", "org/name", "~/model", "org/name/more"):
             saved.with_name("named.json").write_text(changed(record, pipeline={"model": model}).to_json())
             result = self.run(saved.with_name("named.json"), "--dir", frozen_vault)
-            assert "what a stranger names is not opened" in " ".join(result.stdout.split()), model
+            assert "what a stranger names is not" in " ".join(result.stdout.split()), model
 
     def test_a_repository_that_the_record_names_is_looked_for_in_the_local_cache_alone(
         self, saved: Path, frozen_vault: Path, monkeypatch: pytest.MonkeyPatch

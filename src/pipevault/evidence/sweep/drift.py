@@ -34,7 +34,8 @@ class Drift:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON."""
-        return {**asdict(self), "changed": [{"prompt": prompt, "seed": seed} for prompt, seed in self.changed]}
+        changed = [{"prompt": prompt, "seed": seed} for prompt, seed in self.changed]
+        return {**asdict(self), "changed": changed, "context": list(self.context)}
 
 
 def check_baseline(baseline: SweepResult, model: str) -> None:
