@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipevault.digest import digest_json
-from pipevault.key import FACTOR_GROUPS, KEY_VERSION, SHELF_DIGITS, Key, nearest
+from pipevault.key import FACTOR_GROUPS, KEY_VERSION, SHELF_DIGITS, Difference, Key, leaf_differences, nearest
 
 GRAPH = {
     "architecture": {"class": "UNet2DConditionModel", "digest": "ab" * 32},
