@@ -113,4 +113,4 @@ def test_the_nearest_is_the_one_with_the_fewest_differences() -> None:
 def test_an_empty_mapping_against_a_filled_one_differs_in_what_the_other_holds() -> None:
     assert leaf_differences({"a": {}, "b": 1}, {"a": {"c": True}, "b": 1}) == (Difference("a.c", None, True),)
     assert leaf_differences({"a": {"c": True}}, {"a": {}}) == (Difference("a.c", True, None),)
-    assert leaf_differences({"a": {}}, {}) == (Difference("a", {}, None),)
+    assert leaf_differences({"a": {}, "b": 1}, {"b": 1}) == (Difference("a", {}, None),)
