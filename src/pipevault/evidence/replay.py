@@ -179,7 +179,9 @@ def _load(
     try:
         cache.load(pipe, parts=_load_field(record, "parts", list, type(None)))
     except MissError as error:
-        raise UnknownRecordKeyError(f"{error} {_COMPILE_HINT}", "") from error
+        # What a load advises freezes the default call, and not the recorded one.
+        what = f"The vault has no graphs for {type(pipe).__name__} as it is here: {error.reason.rstrip('.')}."
+        raise UnknownRecordKeyError(f"{what} {_COMPILE_HINT}", "") from error
     return divergences
 
 
