@@ -305,6 +305,26 @@ class TestReaderThatLeaves:
         assert self.closed("--help").stderr == b""
 
 
+class TestOutputThatCannotBeWritten:
+    @pytest.mark.parametrize("options", [(), ("--json",)])
+    def test_a_full_disk(self, vault: Vault, small_key: Digest, options: tuple[str, ...]) -> None:
+        command = [sys.executable, "-m", "pipevault", "show", small_key.hex, "--dir", str(vault.root), *options]
+        with Path("/dev/full").open("w") as full:
+            result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        line = "cannot-save: Standard output cannot be written: No space left on device. Send it elsewhere."
+        assert (result.returncode, result.stderr) == (4, f"pipevault: {line}\n")
+
+    def test_both_outputs_full(self, tmp_path: Path) -> None:
+        command = [sys.executable, "-m", "pipevault", "ls", "--dir", str(tmp_path / "none"), "--json"]
+        with Path("/dev/full").open("w") as full:
+            assert subprocess.run(command, stdout=full, stderr=full).returncode == 1
+
+    def test_a_closed_output(self, vault: Vault) -> None:
+        command = f"exec {sys.executable} -m pipevault ls --dir {vault.root} >&-"
+        result = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True)
+        assert (result.returncode, "isatty" in result.stderr) == (0, False)
+
+
 def test_only_the_command_hides_that_transformers_does_without_torchvision() -> None:
     code = (
         "import contextlib\nfrom pipevault.cli.app import main\n"

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from pipevault.cli.app import app
 from pipevault.cli.bench import rows
-from pipevault.errors import PipevaultError, SettingsError
+from pipevault.errors import BadCallError, PipevaultError, SettingsError
 from pipevault.evidence import bench as benches
 from pipevault.evidence.bench import ALL_WAYS, bench
 from pipevault.evidence.generation_job import GenerationJob, GenerationResult
@@ -38,16 +38,17 @@ RESULT = GenerationResult(
 class Stand:
     """In place of fresh processes: the second and later runs of a way are faster, a way in ``broken`` fails."""
 
-    def __init__(self, broken: str = "") -> None:
+    def __init__(self, broken: str = "", kind: type[PipevaultError] = PipevaultError) -> None:
         self.jobs: list[tuple[str, GenerationJob]] = []
         self.broken = broken
+        self.kind = kind
 
     def __call__(
         self, job: GenerationJob, folder: Path, *, label: str = "", timeout_s: float | None = None
     ) -> GenerationResult:
         self.jobs.append((label, job))
         if self.broken and label.startswith(self.broken):
-            raise PipevaultError("it cannot")
+            raise self.kind("it cannot")
         number = int(folder.name.removeprefix("run-"))
         warm = 0.5 if job.method == "frozen" else 1.0
         ready = 30.0 if number == 0 and job.method == "frozen" else number / 10
@@ -100,6 +101,21 @@ def test_a_way_that_fails_is_told_and_the_others_go_on() -> None:
     result = bench(GenerationJob("demo", Request()), ways=("eager", "whole"), runs=1, generate=Stand("whole"))
     assert [one.name for one in result.measured] == ["eager"]
     assert result.skipped == (("whole", "it cannot"),)
+
+
+@pytest.mark.parametrize("kind", [SettingsError, BadCallError])
+def test_what_is_wrong_for_all_ways_ends_it_at_the_first(kind: type[PipevaultError]) -> None:
+    stand = Stand("eager", kind)
+    with pytest.raises(kind, match="it cannot"):
+        bench(GenerationJob("demo", Request()), runs=1, generate=stand)
+    assert len(stand.jobs) == 1
+
+
+def test_a_setting_that_a_later_way_alone_brings_stops_no_other() -> None:
+    stand = Stand("blocks", SettingsError)
+    result = bench(GenerationJob("demo", Request()), ways=("eager", "blocks", "whole"), runs=1, generate=stand)
+    assert [one.name for one in result.measured] == ["eager", "whole"]
+    assert result.skipped == (("blocks", "it cannot"),)
 
 
 def test_unknown_ways_and_no_runs_are_errors() -> None:

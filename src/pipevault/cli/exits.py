@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
 from pipevault import errors
 from pipevault.cli import render
-from pipevault.errors import PipevaultError
+from pipevault.errors import CannotSaveError, PipevaultError
 from pipevault.settings import DEBUG_VARIABLE
 
 
@@ -149,7 +150,9 @@ def report(error: BaseException, *, as_json: bool = False) -> Exit:
     text = message_of(error)
     if not isinstance(error, PipevaultError):
         text = f"{text.rstrip('.')}. {DEBUG_VARIABLE}=1 shows where it was raised."
-    render.say(f"pipevault: {word}: {text}", err=True)
-    if as_json and not render.has_answered():
-        render.print_json(error_document(error))
+    with suppress(CannotSaveError):  # of a full disk behind both: the exit code is all that is left
+        render.say(f"pipevault: {word}: {text}", err=True)
+    with suppress(CannotSaveError):
+        if as_json and not render.has_answered():
+            render.print_json(error_document(error))
     return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,9 +10,12 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
+
+from pipevault.errors import CannotSaveError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,13 +73,22 @@ def has_answered() -> bool:
 
 
 def _echo(text: str = "", *, err: bool = False, nl: bool = True, stream: TextIO | None = None) -> None:
-    """Print; where the reader has left, as ``head`` does, the rest goes nowhere and the command goes on."""
+    """Print; where the reader has left, as ``head`` does, the rest goes nowhere and the command goes on.
+
+    :class:`CannotSaveError` where the system refuses it, as for a full disk; there too the rest goes nowhere.
+    """
     try:
         click.echo(text, file=stream, err=err, nl=nl)
-    except BrokenPipeError:
+    except OSError as error:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, (stream or (sys.stderr if err else sys.stdout)).fileno())
         os.close(nowhere)
+        if not isinstance(error, BrokenPipeError):
+            name = "error" if err else "output"
+            raise CannotSaveError(
+                f"Standard {name} cannot be written: {error.strerror}. Send it elsewhere.",
+                Path("/dev/stderr" if err else "/dev/stdout"),
+            ) from error
 
 
 def note(text: str) -> None:
@@ -95,9 +108,9 @@ def show(*tables: Table) -> None:
     for number, block in enumerate(tables):
         if number:
             _echo()
-        with console.capture() as capture:
-            console.print(block)
-        _echo("\n".join(line.rstrip() for line in capture.get().removesuffix("\n").split("\n")))
+        console.file = io.StringIO()
+        console.print(block)
+        _echo("\n".join(line.rstrip() for line in console.file.getvalue().removesuffix("\n").split("\n")))
 
 
 def show_rows(
@@ -129,7 +142,7 @@ def _width() -> int | None:
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns)
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else None
 
 
 def _console() -> Console:

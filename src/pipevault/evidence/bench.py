@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipevault.cache.outcome import Clock, Progress
-from pipevault.errors import PipevaultError, SettingsError
+from pipevault.errors import BadCallError, PipevaultError, SettingsError
 from pipevault.evidence.compare.run import Run
 from pipevault.evidence.fresh_process import generate_in_fresh_process
 from pipevault.evidence.generation_job import COMPILED, COMPILED_BY_BLOCKS, GenerationJob, GenerationResult
@@ -124,7 +124,8 @@ def bench(
     """Run ``job`` in each of ``ways``, ``runs`` times after the first where it keeps something.
 
     ``job`` says what is opened and drawn, and how often in each process; a way brings its own method and folders. A way
-    that fails is in ``skipped``; :class:`SettingsError` for an unknown one.
+    that fails is in ``skipped``. Raises :class:`SettingsError` for an unknown way, and what :class:`SettingsError` or
+    :class:`BadCallError` the first way that runs meets: the others would open the same model for the same call.
     """
     known = {way.name: way for way in WAYS}
     if unknown := [name for name in ways if name not in known]:
@@ -139,6 +140,8 @@ def bench(
         try:
             measured.append(_measure(known[name], job, runs, timeout_s, clock, generate))
         except PipevaultError as error:  # what one way cannot do, the others may
+            if not measured and isinstance(error, (SettingsError, BadCallError)):
+                raise
             skipped.append((name, str(error)))
     versions = toolchain_factors(graph_format=GRAPH_FORMAT)
     return Bench(job.model, job.request, tuple(measured), tuple(skipped), machine_record(), versions)
