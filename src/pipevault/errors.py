@@ -73,6 +73,10 @@ class NotAVaultError(VaultError, ValueError):
     """The folder holds files but no ``vault.json``: give another folder, or empty this one."""
 
 
+class DamagedVaultError(VaultError, ValueError):
+    """The ``vault.json`` of a folder is damaged: restore it, or give another folder."""
+
+
 class NewerVaultError(VaultError):
     """A later pipevault wrote this vault: upgrade pipevault, or give another folder."""
 
@@ -367,6 +371,14 @@ class PinError(PipevaultError, ValueError):
         self.name = name
 
 
+class UnknownPinError(PinError, LookupError):
+    """No pin has this name."""
+
+
+class PinNameError(PinError):
+    """The text is not a name that a pin can have."""
+
+
 class EntryInUseError(PipevaultError, RuntimeError):
     """An entry that is pinned, or that a live process has loaded, was to be removed. ``key`` says which."""
 
@@ -381,6 +393,10 @@ class BundleError(PipevaultError, ValueError):
     def __init__(self, message: str, path: Path) -> None:
         super().__init__(message)
         self.path = path
+
+
+class NoBundleError(BundleError, LookupError):
+    """No file is at ``path``: give the path of a bundle."""
 
 
 class NewerBundleError(BundleError):

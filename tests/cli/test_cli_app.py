@@ -381,6 +381,11 @@ class TestProcess:
         assert result.returncode == 1
         assert "letter.txt" in result.stderr
 
+    def test_a_damaged_marker(self, run: Run, vault: Vault) -> None:
+        vault.layout.vault_file.write_text("{")
+        result = run("ls", "--dir", vault.root, "--json")
+        assert (result.exit_code, json.loads(result.stdout)["code"]) == (3, "damaged-vault")
+
     def test_vault_of_a_newer_version(self, vault: Vault) -> None:
         vault.layout.vault_file.write_text('{"pipevault_vault": 99}')
         result = pipevault_process("ls", "--dir", vault.root)

@@ -150,9 +150,9 @@ class TestImport:
         assert not (tmp_path / "new").exists()
 
     def test_no_file(self, run: Run, tmp_path: Path) -> None:
-        result = run("import", tmp_path / "none.zip", "--dir", tmp_path / "new")
-        assert result.exit_code == 3
-        assert "none.zip" in result.stderr
+        result = run("import", tmp_path / "none.zip", "--dir", tmp_path / "new", "--json")
+        assert (result.exit_code, json.loads(result.stdout)["code"]) == (1, "not-found")
+        assert "none.zip does not exist" in result.stderr
 
     def test_a_damaged_bundle(self, run: Run, bundle: Path, tmp_path: Path) -> None:
         data = bytearray(bundle.read_bytes())

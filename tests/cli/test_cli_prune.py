@@ -217,7 +217,7 @@ class TestPins:
 
     def test_unknown_pin(self, run: Run, vault: Vault) -> None:
         result = run("unpin", "prod", "--dir", vault.root)
-        assert result.exit_code == 3
+        assert result.exit_code == 1
         assert "There are none" in result.stderr
 
     def test_unknown_key(self, run: Run, vault: Vault) -> None:
@@ -232,7 +232,7 @@ class TestPins:
 
     @pytest.mark.parametrize("name", ["", "../prod", "a b"])
     def test_a_name_that_is_none(self, run: Run, vault: Vault, small_key: Digest, name: str) -> None:
-        assert run("pin", small_key.short, "--name", name, "--dir", vault.root).exit_code == 3
+        assert run("pin", small_key.short, "--name", name, "--dir", vault.root).exit_code == 2
 
     def test_without_a_name(self, run: Run, vault: Vault, small_key: Digest) -> None:
         assert run("pin", small_key.short, "--dir", vault.root).exit_code == 2

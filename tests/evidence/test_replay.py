@@ -514,7 +514,8 @@ class TestCommand:
         edited = saved.with_name("edited.json")
         edited.write_text(saved.with_name("cat.png.json").read_text().replace("a cat", "a dog"))
         result = self.run(bare, edited, saved, bare, "--model", "here", "--dir", frozen_vault, "--json")
-        assert result.exit_code == 1, "however many files are not equal"
+        assert result.exit_code == 1, "that of the first failure"
+        assert self.run(edited, bare, "--model", "here", "--dir", frozen_vault).exit_code == 3
         document = json.loads(result.stdout)
         assert [file["code"] for file in document["files"]] == ["no-record", "changed-record", None, "no-record"]
         assert document["code"] == "no-record"
@@ -523,7 +524,7 @@ class TestCommand:
         self, saved: Path, frozen_vault: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         result = self.run(saved, "--dir", frozen_vault)
-        assert result.exit_code == 1
+        assert result.exit_code == 2
         assert "Give it: --model" in " ".join(result.stdout.split())
         record = pipevault.read_record(saved)
         (saved.parent / "org" / "name").mkdir(parents=True)
@@ -545,7 +546,7 @@ class TestCommand:
         monkeypatch.setattr(replay_command, "open_pipeline", open_pipeline)
         file = saved.with_name("named.json")
         file.write_text(changed(pipevault.read_record(saved), pipeline={"model": "org/name"}).to_json())
-        assert self.run(file, "--dir", frozen_vault).exit_code == 1
+        assert self.run(file, "--dir", frozen_vault).exit_code == 2
         assert asked == [("org/name", True)]
 
     @pytest.mark.parametrize("text", ["image", "=a.png", "image=", "image=absent.png"])

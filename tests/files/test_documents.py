@@ -17,11 +17,11 @@ from pipevault.errors import (
     BadRecordError,
     BundleError,
     CorruptEntryError,
+    DamagedVaultError,
     NewerBundleError,
     NewerRecordError,
     NewerVaultError,
     NoRecordError,
-    NotAVaultError,
     PinError,
     RecordDigestError,
     SettingsError,
@@ -88,7 +88,7 @@ RUN = a_run(picture(0))
 GOLDEN = golden_files._to_document(a_golden(Path(), RUN))
 FORMATS = [
     case(pins._FORMAT, {"created_at": TIME, "key": SHA256, "pin_version": 1}, PinError),
-    case(marker._FORMAT, {"pipevault_vault": 2}, NotAVaultError, NewerVaultError, refuses_unknown=False),
+    case(marker._FORMAT, {"pipevault_vault": 2}, DamagedVaultError, NewerVaultError, refuses_unknown=False),
     case(zip_file._FORMAT, {"pipevault_vault": 2}, BundleError, NewerBundleError),
     case(manifest._FORMAT, MANIFEST, CorruptEntryError, NewerVaultError),
     case(manifest._KEY_FORMAT, MANIFEST["key"], CorruptEntryError, NewerVaultError),

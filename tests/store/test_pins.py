@@ -12,7 +12,7 @@ import pytest
 from helpers.fault_steps import killed_at_each_step
 from helpers.store_entries import Entry, leftovers, make_entry
 from pipevault.digest import Digest, canonical_json, digest_bytes
-from pipevault.errors import PinError, UnknownKeyError, VaultNotWritableError
+from pipevault.errors import PinError, PinNameError, UnknownKeyError, UnknownPinError, VaultNotWritableError
 from pipevault.store.layout import Layout
 from pipevault.store.retention import pins as pins_module
 from pipevault.store.vault import Vault
@@ -113,9 +113,9 @@ def test_an_entry_that_is_removed_while_it_is_pinned(
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../prod", "-x", "a b", "x" * 65, "prod\n", "é"])
 def test_a_name_that_is_none(vault: Vault, pair: tuple[Entry, Entry], name: str) -> None:
-    with pytest.raises(PinError, match="Invalid name of a pin"):
+    with pytest.raises(PinNameError, match="Invalid name of a pin"):
         vault.pin(pair[0].key, name)
-    with pytest.raises(PinError, match="Invalid name of a pin"):
+    with pytest.raises(PinNameError, match="Invalid name of a pin"):
         vault.unpin(name)
 
 
@@ -126,10 +126,10 @@ def test_unpin(vault: Vault, pair: tuple[Entry, Entry]) -> None:
 
 
 def test_unpin_what_is_no_pin_names_those_that_are(vault: Vault, pair: tuple[Entry, Entry]) -> None:
-    with pytest.raises(PinError, match="There are none"):
+    with pytest.raises(UnknownPinError, match="There are none"):
         vault.unpin("prod")
     vault.pin(pair[0].key, "staging")
-    with pytest.raises(PinError, match="Pins: staging"):
+    with pytest.raises(UnknownPinError, match="Pins: staging"):
         vault.unpin("prod")
 
 

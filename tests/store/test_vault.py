@@ -14,6 +14,7 @@ from helpers.store_entries import Entry, leftovers, make_entry, make_key, whole
 from pipevault.digest import digest_bytes
 from pipevault.errors import (
     CorruptEntryError,
+    DamagedVaultError,
     NewerVaultError,
     NotAVaultError,
     UnknownKeyError,
@@ -113,7 +114,7 @@ def test_a_newer_vault_is_refused(vault: Vault) -> None:
 @pytest.mark.parametrize("marker", ["", "{", "[]", "{}", '{"pipevault_vault": "1"}', '{"pipevault_vault": 0}'])
 def test_a_marker_that_is_none(vault: Vault, marker: str) -> None:
     vault.layout.vault_file.write_text(marker)
-    with pytest.raises(NotAVaultError, match="restore the file"):
+    with pytest.raises(DamagedVaultError, match="restore the file"):
         Vault.open(vault.root)
 
 

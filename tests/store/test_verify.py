@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from helpers.bundles import everything_below
 from helpers.store_entries import CREATED_AT, Entry, make_entry, make_key, whole
 from pipevault.digest import canonical_json, digest_bytes
-from pipevault.errors import CorruptEntryError, NewerVaultError, NotAVaultError, VaultNotWritableError
+from pipevault.errors import CorruptEntryError, DamagedVaultError, NewerVaultError, VaultNotWritableError
 from pipevault.settings.ownership import Trust
 from pipevault.store.check import findings
 from pipevault.store.check.findings import Finding
@@ -261,7 +261,7 @@ def test_a_marker_that_others_may_write(vault: Vault, pair: tuple[Entry, Entry])
 
 def test_a_marker_that_is_none(vault: Vault) -> None:
     vault.layout.vault_file.write_text("{}")
-    with pytest.raises(NotAVaultError):
+    with pytest.raises(DamagedVaultError):
         verify(vault)
 
 

@@ -33,8 +33,12 @@ class FileResult:
     error: PipevaultError | None = None
 
     @property
-    def is_equal(self) -> bool:
-        return self.replay is not None and self.replay.equal
+    def failure(self) -> tuple[Exit, str | None]:
+        """Return its part in the exit code of the command, and the code word."""
+        if self.error is not None:
+            return exits.kind_of(self.error)
+        is_equal = self.replay is not None and self.replay.equal
+        return (Exit.DONE, None) if is_equal else exits.KINDS[DifferentOutputError]
 
 
 @click.command("replay", short_help="Draw saved outputs again, compare bit by bit.")
@@ -65,8 +69,12 @@ def replay(
 
     FILE is an output that pipevault saved (PNG, JPEG, WebP, MP4), or a record (.json). Succeeds only if every result
     of every file came out again: noise, latents, pixels and, where the record has an audit, each part's outputs.
-    Else the first thing that differs is named: machine, version, weights, noise, or the step and part. The exit code
-    is 1 if a file did not come out equal; each has a line that says why.
+    Else the first thing that differs is named: machine, version, weights, noise, or the step and part. Each file has
+    a line that says why; the exit code is that of the first that failed: 1 if it is not equal, 3 if its record was
+    changed or cannot be read, 4 on another machine.
+
+    --save writes the picture that FILE holds. Where it holds no single one, each picture or clip of the call gets a
+    name of its own: again-0.png, again-1.png, ... The names are printed.
 
     A record is data from a stranger: nothing is compiled unless --compile is given, nothing is fetched, and a model in
     a folder is opened only if you name it.
@@ -85,15 +93,14 @@ def replay(
         session = _Session(model, dir, pictures, progress, allow_other_machine, compile)
         results = [session.replay(file) for file in files]
     if save is not None and results[0].replay is not None:
-        from pipevault import save as save_output
-
-        save_output(results[0].replay.output, save)
+        saved = _save(results[0].replay, save)
+        render.note(f"Saved {', '.join(map(str, saved))}")
+    code, word = next((result.failure for result in results if result.failure[0]), (Exit.DONE, None))
     if as_json:
-        code = next((_code(result) for result in results if not result.is_equal), None)
-        render.print_json({"code": code, "files": [_document(result) for result in results]})
+        render.print_json({"code": word, "files": [_document(result) for result in results]})
     else:
         render.show(render.table(("FILE", "RESULT", "DETAIL"), map(_row, results)))
-    click.get_current_context().exit(Exit.DONE if all(result.is_equal for result in results) else Exit.NO)
+    click.get_current_context().exit(code)
 
 
 @dataclass
@@ -164,6 +171,20 @@ def _recorded_model(record: RunRecord) -> str:
     )
 
 
+def _save(replay: Replay, path: Path) -> list[Path]:
+    """Write the picture that the replayed file holds, all of the output where it is not one; return the paths."""
+    from pipevault import save
+    from pipevault.calls.outputs import samples
+    from pipevault.evidence.record_files.embed import IMAGE_SUFFIXES
+
+    number = replay.record.sample
+    if number is not None and path.suffix.lower() in IMAGE_SUFFIXES:
+        for one in samples(replay.output, replay.again.results["undigested"]):
+            if one.is_image and one.position.index == number:
+                return save(one.leaf, path)
+    return save(replay.output, path)
+
+
 def _pictures(inputs: Sequence[str]) -> dict[str, Any]:
     from PIL import Image, UnidentifiedImageError
 
@@ -176,27 +197,23 @@ def _pictures(inputs: Sequence[str]) -> dict[str, Any]:
             with Image.open(file) as image:
                 image.load()
                 pictures[name] = image
+        except FileNotFoundError as error:
+            raise SettingsError(f"{file} does not exist. Give {name} the path of an image.") from error
         except (OSError, UnidentifiedImageError) as error:
             raise SettingsError(f"{file} cannot be read as an image: {error}.") from error
     return pictures
-
-
-def _code(result: FileResult) -> str | None:
-    if result.error is not None:
-        return exits.code_of(result.error)
-    return None if result.is_equal else exits.KINDS[DifferentOutputError][1]
 
 
 def _document(result: FileResult) -> dict[str, Any]:
     if result.error is not None:
         return {"file": str(result.file), **exits.error_document(result.error)}
     assert result.replay is not None
-    return {"file": str(result.file), "code": _code(result), **result.replay.to_json()}
+    return {"file": str(result.file), "code": result.failure[1], **result.replay.to_json()}
 
 
 def _row(result: FileResult) -> tuple[str, str, str]:
     if result.error is not None:
-        return (str(result.file), "not replayed", f"{_code(result)}: {exits.message_of(result.error)}")
+        return (str(result.file), "not replayed", f"{result.failure[1]}: {exits.message_of(result.error)}")
     assert result.replay is not None
     details = [str(divergence) for divergence in result.replay.divergences]
     if measured := result.replay.distance:

@@ -9,6 +9,7 @@ import msgspec
 
 from pipevault.digest import canonical_json
 from pipevault.errors import (
+    DamagedVaultError,
     NewerVaultError,
     NotAVaultError,
     OldVaultError,
@@ -29,8 +30,8 @@ class _Marker(msgspec.Struct):
     pipevault_vault: int
 
 
-def _no_marker(problem: Problem) -> NotAVaultError:
-    return NotAVaultError(
+def _damaged(problem: Problem) -> DamagedVaultError:
+    return DamagedVaultError(
         f'{problem} If it marks a vault, restore the file: {{"pipevault_vault": {VAULT_VERSION}}}; else give another '
         "folder.",
         problem.path.parent,
@@ -50,7 +51,7 @@ def _older(problem: Problem) -> OldVaultError:
 
 
 _FORMAT = Format(
-    _Marker, "pipevault_vault", VAULT_VERSION, damaged=_no_marker, newer=_newer, older=_older, canonical=False
+    _Marker, "pipevault_vault", VAULT_VERSION, damaged=_damaged, newer=_newer, older=_older, canonical=False
 )
 
 
@@ -58,7 +59,8 @@ def ensure_vault(layout: Layout, *, create: bool, shared: bool = False) -> None:
     """Check that ``layout.root`` is a vault of a known version; make it one if it is empty or absent and
     ``create``, for its group too if it is to be ``shared``.
 
-    :class:`NotAVaultError`, :class:`NewerVaultError`, :class:`OldVaultError`, :class:`VaultNotWritableError`.
+    :class:`NotAVaultError`, :class:`DamagedVaultError`, :class:`NewerVaultError`, :class:`OldVaultError`,
+    :class:`VaultNotWritableError`.
     """
     root = layout.root
     if _read_marker(layout):

@@ -22,7 +22,7 @@ from typing import IO
 import msgspec
 
 from pipevault.digest import Digest, canonical_json, digest_chunks
-from pipevault.errors import BundleError, NewerBundleError
+from pipevault.errors import BundleError, NewerBundleError, NoBundleError
 from pipevault.files.byte_progress import Progress
 from pipevault.files.documents import Format, Problem
 from pipevault.reading import open_regular
@@ -86,9 +86,15 @@ def new_member(bundle: zipfile.ZipFile, name: str, size_bytes: int) -> Iterator[
 
 @contextmanager
 def open_bundle(path: Path) -> Iterator[BundleFile]:
-    """Open the bundle at ``path``. :class:`BundleError`, :class:`NewerBundleError`, also for what cannot be read."""
+    """Open the bundle at ``path``.
+
+    :class:`NoBundleError` if nothing is there; :class:`BundleError`, :class:`NewerBundleError`, also for what cannot be
+    read.
+    """
     try:
         file = _Limited(open_regular(path))
+    except FileNotFoundError as error:
+        raise NoBundleError(f"The bundle {path} does not exist. Give the path of one.", path) from error
     except OSError as error:
         raise BundleError(f"The bundle {path} cannot be read: {error.strerror or error}.", path) from error
     with file:

@@ -78,7 +78,8 @@ def verify(
     Entries that a bad artifact makes useless go with it, so that the next load misses and freezes them again. Folders
     that others may write, pins that cannot be read and what a later pipevault wrote are left to people. With ``policy``
     ``require``, an entry without a good signature by one of ``trusted`` is bad, and stays for somebody to sign.
-    :class:`NotAVaultError`, :class:`NewerVaultError`: the marker. :class:`VaultError`: a folder cannot be listed.
+    :class:`NotAVaultError`, :class:`DamagedVaultError`, :class:`NewerVaultError`: the marker. :class:`VaultError`: a
+    folder cannot be listed.
     :class:`VaultNotWritableError`: ``fix`` in a vault that cannot be written.
     """
     if fix:

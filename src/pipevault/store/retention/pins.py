@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from pipevault.digest import Digest
-from pipevault.errors import PinError, UnknownKeyError, VaultError
+from pipevault.errors import PinError, PinNameError, UnknownKeyError, UnknownPinError, VaultError
 from pipevault.files.atomic import create_file, fsync_folder, make_folder, vault_errors, write_file
 from pipevault.files.documents import Format, Problem, Sha256
 from pipevault.reading import read_file
@@ -70,8 +70,9 @@ def read_pin(layout: Layout, name: str) -> Digest | None:
 def pin(layout: Layout, key: Digest, name: str, *, move: bool = False) -> Digest | None:
     """Pin the entry ``key`` as ``name``; return the key that ``move`` took the name from.
 
-    Pinning the same entry again changes nothing. :class:`PinError`: ``name`` is not a name, or pins another entry and
-    ``move`` is false. :class:`UnknownKeyError`: no entry has this key, or it was removed meanwhile.
+    Pinning the same entry again changes nothing. :class:`PinNameError`: ``name`` is not a name. :class:`PinError`: it
+    pins another entry and ``move`` is false. :class:`UnknownKeyError`: no entry has this key, or it was removed
+    meanwhile.
     """
     _check_name(name)
     _require_entry(layout, key)
@@ -99,7 +100,10 @@ def pin(layout: Layout, key: Digest, name: str, *, move: bool = False) -> Digest
 
 
 def unpin(layout: Layout, name: str) -> Digest | None:
-    """Remove the pin ``name``, also a damaged one; return the key it had, if it could be read. :class:`PinError`."""
+    """Remove the pin ``name``, also a damaged one; return the key it had, if it could be read.
+
+    :class:`UnknownPinError`, :class:`PinNameError`.
+    """
     _check_name(name)
     key = _read_or_none(layout, name)
     path = layout.pin_file(name)
@@ -108,7 +112,8 @@ def unpin(layout: Layout, name: str) -> Digest | None:
             path.unlink()
         except FileNotFoundError:
             known = ", ".join(pin_names(layout))
-            raise PinError(f"Unknown pin {name}. {f'Pins: {known}.' if known else 'There are none.'}", name) from None
+            text = f"Unknown pin {name}. {f'Pins: {known}.' if known else 'There are none.'}"
+            raise UnknownPinError(text, name) from None
         fsync_folder(path.parent)
     return key
 
@@ -122,7 +127,7 @@ def _read_or_none(layout: Layout, name: str) -> Digest | None:
 
 def _check_name(name: str) -> None:
     if not PIN_NAME.fullmatch(name):
-        raise PinError(
+        raise PinNameError(
             f"Invalid name of a pin {name!r}: expected at most 64 letters, digits, '.', '_', '-', the first a letter "
             "or digit.",
             name,
