@@ -81,7 +81,7 @@ class TestCallsWithoutAGraph:
     def test_an_error_in_mode_require_names_part_call_and_what_is_frozen(self, vault_copy: Path) -> None:
         pipe = cache(vault_copy).load(PlainPipeline())
         with pytest.raises(
-            UnfrozenCallError, match=r"transformer[\s\S]*called: float32\[1,24,8\][\s\S]*frozen: float32"
+            UnfrozenCallError, match=r"transformer[\s\S]*Called: float32\[1,24,8\][\s\S]*Frozen: float32"
         ):
             draw(pipe, height=24)
 

@@ -362,7 +362,8 @@ class TestProcess:
     def test_unknown_command(self) -> None:
         result = pipevault_process("lss")
         assert result.returncode == 2
-        assert "lss" in result.stderr
+        assert "No such command 'lss'. Did you mean ls?" in result.stderr
+        assert "No such command 'qqq'" in pipevault_process("qqq").stderr
 
     def test_unknown_key(self, vault: Vault) -> None:
         result = pipevault_process("show", "0123456789", "--dir", vault.root)
@@ -380,6 +381,15 @@ class TestProcess:
         result = pipevault_process("ls", "--dir", tmp_path)
         assert result.returncode == 1
         assert "letter.txt" in result.stderr
+
+    def test_an_empty_path_is_not_the_current_folder(
+        self, run: Run, vault: Vault, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(vault.root)
+        assert run("ls", "--dir", ".").exit_code == 0
+        result = run("ls", "--dir", "", "--json")
+        assert (result.exit_code, json.loads(result.stdout)["code"]) == (2, "usage")
+        assert "the path is empty" in result.stderr
 
     def test_a_damaged_marker(self, run: Run, vault: Vault) -> None:
         vault.layout.vault_file.write_text("{")

@@ -43,7 +43,8 @@ class TestDemo:
         result = run("demo", "--dir", tmp_path, "--out", tmp_path / "a.png", "--seed", "7", "--json")
         assert result.exit_code == 0, result.output
         document = json.loads(result.stdout)
-        assert list(document) == ["outcome", "key", "ready_s", "pixels_sha256", "parts"]
+        assert list(document) == ["outcome", "key", "ready_s", "pixels_sha256", "picture", "parts"]
+        assert document["picture"] == str(tmp_path / "a.png")
         assert document["outcome"] == "miss"
         assert document["key"] == KEY.digest.hex
         assert document["ready_s"] >= 0

@@ -198,6 +198,10 @@ class TestSortAndFilter:
         assert self.listed(run, vault, "--filter", "model=Flux") == []
         assert self.listed(run, vault, "--filter", "pin=prod", "--filter", "device=cpu") == []
 
+    def test_a_misspelt_filter(self, run: Run, vault: Vault) -> None:
+        result = run("ls", "--filter", "modl=x", "--dir", vault.root)
+        assert (result.exit_code, "Did you mean model=x?" in result.stderr) == (2, True)
+
     @pytest.mark.parametrize("text", ["model", "colour=red", "=red"])
     def test_a_filter_that_is_none(self, run: Run, vault: Vault, text: str) -> None:
         result = run("ls", "--filter", text, "--dir", vault.root)

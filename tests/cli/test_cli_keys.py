@@ -152,9 +152,10 @@ class TestSign:
         assert signature_files(vault.layout, small_key) == ()
 
     def test_a_key_that_is_none(self, run: Run, vault: Vault, key_file: Path, small_key: Digest) -> None:
-        for path, message in ((f"{key_file}.pub", "holds a public key"), ("/none/key", "Found no private key at")):
+        advice = "Found no private key at /none/key. Give the path of one, or make one with: pipevault keygen -o FILE"
+        for path, message in ((f"{key_file}.pub", "holds a public key"), ("/none/key", advice)):
             if os.path.exists(path):
-                os.chmod(path, 0o600)
+                os.chmod(path, 0o644)
             result = run("sign", small_key.hex, "--key", path, "--dir", vault.root)
             assert result.exit_code == 2
             assert message in result.stderr

@@ -224,3 +224,8 @@ def test_bad_size(run: Run, opened: list[dict[str, Any]]) -> None:
     result = run("prewarm", "demo", "--size", "512")
     assert (result.exit_code, result.stdout, opened) == (2, "", [])
     assert "Invalid size '512'" in result.stderr
+
+
+def test_a_range_that_runs_downwards_is_answered_as_it_was_typed(run: Run) -> None:
+    result = run("prewarm", "m", "--batch-size", "4..1")
+    assert (result.exit_code, "Write 1..4." in result.stderr) == (2, True)

@@ -122,6 +122,11 @@ class TestOutput:
         assert re.search(r"^outlier seeds .*\b3\b", text, re.MULTILINE)
         assert str(tmp_path / "out" / "report.html") in text
 
+    def test_one_of_a_kind_is_named_so(self, swept: Any) -> None:
+        assert re.search(
+            r"^pictures +1 prompt by 1 seed$", swept("--seeds", "0", prompts=("one",)).stdout, re.MULTILINE
+        )
+
     def test_the_report_is_one_page_that_needs_no_other_file(self, swept: Any, tmp_path: Path) -> None:
         swept()
         page = (tmp_path / "out" / "report.html").read_text("utf-8")
@@ -271,6 +276,7 @@ class TestBadInput:
             file.write_bytes(content)
         result = run("sweep", "demo", "--mode", "off", "--prompts-file", file, "--out", tmp_path / "out")
         assert (result.exit_code, str(file) in result.stderr) == (2, True)
+        assert (f"{file} does not exist." in result.stderr) == (content is None)
 
     def test_a_model_that_needs_prompts(self, run: Run, tmp_path: Path) -> None:
         result = run("sweep", "./model", "--mode", "off", "--out", tmp_path / "out")

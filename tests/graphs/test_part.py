@@ -224,8 +224,8 @@ def test_a_call_that_no_graph_fits_names_part_call_frozen_calls_and_what_to_do(b
     message = str(caught.value)
     for expected in (
         "Block",
-        "called: float32[1,16], scale=float",
-        "frozen: float32[2,16], scale=float",
+        "Called: float32[1,16], scale=float",
+        "Frozen: float32[2,16], scale=float",
         "on_unfrozen",
     ):
         assert expected in message

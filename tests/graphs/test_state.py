@@ -107,8 +107,8 @@ class TestPolicies:
             small(X[:1], scale=2.0)
         assert str(caught.value) == (
             "Small was called with a signature that no frozen graph has.\n"
-            "  called: float32[1,16], scale=float\n"
-            "  frozen: float32[2,16], scale=float\n"
+            "  Called: float32[1,16], scale=float.\n"
+            "  Frozen: float32[2,16], scale=float.\n"
             "Run pipevault prewarm, or set on_unfrozen='eager' to run such calls uncompiled."
         )
         assert uses_of(small) == {}

@@ -18,6 +18,7 @@ from pipevault.digest import Digest, digest_bytes
 from pipevault.errors import PinError, VaultNotWritableError
 from pipevault.store.inventory import find_manifests
 from pipevault.store.layout import QUARANTINE_TIME, Layout
+from pipevault.store.retention import prune_plan
 from pipevault.store.retention.prune import carry_out, enforce_max_size, plan_prune, vault_size_bytes
 from pipevault.store.retention.removal import ORPHAN_MIN_AGE_S
 from pipevault.store.retention.usage import last_use_s
@@ -146,6 +147,14 @@ class TestStaying:
         assert standing(vault, three[:2]) == [True, True]
         assert report.left_bytes == vault_size_bytes(vault.layout)
         lease.release()
+
+    def test_one_more_that_is_not_named(
+        self, vault: Vault, three: list[Entry], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for number, entry in enumerate(three):
+            vault.pin(entry.key, f"pin-{number}")
+        monkeypatch.setattr(prune_plan, "_NAMED_REASONS", len(three) - 1)
+        assert plan_prune(vault, max_size=0, now_s=NOW).because[-1] == "1 more entry stays"
 
     def test_what_pinned_and_removed_entries_share_stays(self, vault: Vault, three: list[Entry]) -> None:
         vault.pin(three[1].key, "prod")
@@ -332,7 +341,9 @@ class TestLeftBehind:
         assert plan.orphans == (digest_bytes(b"old orphan"),)
         assert plan.freed_bytes == len(b"old orphan")
         assert carry_out(vault, plan).artifacts == plan.orphans
-        assert any("younger than an hour" in clause for clause in plan_prune(vault, max_size=0, now_s=NOW).because)
+        assert (
+            "1 artifact that no entry names is younger than an hour" in plan_prune(vault, max_size=0, now_s=NOW).because
+        )
 
     def test_quarantine_goes_before_any_entry_and_only_for_a_size(self, vault: Vault, three: list[Entry]) -> None:
         bad = vault.layout.root / "bad"

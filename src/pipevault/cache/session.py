@@ -313,7 +313,8 @@ class LoadSession:
         try:
             rehearsal = rehearse(self.pipe, self.states, shape, policy="error", clock=self.clock, compare=False)
         except UnfrozenCallError as error:
-            more = "" if miss.reason in str(error) else f" {error}"
+            told = str(error).rpartition("\n")[0] or str(error)  # without its advice: the miss has its own
+            more = "" if miss.reason in told else f" {told}"
             raise self._missed(key, miss, shape, more) from error
         graphs = sorted({Digest(graph) for graphs in rehearsal.graphs.values() for graph in graphs})
         if any(self.store.renew(graph) for graph in graphs):  # open, and gone from every tier since

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +71,10 @@ _SORTS = (*_NEWEST_FIRST, "model", "torch", "device", "pin")
 
 def _filter(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> list[tuple[str, str]]:
     pairs = [text.partition("=") for text in texts]
-    for (name, equals, _value), text in zip(pairs, texts, strict=True):
+    for (name, equals, value), text in zip(pairs, texts, strict=True):
         if not equals or name not in FILTERS:
+            if equals and (near := get_close_matches(name, FILTERS, n=1)):
+                raise SettingsError(f"Unknown filter {name!r}. Did you mean {near[0]}={value}?")
             raise SettingsError(f"Invalid filter {text!r}: expected NAME=VALUE with NAME one of {', '.join(FILTERS)}.")
     return [(name, value) for name, _equals, value in pairs]
 

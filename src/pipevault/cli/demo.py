@@ -79,6 +79,7 @@ def demo(dir: Path | None, out: Path, seed: int, mode: str | None, as_json: bool
                 "key": None if report.key is None else report.key.hex,
                 "ready_s": round(ready_s, 4),
                 "pixels_sha256": digest,
+                "picture": str(out),
                 "parts": {name: asdict(part) for name, part in report.parts.items()},
             }
         )

@@ -40,6 +40,8 @@ class CountRange(click.ParamType):  # type: ignore[type-arg,unused-ignore] # gen
         if len(ends) > 2 or not all(end.strip().isascii() and end.strip().isdigit() and int(end) for end in ends):
             self.fail(f"invalid number {value!r}: expected a whole number above 0, or a range, 1..4.", param, ctx)
         numbers = [int(end) for end in ends]
+        if numbers[0] > numbers[-1]:
+            self.fail(f"{value!r} runs downwards. Write {numbers[1]}..{numbers[0]}.", param, ctx)
         return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
@@ -57,9 +59,18 @@ def take(given: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: given.pop(name) for name in names}
 
 
+class _GivenPath(click.Path):
+    """A path; an empty one, as of a variable that is not set, would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty. Give one, or leave the option out.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def path_option(*names: str, metavar: str, help: str, **more: Any) -> Callable[[Function], Function]:
     """Return an option that takes the path of a file or folder."""
-    return click.option(*names, metavar=metavar, type=click.Path(path_type=Path), help=help, **more)
+    return click.option(*names, metavar=metavar, type=_GivenPath(path_type=Path), help=help, **more)
 
 
 dir_option = path_option("--dir", metavar="FOLDER", help="The vault. Default: the setting, the user's cache.")

@@ -43,8 +43,8 @@ _REPORT_PACKAGES = {"matplotlib": "matplotlib", "jinja2": "Jinja2", "skimage": "
 @click.option("--batch-size", metavar="NUMBER", type=click.IntRange(min=1), help="In a call. Default: 1; demo 10.")
 @click.option("--clip-model", metavar="FOLDER", help="A CLIP model of this machine, for the CLIP score.")
 @opening_options
-@click.option("--mode", metavar="NAME", help="compile, require or off. Default: PIPEVAULT_MODE, config file, compile.")
-@click.option("--level", metavar="NAME", help="Determinism. Default: PIPEVAULT_LEVEL, config file, repeatable.")
+@click.option("--mode", metavar="NAME", help="compile, require or off. Default: the setting, compile.")
+@click.option("--level", metavar="NAME", help="Determinism. Default: the setting, repeatable.")
 @dir_option
 @json_option
 def sweep(model: str, out: Path, baseline: Path | None, fail_on_drift: bool, as_json: bool, **given: Any) -> None:
@@ -118,6 +118,8 @@ def _prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
         raise SettingsError("Give --prompts or --prompts-file, not both.")
     try:
         lines = read_file(file).decode("utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise SettingsError(f"--prompts-file {file} does not exist. Give a file with a prompt on each line.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"--prompts-file {file} cannot be read as UTF-8 text: {error}.") from error
     prompts = tuple(line.strip() for line in lines if line.strip())
@@ -142,7 +144,12 @@ def _show(result: SweepResult, moved: Drift | None, report: Path) -> None:
 
     facts = {
         "model": result.model,
-        "pictures": f"{len(result.prompts)} prompts by {len(result.seeds)} seeds",
+        "pictures": " by ".join(
+            (
+                render.count_text(len(result.prompts), "prompt", "prompts"),
+                render.count_text(len(result.seeds), "seed", "seeds"),
+            )
+        ),
         "outcome": result.outcome,
         "key": result.key or "none",
         "level": result.level["achieved"],

@@ -430,12 +430,12 @@ class PartState(Host):
                 self._failed[signature] = why
             return self._run_eager(args, kwargs, why, signature)
         refused = self.unstored.get(signature)
-        unusable = f"\n  a graph that fits cannot be used: {refused}" if refused else ""
+        unusable = f"\n  A graph that fits cannot be used: {refused.rstrip('.')}." if refused else ""
         frozen = tuple(str(slot.kept.signature) for slot in self.graphs)
-        listing = "".join(f"\n  frozen: {known}" for known in frozen[:8])
-        more = f"\n  and {len(frozen) - 8} more" if len(frozen) > 8 else ""
+        listing = "".join(f"\n  Frozen: {known}." for known in frozen[:8])
+        more = f"\n  And {len(frozen) - 8} more." if len(frozen) > 8 else ""
         raise UnfrozenCallError(
-            f"{self.name} was called with a signature that no frozen graph has.\n  called: {signature}{unusable}"
+            f"{self.name} was called with a signature that no frozen graph has.\n  Called: {signature}.{unusable}"
             f"{listing}{more}\n"
             f"{self.options.freeze_hint}, or set on_unfrozen='eager' to run such calls uncompiled.",
             self.name,

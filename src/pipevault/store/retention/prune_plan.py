@@ -212,9 +212,10 @@ class _Draft:
         for key, reason in sorted(self._protected.items())[:_NAMED_REASONS]:
             yield f"{key.short} stays ({reason})"
         if (more := len(self._protected) - _NAMED_REASONS) > 0:
-            yield f"{more} more entries stay"
+            yield f"{more} more {'entry stays' if more == 1 else 'entries stay'}"
         if young := len(self._orphans) - len(self.old_orphans):
-            yield f"{young} artifacts that no entry names are younger than an hour"
+            several = "artifacts that no entry names are" if young > 1 else "artifact that no entry names is"
+            yield f"{young} {several} younger than an hour"
 
     def _drop(self, key: Digest, reason: str) -> None:
         """Choose ``key`` unless it is chosen already or protected."""

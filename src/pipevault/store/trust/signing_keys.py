@@ -160,7 +160,7 @@ def read_private_key(path: Path) -> PrivateKey:
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
     path = expand_user(path)
     data = _read(path, private=True)
-    if data.lstrip().startswith(PUBLIC_KEY_PREFIX.encode()):
+    if _is_public(data):
         raise KeyFileError(f"{path} holds a public key, which cannot sign. Give the private one, without .pub.")
     if b"BEGIN OPENSSH PRIVATE KEY" in data:
         raise KeyFileError(f"{path} is a key of OpenSSH, in a format of its own. Make one with: pipevault keygen")
@@ -245,13 +245,15 @@ def _read(path: Path, *, private: bool) -> bytes:
     what = "private key" if private else "public key"
     try:
         with open_regular(path) if private else open_owned(path) as file:
-            if private:
-                _check_private(path, os.fstat(file.fileno()))
             data = file.read(_MAX_FILE_SIZE_BYTES + 1)
+            if private and not _is_public(data):
+                _check_private(path, os.fstat(file.fileno()))
     except UnsafeVaultError as error:  # an OSError too
         raise KeyFileError(f"A trusted key must be out of reach of others. {error}") from error
     except FileNotFoundError as error:
-        raise KeyFileError(f"Found no {what} at {path}. Give the path of one, or make one with: keygen.") from error
+        raise KeyFileError(
+            f"Found no {what} at {path}. Give the path of one, or make one with: pipevault keygen -o FILE"
+        ) from error
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.EISDIR, errno.ENXIO):
             raise KeyFileError(f"{path} is not a regular file. Give the file of a {what}.") from error
@@ -259,6 +261,10 @@ def _read(path: Path, *, private: bool) -> bytes:
     if len(data) > _MAX_FILE_SIZE_BYTES:
         raise KeyFileError(f"{path} is larger than any key. Give the file of a {what}.")
     return data
+
+
+def _is_public(data: bytes) -> bool:
+    return data.lstrip().startswith(PUBLIC_KEY_PREFIX.encode())
 
 
 def _check_private(path: Path, status: os.stat_result) -> None:
