@@ -314,13 +314,13 @@ class TestOutputThatCannotBeWritten:
         line = "cannot-save: Standard output cannot be written: No space left on device. Send it elsewhere."
         assert (result.returncode, result.stderr) == (4, f"pipevault: {line}\n")
 
-    def test_both_outputs_full(self, tmp_path: Path) -> None:
-        command = [sys.executable, "-m", "pipevault", "ls", "--dir", str(tmp_path / "none"), "--json"]
+    def test_both_outputs_full(self, vault: Vault, small_key: Digest) -> None:
+        command = [sys.executable, "-m", "pipevault", "show", small_key.hex, "--dir", str(vault.root), "--json"]
         with Path("/dev/full").open("w") as full:
-            assert subprocess.run(command, stdout=full, stderr=full).returncode == 1
+            assert subprocess.run(command, stdout=full, stderr=full).returncode == 4
 
     def test_a_closed_output(self, vault: Vault) -> None:
-        command = f"exec {sys.executable} -m pipevault ls --dir {vault.root} >&-"
+        command = f"unset COLUMNS; exec {sys.executable} -m pipevault ls --dir {vault.root} >&-"
         result = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True)
         assert (result.returncode, "isatty" in result.stderr) == (0, False)
 

@@ -113,6 +113,16 @@ class TestPolicies:
         )
         assert uses_of(small) == {}
 
+    def test_the_message_reads_as_sentences_in_one_line_too(self) -> None:
+        part = frozen(Small())
+        set_policy(part, "error", freeze_hint="Run pipevault prewarm")
+        with pytest.raises(UnfrozenCallError) as caught:
+            part(X[:1])
+        assert " ".join(str(caught.value).split()) == (
+            "Small was called with a signature that no frozen graph has. Called: float32[1,16]. "
+            "Run pipevault prewarm, or set on_unfrozen='eager' to run such calls uncompiled."
+        )
+
     def test_with_background_another_process_is_asked_until_it_says_no_for_good(self, small: Any) -> None:
         asked: list[str] = []
 
