@@ -24,6 +24,7 @@ from pipevault.errors import (
     CorruptEntryError,
     NewerBundleError,
     NewerVaultError,
+    NoBundleError,
     UnknownKeyError,
     UnsafeVaultError,
     VaultFullError,
@@ -441,7 +442,7 @@ class TestNoBundle:
             bundle_keys(bundle)
 
     def test_a_missing_file(self, other: Vault, tmp_path: Path) -> None:
-        refused(other, tmp_path / "none.zip", "No such file")
+        refused(other, tmp_path / "none.zip", "does not exist", NoBundleError)
 
     def test_a_folder(self, other: Vault, tmp_path: Path) -> None:
         refused(other, tmp_path, "not a regular file")
