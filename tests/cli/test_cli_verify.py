@@ -96,7 +96,7 @@ def test_no_vault(run: Run, tmp_path: Path) -> None:
 def test_a_marker_that_is_none(run: Run, vault: Vault) -> None:
     vault.layout.vault_file.write_text("{}")
     result = run("verify", "--dir", vault.root)
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert "restore the file" in result.stderr
 
 
