@@ -125,7 +125,7 @@ class BuiltGraph:
     ties: tuple[tuple[str, ...], ...]
     origins: Mapping[str, tuple[str | int, ...]]
     candidates: tuple[BuiltGraph, ...] = ()
-    """The same call compiled with other options."""
+    """Graphs of that call too, compiled with other options."""
     sizes: Sizes | None = None
     """The conditions of a graph for a range on the sizes of its inputs, in their order."""
 
