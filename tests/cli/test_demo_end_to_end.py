@@ -47,7 +47,7 @@ def demo_vault(tmp_path_factory: pytest.TempPathFactory) -> DemoVault:
 
 
 def test_the_first_run_is_a_miss_and_draws(demo_vault: DemoVault) -> None:
-    assert list(demo_vault.report) == ["outcome", "key", "ready_s", "pixels_sha256", "parts"]
+    assert list(demo_vault.report) == ["outcome", "key", "ready_s", "pixels_sha256", "picture", "parts"]
     assert demo_vault.report["outcome"] == "miss"
     frozen = {name for name, part in demo_vault.report["parts"].items() if part["status"] == "frozen"}
     assert {"unet", "vae.decoder", "text_encoder"} <= frozen

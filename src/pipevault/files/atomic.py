@@ -82,13 +82,10 @@ def write_file(path: Path, data: bytes, *, staging: Path | None = None) -> None:
     Raises :class:`VaultFullError`, :class:`VaultNotWritableError`, or :class:`VaultError` for any other failure of the
     file system.
     """
-    with (
-        vault_errors(path, "written"),
-        replacing(path, staging=staging) as temporary,
-        new_file(temporary, FILE_MODE) as new,
-    ):
-        write_all(new, data)
-        share_like_folder(temporary, path.parent)
+    with vault_errors(path, "written"), replacing(path, staging=staging) as temporary:
+        mode = SHARED_FILE_MODE if is_shared(path.parent) else FILE_MODE
+        with new_file(temporary, mode) as new:
+            write_all(new, data)
 
 
 def create_file(path: Path, data: bytes, *, staging: Path) -> None:
