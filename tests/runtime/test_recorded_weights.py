@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +50,64 @@ def test_weights_that_cannot_be_read_are_left_out() -> None:
     pipe = PlainPipeline()
     pipe.transformer.to("meta")
     assert RecordedWeights().digests(find_parts(pipe)) == {}
+
+
+class TestAhead:
+    """What another thread hashes while the generation draws."""
+
+    def test_is_what_the_record_holds(self, hashed: list[nn.Module]) -> None:
+        pipe, weights = PlainPipeline(), RecordedWeights()
+        weights.begin(find_parts(pipe))
+        weights.begin(find_parts(pipe))
+        assert weights.digests(find_parts(pipe)) == {"transformer": weights_digest(pipe.transformer)}
+        weights.begin(find_parts(pipe))
+        assert len(hashed) == 1
+
+    @pytest.mark.parametrize("as_data", [False, True])
+    def test_is_dropped_where_weights_moved_meanwhile(self, hashed: list[nn.Module], as_data: bool) -> None:
+        pipe, weights = PlainPipeline(), RecordedWeights()
+        weights.begin(find_parts(pipe))
+        with torch.no_grad():
+            weight = pipe.transformer.mix.weight
+            (weight.data if as_data else weight).mul_(2)
+        assert weights.digests(find_parts(pipe)) == {"transformer": weights_digest(pipe.transformer)}
+        assert len(hashed) == 2
+
+    def test_is_dropped_for_another_module(self) -> None:
+        pipe, other, weights = PlainPipeline(), PlainPipeline(), RecordedWeights()
+        other.transformer.mix.weight.data.mul_(2)
+        weights.begin(find_parts(pipe))
+        assert weights.digests(find_parts(other)) == {"transformer": weights_digest(other.transformer)}
+
+    def test_that_failed_is_computed_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pipe, weights = PlainPipeline(), RecordedWeights()
+        main = threading.current_thread()
+
+        def digest(module: nn.Module) -> str:
+            if threading.current_thread() is not main:
+                raise RuntimeError("dictionary changed size during iteration")
+            return weights_digest(module)
+
+        monkeypatch.setattr(recorded_weights, "weights_digest", digest)
+        weights.begin(find_parts(pipe))
+        assert weights.digests(find_parts(pipe)) == {"transformer": weights_digest(pipe.transformer)}
+
+    def test_of_a_fork_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pipe, weights = PlainPipeline(), RecordedWeights()
+        monkeypatch.setattr(threading.Thread, "start", lambda self: None)  # as in a fork, which has this thread alone
+        weights.begin(find_parts(pipe))
+        child = os.fork()
+        if child == 0:
+            found = weights.digests(find_parts(pipe))
+            os._exit(0 if found == {"transformer": weights_digest(pipe.transformer)} else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+    def test_leaves_a_device_to_the_generation(self, hashed: list[nn.Module]) -> None:
+        pipe, weights = PlainPipeline(), RecordedWeights()
+        pipe.transformer.to("meta")
+        weights.begin(find_parts(pipe))
+        assert weights.digests(find_parts(pipe)) == {}
+        assert len(hashed) == 1
 
 
 class TestOrigin:

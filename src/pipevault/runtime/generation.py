@@ -80,6 +80,7 @@ def generate(
             stack.enter_context(generating(state.states(pipe)))
             started_s = time.perf_counter()
             recorder, modules = recorder_of(state, pipe), graph_parts.find_parts(pipe)
+            recorder.weights.begin(modules)
             with level(asked) as achieved, observed(pipe, audit=asked.audit) as seen:
                 drawn = _draw(pipe, call, modules, is_alone=is_alone, per_sample=achieved.per_sample)
                 achieved = achieved.check_again()

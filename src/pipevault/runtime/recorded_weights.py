@@ -1,12 +1,16 @@
-"""Digests of a pipeline's weights for its run records: computed at the first generation, and again only for parts
-whose weights moved. What a part's files give is remembered across processes in the user's cache folder.
+"""Digests of a pipeline's weights for its run records: computed while the first generation draws, and again only for
+parts whose weights moved. What a part's files give is remembered across processes in the user's cache folder.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import msgspec
@@ -39,10 +43,47 @@ class _Memory(msgspec.Struct):
 _FORMAT = Format(_Memory, "pipevault_weights", _MEMORY_VERSION, canonical=False)
 
 
+@dataclass(frozen=True)
+class _Ahead:
+    """A digest that another thread of process ``pid`` computes, of weights that ``watch`` has looked at before."""
+
+    watch: WeightsWatch
+    digest: Future[str]
+    pid: int = field(default_factory=os.getpid)
+
+    def result(self, module: nn.Module) -> str | None:
+        """Wait for the digest; ``None`` if it failed, if the weights moved, or in a fork, which has no such thread."""
+        if self.pid != os.getpid() or not self.watch.watches(module):
+            return None
+        failed = self.digest.exception() is not None
+        return None if failed or self.watch.has_moved() else self.digest.result()
+
+
 class RecordedWeights:
     def __init__(self, origins: Mapping[str, tuple[str, Stamp]] | None = None) -> None:
         self._origins = dict(origins or {})
         self._known: dict[str, tuple[WeightsWatch, str]] = {}
+        self._ahead: dict[str, _Ahead] = {}
+
+    def begin(self, modules: Mapping[str, nn.Module]) -> None:
+        """Start to compute, in a thread of its own, what :meth:`digests` has not yet been asked for.
+
+        Only of weights that lie in the host's memory as plain bytes: a device is left to the generation that runs.
+        """
+        new = {name: module for name, module in modules.items() if name not in self._known.keys() | self._ahead.keys()}
+        ahead = {name: _Ahead(watch, Future()) for name in new if (watch := WeightsWatch(new[name])).is_plain}
+        if not ahead:
+            return
+        self._ahead |= ahead
+
+        def compute() -> None:
+            for name, one in ahead.items():
+                try:
+                    one.digest.set_result(self._digest(name, new[name]))
+                except Exception as error:  # whatever it is, :meth:`digests` computes again and meets it
+                    one.digest.set_exception(error)
+
+        Thread(target=compute, name="pipevault weights", daemon=True).start()
 
     def digests(self, modules: Mapping[str, nn.Module]) -> dict[str, str]:
         """Return the :func:`~pipevault.fingerprint.weights.weights_digest` of each of ``modules``.
@@ -53,9 +94,12 @@ class RecordedWeights:
         for name, module in modules.items():
             known = self._known.get(name)
             if known is None or not known[0].watches(module) or known[0].has_moved():
+                ahead = self._ahead.pop(name, None)
                 try:
-                    watch = WeightsWatch(module)
-                    known = (watch, self._digest(name, module))
+                    if ahead is not None and (digest := ahead.result(module)) is not None:
+                        known = (ahead.watch, digest)
+                    else:
+                        known = (WeightsWatch(module), self._digest(name, module))
                 except CannotFreezeError as error:
                     logger.debug("the weights of %s are not recorded: %s", name, error)
                     continue
