@@ -23,7 +23,7 @@ from torch import nn
 
 from pipevault.errors import ChangedPartError
 from pipevault.fingerprint.difference import changed_names
-from pipevault.fingerprint.model import architecture, describe_difference, snapshot
+from pipevault.fingerprint.model import architecture, describe_difference, digest_and_snapshot, snapshot
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.part import FrozenPart, part_state, unfrozen
 from pipevault.pipeline import Pipeline
@@ -61,9 +61,8 @@ class WatchedModule:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self.digest = architecture(module).digest
+        self.digest, self._readable = digest_and_snapshot(module)
         self._accepted: set[str] = set()
-        self._readable = snapshot(module)
         self._attributes = _attributes(module)
 
     def change(self) -> Change | None:
@@ -92,15 +91,16 @@ class Guard:
     def __init__(self, pipe: Pipeline, digests: Mapping[str, str]) -> None:
         """``digests`` has the architecture digest of each frozen part from when it was frozen."""
         self._parts = {name: graph_parts.get_part(pipe, name) for name in digests}
-        for name, digest in digests.items():
-            part = self._parts[name]
+        for name, part in self._parts.items():
             if not isinstance(part, FrozenPart):
                 self._fail(name, f"it was replaced by another {type(part).__name__}")
-            if architecture(part).digest != digest:
-                self._fail(name, "its architecture is not the one that was loaded")
         self._owners = {name: _owner_name(pipe, name) for name in digests}
         owners = {name: graph_parts.get_part(pipe, name) for name in sorted(set(self._owners.values()))}
         self._watched = {name: WatchedModule(module) for name, module in owners.items()}
+        for name, digest in digests.items():
+            watched = self._watched.get(name)
+            if (watched.digest if watched else architecture(self._parts[name]).digest) != digest:
+                self._fail(name, "its architecture is not the one that was loaded")
 
     def check(self, pipe: Pipeline) -> None:
         """Raise :class:`ChangedPartError` that names what changed and what to do."""

@@ -20,7 +20,7 @@ import os
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -49,6 +49,7 @@ from pipevault.fingerprint.weights import weights_digest
 __all__ = [
     "architecture",
     "describe_difference",
+    "digest_and_snapshot",
     "original_class",
     "snapshot",
     "weights_digest",
@@ -103,13 +104,13 @@ def architecture(module: nn.Module) -> Architecture:
 
 def snapshot(module: nn.Module) -> dict[str, str]:
     """Return what :func:`architecture` digests, in readable form: ``path`` -> class, ``path:name`` -> value."""
-    items: dict[str, str] = {}
-    for path, identity, lines in _Walk(module).modules():
-        items[path] = identity
-        for line in lines:
-            name, _, value = line.partition("=")
-            items[f"{path}:{name}"] = value
-    return items
+    return _readable(_Walk(module).modules())
+
+
+def digest_and_snapshot(module: nn.Module) -> tuple[str, dict[str, str]]:
+    """Return the digest of :func:`architecture` and the :func:`snapshot` of ``module``, in one pass over it."""
+    walked = list(_Walk(module).modules())
+    return _digest(walked), _readable(walked)
 
 
 class _Walk:
@@ -382,7 +383,17 @@ class _Walk:
         return f"{value.dtype}{list(value.shape)} values:{hashlib.sha256(value.tobytes()).hexdigest()}"
 
 
-def _digest(modules: Iterator[tuple[str, str, list[str]]]) -> str:
+def _readable(modules: Iterable[tuple[str, str, list[str]]]) -> dict[str, str]:
+    items: dict[str, str] = {}
+    for path, identity, lines in modules:
+        items[path] = identity
+        for line in lines:
+            name, _, value = line.partition("=")
+            items[f"{path}:{name}"] = value
+    return items
+
+
+def _digest(modules: Iterable[tuple[str, str, list[str]]]) -> str:
     hasher = hashlib.sha256()
     for path, identity, lines in modules:
         hasher.update("\n".join((f"{path!r} {identity}", *lines, "")).encode("utf-8", "surrogatepass"))
