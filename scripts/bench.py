@@ -11,6 +11,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,44 @@ from pipevault.evidence.generation_job import GenerationJob
 from pipevault.evidence.request import Request
 from pipevault.report.plots import time_bars
 
-MODELS: dict[str, tuple[Callable[[], Any] | None, Request]] = {
-    "demo": (None, Request(prompts=tuple(f"a handwritten {word}" for word in DIGIT_WORDS)).with_defaults_of("demo")),
-    "dit": (dit.build, Request(prompts=("a lighthouse",), steps=4, height=64, width=64)),
-    "sd15": (sd15.build, Request(prompts=("a lighthouse",), steps=4, height=256, width=256)),
-    "sdxl": (sdxl.build, Request(prompts=("a lighthouse",), steps=4, height=128, width=128)),
+
+@dataclass(frozen=True)
+class Model:
+    """A model to measure. ``build`` makes it (the demo ships); the rest is what is measured unless options say more."""
+
+    request: Request
+    build: Callable[[], Any] | None = None
+    runs: int = 1
+    calls: int = 2
+    ways: tuple[str, ...] = ALL_WAYS
+
+
+MODELS = {
+    "demo": Model(
+        Request(prompts=tuple(f"a handwritten {word}" for word in DIGIT_WORDS)).with_defaults_of("demo"),
+        runs=3,
+        calls=10,
+    ),
+    "dit": Model(Request(prompts=("a lighthouse",), steps=4, height=64, width=64), dit.build, runs=2, calls=3),
+    "sd15": Model(Request(prompts=("a lighthouse",), steps=4, height=256, width=256), sd15.build),
+    "sdxl": Model(
+        Request(prompts=("a lighthouse",), steps=4, height=128, width=128),
+        sdxl.build,
+        ways=("eager", "torch.compile", "torch.compile by blocks", "whole", "blocks"),
+    ),
 }
-"""How each is built (the demo ships), and what is drawn."""
 
 
 def measure(model: str, folder: Path, options: argparse.Namespace) -> Bench:
-    build, request = MODELS[model]
-    if build is not None:
-        build().save_pretrained(folder)
+    measured = MODELS[model]
+    if measured.build is not None:
+        measured.build().save_pretrained(folder)
     with StepProgress() as progress:
         progress.subject = model
-        opened = model if build is None else str(folder)
-        job = GenerationJob(opened, request, jobs=options.jobs, generations=options.calls)
-        return bench(job, ways=tuple(options.ways.split(",")), runs=options.runs, progress=progress)
+        opened = model if measured.build is None else str(folder)
+        job = GenerationJob(opened, measured.request, jobs=options.jobs, generations=options.calls or measured.calls)
+        ways = tuple(options.ways.split(",")) if options.ways else measured.ways
+        return bench(job, ways=ways, runs=options.runs or measured.runs, progress=progress)
 
 
 def markdown(result: Bench) -> str:
@@ -53,9 +74,9 @@ def markdown(result: Bench) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", choices=[*MODELS, "all"])
-    parser.add_argument("--ways", default=",".join(ALL_WAYS))
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--calls", type=int, default=2, help="of each process")
+    parser.add_argument("--ways", help=f"of {', '.join(ALL_WAYS)}; all of them, and five for sdxl, unless given")
+    parser.add_argument("--runs", type=int, help="with something on disk; 3 for the demo, 2 for dit, 1 unless given")
+    parser.add_argument("--calls", type=int, help="of each process; 10 for the demo, 3 for dit, 2 unless given")
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
