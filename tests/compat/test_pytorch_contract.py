@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pipevault.compat import pytorch
+from pipevault.compat.pytorch import forget_vector_isa, one_vector_isa_probed
 from pipevault.determinism.flags import code_flags
 
 COMPILER = ("torch._inductor.compile_fx", "torch._inductor.codecache", "torch._inductor.scheduler")
@@ -257,9 +258,78 @@ class TestFlags:
 def test_forget_vector_isa_has_inductor_probe_again() -> None:
     from torch._inductor import cpu_vec_isa
 
-    from pipevault.compat.pytorch import forget_vector_isa
-
     cpu_vec_isa.valid_vec_isa_list()
     assert cpu_vec_isa.valid_vec_isa_list.cache_info().currsize == 1
     forget_vector_isa()
     assert cpu_vec_isa.valid_vec_isa_list.cache_info().currsize == 0
+
+
+class TestOneVectorIsaProbed:
+    """Inductor's choice stays what it is; what it would not choose is not probed."""
+
+    @pytest.fixture(autouse=True)
+    def _forgotten(self) -> Iterator[None]:
+        forget_vector_isa()
+        yield
+        forget_vector_isa()
+
+    def probes(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        from torch._inductor import cpu_vec_isa
+
+        probed: list[str] = []
+
+        def check_build(self: Any, code: str) -> bool:
+            probed.append(str(self))
+            return True
+
+        monkeypatch.setattr(cpu_vec_isa.VecISA, "check_build", check_build)
+        monkeypatch.setattr(cpu_vec_isa, "x86_isa_checker", lambda: ["avx2", "avx512", "avx512_vnni"])
+        monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+        monkeypatch.setattr("platform.machine", lambda: "x86_64")
+        monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+        return probed
+
+    def test_the_choice_is_the_same_with_fewer_probes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+        probed = self.probes(monkeypatch)
+        with one_vector_isa_probed():
+            assert str(pick_vec_isa()) == "avx512 avx512_vnni"
+        assert set(probed) == {"avx512 avx512_vnni"}
+        assert str(pick_vec_isa()) == "avx512 avx512_vnni"
+        assert {"avx2", "avx512"} <= set(probed), "outside of the block all are probed"
+
+    def test_one_that_the_compiler_lacks_gives_way_to_the_next(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from torch._inductor import cpu_vec_isa
+
+        self.probes(monkeypatch)
+        monkeypatch.setattr(cpu_vec_isa.VecISA, "check_build", lambda self, code: str(self) == "avx2")
+        with one_vector_isa_probed():
+            assert str(cpu_vec_isa.pick_vec_isa()) == "avx2"
+        forget_vector_isa()
+        monkeypatch.setattr(cpu_vec_isa.VecISA, "check_build", lambda self, code: False)
+        with one_vector_isa_probed():
+            assert str(cpu_vec_isa.pick_vec_isa()) == "INVALID_VEC_ISA"
+
+    @pytest.mark.parametrize("chooser", ["simdlen", "environment"])
+    def test_what_else_chooses_finds_all(self, monkeypatch: pytest.MonkeyPatch, chooser: str) -> None:
+        from torch._inductor import config
+        from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+        self.probes(monkeypatch)
+        if chooser == "environment":
+            monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+        with config.patch({"cpp.simdlen": 256 if chooser == "simdlen" else None}), one_vector_isa_probed():
+            assert str(pick_vec_isa()) == "avx2"
+
+    def test_two_threads_leave_what_was_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from torch._inductor import cpu_vec_isa
+
+        self.probes(monkeypatch)
+        before = cpu_vec_isa.valid_vec_isa_list
+        first, second = one_vector_isa_probed(), one_vector_isa_probed()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        second.__exit__(None, None, None)
+        assert cpu_vec_isa.valid_vec_isa_list is before

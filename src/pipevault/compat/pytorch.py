@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -247,6 +250,36 @@ def forget_vector_isa() -> None:
             if hasattr(value, "cache_clear"):
                 value.cache_clear()
     cpu_vec_isa.valid_vec_isa_list.cache_clear()
+
+
+@contextmanager
+def one_vector_isa_probed() -> Iterator[None]:
+    """Have Inductor probe the vector instructions in the block only until it finds those that it chooses.
+
+    It compiles and runs trial programs for all that the CPU has, which takes seconds in each process that compiles, and
+    takes the first. Where something else chooses (``cpp.simdlen``, ``ATEN_CPU_CAPABILITY``), it probes all of them.
+    """
+    from torch._inductor import config, cpu_vec_isa
+
+    probe_all = getattr(cpu_vec_isa.valid_vec_isa_list, "probe_all", cpu_vec_isa.valid_vec_isa_list)  # of two threads
+    is_first = config.cpp.simdlen is None and "ATEN_CPU_CAPABILITY" not in os.environ
+    if platform.machine() != "x86_64" or not is_first or probe_all.cache_info().currsize:
+        yield
+        return
+
+    def probe() -> list[Any]:
+        has = set(cpu_vec_isa.x86_isa_checker())
+        return list(
+            islice((isa for isa in cpu_vec_isa.supported_vec_isa_list if {*str(isa).split()} <= has and isa), 1)
+        )
+
+    probe_one: Any = cache(probe)
+    probe_one.probe_all = probe_all
+    cpu_vec_isa.valid_vec_isa_list = probe_one
+    try:
+        yield
+    finally:
+        cpu_vec_isa.valid_vec_isa_list = probe_all
 
 
 # --- the machine as torch sees it

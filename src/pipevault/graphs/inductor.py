@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from pipevault.compat.pytorch import TracedSizes, forget_vector_isa
+from pipevault.compat.pytorch import TracedSizes, forget_vector_isa, one_vector_isa_probed
 from pipevault.digest import Digest, digest_json
 from pipevault.errors import CannotFreezeError, CompilerMissingError, InterruptedBuildError, SettingsError
 from pipevault.files.scratch import scratch_folder
@@ -183,7 +183,7 @@ def build_graph(build: Build, output_dir: Path) -> BuiltGraph:
     traced = _export(_as_function(build), inputs, varying)
     _refuse_mutation(traced)
     asked = SizeConditions.of(TracedSizes(traced)) if varying else None
-    with _build_folder(build.digest) as folder, _inductor_caches_in(folder):
+    with _build_folder(build.digest) as folder, _inductor_caches_in(folder), one_vector_isa_probed():
         files, constants = _compile(traced, options)
         output_dir.mkdir(parents=True, exist_ok=True)
         compiled = _collect(files, output_dir)
