@@ -47,9 +47,9 @@ class Custom:
 ACCEPTED = inspect.signature(Custom.__call__).parameters
 
 
-def of_samples(argument: str, value: Any, samples: Samples, pipeline: str = "", **options: Any) -> list[Any]:
+def of_samples(argument: str, value: Any, samples: Samples, pipeline: str = "", nets: int = 1) -> list[Any]:
     """The value of one argument for each sample."""
-    return [call[argument] for call in split({argument: value}, samples, pipeline=pipeline, **options)]
+    return [call[argument] for call in split({argument: value}, samples, pipeline=pipeline, nets=nets)]
 
 
 class TestCounting:
@@ -160,7 +160,7 @@ class TestByName:
             "conditioning_scale": torch.ones(3),
             "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds", "noise_pred"],
         }
-        calls = split(arguments, Samples(3, 1))
+        calls = split(arguments, Samples(3, 1), nets=1)
         assert len(calls) == 3
         for index, call in enumerate(calls):
             assert call.pop("prompt") == [TEXTS[index]]
@@ -178,7 +178,7 @@ class TestByName:
             "latents": latents,
             "generator": generators,
         }
-        calls = split(arguments, samples_of(arguments))
+        calls = split(arguments, samples_of(arguments), nets=1)
         assert [call["prompt"] for call in calls] == [["a"], ["a"], ["b"], ["b"], ["c"], ["c"]]
         assert [call["negative_prompt"] for call in calls] == [("x",), ("x",), ("y",), ("y",), ("z",), ("z",)]
         assert [call["negative_prompt_embeds"].mean().item() for call in calls] == [0, 0, 1, 1, 2, 2]
@@ -194,13 +194,13 @@ class TestByName:
 
     def test_counts_become_1_also_those_of_the_signature(self) -> None:
         assert of_samples("batch_size", 3, Samples(3, 1)) == [1, 1, 1]
-        calls = split({"prompt": TEXTS}, samples_of({"prompt": TEXTS}, ACCEPTED))
+        calls = split({"prompt": TEXTS}, samples_of({"prompt": TEXTS}, ACCEPTED), nets=1)
         assert len(calls) == 6
         assert calls[5] == {"prompt": ["c"], "num_images_per_prompt": 1, "batch_size": 1}
 
     def test_a_single_sample_is_the_call_itself(self) -> None:
         arguments = {"prompt": ["a"], "mystery": [1, 2, 3], "num_images_per_prompt": 1}
-        assert split(arguments, Samples(1, 1)) == [arguments]
+        assert split(arguments, Samples(1, 1), nets=1) == [arguments]
 
     def test_one_generator_draws_for_all(self) -> None:
         generator = torch.Generator()
@@ -213,13 +213,13 @@ class TestByName:
 
     def test_pipelines_that_draw_all_prompts_before_they_repeat_any(self) -> None:
         arguments = {"prompt": TEXTS, "num_images_per_prompt": 2}
-        calls = split(arguments, samples_of(arguments, pipeline="AmusedPipeline"), pipeline="AmusedPipeline")
+        calls = split(arguments, samples_of(arguments, pipeline="AmusedPipeline"), pipeline="AmusedPipeline", nets=1)
         assert [call["prompt"][0] for call in calls] == ["a", "b", "c", "a", "b", "c"]
 
     def test_each_call_has_lists_of_its_own(self) -> None:
         """Z-Image writes chat templates into the list of prompts, others take entries out of dictionaries."""
         arguments = {"prompt": ["a"], "image": [A], "cross_attention_kwargs": {"scale": 0.5}, "sigmas": [1.0]}
-        first, second = split(arguments, Samples(1, 2))
+        first, second = split(arguments, Samples(1, 2), nets=1)
         first["prompt"][0] = "changed"
         first["image"].clear()
         first["cross_attention_kwargs"].pop("scale")
@@ -265,7 +265,7 @@ class TestUnknownNames:
         with pytest.raises(
             UnplacedArgumentError, match=r"^mystery of Custom cannot be divided among 3 samples"
         ) as error:
-            split({"mystery": value}, Samples(3, 1), pipeline=Custom)
+            split({"mystery": value}, Samples(3, 1), pipeline=Custom, nets=1)
         assert error.value.argument == "mystery"
         assert isinstance(error.value, BadCallError)
 
@@ -352,7 +352,7 @@ class TestPictures:
     def test_an_ensemble_makes_one_result(self) -> None:
         samples = samples_of({"image": A, "ensemble_size": 3}, pipeline="MarigoldDepthPipeline")
         with pytest.raises(UnplacedArgumentError, match="make one result together"):
-            split({"image": A, "ensemble_size": 3}, samples, pipeline="MarigoldDepthPipeline")
+            split({"image": A, "ensemble_size": 3}, samples, pipeline="MarigoldDepthPipeline", nets=1)
 
 
 class TestControlNets:
@@ -367,12 +367,6 @@ class TestControlNets:
 
     def test_nested_lists_are_for_prompts_first_in_stable_diffusion(self) -> None:
         assert of_samples("image", [[A, B], [C, A]], Samples(2, 1), CONTROLNET) == [[[A, B]], [[C, A]]]
-
-    def test_without_knowing_the_nets_a_list_is_ambiguous(self) -> None:
-        with pytest.raises(UnplacedArgumentError, match="how many nets"):
-            of_samples("image", [A, B, C], Samples(3, 1), CONTROLNET)
-        assert of_samples("image", A, Samples(3, 1), CONTROLNET) == [A] * 3
-        assert of_samples("control_image", [A, B, C], Samples(3, 1), "FluxControlPipeline") == [[A], [B], [C]]
 
     def test_a_union_has_one_for_each_mode(self) -> None:
         assert of_samples("control_image", [A, B], Samples(2, 1), UNION, nets=1) == [[A, B], [A, B]]

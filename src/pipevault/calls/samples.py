@@ -26,11 +26,9 @@ from pipevault.calls.sample_roles import (
     ONE_PROMPT,
     PICTURES,
     REPEATED_BY_ENTRIES,
-    SEVERAL_NETS,
     TILED,
     ArgumentKind,
     Form,
-    Role,
     class_names,
     role_of,
 )
@@ -91,9 +89,7 @@ def given_prompts(arguments: Mapping[str, Any], *, pipeline: str | type = "") ->
         return None
     names = next((COUNTED_OF_CLASS[cls] for cls in classes if cls in COUNTED_OF_CLASS), COUNTED)
     for name in names:
-        role = role_of(name, pipeline)
-        entries = _entries(arguments.get(name), Form() if role is None else role.form)
-        if entries is not None:
+        if (entries := _entries(arguments.get(name), role_of(name, pipeline).form)) is not None:
             return entries
     return None
 
@@ -115,12 +111,12 @@ def repeats_of(
 
 
 def split(
-    arguments: Mapping[str, Any], samples: Samples, *, pipeline: str | type = "", nets: int | None = None
+    arguments: Mapping[str, Any], samples: Samples, *, nets: int, pipeline: str | type = ""
 ) -> list[dict[str, Any]]:
     """Return the arguments of each sample's own call.
 
-    ``nets`` is what :func:`count_nets` returns for the pipeline; ``None`` if it is not known. Lists stay lists, with a
-    single entry, and counts become 1. Raises :class:`UnplacedArgumentError` for an argument whose parts cannot be
+    ``nets`` is what :func:`count_nets` returns for the pipeline. Lists stay lists, with a single entry, and counts
+    become 1. Raises :class:`UnplacedArgumentError` for an argument whose parts cannot be
     placed, and :class:`BadCallError` for one that has another number of entries than there are prompts or samples.
     """
     if samples.count == 1:
@@ -169,8 +165,7 @@ def _counts(
 ) -> dict[str, int]:
     counts = {}
     for name in dict.fromkeys((*arguments, *accepted)):
-        role = role_of(name, pipeline)
-        if role is None or role.kind not in kinds:
+        if role_of(name, pipeline).kind not in kinds:
             continue
         value = arguments[name] if name in arguments else accepted[name].default
         if value is None or (name not in arguments and not _is_whole(value)):
@@ -187,7 +182,7 @@ def _is_whole(value: Any) -> bool:
 
 
 class _Splitter:
-    def __init__(self, samples: Samples, pipeline: str | type, nets: int | None) -> None:
+    def __init__(self, samples: Samples, pipeline: str | type, nets: int) -> None:
         self.samples = samples
         self.pipeline = pipeline
         self.classes = class_names(pipeline)
@@ -195,7 +190,7 @@ class _Splitter:
 
     def chooser(self, name: str, value: Any) -> Callable[[int], Any]:
         """Return what gives the value of the argument ``name`` for the sample of an index."""
-        role = role_of(name, self.pipeline) or Role(ArgumentKind.UNPLACED)
+        role = role_of(name, self.pipeline)
         if role.kind in (ArgumentKind.REPEATS, ArgumentKind.BATCH_SIZE):
             return lambda index: 1
         if role.kind is ArgumentKind.ENSEMBLE and value not in (None, 1):
@@ -249,9 +244,7 @@ class _Splitter:
         nested = any(isinstance(entry, (list, tuple)) for entry in value)
         if nested and not NETS_WITHIN_PROMPTS.isdisjoint(self.classes):
             return self._prompt(name, value, PICTURES)
-        if self.nets is None and not for_each_mode and not SEVERAL_NETS.isdisjoint(self.classes):
-            raise self._unplaced(name, "how many nets the pipeline holds is not known")
-        if not for_each_mode and (self.nets or 1) == 1:
+        if not for_each_mode and self.nets == 1:
             return self._prompt(name, value, form, ordered=ordered)
         if for_each_mode and nested:
             raise self._unplaced(name, "its lists are for control modes")
