@@ -14,7 +14,7 @@ import math
 import os
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, TypeAlias
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipevault.calls.plain import plain_json
+from pipevault.calls.describe import plain_json
 from pipevault.calls.sample_roles import NEGATIVE_PROMPTS, PROMPTS, REPEATS
 from pipevault.calls.samples import given_prompts, repeats_of
 from pipevault.digest import digest_json
@@ -39,6 +39,7 @@ WARM_UP_STEPS = 3
 
 IMAGES = ("image", "mask_image", "control_image")
 SIZES = ("height", "width", "num_frames")
+RANGED = (*SIZES, "batch_size")
 
 # Arguments that change values or repetitions, but no shape that a part sees beyond what the factors below say.
 SHAPELESS = frozenset(
@@ -71,11 +72,11 @@ class CallShape:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON. ``call`` is the names of a mapping as a list, the word ``function`` for a function."""
         call = "function" if callable(self.call) else None if self.call is None else sorted(self.call)
-        sizes = {name: getattr(self, name) for name in (*SIZES, "batch_size", "guidance")}
+        sizes = {name: getattr(self, name) for name in (*RANGED, "guidance")}
         return {**sizes, "call": call}
 
     def __post_init__(self) -> None:
-        for name in ("height", "width", "num_frames", "batch_size"):
+        for name in RANGED:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise BadCallError(f"{name} must be a whole number above 0, not {value!r}.")
@@ -88,30 +89,31 @@ def resolve_shape(pipe: Pipeline, shape: CallShape) -> CallShape:
 
     Raises :class:`BadCallError` for an argument that the pipeline does not take, and for one that is given twice.
     """
-    arguments = dict(shape.call) if isinstance(shape.call, Mapping) else {}
-    accepted = parameters(pipe)
+    arguments = _given(shape)
     if not callable(shape.call):
-        _check_names(pipe, shape, arguments, accepted)
+        _check_names(pipe, shape, arguments)
+    sizes: dict[str, Any] = {}
     for name in SIZES:
-        _check_agreement(name, getattr(shape, name), arguments.get(name))
-    height = shape.height or arguments.get("height") or default_size(pipe, "height")
-    width = shape.width or arguments.get("width") or default_size(pipe, "width")
+        chosen, argument = getattr(shape, name), arguments.get(name)
+        if chosen is not None and argument is not None and chosen != argument:
+            raise BadCallError(f"{name}={chosen!r} is given, which disagrees with the call's {argument!r}. Give one.")
+        sizes[name] = chosen or argument or _default_size(pipe, name)
     multiple = size_multiple(pipe)
-    for name, size in (("height", height), ("width", width)):
+    for name in ("height", "width"):
+        size = sizes[name]
         if size is not None and size % multiple:
             lower = size - size % multiple
             raise BadCallError(
                 f"{name}={size} does not suit {type(pipe).__name__}: it must be divisible by {multiple}. "
                 f"Use {lower or multiple} or {lower + multiple}."
             )
-    return CallShape(
-        height=height,
-        width=width,
-        num_frames=shape.num_frames or arguments.get("num_frames") or _default(pipe, "num_frames"),
-        batch_size=_batch_size(pipe, shape, arguments),
-        guidance=_guidance(pipe, shape, arguments),
-        call=shape.call,
-    )
+    batch_size, guidance = _batch_size(pipe, shape, arguments), _guidance(pipe, shape, arguments)
+    return replace(shape, **sizes, batch_size=batch_size, guidance=guidance)
+
+
+def _given(shape: CallShape) -> dict[str, Any]:
+    """The keyword arguments that the call gives."""
+    return dict(shape.call) if isinstance(shape.call, Mapping) else {}
 
 
 def size_multiple(pipe: Pipeline) -> int:
@@ -123,12 +125,9 @@ def size_multiple(pipe: Pipeline) -> int:
 
 def shape_factors(shape: CallShape) -> dict[str, Any]:
     """The ``call`` group of the key: what decides the signatures of the parts, in readable form."""
-    arguments = dict(shape.call) if isinstance(shape.call, Mapping) else {}
+    arguments = _given(shape)
     factors: dict[str, Any] = {
-        "height": shape.height,
-        "width": shape.width,
-        "num_frames": shape.num_frames,
-        "batch_size": shape.batch_size,
+        **{name: getattr(shape, name) for name in RANGED},
         "prompts": _prompt_count(shape),  # text encoders see prompts, and not how often each is drawn
         "images_per_prompt": repeats_of(arguments),
         "guidance": shape.guidance,
@@ -146,7 +145,7 @@ def has_optional_images(pipe: Pipeline, shape: CallShape) -> bool:
 
     Image-to-image pipelines mark theirs as optional and refuse a call without; editing pipelines draw from the prompt.
     """
-    given = shape.call if isinstance(shape.call, Mapping) else {}
+    given = _given(shape)
     return any(
         name in IMAGES and name not in given and parameter.default is not parameter.empty
         for name, parameter in parameters(pipe).items()
@@ -158,12 +157,12 @@ def warm_up_arguments(pipe: Pipeline, shape: CallShape, *, images: bool = True) 
 
     Raises :class:`BadCallError` for an input that cannot be made up.
     """
-    given = dict(shape.call) if isinstance(shape.call, Mapping) else {}
+    given = _given(shape)
     accepted = parameters(pipe)
     prompts = _prompt_count(shape)
     offered: dict[str, Any] = {
         "prompt": _repeated(WARM_UP_PROMPT, prompts),
-        "num_inference_steps": _warm_up_steps(given, accepted),
+        "num_inference_steps": _warm_up_steps(pipe, given),
         "output_type": "np",
     }
     if "prompt" not in accepted:
@@ -172,7 +171,7 @@ def warm_up_arguments(pipe: Pipeline, shape: CallShape, *, images: bool = True) 
     arguments = {name: value for name, value in offered.items() if name in accepted}
     chosen: dict[str, Any] = {name: getattr(shape, name) for name in SIZES}
     if shape.guidance is not None:
-        default = _default_guidance_scale(pipe)
+        default = float(_default(pipe, "guidance_scale") or 1.0)
         chosen["guidance_scale"] = (default if default > 1.0 else 4.0) if shape.guidance else 1.0
     open_ended = takes_any_name(pipe, accepted)
     arguments.update((n, v) for n, v in chosen.items() if v is not None and (open_ended or n in accepted))
@@ -195,12 +194,12 @@ def warm_up_arguments(pipe: Pipeline, shape: CallShape, *, images: bool = True) 
     return {**arguments, **given}
 
 
-def _warm_up_steps(given: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter]) -> int:
+def _warm_up_steps(pipe: Pipeline, given: Mapping[str, Any]) -> int:
     """Enough steps for a low ``strength``, of which image-to-image pipelines run that share alone, to leave some."""
     strength = given.get("strength")
-    if strength is None and "strength" in accepted:
-        strength = accepted["strength"].default
-    if not isinstance(strength, (int, float)) or isinstance(strength, bool) or not 0.0 < strength < 1.0:
+    if strength is None:
+        strength = _default(pipe, "strength")
+    if not isinstance(strength, (int, float)) or not 0.0 < strength < 1.0:
         return WARM_UP_STEPS
     return max(WARM_UP_STEPS, math.ceil(2 / strength))
 
@@ -226,9 +225,8 @@ def takes_any_name(pipe: Pipeline, accepted: Mapping[str, inspect.Parameter]) ->
     return module.partition(".")[0] != "diffusers"
 
 
-def _check_names(
-    pipe: Pipeline, shape: CallShape, arguments: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter]
-) -> None:
+def _check_names(pipe: Pipeline, shape: CallShape, arguments: Mapping[str, Any]) -> None:
+    accepted = parameters(pipe)
     if takes_any_name(pipe, accepted):
         return
     names = [name for name, parameter in accepted.items() if parameter.kind not in _VARIADIC]
@@ -237,10 +235,11 @@ def _check_names(
     adapter = adapter_of(pipe)
     if adapter is not None and adapter.call is not None:
         chosen = []  # the adapter makes of them what the method takes
-    elif any(name in accepted for name in IMAGES):
-        chosen = [name for name in chosen if name == "num_frames"]  # the image that is made up has the size
-    if shape.guidance is not None and (adapter is None or adapter.call is None):
-        chosen.append("guidance_scale")
+    else:
+        if any(name in accepted for name in IMAGES):
+            chosen = [name for name in chosen if name == "num_frames"]  # the image that is made up has the size
+        if shape.guidance is not None:
+            chosen.append("guidance_scale")
     for name in (*arguments, *chosen):
         if name in names or name in hidden:
             continue
@@ -249,27 +248,22 @@ def _check_names(
         raise BadCallError(f"{type(pipe).__name__} takes no {name!r}{hint}")
 
 
-def _check_agreement(name: str, chosen: Any, argument: Any) -> None:
-    if chosen is not None and argument is not None and chosen != argument:
-        raise BadCallError(f"{name}={chosen!r} is given, which disagrees with the call's {argument!r}. Give one.")
-
-
-def default_size(pipe: Pipeline, side: str) -> int | None:
-    """Return the pixels of ``side`` (``height`` or ``width``) that the pipeline draws by default, where known."""
-    if default := _default(pipe, side):
+def _default_size(pipe: Pipeline, name: str) -> int | None:
+    """The height, width or number of frames that the pipeline draws by default, where known."""
+    if (default := _default(pipe, name)) or name == "num_frames":
         return default
     factor = getattr(pipe, "vae_scale_factor", 1)
-    for name in ("unet", "transformer"):
-        config = getattr(getattr(pipe, name, None), "config", None)
-        size = getattr(config, "sample_size", None)
-        if isinstance(size, int) and isinstance(factor, int) and side in parameters(pipe):
+    for part in ("unet", "transformer"):
+        size = getattr(getattr(getattr(pipe, part, None), "config", None), "sample_size", None)
+        if isinstance(size, int) and isinstance(factor, int) and name in parameters(pipe):
             return size * factor
     return None
 
 
-def _default(pipe: Pipeline, name: str) -> int | None:
+def _default(pipe: Pipeline, name: str) -> Any:
+    """The number that an argument has by default; ``None`` if there is none."""
     parameter = parameters(pipe).get(name)
-    return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
+    return parameter.default if parameter is not None and isinstance(parameter.default, (int, float)) else None
 
 
 def _made_up(name: str, shape: CallShape, count: int) -> Any:
@@ -304,15 +298,15 @@ def _batch_size(pipe: Pipeline, shape: CallShape, arguments: Mapping[str, Any]) 
 
 def _prompt_count(shape: CallShape) -> int:
     """Prompts of a resolved shape."""
-    arguments = shape.call if isinstance(shape.call, Mapping) else {}
-    return max(1, shape.batch_size // repeats_of(arguments))
+    return max(1, shape.batch_size // repeats_of(_given(shape)))
 
 
 def _guidance(pipe: Pipeline, shape: CallShape, arguments: Mapping[str, Any]) -> bool | None:
     given = arguments.get("guidance_scale")
     if given is None:
-        known = shape.guidance is not None or "guidance_scale" not in parameters(pipe)
-        return shape.guidance if known else _default_guidance_scale(pipe) > 1.0
+        if shape.guidance is not None or "guidance_scale" not in parameters(pipe):
+            return shape.guidance
+        return bool((_default(pipe, "guidance_scale") or 1.0) > 1.0)
     try:
         guidance = max(float(scale) for scale in (given if isinstance(given, (list, tuple)) else [given])) > 1.0
     except (TypeError, ValueError) as error:
@@ -322,13 +316,6 @@ def _guidance(pipe: Pipeline, shape: CallShape, arguments: Mapping[str, Any]) ->
             f"guidance={shape.guidance} is given, which disagrees with the call's guidance_scale={given!r}. Give one."
         )
     return guidance
-
-
-def _default_guidance_scale(pipe: Pipeline) -> float:
-    parameter = parameters(pipe).get("guidance_scale")
-    if parameter is None or not isinstance(parameter.default, (int, float)):
-        return 1.0
-    return float(parameter.default)
 
 
 def described(value: Any) -> Any:

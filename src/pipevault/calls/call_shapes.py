@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
-from pipevault.calls.call import CallShape, resolve_shape, shape_factors, size_multiple
+from pipevault.calls.call import RANGED, SIZES, Call, CallShape, resolve_shape, shape_factors, size_multiple
 from pipevault.errors import BadCallError, SettingsError
 from pipevault.pipeline import Pipeline
 from pipevault.settings.arguments import field_names
@@ -40,7 +40,6 @@ class LoadFields(TypedDict, total=False):
     parts: Parts
 
 
-RANGED = ("height", "width", "num_frames", "batch_size")
 _DYNAMIC_BATCH = 4
 
 
@@ -69,11 +68,6 @@ class CallRange:
             if len(self.ranged) > 1:
                 yield frozenset(self.ranged), replace(self.least, batch_size=2)
 
-    def to_json(self) -> dict[str, Any]:
-        """A size that varies is a list of its least and its most."""
-        ends = {name: [getattr(self.least, name), getattr(self.most, name)] for name in self.ranged}
-        return {**self.most.to_json(), **ends}
-
 
 def call_factors(shape: CallShape | CallRange) -> dict[str, Any]:
     """Return the ``call`` group of the key; what varies in a range is a list of its two ends."""
@@ -92,57 +86,50 @@ class AskedShape:
     num_frames: AskedSize = None
     batch_size: AskedSize = 1
     guidance: bool | None = None
-    call: Mapping[str, Any] | Callable[[Any], Any] | None = None
+    call: Call = None
     dynamic: bool = False
+    """Half and twice of each single size, and up to four samples."""
 
     def __post_init__(self) -> None:
         for name in RANGED:
-            value = getattr(self, name)
-            if isinstance(value, (tuple, list)):
+            if _is_range(value := getattr(self, name)):
                 _check_range(name, value)
         self._end(0)  # raises for a size that is none
 
     def _end(self, index: int) -> CallShape:
-        sizes = {
-            name: value[index] if isinstance(value := getattr(self, name), (tuple, list)) else value for name in RANGED
-        }
+        values = {name: getattr(self, name) for name in RANGED}
+        sizes = {name: value[index] if _is_range(value) else value for name, value in values.items()}
         return CallShape(**sizes, guidance=self.guidance, call=self.call)
 
     @property
     def size(self) -> dict[str, int]:
         """The sizes that are no ranges: those of calls that give none."""
-        values = {name: getattr(self, name) for name in ("height", "width", "num_frames")}
-        return {name: value for name, value in values.items() if isinstance(value, int)}
+        return {name: value for name in SIZES if isinstance(value := getattr(self, name), int)}
 
     def to_json(self) -> dict[str, Any]:
-        ends = {name: list(v) for name in RANGED if isinstance(v := getattr(self, name), (tuple, list))}
-        return {**self._end(1).to_json(), **ends, **({"dynamic": True} if self.dynamic else {})}
+        ranges = {name: list(value) for name in RANGED if _is_range(value := getattr(self, name))}
+        return {**self._end(1).to_json(), **ranges, **({"dynamic": True} if self.dynamic else {})}
 
     def resolve(self, pipe: Pipeline, per_sample: Callable[[CallShape], CallShape]) -> CallShape | CallRange:
         """Return the shape with the defaults of ``pipe``. Raises :class:`BadCallError` for one that it refuses."""
-        least, most = (resolve_shape(pipe, per_sample(self._end(index))) for index in (0, 1))
+        ends = [self._end(0), self._end(1)]
+        least, most = (resolve_shape(pipe, per_sample(end)) for end in ends)
         if self.dynamic:
-            least, most = self._widened(pipe, least, most, per_sample)
+            for name in ("height", "width"):
+                size = getattr(most, name)
+                if size is not None and getattr(least, name) == size:
+                    multiple = size_multiple(pipe)
+                    ends[0] = replace(ends[0], **{name: max(size // 2 // multiple, 1) * multiple})
+                    ends[1] = replace(ends[1], **{name: 2 * size})
+            if not _is_range(self.batch_size):
+                ends[0] = replace(ends[0], batch_size=1)
+                ends[1] = replace(ends[1], batch_size=max(_DYNAMIC_BATCH, ends[1].batch_size))
+            least, most = (resolve_shape(pipe, per_sample(end)) for end in ends)
         return most if least == most else CallRange(least, most)
 
-    def _widened(
-        self, pipe: Pipeline, least: CallShape, most: CallShape, per_sample: Callable[[CallShape], CallShape]
-    ) -> tuple[CallShape, CallShape]:
-        """Return half and twice of each single size, and up to four samples."""
-        multiple = size_multiple(pipe)
-        smaller, larger = {}, {}
-        for name in ("height", "width"):
-            size = getattr(most, name)
-            if size is not None and getattr(least, name) == size:
-                smaller[name] = max(size // 2 // multiple, 1) * multiple
-                larger[name] = 2 * size
-        ends = (replace(self._end(0), **smaller), replace(self._end(1), **larger))
-        if not isinstance(self.batch_size, (tuple, list)):
-            ends = (
-                replace(ends[0], batch_size=1),
-                replace(ends[1], batch_size=max(_DYNAMIC_BATCH, ends[1].batch_size)),
-            )
-        return resolve_shape(pipe, per_sample(ends[0])), resolve_shape(pipe, per_sample(ends[1]))
+
+def _is_range(size: Any) -> bool:
+    return isinstance(size, (tuple, list))
 
 
 def _check_range(name: str, value: Sequence[Any]) -> None:
@@ -154,10 +141,10 @@ def _check_range(name: str, value: Sequence[Any]) -> None:
         raise BadCallError(f"{name}={tuple(value)!r} is the wrong way round. Give ({value[1]}, {value[0]}).")
 
 
-def asked_shape(given: Mapping[str, Any], base: AskedShape | None = None) -> AskedShape:
-    """Return ``base`` with what is ``given``. Raises :class:`SettingsError` for a name not in :class:`ShapeFields`."""
+def asked_shape(given: Mapping[str, Any]) -> AskedShape:
+    """Return the shape ``given``. Raises :class:`SettingsError` for a name that is not in :class:`ShapeFields`."""
     refuse_unknown("argument of a shape", given, field_names(ShapeFields))
-    return replace(base or AskedShape(), **given)
+    return AskedShape(**given)
 
 
 def call_shapes(shapes: Sequence[Mapping[str, Any]] | None, **given: Unpack[ShapeFields]) -> list[AskedShape]:
@@ -165,12 +152,13 @@ def call_shapes(shapes: Sequence[Mapping[str, Any]] | None, **given: Unpack[Shap
 
     Raises :class:`SettingsError` for anything else.
     """
-    base = asked_shape({name: value for name, value in given.items() if value is not None})
+    common = {name: value for name, value in given.items() if value is not None}
+    base = asked_shape(common)
     if shapes is None:
-        return [] if base == AskedShape() and given.get("batch_size") is None else [base]
+        return [] if base == AskedShape() and "batch_size" not in common else [base]
     shapes = list(shapes)
     if not shapes:
         raise SettingsError("shapes is empty: give at least one mapping such as {'height': 512, 'width': 512}.")
     if wrong := [shape for shape in shapes if not isinstance(shape, Mapping)]:
         raise SettingsError(f"shapes holds {wrong[0]!r}. Give mappings such as {{'height': 512, 'width': 512}}.")
-    return [asked_shape(shape, base) for shape in shapes]
+    return [asked_shape({**common, **shape}) for shape in shapes]

@@ -1,4 +1,4 @@
-"""Values as plain JSON for a run record: what is large or no JSON stands as its SHA-256 or its class.
+"""Values as plain JSON; in a run record, what is large or no JSON stands as its SHA-256 or its class.
 
 torch is never imported here: an object can be a tensor only where torch already is.
 """
@@ -6,12 +6,13 @@ torch is never imported here: an object can be a tensor only where torch already
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pipevault.calls.plain import plain_json
 from pipevault.digest import digest_bytes
 
 if TYPE_CHECKING:
@@ -21,6 +22,50 @@ if TYPE_CHECKING:
 _MODES_OF_BYTES = frozenset({"L", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
 _PALETTE_MODES = frozenset({"P", "PA"})
 _MODES_OF_16_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
+
+Inside: TypeAlias = "tuple[int, ...]"
+"""The ids of the objects around a value."""
+
+
+def plain_json(
+    value: Any,
+    other: Callable[[Any, Inside], Any],
+    *,
+    text: Callable[[str], Any] = str,
+    is_object: Callable[[Any], bool] = lambda value: False,
+    inside: Inside = (),
+) -> Any:
+    """Return ``value`` as plain JSON, for records and for keys; each says what its other objects become.
+
+    Plain values stand as they are, NumPy's numbers as Python's, sequences as lists, sets as sorted lists, mappings with
+    their keys as text; a container inside itself is ``itself``. ``text`` makes what stands for a string, ``other`` for
+    all else, enums, floats that are not finite and containers that ``is_object`` holds for objects included; it is
+    given what is around them too. ``inside`` are the objects around ``value``.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Enum):
+        return other(value, inside)
+    if isinstance(value, str):
+        return text(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else other(value, inside)
+    if (numpy := sys.modules.get("numpy")) is not None and isinstance(value, numpy.generic):
+        return plain_json(value.item(), other, text=text, is_object=is_object, inside=inside)
+    if is_object(value) or not isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        return other(value, inside)
+    if id(value) in inside:
+        return "itself"
+
+    def inner(item: Any) -> Any:
+        return plain_json(item, other, text=text, is_object=is_object, inside=(*inside, id(value)))
+
+    if isinstance(value, Mapping):
+        return {str(name): inner(item) for name, item in value.items()}
+    items = [inner(item) for item in value]
+    return sorted(items, key=repr) if isinstance(value, (set, frozenset)) else items
 
 
 def describe(value: Any) -> Any:
