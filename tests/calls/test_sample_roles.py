@@ -82,7 +82,7 @@ def test_the_walk_finds_what_there_is() -> None:
 def test_every_class_that_the_table_names_exists() -> None:
     known = {"PyramidDiTForVideoGeneration", *(cls.__name__ for cls in pipeline_classes())}
     tables = (
-        *(sample_roles._OF_CLASS, sample_roles.COUNTED_OF_CLASS, sample_roles.REPEATED_BY_ENTRIES, ONE_PROMPT),
+        *(sample_roles._OF_CLASS, sample_roles.COUNTED_OF_CLASS, sample_roles.REPEATED_BY_EMBEDDINGS, ONE_PROMPT),
         *(sample_roles.TILED, sample_roles.ONE_FOR_EACH_MODE, sample_roles.NETS_WITHIN_PROMPTS, sample_roles.ADAPTERS),
     )
     assert {name for table in tables for name in table} - known == set()

@@ -333,11 +333,10 @@ def callable_identity(function: Callable[..., Any]) -> str:
 
 
 def _describe(value: Any, inside: tuple[int, ...]) -> Any:
-    return plain_json(value, _describe_object, text=_describe_text, is_object=_has_kind, inside=inside)
+    def text(value: str) -> str:
+        return "a path" if os.path.isabs(value) else str(value)
 
-
-def _describe_text(value: str) -> str:
-    return "a path" if os.path.isabs(value) else str(value)
+    return plain_json(value, _describe_object, text=text, is_object=_has_kind, inside=inside)
 
 
 def _is_array(value: Any) -> bool:

@@ -107,9 +107,10 @@ def digest_array(array: Any) -> str:
 
     ``TypeError`` for an array of Python objects and for a tensor that has no bytes (meta, sparse).
     """
-    return hashlib.sha256(
-        _bytes_of_tensor(array) if is_instance(array, "torch", "Tensor") else _bytes_of_array(array)
-    ).hexdigest()
+    if not is_instance(array, "torch", "Tensor"):
+        return hashlib.sha256(_bytes_of_array(array)).hexdigest()
+    # As bytes, because NumPy has no bfloat16; flat, because a tensor without dimensions cannot be viewed as bytes.
+    return hashlib.sha256(plain_tensor(array).reshape(-1).view(sys.modules["torch"].uint8).numpy()).hexdigest()
 
 
 def _describe_object(value: Any) -> Any:
@@ -124,16 +125,11 @@ def _describe_object(value: Any) -> Any:
         return str(value)
     if is_instance(value, "PIL.Image", "Image"):
         return {"kind": "image", "sha256": pixels_sha256(value), "size": list(value.size), "mode": value.mode}
-    if is_instance(value, "numpy", "ndarray") and has_bytes(value):
-        return {
-            "kind": "array",
-            "sha256": digest_array(value),
-            "shape": list(value.shape),
-            "dtype": value.dtype.newbyteorder("=").name,
-        }
-    if is_instance(value, "torch", "Tensor") and has_bytes(value):
-        dtype = str(value.dtype).removeprefix("torch.")
-        return {"kind": "tensor", "sha256": digest_array(value), "shape": list(value.shape), "dtype": dtype}
+    is_tensor = is_instance(value, "torch", "Tensor")
+    if (is_tensor or is_instance(value, "numpy", "ndarray")) and has_bytes(value):
+        dtype = str(value.dtype).removeprefix("torch.") if is_tensor else value.dtype.newbyteorder("=").name
+        kind = "tensor" if is_tensor else "array"
+        return {"kind": kind, "sha256": digest_array(value), "shape": list(value.shape), "dtype": dtype}
     if is_instance(value, "torch", "Generator"):
         return _describe_generator(value)
     if is_instance(value, "torch", "dtype") or is_instance(value, "torch", "device"):
@@ -149,11 +145,11 @@ def _describe_generator(generator: Any) -> dict[str, Any]:
     state = generator.get_state()
     fresh = bytes(state.numpy()) == bytes(untouched.get_state().numpy())
     described = {"kind": "generator", "seed": seed, "device": str(generator.device), "fresh": fresh}
-    if fresh:
-        return described
-    from pipevault.determinism.layers import pack
+    if not fresh:
+        from pipevault.determinism.layers import pack
 
-    return {**described, "state": pack(state)}
+        described["state"] = pack(state)
+    return described
 
 
 def _sha256_with_mode(picture: Any) -> str:
@@ -169,11 +165,10 @@ def _sha256_with_mode(picture: Any) -> str:
     return hasher.hexdigest()
 
 
-def _bytes_of_tensor(tensor: Any) -> Any:
+def plain_tensor(tensor: Any) -> Any:
+    """Return a tensor on the CPU, its values in order. Raises like :func:`check_bytes`."""
     check_bytes(tensor)
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    # As bytes, because NumPy has no bfloat16; flat, because a tensor without dimensions cannot be viewed as bytes.
-    return plain.reshape(-1).view(sys.modules["torch"].uint8).numpy()
+    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
 
 
 def _bytes_of_array(array: np.ndarray[Any, Any]) -> Any:

@@ -16,7 +16,7 @@ from enum import Enum
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pipevault.calls.describe import check_bytes, describe, digest_array, is_instance, pixels_sha256
+from pipevault.calls.describe import check_bytes, describe, digest_array, is_instance, pixels_sha256, plain_tensor
 from pipevault.digest import canonical_json, digest_json
 
 if TYPE_CHECKING:
@@ -123,14 +123,18 @@ def samples(output: Any, undigested: Container[str] = ()) -> list[Sample]:
 
     An array of one dimension, or with over :data:`MOST_SLICES` slices, is a sound or a table: one sample.
     """
-    found = [(place, leaf, part) for place, leaf in placed_leaves(output) if is_media(leaf) for part in _parts(leaf)]
-    numbers = [place.numbers[0] if place.numbers else part or 0 for place, _, part in found]
+    found = [
+        (place, leaf, part, place.numbers[0] if place.numbers else part or 0)
+        for place, leaf in placed_leaves(output)
+        if is_media(leaf)
+        for part in _parts(leaf)
+    ]
     counts: dict[str, int] = {}
-    for (place, _, _), number in zip(found, numbers, strict=True):
+    for place, _, _, number in found:
         counts[place.field] = max(counts.get(place.field, 0), number + 1)
     listed: list[Sample] = []
     digested = 0
-    for (place, leaf, part), number in zip(found, numbers, strict=True):
+    for place, leaf, part, number in found:
         has_digest = str(place) not in undigested
         position = Position(digested if has_digest else None, number, counts[place.field])
         digested += has_digest
@@ -154,8 +158,12 @@ def digests(output: Any) -> dict[str, Any]:
     undigested: dict[str, str] = {}
     for place, leaf in placed_leaves(output):
         try:
-            if is_media(leaf):
-                pixels += _sample_digests(leaf)
+            if is_image(leaf):
+                pixels.append(pixels_sha256(leaf))
+            elif is_array(leaf):
+                check_bytes(leaf)
+                here = leaf.detach().cpu() if is_instance(leaf, "torch", "Tensor") else leaf
+                pixels += [digest_array(here if part is None else here[part]) for part in _parts(leaf)]
             else:
                 value = [place.path, plain_value(leaf)]
                 canonical_json(value)  # not all text has UTF-8, and not all numbers have digits
@@ -211,8 +219,7 @@ def as_array(value: Any) -> np.ndarray[Any, Any]:
         return np.asarray(value.convert("RGBA") if value.mode in ("P", "PA") else value)
     if not is_instance(value, "torch", "Tensor"):
         return np.asarray(value)
-    check_bytes(value)
-    plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    plain = plain_tensor(value)
     try:
         return np.asarray(plain.numpy())
     except TypeError:
@@ -240,7 +247,10 @@ def named_items(value: Any) -> dict[Any, Any] | None:
 
 def held(value: Any) -> dict[str, Any]:
     """Return all that an object holds in its ``__dict__`` and its slots."""
-    slots = [name for cls in type(value).__mro__ for name in _names(cls.__dict__.get("__slots__", ()))]
+    slots: list[str] = []
+    for cls in type(value).__mro__:
+        own = cls.__dict__.get("__slots__", ())
+        slots += [own] if isinstance(own, str) else own
     in_slots = {name: getattr(value, name) for name in slots if not name.startswith("__") and hasattr(value, name)}
     return {**in_slots, **getattr(value, "__dict__", {})}
 
@@ -249,8 +259,9 @@ def key_text(name: Any, index: int) -> Hashable:
     """Return the name of item ``index``, or what has the same text in every process in its stead."""
     if isinstance(name, Enum):
         return name.name
-    is_plain = name is None or isinstance(name, (str, bool, int, float))
-    return str(name) if isinstance(name, str) else name if is_plain else f"{type(name).__name__} {index}"
+    if isinstance(name, str):
+        return str(name)
+    return name if name is None or isinstance(name, (bool, int, float)) else f"{type(name).__name__} {index}"
 
 
 def _items(value: Any, place: OutputPlace) -> list[tuple[OutputPlace, Any]] | None:
@@ -271,26 +282,14 @@ def _items(value: Any, place: OutputPlace) -> list[tuple[OutputPlace, Any]] | No
 
 def _attributes(value: Any) -> dict[str, Any]:
     """The public attributes of an object but for modules and functions."""
-    return {name: item for name, item in held(value).items() if not name.startswith("_") and not _is_machinery(item)}
-
-
-def _names(slots: Any) -> list[str]:
-    return [slots] if isinstance(slots, str) else list(slots)
-
-
-def _is_machinery(value: Any) -> bool:
-    return isinstance(value, ModuleType) or (callable(value) and not is_media(value))
+    return {
+        name: item
+        for name, item in held(value).items()
+        if not name.startswith("_") and not isinstance(item, ModuleType) and (not callable(item) or is_media(item))
+    }
 
 
 def _parts(leaf: Any) -> Sequence[int | None]:
     if is_image(leaf) or leaf.ndim < 2 or leaf.shape[0] > MOST_SLICES:
         return (None,)
     return range(leaf.shape[0])
-
-
-def _sample_digests(leaf: Any) -> list[str]:
-    if is_image(leaf):
-        return [pixels_sha256(leaf)]
-    check_bytes(leaf)
-    here = leaf.detach().cpu() if is_instance(leaf, "torch", "Tensor") else leaf
-    return [digest_array(here if part is None else here[part]) for part in _parts(leaf)]

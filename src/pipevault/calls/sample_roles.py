@@ -100,8 +100,8 @@ COUNTED_OF_CLASS: Mapping[str, tuple[str, ...]] = _table(
     ("UnCLIPImageVariationPipeline", ("image", "image_embeddings")),
 )
 
-REPEATED_BY_ENTRIES = _table(("StableCascadeDecoderPipeline WuerstchenDecoderPipeline", "image_embeddings"))
-"""Pipelines that draw each prompt as often as it has entries of this argument."""
+REPEATED_BY_EMBEDDINGS = frozenset({"StableCascadeDecoderPipeline", "WuerstchenDecoderPipeline"})
+"""Pipelines that draw each prompt as often as it has entries of ``image_embeddings``."""
 
 ONE_PROMPT = frozenset(
     {

@@ -17,21 +17,8 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from pipevault.calls.sample_roles import (
-    ADAPTERS,
-    COUNTED,
-    COUNTED_OF_CLASS,
-    NETS_WITHIN_PROMPTS,
-    ONE_FOR_EACH_MODE,
-    ONE_PROMPT,
-    PICTURES,
-    REPEATED_BY_ENTRIES,
-    TILED,
-    ArgumentKind,
-    Form,
-    class_names,
-    role_of,
-)
+from pipevault.calls import sample_roles as roles
+from pipevault.calls.sample_roles import ArgumentKind, Form, class_names, role_of
 from pipevault.errors import BadCallError, UnplacedArgumentError
 from pipevault.pipeline import Pipeline
 
@@ -68,40 +55,38 @@ def samples_of(
     the class of the pipeline or its name. :class:`BadCallError` for a count that is not a whole number above 0.
     """
     classes = class_names(pipeline)
+    by_default = {
+        name: parameter.default
+        for name, parameter in (accepted or {}).items()
+        if name not in arguments and _is_whole(parameter.default)
+    }
+    given = {**by_default, **arguments}
     prompts = given_prompts(arguments, pipeline=pipeline)
-    if prompts is None and ONE_PROMPT.isdisjoint(classes):
-        prompts = math.prod(_counts((ArgumentKind.BATCH_SIZE,), arguments, accepted or {}, pipeline).values())
-    prompts = prompts or 1
-    repeats = repeats_of(arguments, accepted, pipeline=pipeline)
-    if rows := next((REPEATED_BY_ENTRIES[cls] for cls in classes if cls in REPEATED_BY_ENTRIES), None):
-        repeats *= max(1, (_entries(arguments.get(rows), Form()) or 1) // prompts)
-    left = {name: parameter for name, parameter in (accepted or {}).items() if name not in arguments}
-    defaults = _counts((ArgumentKind.REPEATS, ArgumentKind.BATCH_SIZE), {}, left, pipeline)
-    return Samples(
-        prompts, repeats, not TILED.isdisjoint(classes), tuple(name for name, count in defaults.items() if count > 1)
-    )
+    if prompts is None:
+        prompts = math.prod(_counts((ArgumentKind.BATCH_SIZE,), given, pipeline).values())
+    repeats = repeats_of(given, pipeline=pipeline)
+    if not roles.REPEATED_BY_EMBEDDINGS.isdisjoint(classes):
+        repeats *= max(1, (_entries(arguments.get("image_embeddings"), Form()) or 1) // prompts)
+    defaults = _counts((ArgumentKind.REPEATS, ArgumentKind.BATCH_SIZE), by_default, pipeline)
+    several = tuple(name for name, count in defaults.items() if count > 1)
+    return Samples(prompts, repeats, not roles.TILED.isdisjoint(classes), several)
 
 
 def given_prompts(arguments: Mapping[str, Any], *, pipeline: str | type = "") -> int | None:
     """Return how many prompts, labels or images ``arguments`` list; ``None`` if they list none, but may hold one."""
     classes = class_names(pipeline)
-    if not ONE_PROMPT.isdisjoint(classes):
+    if not roles.ONE_PROMPT.isdisjoint(classes):
         return None
-    names = next((COUNTED_OF_CLASS[cls] for cls in classes if cls in COUNTED_OF_CLASS), COUNTED)
+    names = next((roles.COUNTED_OF_CLASS[cls] for cls in classes if cls in roles.COUNTED_OF_CLASS), roles.COUNTED)
     for name in names:
         if (entries := _entries(arguments.get(name), role_of(name, pipeline).form)) is not None:
             return entries
     return None
 
 
-def repeats_of(
-    arguments: Mapping[str, Any],
-    accepted: Mapping[str, inspect.Parameter] | None = None,
-    *,
-    pipeline: str | type = "",
-) -> int:
+def repeats_of(arguments: Mapping[str, Any], *, pipeline: str | type = "") -> int:
     """Return how often each prompt is drawn. :class:`BadCallError` for a count that is not a whole number above 0."""
-    counts = _counts((ArgumentKind.REPEATS, ArgumentKind.ENSEMBLE), arguments, accepted or {}, pipeline)
+    counts = _counts((ArgumentKind.REPEATS, ArgumentKind.ENSEMBLE), arguments, pipeline)
     if "UniDiffuserPipeline" not in class_names(pipeline):
         return math.prod(counts.values())
     images, texts = counts.get("num_images_per_prompt", 1), counts.get("num_prompts_per_image", 1)
@@ -116,8 +101,8 @@ def split(
     """Return the arguments of each sample's own call.
 
     ``nets`` is what :func:`count_nets` returns for the pipeline. Lists stay lists, with a single entry, and counts
-    become 1. Raises :class:`UnplacedArgumentError` for an argument whose parts cannot be
-    placed, and :class:`BadCallError` for one that has another number of entries than there are prompts or samples.
+    become 1. Raises :class:`UnplacedArgumentError` for an argument whose parts cannot be placed, and
+    :class:`BadCallError` for one that has another number of entries than there are prompts or samples.
     """
     if samples.count == 1:
         return [dict(arguments)]
@@ -157,22 +142,14 @@ def prompt_of_sample(call: Mapping[str, Any], name: str, index: int, count: int,
     return prompt if isinstance(prompt, str) else ""
 
 
-def _counts(
-    kinds: tuple[ArgumentKind, ...],
-    arguments: Mapping[str, Any],
-    accepted: Mapping[str, inspect.Parameter],
-    pipeline: str | type,
-) -> dict[str, int]:
+def _counts(kinds: tuple[ArgumentKind, ...], given: Mapping[str, Any], pipeline: str | type) -> dict[str, int]:
     counts = {}
-    for name in dict.fromkeys((*arguments, *accepted)):
-        if role_of(name, pipeline).kind not in kinds:
-            continue
-        value = arguments[name] if name in arguments else accepted[name].default
-        if value is None or (name not in arguments and not _is_whole(value)):
-            value = 1
-        if not _is_whole(value) or value < 1:
-            raise BadCallError(f"{name} must be a whole number above 0, not {value!r}.")
-        counts[name] = int(value)
+    for name, value in given.items():
+        if role_of(name, pipeline).kind in kinds:
+            count = 1 if value is None else value
+            if not _is_whole(count) or count < 1:
+                raise BadCallError(f"{name} must be a whole number above 0, not {value!r}.")
+            counts[name] = int(count)
     return counts
 
 
@@ -237,13 +214,13 @@ class _Splitter:
         return choose
 
     def _control(self, name: str, value: Any, form: Form) -> Callable[[int], Any]:
-        ordered = ADAPTERS.isdisjoint(self.classes)
-        for_each_mode = not ONE_FOR_EACH_MODE.isdisjoint(self.classes)
+        ordered = roles.ADAPTERS.isdisjoint(self.classes)
+        for_each_mode = not roles.ONE_FOR_EACH_MODE.isdisjoint(self.classes)
         if not isinstance(value, (list, tuple)) or _entries(value, form) is None:
             return self._prompt(name, value, form, ordered=ordered)
         nested = any(isinstance(entry, (list, tuple)) for entry in value)
-        if nested and not NETS_WITHIN_PROMPTS.isdisjoint(self.classes):
-            return self._prompt(name, value, PICTURES)
+        if nested and not roles.NETS_WITHIN_PROMPTS.isdisjoint(self.classes):
+            return self._prompt(name, value, roles.PICTURES)
         if not for_each_mode and self.nets == 1:
             return self._prompt(name, value, form, ordered=ordered)
         if for_each_mode and nested:
