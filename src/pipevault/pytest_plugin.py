@@ -33,24 +33,18 @@ _DIGEST_LENGTH = 8
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pipevault", "goldens of diffusion pipelines")
-    group.addoption(
-        "--pipevault-golden-record", action="store_true", help="Record goldens that are missing; check the others."
-    )
-    group.addoption("--pipevault-golden-overwrite", action="store_true", help="Record all goldens again.")
+    flags = {
+        "record": "Record goldens that are missing; check the others.",
+        "overwrite": "Record all goldens again.",
+        "other-machine": "With no golden of this machine type, compare with another's within a tolerance.",
+        "other-key": "With a golden of another key (other versions), compare within a tolerance.",
+    }
+    for name, text in flags.items():
+        group.addoption(f"--pipevault-golden-{name}", action="store_true", help=text)
     group.addoption(
         "--pipevault-golden-out",
         metavar="FOLDER",
         help="Where the pictures of failed checks go, a folder for each test. Default: the test's tmp_path.",
-    )
-    group.addoption(
-        "--pipevault-golden-other-machine",
-        action="store_true",
-        help="With no golden of this machine type, compare with another's within a tolerance.",
-    )
-    group.addoption(
-        "--pipevault-golden-other-key",
-        action="store_true",
-        help="With a golden of another key (other versions), compare within a tolerance.",
     )
 
 

@@ -1,7 +1,6 @@
-"""A small real Stable Diffusion pipeline that ships inside the package.
+"""A small real Stable Diffusion pipeline that ships inside the package: it draws the digit that the prompt names.
 
-The demo model draws the handwritten digit that the prompt names.  Importing this
-module stays cheap: nothing here imports torch or diffusers.
+Importing this module imports neither torch nor diffusers.
 """
 
 from __future__ import annotations
@@ -15,18 +14,7 @@ MODEL_DIR: Final[Path] = Path(__file__).resolve().parent / "model"
 CLASSIFIER_FILE: Final[Path] = Path(__file__).resolve().parent / "classifier.safetensors"
 """Weights of the digit classifier that scores generated images."""
 
-DIGIT_WORDS: Final[tuple[str, ...]] = (
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-)
+DIGIT_WORDS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 """English words for the digits; the index is the digit."""
 
 DEFAULT_STEPS: Final[int] = 12
@@ -37,11 +25,7 @@ DEFAULT_GUIDANCE_SCALE: Final[float] = 3.0
 
 
 def prompt(digit: int) -> str:
-    """Return the canonical prompt for ``digit``, such as ``"a handwritten seven"``.
-
-    Raises:
-        ValueError: ``digit`` is not between 0 and 9.
-    """
+    """Return the prompt for ``digit``, such as ``"a handwritten seven"``; ``ValueError`` unless it is 0 to 9."""
     if not 0 <= digit < len(DIGIT_WORDS):
         raise ValueError(f"digit must be between 0 and 9, not {digit}")
     return f"a handwritten {DIGIT_WORDS[digit]}"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 import torch
@@ -43,44 +42,40 @@ class DigitClassifier(nn.Module):
         return logits
 
 
-def to_ink(images: Sequence[Image.Image]) -> Tensor:
-    """Turn pictures of dark ink on light paper into the classifier's input."""
-    size_px = (IMAGE_SIZE_PX, IMAGE_SIZE_PX)
-    grey = [image.convert("L").resize(size_px, Image.Resampling.BILINEAR) for image in images]
-    paper = np.stack([np.asarray(image, dtype=np.float32) for image in grey]) / 255.0
-    return torch.from_numpy(1.0 - paper).unsqueeze(1)
-
-
-@lru_cache(maxsize=2)
-def load_classifier(weights: Path = CLASSIFIER_FILE) -> DigitClassifier:
-    """Load the shipped classifier in float32 and eval mode; the result is cached and shared."""
-    classifier = DigitClassifier()
-    state = {name: tensor.float() for name, tensor in load_file(weights).items()}
-    classifier.load_state_dict(state)
-    return classifier.eval()
-
-
 def recognise(images: Sequence[Image.Image]) -> tuple[list[int], list[float]]:
     """Return the most likely digit of every image and the probability given to it (0 to 1)."""
     if not images:
         return [], []
-    with torch.inference_mode():
-        probabilities = load_classifier()(to_ink(images)).softmax(dim=1)
-        confidences, digits = probabilities.max(dim=1)
+    confidences, digits = _probabilities(images).max(dim=1)
     return digits.tolist(), confidences.tolist()
 
 
 def confidences(images: Sequence[Image.Image], digits: Sequence[int]) -> list[float]:
     """Return the probability (0 to 1) that the classifier gives to ``digits[i]`` in ``images[i]``.
 
-    Raises:
-        ValueError: not one digit from 0 to 9 for each image.
+    ``ValueError``: not one digit from 0 to 9 for each image.
     """
     if len(images) != len(digits) or not all(0 <= digit < 10 for digit in digits):
         raise ValueError(f"{len(images)} images need as many digits from 0 to 9, not {list(digits)}")
     if not images:
         return []
-    with torch.inference_mode():
-        probabilities = load_classifier()(to_ink(images)).softmax(dim=1)
-    chosen: list[float] = probabilities[torch.arange(len(digits)), torch.tensor(list(digits))].tolist()
+    chosen: list[float] = _probabilities(images)[torch.arange(len(digits)), torch.tensor(list(digits))].tolist()
     return chosen
+
+
+def _probabilities(images: Sequence[Image.Image]) -> Tensor:
+    """Of each digit in each image of dark ink on light paper, shape ``(n, 10)``."""
+    size_px = (IMAGE_SIZE_PX, IMAGE_SIZE_PX)
+    grey = [image.convert("L").resize(size_px, Image.Resampling.BILINEAR) for image in images]
+    paper = np.stack([np.asarray(image, dtype=np.float32) for image in grey]) / 255.0
+    with torch.inference_mode():
+        logits: Tensor = _classifier()(torch.from_numpy(1.0 - paper).unsqueeze(1))
+    return logits.softmax(dim=1)
+
+
+@cache
+def _classifier() -> DigitClassifier:
+    """The shipped classifier in float32."""
+    classifier = DigitClassifier()
+    classifier.load_state_dict({name: tensor.float() for name, tensor in load_file(CLASSIFIER_FILE).items()})
+    return classifier.eval()

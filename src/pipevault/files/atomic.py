@@ -38,7 +38,14 @@ def vault_errors(path: Path, action: str) -> Iterator[None]:
     except PipevaultError:  # some of them are OSErrors too
         raise
     except OSError as error:
-        raise _translated(error, path, action) from error
+        text = f"{path} could not be {action}: {error.strerror or error}."
+        if error.errno in _FULL:
+            raise VaultFullError(
+                f"{text} The vault is unharmed; free space or raise the quota, or give another folder.", path
+            ) from error
+        if error.errno in _NOT_WRITABLE:
+            raise VaultNotWritableError(f"{text} Fix the permissions, or give another folder.", path) from error
+        raise VaultError(f"{text} Check the folder and its file system.", path) from error
 
 
 @contextmanager
@@ -189,14 +196,3 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _translated(error: OSError, path: Path, action: str) -> VaultError:
-    text = f"{path} could not be {action}: {error.strerror or error}."
-    if error.errno in _FULL:
-        return VaultFullError(
-            f"{text} The vault is unharmed; free space or raise the quota, or give another folder.", path
-        )
-    if error.errno in _NOT_WRITABLE:
-        return VaultNotWritableError(f"{text} Fix the permissions, or give another folder.", path)
-    return VaultError(f"{text} Check the folder and its file system.", path)

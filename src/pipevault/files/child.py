@@ -56,7 +56,10 @@ def run_child(
                 ) from error
             raise
     if (folder / ERROR_FILE).is_file():
-        raise _error_of_child(folder / ERROR_FILE, name)
+        left = pickle.loads((folder / ERROR_FILE).read_bytes())
+        assert isinstance(left, PipevaultError)
+        left.args = (f"{name} failed: {left}", *left.args[1:])
+        raise left
     if return_code:
         raise PipevaultError(f"{name} failed: its process {_ending(return_code)}. {printed(folder)}")
 
@@ -71,13 +74,6 @@ def printed(folder: Path) -> str:
     text = (folder / OUTPUT_FILE).read_bytes().decode("utf-8", "replace")
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     return f"It printed:\n{chr(10).join(lines[-_SHOWN_LINES:])}" if lines else "It printed nothing."
-
-
-def _error_of_child(path: Path, name: str) -> PipevaultError:
-    error = pickle.loads(path.read_bytes())
-    assert isinstance(error, PipevaultError)
-    error.args = (f"{name} failed: {error}", *error.args[1:])
-    return error
 
 
 def _ending(return_code: int) -> str:

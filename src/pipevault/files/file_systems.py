@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import sys
-from typing import Any
 
 # linux/magic.h and the file systems' own headers; the names are those of statfs(2).
 _LOCAL = frozenset(
@@ -42,11 +40,6 @@ def is_local(descriptor: int) -> bool:
     if sys.platform != "linux":
         return False
     buffer = ctypes.create_string_buffer(_STATFS_BYTES)
-    if _libc().fstatfs(descriptor, buffer):
+    if ctypes.CDLL(None).fstatfs(descriptor, buffer):
         return False
     return ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF in _LOCAL
-
-
-@functools.cache
-def _libc() -> Any:
-    return ctypes.CDLL(None, use_errno=True)

@@ -23,10 +23,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from pipevault.digest import canonical_json, digest_bytes
+from pipevault.digest import digest_json
 
 _PROC = Path("/proc")
-_PLACE_LENGTH = 16
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class ProcessIdentity:
     @property
     def mark(self) -> str:
         """24 hexadecimal digits that tell this process from others of the same number."""
-        place = digest_bytes(canonical_json(self._place)).hex[:_PLACE_LENGTH]
+        place = digest_json(self._place).hex[:16]
         return f"{place}{(self.started or 0) % (1 << 32):08x}"
 
     def is_alive(self) -> bool | None:
@@ -66,7 +65,8 @@ class ProcessIdentity:
         A zombie is dead: it runs no more, and the system has freed its locks.
         """
         here = ProcessIdentity.current()
-        if self.pid <= 0 or self._place != here._place or not _can_look(here):
+        can_look = here.boot_id is not None or sys.platform != "linux"  # else another pid namespace may be meant
+        if self.pid <= 0 or self._place != here._place or not can_look:
             return None
         try:
             os.kill(self.pid, 0)
@@ -107,11 +107,6 @@ def _time_namespace() -> int:
         return os.stat(_PROC / "self/ns/time").st_ino
     except OSError:
         return 0
-
-
-def _can_look(here: ProcessIdentity) -> bool:
-    # Without a boot id, only systems that have no pid namespaces.
-    return here.boot_id is not None or sys.platform != "linux"
 
 
 def _status(folder: Path) -> tuple[int, bool] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
@@ -14,20 +15,11 @@ def available_memory_bytes() -> int:
 
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
     """
-    return min(_of_system(), _of_container())
-
-
-def _of_system() -> int:
-    try:
+    left = [sys.maxsize]
+    with suppress(OSError):
         lines = _MEMINFO.read_text("ascii").splitlines()
-    except OSError:
-        return sys.maxsize
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), sys.maxsize)
-
-
-def _of_container() -> int:
-    try:
+        left += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with suppress(OSError, ValueError):  # no container of that kind, or "max"
         limit, used = ((_CGROUP / name).read_text("ascii").strip() for name in ("memory.max", "memory.current"))
-        return max(int(limit) - int(used), 0)
-    except (OSError, ValueError):  # no container of that kind, or "max"
-        return sys.maxsize
+        left.append(max(int(limit) - int(used), 0))
+    return min(left)
