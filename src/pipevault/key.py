@@ -1,12 +1,11 @@
 """The key of an entry: named factors that decide whether a frozen graph may be used.
 
-A factor is anything whose change could change the compiled code or its bits. Factors are grouped by where
-they come from (``architecture``, ``call``, ``machine`` …) and kept in readable form; a digest over their
-canonical JSON names the entry. Paths, users, host names and ranks are never factors.
+A factor is anything whose change could change the compiled code or its bits. Factors are kept in readable form, in
+groups; a digest over their canonical JSON names the entry. Paths, users, host names and ranks are never factors.
 
 An entry is a **graph**, whose key has the group ``signature``, or a **plan**: which graphs a pipeline needs for a call
-of one shape. The graphs whose keys differ only in ``signature`` and ``constants``, and so belong to one part, stand
-together on a **shelf**; so do the plans of one pipeline architecture.
+of one shape. The graphs of one part, whose keys differ only in ``signature`` and ``constants``, stand together on a
+**shelf**; so do the plans of one pipeline architecture.
 """
 
 from __future__ import annotations

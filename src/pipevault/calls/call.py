@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipevault.calls.describe import plain_json
+from pipevault.calls.describe import Inside, plain_json
 from pipevault.calls.sample_roles import NEGATIVE_PROMPTS, PROMPTS, REPEATS
 from pipevault.calls.samples import given_prompts, repeats_of
 from pipevault.digest import digest_json
@@ -231,13 +231,12 @@ def _check_names(pipe: Pipeline, shape: CallShape, arguments: Mapping[str, Any])
         return
     names = [name for name, parameter in accepted.items() if parameter.kind not in _VARIADIC]
     hidden = _UNLISTED_BY_DIFFUSERS if len(names) < len(accepted) else frozenset()
-    chosen = [name for name in SIZES if getattr(shape, name) is not None]
+    chosen: list[str] = []
     adapter = adapter_of(pipe)
-    if adapter is not None and adapter.call is not None:
-        chosen = []  # the adapter makes of them what the method takes
-    else:
-        if any(name in accepted for name in IMAGES):
-            chosen = [name for name in chosen if name == "num_frames"]  # the image that is made up has the size
+    if adapter is None or adapter.call is None:  # else the adapter makes of them what the method takes
+        # An image that is made up has the size.
+        sizes = ("num_frames",) if any(name in accepted for name in IMAGES) else SIZES
+        chosen = [name for name in sizes if getattr(shape, name) is not None]
         if shape.guidance is not None:
             chosen.append("guidance_scale")
     for name in (*arguments, *chosen):
@@ -273,11 +272,8 @@ def _made_up(name: str, shape: CallShape, count: int) -> Any:
     from PIL import Image
 
     ramp = np.add.outer(np.arange(shape.height), np.arange(shape.width)) % 256
-    if name == "mask_image":
-        image = Image.fromarray(((ramp > 127) * 255).astype(np.uint8), mode="L")
-    else:
-        image = Image.fromarray(np.stack([ramp] * 3, axis=-1).astype(np.uint8))
-    return _repeated(image, count)
+    pixels = (ramp > 127) * 255 if name == "mask_image" else np.stack([ramp] * 3, axis=-1)
+    return _repeated(Image.fromarray(pixels.astype(np.uint8)), count)
 
 
 def _repeated(value: Any, count: int) -> Any:
@@ -318,25 +314,22 @@ def _guidance(pipe: Pipeline, shape: CallShape, arguments: Mapping[str, Any]) ->
     return guidance
 
 
-def described(value: Any) -> Any:
-    """A JSON form of an argument or a setting: plain values themselves, of all else the kind and the shape.
+def described(value: Any, inside: Inside = ()) -> Any:
+    """Return a JSON form of an argument or a setting: plain values themselves, of all else the kind and the shape.
 
-    The same in every process; where a file lies does not count.
+    The same in every process; where a file lies does not count. ``inside`` are the objects around ``value``.
     """
-    return _describe(value, ())
+
+    def text(value: str) -> str:
+        return "a path" if os.path.isabs(value) else str(value)
+
+    return plain_json(value, _describe_object, text=text, is_object=_has_kind, inside=inside)
 
 
 def callable_identity(function: Callable[..., Any]) -> str:
     """Return the name of a function or callable object, with a digest of its code and of the values that it holds."""
     named = function.func if isinstance(function, functools.partial) else function
     return f"{qualified_name(named)} {digest_json(_describe_callable(function, ())).hex}"
-
-
-def _describe(value: Any, inside: tuple[int, ...]) -> Any:
-    def text(value: str) -> str:
-        return "a path" if os.path.isabs(value) else str(value)
-
-    return plain_json(value, _describe_object, text=text, is_object=_has_kind, inside=inside)
 
 
 def _is_array(value: Any) -> bool:
@@ -348,7 +341,7 @@ def _has_kind(value: Any) -> bool:
     return _is_array(value) or (hasattr(value, "size") and hasattr(value, "mode"))
 
 
-def _describe_object(value: Any, inside: tuple[int, ...]) -> Any:
+def _describe_object(value: Any, inside: Inside) -> Any:
     if isinstance(value, enum.Enum):
         return f"{qualified_name(type(value))}.{value.name}"
     if isinstance(value, PurePath):
@@ -366,12 +359,12 @@ def _describe_object(value: Any, inside: tuple[int, ...]) -> Any:
     return qualified_name(type(value))
 
 
-def _describe_callable(function: Any, inside: tuple[int, ...]) -> Any:
+def _describe_callable(function: Any, inside: Inside) -> Any:
     if id(function) in inside:
         return "itself"
     inside = (*inside, id(function))
     if isinstance(function, functools.partial):
-        held = [_describe(list(function.args), inside), _describe(function.keywords, inside)]
+        held = [described(list(function.args), inside), described(function.keywords, inside)]
         return ["partial", _describe_callable(function.func, inside), *held]
     if isinstance(function, types.MethodType):
         return [_describe_callable(function.__func__, inside), _describe_callable(function.__self__, inside)]
@@ -383,4 +376,4 @@ def _describe_callable(function: Any, inside: tuple[int, ...]) -> Any:
     if wrapped is not function:
         return [qualified_name(type(function)), _describe_callable(wrapped, inside)]
     attributes = {} if isinstance(function, nn.Module) else getattr(function, "__dict__", {})
-    return [class_identity(type(function)), _describe(dict(attributes), inside)]
+    return [class_identity(type(function)), described(dict(attributes), inside)]

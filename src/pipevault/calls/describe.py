@@ -39,8 +39,8 @@ def plain_json(
 
     Plain values stand as they are, NumPy's numbers as Python's, sequences as lists, sets as sorted lists, mappings with
     their keys as text; a container inside itself is ``itself``. ``text`` makes what stands for a string, ``other`` for
-    all else, enums, floats that are not finite and containers that ``is_object`` holds for objects included; it is
-    given what is around them too. ``inside`` are the objects around ``value``.
+    all else: enums, floats that are not finite, and containers of which ``is_object`` says so. ``other`` is given the
+    objects around its value too, as ``inside`` has those around ``value``.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -69,14 +69,12 @@ def plain_json(
 
 
 def describe(value: Any) -> Any:
-    """Return ``value`` as plain JSON.
+    """Return ``value`` as plain JSON for a record, see :func:`plain_json`.
 
-    Plain values stand as they are, sequences as lists, mappings with their keys as text. Images, arrays, tensors,
-    generators, bytes, floats that are not finite, callables and all other objects become mappings with ``kind``:
-    ``image`` (sha256, size, mode), ``array`` and ``tensor`` (sha256, shape, dtype), ``generator`` (seed, device,
-    fresh, state), ``bytes``, ``float``, ``callable``, ``object``. Describe a generator before the call draws from it:
-    ``fresh`` tells whether nothing had been drawn, that is, whether the seed alone gives the same numbers again; else
-    ``state`` has what does.
+    What is not plain becomes a mapping with ``kind``: ``image`` (sha256, size, mode), ``array`` and ``tensor`` (sha256,
+    shape, dtype), ``generator`` (seed, device, fresh, state), ``bytes``, ``float`` (not finite), ``callable``,
+    ``object``. Describe a generator before the call draws from it: ``fresh`` tells whether nothing had been drawn, so
+    that the seed alone gives the same numbers again; else ``state`` has what does.
     """
     return plain_json(value, lambda item, _: _describe_object(item))
 

@@ -1,10 +1,7 @@
-"""Outputs of any pipeline: their pictures, arrays and plain values, by their place in them.
+"""Outputs of any pipeline: their images, arrays and plain values, by their place in them.
 
-diffusers' outputs, dictionaries, tuples, lists of any depth, dataclasses and plain objects are walked through; PIL
-images of any mode, NumPy arrays, tensors, text and numbers are what is found. torch is never imported here: an object
-can be a tensor only where torch already is.
-
-A *sample* is what has a digest of its own: an image, or a slice of an array along its first axis.
+Mappings, tuples, lists of any depth, dataclasses and plain objects are walked through. A *sample* is what has a digest
+of its own: an image, or a slice of an array along its first axis. torch is never imported here.
 """
 
 from __future__ import annotations
@@ -33,7 +30,7 @@ class OutputPlace:
     """The place of something in an output.
 
     ``path`` is ``frames[1][3]``, ``field`` the names on the way (``frames``), ``numbers`` the places in lists (1, 3).
-    The items of a tuple that a pipeline returned as a whole are fields, as those of ``return_dict=False``.
+    The items of a tuple that a pipeline returned as a whole (``return_dict=False``) are fields.
     """
 
     path: str = ""
@@ -89,10 +86,9 @@ class Sample:
 
 
 def leaves(output: Any) -> Iterator[tuple[str, Any]]:
-    """Yield each image, array, tensor and plain value of an output with its path, such as ``frames[0][3]``.
+    """Yield each image, array, tensor, plain value and unknown object of an output with its path: ``frames[0][3]``.
 
-    ``None`` is left out, and what an object has under names that begin with an underscore, its modules and its
-    functions. Anything else that is none of them is yielded as it is.
+    ``None`` is left out, and what an object has under names that begin with an underscore, its modules and functions.
     """
     return ((place.path, value) for place, value in placed_leaves(output))
 
@@ -175,10 +171,7 @@ def digests(output: Any) -> dict[str, Any]:
 
 
 def plain_value(leaf: Any) -> Any:
-    """Return a leaf that is neither an image nor an array as plain JSON.
-
-    ``TypeError`` for an object of which that would not tell all.
-    """
+    """Return a leaf that is no image or array as plain JSON; ``TypeError`` if that would not tell all of an object."""
     described = describe(leaf)
     is_told = not isinstance(described, Mapping) or described["kind"] in ("float", "bytes") or isinstance(leaf, Enum)
     if not is_told or isinstance(leaf, (set, frozenset, Mapping, list, tuple)):

@@ -1,11 +1,9 @@
 """The number of samples that a call of a diffusion pipeline draws, and the arguments that go with each of them.
 
 A call is about prompts (or labels, or images), and each may be drawn several times: ``samples_of`` counts both.
-``split`` makes the call of each sample alone. The name of an argument says what it is for, never by the length of its
-value: three timesteps and three prompts are no pair. The names stand in :mod:`pipevault.calls.sample_roles`.
-
-Counting takes the values of a recorded call as well, in which a tensor is a mapping with its ``kind`` and ``shape``
-(see :mod:`pipevault.calls.describe`). torch is never imported here, for records are read without it.
+``split`` makes the call of each sample alone, by the names of the arguments (:mod:`pipevault.calls.sample_roles`) and
+never by the length of a value: three timesteps and three prompts are no pair. Recorded calls are counted too, in which
+a tensor is a mapping with its ``kind`` and ``shape``. torch is never imported here, for records are read without it.
 """
 
 from __future__ import annotations

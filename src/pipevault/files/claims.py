@@ -18,12 +18,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pipevault.files.atomic import FILE_MODE
 from pipevault.files.file_systems import is_local
 from pipevault.files.flock import HeldLock, NotLocked, lock_open
 from pipevault.files.heartbeat import is_silent, start_beating, stop_beating
 from pipevault.reading import open_place
-
-_FILE_MODE = 0o644
 
 
 class Claim:
@@ -58,8 +57,8 @@ def claim_file(path: Path) -> Claim | None:
     ``None``: another process took it for abandoned before it was locked; try another name. ``OSError`` if it cannot be
     made, or is there.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
-    os.fchmod(descriptor, _FILE_MODE)  # whatever the umask: others look at it
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    os.fchmod(descriptor, FILE_MODE)  # whatever the umask: others look at it
     claim = _claimed(path, descriptor, inherited=True)
     if claim is not None:
         os.utime(path)  # whoever looked before it was locked notices, and looks again

@@ -110,7 +110,7 @@ class Format(Generic[DocumentT]):
     def bad(self, source: str | Path, field: str, what: str | Exception) -> Exception:
         """Return the error for a field that is not as it must be; an error of msgspec says where in it."""
         if isinstance(what, Exception):
-            return self.damaged(_problem(source, str(what), field))
+            what, field = _read_message(str(what), field)
         return self.damaged(Problem(str(source), _at(field, what), field))
 
     def _check_digest(self, document: dict[str, Any], source: str | Path) -> None:
@@ -129,15 +129,15 @@ class Format(Generic[DocumentT]):
         return canonical_json(msgspec.to_builtins(document))
 
 
-def _problem(source: str | Path, message: str, within: str) -> Problem:
-    """The problem in a message of msgspec, as in ``Expected `int`, got `str` - at `$.seeds[1]```."""
+def _read_message(message: str, within: str) -> tuple[str, str]:
+    """The problem and its field in a message of msgspec, as in ``Expected `int`, got `str` - at `$.seeds[1]```."""
     what, _, place = message.partition(" - at ")
-    place = within + place.removeprefix("`key` in ").strip("`").removeprefix("$")
+    field = within + place.removeprefix("`key` in ").strip("`").removeprefix("$")
     what = what[:1].lower() + what[1:]
     if named := _NAMED.fullmatch(what):
-        place += f".{named[2]}"
+        field += f".{named[2]}"
         what = "unknown" if named[1] else "missing"
-    return Problem(str(source), _at(place.lstrip("."), what), place.lstrip("."))
+    return what, field.lstrip(".")
 
 
 def _at(field: str, what: str) -> str:

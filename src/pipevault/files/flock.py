@@ -112,7 +112,18 @@ def try_lock(path: Path) -> HeldLock | NotLocked:
 
     ``OSError`` if the file cannot be opened or locked for another reason.
     """
-    return lock_open(_open(path), path)
+    flags = SAFE_FLAGS | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, os.O_RDWR | flags | os.O_CREAT, _LOCK_MODE)
+        status = os.fstat(descriptor)
+        if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) & _LOCK_MODE != _LOCK_MODE:
+            os.fchmod(descriptor, _LOCK_MODE)  # whatever the umask: others of a group's vault lock it too
+    except PermissionError:  # another user of a group's vault made it; a lock needs no right to write
+        descriptor = os.open(path, os.O_RDONLY | flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.ENOTSUP, "it is not a regular file", str(path))
+    return lock_open(descriptor, path)
 
 
 @contextmanager
@@ -145,21 +156,6 @@ def _wait(path: Path, timeout_s: float) -> HeldLock | None:
         if time.monotonic() >= end_s:
             return None
         time.sleep(_POLL_INTERVAL_S)
-
-
-def _open(path: Path) -> int:
-    flags = SAFE_FLAGS | os.O_NOFOLLOW
-    try:
-        descriptor = os.open(path, os.O_RDWR | flags | os.O_CREAT, _LOCK_MODE)
-        status = os.fstat(descriptor)
-        if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) & _LOCK_MODE != _LOCK_MODE:
-            os.fchmod(descriptor, _LOCK_MODE)  # whatever the umask: others of a group's vault lock it too
-    except PermissionError:  # another user of a group's vault made it; a lock needs no right to write
-        descriptor = os.open(path, os.O_RDONLY | flags)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.ENOTSUP, "it is not a regular file", str(path))
-    return descriptor
 
 
 _OPEN: weakref.WeakSet[HeldLock] = weakref.WeakSet()

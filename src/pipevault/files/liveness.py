@@ -1,10 +1,8 @@
 """The identity of a process: a waiter tells by it that the holder of a lock is dead though a child keeps the lock.
 
-A process number means nothing on another host, after a reboot, in another pid namespace (a container), or once
-the number is used again. So an identity holds the host name, the kernel's boot id, the namespaces that numbers
-and start times are counted in, the number, and the start time in clock ticks since boot (``/proc/<pid>/stat``,
-field 22). The answer is ``None`` wherever it cannot be told; what is locked tells more, see
-:mod:`pipevault.files.claims`.
+A process number means nothing on another host, after a reboot, in another pid namespace (a container), or once it is
+used again. So an identity holds the host name, the kernel's boot id, the namespaces that numbers and start times are
+counted in, the number, and the start time in clock ticks since boot (``/proc/<pid>/stat``, field 22).
 
 In names of files it is a pid and a ``mark``, 24 hexadecimal digits: 16 of the SHA-256 of the canonical JSON of
 ``[host, boot id, namespaces]``, then the start time modulo 2^32.
@@ -41,7 +39,7 @@ class ProcessIdentity:
 
     @classmethod
     def current(cls) -> ProcessIdentity:
-        """This process."""
+        """Return that of this process."""
         return _current(os.getpid())
 
     @classmethod
@@ -59,10 +57,8 @@ class ProcessIdentity:
         return f"{place}{(self.started or 0) % (1 << 32):08x}"
 
     def is_alive(self) -> bool | None:
-        """Return whether the process runs; ``None`` where that cannot be told from here.
-
-        ``None`` for another host, boot or pid namespace, and where the kernel hides the process (``hidepid``).
-        A zombie is dead: it runs no more, and the system has freed its locks.
+        """Return whether the process runs; ``None`` where that cannot be told from here: it is of another host, boot or
+        pid namespace, or the kernel hides it (``hidepid``). A zombie is dead: the system has freed its locks.
         """
         here = ProcessIdentity.current()
         can_look = here.boot_id is not None or sys.platform != "linux"  # else another pid namespace may be meant

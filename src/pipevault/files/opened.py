@@ -3,8 +3,8 @@
 A path that is hashed and then opened again may lead to another file by then. So a file is opened once; its kind, owner,
 mode and digest are read from that descriptor, and whoever needs a path is given that of the descriptor. Where somebody
 else could write to the file meanwhile, its bytes are copied to memory while they are hashed, and sealed there
-(memfd_create(2)); where that cannot be had, to a private folder. A process that gave up its user without another
-``exec`` may not look into its own ``/proc/self/fd``.
+(memfd_create(2)); where that cannot be had, or a process may not look into its own ``/proc/self/fd`` (it gave up its
+user without another ``exec``), to a private folder.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ class OpenedFile:
         """The path of the very file that is held, valid while it is. Where a process has no paths of its descriptors,
         that where it was found, of a file that only this user and root can change.
         """
-        if self._private is not None:
-            return self._private
-        return _descriptor_path(self._file) or self.origin
+        return self._private or _descriptor_path(self._file) or self.origin
 
     def duplicate(self) -> OpenedFile:
         """Hold the same file by a descriptor of its own."""
