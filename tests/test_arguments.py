@@ -12,7 +12,8 @@ import pytest
 
 import pipevault
 from helpers.pipelines import PlainPipeline
-from pipevault.calls.call_shapes import AskedShape, LoadFields, ShapeFields
+from pipevault.calls.call import CallShape
+from pipevault.calls.call_shapes import LoadFields, ShapeFields
 from pipevault.errors import SettingsError
 from pipevault.settings import Settings
 from pipevault.settings.arguments import SettingsFields, field_names
@@ -36,7 +37,7 @@ def construct(**arguments: Any) -> Any:
 
 def test_the_fields_are_those_of_the_dataclasses() -> None:
     assert set(field_names(SettingsFields)) == {field.name for field in fields(Settings)} - {"dir"} | {"determinism"}
-    assert field_names(ShapeFields) == tuple(field.name for field in fields(AskedShape))
+    assert field_names(ShapeFields) == (*(field.name for field in fields(CallShape)), "dynamic")
 
 
 @pytest.mark.parametrize(

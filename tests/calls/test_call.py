@@ -17,7 +17,7 @@ from PIL import Image
 
 from helpers.pipelines import PlainPipeline, stable_diffusion
 from pipevault.calls.call import CallShape, described, parameters, resolve_shape, shape_factors, warm_up_arguments
-from pipevault.calls.call_shapes import AskedShape, call_shapes
+from pipevault.calls.call_shapes import asked_shape, call_shapes
 from pipevault.digest import digest_json
 from pipevault.errors import BadCallError
 
@@ -444,6 +444,6 @@ class Owner:
 
 def test_shapes_may_be_given_one_by_one() -> None:
     assert call_shapes(one for one in [{"height": 512}, {"height": 768}]) == [  # type: ignore[arg-type]
-        AskedShape(height=512),
-        AskedShape(height=768),
+        asked_shape({"height": 512}),
+        asked_shape({"height": 768}),
     ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
-from pipevault.calls.call import RANGED, SIZES, Call, CallShape, resolve_shape, shape_factors, size_multiple
+from pipevault.calls.call import RANGED, SIZES, CallShape, resolve_shape, shape_factors, size_multiple
 from pipevault.errors import BadCallError, SettingsError
 from pipevault.pipeline import Pipeline
 from pipevault.settings.arguments import field_names
@@ -41,6 +41,7 @@ class LoadFields(TypedDict, total=False):
 
 
 _DYNAMIC_BATCH = 4
+_DEFAULT = CallShape()
 
 
 @dataclass(frozen=True)
@@ -79,40 +80,30 @@ def call_factors(shape: CallShape | CallRange) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class AskedShape:
-    """A shape as it was asked for, before the pipeline's own defaults are known."""
+    """A shape as it was asked for, before the pipeline's own defaults are known.
 
-    height: AskedSize = None
-    width: AskedSize = None
-    num_frames: AskedSize = None
-    batch_size: AskedSize = 1
-    guidance: bool | None = None
-    call: Call = None
+    ``ranges`` names the sizes that were given as a smallest and a largest one; ``least`` and ``most`` differ in them
+    alone. ``dynamic`` asks for half and twice of each single size, and for up to four samples.
+    """
+
+    least: CallShape = _DEFAULT
+    most: CallShape = _DEFAULT
+    ranges: tuple[str, ...] = ()
     dynamic: bool = False
-    """Half and twice of each single size, and up to four samples."""
-
-    def __post_init__(self) -> None:
-        for name in RANGED:
-            if _is_range(value := getattr(self, name)):
-                _check_range(name, value)
-        self._end(0)  # raises for a size that is none
-
-    def _end(self, index: int) -> CallShape:
-        values = {name: getattr(self, name) for name in RANGED}
-        sizes = {name: value[index] if _is_range(value) else value for name, value in values.items()}
-        return CallShape(**sizes, guidance=self.guidance, call=self.call)
 
     @property
     def size(self) -> dict[str, int]:
         """The sizes that are no ranges: those of calls that give none."""
-        return {name: value for name in SIZES if isinstance(value := getattr(self, name), int)}
+        sizes = {name: getattr(self.most, name) for name in SIZES if name not in self.ranges}
+        return {name: size for name, size in sizes.items() if size is not None}
 
     def to_json(self) -> dict[str, Any]:
-        ranges = {name: list(value) for name in RANGED if _is_range(value := getattr(self, name))}
-        return {**self._end(1).to_json(), **ranges, **({"dynamic": True} if self.dynamic else {})}
+        ranges = {name: [getattr(self.least, name), getattr(self.most, name)] for name in self.ranges}
+        return {**self.most.to_json(), **ranges, **({"dynamic": True} if self.dynamic else {})}
 
     def resolve(self, pipe: Pipeline, per_sample: Callable[[CallShape], CallShape]) -> CallShape | CallRange:
         """Return the shape with the defaults of ``pipe``. Raises :class:`BadCallError` for one that it refuses."""
-        ends = [self._end(0), self._end(1)]
+        ends = [self.least, self.most]
         least, most = (resolve_shape(pipe, per_sample(end)) for end in ends)
         if self.dynamic:
             for name in ("height", "width"):
@@ -121,30 +112,35 @@ class AskedShape:
                     multiple = size_multiple(pipe)
                     ends[0] = replace(ends[0], **{name: max(size // 2 // multiple, 1) * multiple})
                     ends[1] = replace(ends[1], **{name: 2 * size})
-            if not _is_range(self.batch_size):
+            if "batch_size" not in self.ranges:
                 ends[0] = replace(ends[0], batch_size=1)
                 ends[1] = replace(ends[1], batch_size=max(_DYNAMIC_BATCH, ends[1].batch_size))
             least, most = (resolve_shape(pipe, per_sample(end)) for end in ends)
         return most if least == most else CallRange(least, most)
 
 
-def _is_range(size: Any) -> bool:
-    return isinstance(size, (tuple, list))
-
-
-def _check_range(name: str, value: Sequence[Any]) -> None:
-    if len(value) != 2:
-        raise BadCallError(
-            f"{name}={value!r} is not a range. Give the smallest and the largest, for example (512, 1024)."
-        )
-    if all(isinstance(end, int) for end in value) and value[0] > value[1]:
-        raise BadCallError(f"{name}={tuple(value)!r} is the wrong way round. Give ({value[1]}, {value[0]}).")
-
-
 def asked_shape(given: Mapping[str, Any]) -> AskedShape:
-    """Return the shape ``given``. Raises :class:`SettingsError` for a name that is not in :class:`ShapeFields`."""
+    """Return the shape ``given``.
+
+    Raises :class:`SettingsError` for a name that is not in :class:`ShapeFields`, and :class:`BadCallError` for a size
+    or a range that is none.
+    """
     refuse_unknown("argument of a shape", given, field_names(ShapeFields))
-    return AskedShape(**given)
+    values = {name: value for name, value in given.items() if name != "dynamic"}
+    ranges = tuple(name for name in RANGED if isinstance(values.get(name), (tuple, list)))
+    for name in ranges:
+        value = values[name]
+        if len(value) != 2:
+            raise BadCallError(
+                f"{name}={value!r} is not a range. Give the smallest and the largest, for example (512, 1024)."
+            )
+        if all(isinstance(end, int) for end in value) and value[0] > value[1]:
+            raise BadCallError(f"{name}={tuple(value)!r} is the wrong way round. Give ({value[1]}, {value[0]}).")
+    least, most = (
+        CallShape(**{name: value[index] if name in ranges else value for name, value in values.items()})
+        for index in (0, 1)
+    )
+    return AskedShape(least, most, ranges, bool(given.get("dynamic")))
 
 
 def call_shapes(shapes: Sequence[Mapping[str, Any]] | None, **given: Unpack[ShapeFields]) -> list[AskedShape]:

@@ -171,7 +171,7 @@ def digests(output: Any) -> dict[str, Any]:
 
 
 def plain_value(leaf: Any) -> Any:
-    """Return a leaf that is no image or array as plain JSON; ``TypeError`` if that would not tell all of an object."""
+    """Return a leaf other than an image or an array as plain JSON; ``TypeError`` where that would not tell all."""
     described = describe(leaf)
     is_told = not isinstance(described, Mapping) or described["kind"] in ("float", "bytes") or isinstance(leaf, Enum)
     if not is_told or isinstance(leaf, (set, frozenset, Mapping, list, tuple)):
