@@ -35,7 +35,13 @@ def open_pipeline(
     """
     torch_dtype = _torch_dtype(dtype)
     torch_device = _torch_device("cpu" if device is None and model == DEMO_MODEL else device)
-    quieten_libraries()
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    # The process is one of our own: a program's warnings and loading bars are not ours to turn off.
+    for logging in (diffusers.utils.logging, transformers.utils.logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
     loader = _pipeline_class(pipeline_class)
     location = _location(model)
     try:
@@ -48,16 +54,6 @@ def open_pipeline(
         ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(torch_device)
-
-
-def quieten_libraries() -> None:
-    """Show errors only, and no loading bars, of diffusers and transformers; for a process of our own only."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    for logging in (diffusers.utils.logging, transformers.utils.logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
 
 
 def _location(model: str) -> str:

@@ -22,7 +22,7 @@ import pytest
 from pipevault.errors import PipevaultError, SettingsError
 
 if TYPE_CHECKING:
-    from pipevault.evidence.golden.check import Passed, Rules
+    from pipevault.evidence.golden.check import Passed
     from pipevault.runtime.record import RunRecord
 
 Result = TypeVar("Result")
@@ -86,10 +86,7 @@ class GoldenFixture:
                 record or record_of(output),
                 goldens=self._test_file.parent / GOLDENS_FOLDER / self._test_file.stem,
                 case=case,
-                rules=self._rules(tolerance or {}),
-                out=self._out(case),
-                is_recording=self._flag("record") or self._flag("overwrite"),
-                overwrite=self._flag("overwrite"),
+                **self._options(case, tolerance or {}),
             )
         )
 
@@ -106,22 +103,15 @@ class GoldenFixture:
                 self._test_file.parent / suite,
                 names=() if case is None else (case,),
                 dir=dir,
-                rules=self._rules({}),
-                out=self._out(""),
-                is_recording=self._flag("record") or self._flag("overwrite"),
-                overwrite=self._flag("overwrite"),
+                **self._options("", {}),
             )
         )
 
     def _flag(self, name: str) -> bool:
         return bool(self._config.getoption(f"--pipevault-golden-{name}"))
 
-    def _out(self, case: str) -> Path:
-        if folder := self._config.getoption("--pipevault-golden-out"):
-            return Path(self._config.invocation_params.dir, folder, self._test_file.stem, case)
-        return self._tmp_path / "pipevault-golden" / case
-
-    def _rules(self, tolerance: Mapping[str, float]) -> Rules:
+    def _options(self, case: str, tolerance: Mapping[str, float]) -> dict[str, Any]:
+        """What the options of pytest say about recording and checking ``case``; of a suite where it is empty."""
         from pipevault.evidence.golden.check import Rules
         from pipevault.evidence.golden.suite import Limits
 
@@ -129,7 +119,7 @@ class GoldenFixture:
             limits = Limits.from_json(tolerance)
         except ValueError as error:
             raise SettingsError(f"tolerance: {error}.") from error
-        return Rules(
+        rules = Rules(
             limits=limits,
             other_machine=self._flag("other-machine"),
             other_key=self._flag("other-key"),
@@ -139,6 +129,11 @@ class GoldenFixture:
             allow_machine="--pipevault-golden-other-machine",
             allow_key="--pipevault-golden-other-key",
         )
+        out = self._tmp_path / "pipevault-golden" / case
+        if folder := self._config.getoption("--pipevault-golden-out"):
+            out = Path(self._config.invocation_params.dir, folder, self._test_file.stem, case)
+        overwrite = self._flag("overwrite")
+        return {"rules": rules, "out": out, "is_recording": overwrite or self._flag("record"), "overwrite": overwrite}
 
 
 def _shortly(work: Callable[[], Result]) -> Result:
