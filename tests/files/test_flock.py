@@ -43,6 +43,22 @@ def test_a_descriptor_is_locked_until_it_is_closed(tmp_path: Path) -> None:
         assert is_locked
 
 
+def test_a_file_system_without_modes_is_locked_and_nothing_stays_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int, mode: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    (tmp_path / "lock").touch()
+    (tmp_path / "lock").chmod(0o600)
+    monkeypatch.setattr(os, "fchmod", fail)
+    before = len(os.listdir("/dev/fd"))
+    lock = try_lock(tmp_path / "lock")
+    assert isinstance(lock, HeldLock)
+    lock.release()
+    assert len(os.listdir("/dev/fd")) == before
+
+
 class TestLocked:
     def test_it_is_held_while_the_block_runs(self, tmp_path: Path) -> None:
         with locked(tmp_path / "lock", timeout_s=0) as is_locked:

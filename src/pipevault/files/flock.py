@@ -13,7 +13,7 @@ import stat
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 
@@ -115,14 +115,15 @@ def try_lock(path: Path) -> HeldLock | NotLocked:
     flags = SAFE_FLAGS | os.O_NOFOLLOW
     try:
         descriptor = os.open(path, os.O_RDWR | flags | os.O_CREAT, _LOCK_MODE)
-        status = os.fstat(descriptor)
-        if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) & _LOCK_MODE != _LOCK_MODE:
-            os.fchmod(descriptor, _LOCK_MODE)  # whatever the umask: others of a group's vault lock it too
     except PermissionError:  # another user of a group's vault made it; a lock needs no right to write
         descriptor = os.open(path, os.O_RDONLY | flags)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise OSError(errno.ENOTSUP, "it is not a regular file", str(path))
+    if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) & _LOCK_MODE != _LOCK_MODE:
+        with suppress(OSError):  # a file system without modes; it is locked all the same
+            os.fchmod(descriptor, _LOCK_MODE)  # whatever the umask: others of a group's vault lock it too
     return lock_open(descriptor, path)
 
 
