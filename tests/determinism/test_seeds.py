@@ -12,12 +12,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipevault.determinism import layers, seeds
 from pipevault.determinism.layers import capture, moved
-from pipevault.determinism.seeds import (
-    effective_seed,
-    isolated_rng,
-    seed_everything,
-    seed_worker,
-)
+from pipevault.determinism.seeds import effective_seed, isolated_rng, seed_everything
 from pipevault.errors import BadSeedError, SettingsError
 
 
@@ -172,8 +167,6 @@ def test_who_draws_from_a_global_generator_is_noticed(layer: str, use: Any) -> N
 class FakeGpus:
     """What torch.cuda offers for the state of two GPUs."""
 
-    __name__ = "torch.cuda"
-
     def __init__(self, *, started: bool) -> None:
         self.started = started
         self.states = [torch.tensor([1], dtype=torch.uint8), torch.tensor([2], dtype=torch.uint8)]
@@ -194,7 +187,7 @@ class FakeGpus:
 
 def use_fake(monkeypatch: pytest.MonkeyPatch, gpus: FakeGpus) -> None:
     for module in (layers, seeds):
-        monkeypatch.setattr(module, "gpu_modules", lambda: [(gpus, gpus.started)])
+        monkeypatch.setattr(module, "gpu_modules", lambda: {"cuda": gpus})
 
 
 def test_the_state_of_every_gpu_that_has_started_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +241,7 @@ class Augmented(Dataset[Any]):
 def epochs(seed: int) -> list[list[tuple[int, float, float, float]]]:
     with isolated_rng(0):
         seed_everything(seed)
-        loader = DataLoader(Augmented(), num_workers=2, batch_size=None, worker_init_fn=seed_worker)
+        loader = DataLoader(Augmented(), num_workers=2, batch_size=None)
         return [[tuple(item) for item in loader] for _ in range(2)]
 
 
@@ -259,15 +252,3 @@ def test_workers_of_a_data_loader_repeat_and_differ() -> None:
     assert len(set(draws)) == len(draws) == 2 * 8 * 3
     assert {worker for worker, *_ in first} == {0, 1}
     assert epochs(8)[0] != first
-
-
-def test_a_worker_is_seeded_from_torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    with isolated_rng(0):
-        torch.manual_seed(7)
-        seed_worker(0)
-        first = draw()
-        random.seed(1)
-        np.random.seed(1)
-        torch.manual_seed(7)
-        seed_worker(0)
-        assert draw() == first
