@@ -20,11 +20,6 @@ from pipevault.errors import UnusableBackendError
 
 TRIED = "0.1.dev271"
 TRIED_TORCH = "2.4"
-CACHE_MODE = "cache-all"
-DEFAULT_MODE = "O2"
-_FOLDER_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-_CACHE_VARIABLE = "NEXFORT_GRAPH_CACHE"
-_LOCKS = "locks"
 
 
 def require_nexfort() -> None:
@@ -57,14 +52,14 @@ def nexfort_version() -> str:
 
 def compile_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``options`` with the mode that keeps what is compiled."""
-    modes = str(options.get("mode") or DEFAULT_MODE).split(":")
-    return {**options, "mode": ":".join(dict.fromkeys([*modes, CACHE_MODE]))}
+    modes = str(options.get("mode") or "O2").split(":")
+    return {**options, "mode": ":".join(dict.fromkeys([*modes, "cache-all"]))}
 
 
 def use_cache(folder: Path) -> None:
     """Have nexfort keep what it compiles in ``folder`` from now on, and look there first."""
-    os.environ[_FOLDER_VARIABLE] = str(folder)
-    os.environ[_CACHE_VARIABLE] = "1"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    os.environ["NEXFORT_GRAPH_CACHE"] = "1"
     config: Any = sys.modules.get("nexfort.fx_compiler.config")
     if config is not None:  # it reads the variable when it is imported
         config.graph_cache = True
@@ -77,6 +72,5 @@ def cached_graphs(folder: Path) -> frozenset[str]:
 
 def cached_files(folder: Path) -> dict[str, Path]:
     """Return the files of the cache by relative name; locks are no part of it."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    named = {path.relative_to(folder).as_posix(): path for path in files}
-    return {name: path for name, path in sorted(named.items()) if not name.startswith(f"{_LOCKS}/")}
+    named = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path for name, path in sorted(named.items()) if not name.startswith("locks/")}

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-_BACKENDS = "onediff.infer_compiler.backends."
 
-
+@dataclass(frozen=True)
 class _BackendFinder:
     """The finder and loader of one backend: importing OneDiff's module for it imports ``home``, which registers it."""
 
-    def __init__(self, name: str, home: str) -> None:
-        self.name = _BACKENDS + name
-        self.home = home
+    name: str
+    home: str
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -38,8 +37,8 @@ class _BackendFinder:
 
 def announce_backend(name: str, home: str) -> None:
     """Have OneDiff find the backend ``name``, which the import of the module ``home`` registers. Idempotent."""
-    finder = _BackendFinder(name, home)
-    if not any(isinstance(known, _BackendFinder) and known.name == finder.name for known in sys.meta_path):
+    finder = _BackendFinder(f"onediff.infer_compiler.backends.{name}", home)
+    if finder not in sys.meta_path:
         sys.meta_path.append(finder)
 
 

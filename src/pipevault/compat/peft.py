@@ -5,12 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-_TUNERS_MODULE = "peft.tuners.tuners_utils"
-
 
 def is_adapter_layer(module: object) -> bool:
     """Return whether ``module`` is a peft layer around a base layer."""
-    peft: Any = sys.modules.get(_TUNERS_MODULE)
+    peft: Any = sys.modules.get("peft.tuners.tuners_utils")
     return peft is not None and isinstance(module, peft.BaseTunerLayer)
 
 
