@@ -19,7 +19,7 @@ import hashlib
 import os
 import types
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -32,33 +32,25 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
 from pipevault.compat import accelerate, diffusers, transformers
-from pipevault.fingerprint.adapters import BOOKKEEPING_NAMES, computing_module, is_bookkeeping, is_training_hook
-from pipevault.fingerprint.classes import (
-    class_identity,
-    function_identity,
-    is_ours,
-    original_class,
-    qualified_name,
-)
+from pipevault.fingerprint.classes import class_identity, function_identity
 from pipevault.fingerprint.difference import describe_difference
+from pipevault.fingerprint.names import is_ours, original_class, qualified_name
 from pipevault.fingerprint.tensors import tensor_digest
 from pipevault.fingerprint.values import state_of
-from pipevault.fingerprint.volatile import SKIPPED_NAMES, SKIPPED_PREFIXES
-from pipevault.fingerprint.weights import weights_digest
+from pipevault.fingerprint.volatile import (
+    BOOKKEEPING_NAMES,
+    SKIPPED_NAMES,
+    SKIPPED_PREFIXES,
+    computing_module,
+    is_bookkeeping,
+    is_training_hook,
+)
 
-__all__ = [
-    "architecture",
-    "describe_difference",
-    "digest_and_snapshot",
-    "original_class",
-    "snapshot",
-    "weights_digest",
-]
+__all__ = ["Architecture", "architecture", "describe_difference", "digest_and_snapshot", "snapshot"]
 
 _MAX_DEPTH = 10
 _CONTAINERS = (list, tuple, dict, deque, set, frozenset)
 _NUMBERS = frozenset({int, bool, float})
-_NOTHING, _OTHER, _FREE_TENSOR = "nothing", "other", "free tensor"
 
 
 @dataclass(frozen=True)
@@ -89,15 +81,13 @@ def architecture(module: nn.Module) -> Architecture:
     """Return the architecture of ``module``."""
     walk = _Walk(module)
     digest = _digest(walk.modules())
-    dtypes: dict[str, int] = {}
-    for tensor in walk.tensors.values():
-        name = str(tensor.dtype).removeprefix("torch.")
-        dtypes[name] = dtypes.get(name, 0) + 1
+    tensors = walk.tensors.values()
+    counted = (t for t in tensors if isinstance(t, nn.Parameter) and not isinstance(t, UninitializedParameter))
     return Architecture(
         class_name=qualified_name(original_class(computing_module(module))),
-        parameters=sum(_element_count(t) for t in walk.tensors.values() if isinstance(t, nn.Parameter)),
-        tensors=len(walk.tensors),
-        dtypes=dict(sorted(dtypes.items())),
+        parameters=sum(parameter.numel() for parameter in counted),
+        tensors=len(tensors),
+        dtypes=dict(sorted(Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors).items())),
         digest=digest,
     )
 
@@ -161,7 +151,7 @@ class _Walk:
 
     def _lines(self, module: nn.Module, cls: type, prefix: str) -> list[str]:
         values = module.__dict__
-        lines = self._attribute_lines(values, cls, 0, skip=self._is_cache)
+        lines = self._attribute_lines(values, cls, 0)
         for name, parameter in values["_parameters"].items():
             lines.append(f"{name}={self._weight(parameter, prefix + name)} parameter")
         if buffers := values["_buffers"]:
@@ -174,17 +164,13 @@ class _Walk:
             lines.extend(self._hook_lines(values))
         return lines
 
-    def _attribute_lines(
-        self, values: Mapping[str, Any], cls: type, depth: int, *, skip: Callable[[str, Any], bool] | None = None
-    ) -> list[str]:
+    def _attribute_lines(self, values: Mapping[str, Any], cls: type, depth: int) -> list[str]:
         defaults = self._class(cls)[1]
-        lines: list[str] = []
-        if accelerate.is_hooked(values):
-            values, hooks = _without_placement(values)
-            lines.extend(f"{accelerate.HOOK_ATTRIBUTE}[{place}]={hook}" for place, hook in enumerate(hooks))
-        if diffusers.moves_weights_only(values):
-            left_out = {diffusers.REGISTRY_ATTRIBUTE, "forward"}
-            values = {name: value for name, value in values.items() if name not in left_out}
+        values, hooks = accelerate.without_placement(values)
+        values = diffusers.without_placement(values)
+        # Class names only: the attributes of hooks are devices and weight maps.
+        identities = [class_identity(type(hook)) for hook in hooks]
+        lines = [f"{accelerate.HOOK_ATTRIBUTE}[{place}]={hook}" for place, hook in enumerate(identities)]
         for name, value in values.items():
             if SKIPPED_NAMES[name] or (name == "lora_scale" and "_safe_fusing" in values):
                 continue
@@ -202,7 +188,7 @@ class _Walk:
                 lines.append(f"{name}={value!r}")
             elif (kind is tuple or kind is list) and value and _NUMBERS.issuperset(map(type, value)):
                 lines.append(f"{name}=[{', '.join(map(repr, value))}]")
-            elif skip is not None and kind is not str and skip(name, value):
+            elif kind is not str and self._is_cache(name, value):
                 continue
             elif (text := self._text(value, depth)) is not None:
                 lines.append(f"{name}={text}")
@@ -303,28 +289,23 @@ class _Walk:
     def _is_cache(self, name: str, value: Any) -> bool:
         """Return True if a module's attribute is of the kind that its calls fill: see the top of this file."""
         if isinstance(value, _CONTAINERS):
-            return self._content(value, set(), 0) is not _OTHER
+            leaves = list(self._leaves(value, set(), 0))
+            return not leaves or any(map(self._is_free_tensor, leaves))
         if name == diffusers.REGISTRY_ATTRIBUTE:
             return diffusers.is_empty_registry(value)
         return self._is_free_tensor(value)
 
-    def _content(self, container: Any, seen: set[int], depth: int) -> str:
-        """Return what a container holds, however deep: a free tensor, else something other, else only ``None``."""
+    def _leaves(self, container: Any, seen: set[int], depth: int) -> Iterator[Any]:
+        """Yield what a container holds, however deep, but ``None``; a shape counts as one value."""
         if isinstance(container, torch.Size) or depth >= _MAX_DEPTH:
-            return _OTHER
+            yield container
+            return
         seen.add(id(container))
-        content = _NOTHING
         for item in container.values() if isinstance(container, dict) else container:
-            if item is None or id(item) in seen:
-                continue
-            if isinstance(item, _CONTAINERS):
-                found = self._content(item, seen, depth + 1)
-            else:
-                found = _FREE_TENSOR if self._is_free_tensor(item) else _OTHER
-            if found is _FREE_TENSOR:
-                return found
-            content = content if found is _NOTHING else found
-        return content
+            if isinstance(item, _CONTAINERS) and id(item) not in seen:
+                yield from self._leaves(item, seen, depth + 1)
+            elif item is not None and id(item) not in seen:
+                yield item
 
     def _is_free_tensor(self, value: Any) -> bool:
         return isinstance(value, torch.Tensor) and not self._is_registered(value)
@@ -332,9 +313,8 @@ class _Walk:
     def _tensor_attribute(self, tensor: torch.Tensor, depth: int) -> str:
         """A tensor of an object counts with its values, as the objects that a module holds are not filled by calls."""
         text = self._tensor(tensor)
-        if self._is_registered(tensor) or tensor.is_meta or tensor.layout is not torch.strided:
-            return text
-        if hasattr(tensor, "__tensor_flatten__") or tensor.is_quantized:
+        is_plain = tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized
+        if self._is_registered(tensor) or not is_plain or hasattr(tensor, "__tensor_flatten__"):
             return text
         return f"{text} values:{tensor_digest(tensor)}"
 
@@ -374,7 +354,7 @@ class _Walk:
         self._objects[id(value)] = text
         self._kept_alive.append(value)
         if values and depth < _MAX_DEPTH:
-            lines = self._attribute_lines(values, type(value), depth + 1, skip=self._is_cache)
+            lines = self._attribute_lines(values, type(value), depth + 1)
             text = f"{text}({', '.join(sorted(lines))})" if lines else text
             self._objects[id(value)] = text
         return text
@@ -400,10 +380,6 @@ def _digest(modules: Iterable[tuple[str, str, list[str]]]) -> str:
     return hasher.hexdigest()
 
 
-def _element_count(parameter: nn.Parameter) -> int:
-    return 0 if isinstance(parameter, UninitializedParameter) else parameter.numel()
-
-
 def _layout(shape: torch.Size, dtype: torch.dtype, stride: tuple[int, ...]) -> str:
     """The stride of a dimension of size one addresses nothing, and ``channels_last`` and back changes it."""
     steps = ",".join("-" if size == 1 else str(step) for size, step in zip(shape, stride, strict=True))
@@ -423,19 +399,6 @@ def _scalar_defaults(cls: type) -> dict[str, Any]:
                 defaults.pop(name, None)
     defaults.pop("training", None)
     return defaults
-
-
-def _without_placement(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The attributes that a module has but for accelerate's hook, and the classes of hooks that may compute.
-
-    Class names only: the attributes of hooks are devices and weight maps.
-    """
-    left_out = {accelerate.HOOK_ATTRIBUTE, accelerate.FORWARD_ATTRIBUTE, "forward", *accelerate.MOVING_METHODS}
-    own = {name: value for name, value in values.items() if name not in left_out}
-    if (forward := accelerate.forward_of(values)) is not None:
-        own["forward"] = forward
-    hooks = accelerate.computing_hooks(values[accelerate.HOOK_ATTRIBUTE])
-    return own, [class_identity(type(hook)) for hook in hooks]
 
 
 def _string(walk: _Walk, value: str, depth: int) -> str | None:

@@ -7,6 +7,7 @@ holds it: nothing that code reads goes without a trace. Places on this machine c
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import decimal
 import enum
@@ -21,6 +22,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
+
+import numpy as np
+import torch
 
 from pipevault.fingerprint.names import is_ours, is_released, qualified_name, source_of
 from pipevault.fingerprint.tensors import tensor_digest
@@ -45,7 +49,6 @@ _PROCESS_STATE = frozenset({"logging", "threading", "_thread", "weakref", "_weak
 _COMPILER_PACKAGES = ("torch._dynamo", "torch._inductor", "torch.fx", "triton.")
 _HEAP_TYPE_FLAG = 1 << 9
 
-CodeText = Callable[[Any], str]
 LiveText = Callable[[Any], "str | None"]
 
 
@@ -57,10 +60,9 @@ def constant_text(value: Any) -> str | None:
     if kind in _CONSTANT_TYPES:
         return repr(value)
     if kind is tuple or kind is frozenset:
-        inner = [constant_text(item) for item in value]
-        if None in inner:
+        texts = [text for item in value if (text := constant_text(item)) is not None]
+        if len(texts) < len(value):
             return None
-        texts = [text for text in inner if text is not None]
         return f"{kind.__name__}({','.join(sorted(texts) if kind is frozenset else texts)})"
     if kind.__module__ == "torch" and kind.__name__ == "dtype":
         return str(value)
@@ -73,7 +75,7 @@ class ValueText:
     ``live`` may answer ``None``: then weights count by their values.
     """
 
-    def __init__(self, *, code: CodeText, live: LiveText | None = None) -> None:
+    def __init__(self, *, code: Callable[[Any], str], live: LiveText | None = None) -> None:
         self._code = code
         self._live = live
         self._known: dict[int, str] = {}
@@ -84,15 +86,14 @@ class ValueText:
         constant = constant_text(value)
         if constant is not None:
             return constant
-        known = self._known.get(id(value))
-        if known is not None:
+        if (known := self._known.get(id(value))) is not None:
             return known
         if depth >= _MAX_DEPTH or len(self._known) >= _MAX_VALUES:
             return self._hidden(value, home)
         self._kept_alive.append(value)
         self._known[id(value)] = f"inside {type(value).__qualname__}"
-        text = self._known[id(value)] = self._describe(value, home, depth + 1)
-        return text
+        self._known[id(value)] = self._describe(value, home, depth + 1)
+        return self._known[id(value)]
 
     def _describe(self, value: Any, home: str, depth: int) -> str:
         if isinstance(value, types.FunctionType | type):
@@ -116,8 +117,7 @@ class ValueText:
             return qualified_name(cls)
         if root == "numpy":
             return self._numpy(value, home, depth)
-        contents = self._contents(value, home, depth)
-        return self._object(value, contents, home, depth)
+        return self._object(value, home, depth)
 
     def _items(self, values: Iterable[Any], home: str, depth: int) -> list[str]:
         return [self.text(value, home, depth) for value in values]
@@ -167,15 +167,11 @@ class ValueText:
         return None
 
     def _torch(self, value: Any, home: str, depth: int) -> str | None:
-        torch = sys.modules.get("torch")
-        if torch is None:
-            return None
         if isinstance(value, torch.device | torch.Generator):
             return qualified_name(type(value))
-        if isinstance(value, torch.Tensor | torch.nn.Module):
-            text = self._live(value) if self._live is not None else None
-            if text is not None:
-                return text
+        live = self._live if isinstance(value, torch.Tensor | torch.nn.Module) else None
+        if live is not None and (text := live(value)) is not None:
+            return text
         if not isinstance(value, torch.Tensor):
             return None
         head = f"{self._code(type(value))} {value.dtype} {list(value.shape)}"
@@ -190,26 +186,25 @@ class ValueText:
         return f"{head} {value.stride()} {tensor_digest(value)}"
 
     def _numpy(self, value: Any, home: str, depth: int) -> str:
-        numpy: Any = sys.modules["numpy"]
-        if isinstance(value, numpy.ndarray):
+        if isinstance(value, np.ndarray):
             head = f"{value.dtype} {list(value.shape)}"
             if value.dtype.hasobject:
                 return f"{head} {self.text(value.tolist(), home, depth)}"
             return f"{head} {hashlib.sha256(value.tobytes()).hexdigest()}"
-        if isinstance(value, numpy.generic | numpy.dtype):
+        if isinstance(value, np.generic | np.dtype):
             return f"{qualified_name(type(value))} {value!r}"
         name = getattr(value, "__name__", None)
         return f"{qualified_name(type(value))} {name}" if name else self._hidden(value, home)
 
-    def _object(self, value: Any, contents: str | None, home: str, depth: int) -> str:
-        cls = type(value)
+    def _object(self, value: Any, home: str, depth: int) -> str:
+        cls, contents = type(value), self._contents(value, home, depth)
         text = self._code(cls)
         if contents is not None:
             text = f"{text} {contents}"
-        if _is_pipeline(cls):  # its modules are the parts themselves, and each call leaves other values on it
+        is_pipeline = any(base.__name__ == "DiffusionPipeline" for base in cls.__mro__)
+        if is_pipeline:  # its modules are the parts themselves, and each call leaves other values on it
             return f"{text} {self._hidden(value, home)}"
-        state = state_of(value)
-        if state:
+        if state := state_of(value):
             inner = [f"{name}={self.text(state[name], home, depth)}" for name in sorted(state)]
             text = f"{text}({','.join(inner)})"
         if contents is None and cls is not object and _has_hidden_state(value):
@@ -231,10 +226,8 @@ def state_of(value: Any) -> Mapping[str, Any]:
     for base in type(value).__mro__:
         for name, member in vars(base).items():
             if isinstance(member, types.MemberDescriptorType) and base.__flags__ & _HEAP_TYPE_FLAG:
-                try:
+                with contextlib.suppress(AttributeError):  # a slot that was never filled
                     state[name] = member.__get__(value)
-                except AttributeError:  # a slot that was never filled
-                    continue
     return {name: item for name, item in state.items() if not name.startswith("_pipevault")}
 
 
@@ -242,7 +235,3 @@ def _has_hidden_state(value: Any) -> bool:
     """Return True if a type written in C takes part, whose fields cannot be seen."""
     kinds = (base for base in type(value).__mro__ if base is not object)
     return any("__module__" not in vars(base) or not base.__flags__ & _HEAP_TYPE_FLAG for base in kinds)
-
-
-def _is_pipeline(cls: type) -> bool:
-    return any(base.__name__ == "DiffusionPipeline" for base in cls.__mro__)

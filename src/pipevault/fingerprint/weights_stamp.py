@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ctypes import c_uint64
 from operator import is_not
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 Stamp: TypeAlias = "tuple[Any, ...]"
 
@@ -47,19 +46,17 @@ class WeightsWatch:
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
         self._tables: list[dict[str, Any]] = [
-            table for owner in module.modules() for table in (owner._parameters, owner._buffers)
+            table for owner in module.modules() for table in (owner._parameters, owner._buffers, owner._modules)
         ]
-        self._tables += [owner._modules for owner in module.modules()]
         self._held = [value for table in self._tables for value in table.values()]
-        weights = list(_weights(module))
+        self._weights = weights = list(_weights(module))
         self.is_plain = all(
-            tensor.is_cpu and tensor.layout is _strided() and not hasattr(tensor, "__tensor_flatten__")
+            tensor.is_cpu and tensor.layout is torch.strided and not hasattr(tensor, "__tensor_flatten__")
             for tensor in weights
         )
         if not self.is_plain:
             self._stamp = weights_stamp(module)
             return
-        self._weights = weights
         self._counted = [tensor for tensor in weights if not tensor.is_inference()]
         self._addresses = [tensor.data_ptr() for tensor in weights]
         self._versions = [tensor._version for tensor in self._counted]
@@ -83,12 +80,6 @@ class WeightsWatch:
         return [probe.value for probe in self._probes] != self._values
 
 
-def _strided() -> Any:
-    import torch
-
-    return torch.strided
-
-
 def _probed(tensor: torch.Tensor) -> tuple[int, ...]:
     """The addresses of the first and the middle bytes of a tensor on the host."""
     size_bytes = tensor.nbytes
@@ -109,7 +100,5 @@ def _weights(module: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 
 def _first_elements(tensors: list[torch.Tensor]) -> list[float]:
-    import torch
-
     firsts = [tensor.detach().reshape(-1)[:1].double() for tensor in tensors if tensor.numel()]
     return torch.cat([first.to(firsts[0].device) for first in firsts]).tolist() if firsts else []
