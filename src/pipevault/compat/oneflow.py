@@ -11,13 +11,10 @@ from typing import Any
 
 from pipevault.errors import SettingsError, UnusableBackendError
 
-PINNED: Mapping[str, str] = dict.fromkeys(
-    (
-        "ONEFLOW_CONV2D_KERNEL_ENABLE_TUNING_WARMUP",
-        "ONEFLOW_KERNEL_CONV_CUTLASS_IMPL_ENABLE_TUNING_WARMUP",
-        "ONEFLOW_KERNEL_GEMM_CUTLASS_IMPL_ENABLE_TUNING_WARMUP",
-    ),
-    "0",
+PINNED = (
+    "ONEFLOW_CONV2D_KERNEL_ENABLE_TUNING_WARMUP",
+    "ONEFLOW_KERNEL_CONV_CUTLASS_IMPL_ENABLE_TUNING_WARMUP",
+    "ONEFLOW_KERNEL_GEMM_CUTLASS_IMPL_ENABLE_TUNING_WARMUP",
 )
 """Tuning as the program warms up picks other kernels in each process. OneDiff switches it on unless told otherwise."""
 
@@ -80,7 +77,7 @@ def pin_variables(options: Mapping[str, Any]) -> None:
     """Set the variables as OneDiff's compilation will, but for run-time tuning, which stays off unless asked for."""
     from onediff.infer_compiler.backends.env_var import set_oneflow_default_env_vars, set_oneflow_env_vars
 
-    for name, value in PINNED.items():
-        os.environ.setdefault(name, value)
+    for name in PINNED:
+        os.environ.setdefault(name, "0")
     set_oneflow_default_env_vars()
     set_oneflow_env_vars(compile_options(options))

@@ -22,12 +22,9 @@ FLOAT16_SWITCHES = (
     "allow_bf16_reduced_precision_reduction",
     "allow_fp16_accumulation",
 )
-_ATTENTION_SWITCHES = {
-    "flash": ("flash_sdp_enabled", "enable_flash_sdp"),
-    "memory_efficient": ("mem_efficient_sdp_enabled", "enable_mem_efficient_sdp"),
-    "math": ("math_sdp_enabled", "enable_math_sdp"),
-    "cudnn": ("cudnn_sdp_enabled", "enable_cudnn_sdp"),
-}
+_ATTENTION_KERNELS = {"flash": "flash", "memory_efficient": "mem_efficient", "math": "math", "cudnn": "cudnn"}
+"""The kernels that ``scaled_dot_product_attention`` may choose from, and what torch calls them in its functions."""
+
 _BACKENDS: Any = torch.backends
 
 
@@ -109,13 +106,12 @@ def _write_precision(values: Mapping[str, str]) -> None:
 
 
 def _read_attention() -> dict[str, bool]:
-    """Return which kernels ``scaled_dot_product_attention`` may choose from."""
-    return {name: getattr(_BACKENDS.cuda, read)() for name, (read, _) in _ATTENTION_SWITCHES.items()}
+    return {name: getattr(_BACKENDS.cuda, f"{kernel}_sdp_enabled")() for name, kernel in _ATTENTION_KERNELS.items()}
 
 
 def _write_attention(values: Mapping[str, bool]) -> None:
     for name, value in values.items():
-        getattr(_BACKENDS.cuda, _ATTENTION_SWITCHES[name][1])(value)
+        getattr(_BACKENDS.cuda, f"enable_{_ATTENTION_KERNELS[name]}_sdp")(value)
 
 
 def _write_workspace(value: str | None) -> None:

@@ -147,16 +147,13 @@ class Turns:
         if not any(other.thread == request.thread for other in self._held):
             return None  # nothing can wait for a thread that holds nothing
         for first in self._obstacles(request):
-            seen: set[int] = set()
             threads = [first.thread]
-            while threads:
-                thread = threads.pop()
-                if thread == request.thread:
-                    return first
-                if thread not in seen:
-                    seen.add(thread)
-                    waiting = [other for other in self._waiting if other.thread == thread]
-                    threads += [other.thread for one in waiting for other in self._obstacles(one)]
+            for thread in threads:  # it grows by those that each one waits for
+                waiting = [other for other in self._waiting if other.thread == thread]
+                found = {other.thread for one in waiting for other in self._obstacles(one)}
+                threads += found.difference(threads)
+            if request.thread in threads:
+                return first
         return None
 
     def _forget_other_threads(self) -> None:

@@ -34,14 +34,6 @@ __all__ = ["class_identity", "function_identity", "is_released", "original_class
 _ENTRY_METHODS = ("forward", "__call__")
 # Bases that a class has for its package's sake: what it overrides of them is not a step of the computation.
 _NEUTRAL_BASES = frozenset({"builtins", "abc", "typing", "enum", "torch.nn.modules.module"})
-_METHOD_TYPES = (
-    types.FunctionType,
-    staticmethod,
-    classmethod,
-    property,
-    types.MemberDescriptorType,
-    types.GetSetDescriptorType,
-)
 
 # Only what cannot change while the process runs is remembered: a value that local code reads can.
 _released_identities: weakref.WeakKeyDictionary[type, tuple[tuple[Any, ...], str]] = weakref.WeakKeyDictionary()
@@ -225,7 +217,7 @@ def _is_class_value(cls: type, name: str, value: Any) -> bool:
         return False
     if issubclass(cls, enum.Enum) and name.startswith("_") and name.endswith("_"):
         return False
-    if isinstance(value, _METHOD_TYPES):
+    if isinstance(value, types.FunctionType | staticmethod | classmethod | property):
         return False
     kind = type(value)
     return not (hasattr(kind, "__get__") and is_released(kind.__module__) and not callable(value))

@@ -139,11 +139,10 @@ class _Walk:
                 )
 
     def _class(self, cls: type) -> tuple[str, dict[str, Any]]:
-        known = self._classes.get(cls)
-        if known is None:
+        if cls not in self._classes:
             self._classes[cls] = (qualified_name(cls), {})  # for code that reads an object of its own class
-            known = self._classes[cls] = (class_identity(cls, live=self._live), _scalar_defaults(cls))
-        return known
+            self._classes[cls] = (class_identity(cls, live=self._live), _scalar_defaults(cls))
+        return self._classes[cls]
 
     def _live(self, value: Any) -> str | None:
         """A module or a tensor that code reads by name: weights of the tree stay out of it."""
@@ -222,10 +221,9 @@ class _Walk:
         if tensor.layout is not torch.strided:
             return f"{list(tensor.shape)} {tensor.dtype} {tensor.layout}"
         key = (tensor.shape, tensor.dtype, tensor.stride())
-        text = self._layouts.get(key)
-        if text is None:
-            text = self._layouts[key] = _layout(*key)
-        return text
+        if key not in self._layouts:
+            self._layouts[key] = _layout(*key)
+        return self._layouts[key]
 
     def _unusual_tensor(self, tensor: torch.Tensor) -> str:
         name = self._class(type(tensor))[0]
@@ -282,8 +280,7 @@ class _Walk:
 
     def _is_registered(self, tensor: torch.Tensor) -> bool:
         if self._registered is None:
-            named = (*self.root.named_parameters(), *self.root.named_buffers())
-            self._registered = {id(registered) for _, registered in named}
+            self._registered = {id(registered) for registered in (*self.root.parameters(), *self.root.buffers())}
         return id(tensor) in self._registered
 
     def _is_cache(self, name: str, value: Any) -> bool:
@@ -325,8 +322,7 @@ class _Walk:
             return f"module {path!r}"
         if id(module) in self._inside:
             return f"module around this one, {qualified_name(original_class(module))}"
-        known = self._objects.get(id(module))
-        if known is not None:
+        if (known := self._objects.get(id(module))) is not None:
             return known
         self._objects[id(module)] = qualified_name(original_class(module))
         self._kept_alive.append(module)
@@ -336,8 +332,7 @@ class _Walk:
         self._objects[id(module)] = identity
         if any(module is inner for inner in self.root.modules()):
             return f"module of the tree, {identity}"
-        weights = [tensor for _, tensor in (*module.named_parameters(), *module.named_buffers())]
-        values = [self._tensor_attribute(tensor, depth) for tensor in weights]
+        values = [self._tensor_attribute(tensor, depth) for tensor in (*module.parameters(), *module.buffers())]
         inner_digest = _digest(_Walk(module, inside=self._inside).modules())
         text = f"{identity} {inner_digest} {hashlib.sha256(repr(values).encode()).hexdigest()}"
         self._objects[id(module)] = text
@@ -346,17 +341,12 @@ class _Walk:
     def _object(self, value: Any, depth: int) -> str | None:
         if is_ours(value):
             return None
-        known = self._objects.get(id(value))
-        if known is not None:
+        if (known := self._objects.get(id(value))) is not None:
             return known
-        text = self._class(type(value))[0]
-        values = state_of(value)
-        self._objects[id(value)] = text
+        text = self._objects[id(value)] = self._class(type(value))[0]
         self._kept_alive.append(value)
-        if values and depth < _MAX_DEPTH:
-            lines = self._attribute_lines(values, type(value), depth + 1)
-            text = f"{text}({', '.join(sorted(lines))})" if lines else text
-            self._objects[id(value)] = text
+        if depth < _MAX_DEPTH and (lines := self._attribute_lines(state_of(value), type(value), depth + 1)):
+            text = self._objects[id(value)] = f"{text}({', '.join(sorted(lines))})"
         return text
 
     def _array(self, value: Any, depth: int) -> str:
@@ -408,38 +398,28 @@ def _string(walk: _Walk, value: str, depth: int) -> str | None:
 
 
 _Writer = Callable[[Any, Any, int], "str | None"]
+_CALLABLES = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 _WRITERS: dict[type, _Writer] = {
     str: _string,
-    tuple: _Walk._sequence,
-    list: _Walk._sequence,
-    set: _Walk._sequence,
-    frozenset: _Walk._sequence,
-    torch.Size: _Walk._sequence,
-    deque: _Walk._sequence,
-    **dict.fromkeys((bytes, bytearray, complex, range, slice), lambda walk, value, depth: repr(value)),
     dict: _Walk._mapping,
     torch.dtype: lambda walk, value, depth: str(value),
     torch.device: lambda walk, value, depth: None,
-    types.FunctionType: _Walk._callable,
-    types.BuiltinFunctionType: _Walk._callable,
-    types.MethodType: _Walk._callable,
-    functools.partial: _Walk._callable,
+    **dict.fromkeys((tuple, list, set, frozenset, torch.Size, deque), _Walk._sequence),
+    **dict.fromkeys((bytes, bytearray, complex, range, slice), lambda walk, value, depth: repr(value)),
+    **dict.fromkeys(_CALLABLES, _Walk._callable),
 }
-_WRITERS_BY_BASE: tuple[tuple[type, _Writer], ...] = (
+_WRITERS_BY_BASE: tuple[tuple[type | tuple[type, ...], _Writer], ...] = (
     (nn.Module, _Walk._module),
     (torch.Tensor, _Walk._tensor_attribute),
     (enum.Enum, lambda walk, value, depth: f"{qualified_name(type(value))}.{value.name}"),
     (type, lambda walk, value, depth: None if is_ours(value) else walk._class(value)[0]),
     (types.ModuleType, lambda walk, value, depth: f"module {value.__name__}"),
-    (RemovableHandle, lambda walk, value, depth: None),
-    (PurePath, lambda walk, value, depth: None),
+    ((RemovableHandle, PurePath), lambda walk, value, depth: None),
     (weakref.ref, lambda walk, value, depth: "weakref"),
     (np.generic, lambda walk, value, depth: f"{value.dtype} {value.item()!r}"),
     (np.ndarray, _Walk._array),
     (Mapping, _Walk._mapping),
-    (tuple, _Walk._sequence),
-    (list, _Walk._sequence),
-    (set, _Walk._sequence),
+    ((tuple, list, set), _Walk._sequence),
     (int, lambda walk, value, depth: repr(int(value))),
     (float, lambda walk, value, depth: repr(float(value))),
     (str, _string),

@@ -17,7 +17,6 @@ import types
 import weakref
 from typing import Any
 
-ORIGINAL_CLASS_ATTRIBUTE = "_pipevault_original_class"
 _SITE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 _sources: weakref.WeakKeyDictionary[Any, str | None] = weakref.WeakKeyDictionary()
 
@@ -33,7 +32,7 @@ def is_ours(value: Any) -> bool:
 def original_class(module: object) -> type:
     """Return the class of ``module``, seen through the classes that pipevault derives for frozen parts."""
     cls = type(module)
-    original: type = getattr(cls, ORIGINAL_CLASS_ATTRIBUTE, cls)
+    original: type = getattr(cls, "_pipevault_original_class", cls)
     return original
 
 

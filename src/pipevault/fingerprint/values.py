@@ -8,10 +8,7 @@ holds it: nothing that code reads goes without a trace. Places on this machine c
 from __future__ import annotations
 
 import contextlib
-import datetime
-import decimal
 import enum
-import fractions
 import functools
 import hashlib
 import os
@@ -20,6 +17,9 @@ import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import PurePath
 from typing import Any
 
@@ -33,17 +33,7 @@ _MAX_DEPTH = 32
 _MAX_VALUES = 20_000
 _PLACE = "a place"
 _CONSTANT_TYPES = frozenset({bool, int, float, complex, bytes, type(None), type(Ellipsis)})
-_TYPES_WITH_STABLE_REPR = (
-    range,
-    slice,
-    bytearray,
-    decimal.Decimal,
-    fractions.Fraction,
-    re.Pattern,
-    datetime.date,
-    datetime.time,
-    datetime.timedelta,
-)
+_TYPES_WITH_STABLE_REPR = (range, slice, bytearray, Decimal, Fraction, re.Pattern, date, time, timedelta)
 # State of the process and not of the model: such objects count by their class.
 _PROCESS_STATE = frozenset({"logging", "threading", "_thread", "weakref", "_weakref", "_contextvars", "_abc", "typing"})
 _COMPILER_PACKAGES = ("torch._dynamo", "torch._inductor", "torch.fx", "triton.")
@@ -83,8 +73,7 @@ class ValueText:
 
     def text(self, value: Any, home: str, depth: int = 0) -> str:
         """Return the text of ``value``, read by code of the module ``home``. Never empty, the same in every process."""
-        constant = constant_text(value)
-        if constant is not None:
+        if (constant := constant_text(value)) is not None:
             return constant
         if (known := self._known.get(id(value))) is not None:
             return known
