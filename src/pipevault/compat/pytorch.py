@@ -7,7 +7,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -137,11 +137,10 @@ def changed_inductor_options() -> dict[str, Any]:
     }
 
 
-@contextmanager
-def with_inductor_options(options: Mapping[str, Any]) -> Iterator[None]:
+def with_inductor_options(options: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Set ``options`` inside."""
-    with _config().patch(dict(options)):
-        yield
+    patched: AbstractContextManager[None] = _config().patch(dict(options))
+    return patched
 
 
 def inductor_default(name: str, *, value: Any) -> Any:

@@ -82,11 +82,7 @@ def is_training_hook(hook: Any) -> bool:
 
 
 def computing_module(module: nn.Module) -> nn.Module:
-    """Return ``module``, or the base layer of a peft layer that does nothing else than call it.
-
-    That is so where all active adapters are merged into the base layer, or none is left in the layer. A disabled
-    layer that holds merged adapters takes them out again when it is called, so it counts as it is.
-    """
+    """Return ``module``, or the base layer of a peft layer that does nothing else than call it."""
     while (base := module._modules.get("base_layer")) is not None and _is_idle(module):
         module = base
     return module
@@ -102,14 +98,8 @@ def named_computing_modules(module: nn.Module, path: str = "") -> Iterator[tuple
 
 
 def _is_idle(layer: nn.Module) -> bool:
-    if not peft.is_adapter_layer(layer) or not is_released(type(layer).__module__):
-        return False
-    tuner: Any = layer
     own = layer.__dict__
-    if "forward" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]:
+    is_changed = "forward" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]
+    if is_changed or not peft.is_idle_layer(layer) or not is_released(type(layer).__module__):
         return False
-    if " code:" in class_identity(type(layer)):
-        return False
-    if tuner.merged:
-        return not tuner.disable_adapters and set(tuner.active_adapters) <= set(tuner.merged_adapters)
-    return not peft.adapters_of(tuner)
+    return " code:" not in class_identity(type(layer))
