@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import random
+import zlib
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipevault.determinism import layers, seeds
-from pipevault.determinism.layers import capture, moved
+from pipevault.determinism.layers import capture, describe_state, moved, parse_state
 from pipevault.determinism.seeds import effective_seed, isolated_rng, seed_everything
-from pipevault.errors import BadSeedError, SettingsError
+from pipevault.errors import BadRecordError, BadSeedError, SettingsError
 
 
 def draw() -> tuple[float, float, float]:
@@ -224,6 +226,16 @@ def test_a_real_gpu_is_seeded_and_restored() -> None:
     assert not moved(before, capture())
     with isolated_rng(7):
         assert torch.equal(torch.rand(4, device="cuda"), first)
+
+
+@pytest.mark.parametrize("layer", ["python", "numpy"])
+@pytest.mark.parametrize("key", [b"", b"abc", bytes(4 * 623), bytes(4 * 624 + 1)])
+def test_a_recorded_state_of_another_size_is_refused(layer: str, key: bytes) -> None:
+    described = describe_state(layer, capture()[layer])
+    assert not moved({layer: parse_state(layer, described)}, {layer: capture()[layer]})
+    described["key"] = base64.b64encode(zlib.compress(key)).decode("ascii")
+    with pytest.raises(BadRecordError, match=f"'seeds.streams.{layer}' of the run record is"):
+        parse_state(layer, described)
 
 
 class Augmented(Dataset[Any]):

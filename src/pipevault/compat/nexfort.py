@@ -25,8 +25,7 @@ TRIED_TORCH = "2.4"
 def require_nexfort() -> None:
     """Raise :class:`UnusableBackendError` unless nexfort is installed with a torch that it runs with.
 
-    Its extensions are built against one series of torch, and importing them with another fails or crashes. So
-    versions are compared, and nothing is imported.
+    Nothing is imported: with another torch than they were built against its extensions fail or crash.
     """
     torch = torch_version() or "none"
     if re.match(rf"{re.escape(TRIED_TORCH)}(\D|$)", torch) is None:

@@ -1,8 +1,7 @@
 """OneDiff's registry of backends: a backend of this package is there when OneDiff asks for it, and imported only then.
 
 OneDiff looks a backend that it does not know up as a module of its own, ``onediff.infer_compiler.backends.<name>``,
-whose import registers it. :func:`announce_backend` answers for that module name, so that ``import pipevault`` suffices
-and imports neither OneDiff nor torch. A module of that name in OneDiff itself comes first.
+whose import registers it. :func:`announce_backend` answers for that name; a module of OneDiff's own comes first.
 """
 
 from __future__ import annotations

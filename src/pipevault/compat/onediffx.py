@@ -1,8 +1,8 @@
 """onediffx: the parts that it lists, and its ``compile_pipe``, ``save_pipe`` and ``load_pipe`` on those parts alone.
 
-The three functions do more than they say: ``compile_pipe`` casts SDXL's float16 VAE for good and patches the image
-processor. And less: ``save_pipe`` writes nothing without a word, ``load_pipe`` skips what is missing. So they are given
-a stand-in that holds the parts and nothing else, and what they did is looked at afterwards.
+``compile_pipe`` also casts SDXL's float16 VAE for good and patches the image processor; ``save_pipe`` may write nothing
+without a word, ``load_pipe`` skips what is missing. So they are given a stand-in that holds the parts and nothing else,
+and what they did is looked at afterwards.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def _config() -> Any:
 
 
 def _imported_config() -> Any:
-    """Inductor's configuration, ``None`` unless something imported it: readers then answer what its import would."""
+    """Inductor's configuration; ``None`` until something imports it, and readers answer what it would read then."""
     return sys.modules.get("torch._inductor.config")
 
 
@@ -186,10 +186,7 @@ def inductor_vector_bits() -> int | None:
 
 
 def inductor_compilers() -> list[str]:
-    """Return the C++ compilers that Inductor tries, first choice first.
-
-    It reads ``CXX`` when its configuration is imported; from then on the configuration counts.
-    """
+    """Return the C++ compilers that Inductor tries, first choice first."""
     config = _imported_config()
     if config is None:
         return [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]

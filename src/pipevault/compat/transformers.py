@@ -25,10 +25,7 @@ def is_output_capturing_hook(hook: object) -> bool:
 
 
 def hide_torchvision_fallback() -> None:
-    """Hide the warnings, one for each class, that image processors come without torchvision; hide nothing else.
-
-    diffusers imports two such classes, whoever uses it. Nothing is imported for it.
-    """
+    """Hide the warnings that image processors come without torchvision: diffusers imports two, whoever uses it."""
     logging.getLogger("transformers.utils.import_utils").addFilter(_is_worth_a_line)
 
 

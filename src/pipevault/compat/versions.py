@@ -59,10 +59,7 @@ def require_inductor() -> None:
 
 
 def untried_text(version: str) -> str | None:
-    """Say that ``version`` of torch is not one of :data:`TRIED_TORCH`, as no pre-release is; ``None`` if it is.
-
-    The build, such as ``+cu130``, is left aside.
-    """
+    """Say that ``version`` of torch, whatever its build, is none of :data:`TRIED_TORCH`; ``None`` if it is one."""
     release = version.partition("+")[0]
     is_release = re.fullmatch(r"\d+(\.\d+)*", release) is not None
     if is_release and any(release == tried or release.startswith(f"{tried}.") for tried in TRIED_TORCH):

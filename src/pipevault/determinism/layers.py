@@ -1,8 +1,7 @@
 """The states of a program's own random streams, which threads share: taken, compared, put back, and as plain JSON.
 
 The layers are ``python`` (``random``), ``numpy`` (its global generator), ``torch`` (the CPU's generator) and one for
-each GPU that has started (``cuda:0``, …). A JSON form says where a stream stood, so that the same numbers can be drawn
-again.
+each GPU that has started (``cuda:0``, …).
 """
 
 from __future__ import annotations
@@ -131,23 +130,21 @@ def parse_state(name: str, described: Any) -> Any:
     """Return the state that :func:`describe_state` described. :class:`BadRecordError` for what is none."""
     field = f"seeds.streams.{name}"
     if not isinstance(described, Mapping):
-        raise BadRecordError(f"Field {field!r} of the run record is not a state of a random stream.", field)
+        raise _bad(field, "is not a state of a random stream")
     if name not in ("python", "numpy"):
         seed = described.get("seed")
         if described.get("kind") == "seed" and type(seed) is int and 0 <= seed < 2**64:
             return torch.Generator().manual_seed(seed).get_state()
         return unpack(described.get("state"), field)
     if described.get("kind") != "mt19937":
-        raise BadRecordError(
-            f"Field {field!r} of the run record is the state of a generator that cannot be set "
-            f"({str(described.get('kind'))[:40]!r}).",
-            field,
-        )
-    words = np.frombuffer(_inflated(described.get("key"), field), dtype="<u4")
+        kind = str(described.get("kind"))[:40]
+        raise _bad(field, f"is the state of a generator that cannot be set ({kind!r})")
+    key = _inflated(described.get("key"), field)
     position, gauss = described.get("position"), described.get("gauss")
     is_number = gauss is None or (isinstance(gauss, float) and math.isfinite(gauss))
-    if len(words) != _WORDS or type(position) is not int or not 0 <= position <= _WORDS or not is_number:
-        raise BadRecordError(f"Field {field!r} of the run record is not a state of a Mersenne twister.", field)
+    if len(key) != 4 * _WORDS or type(position) is not int or not 0 <= position <= _WORDS or not is_number:
+        raise _bad(field, "is not a state of a Mersenne twister")
+    words = np.frombuffer(key, dtype="<u4")
     if name == "python":
         return 3, (*map(int, words), position), gauss
     return {
@@ -181,10 +178,14 @@ def _inflated(text: Any, field: str) -> bytes:
     try:
         data = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), _STATE_LIMIT_BYTES)
     except (ValueError, TypeError, zlib.error) as error:
-        raise BadRecordError(f"Field {field!r} of the run record is not a state of a random stream.", field) from error
+        raise _bad(field, "is not a state of a random stream") from error
     if not data:
-        raise BadRecordError(f"Field {field!r} of the run record is an empty state.", field)
+        raise _bad(field, "is an empty state")
     return data
+
+
+def _bad(field: str, what: str) -> BadRecordError:
+    return BadRecordError(f"Field {field!r} of the run record {what}.", field)
 
 
 def _put_one(name: str, state: Any) -> None:

@@ -72,10 +72,9 @@ class Level:
 
 @dataclass(frozen=True)
 class AchievedLevel:
-    """The level that was reached.
+    """The level that was reached, below the one asked for where a switch did not take: ``notes`` say which.
 
-    ``level`` is below the one asked for where a switch did not take, and ``notes`` say which. ``flags`` are
-    the switches as read back, plain JSON. ``per_sample``: each sample is to be run on its own.
+    ``flags`` are the switches as read back, plain JSON. ``per_sample``: each sample is to be run on its own.
     """
 
     level: str
@@ -97,10 +96,7 @@ class AchievedLevel:
 
 
 def parse_level(text: str | Level) -> Level:
-    """Return the level of ``"strict"``, ``"strict+audit"``, or a profile such as ``"production"``.
-
-    Raises :class:`UnknownLevelError`.
-    """
+    """Return the level of ``"strict"``, ``"strict+audit"``, a profile; raise :class:`UnknownLevelError` for others."""
     return text if isinstance(text, Level) else Level(*split_level(text))
 
 

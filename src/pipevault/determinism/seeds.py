@@ -54,8 +54,7 @@ def is_fresh(seed: Any) -> bool:
 def seed_everything(seed: int | None) -> int:
     """Seed every layer of this process and return the effective seed.
 
-    A GPU that has not started yet is seeded when it starts. ``DataLoader`` workers follow in every layer: torch derives
-    their seeds from its CPU generator.
+    A GPU that has not started yet is seeded when it starts. ``DataLoader`` workers follow: torch derives their seeds.
     """
     root = effective_seed(seed)
     random.seed(root)

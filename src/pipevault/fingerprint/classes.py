@@ -1,9 +1,8 @@
 """Identities of classes and functions that are the same in every process, and change when their code does.
 
-A class of a released package is named by module and qualified name; the toolchain's versions cover its code.
-For all others (``__main__``, a local file, code that came with a checkpoint) the source is part of the
-identity, and so are the local functions, classes and values that ``forward`` reaches. Such a class is
-named without its module, which depends on how and from where the file was started.
+A class of a released package is named by module and qualified name; the toolchain's versions cover its code. Of all
+others (``__main__``, a local file, code that came with a checkpoint) the source counts, and the local functions,
+classes and values that ``forward`` reaches; the module does not: it depends on how the file was started.
 """
 
 from __future__ import annotations

@@ -10,8 +10,7 @@ _SHOWN_LENGTH = 60
 def describe_difference(before: Mapping[str, str], after: Mapping[str, str], *, limit: int = 3) -> str:
     """Return the first ``limit`` changes between two snapshots in words; nothing if there is none.
 
-    Snapshots map ``path`` to a class and ``path:name`` to a value. A module that came, went or became another
-    class is one change, whatever it holds.
+    Snapshots map ``path`` to a class and ``path:name`` to a value. Another class is one change, whatever it holds.
     """
     changes = list(_changes(before, after))
     text = "; ".join(changes[:limit])

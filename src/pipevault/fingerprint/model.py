@@ -1,14 +1,13 @@
 """Fingerprint of a module: everything that decides its graph, except the values of its weights.
 
-The configuration does not show FreeU, attention processors, tiling, LoRA layers, hooks or ``channels_last``.
-So the digest walks the module tree: path, class (with its source outside released packages), scalars,
-objects and functions held as attributes, ``training``, forward hooks, and parameters and buffers by name,
-shape, dtype, stride, ties and persistence. Paths, devices, addresses and ``requires_grad`` do not count. A peft
-layer whose active adapters are merged counts as its base layer.
+The configuration does not show FreeU, attention processors, tiling, LoRA layers, hooks or ``channels_last``. So the
+digest walks the module tree: path, class (with its source outside released packages), scalars, objects and functions
+held as attributes, ``training``, forward hooks, and parameters and buffers by name, shape, dtype, stride, ties and
+persistence. Paths, devices, addresses and ``requires_grad`` do not count.
 
-A module has the same fingerprint before and after it was called. So the attributes of a module that hold tensors
-which are no parameters or buffers do not count, nor do containers with nothing in them: models keep caches there,
-and fill them when they run. Where a graph holds such a tensor as a constant, its values are compared for the graph.
+A module has the same fingerprint before and after it was called. So its attributes that hold tensors which are no
+parameters or buffers do not count, nor do containers with nothing in them: models keep caches there, and fill them when
+they run. Where a graph holds such a tensor as a constant, its values are compared for the graph.
 """
 
 from __future__ import annotations
@@ -57,8 +56,7 @@ _NUMBERS = frozenset({int, bool, float})
 class Architecture:
     """The summary of a module tree, and the hex SHA-256 of all that its code depends on.
 
-    ``parameters`` counts elements, ``tensors`` parameters and buffers, ``dtypes`` tensors by dtype; a tensor that has
-    several names counts once.
+    ``parameters`` counts elements, ``tensors`` parameters and buffers, ``dtypes`` tensors by dtype; tied ones once.
     """
 
     class_name: str

@@ -1,9 +1,8 @@
 """Names of classes and functions that are the same in every process, and what belongs to an installed distribution.
 
 A distribution may lie anywhere: site-packages, ``--target``, conda. It is known by the ``dist-info`` folder next to its
-packages, which pip, uv and conda write. Nothing is imported. The folder is listed once in a process, and the
-distributions in it are read only for a package whose name is none of theirs (``PIL`` of pillow, ``sklearn`` of
-scikit-learn).
+packages. Nothing is imported. The folder is listed once in a process, and the distributions in it are read only for a
+package whose name is none of theirs (``PIL`` of pillow).
 """
 
 from __future__ import annotations

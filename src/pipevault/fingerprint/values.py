@@ -1,8 +1,7 @@
 """Texts of the values that local code reads by name: globals, closure cells, defaults, class attributes.
 
-Containers are read recursively, tensors and arrays by digest, objects by class and attributes. What cannot be
-read (a C object with hidden state, say) is named by its class, together with the source of the module that
-holds it: nothing that code reads goes without a trace. Places on this machine count as places, whichever.
+Nothing that code reads goes without a trace: what cannot be read (a C object with hidden state, say) is named by its
+class, together with the source of the module that holds it. Places on this machine count as places, whichever.
 """
 
 from __future__ import annotations
@@ -60,10 +59,7 @@ def constant_text(value: Any) -> str | None:
 
 
 class ValueText:
-    """One pass over values. ``code`` gives the text of functions and classes, ``live`` that of modules and tensors.
-
-    ``live`` may answer ``None``: then weights count by their values.
-    """
+    """One pass over values. ``code`` gives the text of functions and classes, ``live`` that of modules and tensors."""
 
     def __init__(self, *, code: Callable[[Any], str], live: LiveText | None = None) -> None:
         self._code = code

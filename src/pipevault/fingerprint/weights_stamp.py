@@ -33,7 +33,10 @@ def weights_stamp(module: torch.nn.Module) -> Stamp:
             elsewhere.append(tensor)
         else:
             seen += [c_uint64.from_address(probed).value for probed in _probed(tensor)]
-    return (*seen, *_first_elements(elsewhere))
+    firsts = [tensor.detach().reshape(-1)[:1].double() for tensor in elsewhere if tensor.numel()]
+    if firsts:
+        seen += torch.cat([first.to(firsts[0].device) for first in firsts]).tolist()
+    return tuple(seen)
 
 
 class WeightsWatch:
@@ -97,8 +100,3 @@ def _weights(module: torch.nn.Module) -> Iterator[torch.Tensor]:
         for tensors in (owner._parameters, owner._buffers):
             yield from (tensor for tensor in tensors.values() if tensor is not None)
         stack += (child for child in owner._modules.values() if child is not None)
-
-
-def _first_elements(tensors: list[torch.Tensor]) -> list[float]:
-    firsts = [tensor.detach().reshape(-1)[:1].double() for tensor in tensors if tensor.numel()]
-    return torch.cat([first.to(firsts[0].device) for first in firsts]).tolist() if firsts else []
