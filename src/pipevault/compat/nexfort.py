@@ -7,7 +7,6 @@ is ``1`` and the mode has ``cache-all``; code and libraries lie next to it. A pr
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipevault.compat.versions import torch_version
+from pipevault.compat.versions import installed_version, torch_version
 from pipevault.errors import UnusableBackendError
 
 TRIED = "0.1.dev271"
@@ -43,10 +42,7 @@ def require_nexfort() -> None:
 
 def nexfort_version() -> str:
     """Return the version of the installed nexfort, ``none`` where there is none."""
-    try:
-        return importlib.metadata.version("nexfort")
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
+    return installed_version("nexfort") or "none"
 
 
 def compile_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import logging
@@ -39,6 +40,14 @@ def installed_torch_version() -> str | None:
         return distribution.version  # no wheel: an editable build
     found = re.search(r"^__version__ = ['\"]([^'\"]+)['\"]", text, re.MULTILINE)
     return found[1] if found else distribution.version
+
+
+def installed_version(*distributions: str) -> str | None:
+    """Return the version of the first of ``distributions`` that is installed; ``None`` if none is."""
+    for name in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
 
 
 def is_too_old(version: str) -> bool:

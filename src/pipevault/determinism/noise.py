@@ -9,8 +9,8 @@ CPU's instruction set, because torch computes its logarithms with vectors where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -51,8 +51,7 @@ def noise(
     return whole.to(device=device, dtype=dtype)
 
 
-@contextmanager
-def host_noise(*, global_draws: bool = False) -> Iterator[None]:
+def host_noise(*, global_draws: bool = False) -> AbstractContextManager[TorchFunctionMode]:
     """Have torch draw with CPU generators in float32 on the host inside, then cast and move.
 
     Covers ``randn``, ``rand``, ``normal``, ``randint``, ``randperm``, ``randn_like``, ``rand_like``, ``randint_like``
@@ -64,8 +63,7 @@ def host_noise(*, global_draws: bool = False) -> Iterator[None]:
     Holds for the thread that enters it. Every other torch call costs about four microseconds more inside.
     Keep export and compilation outside: they would trace the mode.
     """
-    with _HostNoise(global_draws):
-        yield
+    return _HostNoise(global_draws)
 
 
 class _HostNoise(TorchFunctionMode):

@@ -67,11 +67,7 @@ def check_package_machine(metadata: Mapping[str, str], device: torch.device) -> 
 
     Metadata that lacks a field is a reason too: native code of unknown origin is not loaded.
     """
-    expected = {
-        "AOTI_PLATFORM": sys.platform,
-        "AOTI_MACHINE": platform.machine(),
-        "AOTI_DEVICE_KEY": device.type,
-    }
+    expected = {"AOTI_PLATFORM": sys.platform, "AOTI_MACHINE": platform.machine(), "AOTI_DEVICE_KEY": device.type}
     if device.type == "cuda":
         expected["AOTI_COMPUTE_CAPABILITY"] = _aoti_compute_capability(device)
     for name, here in expected.items():

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib.metadata
 import subprocess
 import sys
 
 from pipevault.compat.pytorch import inductor_compilers
-from pipevault.compat.versions import installed_torch_version
+from pipevault.compat.versions import installed_torch_version, installed_version
 
 ABSENT = "none"
 _PACKAGES = ("torch", "triton", "diffusers", "transformers", "onediff", "onediffx")
@@ -35,10 +33,7 @@ def package_version(name: str) -> str:
 def _installed_version(name: str) -> str:
     if name == "torch":
         return installed_torch_version() or ABSENT
-    for distribution in _TRITON if name == "triton" else (name,):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(distribution)
-    return ABSENT
+    return installed_version(*(_TRITON if name == "triton" else (name,))) or ABSENT
 
 
 def find_cxx_compiler() -> str | None:
