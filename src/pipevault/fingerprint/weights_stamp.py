@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ctypes import c_uint64
-from operator import is_not
 from typing import Any, TypeAlias
 
 import torch
@@ -48,39 +47,34 @@ class WeightsWatch:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
-        self._tables: list[dict[str, Any]] = [
+        tables: list[dict[str, Any]] = [
             table for owner in module.modules() for table in (owner._parameters, owner._buffers, owner._modules)
         ]
-        self._held = [value for table in self._tables for value in table.values()]
-        self._weights = weights = list(_weights(module))
+        self._kept_alive = [value for table in tables for value in table.values()]
+        weights = list(_weights(module))
         self.is_plain = all(
             tensor.is_cpu and tensor.layout is torch.strided and not hasattr(tensor, "__tensor_flatten__")
             for tensor in weights
         )
-        if not self.is_plain:
-            self._stamp = weights_stamp(module)
-            return
-        self._counted = [tensor for tensor in weights if not tensor.is_inference()]
-        self._addresses = [tensor.data_ptr() for tensor in weights]
-        self._versions = [tensor._version for tensor in self._counted]
-        self._probes = [c_uint64.from_address(address) for tensor in weights for address in _probed(tensor)]
-        self._values = [probe.value for probe in self._probes]
+        looks: list[Callable[[], Any]] = [lambda: weights_stamp(module)]
+        if self.is_plain:
+            counted = [tensor for tensor in weights if not tensor.is_inference()]
+            probes = [c_uint64.from_address(address) for tensor in weights for address in _probed(tensor)]
+            looks = [
+                lambda: [id(value) for table in tables for value in table.values()],
+                lambda: [tensor.data_ptr() for tensor in weights],
+                lambda: [tensor._version for tensor in counted],
+                lambda: [probe.value for probe in probes],
+            ]
+        self._seen = [(look, look()) for look in looks]
 
     def watches(self, module: torch.nn.Module) -> bool:
         """Return whether it was made for ``module``, or for one that shares its tables of weights."""
         return module._parameters is self._module._parameters and module._modules is self._module._modules
 
     def has_moved(self) -> bool:
-        if not self.is_plain:
-            return weights_stamp(self._module) != self._stamp
-        held = [value for table in self._tables for value in table.values()]
-        if len(held) != len(self._held) or any(map(is_not, held, self._held)):
-            return True
-        if [tensor.data_ptr() for tensor in self._weights] != self._addresses:
-            return True  # and memory that a probe points to may be gone
-        if [tensor._version for tensor in self._counted] != self._versions:
-            return True
-        return [probe.value for probe in self._probes] != self._values
+        # Probes come last: where an address moved, the memory that they point to may be gone.
+        return any(look() != seen for look, seen in self._seen)
 
 
 def _probed(tensor: torch.Tensor) -> tuple[int, ...]:
