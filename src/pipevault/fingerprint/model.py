@@ -31,11 +31,10 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
 from pipevault.compat import accelerate, diffusers, transformers
-from pipevault.fingerprint.classes import class_identity, function_identity
+from pipevault.fingerprint.classes import class_identity, function_identity, state_of
 from pipevault.fingerprint.difference import describe_difference
 from pipevault.fingerprint.names import is_ours, original_class, qualified_name
 from pipevault.fingerprint.tensors import tensor_digest
-from pipevault.fingerprint.values import state_of
 from pipevault.fingerprint.volatile import (
     BOOKKEEPING_NAMES,
     SKIPPED_NAMES,
