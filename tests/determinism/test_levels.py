@@ -224,7 +224,7 @@ def test_one_switch_that_cannot_be_put_back_does_not_keep_the_others(monkeypatch
     def refuse(_: Any) -> None:
         raise OSError("stuck")
 
-    broken = Flag(lambda: values[0], lambda _: values.reverse(), lambda: object())
+    broken = Flag(object, lambda _: values.reverse(), lambda _: values[0])
     monkeypatch.setattr(levels, "FLAGS", {**FLAGS, "cudnn_deterministic": broken})
     with pytest.raises(OSError, match="stuck"), level("strict"):
         object.__setattr__(broken, "write", refuse)

@@ -108,7 +108,6 @@ class _Group:
     threads: list[int] = field(default_factory=list)
     """The thread of each block."""
     states: dict[str, Any] = field(default_factory=dict)
-    values: dict[str, Any] = field(default_factory=dict)
 
     def put_back(self) -> None:
         with ExitStack() as stack:
@@ -130,12 +129,11 @@ class _Groups:
     def read(self, name: str) -> Any:
         """The program's own value of a switch."""
         with self._lock:
-            first = next((group for group in self._stack if name in group.values), None)
-            return FLAGS[name].read() if first is None else first.values[name]
+            first = next((group for group in self._stack if name in group.states), None)
+            return FLAGS[name].read() if first is None else FLAGS[name].plain(first.states[name])
 
     @contextmanager
     def joined(self, needs: Hashable, wanted: Wanted) -> Iterator[None]:
-        shared = {name: flag for name, flag in FLAGS.items() if not flag.per_thread}
         own = {name: flag.state() for name, flag in FLAGS.items() if flag.per_thread} if wanted else {}
         with self._lock:
             if not self._stack or self._stack[-1].needs != needs:
@@ -143,8 +141,7 @@ class _Groups:
             group = self._stack[-1]
             group.threads.append(threading.get_ident())
             if wanted and not group.states:
-                group.values = {name: flag.read() for name, flag in shared.items()}
-                group.states = {name: flag.state() for name, flag in shared.items()}
+                group.states = {name: flag.state() for name, flag in FLAGS.items() if not flag.per_thread}
         with ExitStack() as stack:
             for name, state in own.items():
                 stack.callback(FLAGS[name].put_back, state)
@@ -159,7 +156,7 @@ class _Groups:
             place = self._stack.index(group)
             del self._stack[place]
             if place < len(self._stack):  # left before a block inside it: that one puts back what this one found
-                self._stack[place].states, self._stack[place].values = group.states, group.values
+                self._stack[place].states = group.states
             else:
                 group.put_back()
 

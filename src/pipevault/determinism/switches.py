@@ -30,17 +30,18 @@ _BACKENDS: Any = torch.backends
 
 @dataclass(frozen=True)
 class Flag:
-    """One switch. ``read`` gives plain JSON; what ``snapshot`` gives is for ``write`` alone, so that it is put back
-    exactly. A switch without ``write`` can only be observed. One that is ``per_thread`` has a value in each context.
+    """One switch. What ``state`` gives is what ``write`` takes to put it back; ``plain`` makes plain JSON of it.
+
+    A switch without ``write`` can only be observed. One that is ``per_thread`` has a value in each context.
     """
 
-    read: Callable[[], Any]
+    state: Callable[[], Any]
     write: Callable[[Any], None] | None = None
-    snapshot: Callable[[], Any] | None = None
+    plain: Callable[[Any], Any] = lambda state: state
     per_thread: bool = False
 
-    def state(self) -> Any:
-        return self.read() if self.snapshot is None else self.snapshot()
+    def read(self) -> Any:
+        return self.plain(self.state())
 
     def put_back(self, state: Any) -> None:
         if self.write is not None and self.state() != state:
@@ -54,26 +55,22 @@ def _attribute(path: str, name: str) -> Flag:
     """
     owner = attrgetter(path)(_BACKENDS)
 
+    def state() -> Any:
+        value, second = getattr(owner, name, False), f"{name}_split_k"
+        return (value, getattr(owner, second)) if hasattr(owner, second) else value
+
     def write(value: Any) -> None:
         if hasattr(owner, name):
             setattr(owner, name, value)
 
-    def snapshot() -> Any:
-        value, second = getattr(owner, name, False), f"{name}_split_k"
-        return (value, getattr(owner, second)) if hasattr(owner, second) else value
-
-    return Flag(lambda: getattr(owner, name, False), write, snapshot)
+    return Flag(state, write, lambda state: state[0] if isinstance(state, tuple) else state)
 
 
-def _read_precision() -> dict[str, str]:
-    """Return what float32 is computed in, for each kind of operation: ``ieee``, ``tf32`` or ``bf16``.
+def _precision() -> dict[str, str]:
+    """Return what float32 is computed in, for each kind of operation: ``ieee`` (or ``none``), ``tf32`` or ``bf16``.
 
     ``torch.get_float32_matmul_precision()`` raises where the program used ``fp32_precision``, so it is not asked.
     """
-    return {name: IEEE if value == "none" else value for name, value in _raw_precision().items()}
-
-
-def _raw_precision() -> dict[str, str]:
     if _has_precision():
         return {name: str(attrgetter(name)(_BACKENDS).fp32_precision) for name in PRECISION_OPERATIONS}
     old = {
@@ -131,7 +128,11 @@ FLAGS: Mapping[str, Flag] = {
     "cudnn_benchmark": _attribute("cudnn", "benchmark"),
     "cudnn_deterministic": _attribute("cudnn", "deterministic"),
     "mkldnn_deterministic": _attribute("mkldnn", "deterministic"),
-    "float32_precision": Flag(_read_precision, _write_precision, _raw_precision),
+    "float32_precision": Flag(
+        _precision,
+        _write_precision,
+        lambda state: {name: IEEE if value == "none" else value for name, value in state.items()},
+    ),
     **{name: _attribute("cuda.matmul", name) for name in FLOAT16_SWITCHES},
     "attention": Flag(_read_attention, _write_attention),
     "diffusers_attention": Flag(attention_backend),

@@ -122,11 +122,8 @@ def _folder_by_name(module_name: str, file: str) -> str | None:
 
 @functools.cache
 def _is_installed(folder: str, root: str) -> bool:
-    distributions = _distributions(folder)
-    own = distributions.get(_normalized(root))
-    if own is not None and not _is_editable(own):
-        return True
-    return bool(distributions) and root in _top_level_names(folder)
+    own = _distributions(folder).get(_normalized(root))
+    return (own is not None and not _is_editable(own)) or root in _top_level_names(folder)
 
 
 @functools.cache
