@@ -14,15 +14,15 @@ from pipevault.errors import SettingsError
 def test_onediff_sets_the_variables_that_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     from onediff.infer_compiler.backends.env_var import set_oneflow_default_env_vars
 
-    for name in [name for name in os.environ if name.startswith(oneflow.PREFIX)]:
+    for name in [name for name in os.environ if name.startswith("ONEFLOW_")]:
         monkeypatch.delenv(name)
     set_oneflow_default_env_vars()
     try:
         assert {name: os.environ[name] for name in oneflow.PINNED} == dict.fromkeys(oneflow.PINNED, "1")
-        tuning = {name for name in os.environ if name.startswith(oneflow.PREFIX) and "TUNING" in name}
+        tuning = {name for name in os.environ if name.startswith("ONEFLOW_") and "TUNING" in name}
         assert tuning == set(oneflow.PINNED)
     finally:
-        for name in [name for name in os.environ if name.startswith(oneflow.PREFIX)]:
+        for name in [name for name in os.environ if name.startswith("ONEFLOW_")]:
             del os.environ[name]
 
 

@@ -13,21 +13,20 @@ def adapted() -> Any:
     return inject_adapter_in_model(config, nn.Sequential(nn.Linear(2, 2)), adapter_name="style")[0]
 
 
-def test_an_adapter_layer_is_recognised() -> None:
-    assert peft.is_adapter_layer(adapted())
-    assert not peft.is_adapter_layer(nn.Linear(2, 2))
-
-
-def test_its_adapters_are_named() -> None:
+def test_a_layer_without_adapters_is_idle() -> None:
     layer = adapted()
-    assert peft.adapters_of(layer) == {"style"}
+    assert "base_layer" in layer._modules
+    assert not peft.is_idle_layer(layer)
     layer.delete_adapter("style")
-    assert peft.adapters_of(layer) == set()
+    assert peft.is_idle_layer(layer)
+    assert not peft.is_idle_layer(nn.Linear(2, 2)), "it is no layer of peft"
 
 
-def test_it_says_what_is_merged_and_active() -> None:
+def test_a_layer_whose_active_adapters_are_merged_is_idle() -> None:
     layer = adapted()
     assert (layer.merged, layer.disable_adapters, layer.active_adapters) == (False, False, ["style"])
     layer.merge()
     assert (layer.merged, layer.merged_adapters) == (True, ["style"])
-    assert "base_layer" in layer._modules
+    assert peft.is_idle_layer(layer)
+    layer.enable_adapters(False)
+    assert not peft.is_idle_layer(layer), "it takes them out again when it is called"

@@ -153,18 +153,17 @@ class TestInductorSettings:
         yield
         pytorch.set_inductor_deterministic(before)
 
-    def test_vector_settings_are_those_of_the_configuration(self) -> None:
+    def test_vector_bits_are_those_of_the_configuration(self) -> None:
         from torch._inductor import config
 
-        with config.patch({"cpp.vec_isa_ok": False, "cpp.simdlen": 256}):
-            assert pytorch.inductor_vector_settings() == pytorch.VectorSettings(True, 256)
-        with config.patch({"cpp.vec_isa_ok": None, "cpp.simdlen": None}):
-            assert pytorch.inductor_vector_settings() == pytorch.VectorSettings(False, None)
+        for vec_isa_ok, simdlen, bits in ((False, 256, 0), (None, 256, 256), (None, None, None), (True, None, None)):
+            with config.patch({"cpp.vec_isa_ok": vec_isa_ok, "cpp.simdlen": simdlen}):
+                assert pytorch.inductor_vector_bits() == bits
 
     @pytest.mark.parametrize(
         ("variable", "value", "reader"),
         [
-            ("TORCHINDUCTOR_VEC_ISA_OK", "0", "inductor_vector_settings"),
+            ("TORCHINDUCTOR_VEC_ISA_OK", "0", "inductor_vector_bits"),
             ("TORCHINDUCTOR_DETERMINISTIC", "1", "inductor_deterministic"),
             ("CXX", "my-cxx", "inductor_compilers"),
         ],
@@ -236,7 +235,20 @@ class TestAttention:
 
 
 class TestModules:
-    @pytest.mark.parametrize("name", pytorch.MODULE_INTERNALS)
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "_parameters",
+            "_buffers",
+            "_non_persistent_buffers_set",
+            "_modules",
+            "_forward_hooks",
+            "_forward_hooks_with_kwargs",
+            "_forward_hooks_always_called",
+            "_forward_pre_hooks",
+            "_forward_pre_hooks_with_kwargs",
+        ],
+    )
     def test_every_module_has_what_the_fingerprint_reads(self, name: str) -> None:
         assert name in vars(nn.Linear(1, 1)), f"nn.Module has no {name} any more"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import random
+import zlib
 from typing import Any
 
 import numpy as np
@@ -11,14 +13,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipevault.determinism import layers, seeds
-from pipevault.determinism.layers import capture, moved
-from pipevault.determinism.seeds import (
-    effective_seed,
-    isolated_rng,
-    seed_everything,
-    seed_worker,
-)
-from pipevault.errors import BadSeedError, SettingsError
+from pipevault.determinism.layers import capture, describe_state, moved, parse_state
+from pipevault.determinism.seeds import effective_seed, isolated_rng, seed_everything
+from pipevault.errors import BadRecordError, BadSeedError, SettingsError
 
 
 def draw() -> tuple[float, float, float]:
@@ -172,8 +169,6 @@ def test_who_draws_from_a_global_generator_is_noticed(layer: str, use: Any) -> N
 class FakeGpus:
     """What torch.cuda offers for the state of two GPUs."""
 
-    __name__ = "torch.cuda"
-
     def __init__(self, *, started: bool) -> None:
         self.started = started
         self.states = [torch.tensor([1], dtype=torch.uint8), torch.tensor([2], dtype=torch.uint8)]
@@ -194,7 +189,7 @@ class FakeGpus:
 
 def use_fake(monkeypatch: pytest.MonkeyPatch, gpus: FakeGpus) -> None:
     for module in (layers, seeds):
-        monkeypatch.setattr(module, "gpu_modules", lambda: [(gpus, gpus.started)])
+        monkeypatch.setattr(module, "gpu_modules", lambda: {"cuda": gpus})
 
 
 def test_the_state_of_every_gpu_that_has_started_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +228,16 @@ def test_a_real_gpu_is_seeded_and_restored() -> None:
         assert torch.equal(torch.rand(4, device="cuda"), first)
 
 
+@pytest.mark.parametrize("layer", ["python", "numpy"])
+@pytest.mark.parametrize("key", [b"", b"abc", bytes(4 * 623), bytes(4 * 624 + 1)])
+def test_a_recorded_state_of_another_size_is_refused(layer: str, key: bytes) -> None:
+    described = describe_state(layer, capture()[layer])
+    assert not moved({layer: parse_state(layer, described)}, {layer: capture()[layer]})
+    described["key"] = base64.b64encode(zlib.compress(key)).decode("ascii")
+    with pytest.raises(BadRecordError, match=f"'seeds.streams.{layer}' of the run record is"):
+        parse_state(layer, described)
+
+
 class Augmented(Dataset[Any]):
     """Draws from every layer in ``__getitem__``, as data augmentation does."""
 
@@ -248,7 +253,7 @@ class Augmented(Dataset[Any]):
 def epochs(seed: int) -> list[list[tuple[int, float, float, float]]]:
     with isolated_rng(0):
         seed_everything(seed)
-        loader = DataLoader(Augmented(), num_workers=2, batch_size=None, worker_init_fn=seed_worker)
+        loader = DataLoader(Augmented(), num_workers=2, batch_size=None)
         return [[tuple(item) for item in loader] for _ in range(2)]
 
 
@@ -259,15 +264,3 @@ def test_workers_of_a_data_loader_repeat_and_differ() -> None:
     assert len(set(draws)) == len(draws) == 2 * 8 * 3
     assert {worker for worker, *_ in first} == {0, 1}
     assert epochs(8)[0] != first
-
-
-def test_a_worker_is_seeded_from_torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    with isolated_rng(0):
-        torch.manual_seed(7)
-        seed_worker(0)
-        first = draw()
-        random.seed(1)
-        np.random.seed(1)
-        torch.manual_seed(7)
-        seed_worker(0)
-        assert draw() == first

@@ -85,10 +85,9 @@ def test_too_few_or_too_many_generators_are_refused(given: int, n: int) -> None:
     assert issubclass(GeneratorCountError, BadCallError)
 
 
-def test_one_for_all_or_one_for_each_fits() -> None:
-    check_generators(torch.Generator(), 4)
-    check_generators(generators(7, 4), 4, device="cuda:1")
-    check_generators(tuple(generators(7, 4)), 4, device=torch.device("cpu"))
+def test_one_for_each_fits() -> None:
+    check_generators(generators(7, 4), 4)
+    check_generators(tuple(generators(7, 4)), 4)
 
 
 def on(device: str) -> Any:
@@ -99,8 +98,6 @@ def on(device: str) -> Any:
 def test_a_generator_on_the_wrong_device_is_refused(own: str, needed: str) -> None:
     with pytest.raises(GeneratorDeviceError, match=f"A generator on {own} cannot draw noise for {needed}. Pass a CPU"):
         check_device(on(own), torch.device(needed))
-    with pytest.raises(GeneratorDeviceError):
-        check_generators(on(own), 1, device=needed)
 
 
 @pytest.mark.parametrize(
@@ -108,4 +105,3 @@ def test_a_generator_on_the_wrong_device_is_refused(own: str, needed: str) -> No
 )
 def test_a_generator_that_fits_is_accepted(own: str, needed: str) -> None:
     check_device(on(own), torch.device(needed))
-    check_device(on(own), None)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.fresh_python import SOURCE, run_python
-from pipevault.fingerprint import distributions
+from pipevault.fingerprint import names
 from pipevault.fingerprint.names import is_released, place_in_package
 
 CODE = """
@@ -128,18 +128,18 @@ def test_installed_packages_of_this_environment() -> None:
 
 def test_an_alias_of_a_package_is_that_package() -> None:
     pytest.importorskip("requests")
-    assert distributions.folder_of("requests.packages.urllib3") == distributions.folder_of("urllib3") is not None
+    assert names.folder_of("requests.packages.urllib3") == names.folder_of("urllib3") is not None
 
 
 def test_a_folder_that_cannot_be_read_holds_no_distribution(tmp_path: Path) -> None:
-    assert distributions._distributions(str(tmp_path / "packages.zip")) == {}
+    assert names._distributions(str(tmp_path / "packages.zip")) == {}
 
 
 def test_packages_with_names_of_their_distributions_are_found_without_reading_the_others(tmp_path: Path) -> None:
     code = (
         "import torch, diffusers, transformers, peft, accelerate\n"
-        "from pipevault.fingerprint import distributions, names\n"
+        "from pipevault.fingerprint import names\n"
         "found = [names.is_released(name) for name in ('torch', 'diffusers', 'transformers', 'peft', 'accelerate')]\n"
-        "print(found, distributions._top_level_names.cache_info().misses)"
+        "print(found, names._top_level_names.cache_info().misses)"
     )
     assert run_python(code, cwd=tmp_path) == f"{[True] * 5} 0"

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from helpers.fresh_python import run_python
+from pipevault.compat import pytorch
 from pipevault.digest import canonical_json
 from pipevault.fingerprint import machine
 
@@ -87,16 +88,16 @@ def test_onednn_switched_off_is_a_factor() -> None:
 
 
 def test_mkl_threads_are_a_factor_where_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_thread_count", lambda: 4)
-    monkeypatch.setattr(machine, "_mkl_thread_count", lambda: 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(pytorch, "mkl_threads", lambda: 4)
     assert "mkl_threads" not in machine.machine_factors(CPU)
-    monkeypatch.setattr(machine, "_mkl_thread_count", lambda: 1)
+    monkeypatch.setattr(pytorch, "mkl_threads", lambda: 1)
     assert machine.machine_factors(CPU)["mkl_threads"] == 1
 
 
 def fake_cpu(monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, Any], *, arch: str = "x86_64") -> None:
-    monkeypatch.setattr(machine, "_cpu_capabilities", lambda: capabilities)
-    monkeypatch.setattr(machine, "_init_amx", lambda: True)
+    monkeypatch.setattr(pytorch, "cpu_capabilities", lambda: capabilities)
+    monkeypatch.setattr(pytorch, "init_amx", lambda: True)
     monkeypatch.setattr(platform, "machine", lambda: arch)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
@@ -126,7 +127,7 @@ def test_isa_of_other_machines(
 
 def test_amx_that_the_system_does_not_grant_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_cpu(monkeypatch, {**AVX512, "amx_tile": True})
-    monkeypatch.setattr(machine, "_init_amx", lambda: False)
+    monkeypatch.setattr(pytorch, "init_amx", lambda: False)
     assert machine.inductor_isa() == "AVX512 AVX512_VNNI"
 
 

@@ -78,7 +78,10 @@ def test_tied_weights_count_under_each_name() -> None:
     ids=str,
 )
 @pytest.mark.parametrize("chunk_size_bytes", [1, 7, 64, 1 << 20])
-def test_layout_and_chunks_do_not_count(dtype: torch.dtype, chunk_size_bytes: int) -> None:
+def test_layout_and_chunks_do_not_count(
+    dtype: torch.dtype, chunk_size_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensors, "CHUNK_SIZE_BYTES", chunk_size_bytes)
     plain = torch.arange(2 * 3 * 4 * 5).remainder(97).to(torch.float32).view(2, 3, 4, 5).to(dtype)
     expected = hashlib.sha256(plain.view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
     transposed = plain.transpose(1, 3).contiguous().transpose(1, 3)
@@ -86,7 +89,7 @@ def test_layout_and_chunks_do_not_count(dtype: torch.dtype, chunk_size_bytes: in
     sliced = torch.cat([plain, plain], dim=1)[:, :3]
     assert not transposed.is_contiguous()
     for tensor in (plain, transposed, channels_last, sliced):
-        assert tensor_digest(tensor, chunk_size_bytes=chunk_size_bytes) == expected
+        assert tensor_digest(tensor) == expected
 
 
 def test_scalar_empty_and_conjugate_tensors() -> None:
@@ -105,8 +108,9 @@ def test_no_second_copy_of_a_contiguous_weight(monkeypatch: pytest.MonkeyPatch) 
         return view(tensor)
 
     monkeypatch.setattr(tensors, "_bytes_view", record)
+    monkeypatch.setattr(tensors, "CHUNK_SIZE_BYTES", 256)
     weight = torch.randn(64, 64)
-    tensor_digest(weight, chunk_size_bytes=256)
+    tensor_digest(weight)
     assert seen == [weight.data_ptr()]
 
 
@@ -119,7 +123,8 @@ def test_copies_of_strided_weights_stay_below_the_chunk_size(monkeypatch: pytest
         return view(tensor)
 
     monkeypatch.setattr(tensors, "_bytes_view", record)
-    tensor_digest(torch.randn(64, 64).t(), chunk_size_bytes=1000)
+    monkeypatch.setattr(tensors, "CHUNK_SIZE_BYTES", 1000)
+    tensor_digest(torch.randn(64, 64).t())
     assert max(sizes) <= 1000
     assert sum(sizes) == 64 * 64 * 4
 

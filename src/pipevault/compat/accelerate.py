@@ -12,47 +12,52 @@ if TYPE_CHECKING:
     from torch import nn
 
 HOOK_ATTRIBUTE = "_hf_hook"
-FORWARD_ATTRIBUTE = "_old_forward"
-MOVING_METHODS = frozenset({"to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa"})
+_FORWARD_ATTRIBUTE = "_old_forward"
+_MOVING_METHODS = frozenset({"to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa"})
 """Methods that ``dispatch_model`` replaces by ones that warn."""
 
-_HOOKS_MODULE = "accelerate.hooks"
-_PLACING_PACKAGES = ("accelerate", "diffusers")
 _COMPUTING_HOOKS = frozenset({"LayerwiseCastingHook"})  # casts weights for each call, so other numbers come out
 
 
-def is_hooked(values: Mapping[str, Any]) -> bool:
-    """Return whether the module with the attributes ``values`` has a hook of accelerate."""
-    return HOOK_ATTRIBUTE in values
+def without_placement(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Any]]:
+    """Return the attributes that a module has but for a hook of accelerate, and what in that hook may compute.
 
-
-def forward_of(values: Mapping[str, Any]) -> Any:
-    """Return the ``forward`` that a hooked module had before, or has in spite of the hook; ``None`` for the class's.
-
-    accelerate keeps the former one in ``_old_forward`` and calls it from the ``forward`` that it puts on the module.
+    accelerate puts a ``forward`` of its own on the module, and calls the former one, which it keeps in
+    ``_old_forward``. A hook may do more than place and move if it is a program's own, or casts.
     """
+    if HOOK_ATTRIBUTE not in values:
+        return values, []
+    left_out = {HOOK_ATTRIBUTE, _FORWARD_ATTRIBUTE, "forward", *_MOVING_METHODS}
+    own = {name: value for name, value in values.items() if name not in left_out}
     forward = values.get("forward")
-    return values.get(FORWARD_ATTRIBUTE) if is_hooked_forward(forward) else forward
+    if _is_hooked_forward(forward):
+        forward = values.get(_FORWARD_ATTRIBUTE)
+    if forward is not None:
+        own["forward"] = forward
+    return own, [hook for hook in _single_hooks(values[HOOK_ATTRIBUTE]) if _may_compute(type(hook))]
 
 
-def is_hooked_forward(forward: object) -> bool:
-    """Return whether ``forward`` is the function that ``add_hook_to_module`` puts in place of a module's own."""
+def _is_hooked_forward(forward: object) -> bool:
     function = forward.func if isinstance(forward, functools.partial) else None
     return (
         isinstance(function, types.FunctionType)
-        and function.__globals__.get("__name__") == _HOOKS_MODULE
+        and function.__globals__.get("__name__") == "accelerate.hooks"
         and function.__code__.co_name == "new_forward"
     )
 
 
-def computing_hooks(hook: Any) -> list[Any]:
-    """Return the hooks in ``hook`` that may do more than place and move: those of a program's own, and casting ones."""
+def _may_compute(cls: type) -> bool:
+    is_theirs = cls.__module__.partition(".")[0] in ("accelerate", "diffusers")
+    return not is_theirs or cls.__name__ in _COMPUTING_HOOKS
+
+
+def _single_hooks(hook: Any) -> Iterator[Any]:
     inner = getattr(hook, "hooks", None)
     if isinstance(inner, list | tuple):
-        return [found for item in inner for found in computing_hooks(item)]
-    cls = type(hook)
-    placing = cls.__module__.partition(".")[0] in _PLACING_PACKAGES and cls.__name__ not in _COMPUTING_HOOKS
-    return [] if placing else [hook]
+        for item in inner:
+            yield from _single_hooks(item)
+    else:
+        yield hook
 
 
 def offloaded_weight(module: nn.Module, name: str, tensor: torch.Tensor, device: torch.device) -> torch.Tensor | None:
@@ -63,16 +68,9 @@ def offloaded_weight(module: nn.Module, name: str, tensor: torch.Tensor, device:
     """
     if not tensor.is_meta:
         return tensor.detach().to(device)
-    for hook in _hooks(module.__dict__.get("_hf_hook")):
+    for hook in _single_hooks(module.__dict__.get(HOOK_ATTRIBUTE)):
         weights = getattr(hook, "weights_map", None)
         if weights is not None and name in weights:
             kept: torch.Tensor = weights[name]
             return kept.to(device)
     return None
-
-
-def _hooks(hook: Any) -> Iterator[Any]:
-    if hook is not None:
-        yield hook
-        for inner in getattr(hook, "hooks", ()):
-            yield from _hooks(inner)

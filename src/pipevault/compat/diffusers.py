@@ -13,13 +13,13 @@ REGISTRY_CACHE_ATTRIBUTE = "_child_registries_cache"
 CALL_COUNTERS = frozenset({"_conv_num", "_conv_idx", "_enc_conv_num", "_enc_conv_idx"})
 """Names under which autoencoders for videos count their own convolutions each time they are called."""
 
-_HOOKS_MODULE = "diffusers.hooks.hooks"
-_DISPATCH_MODULE = "diffusers.models.attention_dispatch"
+_PLACEMENT_HOOKS = frozenset({"group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading"})
+"""Names of ``diffusers.hooks.group_offloading``."""
 
 
 def attention_backend() -> str:
     """Return the backend that ``diffusers.attention_backend`` chose; its default where diffusers is not in use."""
-    dispatch: Any = sys.modules.get(_DISPATCH_MODULE)
+    dispatch: Any = sys.modules.get("diffusers.models.attention_dispatch")
     if dispatch is None:
         return "native"
     name, _ = dispatch._AttentionBackendRegistry.get_active_backend()
@@ -28,23 +28,21 @@ def attention_backend() -> str:
 
 def is_empty_registry(value: Any) -> bool:
     """Return whether ``value`` is a hook registry without hooks: a first call within ``cache_context`` leaves one."""
-    hooks: Any = sys.modules.get(_HOOKS_MODULE)
+    hooks: Any = sys.modules.get("diffusers.hooks.hooks")
     return hooks is not None and type(value) is hooks.HookRegistry and not value.hooks
-
-
-PLACEMENT_HOOKS = frozenset({"group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading"})
-"""Names of ``diffusers.hooks.group_offloading``."""
 
 
 def placement_hooks_only(registry: Any) -> bool:
     """Return whether the hooks of a ``HookRegistry`` do nothing but move weights between devices."""
-    return set(getattr(registry, "hooks", {"unknown": None})) <= PLACEMENT_HOOKS
+    return set(getattr(registry, "hooks", {"unknown": None})) <= _PLACEMENT_HOOKS
 
 
-def moves_weights_only(attributes: Mapping[str, Any]) -> bool:
-    """Return whether a module with these attributes has a registry whose hooks do nothing but move its weights."""
-    registry = attributes.get(REGISTRY_ATTRIBUTE)
-    return bool(getattr(registry, "hooks", None)) and placement_hooks_only(registry)
+def without_placement(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the attributes that a module has but for a registry whose hooks do nothing but move its weights."""
+    registry = values.get(REGISTRY_ATTRIBUTE)
+    if not getattr(registry, "hooks", None) or not placement_hooks_only(registry):
+        return values
+    return {name: value for name, value in values.items() if name not in (REGISTRY_ATTRIBUTE, "forward")}
 
 
 def inner_forwards(registry: Any) -> list[tuple[Any, str]]:

@@ -7,7 +7,6 @@ is ``1`` and the mode has ``cache-all``; code and libraries lie next to it. A pr
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import sys
@@ -15,23 +14,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipevault.compat.versions import torch_version
+from pipevault.compat.versions import installed_version, torch_version
 from pipevault.errors import UnusableBackendError
 
 TRIED = "0.1.dev271"
 TRIED_TORCH = "2.4"
-CACHE_MODE = "cache-all"
-DEFAULT_MODE = "O2"
-_FOLDER_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-_CACHE_VARIABLE = "NEXFORT_GRAPH_CACHE"
-_LOCKS = "locks"
 
 
 def require_nexfort() -> None:
     """Raise :class:`UnusableBackendError` unless nexfort is installed with a torch that it runs with.
 
-    Its extensions are built against one series of torch, and importing them with another fails or crashes. So
-    versions are compared, and nothing is imported.
+    Nothing is imported: with another torch than they were built against its extensions fail or crash.
     """
     torch = torch_version() or "none"
     if re.match(rf"{re.escape(TRIED_TORCH)}(\D|$)", torch) is None:
@@ -49,22 +42,19 @@ def require_nexfort() -> None:
 
 def nexfort_version() -> str:
     """Return the version of the installed nexfort, ``none`` where there is none."""
-    try:
-        return importlib.metadata.version("nexfort")
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
+    return installed_version("nexfort") or "none"
 
 
 def compile_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``options`` with the mode that keeps what is compiled."""
-    modes = str(options.get("mode") or DEFAULT_MODE).split(":")
-    return {**options, "mode": ":".join(dict.fromkeys([*modes, CACHE_MODE]))}
+    modes = str(options.get("mode") or "O2").split(":")
+    return {**options, "mode": ":".join(dict.fromkeys([*modes, "cache-all"]))}
 
 
 def use_cache(folder: Path) -> None:
     """Have nexfort keep what it compiles in ``folder`` from now on, and look there first."""
-    os.environ[_FOLDER_VARIABLE] = str(folder)
-    os.environ[_CACHE_VARIABLE] = "1"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    os.environ["NEXFORT_GRAPH_CACHE"] = "1"
     config: Any = sys.modules.get("nexfort.fx_compiler.config")
     if config is not None:  # it reads the variable when it is imported
         config.graph_cache = True
@@ -77,6 +67,5 @@ def cached_graphs(folder: Path) -> frozenset[str]:
 
 def cached_files(folder: Path) -> dict[str, Path]:
     """Return the files of the cache by relative name; locks are no part of it."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    named = {path.relative_to(folder).as_posix(): path for path in files}
-    return {name: path for name, path in sorted(named.items()) if not name.startswith(f"{_LOCKS}/")}
+    named = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path for name, path in sorted(named.items()) if not name.startswith("locks/")}

@@ -1,28 +1,26 @@
 """OneDiff's registry of backends: a backend of this package is there when OneDiff asks for it, and imported only then.
 
 OneDiff looks a backend that it does not know up as a module of its own, ``onediff.infer_compiler.backends.<name>``,
-whose import registers it. :func:`announce_backend` answers for that module name, so that ``import pipevault`` suffices
-and imports neither OneDiff nor torch. A module of that name in OneDiff itself comes first.
+whose import registers it. :func:`announce_backend` answers for that name; a module of OneDiff's own comes first.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-_BACKENDS = "onediff.infer_compiler.backends."
 
-
+@dataclass(frozen=True)
 class _BackendFinder:
     """The finder and loader of one backend: importing OneDiff's module for it imports ``home``, which registers it."""
 
-    def __init__(self, name: str, home: str) -> None:
-        self.name = _BACKENDS + name
-        self.home = home
+    name: str
+    home: str
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -38,8 +36,8 @@ class _BackendFinder:
 
 def announce_backend(name: str, home: str) -> None:
     """Have OneDiff find the backend ``name``, which the import of the module ``home`` registers. Idempotent."""
-    finder = _BackendFinder(name, home)
-    if not any(isinstance(known, _BackendFinder) and known.name == finder.name for known in sys.meta_path):
+    finder = _BackendFinder(f"onediff.infer_compiler.backends.{name}", home)
+    if finder not in sys.meta_path:
         sys.meta_path.append(finder)
 
 

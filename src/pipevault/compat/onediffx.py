@@ -1,19 +1,19 @@
 """onediffx: the parts that it lists, and its ``compile_pipe``, ``save_pipe`` and ``load_pipe`` on those parts alone.
 
-The three functions do more than they say: ``compile_pipe`` casts SDXL's float16 VAE for good and patches the image
-processor. And less: ``save_pipe`` writes nothing without a word, ``load_pipe`` skips what is missing. So they are given
-a stand-in that holds the parts and nothing else, and what they did is looked at afterwards.
+``compile_pipe`` also casts SDXL's float16 VAE for good and patches the image processor; ``save_pipe`` may write nothing
+without a word, ``load_pipe`` skips what is missing. So they are given a stand-in that holds the parts and nothing else,
+and what they did is looked at afterwards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from pipevault.errors import CannotFreezeError, CorruptEntryError, NothingFrozenError
-from pipevault.pipeline import Pipeline
 
 _IGNORED = ("image_processor",)
 
@@ -33,17 +33,16 @@ def compile_parts(parts: Mapping[str, Any], *, backend: str, options: Any) -> di
     import onediffx
     from onediff.infer_compiler import compile as onediff_compile
 
-    compiled: dict[str, Any] = {}
     known = listed_parts()
     listed = {name: module for name, module in parts.items() if name in known}
+    pipe = _stand_in(listed)
     if listed:
-        pipe = _stand_in(listed)
         onediffx.compile_pipe(pipe, backend=backend, options=options)
-        compiled = {name: _part(pipe, name) for name in listed}
-    for name, module in parts.items():
-        if name not in listed:
-            compiled[name] = onediff_compile(module, backend=backend, options=options)
-    return compiled
+    others = {name: module for name, module in parts.items() if name not in known}
+    return {
+        **{name: attrgetter(name)(pipe) for name in listed},
+        **{name: onediff_compile(module, backend=backend, options=options) for name, module in others.items()},
+    }
 
 
 def check_deployable(parts: Mapping[str, Any]) -> None:
@@ -113,18 +112,9 @@ def is_compiled(part: Any) -> bool:
 def _stand_in(parts: Mapping[str, Any]) -> Any:
     pipe = SimpleNamespace()
     for name, module in parts.items():
-        owner: Any = pipe
+        owner = pipe
         *path, attribute = name.split(".")
         for step in path:
-            if not hasattr(owner, step):
-                setattr(owner, step, SimpleNamespace())
-            owner = getattr(owner, step)
+            owner = vars(owner).setdefault(step, SimpleNamespace())
         setattr(owner, attribute, module)
     return pipe
-
-
-def _part(pipe: Pipeline, name: str) -> Any:
-    value = pipe
-    for step in name.split("."):
-        value = getattr(value, step)
-    return value

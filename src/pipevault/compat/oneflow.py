@@ -11,15 +11,10 @@ from typing import Any
 
 from pipevault.errors import SettingsError, UnusableBackendError
 
-PREFIX = "ONEFLOW_"
-_NEEDED = ("framework", "args_tree.py")
-PINNED: Mapping[str, str] = dict.fromkeys(
-    (
-        "ONEFLOW_CONV2D_KERNEL_ENABLE_TUNING_WARMUP",
-        "ONEFLOW_KERNEL_CONV_CUTLASS_IMPL_ENABLE_TUNING_WARMUP",
-        "ONEFLOW_KERNEL_GEMM_CUTLASS_IMPL_ENABLE_TUNING_WARMUP",
-    ),
-    "0",
+PINNED = (
+    "ONEFLOW_CONV2D_KERNEL_ENABLE_TUNING_WARMUP",
+    "ONEFLOW_KERNEL_CONV_CUTLASS_IMPL_ENABLE_TUNING_WARMUP",
+    "ONEFLOW_KERNEL_GEMM_CUTLASS_IMPL_ENABLE_TUNING_WARMUP",
 )
 """Tuning as the program warms up picks other kernels in each process. OneDiff switches it on unless told otherwise."""
 
@@ -34,9 +29,9 @@ def require_oneflow() -> None:
         raise UnusableBackendError(
             "backend 'oneflow' needs OneFlow, which is not installed. Use another backend.", "oneflow"
         )
-    if not any(Path(folder, *_NEEDED).is_file() for folder in spec.submodule_search_locations or ()):
+    if not any(Path(folder, "framework", "args_tree.py").is_file() for folder in spec.submodule_search_locations or ()):
         raise UnusableBackendError(
-            f"backend 'oneflow' needs the module oneflow/{'/'.join(_NEEDED)}, which this OneFlow lacks; the releases "
+            "backend 'oneflow' needs the module oneflow/framework/args_tree.py, which this OneFlow lacks; the releases "
             "on PyPI, up to 0.9.0, are too old for OneDiff 1.2. Install a newer build, or use another backend.",
             "oneflow",
         )
@@ -64,22 +59,25 @@ def compile_options(options: Mapping[str, Any]) -> Any:
 
 def variables(options: Mapping[str, Any]) -> dict[str, str]:
     """Return every ``ONEFLOW_*`` variable as it will be in force once a part is compiled with ``options``."""
-    before = dict(os.environ)
+    before = _in_force()
     try:
         pin_variables(options)
-        return {name: value for name, value in sorted(os.environ.items()) if name.startswith(PREFIX)}
+        return _in_force()
     finally:
-        for name in os.environ.keys() - before.keys():
-            if name.startswith(PREFIX):
-                del os.environ[name]
-        os.environ.update({name: value for name, value in before.items() if name.startswith(PREFIX)})
+        for name in _in_force().keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _in_force() -> dict[str, str]:
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("ONEFLOW_")}
 
 
 def pin_variables(options: Mapping[str, Any]) -> None:
     """Set the variables as OneDiff's compilation will, but for run-time tuning, which stays off unless asked for."""
     from onediff.infer_compiler.backends.env_var import set_oneflow_default_env_vars, set_oneflow_env_vars
 
-    for name, value in PINNED.items():
-        os.environ.setdefault(name, value)
+    for name in PINNED:
+        os.environ.setdefault(name, "0")
     set_oneflow_default_env_vars()
     set_oneflow_env_vars(compile_options(options))

@@ -7,8 +7,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -17,20 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-_INDUCTOR_CONFIG = "torch._inductor.config"
 _ONE_THREAD = 1
-MODULE_INTERNALS = (
-    "_parameters",
-    "_buffers",
-    "_non_persistent_buffers_set",
-    "_modules",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)
-"""Attributes of every ``nn.Module`` that the fingerprint reads; a contract test keeps the list true."""
 
 
 # --- AOTInductor libraries
@@ -113,12 +99,15 @@ class TracedSizes:
 # --- Inductor's configuration
 
 
-@dataclass(frozen=True)
-class VectorSettings:
-    """Inductor's settings about vector code; ``simd_bits`` is ``None`` unless it was set."""
+def _config() -> Any:
+    from torch._inductor import config
 
-    switched_off: bool
-    simd_bits: int | None
+    return config
+
+
+def _imported_config() -> Any:
+    """Inductor's configuration; ``None`` until something imports it, and readers answer what it would read then."""
+    return sys.modules.get("torch._inductor.config")
 
 
 def inductor_options() -> dict[str, Any]:
@@ -127,9 +116,7 @@ def inductor_options() -> dict[str, Any]:
     They are those of ``config.save_config_portable()``, which from torch 2.15 on imports the whole compiler to write
     them down. An option that a class stands for is given by the class's ``uuid()`` where somebody set it.
     """
-    from torch._inductor import config as module
-
-    config: Any = module
+    config = _config()
     ignored = ("_", *getattr(config, "_cache_config_ignore_prefix", ()))
     options = {name: value for name, value in config.get_config_copy().items() if not name.startswith(ignored)}
     for name in getattr(config, "_cache_config_factory_keys", ()):
@@ -142,10 +129,7 @@ def inductor_options() -> dict[str, Any]:
 
 def changed_inductor_options() -> dict[str, Any]:
     """Return the options that somebody set to other than torch's defaults, and that another process can be given."""
-    from torch._inductor import config as module
-
-    config: Any = module
-    values, plain = config.get_config_copy(), (bool, int, float, str, type(None), list, tuple, dict)
+    values, plain = _config().get_config_copy(), (bool, int, float, str, type(None), list, tuple, dict)
     return {
         name: values[name]
         for name in inductor_options()
@@ -153,20 +137,15 @@ def changed_inductor_options() -> dict[str, Any]:
     }
 
 
-@contextmanager
-def with_inductor_options(options: Mapping[str, Any]) -> Iterator[None]:
+def with_inductor_options(options: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Set ``options`` inside."""
-    from torch._inductor import config
-
-    with config.patch(dict(options)):
-        yield
+    patched: AbstractContextManager[None] = _config().patch(dict(options))
+    return patched
 
 
 def inductor_default(name: str, *, value: Any) -> Any:
     """Return torch's default of the option ``name``, or ``value`` where this version of torch does not tell it."""
-    from torch._inductor import config
-
-    entry = getattr(config, "_config", {}).get(name)
+    entry = getattr(_config(), "_config", {}).get(name)
     if entry is None or not hasattr(entry, "default") or getattr(entry, "justknob", None) is not None:
         return value
     return entry.default
@@ -174,18 +153,12 @@ def inductor_default(name: str, *, value: Any) -> Any:
 
 def inductor_option_names() -> tuple[str, ...]:
     """Return the names of all of Inductor's options."""
-    from torch._inductor import config
-
-    copy: Any = config.get_config_copy
-    return tuple(copy())
+    return tuple(_config().get_config_copy())
 
 
 def compile_modes() -> tuple[str, ...]:
     """Return the modes of ``torch.compile`` by name."""
-    from torch import _inductor
-
-    modes: Any = _inductor.list_mode_options()
-    return tuple(modes)
+    return tuple(_modes())
 
 
 def compile_mode_options(mode: str | None) -> dict[str, Any]:
@@ -193,49 +166,46 @@ def compile_mode_options(mode: str | None) -> dict[str, Any]:
 
     A library of AOTInductor is not recorded in a CUDA graph. Raises ``KeyError`` for an unknown mode.
     """
-    if mode is None:
-        return {}
+    options = {} if mode is None else _modes()[mode]
+    return {name: value for name, value in options.items() if not name.startswith("triton.cudagraph")}
+
+
+def _modes() -> Any:
     from torch import _inductor
 
-    modes: Any = _inductor.list_mode_options()
-    return {name: value for name, value in modes[mode].items() if not name.startswith("triton.cudagraph")}
+    return _inductor.list_mode_options()
 
 
-def inductor_vector_settings() -> VectorSettings:
-    """Read the options that decide which vector instructions Inductor generates, without importing it."""
-    config: Any = sys.modules.get(_INDUCTOR_CONFIG)
-    if config is None:  # what its import would read
-        return VectorSettings(os.environ.get("TORCHINDUCTOR_VEC_ISA_OK") == "0", None)
-    return VectorSettings(config.cpp.vec_isa_ok is False, config.cpp.simdlen)
+def inductor_vector_bits() -> int | None:
+    """Read the width of vectors that Inductor was told to generate code for: 0 is none, ``None`` lets it choose."""
+    config = _imported_config()
+    if config is None:
+        return 0 if os.environ.get("TORCHINDUCTOR_VEC_ISA_OK") == "0" else None
+    bits: int | None = 0 if config.cpp.vec_isa_ok is False else config.cpp.simdlen
+    return bits
 
 
 def inductor_compilers() -> list[str]:
-    """Return the C++ compilers that Inductor tries, first choice first.
-
-    It reads ``CXX`` when its configuration is imported; from then on the configuration counts.
-    """
-    config: Any = sys.modules.get(_INDUCTOR_CONFIG)
+    """Return the C++ compilers that Inductor tries, first choice first."""
+    config = _imported_config()
     if config is None:
         return [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
-    configured = config.cpp.cxx
-    candidates = configured if isinstance(configured, list | tuple) else (configured,)
+    candidates = config.cpp.cxx if isinstance(config.cpp.cxx, list | tuple) else (config.cpp.cxx,)
     return [candidate for candidate in candidates if candidate]
 
 
 def inductor_deterministic() -> bool:
     """Read Inductor's deterministic mode, without importing it."""
-    config: Any = sys.modules.get(_INDUCTOR_CONFIG)
-    if config is None:  # what its import would read
+    config = _imported_config()
+    if config is None:
         return os.environ.get("TORCHINDUCTOR_DETERMINISTIC") == "1"
     return bool(getattr(config, "deterministic", False))  # torch 2.4 has none
 
 
 def set_inductor_deterministic(value: bool) -> None:
     """Switch Inductor's deterministic mode."""
-    from torch._inductor import config
-
-    if hasattr(config, "deterministic"):
-        config.deterministic = value
+    if hasattr(_config(), "deterministic"):
+        _config().deterministic = value
 
 
 def forget_vector_isa() -> None:
@@ -269,9 +239,8 @@ def one_vector_isa_probed() -> Iterator[None]:
 
     def probe() -> list[Any]:
         has = set(cpu_vec_isa.x86_isa_checker())
-        return list(
-            islice((isa for isa in cpu_vec_isa.supported_vec_isa_list if {*str(isa).split()} <= has and isa), 1)
-        )
+        first = (isa for isa in cpu_vec_isa.supported_vec_isa_list if {*str(isa).split()} <= has and isa)
+        return list(islice(first, 1))
 
     probe_one: Any = cache(probe)
     probe_one.probe_all = probe_all
@@ -291,12 +260,16 @@ def cpu_capabilities() -> Mapping[str, Any]:
 
     if hasattr(torch.cpu, "get_capabilities"):
         return torch.cpu.get_capabilities()
+    return {re.sub(r"^avx512_?", "avx512_", name): True for name in cpu_info("flags").split()}
+
+
+def cpu_info(name: str) -> str:
+    """Return what Linux says of the first CPU under ``name``; nothing elsewhere, or in a sandbox without ``/proc``."""
     try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
-        lines = []
-    names = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return {re.sub(r"^avx512_?", "avx512_", name): True for name in names}
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 def init_amx() -> bool:
@@ -314,12 +287,12 @@ def mkl_threads() -> int | None:
     return int(found[1]) if found else None
 
 
-def onednn_version() -> str | None:
-    """Return the version of oneDNN that torch was built with; ``None`` in builds without it."""
+def onednn_version() -> str:
+    """Return the version of oneDNN that torch was built with; ``none`` in builds without it."""
     import torch
 
     found = re.search(r"MKL-DNN v(\S+)", torch.__config__.show())
-    return found[1] if found else None
+    return found[1] if found else "none"
 
 
 def has_tunable_op() -> bool:

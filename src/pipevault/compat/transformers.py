@@ -11,11 +11,6 @@ CAPTURE_MARK = "_output_capturing_hooks_installed"
 CONFIG_HASH_ATTRIBUTE = "_original_object_hash"
 """Python's hash of a generation configuration when it was read: another number in every process."""
 
-IMPORT_LOGGER = "transformers.utils.import_utils"
-FALLBACK_WORDS = "requires torchvision (not installed); falling back to"
-
-_CAPTURE_MODULE = "transformers.utils.output_capturing"
-
 
 def is_output_capturing_hook(hook: object) -> bool:
     """Return whether ``hook`` notes outputs for ``output_hidden_states`` and the like, and changes none of them.
@@ -24,18 +19,15 @@ def is_output_capturing_hook(hook: object) -> bool:
     """
     return (
         isinstance(hook, types.FunctionType)
-        and hook.__globals__.get("__name__") == _CAPTURE_MODULE
+        and hook.__globals__.get("__name__") == "transformers.utils.output_capturing"
         and hook.__code__.co_name == "output_capturing_hook"
     )
 
 
 def hide_torchvision_fallback() -> None:
-    """Hide the warnings, one for each class, that image processors come without torchvision; hide nothing else.
-
-    diffusers imports two such classes, whoever uses it. Nothing is imported for it.
-    """
-    logging.getLogger(IMPORT_LOGGER).addFilter(_is_worth_a_line)
+    """Hide the warnings that image processors come without torchvision: diffusers imports two, whoever uses it."""
+    logging.getLogger("transformers.utils.import_utils").addFilter(_is_worth_a_line)
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    return FALLBACK_WORDS not in record.getMessage()
+    return "requires torchvision (not installed); falling back to" not in record.getMessage()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.metadata
 import logging
 import re
 import sys
-import threading
 from pathlib import Path
 
 from pipevault.errors import UnusableBackendError
@@ -16,16 +17,12 @@ TRIED_TORCH = ("2.11.0", "2.13", "2.15.0")
 """Releases, or whole series of them. The test suite runs with 2.13; the demo was frozen and loaded with the others."""
 
 logger = logging.getLogger("pipevault")
-_lock = threading.Lock()
-_warned = False
 
 
 def torch_version() -> str | None:
     """Return the version of the imported torch, else of the installed one; ``None`` where there is none."""
     version = getattr(sys.modules.get("torch"), "__version__", None)
-    if version is not None:
-        return str(version)
-    return installed_torch_version()
+    return installed_torch_version() if version is None else str(version)
 
 
 def installed_torch_version() -> str | None:
@@ -45,6 +42,14 @@ def installed_torch_version() -> str | None:
     return found[1] if found else distribution.version
 
 
+def installed_version(*distributions: str) -> str | None:
+    """Return the version of the first of ``distributions`` that is installed; ``None`` if none is."""
+    for name in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
+
+
 def is_too_old(version: str) -> bool:
     """Return whether ``version`` of torch lacks what the package needs."""
     found = re.match(r"(\d+)\.(\d+)", version)
@@ -62,17 +67,11 @@ def require_inductor() -> None:
         )
 
 
-def is_tried(version: str) -> bool:
-    """Return whether ``version`` of torch, its build left aside, is one of :data:`TRIED_TORCH`; no pre-release is."""
-    release = version.partition("+")[0]
-    if not re.fullmatch(r"\d+(\.\d+)*", release):
-        return False
-    return any(release == tried or release.startswith(f"{tried}.") for tried in TRIED_TORCH)
-
-
 def untried_text(version: str) -> str | None:
-    """Say that ``version`` of torch was not tried; ``None`` if it was."""
-    if is_tried(version):
+    """Say that ``version`` of torch, whatever its build, is none of :data:`TRIED_TORCH`; ``None`` if it is one."""
+    release = version.partition("+")[0]
+    is_release = re.fullmatch(r"\d+(\.\d+)*", release) is not None
+    if is_release and any(release == tried or release.startswith(f"{tried}.") for tried in TRIED_TORCH):
         return None
     return (
         f"torch {version} was not tried with this version of pipevault; tried were {', '.join(TRIED_TORCH)}. "
@@ -82,12 +81,13 @@ def untried_text(version: str) -> str | None:
 
 def warn_untried() -> str | None:
     """Warn of a torch that was not tried, once in a process; return the text each time, ``None`` if there is none."""
-    global _warned
     version = torch_version()
     text = None if version is None else untried_text(version)
     if text is not None:
-        with _lock:
-            first, _warned = not _warned, True
-        if first:
-            logger.warning(text)
+        _warn_once(text)
     return text
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)

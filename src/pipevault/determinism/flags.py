@@ -4,47 +4,44 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from pipevault.compat.diffusers import attention_backend
+import torch
+
 from pipevault.compat.pytorch import builtin_attention, inductor_default, inductor_options
-from pipevault.determinism.switches import (
-    CUBLAS_VARIABLE,
-    FLOAT16_SWITCHES,
-    read_attention,
-    read_precision,
-)
+from pipevault.determinism.switches import FLAGS, FLOAT16_SWITCHES
 from pipevault.digest import digest_json
+
+_MAX_CODE_DEPTH = 4
+
+_known: tuple[dict[str, Any], dict[str, Any]] | None = None
+"""The options when they were last asked for, and what was made of them: a load asks for each part."""
 
 
 def code_flags() -> dict[str, Any]:
-    """The switches as they are now, read back from torch."""
-    import torch
-
+    """Return the switches as they are now, read back from torch."""
+    names = ["float32_precision", "cudnn_benchmark", "cudnn_deterministic", "mkldnn_deterministic"]
     backends: Any = torch.backends
-    flags = {
+    if backends.cuda.is_built():
+        names.append("cublas_workspace")
+    return {
         # Tensors that code makes without naming them get these, in the graph too.
         "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
         "default_device": torch.get_default_device().type,
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-        "float32_precision": read_precision(),
-        "float16_matmul": {name: getattr(backends.cuda.matmul, name, False) for name in FLOAT16_SWITCHES},
-        "cudnn_benchmark": backends.cudnn.benchmark,
-        "cudnn_deterministic": backends.cudnn.deterministic,
-        "mkldnn_deterministic": getattr(backends.mkldnn, "deterministic", False),
+        **{name: FLAGS[name].read() for name in names},
+        "float16_matmul": {name: FLAGS[name].read() for name in FLOAT16_SWITCHES},
         "attention": {
-            **read_attention(),
-            "diffusers": attention_backend(),
+            **FLAGS["attention"].read(),
+            "diffusers": FLAGS["diffusers_attention"].read(),
             "function": _attention_function(),
         },
         **_inductor_factors(),
     }
-    if backends.cuda.is_built():
-        flags["cublas_workspace"] = os.environ.get(CUBLAS_VARIABLE)
-    return flags
 
 
 def _attention_function() -> str:
@@ -52,15 +49,10 @@ def _attention_function() -> str:
 
     Packages with attention kernels of their own, such as SageAttention, are commonly installed in this way.
     """
-    import torch
-
     function: Any = torch.nn.functional.scaled_dot_product_attention
     if function is builtin_attention() and isinstance(function, BuiltinFunctionType):
         return "torch"
     return f"{getattr(function, '__qualname__', type(function).__qualname__)} {digest_json(_code(function, 0)).short}"
-
-
-_MAX_CODE_DEPTH = 4
 
 
 def _code(value: Any, depth: int) -> Any:
@@ -70,17 +62,15 @@ def _code(value: Any, depth: int) -> Any:
     if isinstance(value, MethodType):
         return [_code(value.__func__, depth), type(value.__self__).__qualname__]
     if isinstance(value, FunctionType):
-        package = sys.modules.get((value.__module__ or "").partition(".")[0])
-        version = getattr(package, "__version__", None)
+        package = (value.__module__ or "").partition(".")[0]
+        version = getattr(sys.modules.get(package), "__version__", None)
         names = [value.__qualname__, str(version) if version else ""]
-        if depth == _MAX_CODE_DEPTH or value.__module__ == "torch" or (value.__module__ or "").startswith("torch."):
+        if depth == _MAX_CODE_DEPTH or package == "torch":
             return names
         used = {name: value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__}
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-            try:
+            with suppress(ValueError):  # an empty cell: a name that was never bound
                 used[name] = cell.cell_contents
-            except ValueError:  # an empty cell: a name that was never bound
-                continue
         held = {**used, "defaults": [value.__defaults__, value.__kwdefaults__]}
         return [*names, _bytecode(value.__code__), _code(held, depth + 1)]
     if isinstance(value, dict):
@@ -103,10 +93,6 @@ def _code(value: Any, depth: int) -> Any:
 def _bytecode(code: CodeType) -> list[Any]:
     constants = [_bytecode(item) if isinstance(item, CodeType) else _plain(item) for item in code.co_consts]
     return [code.co_code.hex(), list(code.co_names), constants]
-
-
-_known: tuple[dict[str, Any], dict[str, Any]] | None = None
-"""The options when they were last asked for, and what was made of them: a load asks for each part."""
 
 
 def _inductor_factors() -> dict[str, Any]:

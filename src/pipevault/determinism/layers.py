@@ -1,8 +1,7 @@
 """The states of a program's own random streams, which threads share: taken, compared, put back, and as plain JSON.
 
 The layers are ``python`` (``random``), ``numpy`` (its global generator), ``torch`` (the CPU's generator) and one for
-each GPU that has started (``cuda:0``, …). A JSON form says where a stream stood, so that the same numbers can be drawn
-again.
+each GPU that has started (``cuda:0``, …).
 """
 
 from __future__ import annotations
@@ -29,6 +28,9 @@ STREAMS = "random streams"
 WITH_OTHERS = "with others"
 """The way in which those hold it that draw from no layer."""
 
+_SET_ASIDE: dict[int, States] = {}
+"""The states that are set aside, those of all threads, outermost first."""
+
 _WORDS = 624
 _STATE_LIMIT_BYTES = 1 << 16
 
@@ -41,9 +43,9 @@ def capture() -> dict[str, Any]:
 def capture_torch() -> dict[str, Any]:
     """Return the states of torch's layers alone."""
     states: dict[str, Any] = {"torch": torch.get_rng_state()}
-    for module, started in gpu_modules():
-        if started:
-            states |= {f"{_kind(module)}:{index}": state for index, state in enumerate(module.get_rng_state_all())}
+    for kind, module in gpu_modules().items():
+        if module.is_initialized():
+            states |= {f"{kind}:{index}": state for index, state in enumerate(module.get_rng_state_all())}
     if torch.backends.mps.is_available():
         states["mps"] = torch.mps.get_rng_state()
     return states
@@ -77,41 +79,31 @@ def set_aside() -> Iterator[States]:
     """Do what :func:`kept` does, for a thread that holds its turn."""
     states = capture()
     with ExitStack() as stack:
-        for name, state in states.items():
-            stack.callback(_put_one, name, state)
-        for module, started in gpu_modules():
-            if not started:
+        stack.callback(put, states)
+        for module in gpu_modules().values():
+            if not module.is_initialized():
                 stack.callback(module.manual_seed_all, torch.initial_seed())
-        _SET_ASIDE.append(states)
-        stack.callback(_remove, states)
+        _SET_ASIDE[id(states)] = states
+        stack.callback(_SET_ASIDE.pop, id(states), None)  # a forked child has none
         yield states
-
-
-_SET_ASIDE: list[States] = []
-"""Outermost first, those of all threads."""
-
-
-def _remove(states: States) -> None:
-    _SET_ASIDE[:] = [other for other in _SET_ASIDE if other is not states]
 
 
 def _put_back_in_child() -> None:
     """A forked child has the streams of its program, not those of a generation that went on in its parent."""
     if _SET_ASIDE and not TURNS.holds(STREAMS):
-        put({name: state for name, state in _SET_ASIDE[0].items() if name in ("python", "numpy", "torch")})
+        outermost = next(iter(_SET_ASIDE.values()))
+        put({name: state for name, state in outermost.items() if name in ("python", "numpy", "torch")})
         _SET_ASIDE.clear()
 
 
 TURNS.on_fork(_put_back_in_child)
 
 
-def gpu_modules() -> list[tuple[Any, bool]]:
-    """Return torch's modules for the GPUs it was built for, and whether each has started."""
+def gpu_modules() -> dict[str, Any]:
+    """Return torch's modules for the kinds of GPUs that it was built for."""
     backends: Any = torch.backends
-    built: list[Any] = [torch.cuda] if backends.cuda.is_built() else []
-    if torch.xpu._is_compiled():
-        built.append(torch.xpu)
-    return [(module, module.is_initialized()) for module in built]
+    built = {"cuda": torch.cuda} if backends.cuda.is_built() else {}
+    return built | ({"xpu": torch.xpu} if torch.xpu._is_compiled() else {})
 
 
 def describe_state(name: str, state: Any) -> dict[str, Any]:
@@ -138,23 +130,21 @@ def parse_state(name: str, described: Any) -> Any:
     """Return the state that :func:`describe_state` described. :class:`BadRecordError` for what is none."""
     field = f"seeds.streams.{name}"
     if not isinstance(described, Mapping):
-        raise BadRecordError(f"Field {field!r} of the run record is not a state of a random stream.", field)
+        raise _bad(field, "is not a state of a random stream")
     if name not in ("python", "numpy"):
         seed = described.get("seed")
         if described.get("kind") == "seed" and type(seed) is int and 0 <= seed < 2**64:
             return torch.Generator().manual_seed(seed).get_state()
         return unpack(described.get("state"), field)
     if described.get("kind") != "mt19937":
-        raise BadRecordError(
-            f"Field {field!r} of the run record is the state of a generator that cannot be set "
-            f"({str(described.get('kind'))[:40]!r}).",
-            field,
-        )
-    words = np.frombuffer(_inflated(described.get("key"), field), dtype="<u4")
+        kind = str(described.get("kind"))[:40]
+        raise _bad(field, f"is the state of a generator that cannot be set ({kind!r})")
+    key = _inflated(described.get("key"), field)
     position, gauss = described.get("position"), described.get("gauss")
     is_number = gauss is None or (isinstance(gauss, float) and math.isfinite(gauss))
-    if len(words) != _WORDS or type(position) is not int or not 0 <= position <= _WORDS or not is_number:
-        raise BadRecordError(f"Field {field!r} of the run record is not a state of a Mersenne twister.", field)
+    if len(key) != 4 * _WORDS or type(position) is not int or not 0 <= position <= _WORDS or not is_number:
+        raise _bad(field, "is not a state of a Mersenne twister")
+    words = np.frombuffer(key, dtype="<u4")
     if name == "python":
         return 3, (*map(int, words), position), gauss
     return {
@@ -167,7 +157,7 @@ def parse_state(name: str, described: Any) -> Any:
 
 def pack(state: torch.Tensor) -> str:
     """Return the bytes of a generator's state as text of a few thousand characters."""
-    return base64.b64encode(zlib.compress(bytes(state.cpu().numpy()), 9)).decode("ascii")
+    return _deflated(bytes(state.cpu().numpy()))
 
 
 def unpack(text: Any, field: str) -> torch.Tensor:
@@ -176,19 +166,26 @@ def unpack(text: Any, field: str) -> torch.Tensor:
 
 
 def _twister(words: Any, position: int, gauss: float | None) -> dict[str, Any]:
-    data = np.asarray(words, dtype="<u4").tobytes()
-    key = base64.b64encode(zlib.compress(data, 9)).decode("ascii")
+    key = _deflated(np.asarray(words, dtype="<u4").tobytes())
     return {"kind": "mt19937", "key": key, "position": int(position), "gauss": gauss}
+
+
+def _deflated(data: bytes) -> str:
+    return base64.b64encode(zlib.compress(data, 9)).decode("ascii")
 
 
 def _inflated(text: Any, field: str) -> bytes:
     try:
         data = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), _STATE_LIMIT_BYTES)
     except (ValueError, TypeError, zlib.error) as error:
-        raise BadRecordError(f"Field {field!r} of the run record is not a state of a random stream.", field) from error
+        raise _bad(field, "is not a state of a random stream") from error
     if not data:
-        raise BadRecordError(f"Field {field!r} of the run record is an empty state.", field)
+        raise _bad(field, "is an empty state")
     return data
+
+
+def _bad(field: str, what: str) -> BadRecordError:
+    return BadRecordError(f"Field {field!r} of the run record {what}.", field)
 
 
 def _put_one(name: str, state: Any) -> None:
@@ -202,11 +199,7 @@ def _put_one(name: str, state: Any) -> None:
         torch.mps.set_rng_state(state)
     else:
         kind, _, index = name.partition(":")
-        next(module for module, _ in gpu_modules() if _kind(module) == kind).set_rng_state(state, int(index))
-
-
-def _kind(module: Any) -> str:
-    return str(module.__name__).rpartition(".")[2]
+        gpu_modules()[kind].set_rng_state(state, int(index))
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -9,8 +9,8 @@ CPU's instruction set, because torch computes its logarithms with vectors where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -51,8 +51,7 @@ def noise(
     return whole.to(device=device, dtype=dtype)
 
 
-@contextmanager
-def host_noise(*, global_draws: bool = False) -> Iterator[None]:
+def host_noise(*, global_draws: bool = False) -> AbstractContextManager[TorchFunctionMode]:
     """Have torch draw with CPU generators in float32 on the host inside, then cast and move.
 
     Covers ``randn``, ``rand``, ``normal``, ``randint``, ``randperm``, ``randn_like``, ``rand_like``, ``randint_like``
@@ -64,8 +63,7 @@ def host_noise(*, global_draws: bool = False) -> Iterator[None]:
     Holds for the thread that enters it. Every other torch call costs about four microseconds more inside.
     Keep export and compilation outside: they would trace the mode.
     """
-    with _HostNoise(global_draws):
-        yield
+    return _HostNoise(global_draws)
 
 
 class _HostNoise(TorchFunctionMode):
@@ -100,33 +98,50 @@ class _HostNoise(TorchFunctionMode):
             device = torch.device(kwargs["device"]) if kwargs.get("device") else torch.get_default_device()
         else:
             dtype, device = out.dtype, out.device
-        if not self.draws_on_host(kwargs.get("generator"), device) or _is_host_form(dtype, device):
-            return func(*args, **kwargs)
-        own = {name: value for name, value in kwargs.items() if name not in _PLACEMENT}
-        values = func(*args, **{**own, "dtype": _host_dtype(dtype), "device": _HOST})
-        return _placed(values, dtype, device, kwargs, below=1.0 if func is torch.rand else None)
+        options = {"dtype": _host_dtype(dtype), "device": _HOST}
+        return self.place(func, args, kwargs, dtype, device, lambda own: func(*args, **own, **options))
 
     def normal(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Draw ``normal(mean, std)`` with a tensor for at least one of them, which gives the dtype and the device."""
         model = next(value for value in _parameters(args, kwargs) if isinstance(value, torch.Tensor))
-        dtype, device = model.dtype, model.device
-        if not self.draws_on_host(kwargs.get("generator"), device) or _is_host_form(dtype, device):
-            return func(*args, **kwargs)
-        own = {name: _on_host(value) for name, value in kwargs.items() if name not in _PLACEMENT}
-        values = func(*map(_on_host, args), **own)
-        return _placed(values, dtype, device, kwargs)
+
+        def on_host(own: dict[str, Any]) -> Any:
+            return func(*map(_on_host, args), **{name: _on_host(value) for name, value in own.items()})
+
+        return self.place(func, args, kwargs, model.dtype, model.device, on_host)
 
     def like(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Draw ``randn_like(input)`` and its kin."""
         model = args[0] if args else kwargs["input"]
         dtype = kwargs.get("dtype") or model.dtype
         device = torch.device(kwargs["device"]) if kwargs.get("device") else model.device
+
+        def on_host(own: dict[str, Any]) -> Any:
+            return func(torch.empty_like(model, dtype=_host_dtype(dtype), device=_HOST), *args[1:], **own)
+
+        return self.place(func, args, kwargs, dtype, device, on_host)
+
+    def place(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        dtype: torch.dtype,
+        device: torch.device,
+        on_host: Callable[[dict[str, Any]], torch.Tensor],
+    ) -> Any:
+        """Return what ``on_host`` draws with the other arguments, cast and placed as the caller asked for it."""
         if not self.draws_on_host(kwargs.get("generator"), device) or _is_host_form(dtype, device):
             return func(*args, **kwargs)
-        own = {name: value for name, value in kwargs.items() if name not in (*_PLACEMENT, "input")}
-        host_model = torch.empty_like(model, dtype=_host_dtype(dtype), device=_HOST)
-        values = func(host_model, *args[1:], **own)
-        return _placed(values, dtype, device, kwargs, below=1.0 if func is torch.rand_like else None)
+        values = on_host({name: value for name, value in kwargs.items() if name not in _PLACEMENT})
+        cast = _cast(values, dtype, 1.0 if func in (torch.rand, torch.rand_like) else None)
+        out = kwargs.get("out")
+        if isinstance(out, torch.Tensor):
+            return out.resize_(values.shape).copy_(cast)
+        placed = cast.to(device)
+        if kwargs.get("pin_memory"):
+            placed = placed.pin_memory()
+        return placed.requires_grad_() if kwargs.get("requires_grad") else placed
 
     def fill(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Draw ``tensor.normal_()`` and its kin."""
@@ -141,7 +156,7 @@ class _HostNoise(TorchFunctionMode):
         return target.copy_(_cast(values, target.dtype, below))
 
 
-_PLACEMENT = ("out", "dtype", "device", "layout", "pin_memory", "requires_grad")
+_PLACEMENT = ("input", "out", "dtype", "device", "layout", "pin_memory", "requires_grad")
 _INTEGER_DRAWS = frozenset({torch.randint, torch.randperm})
 _Draw = Callable[[_HostNoise, Any, tuple[Any, ...], dict[str, Any]], Any]
 _DRAWS: dict[Any, _Draw] = {
@@ -161,9 +176,9 @@ _DRAWS: dict[Any, _Draw] = {
 
 
 def _host_dtype(dtype: torch.dtype) -> torch.dtype:
-    if dtype.is_complex:
-        return dtype if dtype in _KEPT_DTYPES else torch.complex64
-    return dtype if dtype in _KEPT_DTYPES or not dtype.is_floating_point else torch.float32
+    if dtype in _KEPT_DTYPES or not (dtype.is_floating_point or dtype.is_complex):
+        return dtype
+    return torch.complex64 if dtype.is_complex else torch.float32
 
 
 def _is_host_form(dtype: torch.dtype, device: torch.device) -> bool:
@@ -187,22 +202,3 @@ def _cast(values: torch.Tensor, dtype: torch.dtype, below: float | None) -> torc
         bits = cast.view({1: torch.int8, 2: torch.int16}[dtype.itemsize])
         bits[too_large] -= 1 if below > 0 else -1
     return cast
-
-
-def _placed(
-    values: torch.Tensor,
-    dtype: torch.dtype,
-    device: torch.device,
-    kwargs: dict[str, Any],
-    *,
-    below: float | None = None,
-) -> torch.Tensor:
-    """Return ``values`` as the caller asked for them."""
-    cast = _cast(values, dtype, below)
-    out = kwargs.get("out")
-    if isinstance(out, torch.Tensor):
-        return out.resize_(values.shape).copy_(cast)
-    placed = cast.to(device)
-    if kwargs.get("pin_memory"):
-        placed = placed.pin_memory()
-    return placed.requires_grad_() if kwargs.get("requires_grad") else placed

@@ -21,12 +21,11 @@ from pipevault.determinism.turns import DEFAULT_TIMEOUT_S
 from pipevault.errors import BadSeedError
 
 MAX_SEED = 2**64 - 1
-FRESH_SEED_BITS = 63
 _NUMPY_SEEDS = 2**32
 
 
 def check_seed(seed: Any) -> int:
-    """Return ``seed`` as an ``int`` from 0 to :data:`MAX_SEED`; raises :class:`BadSeedError` for anything else."""
+    """Return ``seed`` as an ``int`` from 0 to :data:`MAX_SEED`; raise :class:`BadSeedError` for anything else."""
     if not is_integer(seed):
         raise BadSeedError(f"A seed is an integer, not {seed!r} ({type(seed).__name__}). Pass 0 to 2**64 - 1.", seed)
     if not 0 <= seed <= MAX_SEED:
@@ -44,15 +43,18 @@ def effective_seed(seed: int | None) -> int:
 
     Raises :class:`BadSeedError` for anything else: other negatives, 2**64 and more, bool, float, text.
     """
-    fresh = seed is None or (is_integer(seed) and seed == -1)
-    return secrets.randbits(FRESH_SEED_BITS) if fresh else check_seed(seed)
+    return secrets.randbits(63) if is_fresh(seed) else check_seed(seed)
+
+
+def is_fresh(seed: Any) -> bool:
+    """Return whether it asks for a seed that nobody knows yet: ``None`` and ``-1`` do."""
+    return seed is None or (is_integer(seed) and bool(seed == -1))
 
 
 def seed_everything(seed: int | None) -> int:
     """Seed every layer of this process and return the effective seed.
 
-    A GPU that has not started yet is seeded when it starts. ``DataLoader`` workers follow: torch derives their seeds
-    from its CPU generator; pass ``worker_init_fn=seed_worker`` to have Python and NumPy follow whatever torch does.
+    A GPU that has not started yet is seeded when it starts. ``DataLoader`` workers follow: torch derives their seeds.
     """
     root = effective_seed(seed)
     random.seed(root)
@@ -68,22 +70,10 @@ def seed_layers(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % _NUMPY_SEEDS)
     torch.default_generator.manual_seed(seed)
-    for module, _ in gpu_modules():
+    for module in gpu_modules().values():
         module.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
-
-
-def seed_worker(worker_id: int) -> None:
-    """For ``DataLoader(worker_init_fn=...)``: seed Python and NumPy from the seed that torch gave this worker.
-
-    That seed differs by worker and by epoch and comes from the loader's generator, or else from the global one of the
-    main process: the same after the same :func:`seed_everything`.
-    """
-    del worker_id  # torch has added it to the seed
-    seed = torch.initial_seed()
-    random.seed(seed)
-    np.random.seed(np.random.SeedSequence(seed).generate_state(4))
 
 
 @contextmanager

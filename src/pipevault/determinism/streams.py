@@ -16,16 +16,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipevault.determinism.seeds import check_seed, is_integer
+from pipevault.determinism.seeds import check_seed, is_fresh, is_integer
 from pipevault.errors import BadSeedError, GeneratorCountError, GeneratorDeviceError
 
 
 def sample_seed(seed: int, index: int) -> int:
-    """The seed, below 2**63, of the sample at ``index`` (from 0) of the batch with the root ``seed``.
+    """Return the seed, below 2**63, of the sample at ``index`` (from 0) of the batch with the root ``seed``.
 
     Raises :class:`BadSeedError`, also for ``None`` and ``-1``: their samples could never be drawn again.
     """
-    root = _known_seed(seed)
+    if is_fresh(seed):
+        raise BadSeedError(
+            f"Samples need a seed that is known, not {seed!r}. Take one from effective_seed({seed!r}) and keep it.",
+            seed,
+        )
+    root = check_seed(seed)
     if not _is_count(index):
         raise BadSeedError(f"The index of a sample is 0 or more, not {index!r}. Count samples from 0.", index)
     sequence = np.random.SeedSequence(entropy=root, spawn_key=(int(index),))
@@ -40,47 +45,30 @@ def generators(seed: int, n: int = 1, *, first: int = 0) -> list[torch.Generator
     """
     if not _is_count(n):
         raise GeneratorCountError(f"The number of generators is 0 or more, not {n!r}. Pass the size of the batch.")
-    root = _known_seed(seed)
-    return [torch.Generator("cpu").manual_seed(sample_seed(root, first + offset)) for offset in range(n)]
-
-
-def _known_seed(seed: Any) -> int:
-    if seed is None or (is_integer(seed) and seed == -1):
-        raise BadSeedError(
-            f"Samples need a seed that is known, not {seed!r}. Take one from effective_seed({seed!r}) and keep it.",
-            seed,
-        )
-    return check_seed(seed)
+    sample_seed(seed, first)  # a bad seed is an error where no sample is wanted too
+    return [torch.Generator("cpu").manual_seed(sample_seed(seed, first + offset)) for offset in range(n)]
 
 
 def _is_count(value: Any) -> bool:
     return is_integer(value) and bool(value >= 0)
 
 
-def check_generators(
-    given: torch.Generator | Sequence[torch.Generator], n: int, *, device: torch.device | str | None = None
-) -> None:
-    """Check that ``given`` fits a batch of ``n`` samples that is computed on ``device``.
+def check_generators(given: Sequence[torch.Generator], n: int) -> None:
+    """Raise :class:`GeneratorCountError` unless there is one generator for each of ``n`` samples.
 
-    One generator draws for the whole batch; a list needs one for each sample, because diffusers' ``randn_tensor`` takes
-    a list of one for all samples and fails late on any other count. A CPU generator fits every device.
-    Raises :class:`GeneratorCountError` or :class:`GeneratorDeviceError`.
+    diffusers' ``randn_tensor`` takes a list of one for all samples and fails late on any other count.
     """
-    several = isinstance(given, Sequence)
-    listed: Sequence[Any] = given if isinstance(given, Sequence) else [given]
-    if several and len(listed) != n:
+    if len(given) != n:
         raise GeneratorCountError(
-            f"{len(listed)} generators were given for {n} samples. "
+            f"{len(given)} generators were given for {n} samples. "
             f"Pass one for each sample, such as pipevault.generators(seed, {n}), or a single one."
         )
-    for generator in listed:
-        check_device(generator, None if device is None else torch.device(device))
 
 
-def check_device(generator: torch.Generator, device: torch.device | None) -> None:
-    """Check that ``generator`` may draw what is needed on ``device``: a CPU generator may for every device."""
+def check_device(generator: torch.Generator, device: torch.device) -> None:
+    """Raise :class:`GeneratorDeviceError` unless ``generator`` can draw for ``device``: one of the CPU always can."""
     own = generator.device
-    if own.type == "cpu" or device is None or device.type == "meta":
+    if own.type == "cpu" or device.type == "meta":
         return
     indices = {own.index, device.index} - {None}
     if own.type != device.type or len(indices) > 1:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
+from operator import attrgetter
 from typing import Any
+
+import torch
 
 from pipevault.compat.diffusers import attention_backend
 from pipevault.compat.pytorch import has_tunable_op, inductor_deterministic, set_inductor_deterministic
@@ -14,79 +17,65 @@ from pipevault.compat.pytorch import has_tunable_op, inductor_deterministic, set
 IEEE = "ieee"
 PRECISION_OPERATIONS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
 CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
+FLOAT16_SWITCHES = (
+    "allow_fp16_reduced_precision_reduction",
+    "allow_bf16_reduced_precision_reduction",
+    "allow_fp16_accumulation",
+)
+_ATTENTION_KERNELS = {"flash": "flash", "memory_efficient": "mem_efficient", "math": "math", "cudnn": "cudnn"}
+"""The kernels that ``scaled_dot_product_attention`` may choose from, and what torch calls them in its functions."""
+
+_BACKENDS: Any = torch.backends
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One switch. ``read`` gives plain JSON; what ``snapshot`` gives is for ``write`` alone, so that it is put back
-    exactly. A switch without ``write`` can only be observed. One that is ``per_thread`` has a value in each context.
+    """One switch. What ``state`` gives is what ``write`` takes to put it back; ``plain`` makes plain JSON of it.
+
+    A switch without ``write`` can only be observed. One that is ``per_thread`` has a value in each context.
     """
 
-    name: str
-    read: Callable[[], Any]
+    state: Callable[[], Any]
     write: Callable[[Any], None] | None = None
-    snapshot: Callable[[], Any] | None = None
+    plain: Callable[[Any], Any] = lambda state: state
     per_thread: bool = False
 
-    def state(self) -> Any:
-        return self.read() if self.snapshot is None else self.snapshot()
+    def read(self) -> Any:
+        return self.plain(self.state())
+
+    def put_back(self, state: Any) -> None:
+        if self.write is not None and self.state() != state:
+            self.write(state)
 
 
-_REDUCTION_SWITCHES = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
-FLOAT16_SWITCHES = (*_REDUCTION_SWITCHES, "allow_fp16_accumulation")
-_ATTENTION_SWITCHES = {
-    "flash": ("flash_sdp_enabled", "enable_flash_sdp"),
-    "memory_efficient": ("mem_efficient_sdp_enabled", "enable_mem_efficient_sdp"),
-    "math": ("math_sdp_enabled", "enable_math_sdp"),
-    "cudnn": ("cudnn_sdp_enabled", "enable_cudnn_sdp"),
-}
+def _attribute(path: str, name: str) -> Flag:
+    """The switch ``torch.backends.<path>.<name>``; off, and not to be set, where torch is too old to have it.
 
+    Some reductions have a second one, for split-K, and are set together with it.
+    """
+    owner = attrgetter(path)(_BACKENDS)
 
-def _backend(path: str) -> Any:
-    import torch
-
-    return reduce(getattr, path.split("."), torch.backends)
-
-
-def _attribute(name: str, path: str, attribute: str) -> Flag:
-    """The switch ``torch.backends.<path>.<attribute>``; off, and not to be set, where torch is too old to have it."""
+    def state() -> Any:
+        value, second = getattr(owner, name, False), f"{name}_split_k"
+        return (value, getattr(owner, second)) if hasattr(owner, second) else value
 
     def write(value: Any) -> None:
-        if hasattr(_backend(path), attribute):
-            setattr(_backend(path), attribute, value)
+        if hasattr(owner, name):
+            setattr(owner, name, value)
 
-    return Flag(name, lambda: getattr(_backend(path), attribute, False), write)
-
-
-def _reduction(name: str) -> Flag:
-    """A switch of ``torch.backends.cuda.matmul`` that a second one, for split-K, is set together with."""
-    plain = _attribute(name, "cuda.matmul", name)
-    second = f"{name}_split_k"
-
-    def snapshot() -> Any:
-        owner = _backend("cuda.matmul")
-        return (plain.read(), getattr(owner, second)) if hasattr(owner, second) else plain.read()
-
-    return Flag(name, plain.read, plain.write, snapshot)
+    return Flag(state, write, lambda state: state[0] if isinstance(state, tuple) else state)
 
 
-def read_precision() -> dict[str, str]:
-    """Return what float32 is computed in, for each kind of operation: ``ieee``, ``tf32`` or ``bf16``.
+def _precision() -> dict[str, str]:
+    """Return what float32 is computed in, for each kind of operation: ``ieee`` (or ``none``), ``tf32`` or ``bf16``.
 
     ``torch.get_float32_matmul_precision()`` raises where the program used ``fp32_precision``, so it is not asked.
     """
-    return {name: IEEE if value == "none" else value for name, value in _raw_precision().items()}
-
-
-def _raw_precision() -> dict[str, str]:
     if _has_precision():
-        return {name: str(_backend(name).fp32_precision) for name in PRECISION_OPERATIONS}
-    import torch
-
-    backends: Any = torch.backends
+        return {name: str(attrgetter(name)(_BACKENDS).fp32_precision) for name in PRECISION_OPERATIONS}
     old = {
-        "cuda.matmul": "tf32" if backends.cuda.matmul.allow_tf32 else IEEE,
-        **dict.fromkeys(("cudnn.conv", "cudnn.rnn"), "tf32" if backends.cudnn.allow_tf32 else IEEE),
+        "cuda.matmul": "tf32" if _BACKENDS.cuda.matmul.allow_tf32 else IEEE,
+        **dict.fromkeys(("cudnn.conv", "cudnn.rnn"), "tf32" if _BACKENDS.cudnn.allow_tf32 else IEEE),
         "mkldnn.matmul": "bf16" if torch.get_float32_matmul_precision() == "medium" else IEEE,
     }
     return {name: old.get(name, IEEE) for name in PRECISION_OPERATIONS}
@@ -94,7 +83,7 @@ def _raw_precision() -> dict[str, str]:
 
 def _has_precision() -> bool:
     """Return True if torch has the interface of 2.9, a value for each kind of operation."""
-    return hasattr(_backend("cuda.matmul"), "fp32_precision")
+    return hasattr(_BACKENDS.cuda.matmul, "fp32_precision")
 
 
 def _write_precision(values: Mapping[str, str]) -> None:
@@ -102,94 +91,56 @@ def _write_precision(values: Mapping[str, str]) -> None:
 
     https://docs.pytorch.org/docs/stable/notes/numerical_accuracy.html
     """
-    import torch
-
     old_names = {"bf16": "medium", "tf32": "high"}
     torch.set_float32_matmul_precision(
         old_names.get(values["mkldnn.matmul"]) or old_names.get(values["cuda.matmul"], "highest")
     )
-    torch.backends.cudnn.allow_tf32 = values["cudnn.conv"] == "tf32"
+    _BACKENDS.cudnn.allow_tf32 = values["cudnn.conv"] == "tf32"
     for operation, value in values.items() if _has_precision() else ():
-        owner = _backend(operation)
+        owner = attrgetter(operation)(_BACKENDS)
         if owner.fp32_precision != value:
             owner.fp32_precision = value
 
 
-def read_attention() -> dict[str, bool]:
-    """Which kernels ``scaled_dot_product_attention`` may choose from."""
-    import torch
-
-    return {name: getattr(torch.backends.cuda, read)() for name, (read, _) in _ATTENTION_SWITCHES.items()}
+def _read_attention() -> dict[str, bool]:
+    return {name: getattr(_BACKENDS.cuda, f"{kernel}_sdp_enabled")() for name, kernel in _ATTENTION_KERNELS.items()}
 
 
 def _write_attention(values: Mapping[str, bool]) -> None:
-    import torch
-
     for name, value in values.items():
-        getattr(torch.backends.cuda, _ATTENTION_SWITCHES[name][1])(value)
+        getattr(_BACKENDS.cuda, f"enable_{_ATTENTION_KERNELS[name]}_sdp")(value)
 
 
-def _read_deterministic_algorithms() -> str:
-    """``off``, ``warn`` or ``error``, as ``torch.set_deterministic_debug_mode`` names them but for ``default``."""
-    import torch
-
-    return ("off", "warn", "error")[torch.get_deterministic_debug_mode()]
-
-
-def _write_deterministic_algorithms(value: str) -> None:
-    import torch
-
-    torch.use_deterministic_algorithms(value != "off", warn_only=value == "warn")
-
-
-def _read_threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
-def _write_threads(value: int) -> None:
-    import torch
-
-    torch.set_num_threads(value)
-
-
-def _write_variable(name: str, value: str | None) -> None:
+def _write_workspace(value: str | None) -> None:
     if value is None:
-        os.environ.pop(name, None)
+        os.environ.pop(CUBLAS_VARIABLE, None)
     else:
-        os.environ[name] = value
-
-
-def _read_tunable_op() -> bool:
-    """Return True if TunableOp may time GEMM kernels while the program runs; it exists in GPU builds alone."""
-    import torch
-
-    return has_tunable_op() and torch.cuda.tunable.tuning_is_enabled()
-
-
-def _write_tunable_op(value: bool) -> None:
-    import torch
-
-    torch.cuda.tunable.tuning_enable(value)
+        os.environ[CUBLAS_VARIABLE] = value
 
 
 # Order counts: deterministic algorithms switch Inductor's mode too, so that one is put back after it.
 FLAGS: Mapping[str, Flag] = {
-    flag.name: flag
-    for flag in (
-        Flag("deterministic_algorithms", _read_deterministic_algorithms, _write_deterministic_algorithms),
-        Flag("inductor_deterministic", inductor_deterministic, set_inductor_deterministic, per_thread=True),
-        _attribute("cudnn_benchmark", "cudnn", "benchmark"),
-        _attribute("cudnn_deterministic", "cudnn", "deterministic"),
-        _attribute("mkldnn_deterministic", "mkldnn", "deterministic"),
-        Flag("float32_precision", read_precision, _write_precision, _raw_precision),
-        *map(_reduction, _REDUCTION_SWITCHES),
-        _attribute("allow_fp16_accumulation", "cuda.matmul", "allow_fp16_accumulation"),
-        Flag("attention", read_attention, _write_attention),
-        Flag("diffusers_attention", attention_backend),
-        Flag("run_time_tuning", _read_tunable_op, _write_tunable_op),
-        Flag("threads", _read_threads, _write_threads),
-        Flag("cublas_workspace", partial(os.environ.get, CUBLAS_VARIABLE), partial(_write_variable, CUBLAS_VARIABLE)),
-    )
+    "deterministic_algorithms": Flag(
+        lambda: ("off", "warn", "error")[torch.get_deterministic_debug_mode()],
+        lambda value: torch.use_deterministic_algorithms(value != "off", warn_only=value == "warn"),
+    ),
+    "inductor_deterministic": Flag(inductor_deterministic, set_inductor_deterministic, per_thread=True),
+    "cudnn_benchmark": _attribute("cudnn", "benchmark"),
+    "cudnn_deterministic": _attribute("cudnn", "deterministic"),
+    "mkldnn_deterministic": _attribute("mkldnn", "deterministic"),
+    "float32_precision": Flag(
+        _precision,
+        _write_precision,
+        lambda state: {name: IEEE if value == "none" else value for name, value in state.items()},
+    ),
+    **{name: _attribute("cuda.matmul", name) for name in FLOAT16_SWITCHES},
+    "attention": Flag(_read_attention, _write_attention),
+    "diffusers_attention": Flag(attention_backend),
+    # TunableOp times GEMM kernels while the program runs; it exists in GPU builds alone.
+    "run_time_tuning": Flag(
+        lambda: has_tunable_op() and torch.cuda.tunable.tuning_is_enabled(),
+        lambda value: torch.cuda.tunable.tuning_enable(value),
+    ),
+    "threads": Flag(torch.get_num_threads, torch.set_num_threads),
+    "cublas_workspace": Flag(partial(os.environ.get, CUBLAS_VARIABLE), _write_workspace),
 }

@@ -58,8 +58,9 @@ class Turns:
         ``what`` says for messages of other threads what holds it. Raises :class:`TurnTimeoutError` after ``timeout_s``,
         and :class:`DeadlockError` at once where the threads that stand in the way wait for this one.
         """
-        if self._has_all(wanted):
-            yield 0.0
+        own = self._own()
+        if all(any(name in held and held[name] == way for held in own) for name, way in wanted.items()):
+            yield 0.0  # nothing changes by holding it again in this very way
             return
         request = _Request(wanted, what)
         waited_s = self._wait(request, timeout_s)
@@ -70,18 +71,13 @@ class Turns:
                 self._held.remove(request)
                 self._grant()
 
-    def _has_all(self, wanted: Wanted) -> bool:
-        """Return True if this thread holds all of it in this very way: then nothing changes by holding it again."""
-        own = threading.get_ident()
-        with self._lock:
-            mine = [request.wanted for request in self._held if request.thread == own]
-        return all(any(name in held and held[name] == way for held in mine) for name, way in wanted.items())
-
     def holds(self, resource: Hashable) -> bool:
         """Return whether this thread holds ``resource``."""
-        own = threading.get_ident()
+        return any(resource in held for held in self._own())
+
+    def _own(self) -> list[Wanted]:
         with self._lock:
-            return any(request.thread == own and resource in request.wanted for request in self._held)
+            return [request.wanted for request in self._held if request.thread == threading.get_ident()]
 
     def on_fork(self, action: Callable[[], None]) -> None:
         """Have ``action`` called in each forked child, once what its parent's other threads held is forgotten."""
@@ -89,10 +85,10 @@ class Turns:
 
     def _wait(self, request: _Request, timeout_s: float) -> float:
         with self._lock:
-            if self._is_free(request):
-                self._held.append(request)
-                return 0.0
             self._waiting.append(request)
+            self._grant()
+            if request.granted.is_set():
+                return 0.0
             if cycle := self._waits_for_itself(request):
                 self._waiting.remove(request)
                 raise DeadlockError(
@@ -103,13 +99,15 @@ class Turns:
         try:
             is_granted = request.granted.wait(timeout_s)
         except BaseException:  # an interrupt: whatever it was goes on
-            self._give_up(request)
+            with self._lock:
+                (self._held if request.granted.is_set() else self._waiting).remove(request)
+                self._grant()
             raise
         waited_s = time.monotonic() - request.since_s
         if is_granted:
             return waited_s
         with self._lock:
-            holders = [other for other in self._held if _excludes(other, request)]
+            holders = _excluding(self._held, request)
             if request.granted.is_set():  # between the time-out and the lock
                 return waited_s
             self._waiting.remove(request)
@@ -121,13 +119,8 @@ class Turns:
             waited_s,
         )
 
-    def _give_up(self, request: _Request) -> None:
-        with self._lock:
-            (self._held if request.granted.is_set() else self._waiting).remove(request)
-            self._grant()
-
     def _grant(self) -> None:
-        """Grant what can be granted, in the order of asking. Every release comes here, so it is one pass."""
+        """Grant what can be granted, in the order of asking. Each request and release comes here, so it is one pass."""
         held, before = _Claims(self._held), _Claims(self._held)
         holders = {request.thread for request in self._held}
         waiting: list[_Request] = []
@@ -143,33 +136,24 @@ class Turns:
             request.granted.set()
         self._waiting = waiting
 
-    def _is_free(self, request: _Request) -> bool:
-        if any(other.thread == request.thread for other in self._held):
-            return not _Claims(self._held).exclude(request)
-        return not _Claims([*self._held, *self._waiting]).exclude(request)
-
     def _obstacles(self, request: _Request) -> list[_Request]:
-        """The requests of other threads that must end before ``request`` can be granted."""
-        holders = [other for other in self._held if _excludes(other, request)]
+        """The requests of other threads that must end before ``request``, which waits, can be granted."""
         if any(other.thread == request.thread for other in self._held):
-            return holders
-        return holders + [other for other in self._waiting[: self._waiting.index(request)] if _excludes(other, request)]
+            return _excluding(self._held, request)
+        return _excluding([*self._held, *self._waiting[: self._waiting.index(request)]], request)
 
     def _waits_for_itself(self, request: _Request) -> _Request | None:
         """The obstacle that waits, over others perhaps, for the thread of ``request``."""
         if not any(other.thread == request.thread for other in self._held):
             return None  # nothing can wait for a thread that holds nothing
         for first in self._obstacles(request):
-            seen: set[int] = set()
             threads = [first.thread]
-            while threads:
-                thread = threads.pop()
-                if thread == request.thread:
-                    return first
-                if thread not in seen:
-                    seen.add(thread)
-                    waiting = [other for other in self._waiting if other.thread == thread]
-                    threads += [other.thread for one in waiting for other in self._obstacles(one)]
+            for thread in threads:  # it grows by those that each one waits for
+                waiting = [other for other in self._waiting if other.thread == thread]
+                found = {other.thread for one in waiting for other in self._obstacles(one)}
+                threads += found.difference(threads)
+            if request.thread in threads:
+                return first
         return None
 
     def _forget_other_threads(self) -> None:
@@ -195,19 +179,15 @@ class _Claims:
             self._ways.setdefault(name, {}).setdefault(way, set()).add(request.thread)
 
     def exclude(self, request: _Request) -> bool:
-        own = {request.thread}
-        for name, way in request.wanted.items():
-            for other, threads in self._ways.get(name, {}).items():
-                if (way is ALONE or other != way) and threads - own:
-                    return True
-        return False
+        return any(
+            (way is ALONE or way != other) and threads - {request.thread}
+            for name, way in request.wanted.items()
+            for other, threads in self._ways.get(name, {}).items()
+        )
 
 
-def _excludes(one: _Request, other: _Request) -> bool:
-    if one.thread == other.thread:
-        return False
-    shared = one.wanted.keys() & other.wanted.keys()
-    return any(one.wanted[name] is ALONE or one.wanted[name] != other.wanted[name] for name in shared)
+def _excluding(requests: Sequence[_Request], request: _Request) -> list[_Request]:
+    return [other for other in requests if _Claims([other]).exclude(request)]
 
 
 def _named(request: _Request) -> str:

@@ -8,10 +8,9 @@ _SHOWN_LENGTH = 60
 
 
 def describe_difference(before: Mapping[str, str], after: Mapping[str, str], *, limit: int = 3) -> str:
-    """The first ``limit`` changes between two snapshots in words; empty if there is none.
+    """Return the first ``limit`` changes between two snapshots in words; nothing if there is none.
 
-    Snapshots map ``path`` to a class and ``path:name`` to a value. A module that came, went or became another
-    class is one change, whatever it holds.
+    Snapshots map ``path`` to a class and ``path:name`` to a value. Another class is one change, whatever it holds.
     """
     changes = list(_changes(before, after))
     text = "; ".join(changes[:limit])
@@ -29,17 +28,10 @@ def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[st
     for name in names:
         old, new = before.get(name), after.get(name)
         path, colon, attribute = name.partition(":")
-        if old == new or (path in replaced and colon) or (path and _parent(path) in replaced):
+        if old == new or (path in replaced and colon) or (path and path.rpartition(".")[0] in replaced):
             continue
         where = path or "the part itself"
-        if not colon:
-            yield f"{where}: {_class_change(old, new)}"
-        else:
-            yield f"{where}: {attribute} {_value_change(old, new)}"
-
-
-def _parent(path: str) -> str:
-    return path.rpartition(".")[0]
+        yield f"{where}: {attribute} {_value_change(old, new)}" if colon else f"{where}: {_class_change(old, new)}"
 
 
 def _clip(text: str, other: str = "") -> str:

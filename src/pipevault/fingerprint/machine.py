@@ -1,8 +1,7 @@
 """The machine type that a graph is built for: CPU instruction set and threads, or GPU type.
 
 Two machines with equal factors run the same native code and get the same bits from it; which of several equal
-devices runs it does not count. Everything is read through the small functions at the end of the file, without
-starting a process and without importing Inductor.
+devices runs it does not count. Reading it starts no process and does not import Inductor.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from pipevault.compat import pytorch
-
-if TYPE_CHECKING:
-    import torch
 
 NO_VECTOR_ISA = "INVALID_VEC_ISA"
 _NVIDIA_DRIVER_FILE = Path("/proc/driver/nvidia/version")
@@ -31,27 +29,25 @@ _KERNEL_VARIABLES = (
     "MKL_CBWR",
     "MKL_ENABLE_INSTRUCTIONS",
 )
+_ISA_BITS = {"AVX512": 512, "AVX2": 256, "ASIMD": 128, "VSX": 256, "ZVECTOR": 256}
 
 
 def machine_factors(device: torch.device) -> dict[str, Any]:
     """Return the factors of the machine type for parts that run on ``device``."""
+    factors = {"type": device.type, "platform": sys.platform, "arch": platform.machine()}
     if device.type == "cpu":
-        return _cpu_factors()
+        return factors | _cpu_factors()
     if device.type == "cuda":
-        return _cuda_factors(device)
-    return {
-        "type": device.type,
-        "platform": sys.platform,
-        "arch": platform.machine(),
-        "name": _other_device_name(device),
-    }
+        return factors | _cuda_factors(device)
+    reader = getattr(getattr(torch, device.type, None), "get_device_name", None)
+    return factors | {"name": str(reader(device)) if reader else platform.processor() or device.type}
 
 
 def machine_record() -> dict[str, Any]:
     """Return readable facts that are recorded and are no factor; nothing that names the host or its user."""
     record: dict[str, Any] = {
         "os": f"{platform.system()} {platform.release()}",
-        "cpu": _cpu_model(),
+        "cpu": pytorch.cpu_info("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "memory_bytes": _memory_bytes(),
         "python": platform.python_version(),
@@ -62,7 +58,7 @@ def machine_record() -> dict[str, Any]:
 
 
 def recorded_isa(metadata: Mapping[str, str]) -> str | None:
-    """The CPU instruction set that an AOTInductor package says it was built for."""
+    """Return the CPU instruction set that an AOTInductor package says it was built for."""
     return metadata.get("AOTI_CPU_ISA")
 
 
@@ -71,11 +67,7 @@ def check_package_machine(metadata: Mapping[str, str], device: torch.device) -> 
 
     Metadata that lacks a field is a reason too: native code of unknown origin is not loaded.
     """
-    expected = {
-        "AOTI_PLATFORM": sys.platform,
-        "AOTI_MACHINE": platform.machine(),
-        "AOTI_DEVICE_KEY": device.type,
-    }
+    expected = {"AOTI_PLATFORM": sys.platform, "AOTI_MACHINE": platform.machine(), "AOTI_DEVICE_KEY": device.type}
     if device.type == "cuda":
         expected["AOTI_COMPUTE_CAPABILITY"] = _aoti_compute_capability(device)
     for name, here in expected.items():
@@ -89,7 +81,7 @@ def check_package_machine(metadata: Mapping[str, str], device: torch.device) -> 
         here = inductor_isa()
         if not set(isa.split()) <= set(here.split()):
             return f"AOTI_CPU_ISA is {isa!r} in the package and {here!r} on this machine"
-    elif missing := set(isa.split()) - {NO_VECTOR_ISA} - set(_supported_isas()):
+    elif missing := set(isa.split()) - {NO_VECTOR_ISA, *" ".join(_ranked_isas()).split()}:
         return f"AOTI_CPU_ISA is {isa!r} in the package and this host lacks {', '.join(sorted(missing))}"
     return None
 
@@ -100,67 +92,49 @@ def inductor_isa() -> str:
     Follows ``torch._inductor.cpu_vec_isa.pick_vec_isa`` without its trial compilation: where the C++ compiler
     is too old for the CPU's instructions, Inductor picks a smaller set.
     """
-    chosen = pytorch.inductor_vector_settings()
-    ranked = [] if chosen.switched_off else _ranked_isas()
-    if chosen.simd_bits is not None:
-        ranked = [isa for isa in ranked if _ISA_BITS[isa.split()[0]] == chosen.simd_bits]
-    else:
-        wanted = os.environ.get("ATEN_CPU_CAPABILITY", "")
-        if wanted == "default":
-            return NO_VECTOR_ISA
-        if wanted in ("zvector", "vsx", "avx2", "avx512"):
-            ranked = [isa for isa in ranked if wanted.upper() in isa] or ranked
+    ranked, bits = _ranked_isas(), pytorch.inductor_vector_bits()
+    wanted = os.environ.get("ATEN_CPU_CAPABILITY", "")
+    if bits is not None:
+        ranked = [isa for isa in ranked if _ISA_BITS[isa.split()[0]] == bits]
+    elif wanted == "default":
+        ranked = []
+    elif wanted in ("zvector", "vsx", "avx2", "avx512"):
+        ranked = [isa for isa in ranked if wanted.upper() in isa] or ranked
     return ranked[0] if ranked else NO_VECTOR_ISA
-
-
-_ISA_BITS = {"AVX512": 512, "AVX2": 256, "ASIMD": 128, "VSX": 256, "ZVECTOR": 256}
 
 
 def _ranked_isas() -> list[str]:
     """Inductor's candidates that this CPU has, best first."""
-    arch = platform.machine()
     if sys.platform == "darwin":
         return ["ASIMD"] if platform.processor() == "arm" else []
     if sys.platform != "linux":
         return []
-    if arch == "x86_64":
-        has = _supported_isas()
-        ranked = ["AVX512 AVX512_VNNI AMX_TILE", "AVX512 AVX512_VNNI", "AVX512", "AVX2"]
-        return [isa for isa in ranked if set(isa.split()) <= set(has)]
-    return {"aarch64": ["ASIMD"], "ppc64le": ["VSX"], "s390x": ["ZVECTOR"]}.get(arch, [])
-
-
-def _supported_isas() -> list[str]:
     if platform.machine() != "x86_64":
-        return [word for isa in _ranked_isas() for word in isa.split()]
-    capabilities = _cpu_capabilities()
-    names = {
-        "AVX2": bool(capabilities.get("avx2")),
-        "AVX512": bool(capabilities.get("avx512_f")),
-        "AVX512_VNNI": bool(capabilities.get("avx512_f") and capabilities.get("avx512_vnni")),
-        "AMX_TILE": bool(capabilities.get("amx_tile")) and _init_amx(),
+        return {"aarch64": ["ASIMD"], "ppc64le": ["VSX"], "s390x": ["ZVECTOR"]}.get(platform.machine(), [])
+    capabilities = pytorch.cpu_capabilities()
+    has = {
+        "AVX2": capabilities.get("avx2"),
+        "AVX512": capabilities.get("avx512_f"),
+        "AVX512_VNNI": capabilities.get("avx512_vnni"),
+        "AMX_TILE": capabilities.get("amx_tile") and pytorch.init_amx(),
     }
-    return [name for name, supported in names.items() if supported]
+    ranked = ["AVX512 AVX512_VNNI AMX_TILE", "AVX512 AVX512_VNNI", "AVX512", "AVX2"]
+    return [isa for isa in ranked if all(has[word] for word in isa.split())]
 
 
 def _cpu_factors() -> dict[str, Any]:
-    import torch
-
-    capabilities = _cpu_capabilities()
+    capabilities, threads = pytorch.cpu_capabilities(), torch.get_num_threads()
     factors: dict[str, Any] = {
-        "type": "cpu",
-        "platform": sys.platform,
-        "arch": platform.machine(),
         "isa": inductor_isa(),
-        "capability": _aten_capability(),
+        "capability": str(torch.backends.cpu.get_cpu_capability()),
         # Inductor compiles with -march=native; oneDNN and MKL choose kernels by these and by the cache sizes.
         "features": sorted(name for name, present in capabilities.items() if present is True),
         "l1d_cache_bytes": capabilities.get("l1d_cache_size"),
         "l2_cache_bytes": capabilities.get("l2_cache_size"),
-        "threads": _thread_count(),
-        "onednn": _onednn_version() if torch.backends.mkldnn.enabled else "off",
+        "threads": threads,
+        "onednn": pytorch.onednn_version() if torch.backends.mkldnn.enabled else "off",
     }
-    if (mkl_threads := _mkl_thread_count()) not in (None, factors["threads"]):
+    if (mkl_threads := pytorch.mkl_threads()) not in (None, threads):
         factors["mkl_threads"] = mkl_threads
     if variables := {name: os.environ[name] for name in _KERNEL_VARIABLES if os.environ.get(name)}:
         factors["kernel_variables"] = variables
@@ -168,18 +142,13 @@ def _cpu_factors() -> dict[str, Any]:
 
 
 def _cuda_factors(device: torch.device) -> dict[str, Any]:
-    import torch
-
-    properties = _cuda_properties(device)
+    properties: Any = torch.cuda.get_device_properties(device)
     factors: dict[str, Any] = {
-        "type": "cuda",
-        "platform": sys.platform,
-        "arch": platform.machine(),
         "name": properties.name,
         "compute_capability": f"{properties.major}.{properties.minor}",
         "sm_count": properties.multi_processor_count,
         "cuda": torch.version.cuda,
-        "cudnn": _cudnn_version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
     }
     if torch.version.hip:
         factors["hip"] = torch.version.hip
@@ -187,55 +156,19 @@ def _cuda_factors(device: torch.device) -> dict[str, Any]:
     return factors
 
 
-def _cpu_capabilities() -> Mapping[str, Any]:
-    return pytorch.cpu_capabilities()
-
-
-def _init_amx() -> bool:
-    return pytorch.init_amx()
-
-
-def _aten_capability() -> str:
-    import torch
-
-    return str(torch.backends.cpu.get_cpu_capability())
-
-
-def _thread_count() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
-def _mkl_thread_count() -> int | None:
-    return pytorch.mkl_threads()
-
-
-def _onednn_version() -> str:
-    return pytorch.onednn_version() or "none"
-
-
-def _cuda_properties(device: torch.device) -> Any:
-    import torch
-
-    return torch.cuda.get_device_properties(device)
-
-
-def _cudnn_version() -> int | None:
-    import torch
-
-    version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    return version
-
-
 def _aoti_compute_capability(device: torch.device) -> str:
     """Return it as Inductor writes it: ``"90"`` for CUDA, the architecture's name for ROCm."""
-    import torch
-
-    properties = _cuda_properties(device)
+    properties: Any = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         return str(properties.gcnArchName).split(":", 1)[0]
     return f"{properties.major}{properties.minor}"
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None  # a system that does not tell
 
 
 def _nvidia_driver_version() -> str | None:
@@ -246,29 +179,3 @@ def _nvidia_driver_version() -> str | None:
         return None  # no NVIDIA driver on this machine
     found = re.search(r"Kernel Module\D*?(?:x86_64|aarch64)?\s+(\d+(?:\.\d+)+)", text)
     return found[1] if found else text.partition("\n")[0]
-
-
-def _other_device_name(device: torch.device) -> str:
-    import torch
-
-    module = getattr(torch, device.type, None)
-    reader = getattr(module, "get_device_name", None)
-    return str(reader(device)) if reader else platform.processor() or device.type
-
-
-def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux, or a sandbox without /proc: the generic name will do
-    return platform.processor() or platform.machine()
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None  # not a POSIX system

@@ -1,14 +1,13 @@
 """Fingerprint of a module: everything that decides its graph, except the values of its weights.
 
-The configuration does not show FreeU, attention processors, tiling, LoRA layers, hooks or ``channels_last``.
-So the digest walks the module tree: path, class (with its source outside released packages), scalars,
-objects and functions held as attributes, ``training``, forward hooks, and parameters and buffers by name,
-shape, dtype, stride, ties and persistence. Paths, devices, addresses and ``requires_grad`` do not count. A peft
-layer whose active adapters are merged counts as its base layer.
+The configuration does not show FreeU, attention processors, tiling, LoRA layers, hooks or ``channels_last``. So the
+digest walks the module tree: path, class (with its source outside released packages), scalars, objects and functions
+held as attributes, ``training``, forward hooks, and parameters and buffers by name, shape, dtype, stride, ties and
+persistence. Paths, devices, addresses and ``requires_grad`` do not count.
 
-A module has the same fingerprint before and after it was called. So the attributes of a module that hold tensors
-which are no parameters or buffers do not count, nor do containers with nothing in them: models keep caches there,
-and fill them when they run. Where a graph holds such a tensor as a constant, its values are compared for the graph.
+A module has the same fingerprint before and after it was called. So its attributes that hold tensors which are no
+parameters or buffers do not count, nor do containers with nothing in them: models keep caches there, and fill them when
+they run. Where a graph holds such a tensor as a constant, its values are compared for the graph.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import hashlib
 import os
 import types
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -32,41 +31,31 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
 from pipevault.compat import accelerate, diffusers, transformers
-from pipevault.fingerprint.adapters import BOOKKEEPING_NAMES, computing_module, is_bookkeeping, is_training_hook
-from pipevault.fingerprint.classes import (
-    class_identity,
-    function_identity,
-    is_ours,
-    original_class,
-    qualified_name,
-)
+from pipevault.fingerprint.classes import class_identity, function_identity, state_of
 from pipevault.fingerprint.difference import describe_difference
+from pipevault.fingerprint.names import is_ours, original_class, qualified_name
 from pipevault.fingerprint.tensors import tensor_digest
-from pipevault.fingerprint.values import state_of
-from pipevault.fingerprint.volatile import SKIPPED_NAMES, SKIPPED_PREFIXES
-from pipevault.fingerprint.weights import weights_digest
+from pipevault.fingerprint.volatile import (
+    BOOKKEEPING_NAMES,
+    SKIPPED_NAMES,
+    SKIPPED_PREFIXES,
+    computing_module,
+    is_bookkeeping,
+    is_training_hook,
+)
 
-__all__ = [
-    "architecture",
-    "describe_difference",
-    "digest_and_snapshot",
-    "original_class",
-    "snapshot",
-    "weights_digest",
-]
+__all__ = ["Architecture", "architecture", "describe_difference", "digest_and_snapshot", "snapshot"]
 
 _MAX_DEPTH = 10
 _CONTAINERS = (list, tuple, dict, deque, set, frozenset)
 _NUMBERS = frozenset({int, bool, float})
-_NOTHING, _OTHER, _FREE_TENSOR = "nothing", "other", "free tensor"
 
 
 @dataclass(frozen=True)
 class Architecture:
     """The summary of a module tree, and the hex SHA-256 of all that its code depends on.
 
-    ``parameters`` counts elements, ``tensors`` parameters and buffers, ``dtypes`` tensors by dtype; a tensor that has
-    several names counts once.
+    ``parameters`` counts elements, ``tensors`` parameters and buffers, ``dtypes`` tensors by dtype; tied ones once.
     """
 
     class_name: str
@@ -89,15 +78,13 @@ def architecture(module: nn.Module) -> Architecture:
     """Return the architecture of ``module``."""
     walk = _Walk(module)
     digest = _digest(walk.modules())
-    dtypes: dict[str, int] = {}
-    for tensor in walk.tensors.values():
-        name = str(tensor.dtype).removeprefix("torch.")
-        dtypes[name] = dtypes.get(name, 0) + 1
+    tensors = walk.tensors.values()
+    counted = (t for t in tensors if isinstance(t, nn.Parameter) and not isinstance(t, UninitializedParameter))
     return Architecture(
         class_name=qualified_name(original_class(computing_module(module))),
-        parameters=sum(_element_count(t) for t in walk.tensors.values() if isinstance(t, nn.Parameter)),
-        tensors=len(walk.tensors),
-        dtypes=dict(sorted(dtypes.items())),
+        parameters=sum(parameter.numel() for parameter in counted),
+        tensors=len(tensors),
+        dtypes=dict(sorted(Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors).items())),
         digest=digest,
     )
 
@@ -149,11 +136,10 @@ class _Walk:
                 )
 
     def _class(self, cls: type) -> tuple[str, dict[str, Any]]:
-        known = self._classes.get(cls)
-        if known is None:
+        if cls not in self._classes:
             self._classes[cls] = (qualified_name(cls), {})  # for code that reads an object of its own class
-            known = self._classes[cls] = (class_identity(cls, live=self._live), _scalar_defaults(cls))
-        return known
+            self._classes[cls] = (class_identity(cls, live=self._live), _scalar_defaults(cls))
+        return self._classes[cls]
 
     def _live(self, value: Any) -> str | None:
         """A module or a tensor that code reads by name: weights of the tree stay out of it."""
@@ -161,7 +147,7 @@ class _Walk:
 
     def _lines(self, module: nn.Module, cls: type, prefix: str) -> list[str]:
         values = module.__dict__
-        lines = self._attribute_lines(values, cls, 0, skip=self._is_cache)
+        lines = self._attribute_lines(values, cls, 0)
         for name, parameter in values["_parameters"].items():
             lines.append(f"{name}={self._weight(parameter, prefix + name)} parameter")
         if buffers := values["_buffers"]:
@@ -174,17 +160,13 @@ class _Walk:
             lines.extend(self._hook_lines(values))
         return lines
 
-    def _attribute_lines(
-        self, values: Mapping[str, Any], cls: type, depth: int, *, skip: Callable[[str, Any], bool] | None = None
-    ) -> list[str]:
+    def _attribute_lines(self, values: Mapping[str, Any], cls: type, depth: int) -> list[str]:
         defaults = self._class(cls)[1]
-        lines: list[str] = []
-        if accelerate.is_hooked(values):
-            values, hooks = _without_placement(values)
-            lines.extend(f"{accelerate.HOOK_ATTRIBUTE}[{place}]={hook}" for place, hook in enumerate(hooks))
-        if diffusers.moves_weights_only(values):
-            left_out = {diffusers.REGISTRY_ATTRIBUTE, "forward"}
-            values = {name: value for name, value in values.items() if name not in left_out}
+        values, hooks = accelerate.without_placement(values)
+        values = diffusers.without_placement(values)
+        # Class names only: the attributes of hooks are devices and weight maps.
+        identities = [class_identity(type(hook)) for hook in hooks]
+        lines = [f"{accelerate.HOOK_ATTRIBUTE}[{place}]={hook}" for place, hook in enumerate(identities)]
         for name, value in values.items():
             if SKIPPED_NAMES[name] or (name == "lora_scale" and "_safe_fusing" in values):
                 continue
@@ -202,7 +184,7 @@ class _Walk:
                 lines.append(f"{name}={value!r}")
             elif (kind is tuple or kind is list) and value and _NUMBERS.issuperset(map(type, value)):
                 lines.append(f"{name}=[{', '.join(map(repr, value))}]")
-            elif skip is not None and kind is not str and skip(name, value):
+            elif kind is not str and self._is_cache(name, value):
                 continue
             elif (text := self._text(value, depth)) is not None:
                 lines.append(f"{name}={text}")
@@ -236,10 +218,9 @@ class _Walk:
         if tensor.layout is not torch.strided:
             return f"{list(tensor.shape)} {tensor.dtype} {tensor.layout}"
         key = (tensor.shape, tensor.dtype, tensor.stride())
-        text = self._layouts.get(key)
-        if text is None:
-            text = self._layouts[key] = _layout(*key)
-        return text
+        if key not in self._layouts:
+            self._layouts[key] = _layout(*key)
+        return self._layouts[key]
 
     def _unusual_tensor(self, tensor: torch.Tensor) -> str:
         name = self._class(type(tensor))[0]
@@ -296,35 +277,29 @@ class _Walk:
 
     def _is_registered(self, tensor: torch.Tensor) -> bool:
         if self._registered is None:
-            named = (*self.root.named_parameters(), *self.root.named_buffers())
-            self._registered = {id(registered) for _, registered in named}
+            self._registered = {id(registered) for registered in (*self.root.parameters(), *self.root.buffers())}
         return id(tensor) in self._registered
 
     def _is_cache(self, name: str, value: Any) -> bool:
         """Return True if a module's attribute is of the kind that its calls fill: see the top of this file."""
         if isinstance(value, _CONTAINERS):
-            return self._content(value, set(), 0) is not _OTHER
+            leaves = list(self._leaves(value, set(), 0))
+            return not leaves or any(map(self._is_free_tensor, leaves))
         if name == diffusers.REGISTRY_ATTRIBUTE:
             return diffusers.is_empty_registry(value)
         return self._is_free_tensor(value)
 
-    def _content(self, container: Any, seen: set[int], depth: int) -> str:
-        """Return what a container holds, however deep: a free tensor, else something other, else only ``None``."""
+    def _leaves(self, container: Any, seen: set[int], depth: int) -> Iterator[Any]:
+        """Yield what a container holds, however deep, but ``None``; a shape counts as one value."""
         if isinstance(container, torch.Size) or depth >= _MAX_DEPTH:
-            return _OTHER
+            yield container
+            return
         seen.add(id(container))
-        content = _NOTHING
         for item in container.values() if isinstance(container, dict) else container:
-            if item is None or id(item) in seen:
-                continue
-            if isinstance(item, _CONTAINERS):
-                found = self._content(item, seen, depth + 1)
-            else:
-                found = _FREE_TENSOR if self._is_free_tensor(item) else _OTHER
-            if found is _FREE_TENSOR:
-                return found
-            content = content if found is _NOTHING else found
-        return content
+            if isinstance(item, _CONTAINERS) and id(item) not in seen:
+                yield from self._leaves(item, seen, depth + 1)
+            elif item is not None and id(item) not in seen:
+                yield item
 
     def _is_free_tensor(self, value: Any) -> bool:
         return isinstance(value, torch.Tensor) and not self._is_registered(value)
@@ -332,9 +307,8 @@ class _Walk:
     def _tensor_attribute(self, tensor: torch.Tensor, depth: int) -> str:
         """A tensor of an object counts with its values, as the objects that a module holds are not filled by calls."""
         text = self._tensor(tensor)
-        if self._is_registered(tensor) or tensor.is_meta or tensor.layout is not torch.strided:
-            return text
-        if hasattr(tensor, "__tensor_flatten__") or tensor.is_quantized:
+        is_plain = tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized
+        if self._is_registered(tensor) or not is_plain or hasattr(tensor, "__tensor_flatten__"):
             return text
         return f"{text} values:{tensor_digest(tensor)}"
 
@@ -345,8 +319,7 @@ class _Walk:
             return f"module {path!r}"
         if id(module) in self._inside:
             return f"module around this one, {qualified_name(original_class(module))}"
-        known = self._objects.get(id(module))
-        if known is not None:
+        if (known := self._objects.get(id(module))) is not None:
             return known
         self._objects[id(module)] = qualified_name(original_class(module))
         self._kept_alive.append(module)
@@ -356,8 +329,7 @@ class _Walk:
         self._objects[id(module)] = identity
         if any(module is inner for inner in self.root.modules()):
             return f"module of the tree, {identity}"
-        weights = [tensor for _, tensor in (*module.named_parameters(), *module.named_buffers())]
-        values = [self._tensor_attribute(tensor, depth) for tensor in weights]
+        values = [self._tensor_attribute(tensor, depth) for tensor in (*module.parameters(), *module.buffers())]
         inner_digest = _digest(_Walk(module, inside=self._inside).modules())
         text = f"{identity} {inner_digest} {hashlib.sha256(repr(values).encode()).hexdigest()}"
         self._objects[id(module)] = text
@@ -366,17 +338,12 @@ class _Walk:
     def _object(self, value: Any, depth: int) -> str | None:
         if is_ours(value):
             return None
-        known = self._objects.get(id(value))
-        if known is not None:
+        if (known := self._objects.get(id(value))) is not None:
             return known
-        text = self._class(type(value))[0]
-        values = state_of(value)
-        self._objects[id(value)] = text
+        text = self._objects[id(value)] = self._class(type(value))[0]
         self._kept_alive.append(value)
-        if values and depth < _MAX_DEPTH:
-            lines = self._attribute_lines(values, type(value), depth + 1, skip=self._is_cache)
-            text = f"{text}({', '.join(sorted(lines))})" if lines else text
-            self._objects[id(value)] = text
+        if depth < _MAX_DEPTH and (lines := self._attribute_lines(state_of(value), type(value), depth + 1)):
+            text = self._objects[id(value)] = f"{text}({', '.join(sorted(lines))})"
         return text
 
     def _array(self, value: Any, depth: int) -> str:
@@ -400,10 +367,6 @@ def _digest(modules: Iterable[tuple[str, str, list[str]]]) -> str:
     return hasher.hexdigest()
 
 
-def _element_count(parameter: nn.Parameter) -> int:
-    return 0 if isinstance(parameter, UninitializedParameter) else parameter.numel()
-
-
 def _layout(shape: torch.Size, dtype: torch.dtype, stride: tuple[int, ...]) -> str:
     """The stride of a dimension of size one addresses nothing, and ``channels_last`` and back changes it."""
     steps = ",".join("-" if size == 1 else str(step) for size, step in zip(shape, stride, strict=True))
@@ -425,19 +388,6 @@ def _scalar_defaults(cls: type) -> dict[str, Any]:
     return defaults
 
 
-def _without_placement(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The attributes that a module has but for accelerate's hook, and the classes of hooks that may compute.
-
-    Class names only: the attributes of hooks are devices and weight maps.
-    """
-    left_out = {accelerate.HOOK_ATTRIBUTE, accelerate.FORWARD_ATTRIBUTE, "forward", *accelerate.MOVING_METHODS}
-    own = {name: value for name, value in values.items() if name not in left_out}
-    if (forward := accelerate.forward_of(values)) is not None:
-        own["forward"] = forward
-    hooks = accelerate.computing_hooks(values[accelerate.HOOK_ATTRIBUTE])
-    return own, [class_identity(type(hook)) for hook in hooks]
-
-
 def _string(walk: _Walk, value: str, depth: int) -> str | None:
     """An absolute path says where a model lies on this machine, so it does not count."""
     is_path = ("/" in value or "\\" in value) and os.path.isabs(value)
@@ -445,38 +395,28 @@ def _string(walk: _Walk, value: str, depth: int) -> str | None:
 
 
 _Writer = Callable[[Any, Any, int], "str | None"]
+_CALLABLES = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 _WRITERS: dict[type, _Writer] = {
     str: _string,
-    tuple: _Walk._sequence,
-    list: _Walk._sequence,
-    set: _Walk._sequence,
-    frozenset: _Walk._sequence,
-    torch.Size: _Walk._sequence,
-    deque: _Walk._sequence,
-    **dict.fromkeys((bytes, bytearray, complex, range, slice), lambda walk, value, depth: repr(value)),
     dict: _Walk._mapping,
     torch.dtype: lambda walk, value, depth: str(value),
     torch.device: lambda walk, value, depth: None,
-    types.FunctionType: _Walk._callable,
-    types.BuiltinFunctionType: _Walk._callable,
-    types.MethodType: _Walk._callable,
-    functools.partial: _Walk._callable,
+    **dict.fromkeys((tuple, list, set, frozenset, torch.Size, deque), _Walk._sequence),
+    **dict.fromkeys((bytes, bytearray, complex, range, slice), lambda walk, value, depth: repr(value)),
+    **dict.fromkeys(_CALLABLES, _Walk._callable),
 }
-_WRITERS_BY_BASE: tuple[tuple[type, _Writer], ...] = (
+_WRITERS_BY_BASE: tuple[tuple[type | tuple[type, ...], _Writer], ...] = (
     (nn.Module, _Walk._module),
     (torch.Tensor, _Walk._tensor_attribute),
     (enum.Enum, lambda walk, value, depth: f"{qualified_name(type(value))}.{value.name}"),
     (type, lambda walk, value, depth: None if is_ours(value) else walk._class(value)[0]),
     (types.ModuleType, lambda walk, value, depth: f"module {value.__name__}"),
-    (RemovableHandle, lambda walk, value, depth: None),
-    (PurePath, lambda walk, value, depth: None),
+    ((RemovableHandle, PurePath), lambda walk, value, depth: None),
     (weakref.ref, lambda walk, value, depth: "weakref"),
     (np.generic, lambda walk, value, depth: f"{value.dtype} {value.item()!r}"),
     (np.ndarray, _Walk._array),
     (Mapping, _Walk._mapping),
-    (tuple, _Walk._sequence),
-    (list, _Walk._sequence),
-    (set, _Walk._sequence),
+    ((tuple, list, set), _Walk._sequence),
     (int, lambda walk, value, depth: repr(int(value))),
     (float, lambda walk, value, depth: repr(float(value))),
     (str, _string),

@@ -1,18 +1,22 @@
-"""Names of classes and functions that are the same in every process, and what belongs to a released package."""
+"""Names of classes and functions that are the same in every process, and what belongs to an installed distribution.
+
+A distribution may lie anywhere: site-packages, ``--target``, conda. It is known by the ``dist-info`` folder next to its
+packages. Nothing is imported. The folder is listed once in a process, and the distributions in it are read only for a
+package whose name is none of theirs (``PIL`` of pillow).
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import os
+import re
 import sys
 import types
 import weakref
 from typing import Any
 
-from pipevault.fingerprint.distributions import folder_of
-
-ORIGINAL_CLASS_ATTRIBUTE = "_pipevault_original_class"
+_SITE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 _sources: weakref.WeakKeyDictionary[Any, str | None] = weakref.WeakKeyDictionary()
 
 
@@ -21,14 +25,13 @@ def is_ours(value: Any) -> bool:
     if isinstance(value, functools.partial):
         return is_ours(value.func)
     owner = value if isinstance(value, types.FunctionType | type) else getattr(value, "__func__", type(value))
-    name = getattr(owner, "__module__", None) or ""
-    return name == "pipevault" or name.startswith("pipevault.")
+    return (getattr(owner, "__module__", None) or "").partition(".")[0] == "pipevault"
 
 
 def original_class(module: object) -> type:
-    """The class of ``module``, seen through the classes that pipevault derives for frozen parts."""
+    """Return the class of ``module``, seen through the classes that pipevault derives for frozen parts."""
     cls = type(module)
-    original: type = getattr(cls, ORIGINAL_CLASS_ATTRIBUTE, cls)
+    original: type = getattr(cls, "_pipevault_original_class", cls)
     return original
 
 
@@ -39,13 +42,21 @@ def qualified_name(value: Any) -> str:
     return f"{module}.{name}" if module and is_released(module) else name
 
 
+def source_of(value: Any) -> str | None:
+    """Return the source of a module, class or function; ``None`` if there is none, as for code typed at a prompt."""
+    if value not in _sources:
+        try:
+            _sources[value] = inspect.getsource(value)
+        except (OSError, TypeError, SyntaxError):
+            _sources[value] = None
+    return _sources[value]
+
+
 @functools.cache
 def is_released(module_name: str) -> bool:
     """Return True if the module belongs to the standard library or to an installed distribution, wherever that lies."""
     root = module_name.partition(".")[0]
-    if root in sys.stdlib_module_names or root in sys.builtin_module_names:
-        return True
-    return folder_of(module_name) is not None
+    return root in sys.stdlib_module_names or root in sys.builtin_module_names or folder_of(module_name) is not None
 
 
 def is_released_function(function: types.FunctionType) -> bool:
@@ -55,16 +66,6 @@ def is_released_function(function: types.FunctionType) -> bool:
     """
     home = function.__globals__.get("__name__") or ""
     return is_released(function.__module__ or "") and is_released(home) and function.__name__ != "<lambda>"
-
-
-def source_of(value: Any) -> str | None:
-    """Return the source of a module, class or function; ``None`` if there is none, as for code typed at a prompt."""
-    if value not in _sources:
-        try:
-            _sources[value] = inspect.getsource(value)
-        except (OSError, TypeError, SyntaxError):
-            _sources[value] = None
-    return _sources[value]
 
 
 def place_in_package(function: types.FunctionType) -> str | None:
@@ -78,3 +79,99 @@ def place_in_package(function: types.FunctionType) -> str | None:
         return None
     file = code.co_filename[len(folder) + 1 :].replace(os.sep, "/")
     return f"{file}:{code.co_firstlineno}:{code.co_name}"
+
+
+def folder_of(module_name: str) -> str | None:
+    """Return the folder of the installed distribution to which the module belongs; ``None`` for all other code.
+
+    Code in a checkout that is installed as editable belongs to none: its version does not tell one state of the code
+    from the next. So does a file that was not installed, though it may lie in ``site-packages``.
+    """
+    root = module_name.partition(".")[0]
+    module, package = sys.modules.get(module_name), sys.modules.get(root)
+    file = getattr(module or package, "__file__", None)
+    if root == "__main__" or not isinstance(file, str) or not os.path.isabs(file):
+        return None
+    folder = _folder_around(package, file) or _folder_by_name(module_name, file)
+    if folder is not None and _is_installed(folder, root):
+        return folder
+    true_name = getattr(module, "__name__", module_name)  # requests.packages.urllib3 is urllib3
+    return folder_of(true_name) if true_name.partition(".")[0] != root else None
+
+
+def _folder_around(package: types.ModuleType | None, file: str) -> str | None:
+    """The folder that holds the top-level ``package``, if ``file`` lies in that package or is it."""
+    top = getattr(package, "__file__", None)
+    if not isinstance(top, str) or not os.path.isabs(top):
+        return None  # a package without a file of its own: its parts may lie in several folders
+    folder, name = os.path.split(top)
+    if file == top and not name.startswith("__init__."):
+        return folder
+    return os.path.dirname(folder) if file.startswith(folder + os.sep) else None
+
+
+def _folder_by_name(module_name: str, file: str) -> str | None:
+    """The folder that ``file`` would be imported from under its full name; ``None`` if it does not fit the name."""
+    path = os.path.dirname(file) if os.path.basename(file).startswith("__init__.") else file
+    for name in reversed(module_name.split(".")):
+        path, last = os.path.split(path)
+        if last.partition(".")[0] != name:
+            return None
+    return path
+
+
+@functools.cache
+def _is_installed(folder: str, root: str) -> bool:
+    own = _distributions(folder).get(_normalized(root))
+    return (own is not None and not _is_editable(own)) or root in _top_level_names(folder)
+
+
+@functools.cache
+def _distributions(folder: str) -> dict[str, str]:
+    """Folders with the facts of the distributions in ``folder``, by normalized name.
+
+    An ``egg-info`` folder counts where packages are installed only; elsewhere it stands next to code in a checkout.
+    """
+    endings = (".dist-info", ".egg-info") if os.path.basename(folder) in _SITE_FOLDERS else (".dist-info",)
+    try:
+        names = os.listdir(folder)
+    except OSError:  # a zip file, or a folder that is gone
+        return {}
+    return {
+        _normalized(name.rpartition(".")[0].partition("-")[0]): os.path.join(folder, name)
+        for name in names
+        if name.endswith(endings)
+    }
+
+
+@functools.cache
+def _top_level_names(folder: str) -> frozenset[str]:
+    """The names that the distributions in ``folder`` can be imported by, from their lists of names or of files."""
+    patterns = {
+        "top_level.txt": r"(?m)^([^/\s]+)\s*$",
+        "RECORD": r"(?m)^([^/,.\n]+)(?=/|\.(?:py|pyd|so|[^/,\n]+\.so),)",
+        "installed-files.txt": r"(?m)^\.\./([^/,.\n]+)",
+    }
+    found: set[str] = set()
+    for facts in _distributions(folder).values():
+        if not _is_editable(facts):
+            lists = (re.findall(pattern, _fact(facts, name)) for name, pattern in patterns.items())
+            found.update(next(filter(None, lists), ()))
+    return frozenset(found)
+
+
+def _is_editable(facts: str) -> bool:
+    """Return True if the distribution points at a checkout (PEP 610); one that came from an index does not say."""
+    return re.search(r'"editable"\s*:\s*true', _fact(facts, "direct_url.json")) is not None
+
+
+def _fact(facts: str, name: str) -> str:
+    try:
+        with open(os.path.join(facts, name), encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "_", name).lower()

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipevault.digest import digest_json
 
 _WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".ckpt", ".json"})
+_PLAIN_TYPES = (bool, int, float, str, Path, torch.dtype, type(None))
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -23,10 +26,10 @@ def weights_origin(component: Any, options: Mapping[str, Any]) -> str | None:
     folder = getattr(getattr(component, "config", None), "_name_or_path", None)
     if not folder or not Path(folder).is_dir():
         return None
-    described = {name: _plain(value) for name, value in sorted(options.items())}
-    if any(value is None for value in described.values()):
+    if not all(isinstance(value, _PLAIN_TYPES) for value in options.values()):
         return None
     files = sorted(path for path in Path(folder).iterdir() if path.suffix in _WEIGHT_SUFFIXES)
+    described = {name: repr(value) for name, value in options.items()}
     return digest_json({"files": [[path.name, *_identity(path)] for path in files], "options": described}).hex
 
 
@@ -36,10 +39,3 @@ def _identity(path: Path) -> list[Any]:
         return [target.name]
     status = target.stat()
     return [str(target), status.st_size, status.st_mtime_ns, status.st_ino]
-
-
-def _plain(value: Any) -> str | None:
-    """``None`` for what may hold more than its text tells."""
-    import torch
-
-    return repr(value) if value is None or isinstance(value, (bool, int, float, str, Path, torch.dtype)) else None

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
-import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 from pipevault.compat.pytorch import inductor_compilers
-from pipevault.compat.versions import installed_torch_version
+from pipevault.compat.versions import installed_torch_version, installed_version
 
 ABSENT = "none"
-_DISTRIBUTIONS = {
-    "torch": ("torch",),
-    "triton": ("triton", "pytorch-triton", "pytorch-triton-rocm", "pytorch-triton-xpu", "triton-windows"),
-    "diffusers": ("diffusers",),
-    "transformers": ("transformers",),
-    "onediff": ("onediff",),
-    "onediffx": ("onediffx",),
-}
+_PACKAGES = ("torch", "triton", "diffusers", "transformers", "onediff", "onediffx")
+_TRITON = ("triton", "pytorch-triton", "pytorch-triton-rocm", "pytorch-triton-xpu", "triton-windows")
 _COMPILER_TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True)
-class CxxCompiler:
-    """The C++ compiler that Inductor would use; ``version`` is the first line of its ``--version``."""
-
-    path: Path
-    version: str
 
 
 def toolchain_factors(*, graph_format: int) -> dict[str, str]:
@@ -38,7 +20,7 @@ def toolchain_factors(*, graph_format: int) -> dict[str, str]:
 
     Starts no process and imports nothing. ``graph_format`` is the version of the backend's artifact format.
     """
-    return {"graph_format": str(graph_format), **{name: package_version(name) for name in _DISTRIBUTIONS}}
+    return {"graph_format": str(graph_format), **{name: package_version(name) for name in _PACKAGES}}
 
 
 def package_version(name: str) -> str:
@@ -51,31 +33,26 @@ def package_version(name: str) -> str:
 def _installed_version(name: str) -> str:
     if name == "torch":
         return installed_torch_version() or ABSENT
-    for distribution in _DISTRIBUTIONS.get(name, (name,)):
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return ABSENT
+    return installed_version(*(_TRITON if name == "triton" else (name,))) or ABSENT
 
 
-def find_cxx_compiler() -> CxxCompiler | None:
-    """The first working compiler of Inductor's search list, or ``None``. Starts a process: never on a hit."""
+def find_cxx_compiler() -> str | None:
+    """Return the first line that the first working compiler of Inductor's search list says of its version, or ``None``.
+
+    Starts a process: never on a hit.
+    """
     for candidate in inductor_compilers():
-        path = shutil.which(candidate)
-        if path is None:
-            continue
         try:
             finished = subprocess.run(
-                [path, "--version"], capture_output=True, text=True, timeout=_COMPILER_TIMEOUT_S, check=True
+                [candidate, "--version"], capture_output=True, text=True, timeout=_COMPILER_TIMEOUT_S, check=True
             )
         except (OSError, subprocess.SubprocessError):
             continue
-        return CxxCompiler(Path(path), finished.stdout.partition("\n")[0].strip())
+        return finished.stdout.partition("\n")[0].strip()
     return None
 
 
 def toolchain_record(*, graph_format: int) -> dict[str, str]:
     """Return :func:`toolchain_factors` and the C++ compiler's version, for manifests. Starts a process."""
     compiler = find_cxx_compiler()
-    return {**toolchain_factors(graph_format=graph_format), "cxx": compiler.version if compiler else ABSENT}
+    return {**toolchain_factors(graph_format=graph_format), "cxx": ABSENT if compiler is None else compiler}

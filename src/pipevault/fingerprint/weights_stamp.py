@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ctypes import c_uint64
-from operator import is_not
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 Stamp: TypeAlias = "tuple[Any, ...]"
 
@@ -34,7 +32,10 @@ def weights_stamp(module: torch.nn.Module) -> Stamp:
             elsewhere.append(tensor)
         else:
             seen += [c_uint64.from_address(probed).value for probed in _probed(tensor)]
-    return (*seen, *_first_elements(elsewhere))
+    firsts = [tensor.detach().reshape(-1)[:1].double() for tensor in elsewhere if tensor.numel()]
+    if firsts:
+        seen += torch.cat([first.to(firsts[0].device) for first in firsts]).tolist()
+    return tuple(seen)
 
 
 class WeightsWatch:
@@ -46,47 +47,34 @@ class WeightsWatch:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
-        self._tables: list[dict[str, Any]] = [
-            table for owner in module.modules() for table in (owner._parameters, owner._buffers)
+        tables: list[dict[str, Any]] = [
+            table for owner in module.modules() for table in (owner._parameters, owner._buffers, owner._modules)
         ]
-        self._tables += [owner._modules for owner in module.modules()]
-        self._held = [value for table in self._tables for value in table.values()]
+        self._kept_alive = [value for table in tables for value in table.values()]
         weights = list(_weights(module))
         self.is_plain = all(
-            tensor.is_cpu and tensor.layout is _strided() and not hasattr(tensor, "__tensor_flatten__")
+            tensor.is_cpu and tensor.layout is torch.strided and not hasattr(tensor, "__tensor_flatten__")
             for tensor in weights
         )
-        if not self.is_plain:
-            self._stamp = weights_stamp(module)
-            return
-        self._weights = weights
-        self._counted = [tensor for tensor in weights if not tensor.is_inference()]
-        self._addresses = [tensor.data_ptr() for tensor in weights]
-        self._versions = [tensor._version for tensor in self._counted]
-        self._probes = [c_uint64.from_address(address) for tensor in weights for address in _probed(tensor)]
-        self._values = [probe.value for probe in self._probes]
+        looks: list[Callable[[], Any]] = [lambda: weights_stamp(module)]
+        if self.is_plain:
+            counted = [tensor for tensor in weights if not tensor.is_inference()]
+            probes = [c_uint64.from_address(address) for tensor in weights for address in _probed(tensor)]
+            looks = [
+                lambda: [id(value) for table in tables for value in table.values()],
+                lambda: [tensor.data_ptr() for tensor in weights],
+                lambda: [tensor._version for tensor in counted],
+                lambda: [probe.value for probe in probes],
+            ]
+        self._seen = [(look, look()) for look in looks]
 
     def watches(self, module: torch.nn.Module) -> bool:
         """Return whether it was made for ``module``, or for one that shares its tables of weights."""
         return module._parameters is self._module._parameters and module._modules is self._module._modules
 
     def has_moved(self) -> bool:
-        if not self.is_plain:
-            return weights_stamp(self._module) != self._stamp
-        held = [value for table in self._tables for value in table.values()]
-        if len(held) != len(self._held) or any(map(is_not, held, self._held)):
-            return True
-        if [tensor.data_ptr() for tensor in self._weights] != self._addresses:
-            return True  # and memory that a probe points to may be gone
-        if [tensor._version for tensor in self._counted] != self._versions:
-            return True
-        return [probe.value for probe in self._probes] != self._values
-
-
-def _strided() -> Any:
-    import torch
-
-    return torch.strided
+        # Probes come last: where an address moved, the memory that they point to may be gone.
+        return any(look() != seen for look, seen in self._seen)
 
 
 def _probed(tensor: torch.Tensor) -> tuple[int, ...]:
@@ -106,10 +94,3 @@ def _weights(module: torch.nn.Module) -> Iterator[torch.Tensor]:
         for tensors in (owner._parameters, owner._buffers):
             yield from (tensor for tensor in tensors.values() if tensor is not None)
         stack += (child for child in owner._modules.values() if child is not None)
-
-
-def _first_elements(tensors: list[torch.Tensor]) -> list[float]:
-    import torch
-
-    firsts = [tensor.detach().reshape(-1)[:1].double() for tensor in tensors if tensor.numel()]
-    return torch.cat([first.to(firsts[0].device) for first in firsts]).tolist() if firsts else []
