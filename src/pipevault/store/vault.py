@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipevault.digest import Digest
-from pipevault.errors import CorruptEntryError, UnsafeVaultError, VaultError, VaultNotWritableError
+from pipevault.errors import (
+    CorruptEntryError,
+    NewerVaultError,
+    UnknownKeyError,
+    UnsafeVaultError,
+    VaultError,
+    VaultNotWritableError,
+)
 from pipevault.files.opened import OpenedFile, open_verified
 from pipevault.reading import open_regular, read_open, stamp_of
 from pipevault.settings import Settings
@@ -21,20 +28,14 @@ from pipevault.store.locks.leases import Lease, take_lease
 from pipevault.store.locks.lock import key_lock
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.marker import ensure_vault, is_writable
-from pipevault.store.places import iter_foreign, shelf_keys
+from pipevault.store.places import children, iter_foreign, iter_keys
 from pipevault.store.publish import publish_entry, quarantine_file
-from pipevault.store.read import (
-    BrokenManifest,
-    check_artifact,
-    find_manifest,
-    iter_manifests,
-    parse_manifest,
-)
+from pipevault.store.read import BrokenManifest, check_artifact, parse_manifest, read_manifest, the_key
 from pipevault.store.retention.leftovers import tidy
 from pipevault.store.retention.usage import record_use
 from pipevault.store.staging import staging_folder
 from pipevault.store.trust.owners import check_ownership, check_root, is_changeable, trust_of
-from pipevault.store.trust.signature import sign_entry
+from pipevault.store.trust.signature import copy_signatures, sign_entry
 from pipevault.store.trust.signing_keys import PrivateKey
 
 if TYPE_CHECKING:  # what a load does not need is imported where it is used
@@ -45,9 +46,7 @@ __all__ = ["BrokenManifest", "Vault"]
 
 @dataclass(frozen=True)
 class ReadEntry:
-    """A manifest, and the ``stamp`` of the one file that it was read from. ``unowned``: why it is not *owned*, if it is
-    not; it then counts only if a trusted key signed it.
-    """
+    """A manifest, and the ``stamp`` of its file. ``unowned``: why it counts only if a trusted key signed it."""
 
     manifest: Manifest
     unowned: UnsafeVaultError | None
@@ -189,6 +188,24 @@ class Vault:
             return standing
         return self.lookup(manifest.key.digest) or standing  # somebody else's: it must be owned like any other
 
+    def publish_copy(self, source: Layout, manifest: Manifest, files: Mapping[Digest, Path]) -> Manifest:
+        """Publish an entry of another vault, or of a bundle, with what signs it. Answers like :meth:`publish`.
+
+        The signatures go first, so that no reader meets the copy without them, and go again if the copy does not come
+        to stand there.
+        """
+        placed: list[Path] = []
+        standing = None
+        try:
+            for path in copy_signatures(source, self.layout, manifest.key.digest):
+                placed.append(path)
+            standing = self.publish(manifest, files)
+        finally:
+            if standing is None or standing.manifest_digest != manifest.manifest_digest:
+                for path in placed:
+                    path.unlink(missing_ok=True)
+        return standing
+
     def sign(self, manifest: Manifest, key: PrivateKey) -> bool:
         """Verify the entry's artifacts and sign it; ``False`` if a good signature by ``key`` stands there.
 
@@ -202,7 +219,7 @@ class Vault:
     def lock(
         self, key: Digest, *, timeout_s: float, on_wait: Callable[[str], None] | None = None
     ) -> AbstractContextManager[None]:
-        """Hold the advisory lock of ``key``. See :func:`pipevault.store.locks.lock.key_lock`."""
+        """See :func:`pipevault.store.locks.lock.key_lock`."""
         tidy(self.layout)
         return key_lock(self.layout, key, timeout_s=timeout_s, on_wait=on_wait)
 
@@ -214,8 +231,15 @@ class Vault:
         return quarantine_file(self.layout, path, reason) if self.writable else None
 
     def manifests(self) -> Iterator[Manifest | BrokenManifest]:
-        """Give all entries, sorted by key, also those that cannot be used."""
-        return iter_manifests(self.layout)
+        """Give all entries, sorted by key, also those that cannot be used; one that vanishes meanwhile is left out."""
+        for key in iter_keys(self.layout):
+            try:
+                manifest = read_manifest(self.layout, key)
+            except (CorruptEntryError, NewerVaultError) as error:
+                yield BrokenManifest(self.layout.manifest_file(key), str(error), key)
+            else:
+                if manifest is not None:
+                    yield manifest
 
     def shelf(self, shelf: Digest) -> list[Digest]:
         """Return the keys on a shelf (:attr:`pipevault.key.Key.shelf`), sorted; none where the shelf does not exist.
@@ -223,7 +247,9 @@ class Vault:
         Only names are listed: whoever takes an entry from here compares its factors. :class:`VaultError`: the folder
         cannot be read.
         """
-        return shelf_keys(self.layout, shelf)
+        folder = self.layout.shelf_dir(shelf)
+        files = children(folder) if folder.is_dir() else []
+        return [key for file in files if (key := self.layout.key_of_manifest(file)) is not None]
 
     def find(self, prefix: str) -> Manifest:
         """Return the entry whose key begins with ``prefix`` (hexadecimal digits).
@@ -231,60 +257,57 @@ class Vault:
         :class:`UnknownKeyError`: none or, with ``candidates``, more than one. Else raises like
         :meth:`lookup`.
         """
-        return find_manifest(self.layout, prefix)
+        key = the_key(prefix, iter_keys(self.layout), f"entry of {self.root}")
+        manifest = read_manifest(self.layout, key)
+        if manifest is None:
+            raise UnknownKeyError(f"The entry of {key.short} was removed from {self.root} just now.", prefix)
+        return manifest
 
     def plan_removal(self, keys: Sequence[Digest], *, with_needed: bool = False) -> RemovalPlan:
-        """Plan the removal of these entries; nothing is removed. :class:`UnknownKeyError`.
-
-        ``with_needed``: also the entries that these need and no other does, such as the graphs of a plan.
-        """
+        """See :func:`pipevault.store.retention.removal.plan_entries_removal`."""
         from pipevault.store.retention.removal import plan_entries_removal
 
         return plan_entries_removal(self.layout, keys, with_needed=with_needed)
 
     def remove(self, plan: RemovalPlan, *, ignore_leases: bool = False) -> RemovalReport:
-        """Remove what was planned, manifests first; ``EntryInUseError`` if one is in use by now, unless by leases that
-        are to be ignored. :class:`VaultNotWritableError`."""
+        """See :func:`pipevault.store.retention.removal.remove_entries`."""
         self.require_writable()
         from pipevault.store.retention.removal import remove_entries
 
         return remove_entries(self.layout, plan, ignore_leases=ignore_leases)
 
     def record_use(self, key: Digest) -> None:
-        """Note that ``key`` is used now. Never raises. See :func:`pipevault.store.retention.usage.record_use`."""
+        """See :func:`pipevault.store.retention.usage.record_use`."""
         record_use(self.layout, key, writable=self.writable)
 
     def lease(self, key: Digest) -> Lease:
-        """Keep the entry from being pruned while this process lives, or until it is released; look it up after this.
-
-        Never raises; :attr:`~pipevault.store.locks.leases.Lease.problem` says why there is none.
-        """
+        """See :func:`pipevault.store.locks.leases.take_lease`."""
         if self.writable:
             tidy(self.layout)
         return take_lease(self.layout, key, writable=self.writable)
 
     def pins(self) -> dict[str, Digest]:
-        """Return the key of each pin. See :func:`pipevault.store.retention.pins.pins`."""
+        """See :func:`pipevault.store.retention.pins.pins`."""
         from pipevault.store.retention.pins import pins
 
         return pins(self.layout)
 
     def pin(self, key: Digest, name: str, *, move: bool = False) -> Digest | None:
-        """Keep the entry whatever is pruned. See :func:`pipevault.store.retention.pins.pin`."""
+        """See :func:`pipevault.store.retention.pins.pin`."""
         self.require_writable()
         from pipevault.store.retention.pins import pin
 
         return pin(self.layout, key, name, move=move)
 
     def unpin(self, name: str) -> Digest | None:
-        """Remove a pin. See :func:`pipevault.store.retention.pins.unpin`."""
+        """See :func:`pipevault.store.retention.pins.unpin`."""
         self.require_writable()
         from pipevault.store.retention.pins import unpin
 
         return unpin(self.layout, name)
 
     def foreign_files(self) -> Iterator[Path]:
-        """Give what lies in the folder and is not part of a vault; of a foreign folder only the folder itself."""
+        """See :func:`pipevault.store.places.iter_foreign`."""
         return iter_foreign(self.layout)
 
     def require_writable(self, advice: str = "Fix its permissions, or give another folder.") -> None:

@@ -17,7 +17,6 @@ from pipevault.errors import BundleError, CorruptEntryError, NewerBundleError, N
 from pipevault.files.atomic import vault_errors
 from pipevault.files.byte_progress import Progress, ignore_progress
 from pipevault.store.bundle.zip_file import BundleFile, Member, open_bundle
-from pipevault.store.copying import copy_entry
 from pipevault.store.layout import Layout
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.needs import needed_first
@@ -77,7 +76,7 @@ def import_bundle(vault: Vault, path: Path, *, progress: Progress = ignore_progr
                 continue
             files = {digest: staged.artifact_file(digest) for digest in manifest.artifact_sizes}
             files = {digest: file for digest, file in files.items() if file.exists()}
-            if copy_entry(staged, vault, manifest, files).manifest_digest == manifest.manifest_digest:
+            if vault.publish_copy(staged, manifest, files).manifest_digest == manifest.manifest_digest:
                 imported.append(key)
             uses.subtract(files.keys())
             for digest in files:

@@ -24,7 +24,7 @@ import msgspec
 from pipevault.digest import Digest, canonical_json, digest_chunks
 from pipevault.errors import BundleError, NewerBundleError, NoBundleError
 from pipevault.files.byte_progress import Progress
-from pipevault.files.documents import Format, Problem
+from pipevault.files.documents import Format
 from pipevault.reading import open_regular
 from pipevault.store.layout import Layout
 from pipevault.store.marker import VAULT_VERSION
@@ -64,17 +64,15 @@ class _Marker(msgspec.Struct, forbid_unknown_fields=True):
     pipevault_vault: int
 
 
-def _damaged(problem: Problem) -> BundleError:
-    return _bad(problem.path, f"its {MARKER_NAME} is not {MARKER.decode()}: {problem.what}")
-
-
-def _newer(problem: Problem) -> NewerBundleError:
-    return NewerBundleError(
+_FORMAT = Format(
+    _Marker,
+    "pipevault_vault",
+    VAULT_VERSION,
+    damaged=lambda problem: _bad(problem.path, f"its {MARKER_NAME} is not {MARKER.decode()}: {problem.what}"),
+    newer=lambda problem: NewerBundleError(
         f"The {MARKER_NAME} of the bundle {problem} Upgrade pipevault. Nothing was imported.", problem.path
-    )
-
-
-_FORMAT = Format(_Marker, "pipevault_vault", VAULT_VERSION, damaged=_damaged, newer=_newer)
+    ),
+)
 
 
 @contextmanager
