@@ -11,7 +11,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ _NEEDS = re.compile(
 )
 
 Named = tuple[frozenset[Digest], frozenset[Digest]]
-"""The artifacts and the needed entries that a manifest names."""
+"""The artifacts and the entries that a manifest names."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,6 @@ class FoundManifest:
     @property
     def modified_s(self) -> float:
         return self.modified_ns / 1e9
-
-
-@dataclass(frozen=True)
-class FoundFile:
-    """A regular file. ``modified_s``: seconds since the epoch."""
-
-    size_bytes: int
-    modified_s: float
 
 
 def find_manifests(layout: Layout) -> dict[Digest, FoundManifest]:
@@ -93,22 +85,18 @@ def read_found(layout: Layout, key: Digest) -> FoundManifest | None:
     return FoundManifest(key, *named, len(data), modified_ns, understood)
 
 
-def find_artifacts(layout: Layout) -> dict[Digest, FoundFile]:
-    """Return every regular file at an artifact's place, sorted by digest."""
-    return _find(layout, layout.artifacts_dir, digest_or_none)
+def find_spread(layout: Layout, folder: Path, *, skip_unreadable: bool = False) -> dict[Digest, os.stat_result]:
+    """Return every regular file at the place of a manifest, an artifact or the note of a use, as ``folder`` is
+    ``entries/``, ``artifacts/`` or ``uses/``; by the digest in its name, sorted. None is opened.
+    """
+    digest_of = key_in if folder == layout.entries_dir else digest_or_none
+    with vault_errors(folder, "listed"):
+        files = spread(layout, folder, skip_unreadable=skip_unreadable)
+        looked = ((digest_of(file.name), _look(file)) for file in files)
+        return {digest: found for digest, found in looked if digest is not None and found is not None}
 
 
-def find_manifest_files(layout: Layout) -> dict[Digest, FoundFile]:
-    """Return every regular file at a manifest's place, sorted by key; none is opened."""
-    return _find(layout, layout.entries_dir, key_in)
-
-
-def find_uses(layout: Layout) -> dict[Digest, FoundFile]:
-    """Return every regular file that tells a last use, sorted by key."""
-    return _find(layout, layout.uses_dir, digest_or_none, skip_unreadable=True)
-
-
-def find_files(folder: Path) -> dict[Path, FoundFile]:
+def find_files(folder: Path) -> dict[Path, os.stat_result]:
     """Return every regular file below ``folder``, sorted; an absent folder holds none. No link is followed."""
     with vault_errors(folder, "listed"):
         paths = sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
@@ -173,15 +161,6 @@ def manifest_stamps(layout: Layout) -> dict[Digest, str]:
     return stamps
 
 
-def _find(
-    layout: Layout, folder: Path, digest_of: Callable[[str], Digest | None], *, skip_unreadable: bool = False
-) -> dict[Digest, FoundFile]:
-    with vault_errors(folder, "listed"):
-        files = spread(layout, folder, skip_unreadable=skip_unreadable)
-        looked = ((digest_of(file.name), _look(file)) for file in files)
-        return {digest: found for digest, found in looked if digest is not None and found is not None}
-
-
 def _times(folder: Path) -> list[tuple[int, str]]:
     """The times when each thing in ``folder`` changed, in nanoseconds, and its name; an absent folder has none."""
     times = []
@@ -192,12 +171,12 @@ def _times(folder: Path) -> list[tuple[int, str]]:
     return times
 
 
-def _look(file: Path | os.DirEntry[str]) -> FoundFile | None:
+def _look(file: Path | os.DirEntry[str]) -> os.stat_result | None:
     try:
         status = file.stat(follow_symlinks=False)
     except FileNotFoundError:
         return None
-    return FoundFile(status.st_size, status.st_mtime) if stat.S_ISREG(status.st_mode) else None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def _manifest_path(entries: str, key: str) -> str:

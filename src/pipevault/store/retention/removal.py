@@ -1,4 +1,6 @@
-"""Removing entries, and artifacts that no entry names: first a plan, then what really happened.
+"""Removing entries, unless something holds them, and artifacts that no entry names.
+
+Pins, leases of live processes and the needs of entries that have one keep an entry from being removed.
 
 Manifests go before artifacts, so that no manifest ever names an artifact that this removed. What belongs to an entry
 and is not part of it (signatures, the note of its last use) goes after its manifest.
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,11 +21,12 @@ from pipevault.errors import EntryInUseError, UnknownKeyError
 from pipevault.files.atomic import fsync_folder, make_folder, vault_errors
 from pipevault.files.flock import HeldLock, NotLocked, lock_open
 from pipevault.reading import open_place
-from pipevault.store.inventory import FoundFile, find_artifacts, find_manifests, mentioned, named_by, read_found
+from pipevault.store.inventory import FoundManifest, find_manifests, find_spread, mentioned, named_by, read_found
 from pipevault.store.layout import Layout
-from pipevault.store.needs import only_needed_by
+from pipevault.store.locks.leases import live_leases
+from pipevault.store.needs import needed_by, needs_in, only_needed_by
 from pipevault.store.places import signature_files
-from pipevault.store.retention.holds import find_holds
+from pipevault.store.retention.pins import pins
 from pipevault.store.retention.usage import forget_use
 from pipevault.store.staging import own_place
 
@@ -88,6 +92,46 @@ def plan_entries_removal(layout: Layout, keys: Sequence[Digest], *, with_needed:
     return RemovalPlan(tuple(wanted), tuple(going), tuple(sorted(shared)), size_bytes)
 
 
+@dataclass(frozen=True)
+class Hold:
+    """A reason to keep the entry ``key``: the entry ``holder``, itself or one that needs it, is ``pinned as prod`` or
+    ``in use by process 4711 on worker-3``.
+    """
+
+    key: Digest
+    holder: Digest
+    cause: str
+    remedy: str
+
+    @property
+    def reason(self) -> str:
+        """``pinned as prod``, or ``needed by 7c2b5a1ac012, which is pinned as prod``."""
+        return self.cause if self.key == self.holder else f"needed by {self.holder.short}, which is {self.cause}"
+
+
+def find_holds(
+    layout: Layout, manifests: Mapping[Digest, FoundManifest] | None = None, *, ignore_leases: bool = False
+) -> dict[Digest, Hold]:
+    """Return what keeps each entry that is kept. ``manifests``: those of the vault, if they were read already.
+
+    :class:`~pipevault.errors.PinError`: a pin cannot be read; :class:`~pipevault.errors.VaultError`: a folder or a
+    manifest cannot.
+    """
+    found: dict[Digest, Hold] = {}
+    leases: dict[Digest, list[str]] = {} if ignore_leases else live_leases(layout)
+    for key, (first, *others) in leases.items():
+        cause = f"in use by {first}" + (f" and {len(others)} more" if others else "")
+        found[key] = Hold(key, key, cause, "Stop it first, or remove the entry all the same with --force.")
+    names: dict[Digest, list[str]] = defaultdict(list)
+    for name, key in pins(layout).items():
+        names[key].append(name)
+    for key, pinned in names.items():
+        found[key] = Hold(key, key, f"pinned as {', '.join(pinned)}", f"Unpin it first: pipevault unpin {pinned[0]}")
+    for key, holder in needed_by(found, needs_in(layout, manifests)).items():
+        found[key] = Hold(key, holder, found[holder].cause, found[holder].remedy)
+    return found
+
+
 def refuse_in_use(layout: Layout, keys: Sequence[Digest], *, ignore_leases: bool = False) -> None:
     """Raise :class:`EntryInUseError` if one of ``keys``, or an entry that needs it, is pinned or, unless
     ``ignore_leases``, loaded by a live process. :class:`~pipevault.errors.PinError`: a pin cannot be read.
@@ -97,24 +141,22 @@ def refuse_in_use(layout: Layout, keys: Sequence[Digest], *, ignore_leases: bool
         raise EntryInUseError(f"{hold.key.short} is {hold.reason}. {hold.remedy}", hold.key.hex)
 
 
-def find_orphans(layout: Layout, *, now_s: float | None = None) -> tuple[Orphan, ...]:
-    """Return the artifacts that no manifest names, sorted. ``now_s``: seconds since the epoch; default: now.
+def find_orphans(layout: Layout) -> tuple[Orphan, ...]:
+    """Return the artifacts that no manifest names, sorted; those that a damaged manifest may name are left out.
 
-    Artifacts that a damaged manifest may name are left out. :class:`~pipevault.errors.VaultError`: a manifest or a
-    folder cannot be read, so that nothing can be said.
+    :class:`~pipevault.errors.VaultError`: a manifest or a folder cannot be read, so that nothing can be said.
     """
-    now_s = time.time() if now_s is None else now_s
     # The artifacts first: one whose manifest is published meanwhile must count as named.
-    artifacts = find_artifacts(layout)
-    return orphans_among(artifacts, named_by(find_manifests(layout).values()), now_s)
+    artifacts = find_spread(layout, layout.artifacts_dir)
+    return orphans_among(artifacts, named_by(find_manifests(layout).values()), time.time())
 
 
-def orphans_among(artifacts: Mapping[Digest, FoundFile], named: Container[Digest], now_s: float) -> tuple[Orphan, ...]:
-    """Return those of ``artifacts`` that are not ``named`` by a manifest."""
+def orphans_among(
+    artifacts: Mapping[Digest, os.stat_result], named: Container[Digest], now_s: float
+) -> tuple[Orphan, ...]:
+    """Return those of ``artifacts`` that are not ``named`` by a manifest; ``now_s``: seconds since the epoch."""
     return tuple(
-        Orphan(digest, file.size_bytes, now_s - file.modified_s)
-        for digest, file in artifacts.items()
-        if digest not in named
+        Orphan(digest, file.st_size, now_s - file.st_mtime) for digest, file in artifacts.items() if digest not in named
     )
 
 
