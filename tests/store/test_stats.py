@@ -22,7 +22,7 @@ from pipevault.errors import NewerVaultError, UnknownKeyError, VaultError
 from pipevault.files.flock import NotLocked
 from pipevault.store.layout import Layout
 from pipevault.store.stats import event_log, event_totals
-from pipevault.store.stats.events import state_layout
+from pipevault.store.stats.event_totals import state_layout
 from pipevault.store.stats.summary import compact, count, find_entry, summary
 from pipevault.store.vault import Vault
 

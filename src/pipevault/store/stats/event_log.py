@@ -1,9 +1,8 @@
 """Counting events: at most once, with no lock to wait for and no fsync.
 
-A line of the process's file (:mod:`~pipevault.store.stats.events`) is one write, so a process that dies leaves at most
-a torn last line, which counts as none. Files of ended processes are folded by
-:mod:`~pipevault.store.stats.event_totals`. Where no vault stands yet, or it cannot be written, the same files go to
-the user's state folder, see :func:`~pipevault.store.stats.events.state_layout`.
+A line of the process's file (:mod:`~pipevault.store.stats.event_totals`) is one write, so a process that dies leaves at
+most a torn last line, which counts as none. Where no vault stands yet, or it cannot be written, the same files go to
+the user's state folder, see :func:`~pipevault.store.stats.event_totals.state_layout`.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ from pipevault.files.atomic import FOLDER_MODE, share_like_folder
 from pipevault.files.flock import NotLocked
 from pipevault.files.liveness import ProcessIdentity
 from pipevault.store.layout import Layout
-from pipevault.store.stats.event_totals import fold
-from pipevault.store.stats.events import LARGEST, LARGEST_FILE_BYTES, WORD, state_layout, try_own
+from pipevault.store.stats.event_totals import LARGEST, LARGEST_FILE_BYTES, WORD, fold, state_layout, try_own
 
 logger = logging.getLogger("pipevault")
 

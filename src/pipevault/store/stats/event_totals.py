@@ -1,10 +1,18 @@
-"""Sums of events, and folding the files of ended processes into them: a crash may lose counts, and doubles none.
+"""What processes counted: the files of events, sums over them, and folding those of ended processes into the sums.
+
+``events/<process>.jsonl`` has a line of canonical JSON for each event::
+
+    {"event":"miss","key":"<key digest>","numbers":{"seconds":62.1},"reason":"absent","time":1738324801}
+
+``key``, ``reason`` and ``numbers`` may be absent; ``time`` is in seconds since the epoch. The process that counts in a
+file, and the children that it forks, hold its lock; whoever gets that lock knows that they have ended.
 
 ``events/totals.json``, canonical JSON: ``{"rows": [[key, event, reason, {"times": 3, "seconds": 62.1}]], "since":
 1738324800, "totals_version": 2}``.
 
-Under the lock of ``events/totals.lock``, which readers take too: read the totals and the files of ended
-processes, write the new totals next to them, remove the files, and only then rename the new totals into place.
+Under the lock of ``events/totals.lock``, which readers take too: read the totals and the files of ended processes,
+write the new totals next to them, remove the files, and only then rename the new totals into place. So a crash may lose
+counts, and doubles none.
 """
 
 from __future__ import annotations
@@ -13,6 +21,7 @@ import errno
 import io
 import logging
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,34 +32,54 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
-from pipevault.errors import NewerVaultError, VaultError
+from pipevault.digest import digest_bytes
+from pipevault.errors import NewerVaultError, NoHomeError, VaultError
 from pipevault.files.atomic import publish_file, vault_errors, write_file
-from pipevault.files.documents import Format, Problem
-from pipevault.files.flock import NotLocked, locked
+from pipevault.files.documents import Format
+from pipevault.files.flock import NotLocked, lock_descriptor, locked
 from pipevault.reading import open_regular, read_file
+from pipevault.settings.user_folders import user_folder
 from pipevault.store.layout import Layout
 from pipevault.store.places import children
 from pipevault.store.staging import staging_folder
-from pipevault.store.stats.events import (
-    LARGEST_FILE_BYTES,
-    Amount,
-    Time,
-    Word,
-    WordOrNone,
-    parse_events,
-    try_own,
-    with_state,
-)
 
 logger = logging.getLogger("pipevault")
 
 TOTALS_VERSION = 2
 TIMES = "times"
+LARGEST_FILE_BYTES = 1 << 20
 IDLE_MIN_AGE_S = 3600.0
 """A file is folded when nothing was written to it for so long, where the file system has no locks."""
+LARGEST = 10**18
 
 _LONGEST_WAIT_S = 5.0
 _MOST_AT_ONCE = 256  # files are open
+_YEAR_10000 = 253_402_300_800
+_LINE = re.compile(rb"[^\n]+")
+WORD = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+Word: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^{WORD.pattern}\Z")]
+WordOrNone: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^({WORD.pattern})?\Z")]
+Amount: TypeAlias = (
+    Annotated[int, msgspec.Meta(ge=0, le=LARGEST)] | Annotated[float, msgspec.Meta(ge=0, le=float(LARGEST))]
+)
+"""A number that sums of a vault's life can hold; no NaN."""
+Time: TypeAlias = (
+    Annotated[int, msgspec.Meta(ge=0, lt=_YEAR_10000)] | Annotated[float, msgspec.Meta(ge=0, lt=float(_YEAR_10000))]
+)
+"""Seconds since the epoch, of a year that a calendar knows."""
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One line. ``key`` is that of the entry; empty if it happened to none. ``time``: seconds since the epoch."""
+
+    event: Word
+    time: Time
+    key: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")] = ""
+    reason: WordOrNone = ""
+    numbers: dict[Word, Amount] = msgspec.field(default_factory=dict)
+
+
+_decoder = msgspec.json.Decoder(Event)
 
 RowKey: TypeAlias = tuple[str, str, str]
 """Key digest or nothing, event, reason."""
@@ -64,11 +93,13 @@ class _Totals(msgspec.Struct):
     totals_version: int
 
 
-def _newer(problem: Problem) -> NewerVaultError:
-    return NewerVaultError(f"{problem} Upgrade pipevault.", problem.path)
-
-
-_FORMAT = Format(_Totals, "totals_version", TOTALS_VERSION, newer=_newer, canonical=False)
+_FORMAT = Format(
+    _Totals,
+    "totals_version",
+    TOTALS_VERSION,
+    newer=lambda problem: NewerVaultError(f"{problem} Upgrade pipevault.", problem.path),
+    canonical=False,
+)
 
 
 @dataclass
@@ -89,6 +120,31 @@ class Sums:
     def to_bytes(self) -> bytes:
         rows: list[_Row] = [(*row_key, dict(numbers)) for row_key, numbers in sorted(self.rows.items())]
         return _FORMAT.write(_Totals(rows, self.since, TOTALS_VERSION))
+
+
+def state_layout(layout: Layout) -> Layout:
+    """Return where the events of a vault go that cannot be written: ``pipevault/vaults/<16 digits>`` in the user's
+    state folder. The digits are the first of the SHA-256 of the vault's path.
+
+    :class:`~pipevault.errors.NoHomeError`: this user has no such folder.
+    """
+    name = digest_bytes(os.fsencode(layout.root)).hex[:16]
+    return Layout(user_folder("state") / "vaults" / name)
+
+
+def with_state(layout: Layout) -> Iterator[Layout]:
+    """Give the vault and, if this user has one, the place in the state folder that stands in for it."""
+    yield layout
+    with suppress(NoHomeError):
+        yield state_layout(layout)
+
+
+def try_own(descriptor: int) -> NotLocked | None:
+    """Lock an open events file for good, or say why not. A lock that fails for an unforeseen reason counts as none."""
+    try:
+        return lock_descriptor(descriptor)
+    except OSError:
+        return NotLocked.NO_LOCKS
 
 
 def compact(layout: Layout) -> int:
@@ -193,7 +249,7 @@ def _is_ended(file: io.FileIO) -> bool:
 
 
 def _add_file(path: Path, file: io.FileIO, sums: Sums) -> None:
-    events, strange = parse_events(file.read())
+    events, strange = _events_in(file.read())
     for event in events:
         numbers: Counter[str] = Counter({TIMES: 1})
         numbers.update(event.numbers)
@@ -214,3 +270,15 @@ def _add_totals(layout: Layout, sums: Sums) -> None:
         return
     for key, event, reason, numbers in totals.rows:
         sums.add((key, event, reason), Counter(numbers), totals.since)
+
+
+def _events_in(data: bytes) -> tuple[list[Event], int]:
+    """The events, and how many complete lines are none; a torn last line is passed over."""
+    events: list[Event] = []
+    strange = 0
+    for line in _LINE.findall(data, 0, data.rfind(b"\n") + 1):
+        try:
+            events.append(_decoder.decode(line))
+        except (ValueError, RecursionError):
+            strange += 1
+    return events, strange
