@@ -90,16 +90,11 @@ def whole_entry(layout: Layout, key: Digest) -> Manifest | None:
 
 def _stage(layout: Layout, ref: ArtifactRef, files: Mapping[Digest, Path], folder: Path) -> Path | None:
     """The verified copy of ``ref``'s file in ``folder``; ``None`` if the vault holds it intact."""
-    try:
-        _make_young(layout.artifact_file(ref.digest))
-        check_artifact(layout, ref)
-    except CorruptEntryError as error:
-        if ref.digest not in files:
-            raise CorruptEntryError(
-                f"{error} No file was given for it, so the entry cannot be published.", error.path
-            ) from error
-    else:
+    if (damage := _damage(layout, ref)) is None:
         return None
+    if ref.digest not in files:
+        text = f"{damage} No file was given for it, so the entry cannot be published."
+        raise CorruptEntryError(text, damage.path) from damage
     source, target = files[ref.digest], folder / ref.digest.hex
     digest, size_bytes = copy_file(source, target, mode=ARTIFACT_MODE)
     if (digest, size_bytes) != (ref.digest, ref.size_bytes):
@@ -116,14 +111,20 @@ def _place(layout: Layout, ref: ArtifactRef, source: Path) -> None:
     make_folder(path.parent)
     _make_young(source)  # staging a large entry may have taken longer than removal waits
     if os.path.lexists(path):
-        try:
-            _make_young(path)
-            check_artifact(layout, ref)
-        except CorruptEntryError as error:
-            quarantine_file(layout, path, str(error))
-        else:
+        if (damage := _damage(layout, ref)) is None:
             return
+        quarantine_file(layout, path, str(damage))
     publish_file(source, path)
+
+
+def _damage(layout: Layout, ref: ArtifactRef) -> CorruptEntryError | None:
+    """Mark the artifact in the vault as young; return what is wrong with it."""
+    _make_young(layout.artifact_file(ref.digest))
+    try:
+        check_artifact(layout, ref)
+    except CorruptEntryError as error:
+        return error
+    return None
 
 
 def _publish_manifest(staged: Path, path: Path) -> None:

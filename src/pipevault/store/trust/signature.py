@@ -26,7 +26,7 @@ import msgspec
 
 from pipevault.digest import Digest
 from pipevault.errors import MissingExtraError, SignatureError
-from pipevault.files.documents import Format, Problem
+from pipevault.files.documents import Format
 from pipevault.reading import read_file
 from pipevault.store.layout import Layout, signer_of
 from pipevault.store.manifest import Manifest
@@ -56,15 +56,15 @@ class _NewerSignatureError(ValueError):
     """A later pipevault wrote it."""
 
 
-def _damaged(problem: Problem) -> ValueError:
-    return ValueError(f"is damaged: {problem.path.name}: {problem.what}; {_SIGN_AGAIN}")
-
-
-def _newer(problem: Problem) -> ValueError:
-    return _NewerSignatureError(f"cannot be read: {problem.path.name} {problem.what}: upgrade pipevault")
-
-
-_FORMAT = Format(_Signature, "signature_version", SIGNATURE_VERSION, damaged=_damaged, newer=_newer)
+_FORMAT = Format(
+    _Signature,
+    "signature_version",
+    SIGNATURE_VERSION,
+    damaged=lambda problem: ValueError(f"is damaged: {problem.path.name}: {problem.what}; {_SIGN_AGAIN}"),
+    newer=lambda problem: _NewerSignatureError(
+        f"cannot be read: {problem.path.name} {problem.what}: upgrade pipevault"
+    ),
+)
 
 
 @dataclass(frozen=True)
