@@ -90,7 +90,7 @@ class Layout:
         return self.entries_dir / key.hex[-SHELF_DIGITS:] / f"{key}{MANIFEST_SUFFIX}"
 
     def shelf_dir(self, shelf: Digest) -> Path:
-        """Return the folder of the entries whose keys have this :attr:`~pipevault.key.Key.shelf`."""
+        """Return the folder of the entries on a :attr:`~pipevault.key.Key.shelf`."""
         return self.entries_dir / shelf.hex[:SHELF_DIGITS]
 
     def artifact_file(self, digest: Digest) -> Path:

@@ -14,7 +14,7 @@ from pipevault.files.documents import Format
 from pipevault.reading import read_file
 from pipevault.store.layout import SYSTEM_NAMES, Layout
 from pipevault.store.manifest import now_utc
-from pipevault.store.staging import write_document
+from pipevault.store.publish import write_document
 
 VAULT_VERSION = 2
 _MARKER_LIMIT_BYTES = 1 << 20
@@ -47,8 +47,9 @@ def ensure_vault(layout: Layout, *, create: bool, shared: bool = False) -> None:
     """Check that ``layout.root`` is a vault of a known version; make it one if it is empty or absent and
     ``create``, for its group too if it is to be ``shared``.
 
-    :class:`NotAVaultError`, :class:`DamagedVaultError`, :class:`NewerVaultError`, :class:`OldVaultError`,
-    :class:`VaultNotWritableError`.
+    :class:`NotAVaultError`: it is a file, holds other files, or is absent and ``create`` is false.
+    :class:`DamagedVaultError`, :class:`NewerVaultError`, :class:`OldVaultError`: of its marker.
+    :class:`VaultNotWritableError`: it cannot be created.
     """
     root = layout.root
     if _read_marker(layout):

@@ -18,7 +18,7 @@ from pipevault.errors import (
     VaultError,
     VaultNotWritableError,
 )
-from pipevault.files.opened import OpenedFile, open_verified
+from pipevault.files.opened import OpenedFile, Question, open_verified
 from pipevault.reading import open_regular, read_open, stamp_of
 from pipevault.settings import Settings
 from pipevault.settings.ownership import ONLY_THIS_USER, Trust, check_status
@@ -29,11 +29,10 @@ from pipevault.store.locks.lock import key_lock
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.marker import ensure_vault, is_writable
 from pipevault.store.places import children, iter_foreign, iter_keys
-from pipevault.store.publish import publish_entry, quarantine_file
+from pipevault.store.publish import publish_entry, quarantine_file, staging_folder
 from pipevault.store.read import BrokenManifest, check_artifact, parse_manifest, read_manifest, the_key
 from pipevault.store.retention.leftovers import tidy
 from pipevault.store.retention.usage import record_use
-from pipevault.store.staging import staging_folder
 from pipevault.store.trust.owners import check_ownership, check_root, is_changeable, trust_of
 from pipevault.store.trust.signature import copy_signatures, sign_entry
 from pipevault.store.trust.signing_keys import PrivateKey
@@ -69,12 +68,8 @@ class Vault:
         """Open the vault at ``root``; with ``create``, an absent or empty folder becomes one.
 
         ``shared``: members of the folder's group work in it together. A new vault is made so that they can, and they
-        trust one another; whoever is not a member trusts no one for it.
-
-        :class:`NotAVaultError`: ``root`` is a file, holds other files, or is absent and ``create`` is false.
-        :class:`NewerVaultError`, :class:`OldVaultError`: a later or an earlier version wrote it.
-        :class:`VaultNotWritableError`: it cannot be created. A vault that cannot be written opens with ``writable``
-        false.
+        trust one another; whoever is not a member trusts no one for it. A vault that cannot be written opens all the
+        same. Raises like :func:`pipevault.store.marker.ensure_vault`.
         """
         layout = Layout(Path(os.path.realpath(expand_user(root))))
         ensure_vault(layout, create=create, shared=shared)
@@ -124,9 +119,7 @@ class Vault:
             return False
 
     def _unowned(self, path: Path, status: os.stat_result) -> UnsafeVaultError | None:
-        """Say why those whom the settings trust do not own it; ``status`` is that of the open file, for what stands at
-        ``path`` may be another by now.
-        """
+        """Why those who are trusted do not own it; ``status``: the open file's, for ``path`` may be another by now."""
         try:
             check_root(self.root, trust=self.trust)
             check_ownership(path, root=self.root, trust=self.trust)
@@ -149,7 +142,8 @@ class Vault:
         :meth:`verified_path`. ``signed``: a trusted key signed the entry, so that only size and digest count.
         """
         path = self.layout.artifact_file(ref.digest) if signed else self.owned_path(ref)
-        changeable = _always if signed else is_changeable
+        # The folders of a signed entry are not looked at, so what is used is a copy.
+        changeable: Question = (lambda descriptor, status: True) if signed else is_changeable
         return open_verified(path, ref.digest, ref.size_bytes, what=f"Artifact {ref.name}", is_changeable=changeable)
 
     def owned_path(self, ref: ArtifactRef) -> Path:
@@ -174,13 +168,11 @@ class Vault:
         """Make the entry visible: copy ``files`` (by artifact digest) and write the manifest last.
 
         Load the manifest that is returned, the one that now stands in the vault: another process may have been first.
-
-        Every artifact of the manifest must be in ``files`` or intact in the vault. An entry of this key that is whole
-        is kept as it is, and so is an intact artifact; what is damaged goes to quarantine and is replaced.
+        Every artifact must be in ``files`` or intact in the vault. An entry of this key that is whole is kept as it is,
+        and so is an intact artifact; what is damaged goes to quarantine and is replaced.
         :class:`CorruptEntryError`: a file is not what the manifest says, or an artifact is nowhere.
         :class:`NewerVaultError`: the entry there has a later format, and stays.
-        :class:`VaultFullError`, :class:`VaultNotWritableError`: the entry is absent or whole, no temporary file is
-        left.
+        :class:`VaultFullError`, :class:`VaultNotWritableError`: the entry is absent or whole.
         """
         self.require_writable()
         standing = publish_entry(self.layout, manifest, files)
@@ -207,10 +199,7 @@ class Vault:
         return standing
 
     def sign(self, manifest: Manifest, key: PrivateKey) -> bool:
-        """Verify the entry's artifacts and sign it; ``False`` if a good signature by ``key`` stands there.
-
-        Raises like :meth:`verified_path` and :meth:`publish`.
-        """
+        """Verify the entry's artifacts and sign it; ``False`` if a good signature by ``key`` stands there."""
         self.require_writable()
         for ref in manifest.artifacts:
             self.verified_path(ref)
@@ -244,17 +233,14 @@ class Vault:
     def shelf(self, shelf: Digest) -> list[Digest]:
         """Return the keys on a shelf (:attr:`pipevault.key.Key.shelf`), sorted; none where the shelf does not exist.
 
-        Only names are listed: whoever takes an entry from here compares its factors. :class:`VaultError`: the folder
-        cannot be read.
+        Only names are listed: whoever takes an entry from here compares its factors.
         """
         folder = self.layout.shelf_dir(shelf)
         files = children(folder) if folder.is_dir() else []
         return [key for file in files if (key := self.layout.key_of_manifest(file)) is not None]
 
     def find(self, prefix: str) -> Manifest:
-        """Return the entry whose key begins with ``prefix`` (hexadecimal digits).
-
-        :class:`UnknownKeyError`: none or, with ``candidates``, more than one. Else raises like
+        """Return the entry whose key begins with ``prefix``. Raises like :func:`pipevault.store.read.the_key` and
         :meth:`lookup`.
         """
         key = the_key(prefix, iter_keys(self.layout), f"entry of {self.root}")
@@ -314,11 +300,6 @@ class Vault:
         """Raise :class:`VaultNotWritableError` unless this user may write in the vault."""
         if not self.writable:
             raise VaultNotWritableError(f"The vault {self.root} is read-only for this user. {advice}", self.root)
-
-
-def _always(descriptor: int, status: os.stat_result) -> bool:
-    """Answer yes: the folders of a signed entry were not looked at, so what is used is a copy."""
-    return True
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from pipevault.files.liveness import ProcessIdentity
 from pipevault.reading import read_file
 from pipevault.store.layout import Layout
 from pipevault.store.manifest import now_utc
-from pipevault.store.staging import staging_folder, write_document
+from pipevault.store.publish import staging_folder, write_document
 
 POLL_INTERVAL_S = 0.05
 GUARD_TIMEOUT_S = 5.0

@@ -17,7 +17,7 @@ from pipevault.reading import read_file
 from pipevault.store.layout import PIN_NAME, Layout
 from pipevault.store.manifest import now_utc
 from pipevault.store.places import children
-from pipevault.store.staging import staging_folder
+from pipevault.store.publish import staging_folder
 
 PIN_VERSION = 1
 

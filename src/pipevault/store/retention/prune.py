@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,7 @@ from pipevault.store.retention.removal import (
     take_aside,
 )
 from pipevault.store.retention.usage import last_use_s, last_uses_s, set_last_use
-from pipevault.store.stats.event_totals import compact
+from pipevault.store.stats.event_log import compact
 
 if TYPE_CHECKING:
     from pipevault.store.vault import Vault
@@ -87,30 +87,28 @@ class Staying:
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """The work of :func:`pipevault.store.retention.prune.carry_out`. Sizes in bytes."""
+    """The work of :func:`carry_out`, in the order in which it goes.
+
+    ``artifacts``: those that only ``entries`` name; ``orphans``: those that no manifest names, older than an hour;
+    ``strays``: keys without an entry that a signature or the note of a use is left of; ``leftovers``, which are no part
+    of the vault's ``size_bytes``: files of dead processes. ``because``: the reasons why ``max_size`` is not reached.
+    ``problems``: sentences about what could not be judged. ``ahead``: entries whose last use lies in the future;
+    carrying out makes it ``now_s``.
+    """
 
     entries: tuple[Going, ...]
-    """In the order in which they go."""
     artifacts: tuple[Digest, ...]
-    """Artifacts that only these entries name."""
     orphans: tuple[Digest, ...]
-    """Artifacts that no manifest names, older than an hour."""
     quarantined: tuple[Path, ...]
     strays: tuple[Digest, ...]
-    """Keys without an entry that a signature or the note of a use is left of."""
     leftovers: tuple[Leftover, ...]
-    """Files of dead processes in ``tmp/``, ``locks/``, ``leases/`` and elsewhere; not part of the vault's size."""
     staying: tuple[Staying, ...]
     size_bytes: int
-    """The vault as it is."""
     freed_bytes: int
     max_size: int | None
     because: tuple[str, ...]
-    """The reasons why ``max_size`` is not reached; empty if it is."""
     problems: tuple[str, ...]
-    """Sentences about what could not be judged."""
     ahead: tuple[Digest, ...]
-    """Entries whose last use lies in the future; carrying out makes it ``now_s``."""
     now_s: float
 
     @property
@@ -120,19 +118,19 @@ class PrunePlan:
 
 @dataclass(frozen=True)
 class PruneReport:
-    """The files that this call removed, in bytes; what another process removed first is not counted."""
+    """The files that this call removed; what another process removed first is not counted.
+
+    ``artifacts``: orphans among them. ``staying``: planned to go, but used, pinned, loaded or frozen again since.
+    ``left_bytes``: the size of the vault now, counted from the plan's.
+    """
 
     entries: tuple[Digest, ...] = ()
     artifacts: tuple[Digest, ...] = ()
-    """Orphans among them."""
     quarantined: tuple[Path, ...] = ()
     leftovers: tuple[Leftover, ...] = ()
-    """Files of dead processes in ``tmp/``, ``locks/``, ``leases/`` and elsewhere; not part of the vault's size."""
     staying: tuple[Staying, ...] = ()
-    """Planned to go, but used, pinned, loaded or frozen again since."""
     freed_bytes: int = 0
     left_bytes: int = 0
-    """Size of the vault now, counted from the plan's."""
     problems: tuple[str, ...] = ()
 
 
@@ -163,16 +161,13 @@ def plan_prune(
     problems = draft.drop_by_age(older_than_s, unused)
     reached = draft.drop_down_to(max_size)
     return PrunePlan(
-        entries=tuple(
-            Going(key, reason, draft.used_s.get(key), draft.manifests[key].modified_ns)
-            for key, reason in draft.entries.items()
-        ),
+        entries=tuple(draft.entries.values()),
         artifacts=tuple(sorted(draft.dropped_artifacts)),
         orphans=tuple(draft.old_orphans),
         quarantined=tuple(draft.dropped_quarantine),
         strays=tuple(draft.strays),
         leftovers=find_leftovers(vault.layout),
-        staying=tuple(Staying(key, reason) for key, reason in draft.staying.items()),
+        staying=tuple(draft.staying.values()),
         size_bytes=draft.size_bytes,
         freed_bytes=draft.size_bytes - draft.left_bytes,
         max_size=max_size,
@@ -315,10 +310,10 @@ class _Draft:
         self.size_bytes += sum(file.st_size for file in (*self._artifacts.values(), *self._quarantine.values()))
         self.left_bytes = self.size_bytes - sum(self._artifacts[digest].st_size for digest in self.old_orphans)
         self.left_bytes -= sum(self._signature_bytes[key] for key in self.strays)
-        self.entries: dict[Digest, str] = {}
+        self.entries: dict[Digest, Going] = {}
         self.dropped_artifacts: list[Digest] = []
         self.dropped_quarantine: list[Path] = []
-        self.staying: dict[Digest, str] = {}
+        self.staying: dict[Digest, Staying] = {}
         for path in _stale_quarantined(self._quarantine, now_s):
             self._drop_quarantined(path)
 
@@ -366,12 +361,13 @@ class _Draft:
 
     def _drop(self, key: Digest, reason: str) -> None:
         """Choose ``key`` unless it is chosen already or protected."""
+        manifest = self.manifests[key]
         if key in self._protected:
-            self.staying[key] = self._protected[key]
+            self.staying[key] = Staying(key, self._protected[key])
         elif key not in self.entries:
-            self.entries[key] = reason
-            self.left_bytes -= self.manifests[key].size_bytes + self._signature_bytes[key]
-            for digest in self.manifests[key].artifacts:
+            self.entries[key] = Going(key, reason, self.used_s.get(key), manifest.modified_ns)
+            self.left_bytes -= manifest.size_bytes + self._signature_bytes[key]
+            for digest in manifest.artifacts:
                 self._names[digest] -= 1
                 if not self._names[digest] and digest in self._artifacts:
                     self.dropped_artifacts.append(digest)
@@ -382,14 +378,12 @@ class _Draft:
         self.left_bytes -= self._quarantine[path].st_size
 
     def _protections(self, layout: Layout, keep: Collection[Digest]) -> dict[Digest, str]:
-        kept = "just published"
         needed = needed_by(keep, needs_in(layout, self.manifests))
-        reasons = {key: f"needed by {holder.short}, {kept}" for key, holder in needed.items()}
-        reasons |= {
-            key: "damaged, or of a later pipevault" for key, found in self.manifests.items() if not found.understood
-        }
+        reasons = {key: f"needed by {holder.short}, just published" for key, holder in needed.items()}
+        strange = [key for key, found in self.manifests.items() if not found.understood]
+        reasons |= dict.fromkeys(strange, "damaged, or of a later pipevault")
         reasons |= {key: hold.reason for key, hold in find_holds(layout, self.manifests).items()}
-        reasons |= dict.fromkeys(keep, kept)
+        reasons |= dict.fromkeys(keep, "just published")
         return {key: reason for key, reason in reasons.items() if key in self.manifests}
 
     def _is_old(self, at_s: float) -> bool:
@@ -415,10 +409,9 @@ def _oldest_first(files: Mapping[Path, os.stat_result]) -> list[Path]:
 def _quarantined_s(path: Path, file: os.stat_result) -> float:
     """The time when a file was set aside, as its name tells: moving it left its time of change as it was."""
     try:
-        told = datetime.strptime(path.name.partition("-")[0], QUARANTINE_TIME)
+        return datetime.strptime(path.name.partition("-")[0] + "+0000", QUARANTINE_TIME + "%z").timestamp()
     except ValueError:
         return file.st_mtime
-    return told.replace(tzinfo=timezone.utc).timestamp()
 
 
 def _remove_entries(layout: Layout, plan: PrunePlan) -> tuple[dict[Digest, int], tuple[Staying, ...]]:

@@ -26,9 +26,9 @@ from pipevault.store.layout import Layout
 from pipevault.store.locks.leases import live_leases
 from pipevault.store.needs import needed_by, needs_in, only_needed_by
 from pipevault.store.places import signature_files
+from pipevault.store.publish import own_place
 from pipevault.store.retention.pins import pins
 from pipevault.store.retention.usage import forget_use
-from pipevault.store.staging import own_place
 
 ORPHAN_MIN_AGE_S = 3600.0
 """A younger artifact may belong to a publisher that has not written its manifest yet."""
@@ -49,10 +49,8 @@ class Orphan:
 
 @dataclass(frozen=True)
 class RemovalPlan:
-    """The work of :func:`remove_entries`: all sorted, nothing done yet.
-
-    ``shared``: artifacts of these entries that stay, because other entries name them. ``size_bytes`` is that of the
-    manifests, artifacts and signatures that would go.
+    """The work of :func:`remove_entries`, sorted. ``shared``: artifacts of these entries that stay, because other
+    entries name them. ``size_bytes``: of the manifests, artifacts and signatures that would go.
     """
 
     keys: tuple[Digest, ...]
@@ -114,8 +112,7 @@ def find_holds(
 ) -> dict[Digest, Hold]:
     """Return what keeps each entry that is kept. ``manifests``: those of the vault, if they were read already.
 
-    :class:`~pipevault.errors.PinError`: a pin cannot be read; :class:`~pipevault.errors.VaultError`: a folder or a
-    manifest cannot.
+    :class:`~pipevault.errors.PinError`, :class:`~pipevault.errors.VaultError`: a pin or anything else cannot be read.
     """
     found: dict[Digest, Hold] = {}
     leases: dict[Digest, list[str]] = {} if ignore_leases else live_leases(layout)

@@ -1,7 +1,7 @@
 """The last use of an entry: the time of change of ``uses/<aa>/<key digest>``, an empty file.
 
 A use is noted without a lock. Where the vault cannot be written, the note goes to the user's state folder,
-see :func:`pipevault.store.stats.event_totals.state_layout`, under the same names; both places are read.
+see :func:`pipevault.store.stats.event_log.state_layout`, under the same names; both places are read.
 
 Clocks of several machines disagree. A note is only ever moved forward, so that a clock that is behind does not make an
 entry that others use look old. What a note from the future counts as, :mod:`~pipevault.store.retention.prune` decides.
@@ -19,7 +19,7 @@ from pipevault.errors import VaultError
 from pipevault.files.atomic import FOLDER_MODE, share_like_folder
 from pipevault.store.inventory import find_spread
 from pipevault.store.layout import Layout
-from pipevault.store.stats.event_totals import with_state
+from pipevault.store.stats.event_log import with_state
 
 
 def record_use(layout: Layout, key: Digest, *, writable: bool = True) -> None:

@@ -26,8 +26,7 @@ from pipevault.store.inventory import find_spread
 from pipevault.store.layout import Layout
 from pipevault.store.places import iter_keys
 from pipevault.store.read import the_key
-from pipevault.store.stats.event_log import count
-from pipevault.store.stats.event_totals import TIMES, RowKey, compact, read_sums
+from pipevault.store.stats.event_log import TIMES, RowKey, compact, count, read_sums
 
 __all__ = ["Counts", "Statistics", "compact", "count", "find_entry", "mean_compile_s", "summary"]
 

@@ -31,7 +31,7 @@ from pipevault.reading import read_file
 from pipevault.store.layout import Layout, signer_of
 from pipevault.store.manifest import Manifest
 from pipevault.store.places import signature_files
-from pipevault.store.staging import write_document
+from pipevault.store.publish import write_document
 from pipevault.store.trust.signing_keys import PrivateKey, PublicKey, strict_base64
 
 SIGNATURE_VERSION = 1
