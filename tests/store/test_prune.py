@@ -413,7 +413,6 @@ class TestEnforce:
         self, vault: Vault, three: list[Entry], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("pipevault.store.retention.prune.plan_prune", None)
-        assert enforce_max_size(vault, three[0].key, max_size=None) is None
         assert enforce_max_size(vault, three[0].key, max_size=10**9) is None
 
     def test_the_entry_just_published_stays_though_it_is_the_oldest(self, vault: Vault, three: list[Entry]) -> None:

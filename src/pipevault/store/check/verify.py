@@ -117,10 +117,7 @@ def verify(
         findings += _of_artifact(vault, digest, uses[digest])
         progress(read_bytes, max(total_bytes, read_bytes))
     findings += vault_findings(vault, keys)
-    lost = [
-        path for key, paths in signatures.items() if not os.path.lexists(layout.manifest_file(key)) for path in paths
-    ]
-    findings += notable_findings(layout, (digest for digest in sorted(uses) if not uses[digest]), lost)
+    findings += notable_findings(layout, (digest for digest in sorted(uses) if not uses[digest]), signatures)
     findings = merged([*findings, *later])
     if fix:
         findings = [_mended(vault, finding, trusted) if finding.movable else finding for finding in findings]

@@ -219,13 +219,13 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
     )
 
 
-def enforce_max_size(vault: Vault, key: Digest, *, max_size: int | None) -> PruneReport | None:
+def enforce_max_size(vault: Vault, key: Digest, *, max_size: int) -> PruneReport | None:
     """After ``key`` was published: remove the least recently used others if the vault is above ``max_size`` bytes.
 
     ``None`` if it is not, which takes one look at each file's size; what quarantine may not hold is removed first.
     Never raises: what went wrong stands in ``problems``, and so does why the limit is not reached.
     """
-    if max_size is None or not vault.writable:
+    if not vault.writable:
         return None
     try:
         for path in _stale_quarantined(find_files(vault.layout.quarantine_dir), time.time()):

@@ -7,6 +7,7 @@ one that other users own or may write counts only if a trusted key signed it.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -145,28 +146,21 @@ class _Folder:
             self.check_there(vault)
         return keys
 
-    def newest(self, count: int, shelf: Digest | None) -> Iterator[Manifest]:
-        """Give the up to ``count`` readable entries that were published last, or were on ``shelf``."""
+    def newest(self, count: int, shelf: Digest | None) -> list[Manifest]:
+        """Return the up to ``count`` readable entries that were published last, or were on ``shelf``; where there is a
+        deadline as many as are read in half of the time.
+        """
         if (vault := self.open()) is None:
-            return iter(())
-        read = (_readable(vault.layout, key) for key in newest_keys(vault.layout, count, shelf))
-        return (manifest for manifest in read if manifest is not None)
-
-    def newest_in_time(self, count: int, shelf: Digest | None) -> Iterator[Manifest]:
-        """Do the same; of a folder that has a deadline as many as are read in half of the time."""
-        if self.own is not None:
-            return self.ask(partial(self.newest, count, shelf))
-        until_s = time.monotonic() + self._settings.tier_timeout_s / 2
-
-        def read() -> list[Manifest]:
-            found = []
-            for manifest in self.newest(count, shelf):
-                found.append(manifest)
-                if time.monotonic() > until_s:
-                    break
-            return found
-
-        return iter(self.ask(read))
+            return []
+        until_s = math.inf if self.own is not None else time.monotonic() + self._settings.tier_timeout_s / 2
+        found = []
+        for key in newest_keys(vault.layout, count, shelf):
+            with suppress(CorruptEntryError, NewerVaultError):  # whoever lists the vault sees it
+                if (manifest := read_manifest(vault.layout, key)) is not None:
+                    found.append(manifest)
+            if time.monotonic() > until_s:
+                break
+        return found
 
 
 class Tiers:
@@ -298,7 +292,7 @@ class Tiers:
         """
         for folder in self._folders.values():
             with suppress(VaultError):  # the search for an entry has said so
-                yield from folder.newest_in_time(count, shelf)
+                yield from folder.ask(partial(folder.newest, count, shelf))
 
     def own(self) -> Vault | None:
         """Return the vault of ``Settings.dir``, if there is one that can be opened."""
@@ -432,13 +426,6 @@ def _is_unmade(root: Path) -> bool:
         return True
     except NotADirectoryError:
         return False
-
-
-def _readable(layout: Layout, key: Digest) -> Manifest | None:
-    try:
-        return read_manifest(layout, key)
-    except (CorruptEntryError, NewerVaultError):  # whoever lists the vault sees it
-        return None
 
 
 def _opened(found: TierHit) -> dict[str, OpenedFile]:
