@@ -103,6 +103,31 @@ def find_files(folder: Path) -> dict[Path, os.stat_result]:
         return {path: found for path in paths if (found := _look(path))}
 
 
+def statuses(folder: Path) -> list[tuple[str, os.stat_result]]:
+    """Return the name and the status of each thing in ``folder``; an absent one holds nothing. No link is followed."""
+    found = []
+    with (
+        vault_errors(folder, "listed"),
+        suppress(FileNotFoundError, NotADirectoryError),
+        os.scandir(folder) as entries,
+    ):
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                found.append((entry.name, entry.stat(follow_symlinks=False)))
+    return found
+
+
+def size_bytes_of(path: Path) -> int:
+    """Return the bytes of a regular file, or of all below a folder; what cannot be looked at counts as empty."""
+    below = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+    size_bytes = 0
+    for place in (os.fspath(path), *below):
+        with suppress(OSError):  # gone by now
+            status = os.lstat(place)
+            size_bytes += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return size_bytes
+
+
 def mentioned(layout: Layout, digests: Collection[Digest], *, without: Collection[Digest] = ()) -> set[Digest]:
     """Return those of ``digests`` that a manifest names, whatever it means by it; those of ``without`` do not count.
 
@@ -145,10 +170,14 @@ def newest_keys(layout: Layout, count: int, shelf: Digest | None = None) -> list
     on the ``count`` shelves that changed last; no file is opened.
     """
     entries = layout.entries_dir
-    with vault_errors(entries, "listed"):
-        shelves = [(0, layout.shelf_dir(shelf).name)] if shelf else heapq.nlargest(count, _times(entries))
-        files = [file for _, name in shelves for file in _times(entries / name) if stands_in(file[1], name)]
-    return [key for _, name in heapq.nlargest(count, files) if (key := key_in(name)) is not None]
+    if shelf is not None:
+        shelves = [layout.shelf_dir(shelf).name]
+    else:
+        changed = ((status.st_mtime_ns, name) for name, status in statuses(entries))
+        shelves = [name for _, name in heapq.nlargest(count, changed)]
+    files = ((name, found) for name in shelves for found in statuses(entries / name))
+    times = [(status.st_mtime_ns, file) for shelf_name, (file, status) in files if stands_in(file, shelf_name)]
+    return [key for _, name in heapq.nlargest(count, times) if (key := key_in(name)) is not None]
 
 
 def manifest_stamps(layout: Layout) -> dict[Digest, str]:
@@ -159,16 +188,6 @@ def manifest_stamps(layout: Layout) -> dict[Digest, str]:
             if (key := key_in(file.name)) is not None:
                 stamps[key] = stamp_of(file.stat())
     return stamps
-
-
-def _times(folder: Path) -> list[tuple[int, str]]:
-    """The times when each thing in ``folder`` changed, in nanoseconds, and its name; an absent folder has none."""
-    times = []
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as found:
-        for entry in found:
-            with suppress(FileNotFoundError):
-                times.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
-    return times
 
 
 def _look(file: Path | os.DirEntry[str]) -> os.stat_result | None:

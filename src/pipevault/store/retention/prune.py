@@ -25,7 +25,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -33,7 +32,7 @@ from typing import TYPE_CHECKING
 
 from pipevault.digest import Digest
 from pipevault.errors import PinError, VaultError
-from pipevault.store.inventory import find_files, find_manifests, find_spread
+from pipevault.store.inventory import find_files, find_manifests, find_spread, size_bytes_of, statuses
 from pipevault.store.layout import QUARANTINE_TIME, Layout
 from pipevault.store.needs import needed_by, needs_in, only_needed_by
 from pipevault.store.retention.leftovers import Leftover, find_leftovers, sweep
@@ -249,7 +248,7 @@ def vault_size_bytes(layout: Layout) -> int:
     A file that vanishes meanwhile, or a folder that cannot be read, counts as empty.
     """
     folders = (layout.entries_dir, layout.artifacts_dir, layout.signatures_dir, layout.quarantine_dir)
-    return sum(_folder_size_bytes(os.fspath(folder)) for folder in folders)
+    return sum(map(size_bytes_of, folders))
 
 
 @dataclass(frozen=True)
@@ -463,23 +462,6 @@ class _Watch:
 
     def _look(self) -> object:
         return [
-            [(file.name, status.st_ino, status.st_mtime_ns) for file, status in _statuses(os.fspath(folder))]
+            sorted((name, status.st_ino, status.st_mtime_ns) for name, status in statuses(folder))
             for folder in (self._layout.pins_dir, self._layout.leases_dir)
         ]
-
-
-def _statuses(folder: str) -> list[tuple[os.DirEntry[str], os.stat_result]]:
-    """List what stands in ``folder``, sorted by name; nothing if it is absent or cannot be read."""
-    found = []
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            with suppress(OSError):
-                found.append((entry, entry.stat(follow_symlinks=False)))
-    return sorted(found, key=lambda pair: pair[0].name)
-
-
-def _folder_size_bytes(folder: str) -> int:
-    return sum(
-        _folder_size_bytes(entry.path) if entry.is_dir(follow_symlinks=False) else status.st_size
-        for entry, status in _statuses(folder)
-    )
