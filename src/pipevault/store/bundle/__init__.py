@@ -53,7 +53,7 @@ from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.needs import needed_first
 from pipevault.store.places import signature_files
 from pipevault.store.read import read_manifest
-from pipevault.store.trust.owners import check_folder, check_ownership
+from pipevault.store.trust.owners import check_chain, check_ownership
 from pipevault.store.trust.signature import copy_signatures
 from pipevault.store.vault import Vault
 
@@ -131,7 +131,7 @@ def import_bundle(vault: Vault, path: Path, *, progress: Progress = ignore_progr
     :class:`VaultNotWritableError`: each entry is whole or absent; the import can be repeated.
     """
     with open_bundle(path) as bundle, vault.staging() as folder, vault_errors(folder, "read or written"):
-        check_folder(folder, root=vault.root, trust=vault.trust)
+        check_chain(folder, vault.root, vault.trust)
         lacking = {member for member in bundle.members if not _holds(vault, member)}
         _check_space(folder, sum(member.size_bytes for member in lacking))
         bundle.extract(folder, lambda member: member in lacking, progress)

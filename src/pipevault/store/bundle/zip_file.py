@@ -78,7 +78,11 @@ _FORMAT = Format(
 @contextmanager
 def new_member(bundle: zipfile.ZipFile, name: str, size_bytes: int) -> Iterator[IO[bytes]]:
     """Write the next member, whose content of ``size_bytes`` the block writes."""
-    with bundle.open(_info(name, size_bytes), "w") as file:
+    info = zipfile.ZipInfo(name)  # dated 1980-01-01
+    info.create_system = 3  # Unix, so that the mode counts
+    info.external_attr = 0o100644 << 16
+    info.file_size = size_bytes
+    with bundle.open(info, "w") as file:
         yield file
 
 
@@ -270,14 +274,6 @@ class _Same:
 
 _UNREADABLE = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError, EOFError, OSError)
 """The errors that :mod:`zipfile` raises for the directories that others make."""
-
-
-def _info(name: str, size_bytes: int) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)  # dated 1980-01-01
-    info.create_system = 3  # Unix, so that the mode counts
-    info.external_attr = 0o100644 << 16
-    info.file_size = size_bytes
-    return info
 
 
 @contextmanager

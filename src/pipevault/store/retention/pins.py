@@ -43,8 +43,7 @@ _FORMAT = Format(
 
 def pins(layout: Layout) -> dict[str, Digest]:
     """Return the key of each pin, sorted by name. :class:`PinError` names one that cannot be read."""
-    read = ((name, read_pin(layout, name)) for name in pin_names(layout))
-    return {name: key for name, key in read if key is not None}
+    return {name: key for name in pin_names(layout) if (key := read_pin(layout, name)) is not None}
 
 
 def pin_names(layout: Layout) -> list[str]:

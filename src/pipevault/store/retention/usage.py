@@ -33,9 +33,8 @@ def record_use(layout: Layout, key: Digest, *, writable: bool = True) -> None:
 
 
 def last_use_s(layout: Layout, key: Digest) -> float | None:
-    """Return seconds since the epoch, as the clock that noted it told them; ``None``: no use is known.
-
-    It may lie in the future. Raises nothing: a place that cannot be read tells of no use.
+    """Return seconds since the epoch, as the clock that noted it told them, so perhaps in the future; ``None``: no use
+    is known. Raises nothing: a place that cannot be read tells of no use.
     """
     times = []
     for file in _notes(layout, key):

@@ -131,9 +131,7 @@ class Sums:
 
 def state_layout(layout: Layout) -> Layout:
     """Return where the events of a vault go that cannot be written: ``pipevault/vaults/<16 digits>`` in the user's
-    state folder. The digits are the first of the SHA-256 of the vault's path.
-
-    :class:`~pipevault.errors.NoHomeError`: this user has no such folder.
+    state folder, the first of the SHA-256 of the vault's path. :class:`~pipevault.errors.NoHomeError`: there is none.
     """
     name = digest_bytes(os.fsencode(layout.root)).hex[:16]
     return Layout(user_folder("state") / "vaults" / name)
