@@ -421,18 +421,13 @@ def _remove_entries(layout: Layout, plan: PrunePlan) -> tuple[dict[Digest, int],
     for going in plan.entries:
         if reason := watch.reason_to_stay(going):
             staying.append(Staying(going.key, reason))
-        elif (aside := take_aside(layout, going.key)) is not None:
+            continue
+        with take_aside(layout, going.key) as aside:
             # Whoever leased or pinned it before it was taken aside is seen now; whoever does so later finds it gone.
-            try:
-                reason = watch.reason_to_stay(going)
-            except BaseException:  # whatever it was goes on, such as a pin that cannot be read; the entry stays
-                aside.put_back()
-                raise
-            if reason:
-                aside.put_back()
+            if aside is not None and (reason := watch.reason_to_stay(going)):
                 staying.append(Staying(going.key, reason))
-            else:
-                removed[going.key] = aside.remove()
+            elif aside is not None:
+                removed[going.key] = remove_file(aside) or 0
     return removed, tuple(staying)
 
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import EntryInUseError, UnknownKeyError
 from pipevault.files.atomic import fsync_folder, make_folder, vault_errors
-from pipevault.files.flock import HeldLock, NotLocked, lock_open
+from pipevault.files.flock import HeldLock, lock_open
 from pipevault.reading import open_place
 from pipevault.store.inventory import FoundManifest, find_manifests, find_spread, mentioned, named_by, read_found
 from pipevault.store.layout import Layout
@@ -170,74 +170,44 @@ def remove_entries(layout: Layout, plan: RemovalPlan, *, ignore_leases: bool = F
     :class:`EntryInUseError` if one is pinned by now, or leased: nothing is removed then.
     :class:`~pipevault.errors.VaultNotWritableError` if a file cannot be removed; what was removed stays removed.
     """
-    aside: list[Aside] = []
-    try:
-        for key in plan.keys:
-            if (taken := take_aside(layout, key)) is not None:
-                aside.append(taken)
+    with ExitStack() as stack:
+        taken = {key: stack.enter_context(take_aside(layout, key)) for key in plan.keys}
+        aside = {key: path for key, path in taken.items() if path is not None}
         # Whoever pinned or leased one before it was taken aside is seen now; whoever does so later finds it gone.
-        refuse_in_use(layout, [taken.key for taken in aside], ignore_leases=ignore_leases)
-    except BaseException:  # whatever it was goes on
-        for taken in aside:
-            taken.put_back()
-        raise
-    keys = [taken.key for taken in aside]
-    freed_bytes = sum(taken.remove() for taken in aside)
+        refuse_in_use(layout, list(aside), ignore_leases=ignore_leases)
+        freed_bytes = sum(remove_file(path) or 0 for path in aside.values())
+    keys = list(aside)
     artifacts, artifact_bytes, kept = remove_artifacts(layout, plan.artifacts, after=keys)
     remove_empty_shelves(layout, keys)
     freed_bytes += artifact_bytes + sum(remove_belongings(layout, key) for key in keys)
     return RemovalReport(tuple(keys), tuple(artifacts), tuple(sorted({*plan.shared, *kept})), freed_bytes)
 
 
-@dataclass(frozen=True)
-class Aside:
-    """A manifest out of the way: the entry is absent, and not removed yet. Its lock keeps others from taking it for
-    what a dead process left.
+@contextmanager
+def take_aside(layout: Layout, key: Digest) -> Iterator[Path | None]:
+    """Move the manifest of ``key`` aside, so that the entry is absent, and give its place; ``None`` if there is none.
+
+    Unless it was removed there, the entry gets it again at the end, if it was not frozen again meanwhile. Its lock
+    keeps others from taking it for what a dead process left.
     """
-
-    layout: Layout
-    key: Digest
-    path: Path
-    lock: HeldLock | NotLocked | None
-
-    def remove(self) -> int:
-        """Remove it; return its bytes."""
-        size_bytes = remove_file(self.path) or 0
-        self._release()
-        return size_bytes
-
-    def put_back(self) -> None:
-        """Give the entry its manifest again, unless it was frozen again meanwhile."""
-        manifest = self.layout.manifest_file(self.key)
-        with vault_errors(manifest, "put back"):
-            make_folder(manifest.parent)
-            if not manifest.exists():
-                os.rename(self.path, manifest)
-            self.path.unlink(missing_ok=True)
-        self._release()
-
-    def _release(self) -> None:
-        if isinstance(self.lock, HeldLock):
-            self.lock.release()
-
-
-def take_aside(layout: Layout, key: Digest) -> Aside | None:
-    """Move the manifest of ``key`` aside; ``None`` if there was none."""
     make_folder(layout.tmp_dir)
-    manifest = layout.manifest_file(key)
-    lock: HeldLock | NotLocked | None = None
-    with vault_errors(manifest, "removed"):
+    manifest, place = layout.manifest_file(key), own_place(layout)
+    with ExitStack() as held:
         with suppress(OSError):  # a socket, a link, or not for this user: it is renamed all the same
             lock = lock_open(open_place(manifest), manifest)
-        aside = Aside(layout, key, own_place(layout), lock)
+            if isinstance(lock, HeldLock):
+                held.callback(lock.release)
         try:
-            os.rename(manifest, aside.path)
-        except OSError as error:
-            aside._release()
-            if isinstance(error, FileNotFoundError):
-                return None
-            raise
-    return aside
+            with vault_errors(manifest, "removed"), suppress(FileNotFoundError):
+                os.rename(manifest, place)
+            yield place if os.path.lexists(place) else None
+        finally:
+            if os.path.lexists(place):
+                with vault_errors(manifest, "put back"):
+                    make_folder(manifest.parent)
+                    if not manifest.exists():
+                        os.rename(place, manifest)
+                    place.unlink(missing_ok=True)
 
 
 def remove_artifacts(
