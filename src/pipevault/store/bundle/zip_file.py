@@ -119,18 +119,19 @@ class BundleFile:
             raise BundleError(
                 f"{path} is not a bundle, or was cut off: {error}. Give a file that `pipevault export` wrote.", path
             ) from error
-        first, self._marker_bytes = listed[0] if listed else ("", 0)
+        first, marker_bytes = listed[0] if listed else ("", 0)
         if first == _OLD_FIRST_NAME:
             raise BundleError(
                 f"{path} is a bundle of an older form. Nothing was imported; export again with this pipevault.", path
             )
-        if first != MARKER_NAME or not 0 <= self._marker_bytes <= _CHUNK_SIZE_BYTES:
+        if first != MARKER_NAME or not 0 <= marker_bytes <= _CHUNK_SIZE_BYTES:
             raise BundleError(
                 f"{path} is not a bundle: its first member is {first!r}, not {MARKER_NAME}. Give a file that "
                 "`pipevault export` wrote.",
                 path,
             )
-        self._check_marker()
+        self._file.seek(_HEADER_SIZE_BYTES + len(MARKER_NAME))
+        _FORMAT.parse(self._file.read(marker_bytes), path)
         names = [name for name, _ in listed[1:]]
         if len(names) > MEMBER_LIMIT:
             raise self.bad(f"it has {len(names)} members; the limit is {MEMBER_LIMIT}")
@@ -179,11 +180,6 @@ class BundleFile:
 
     def bad(self, reason: str) -> BundleError:
         return _bad(self.path, reason)
-
-    def _check_marker(self) -> None:
-        self._file.seek(_HEADER_SIZE_BYTES + len(MARKER_NAME))
-        data = self._file.read(self._marker_bytes)
-        _FORMAT.parse(data, self.path)
 
     def _member(self, name: str, size_bytes: int) -> Member:
         place = _ROOT / name

@@ -53,7 +53,6 @@ TIMES = "times"
 LARGEST_FILE_BYTES = 1 << 20
 IDLE_MIN_AGE_S = 3600.0
 """A file is folded when nothing was written to it for so long, where the file system has no locks."""
-OTHER_REASON = "other"
 FOLD_EVERY = 64
 """A process that finds so many files, or a multiple, folds those of ended ones before it adds its own."""
 LARGEST = 10**18
@@ -196,7 +195,7 @@ def _line(event: str, key: Digest | None, reason: str, numbers: Mapping[str, flo
     if key is not None:
         document["key"] = key.hex
     if reason:
-        document["reason"] = reason if WORD.fullmatch(reason) else OTHER_REASON
+        document["reason"] = reason if WORD.fullmatch(reason) else "other"
     if numbers:
         document["numbers"] = {name: number for name, number in numbers.items() if 0 <= number <= LARGEST}
     return canonical_json(document) + b"\n"

@@ -234,7 +234,6 @@ class Tiers:
         """Publish an entry in the vault of ``Settings.dir``, like :meth:`Vault.publish`. What stands there then may be
         somebody else's.
         """
-
         folder = self._folders[self.own_tier]
 
         def publish() -> TierHit:
