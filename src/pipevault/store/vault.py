@@ -100,11 +100,17 @@ class Vault:
     def read_entry(self, key: Digest) -> ReadEntry | None:
         """Return the manifest of ``key``, if there is one, whoever owns it. Raises like :meth:`lookup` otherwise."""
         path = self.layout.manifest_file(key)
+        unowned: UnsafeVaultError | None = None
         with _unreadable(path):
             try:
                 with open_regular(path) as file:
                     status = os.fstat(file.fileno())
-                    unowned = self._unowned(path, status)
+                    try:
+                        check_root(self.root, trust=self.trust)
+                        check_ownership(path, root=self.root, trust=self.trust)
+                        check_status(path, status, self.trust)  # what stands at the path may be another by now
+                    except UnsafeVaultError as error:
+                        unowned = error
                     return ReadEntry(parse_manifest(read_open(file, path), path, key), unowned, stamp_of(status))
             except FileNotFoundError:
                 with suppress(FileNotFoundError):  # nor is there a vault any more
@@ -117,16 +123,6 @@ class Vault:
             return stamp_of(os.stat(self.layout.manifest_file(key))) == stamp
         except OSError:
             return False
-
-    def _unowned(self, path: Path, status: os.stat_result) -> UnsafeVaultError | None:
-        """Why those who are trusted do not own it; ``status``: the open file's, for ``path`` may be another by now."""
-        try:
-            check_root(self.root, trust=self.trust)
-            check_ownership(path, root=self.root, trust=self.trust)
-            check_status(path, status, self.trust)
-        except UnsafeVaultError as error:
-            return error
-        return None
 
     def verified_path(self, ref: ArtifactRef) -> Path:
         """Return the path of ``ref``'s bytes; owner, permissions, size and digest were checked just now.

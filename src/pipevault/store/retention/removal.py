@@ -21,7 +21,15 @@ from pipevault.errors import EntryInUseError, UnknownKeyError
 from pipevault.files.atomic import fsync_folder, make_folder, vault_errors
 from pipevault.files.flock import HeldLock, lock_open
 from pipevault.reading import open_place
-from pipevault.store.inventory import FoundManifest, find_manifests, find_spread, mentioned, named_by, read_found
+from pipevault.store.inventory import (
+    FoundManifest,
+    find_manifests,
+    find_spread,
+    mentioned,
+    named_by,
+    read_found,
+    size_bytes_of,
+)
 from pipevault.store.layout import Layout
 from pipevault.store.locks.leases import live_leases
 from pipevault.store.needs import needed_by, needs_in, only_needed_by
@@ -86,8 +94,7 @@ def plan_entries_removal(layout: Layout, keys: Sequence[Digest], *, with_needed:
     going = sorted(named - shared)
     files = [layout.artifact_file(item) for item in going]
     files += [file for key in wanted for file in (layout.manifest_file(key), *signature_files(layout, key))]
-    size_bytes = sum(status.st_size for status in map(_status, files) if status)
-    return RemovalPlan(tuple(wanted), tuple(going), tuple(sorted(shared)), size_bytes)
+    return RemovalPlan(tuple(wanted), tuple(going), tuple(sorted(shared)), sum(map(size_bytes_of, files)))
 
 
 @dataclass(frozen=True)
@@ -265,12 +272,7 @@ def remove_file(path: Path) -> int | None:
 
 
 def _modified_ns(path: Path) -> int:
-    status = _status(path)
-    return status.st_mtime_ns if status else 0
-
-
-def _status(path: Path) -> os.stat_result | None:
     try:
-        return os.lstat(path)
+        return os.lstat(path).st_mtime_ns
     except OSError:  # the removal will say why, or it is gone
-        return None
+        return 0
