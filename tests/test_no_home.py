@@ -15,8 +15,7 @@ from pipevault.errors import NoHomeError, SettingsError
 from pipevault.settings import Settings, config_file
 from pipevault.settings.user_folders import expand_user, user_folder
 from pipevault.store.retention.usage import last_use_s, record_use
-from pipevault.store.stats.event_log import count
-from pipevault.store.stats.event_totals import compact, read_sums
+from pipevault.store.stats.event_log import compact, count, read_sums
 from pipevault.store.vault import Vault
 
 KEY = digest_bytes(b"key")

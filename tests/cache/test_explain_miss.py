@@ -13,7 +13,7 @@ from pipevault.cache.search import explain_miss
 from pipevault.key import Key
 from pipevault.settings import Settings
 from pipevault.store.manifest import Manifest
-from pipevault.store.tiers import folder as folder_module
+from pipevault.store.tiers import tiers as tiers_module
 from pipevault.store.tiers.tiers import Tiers
 from pipevault.store.vault import Vault
 
@@ -72,8 +72,8 @@ def test_no_vault(tmp_path: Path) -> None:
 
 def test_a_bounded_number_of_entries_is_read(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[object] = []
-    original = folder_module.read_manifest  # type: ignore[attr-defined]
-    monkeypatch.setattr(folder_module, "read_manifest", lambda *given: read.append(given[1]) or original(*given))
+    original = tiers_module.read_manifest  # type: ignore[attr-defined]
+    monkeypatch.setattr(tiers_module, "read_manifest", lambda *given: read.append(given[1]) or original(*given))
     monkeypatch.setattr("pipevault.cache.search._COMPARED_PLANS", 3)
     there = [plan(height=height) for height in range(10)]
     reason(vault, plan(), *there, *(plan(model=str(number)) for number in range(10)))

@@ -34,8 +34,7 @@ from pipevault.errors import (
     VaultFullError,
 )
 from pipevault.graphs.part import FrozenPart
-from pipevault.store.bundle.export import export_bundle
-from pipevault.store.bundle.importing import import_bundle
+from pipevault.store.bundle import export_bundle, import_bundle
 from pipevault.store.vault import Vault
 
 WARM_UP = "ONEFLOW_CONV2D_KERNEL_ENABLE_TUNING_WARMUP"

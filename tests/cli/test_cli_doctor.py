@@ -185,7 +185,7 @@ class TestFolders:
         def homeless(kind: str) -> Path:
             raise NoHomeError(f"no {kind} folder")
 
-        for module in ("pipevault.cli.doctor", "pipevault.settings", "pipevault.store.stats.events"):
+        for module in ("pipevault.cli.doctor", "pipevault.settings", "pipevault.store.stats.event_log"):
             monkeypatch.setattr(f"{module}.user_folder", homeless)
         monkeypatch.delenv("PIPEVAULT_DIR", raising=False)
         result = run("doctor")

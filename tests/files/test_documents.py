@@ -39,7 +39,7 @@ from pipevault.store import manifest, marker
 from pipevault.store.bundle import zip_file
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.retention import pins
-from pipevault.store.stats import event_totals
+from pipevault.store.stats import event_log
 from pipevault.store.trust import signature
 
 PATH = Path("folder/kept.json")
@@ -101,7 +101,7 @@ FORMATS = [
         ValueError,
     ),
     case(
-        event_totals._FORMAT,
+        event_log._FORMAT,
         {"rows": [[SHA256, "hit", "", {"times": 1, "seconds": 0.5}]], "since": 1, "totals_version": 2},
         ValueError,
         NewerVaultError,

@@ -86,6 +86,16 @@ def read_artifacts(tiers: Tiers, found: TierHit) -> dict[str, bytes]:
             file.close()
 
 
+def search(tiers: Tiers, key: Digest) -> tuple[TierHit | None, list[str]]:
+    """The first entry that a tier gives, and what was said on the way to it."""
+    problems: list[str] = []
+    for candidate in tiers.candidates(key):
+        if isinstance(candidate, TierHit):
+            return candidate, [*problems, *filter(None, [candidate.warning])]
+        problems.append(candidate.text)
+    return None, problems
+
+
 def whole(vault: Vault, manifest: Manifest) -> bool:
     """Whether the entry is there and each artifact passes every check."""
     found = vault.lookup(manifest.key.digest)

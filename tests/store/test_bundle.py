@@ -31,7 +31,7 @@ from pipevault.errors import (
     VaultNotWritableError,
 )
 from pipevault.files.claims import claim_folder
-from pipevault.store.bundle import bundle_keys, export_bundle, import_bundle, importing, zip_file
+from pipevault.store.bundle import bundle_keys, export_bundle, import_bundle, zip_file
 from pipevault.store.bundle.zip_file import MARKER
 from pipevault.store.check.verify import verify
 from pipevault.store.manifest import ArtifactRef, Manifest
@@ -368,7 +368,7 @@ class TestSpace:
     def test_too_little_is_said_before_anything_is_written(
         self, bundle: Path, other: Vault, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(importing.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 100))  # type: ignore[attr-defined]
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 100))  # type: ignore[attr-defined]
         with pytest.raises(VaultFullError, match="100 left"):
             import_bundle(other, bundle)
         assert files_of(other) == []

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from helpers.store_entries import Entry, make_entry
 from pipevault.digest import Digest, canonical_json
 from pipevault.errors import CorruptEntryError, SignatureError, UnsafeVaultError, VaultNotWritableError
-from pipevault.store import staging
+from pipevault.store import publish
 from pipevault.store.manifest import Manifest
 from pipevault.store.places import signature_files
 from pipevault.store.trust.signature import (
@@ -344,7 +344,7 @@ class TestSigning:
         def fail(*_: Any, **__: Any) -> None:
             raise VaultNotWritableError("no", vault.root)
 
-        monkeypatch.setattr(staging, "write_file", fail)
+        monkeypatch.setattr(publish, "write_file", fail)
         with pytest.raises(VaultNotWritableError):
             sign_entry(vault.layout, published, OURS)
         assert signature_files(vault.layout, published.key.digest) == ()

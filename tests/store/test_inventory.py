@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from helpers.store_entries import Entry, make_entry, make_graph, make_key, make_plan
 from pipevault.digest import Digest, digest_bytes
 from pipevault.store import inventory
-from pipevault.store.inventory import _named_quickly, find_artifacts, find_files, find_manifests
+from pipevault.store.inventory import _named_quickly, find_files, find_manifests, find_spread
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.places import iter_keys
 from pipevault.store.vault import Vault
@@ -130,7 +130,7 @@ def test_keys_are_those_whose_manifests_stand_in_their_places(vault: Vault, publ
 
 def test_an_empty_vault(vault: Vault) -> None:
     assert find_manifests(vault.layout) == {}
-    assert find_artifacts(vault.layout) == {}
+    assert find_spread(vault.layout, vault.layout.artifacts_dir) == {}
     assert find_files(vault.layout.quarantine_dir) == {}
 
 

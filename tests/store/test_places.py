@@ -10,8 +10,8 @@ from helpers.store_entries import Entry
 from pipevault.digest import Digest
 from pipevault.errors import UnknownKeyError, VaultError
 from pipevault.store.places import children, key_in, spread
+from pipevault.store.publish import write_document
 from pipevault.store.read import the_key
-from pipevault.store.staging import write_document
 from pipevault.store.vault import Vault
 
 

@@ -134,7 +134,7 @@ class TestOrphans:
         assert find_orphans(vault.layout) == ()
 
     def test_what_an_entry_names_is_none_however_old(self, vault: Vault, pair: tuple[Entry, Entry]) -> None:
-        assert find_orphans(vault.layout, now_s=time.time() + 1e9) == ()
+        assert find_orphans(vault.layout) == ()
 
     def test_only_the_old_one_goes(self, vault: Vault, pair: tuple[Entry, Entry]) -> None:
         old = add_orphan(vault, b"old" * 100, age_s=ORPHAN_MIN_AGE_S + 60)
@@ -163,7 +163,7 @@ class TestOrphans:
         for entry in pair:
             path = vault.layout.manifest_file(entry.key)
             path.write_bytes(path.read_bytes().replace(b'"manifest_version":2', b'"manifest_version":3'))
-        assert find_orphans(vault.layout, now_s=time.time() + 1e9) == ()
+        assert find_orphans(vault.layout) == ()
 
     def test_foreign_files_links_and_folders_are_none(self, vault: Vault, tmp_path: Path) -> None:
         shard = vault.layout.artifact_file(digest_bytes(b"x")).parent
@@ -201,17 +201,28 @@ def test_a_removal_that_fails_half_way_gives_every_entry_back(
 
 
 def test_what_was_taken_aside_is_not_swept_as_a_leftover(vault: Vault, pair: tuple[Entry, Entry]) -> None:
+    from pipevault.store.publish import own_place
     from pipevault.store.retention.leftovers import sweep
     from pipevault.store.retention.removal import take_aside
 
-    aside = take_aside(vault.layout, pair[0].key)
-    assert aside is not None
-    assert vault.lookup(pair[0].key) is None
-    assert aside.path not in [leftover.path for leftover in sweep(vault.layout)]
-    aside.put_back()
+    with take_aside(vault.layout, pair[0].key) as aside:
+        assert vault.lookup(pair[0].key) is None
+        assert aside is not None
+        assert aside not in [leftover.path for leftover in sweep(vault.layout)]
     assert whole(vault, pair[0].manifest)
-    assert take_aside(vault.layout, digest_bytes(b"absent")) is None
-    left = take_aside(vault.layout, pair[1].key)
-    assert left is not None
-    left._release()  # as if the process had been killed
-    assert left.path in [leftover.path for leftover in sweep(vault.layout)]
+    with take_aside(vault.layout, digest_bytes(b"absent")) as aside:
+        assert aside is None
+    left = own_place(vault.layout)  # as if the process had been killed
+    vault.layout.manifest_file(pair[1].key).rename(left)
+    assert left in [leftover.path for leftover in sweep(vault.layout)]
+
+
+def test_what_was_frozen_again_meanwhile_is_not_put_back(vault: Vault, pair: tuple[Entry, Entry]) -> None:
+    from pipevault.store.retention.removal import take_aside
+
+    with take_aside(vault.layout, pair[0].key) as aside:
+        assert aside is not None
+        vault.publish(pair[0].manifest, pair[0].files)
+        inode = vault.layout.manifest_file(pair[0].key).stat().st_ino
+    assert vault.layout.manifest_file(pair[0].key).stat().st_ino == inode
+    assert not aside.exists()

@@ -21,8 +21,8 @@ from pipevault.digest import digest_bytes
 from pipevault.errors import NewerVaultError, UnknownKeyError, VaultError
 from pipevault.files.flock import NotLocked
 from pipevault.store.layout import Layout
-from pipevault.store.stats import event_log, event_totals
-from pipevault.store.stats.events import state_layout
+from pipevault.store.stats import event_log
+from pipevault.store.stats.event_log import state_layout
 from pipevault.store.stats.summary import compact, count, find_entry, summary
 from pipevault.store.vault import Vault
 
@@ -333,7 +333,7 @@ class TestFolding:
         self, vault: Vault, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         count_in_child(vault.layout)
-        monkeypatch.setattr(event_totals, "try_own", lambda _: NotLocked.NO_LOCKS)
+        monkeypatch.setattr(event_log, "try_own", lambda _: NotLocked.NO_LOCKS)
         assert compact(vault.layout) == 0
         os.utime(files(vault.layout)[0], (1, 1))
         assert compact(vault.layout) == 1
@@ -349,7 +349,7 @@ class TestFolding:
     def test_a_file_that_was_folded_while_its_process_lives_is_not_written_to_again(self, vault: Vault) -> None:
         count(vault.layout, "published")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(event_totals, "try_own", lambda _: None)
+            patch.setattr(event_log, "try_own", lambda _: None)
             assert compact(vault.layout) == 1
         count(vault.layout, "published")
         assert summary(vault.layout).total.published == 2

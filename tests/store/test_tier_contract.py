@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers.mounts import as_user_without_permission, with_own_tmpfs
-from helpers.store_entries import Entry, leftovers, make_entry, read_artifacts, whole
+from helpers.store_entries import Entry, leftovers, make_entry, read_artifacts, search, whole
 from pipevault.digest import digest_bytes
 from pipevault.errors import CorruptEntryError, VaultNotWritableError
 from pipevault.settings import Settings, Tier
@@ -44,8 +44,8 @@ class Kind:
 
     def found(self, root: Path, entry: Entry) -> tuple[Tiers, TierHit]:
         tiers = self.tiers(root)
-        found = tiers.lookup(entry.key)
-        assert tiers.problems == ()
+        found, problems = search(tiers, entry.key)
+        assert problems == []
         assert found is not None
         assert found.manifest == entry.manifest
         return tiers, found
@@ -149,8 +149,7 @@ def test_an_entry_that_is_not_there_is_no_problem(kind: Kind, folder: Path, fill
 
     def check(root: Path) -> None:
         tiers = kind.tiers(root)
-        assert tiers.lookup(other.key) is None
-        assert tiers.problems == ()
+        assert search(tiers, other.key) == (None, [])
         assert list(tiers.newest(10)) == [entry.manifest]
 
     kind.run(folder, fill, check)
@@ -242,7 +241,8 @@ def test_an_entry_is_copied_from_it(kind: Kind, folder: Path, fill: Prepare, ent
 def test_a_group_that_may_write_is_not_trusted_without_the_setting(folder: Path, fill: Prepare, entry: Entry) -> None:
     def check(root: Path) -> None:
         tiers = Kind("group", writable_for_its_group).tiers(root)
-        assert tiers.lookup(entry.key) is None
-        assert "can be written by its group" in tiers.problems[0]
+        found, problems = search(tiers, entry.key)
+        assert found is None
+        assert "can be written by its group" in problems[0]
 
     writable_for_its_group(folder, fill, check)

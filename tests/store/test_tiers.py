@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from helpers.fault_steps import disk_full, strike_at
 from helpers.mounts import silent, with_own_tmpfs
-from helpers.store_entries import Entry, leftovers, make_entry, make_graph, read_artifacts, whole
+from helpers.store_entries import Entry, leftovers, make_entry, make_graph, read_artifacts, search, whole
 from pipevault.errors import (
     CorruptEntryError,
     KeyFileError,
@@ -36,6 +37,7 @@ from pipevault.store.trust.signing_keys import read_private_key, write_key_pair
 from pipevault.store.vault import Vault
 
 SHORT_S = 0.2
+POLICIES = ("off", "warn", "require")
 
 
 @pytest.fixture
@@ -85,15 +87,14 @@ class TestOrder:
     def test_a_tier_behind_the_one_that_has_it_is_not_asked(
         self, shared: Vault, silent_vault: Path, entry: Entry
     ) -> None:
-        tiers = open_tiers(shared.root, silent_vault)
-        assert found_in(tiers, entry).tier.dir == shared.root
-        assert tiers.problems == ()
+        found, problems = search(open_tiers(shared.root, silent_vault), entry.key)
+        assert found is not None
+        assert (found.tier.dir, problems) == (shared.root, [])
 
     def test_nothing_anywhere(self, local: Vault, tmp_path: Path, entry: Entry) -> None:
         Vault.open(tmp_path / "empty")
         tiers = open_tiers(local.root, tmp_path / "empty")
-        assert tiers.lookup(entry.key) is None
-        assert tiers.problems == ()
+        assert search(tiers, entry.key) == (None, [])
 
     def test_a_vault_of_its_own_that_does_not_exist_is_not_made(self, shared: Vault, entry: Entry) -> None:
         own = shared.root.parent / "own"
@@ -313,10 +314,10 @@ class TestBrokenTiers:
             "newer": NewerVaultError,
         }
         assert isinstance(candidates[-1], TierHit)
-        assert found_in(tiers, entry).tier.dir == shared.root
-        assert [problem.partition(":")[0] for problem in tiers.problems] == [
-            f"tier {tmp_path / name}" for name in names
-        ]
+        found, problems = search(tiers, entry.key)
+        assert found is not None
+        assert found.tier.dir == shared.root
+        assert [problem.partition(":")[0] for problem in problems] == [f"tier {tmp_path / name}" for name in names]
 
     def test_a_tier_that_may_not_be_read(
         self, local: Vault, shared: Vault, entry: Entry, monkeypatch: pytest.MonkeyPatch
@@ -369,16 +370,18 @@ class TestBrokenTiers:
         tiers = open_tiers(local.root, shared.root)
         found_in(tiers, entry)
         shutil.rmtree(shared.root)
-        assert tiers.lookup(entry.key) is None
-        assert f"tier {shared.root}" in tiers.problems[0]
+        found, problems = search(tiers, entry.key)
+        assert found is None
+        assert f"tier {shared.root}" in problems[0]
 
     def test_a_tier_that_comes_back_is_used(self, local: Vault, shared: Vault, entry: Entry) -> None:
         away = shared.root.rename(shared.root.with_name("away"))
         tiers = open_tiers(local.root, shared.root)
         assert tiers.lookup(entry.key) is None
         away.rename(shared.root)
-        assert found_in(tiers, entry).tier.dir == shared.root
-        assert tiers.problems == ()
+        found, problems = search(tiers, entry.key)
+        assert found is not None
+        assert (found.tier.dir, problems) == (shared.root, [])
 
     def test_a_damaged_manifest_is_refused_and_can_be_set_aside(
         self, local: Vault, shared: Vault, entry: Entry
@@ -411,13 +414,16 @@ class TestSlowTiers:
         self, local: Vault, shared: Vault, silent_vault: Path, entry: Entry
     ) -> None:
         tiers = open_tiers(local.root, silent_vault, shared.root, tier_timeout_s=SHORT_S)
-        assert found_in(tiers, entry).tier.dir == shared.root
-        assert "did not answer within 0.2 s" in tiers.problems[0]
+        found, problems = search(tiers, entry.key)
+        assert found is not None
+        assert found.tier.dir == shared.root
+        assert "did not answer within 0.2 s" in problems[0]
         assert left_out_s(silent_vault) > 0
         threads = threading.active_count()
         again = open_tiers(local.root, silent_vault, tier_timeout_s=3600)
-        assert again.lookup(entry.key) is None
-        assert "is left out for" in again.problems[0]
+        found, problems = search(again, entry.key)
+        assert found is None
+        assert "is left out for" in problems[0]
         assert threading.active_count() == threads, "a tier that is left out was asked again"
 
     def test_a_mount_that_hangs_after_it_was_found_good(
@@ -457,6 +463,40 @@ class TestSlowTiers:
         with pytest.raises(ZeroDivisionError):
             ask(tmp_path, lambda: 1 // 0, timeout_s=60)
 
+    @pytest.mark.parametrize(
+        "question",
+        [
+            lambda tiers, found: tiers.open_artifacts(found),
+            lambda tiers, found: tiers.is_writable(found.tier),
+            lambda tiers, found: tiers.copy_nearer(found),
+            lambda tiers, found: tiers.hold(found),
+            lambda tiers, found: tiers.limit_size(found),
+            lambda tiers, found: tiers.quarantine(found.vault, found.tier, found.path, ""),
+        ],
+    )
+    def test_no_question_is_put_to_a_tier_that_is_left_out(
+        self, local: Vault, shared: Vault, entry: Entry, question: Callable[[Tiers, TierHit], object]
+    ) -> None:
+        tiers = open_tiers(local.root, shared.root)
+        found = found_in(tiers, entry)
+        let_go = threading.Event()
+        with pytest.raises(SlowTierError):
+            ask(shared.root, let_go.wait, timeout_s=0)
+        with pytest.raises(SlowTierError, match="is left out for"):
+            question(tiers, found)
+        let_go.set()
+
+    def test_the_newest_are_read_for_half_of_the_time(
+        self, local: Vault, shared: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other = make_entry(tmp_path / "source", "other", {"x": b"x"})
+        shared.publish(other.manifest, other.files)
+        for read_s, count in ((29, 2), (31, 1)):
+            times = iter([0, read_s, read_s])
+            clock = SimpleNamespace(monotonic=lambda times=times: next(times))
+            monkeypatch.setattr("pipevault.store.tiers.tiers.time", clock)
+            assert len(list(open_tiers(local.root, shared.root, tier_timeout_s=60).newest(5))) == count
+
 
 class TestSignatures:
     @pytest.fixture
@@ -488,8 +528,10 @@ class TestSignatures:
 
     def test_warn_finds_it_and_says_so(self, local: Vault, shared: Vault, entry: Entry, public_key: str) -> None:
         tiers = open_tiers(local.root, shared.root, signature="warn", trusted_keys=(public_key,))
-        assert found_in(tiers, entry).warning
-        assert len(tiers.problems) == 1
+        found, problems = search(tiers, entry.key)
+        assert found is not None
+        assert problems == [found.warning]
+        assert "no signature" in found.warning
 
     def test_signatures_are_copied_with_the_entry(
         self, local: Vault, shared: Vault, entry: Entry, public_key: str, tmp_path: Path
@@ -519,6 +561,44 @@ class TestSignatures:
             tiers.copy_nearer(found_in(tiers, entry))
         assert local.lookup(entry.key) == other
 
+    def test_what_is_known_is_judged_again(self, shared: Vault, entry: Entry, public_key: str, tmp_path: Path) -> None:
+        """It may have been found where no signature was asked for, or other keys were trusted."""
+        tiers = {policy: open_tiers(shared.root, signature=policy, trusted_keys=(public_key,)) for policy in POLICIES}
+        known = found_in(tiers["off"], entry)
+        for before in (known, replace(known, signed=True)):
+            [refused] = tiers["require"].candidates(entry.key, before)
+            assert isinstance(refused, Refused)
+        self.sign(shared, entry, tmp_path)
+        [found] = tiers["require"].candidates(entry.key, known)
+        assert isinstance(found, TierHit)
+        assert found.signed
+        assert found.manifest is known.manifest
+        [refused] = open_tiers(shared.root, signature="require").candidates(entry.key, found)
+        assert isinstance(refused, Refused)
+
+    @pytest.mark.parametrize("policy", POLICIES)
+    def test_a_signature_stands_for_an_owner(
+        self, local: Vault, shared: Vault, entry: Entry, public_key: str, tmp_path: Path, policy: str
+    ) -> None:
+        self.sign(shared, entry, tmp_path)
+        for path in shared.root.rglob("*"):
+            path.chmod(path.stat().st_mode | 0o002)
+        tiers = open_tiers(local.root, shared.root, signature=policy, trusted_keys=(public_key,))
+        found = found_in(tiers, entry)
+        assert found.signed
+        assert isinstance(found.unowned, UnsafeVaultError)
+        assert set(read_artifacts(tiers, found)) == {ref.digest.hex for ref in entry.manifest.artifacts}
+        assert tiers.copy_nearer(found).tier.dir == local.root
+        [refused] = open_tiers(shared.root).candidates(entry.key)
+        assert isinstance(refused, Refused)
+        assert isinstance(refused.error, UnsafeVaultError)
+
+    def test_what_is_known_is_refused_once_its_owner_is_not_trusted(self, shared: Vault, entry: Entry) -> None:
+        shared.layout.manifest_file(entry.key).chmod(0o664)
+        known = found_in(open_tiers(shared.root, allow_group_write=True), entry)
+        [refused] = open_tiers(shared.root).candidates(entry.key, known)
+        assert isinstance(refused, Refused)
+
     def test_a_trusted_key_that_is_none_is_an_error(self, local: Vault, entry: Entry) -> None:
         tiers = open_tiers(local.root, signature="require", trusted_keys=("pipevault-ed25519 nonsense",))
         with pytest.raises(KeyFileError):
@@ -527,6 +607,22 @@ class TestSignatures:
 
 
 class TestUse:
+    def test_what_is_known_is_given_again_until_it_changes(self, shared: Vault, entry: Entry) -> None:
+        tiers = open_tiers(shared.root)
+        known = found_in(tiers, entry)
+        [again] = tiers.candidates(entry.key, known)
+        assert isinstance(again, TierHit)
+        assert again.manifest is known.manifest
+        path = shared.layout.manifest_file(entry.key)
+        later = replace(entry.manifest, created_at="2025-02-01T12:00:00+00:00")
+        path.unlink()
+        path.write_bytes(later.to_bytes())
+        [changed] = tiers.candidates(entry.key, known)
+        assert isinstance(changed, TierHit)
+        assert changed.manifest == later
+        path.unlink()
+        assert list(tiers.candidates(entry.key, known)) == []
+
     def test_a_lease_and_the_use_are_where_the_entry_is_loaded_from(self, shared: Vault, entry: Entry) -> None:
         tiers = open_tiers(shared.root.parent / "own", shared.root)
         lease = tiers.hold(found_in(tiers, entry))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipevault.digest import Digest, digest_bytes
-from pipevault.store.retention.aging import CLOCK_TOLERANCE_S, Times, judge
+from pipevault.store.retention.prune import CLOCK_TOLERANCE_S, judge
 from pipevault.store.retention.usage import forget_use, last_use_s, last_uses_s, record_use, set_last_use
 from pipevault.store.vault import Vault
 
@@ -154,39 +154,41 @@ def keys(number: int) -> list[Digest]:
 class TestAging:
     def test_least_recently_used_first_and_publication_counts_where_no_use_is_known(self) -> None:
         old, middle, new = keys(3)
-        ages = judge({new: Times(0.0, NOW - 1), old: Times(NOW - 30), middle: Times(NOW - 99, NOW - 20)}, NOW)
+        published = {new: 0.0, old: NOW - 30, middle: NOW - 99}
+        ages = judge(published, {new: NOW - 1, middle: NOW - 20, digest_bytes(b"gone"): NOW}, NOW)
         assert ages.order == (old, middle, new)
         assert ages.age_s == {old: 30.0, middle: 20.0, new: 1.0}
         assert not ages.clock_is_behind
 
     def test_a_use_before_the_publication_does_not_count(self) -> None:
         [key] = keys(1)
-        assert judge({key: Times(NOW - 5, NOW - 50)}, NOW).age_s[key] == 5.0
+        assert judge({key: NOW - 5}, {key: NOW - 50}, NOW).age_s[key] == 5.0
 
     def test_a_note_from_the_future_is_neither_first_nor_of_negative_age(self) -> None:
         ahead, *others = keys(4)
-        times = {key: Times(NOW - 100, NOW - index) for index, key in enumerate(others)}
-        ages = judge({**times, ahead: Times(NOW - 200, NOW + 3650 * DAY)}, NOW)
+        used = {ahead: NOW + 3650 * DAY, **{key: NOW - index for index, key in enumerate(others)}}
+        ages = judge(dict.fromkeys(used, NOW - 100), used, NOW)
         assert ages.order[-1] == ahead
         assert ages.ahead == (ahead,)
         assert ages.age_s[ahead] == 0.0
 
     def test_it_ages_once_it_was_set_to_now(self) -> None:
         ahead, other = keys(2)
-        later = judge({ahead: Times(NOW - 200, NOW), other: Times(NOW - 200, NOW + 50)}, NOW + 100)
+        used = {ahead: NOW, other: NOW + 50}
+        later = judge(dict.fromkeys(used, NOW - 200), used, NOW + 100)
         assert later.order == (ahead, other)
         assert later.ahead == ()
 
     def test_several_from_the_future_keep_their_own_order(self) -> None:
         first, second, *others = keys(8)
-        times = {key: Times(NOW - 100, NOW - 1) for key in others}
-        ages = judge({**times, second: Times(NOW - 9, NOW + 2 * DAY), first: Times(NOW - 9, NOW + DAY)}, NOW)
+        used = {**dict.fromkeys(others, NOW - 1), second: NOW + 2 * DAY, first: NOW + DAY}
+        ages = judge(dict.fromkeys(used, NOW - 100), used, NOW)
         assert ages.order[-2:] == (first, second)
 
     def test_a_clock_that_went_back_gives_no_ages_and_the_order_of_the_times(self) -> None:
         first, second, third = keys(3)
-        times = {third: Times(NOW, NOW + 30), first: Times(NOW, NOW + 10), second: Times(NOW, NOW + 20)}
-        ages = judge(times, NOW - 365 * DAY)
+        used = {third: NOW + 30, first: NOW + 10, second: NOW + 20}
+        ages = judge(dict.fromkeys(used, NOW), used, NOW - 365 * DAY)
         assert ages.clock_is_behind
         assert ages.order == (first, second, third)
         assert set(ages.age_s.values()) == {0.0}
@@ -194,11 +196,11 @@ class TestAging:
 
     def test_clocks_a_little_apart_are_equal(self) -> None:
         [key] = keys(1)
-        ages = judge({key: Times(NOW + CLOCK_TOLERANCE_S, NOW + CLOCK_TOLERANCE_S)}, NOW)
+        ages = judge({key: NOW + CLOCK_TOLERANCE_S}, {key: NOW + CLOCK_TOLERANCE_S}, NOW)
         assert (ages.clock_is_behind, ages.ahead, ages.age_s[key]) == (False, (), 0.0)
 
     def test_no_entries(self) -> None:
-        ages = judge({}, NOW)
+        ages = judge({}, {}, NOW)
         assert (ages.order, ages.clock_is_behind) == ((), False)
 
 

@@ -16,9 +16,8 @@ from helpers.mounts import in_child
 from helpers.store_entries import Entry, make_entry, read_artifacts
 from pipevault.errors import SignatureError, UnsafeVaultError, VaultError
 from pipevault.settings import Settings
-from pipevault.store.locks.leases import find_leases
-from pipevault.store.retention.prune import carry_out
-from pipevault.store.retention.prune_plan import plan_prune
+from pipevault.store.locks.leases import leased_keys
+from pipevault.store.retention.prune import carry_out, plan_prune
 from pipevault.store.tiers.tiers import Tiers
 from pipevault.store.trust.signing_keys import PrivateKey, read_private_key, write_key_pair
 from pipevault.store.vault import Vault
@@ -217,7 +216,7 @@ class TestSharedByAGroup:
             vault = Vault.of(settings)
             carry_out(vault, plan_prune(vault, max_size=0))
             assert list(vault.manifests()) == []
-            assert find_leases(vault.layout) == []
+            assert leased_keys(vault.layout) == set()
 
         as_user(BUILDER, remove_all, **member)
 

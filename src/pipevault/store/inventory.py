@@ -11,7 +11,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ _NEEDS = re.compile(
 )
 
 Named = tuple[frozenset[Digest], frozenset[Digest]]
-"""The artifacts and the needed entries that a manifest names."""
+"""The artifacts and the entries that a manifest names."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,6 @@ class FoundManifest:
     @property
     def modified_s(self) -> float:
         return self.modified_ns / 1e9
-
-
-@dataclass(frozen=True)
-class FoundFile:
-    """A regular file. ``modified_s``: seconds since the epoch."""
-
-    size_bytes: int
-    modified_s: float
 
 
 def find_manifests(layout: Layout) -> dict[Digest, FoundManifest]:
@@ -93,26 +85,47 @@ def read_found(layout: Layout, key: Digest) -> FoundManifest | None:
     return FoundManifest(key, *named, len(data), modified_ns, understood)
 
 
-def find_artifacts(layout: Layout) -> dict[Digest, FoundFile]:
-    """Return every regular file at an artifact's place, sorted by digest."""
-    return _find(layout, layout.artifacts_dir, digest_or_none)
+def find_spread(layout: Layout, folder: Path, *, skip_unreadable: bool = False) -> dict[Digest, os.stat_result]:
+    """Return every regular file at the place of a manifest, an artifact or the note of a use, as ``folder`` is
+    ``entries/``, ``artifacts/`` or ``uses/``; by the digest in its name, sorted. None is opened.
+    """
+    digest_of = key_in if folder == layout.entries_dir else digest_or_none
+    with vault_errors(folder, "listed"):
+        files = spread(layout, folder, skip_unreadable=skip_unreadable)
+        looked = ((digest_of(file.name), _look(file)) for file in files)
+        return {digest: found for digest, found in looked if digest is not None and found is not None}
 
 
-def find_manifest_files(layout: Layout) -> dict[Digest, FoundFile]:
-    """Return every regular file at a manifest's place, sorted by key; none is opened."""
-    return _find(layout, layout.entries_dir, key_in)
-
-
-def find_uses(layout: Layout) -> dict[Digest, FoundFile]:
-    """Return every regular file that tells a last use, sorted by key."""
-    return _find(layout, layout.uses_dir, digest_or_none, skip_unreadable=True)
-
-
-def find_files(folder: Path) -> dict[Path, FoundFile]:
+def find_files(folder: Path) -> dict[Path, os.stat_result]:
     """Return every regular file below ``folder``, sorted; an absent folder holds none. No link is followed."""
     with vault_errors(folder, "listed"):
         paths = sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
         return {path: found for path in paths if (found := _look(path))}
+
+
+def statuses(folder: Path) -> list[tuple[str, os.stat_result]]:
+    """Return the name and the status of each thing in ``folder``; an absent one holds nothing. No link is followed."""
+    found = []
+    with (
+        vault_errors(folder, "listed"),
+        suppress(FileNotFoundError, NotADirectoryError),
+        os.scandir(folder) as entries,
+    ):
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                found.append((entry.name, entry.stat(follow_symlinks=False)))
+    return found
+
+
+def size_bytes_of(path: Path) -> int:
+    """Return the bytes of a regular file, or of all below a folder; what cannot be looked at counts as empty."""
+    below = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+    size_bytes = 0
+    for place in (os.fspath(path), *below):
+        with suppress(OSError):  # gone by now
+            status = os.lstat(place)
+            size_bytes += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return size_bytes
 
 
 def mentioned(layout: Layout, digests: Collection[Digest], *, without: Collection[Digest] = ()) -> set[Digest]:
@@ -157,10 +170,14 @@ def newest_keys(layout: Layout, count: int, shelf: Digest | None = None) -> list
     on the ``count`` shelves that changed last; no file is opened.
     """
     entries = layout.entries_dir
-    with vault_errors(entries, "listed"):
-        shelves = [(0, layout.shelf_dir(shelf).name)] if shelf else heapq.nlargest(count, _times(entries))
-        files = [file for _, name in shelves for file in _times(entries / name) if stands_in(file[1], name)]
-    return [key for _, name in heapq.nlargest(count, files) if (key := key_in(name)) is not None]
+    if shelf is not None:
+        shelves = [layout.shelf_dir(shelf).name]
+    else:
+        changed = ((status.st_mtime_ns, name) for name, status in statuses(entries))
+        shelves = [name for _, name in heapq.nlargest(count, changed)]
+    files = ((name, found) for name in shelves for found in statuses(entries / name))
+    times = [(status.st_mtime_ns, file) for shelf_name, (file, status) in files if stands_in(file, shelf_name)]
+    return [key for _, name in heapq.nlargest(count, times) if (key := key_in(name)) is not None]
 
 
 def manifest_stamps(layout: Layout) -> dict[Digest, str]:
@@ -173,31 +190,12 @@ def manifest_stamps(layout: Layout) -> dict[Digest, str]:
     return stamps
 
 
-def _find(
-    layout: Layout, folder: Path, digest_of: Callable[[str], Digest | None], *, skip_unreadable: bool = False
-) -> dict[Digest, FoundFile]:
-    with vault_errors(folder, "listed"):
-        files = spread(layout, folder, skip_unreadable=skip_unreadable)
-        looked = ((digest_of(file.name), _look(file)) for file in files)
-        return {digest: found for digest, found in looked if digest is not None and found is not None}
-
-
-def _times(folder: Path) -> list[tuple[int, str]]:
-    """The times when each thing in ``folder`` changed, in nanoseconds, and its name; an absent folder has none."""
-    times = []
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as found:
-        for entry in found:
-            with suppress(FileNotFoundError):
-                times.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
-    return times
-
-
-def _look(file: Path | os.DirEntry[str]) -> FoundFile | None:
+def _look(file: Path | os.DirEntry[str]) -> os.stat_result | None:
     try:
         status = file.stat(follow_symlinks=False)
     except FileNotFoundError:
         return None
-    return FoundFile(status.st_size, status.st_mtime) if stat.S_ISREG(status.st_mode) else None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def _manifest_path(entries: str, key: str) -> str:

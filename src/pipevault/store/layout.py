@@ -27,29 +27,36 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.key import SHELF_DIGITS
 
 MANIFEST_SUFFIX = ".json"
-LOCK_SUFFIX = ".lock"
-HOLDER_SUFFIX = ".holder.json"
-GUARD_SUFFIX = ".guard"
 QUARANTINE_TIME = "%Y%m%dT%H%M%SZ"
-REASON_SUFFIX = ".reason.txt"
 SYSTEM_NAMES = frozenset({"lost+found"})
 """Names of what a fresh file system holds of its own."""
+PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 _UNSAFE_IN_NAME = re.compile(r"[^A-Za-z0-9_-]")
-_PROCESS_NAME = re.compile(r"[A-Za-z0-9_-]+\.\d+\.[0-9a-f]{16}")
+_LEASE_NAME = re.compile(r"([0-9a-f]{64})\.[A-Za-z0-9_-]+\.\d+\.[0-9a-f]{16}")
 _STAGING_NAME = re.compile(r"[A-Za-z0-9_-]+\.\d{1,10}(?:\.([0-9a-f]{24}))?\.[0-9a-f]{16}")
 _EVENTS_NAME = re.compile(_STAGING_NAME.pattern + r"\.jsonl")
-_SIGNATURE_NAME = re.compile(r"([0-9a-f]{64})\.([0-9a-f]{16})\.json")
-PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SIGNATURE_NAME = re.compile(r"[0-9a-f]{64}\.([0-9a-f]{16})\.json")
 _SHARD_NAME = re.compile(r"[0-9a-f]{2}")
 _SHELF_NAME = re.compile(rf"[0-9a-f]{{{SHELF_DIGITS}}}")
 _QUARANTINE_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}-.+")
+
+
+class _Place:
+    """A file or folder that has the same name in every vault."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, layout: Layout, owner: type[Layout]) -> Path:
+        return layout.root / self._name
 
 
 @dataclass(frozen=True)
@@ -58,49 +65,19 @@ class Layout:
 
     root: Path
 
-    @property
-    def vault_file(self) -> Path:
-        return self.root / "vault.json"
-
-    @property
-    def entries_dir(self) -> Path:
-        return self.root / "entries"
-
-    @property
-    def artifacts_dir(self) -> Path:
-        return self.root / "artifacts"
-
-    @property
-    def locks_dir(self) -> Path:
-        return self.root / "locks"
-
-    @property
-    def tmp_dir(self) -> Path:
-        return self.root / "tmp"
-
-    @property
-    def quarantine_dir(self) -> Path:
-        return self.root / "quarantine"
-
-    @property
-    def pins_dir(self) -> Path:
-        return self.root / "pins"
-
-    @property
-    def leases_dir(self) -> Path:
-        return self.root / "leases"
-
-    @property
-    def uses_dir(self) -> Path:
-        return self.root / "uses"
-
-    @property
-    def signatures_dir(self) -> Path:
-        return self.root / "signatures"
-
-    @property
-    def events_dir(self) -> Path:
-        return self.root / "events"
+    vault_file = _Place("vault.json")
+    entries_dir = _Place("entries")
+    artifacts_dir = _Place("artifacts")
+    locks_dir = _Place("locks")
+    tmp_dir = _Place("tmp")
+    quarantine_dir = _Place("quarantine")
+    pins_dir = _Place("pins")
+    leases_dir = _Place("leases")
+    uses_dir = _Place("uses")
+    signatures_dir = _Place("signatures")
+    events_dir = _Place("events")
+    totals_file = _Place("events/totals.json")
+    totals_lock = _Place("events/totals.lock")
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -113,27 +90,27 @@ class Layout:
         return self.entries_dir / key.hex[-SHELF_DIGITS:] / f"{key}{MANIFEST_SUFFIX}"
 
     def shelf_dir(self, shelf: Digest) -> Path:
-        """Return the folder of the entries whose keys have this :attr:`~pipevault.key.Key.shelf`."""
+        """Return the folder of the entries on a :attr:`~pipevault.key.Key.shelf`."""
         return self.entries_dir / shelf.hex[:SHELF_DIGITS]
 
     def artifact_file(self, digest: Digest) -> Path:
         return self.artifacts_dir / digest.hex[:2] / digest.hex
 
     def lock_file(self, key: Digest) -> Path:
-        return self.locks_dir / f"{key}{LOCK_SUFFIX}"
+        return self.locks_dir / f"{key}.lock"
 
     def holder_file(self, key: Digest) -> Path:
-        return self.locks_dir / f"{key}{HOLDER_SUFFIX}"
+        return self.locks_dir / f"{key}.holder.json"
 
     def guard_file(self, key: Digest) -> Path:
-        return self.locks_dir / f"{key}{GUARD_SUFFIX}"
+        return self.locks_dir / f"{key}.guard"
 
     def pin_file(self, name: str) -> Path:
-        """Take a ``name`` of letters, digits, ``.``, ``_``, ``-``, at most 64, the first a letter or digit."""
+        """Take a ``name`` that :data:`PIN_NAME` allows."""
         return self.pins_dir / f"{name}.json"
 
     def lease_file(self, key: Digest, *, host: str, pid: int, random_hex: str) -> Path:
-        return self.leases_dir / f"{key}.{process_name(host, pid, random_hex)}"
+        return self.leases_dir / f"{key}.{_process_name(host, pid, random_hex)}"
 
     def use_file(self, key: Digest) -> Path:
         return self.uses_dir / key.hex[:2] / key.hex
@@ -143,38 +120,44 @@ class Layout:
         return self.signatures_dir / key.hex[:2] / f"{key}.{public_key_id}.json"
 
     def events_file(self, *, host: str, pid: int, random_hex: str, mark: str = "") -> Path:
-        return self.events_dir / f"{process_name(host, pid, random_hex, mark)}.jsonl"
-
-    @property
-    def totals_file(self) -> Path:
-        return self.events_dir / "totals.json"
-
-    @property
-    def totals_lock(self) -> Path:
-        return self.events_dir / "totals.lock"
+        return self.events_dir / f"{_process_name(host, pid, random_hex, mark)}.jsonl"
 
     def staging_dir(self, *, host: str, pid: int, random_hex: str) -> Path:
-        return self.tmp_dir / process_name(host, pid, random_hex)
+        return self.tmp_dir / _process_name(host, pid, random_hex)
 
     def quarantine_file(self, *, time: str, random_hex: str, name: str) -> Path:
         """Take ``time`` as in :data:`QUARANTINE_TIME`, 8 hexadecimal digits, and the old file name."""
         return self.quarantine_dir / f"{time}-{random_hex}-{name}"
 
     def reason_file(self, quarantined: Path) -> Path:
-        return quarantined.with_name(quarantined.name + REASON_SUFFIX)
+        return quarantined.with_name(f"{quarantined.name}.reason.txt")
 
     def key_of_manifest(self, path: Path) -> Digest | None:
         """Return the key whose manifest stands at ``path``, or ``None`` if no manifest has this path."""
-        return _digest_if_at(path, MANIFEST_SUFFIX, self.manifest_file)
+        return _digest_if_at(path, self.manifest_file)
 
     def digest_of_artifact(self, path: Path) -> Digest | None:
         """Return the digest that ``path`` promises, or ``None`` if no artifact has this path."""
-        return _digest_if_at(path, "", self.artifact_file)
+        return _digest_if_at(path, self.artifact_file)
 
     def key_of_lock(self, path: Path) -> Digest | None:
         """Return the key to whose lock (or holder note, or guard) ``path`` belongs, or ``None``."""
-        places = ((LOCK_SUFFIX, self.lock_file), (HOLDER_SUFFIX, self.holder_file), (GUARD_SUFFIX, self.guard_file))
-        return next((key for suffix, place in places if (key := _digest_if_at(path, suffix, place))), None)
+        return _digest_if_at(path, self.lock_file, self.holder_file, self.guard_file)
+
+    def key_of_lease(self, path: Path) -> Digest | None:
+        """Return the key that a lease at ``path`` holds, or ``None``."""
+        name = _LEASE_NAME.fullmatch(path.name)
+        return Digest(name[1]) if name and path.parent == self.leases_dir else None
+
+    def key_of_signature(self, path: Path) -> Digest | None:
+        """Return the key of the entry that a signature at ``path`` is for, or ``None``."""
+        name = _SIGNATURE_NAME.fullmatch(path.name)
+        return _digest_if_at(path, partial(self.signature_file, public_key_id=name[1])) if name else None
+
+    def pin_name(self, path: Path) -> str | None:
+        """Return the name of the pin at ``path``, or ``None``."""
+        name = path.name.removesuffix(".json")
+        return name if PIN_NAME.fullmatch(name) and path == self.pin_file(name) else None
 
     def is_staging(self, path: Path) -> bool:
         """Return whether ``path`` is the staging folder of some process."""
@@ -184,27 +167,6 @@ class Layout:
         """Return whether ``path`` is a staging folder with a mark in its name, as earlier releases made it."""
         name = _STAGING_NAME.fullmatch(path.name) if path.parent == self.tmp_dir else None
         return name is not None and name[1] is not None
-
-    def key_of_lease(self, path: Path) -> Digest | None:
-        """Return the key that a lease at ``path`` holds, or ``None``."""
-        key, _, process = path.name.partition(".")
-        is_lease = path.parent == self.leases_dir and _PROCESS_NAME.fullmatch(process) is not None
-        return digest_or_none(key) if is_lease else None
-
-    def key_of_use(self, path: Path) -> Digest | None:
-        """Return the key whose last use ``path`` tells, or ``None``."""
-        return _digest_if_at(path, "", self.use_file)
-
-    def key_of_signature(self, path: Path) -> Digest | None:
-        """Return the key of the entry that a signature at ``path`` is for, or ``None``."""
-        name = _SIGNATURE_NAME.fullmatch(path.name)
-        key = digest_or_none(name[1]) if name else None
-        return key if name and key is not None and path == self.signature_file(key, name[2]) else None
-
-    def pin_name(self, path: Path) -> str | None:
-        """Return the name of the pin at ``path``, or ``None``."""
-        name = path.name.removesuffix(".json")
-        return name if PIN_NAME.fullmatch(name) and path == self.pin_file(name) else None
 
     def is_events(self, path: Path) -> bool:
         """Return whether ``path`` holds what a process counted."""
@@ -226,22 +188,9 @@ class Layout:
             or self.is_events(path)
             or (path.parent == self.quarantine_dir and _QUARANTINE_NAME.fullmatch(path.name) is not None)
             or self.pin_name(path) is not None
-            or any(
-                key_of(path) is not None
-                for key_of in (
-                    *(self.key_of_manifest, self.digest_of_artifact, self.key_of_lock),
-                    *(self.key_of_lease, self.key_of_use, self.key_of_signature),
-                )
-            )
+            or _digest_if_at(path, self.manifest_file, self.artifact_file, self.use_file) is not None
+            or any(key_of(path) for key_of in (self.key_of_lock, self.key_of_lease, self.key_of_signature))
         )
-
-
-def process_name(host: str, pid: int, random_hex: str, mark: str = "") -> str:
-    """Return the name of what belongs to one process: ``<host>.<pid>.[<mark>.]<16 hexadecimal digits>``.
-
-    ``mark``: 24 digits that tell the process from others of its number, see :mod:`pipevault.files.liveness`.
-    """
-    return ".".join(filter(None, (_UNSAFE_IN_NAME.sub("-", host)[:64] or "host", str(pid), mark, random_hex)))
 
 
 def stands_in(name: str, shard: str) -> bool:
@@ -264,7 +213,15 @@ def digest_or_none(text: str) -> Digest | None:
         return None
 
 
-def _digest_if_at(path: Path, suffix: str, place: Callable[[Digest], Path]) -> Digest | None:
-    """The digest in the name of ``path``, if ``path`` is its place."""
-    digest = digest_or_none(path.name.removesuffix(suffix))
-    return digest if digest is not None and path == place(digest) else None
+def _process_name(host: str, pid: int, random_hex: str, mark: str = "") -> str:
+    """``<host>.<pid>.[<mark>.]<16 hexadecimal digits>``, the name of what belongs to one process.
+
+    ``mark``: 24 digits that tell the process from others of its number, see :mod:`pipevault.files.liveness`.
+    """
+    return ".".join(filter(None, (_UNSAFE_IN_NAME.sub("-", host)[:64] or "host", str(pid), mark, random_hex)))
+
+
+def _digest_if_at(path: Path, *places: Callable[[Digest], Path]) -> Digest | None:
+    """The digest that the name of ``path`` begins with, if ``path`` is one of its places."""
+    digest = digest_or_none(path.name.partition(".")[0])
+    return digest if digest is not None and any(path == place(digest) for place in places) else None

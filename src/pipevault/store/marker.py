@@ -8,19 +8,13 @@ from pathlib import Path
 import msgspec
 
 from pipevault.digest import canonical_json
-from pipevault.errors import (
-    DamagedVaultError,
-    NewerVaultError,
-    NotAVaultError,
-    OldVaultError,
-    UnsafeVaultError,
-)
+from pipevault.errors import DamagedVaultError, NewerVaultError, NotAVaultError, OldVaultError, UnsafeVaultError
 from pipevault.files.atomic import SHARED_FOLDER_MODE, is_shared, make_folder, vault_errors
-from pipevault.files.documents import Format, Problem
+from pipevault.files.documents import Format
 from pipevault.reading import read_file
 from pipevault.store.layout import SYSTEM_NAMES, Layout
 from pipevault.store.manifest import now_utc
-from pipevault.store.staging import write_document
+from pipevault.store.publish import write_document
 
 VAULT_VERSION = 2
 _MARKER_LIMIT_BYTES = 1 << 20
@@ -30,28 +24,22 @@ class _Marker(msgspec.Struct):
     pipevault_vault: int
 
 
-def _damaged(problem: Problem) -> DamagedVaultError:
-    return DamagedVaultError(
+_FORMAT = Format(
+    _Marker,
+    "pipevault_vault",
+    VAULT_VERSION,
+    damaged=lambda problem: DamagedVaultError(
         f'{problem} If it marks a vault, restore the file: {{"pipevault_vault": {VAULT_VERSION}}}; else give another '
         "folder.",
         problem.path.parent,
-    )
-
-
-def _newer(problem: Problem) -> NewerVaultError:
-    return NewerVaultError(f"{problem} Upgrade pipevault, or give another folder.", problem.path.parent)
-
-
-def _older(problem: Problem) -> OldVaultError:
-    return OldVaultError(
+    ),
+    newer=lambda problem: NewerVaultError(f"{problem} Upgrade pipevault, or give another folder.", problem.path.parent),
+    older=lambda problem: OldVaultError(
         f"{problem} It marks a vault of version {problem.version}, which pipevault 0.1 wrote and which is left as it "
         "is. Give another folder, or delete this one: graphs are frozen again where they are needed.",
         problem.path.parent,
-    )
-
-
-_FORMAT = Format(
-    _Marker, "pipevault_vault", VAULT_VERSION, damaged=_damaged, newer=_newer, older=_older, canonical=False
+    ),
+    canonical=False,
 )
 
 
@@ -59,8 +47,9 @@ def ensure_vault(layout: Layout, *, create: bool, shared: bool = False) -> None:
     """Check that ``layout.root`` is a vault of a known version; make it one if it is empty or absent and
     ``create``, for its group too if it is to be ``shared``.
 
-    :class:`NotAVaultError`, :class:`DamagedVaultError`, :class:`NewerVaultError`, :class:`OldVaultError`,
-    :class:`VaultNotWritableError`.
+    :class:`NotAVaultError`: it is a file, holds other files, or is absent and ``create`` is false.
+    :class:`DamagedVaultError`, :class:`NewerVaultError`, :class:`OldVaultError`: of its marker.
+    :class:`VaultNotWritableError`: it cannot be created.
     """
     root = layout.root
     if _read_marker(layout):

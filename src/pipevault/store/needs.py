@@ -16,10 +16,9 @@ Needs = Callable[[Digest], Iterable[Digest]]
 
 
 def needs_in(layout: Layout, manifests: Mapping[Digest, FoundManifest] | None = None) -> Needs:
-    """Return what answers for the entries of a vault, from ``manifests`` or by reading what is asked for.
-
-    A manifest that cannot be understood needs every entry whose key occurs in it. The answer may raise
-    :class:`~pipevault.errors.VaultError`: a manifest cannot be read.
+    """Return what answers for the entries of a vault, from ``manifests`` or by reading what is asked for, which may
+    raise :class:`~pipevault.errors.VaultError`. A manifest that cannot be understood needs every entry whose key occurs
+    in it.
     """
 
     def needs(key: Digest) -> Iterable[Digest]:
@@ -44,9 +43,8 @@ def needed_by(keys: Iterable[Digest], needs: Needs) -> dict[Digest, Digest]:
 
 
 def needed_first(needs: Mapping[Digest, Iterable[Digest]]) -> Iterator[Digest]:
-    """Give the keys of ``needs`` in an order in which each stands behind those that it needs; else sorted.
-
-    Where entries need one another in a circle, which no writer makes, their order is any.
+    """Give the keys of ``needs``, each behind those that it needs; else sorted. In a circle, which no writer makes, the
+    order is any.
     """
     seen: set[Digest] = set()
     for start in sorted(needs):

@@ -50,13 +50,6 @@ def iter_keys(layout: Layout) -> Iterator[Digest]:
     return (key for file in spread(layout, layout.entries_dir) if (key := key_in(file.name)) is not None)
 
 
-def shelf_keys(layout: Layout, shelf: Digest) -> list[Digest]:
-    """List the keys on ``shelf`` that have a manifest file, sorted; one folder is listed."""
-    folder = layout.shelf_dir(shelf)
-    files = children(folder) if folder.is_dir() else []
-    return [key for file in files if (key := layout.key_of_manifest(file)) is not None]
-
-
 def signature_files(layout: Layout, key: Digest) -> tuple[Path, ...]:
     """List the signature files of an entry, sorted, whatever they are worth."""
     files = children(layout.signature_file(key, "").parent)

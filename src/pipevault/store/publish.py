@@ -1,7 +1,7 @@
-"""Publishing an entry: artifacts first, the manifest last, each by rename.
+"""Publishing: what goes into a vault is written in a staging folder, which one process holds, and renamed into place.
 
-Everything is written and verified in a staging folder before the first rename, so that a full disk is met
-there.
+Of an entry the artifacts go first, the manifest last. Everything is written and verified before the first rename, so
+that a full disk is met there.
 
 Removing an entry and publishing another that shares an artifact may meet. So a publisher marks each artifact that it
 reuses as young (its time of change), which removal leaves alone, and looks once more after the manifest is in place:
@@ -13,21 +13,58 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, VaultError
-from pipevault.files.atomic import copy_file, make_folder, publish_file, vault_errors, write_file
+from pipevault.files.atomic import copy_file, make_folder, publish_file, share_like_folder, vault_errors, write_file
+from pipevault.files.claims import claim_folder
 from pipevault.store.layout import QUARANTINE_TIME, Layout
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.read import check_artifact, read_manifest
-from pipevault.store.staging import staging_folder, write_document
 
 ARTIFACT_MODE = 0o444
 _SHELF_TRIES = 10
+
+
+@contextmanager
+def staging_folder(layout: Layout) -> Iterator[Path]:
+    """Make a new folder with a unique name, private to this user, held while this process lives, removed at exit.
+
+    Raises like :func:`pipevault.files.atomic.make_folder`.
+    """
+    make_folder(layout.tmp_dir)
+    claim = None
+    while claim is None:
+        folder = own_place(layout)
+        with vault_errors(folder, "created"):
+            claim = claim_folder(folder)
+    with vault_errors(claim.path, "shared"):
+        share_like_folder(claim.path, layout.tmp_dir)  # so that the others of a group remove what a dead member left
+    try:
+        yield claim.path
+    finally:
+        # What cannot be removed is harmless: nothing reads another process's staging folder.
+        claim.release()
+
+
+def own_place(layout: Layout) -> Path:
+    """Return a new unique name of this process's in ``tmp/``."""
+    return layout.staging_dir(host=socket.gethostname(), pid=os.getpid(), random_hex=secrets.token_hex(8))
+
+
+def write_document(layout: Layout, path: Path, data: bytes) -> None:
+    """Create or replace a small file of the vault in one step; its folder is made if need be.
+
+    Raises like :func:`pipevault.files.atomic.write_file`.
+    """
+    make_folder(path.parent)
+    with staging_folder(layout) as folder:
+        write_file(path, data, staging=folder)
 
 
 def publish_entry(layout: Layout, manifest: Manifest, files: Mapping[Digest, Path]) -> Manifest:
@@ -90,16 +127,11 @@ def whole_entry(layout: Layout, key: Digest) -> Manifest | None:
 
 def _stage(layout: Layout, ref: ArtifactRef, files: Mapping[Digest, Path], folder: Path) -> Path | None:
     """The verified copy of ``ref``'s file in ``folder``; ``None`` if the vault holds it intact."""
-    try:
-        _make_young(layout.artifact_file(ref.digest))
-        check_artifact(layout, ref)
-    except CorruptEntryError as error:
-        if ref.digest not in files:
-            raise CorruptEntryError(
-                f"{error} No file was given for it, so the entry cannot be published.", error.path
-            ) from error
-    else:
+    if (damage := _damage(layout, ref)) is None:
         return None
+    if ref.digest not in files:
+        text = f"{damage} No file was given for it, so the entry cannot be published."
+        raise CorruptEntryError(text, damage.path) from damage
     source, target = files[ref.digest], folder / ref.digest.hex
     digest, size_bytes = copy_file(source, target, mode=ARTIFACT_MODE)
     if (digest, size_bytes) != (ref.digest, ref.size_bytes):
@@ -116,14 +148,20 @@ def _place(layout: Layout, ref: ArtifactRef, source: Path) -> None:
     make_folder(path.parent)
     _make_young(source)  # staging a large entry may have taken longer than removal waits
     if os.path.lexists(path):
-        try:
-            _make_young(path)
-            check_artifact(layout, ref)
-        except CorruptEntryError as error:
-            quarantine_file(layout, path, str(error))
-        else:
+        if (damage := _damage(layout, ref)) is None:
             return
+        quarantine_file(layout, path, str(damage))
     publish_file(source, path)
+
+
+def _damage(layout: Layout, ref: ArtifactRef) -> CorruptEntryError | None:
+    """Mark the artifact in the vault as young; return what is wrong with it."""
+    _make_young(layout.artifact_file(ref.digest))
+    try:
+        check_artifact(layout, ref)
+    except CorruptEntryError as error:
+        return error
+    return None
 
 
 def _publish_manifest(staged: Path, path: Path) -> None:

@@ -1,19 +1,18 @@
-"""Reading entries: one manifest, one artifact, all manifests, an entry by the beginning of its key."""
+"""Reading entries: one manifest, one artifact, a key by its beginning."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipevault.digest import Digest
-from pipevault.errors import CorruptEntryError, NewerVaultError, UnknownKeyError
+from pipevault.errors import CorruptEntryError, UnknownKeyError
 from pipevault.files.opened import open_verified
 from pipevault.reading import read_file
 from pipevault.store.layout import Layout
 from pipevault.store.manifest import ArtifactRef, Manifest
-from pipevault.store.places import iter_keys
 
 _SHOWN_CANDIDATES = 10
 
@@ -58,27 +57,6 @@ def check_artifact(layout: Layout, ref: ArtifactRef) -> Path:
     path = layout.artifact_file(ref.digest)
     open_verified(path, ref.digest, ref.size_bytes, what=f"Artifact {ref.name}").close()
     return path
-
-
-def iter_manifests(layout: Layout) -> Iterator[Manifest | BrokenManifest]:
-    """Give every manifest, sorted by key; one that vanishes meanwhile is left out."""
-    for key in iter_keys(layout):
-        try:
-            manifest = read_manifest(layout, key)
-        except (CorruptEntryError, NewerVaultError) as error:
-            yield BrokenManifest(layout.manifest_file(key), str(error), key)
-        else:
-            if manifest is not None:
-                yield manifest
-
-
-def find_manifest(layout: Layout, prefix: str) -> Manifest:
-    """Return the manifest whose key begins with ``prefix``. Raises like :func:`the_key`, :func:`read_manifest`."""
-    key = the_key(prefix, iter_keys(layout), f"entry of {layout.root}")
-    manifest = read_manifest(layout, key)
-    if manifest is None:
-        raise UnknownKeyError(f"The entry of {key.short} was removed from {layout.root} just now.", prefix)
-    return manifest
 
 
 def the_key(prefix: str, keys: Iterable[Digest], what: str) -> Digest:

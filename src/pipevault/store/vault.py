@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipevault.digest import Digest
-from pipevault.errors import CorruptEntryError, UnsafeVaultError, VaultError, VaultNotWritableError
-from pipevault.files.opened import OpenedFile, open_verified
+from pipevault.errors import (
+    CorruptEntryError,
+    NewerVaultError,
+    UnknownKeyError,
+    UnsafeVaultError,
+    VaultError,
+    VaultNotWritableError,
+)
+from pipevault.files.opened import OpenedFile, Question, open_verified
 from pipevault.reading import open_regular, read_open, stamp_of
 from pipevault.settings import Settings
 from pipevault.settings.ownership import ONLY_THIS_USER, Trust, check_status
@@ -21,20 +28,13 @@ from pipevault.store.locks.leases import Lease, take_lease
 from pipevault.store.locks.lock import key_lock
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.marker import ensure_vault, is_writable
-from pipevault.store.places import iter_foreign, shelf_keys
-from pipevault.store.publish import publish_entry, quarantine_file
-from pipevault.store.read import (
-    BrokenManifest,
-    check_artifact,
-    find_manifest,
-    iter_manifests,
-    parse_manifest,
-)
+from pipevault.store.places import children, iter_foreign, iter_keys
+from pipevault.store.publish import publish_entry, quarantine_file, staging_folder
+from pipevault.store.read import BrokenManifest, check_artifact, parse_manifest, read_manifest, the_key
 from pipevault.store.retention.leftovers import tidy
 from pipevault.store.retention.usage import record_use
-from pipevault.store.staging import staging_folder
 from pipevault.store.trust.owners import check_ownership, check_root, is_changeable, trust_of
-from pipevault.store.trust.signature import sign_entry
+from pipevault.store.trust.signature import copy_signatures, sign_entry
 from pipevault.store.trust.signing_keys import PrivateKey
 
 if TYPE_CHECKING:  # what a load does not need is imported where it is used
@@ -45,9 +45,7 @@ __all__ = ["BrokenManifest", "Vault"]
 
 @dataclass(frozen=True)
 class ReadEntry:
-    """A manifest, and the ``stamp`` of the one file that it was read from. ``unowned``: why it is not *owned*, if it is
-    not; it then counts only if a trusted key signed it.
-    """
+    """A manifest, and the ``stamp`` of its file. ``unowned``: why it counts only if a trusted key signed it."""
 
     manifest: Manifest
     unowned: UnsafeVaultError | None
@@ -70,12 +68,8 @@ class Vault:
         """Open the vault at ``root``; with ``create``, an absent or empty folder becomes one.
 
         ``shared``: members of the folder's group work in it together. A new vault is made so that they can, and they
-        trust one another; whoever is not a member trusts no one for it.
-
-        :class:`NotAVaultError`: ``root`` is a file, holds other files, or is absent and ``create`` is false.
-        :class:`NewerVaultError`, :class:`OldVaultError`: a later or an earlier version wrote it.
-        :class:`VaultNotWritableError`: it cannot be created. A vault that cannot be written opens with ``writable``
-        false.
+        trust one another; whoever is not a member trusts no one for it. A vault that cannot be written opens all the
+        same. Raises like :func:`pipevault.store.marker.ensure_vault`.
         """
         layout = Layout(Path(os.path.realpath(expand_user(root))))
         ensure_vault(layout, create=create, shared=shared)
@@ -106,11 +100,17 @@ class Vault:
     def read_entry(self, key: Digest) -> ReadEntry | None:
         """Return the manifest of ``key``, if there is one, whoever owns it. Raises like :meth:`lookup` otherwise."""
         path = self.layout.manifest_file(key)
+        unowned: UnsafeVaultError | None = None
         with _unreadable(path):
             try:
                 with open_regular(path) as file:
                     status = os.fstat(file.fileno())
-                    unowned = self._unowned(path, status)
+                    try:
+                        check_root(self.root, trust=self.trust)
+                        check_ownership(path, root=self.root, trust=self.trust)
+                        check_status(path, status, self.trust)  # what stands at the path may be another by now
+                    except UnsafeVaultError as error:
+                        unowned = error
                     return ReadEntry(parse_manifest(read_open(file, path), path, key), unowned, stamp_of(status))
             except FileNotFoundError:
                 with suppress(FileNotFoundError):  # nor is there a vault any more
@@ -123,18 +123,6 @@ class Vault:
             return stamp_of(os.stat(self.layout.manifest_file(key))) == stamp
         except OSError:
             return False
-
-    def _unowned(self, path: Path, status: os.stat_result) -> UnsafeVaultError | None:
-        """Say why those whom the settings trust do not own it; ``status`` is that of the open file, for what stands at
-        ``path`` may be another by now.
-        """
-        try:
-            check_root(self.root, trust=self.trust)
-            check_ownership(path, root=self.root, trust=self.trust)
-            check_status(path, status, self.trust)
-        except UnsafeVaultError as error:
-            return error
-        return None
 
     def verified_path(self, ref: ArtifactRef) -> Path:
         """Return the path of ``ref``'s bytes; owner, permissions, size and digest were checked just now.
@@ -150,7 +138,8 @@ class Vault:
         :meth:`verified_path`. ``signed``: a trusted key signed the entry, so that only size and digest count.
         """
         path = self.layout.artifact_file(ref.digest) if signed else self.owned_path(ref)
-        changeable = _always if signed else is_changeable
+        # The folders of a signed entry are not looked at, so what is used is a copy.
+        changeable: Question = (lambda descriptor, status: True) if signed else is_changeable
         return open_verified(path, ref.digest, ref.size_bytes, what=f"Artifact {ref.name}", is_changeable=changeable)
 
     def owned_path(self, ref: ArtifactRef) -> Path:
@@ -175,13 +164,11 @@ class Vault:
         """Make the entry visible: copy ``files`` (by artifact digest) and write the manifest last.
 
         Load the manifest that is returned, the one that now stands in the vault: another process may have been first.
-
-        Every artifact of the manifest must be in ``files`` or intact in the vault. An entry of this key that is whole
-        is kept as it is, and so is an intact artifact; what is damaged goes to quarantine and is replaced.
+        Every artifact must be in ``files`` or intact in the vault. An entry of this key that is whole is kept as it is,
+        and so is an intact artifact; what is damaged goes to quarantine and is replaced.
         :class:`CorruptEntryError`: a file is not what the manifest says, or an artifact is nowhere.
         :class:`NewerVaultError`: the entry there has a later format, and stays.
-        :class:`VaultFullError`, :class:`VaultNotWritableError`: the entry is absent or whole, no temporary file is
-        left.
+        :class:`VaultFullError`, :class:`VaultNotWritableError`: the entry is absent or whole.
         """
         self.require_writable()
         standing = publish_entry(self.layout, manifest, files)
@@ -189,11 +176,26 @@ class Vault:
             return standing
         return self.lookup(manifest.key.digest) or standing  # somebody else's: it must be owned like any other
 
-    def sign(self, manifest: Manifest, key: PrivateKey) -> bool:
-        """Verify the entry's artifacts and sign it; ``False`` if a good signature by ``key`` stands there.
+    def publish_copy(self, source: Layout, manifest: Manifest, files: Mapping[Digest, Path]) -> Manifest:
+        """Publish an entry of another vault, or of a bundle, with what signs it. Answers like :meth:`publish`.
 
-        Raises like :meth:`verified_path` and :meth:`publish`.
+        The signatures go first, so that no reader meets the copy without them, and go again if the copy does not come
+        to stand there.
         """
+        placed: list[Path] = []
+        standing = None
+        try:
+            for path in copy_signatures(source, self.layout, manifest.key.digest):
+                placed.append(path)
+            standing = self.publish(manifest, files)
+        finally:
+            if standing is None or standing.manifest_digest != manifest.manifest_digest:
+                for path in placed:
+                    path.unlink(missing_ok=True)
+        return standing
+
+    def sign(self, manifest: Manifest, key: PrivateKey) -> bool:
+        """Verify the entry's artifacts and sign it; ``False`` if a good signature by ``key`` stands there."""
         self.require_writable()
         for ref in manifest.artifacts:
             self.verified_path(ref)
@@ -202,7 +204,7 @@ class Vault:
     def lock(
         self, key: Digest, *, timeout_s: float, on_wait: Callable[[str], None] | None = None
     ) -> AbstractContextManager[None]:
-        """Hold the advisory lock of ``key``. See :func:`pipevault.store.locks.lock.key_lock`."""
+        """See :func:`pipevault.store.locks.lock.key_lock`."""
         tidy(self.layout)
         return key_lock(self.layout, key, timeout_s=timeout_s, on_wait=on_wait)
 
@@ -214,88 +216,86 @@ class Vault:
         return quarantine_file(self.layout, path, reason) if self.writable else None
 
     def manifests(self) -> Iterator[Manifest | BrokenManifest]:
-        """Give all entries, sorted by key, also those that cannot be used."""
-        return iter_manifests(self.layout)
+        """Give all entries, sorted by key, also those that cannot be used; one that vanishes meanwhile is left out."""
+        for key in iter_keys(self.layout):
+            try:
+                manifest = read_manifest(self.layout, key)
+            except (CorruptEntryError, NewerVaultError) as error:
+                yield BrokenManifest(self.layout.manifest_file(key), str(error), key)
+            else:
+                if manifest is not None:
+                    yield manifest
 
     def shelf(self, shelf: Digest) -> list[Digest]:
         """Return the keys on a shelf (:attr:`pipevault.key.Key.shelf`), sorted; none where the shelf does not exist.
 
-        Only names are listed: whoever takes an entry from here compares its factors. :class:`VaultError`: the folder
-        cannot be read.
+        Only names are listed: whoever takes an entry from here compares its factors.
         """
-        return shelf_keys(self.layout, shelf)
+        folder = self.layout.shelf_dir(shelf)
+        files = children(folder) if folder.is_dir() else []
+        return [key for file in files if (key := self.layout.key_of_manifest(file)) is not None]
 
     def find(self, prefix: str) -> Manifest:
-        """Return the entry whose key begins with ``prefix`` (hexadecimal digits).
-
-        :class:`UnknownKeyError`: none or, with ``candidates``, more than one. Else raises like
+        """Return the entry whose key begins with ``prefix``. Raises like :func:`pipevault.store.read.the_key` and
         :meth:`lookup`.
         """
-        return find_manifest(self.layout, prefix)
+        key = the_key(prefix, iter_keys(self.layout), f"entry of {self.root}")
+        manifest = read_manifest(self.layout, key)
+        if manifest is None:
+            raise UnknownKeyError(f"The entry of {key.short} was removed from {self.root} just now.", prefix)
+        return manifest
 
     def plan_removal(self, keys: Sequence[Digest], *, with_needed: bool = False) -> RemovalPlan:
-        """Plan the removal of these entries; nothing is removed. :class:`UnknownKeyError`.
-
-        ``with_needed``: also the entries that these need and no other does, such as the graphs of a plan.
-        """
+        """See :func:`pipevault.store.retention.removal.plan_entries_removal`."""
         from pipevault.store.retention.removal import plan_entries_removal
 
         return plan_entries_removal(self.layout, keys, with_needed=with_needed)
 
     def remove(self, plan: RemovalPlan, *, ignore_leases: bool = False) -> RemovalReport:
-        """Remove what was planned, manifests first; ``EntryInUseError`` if one is in use by now, unless by leases that
-        are to be ignored. :class:`VaultNotWritableError`."""
+        """See :func:`pipevault.store.retention.removal.remove_entries`."""
         self.require_writable()
         from pipevault.store.retention.removal import remove_entries
 
         return remove_entries(self.layout, plan, ignore_leases=ignore_leases)
 
     def record_use(self, key: Digest) -> None:
-        """Note that ``key`` is used now. Never raises. See :func:`pipevault.store.retention.usage.record_use`."""
+        """See :func:`pipevault.store.retention.usage.record_use`."""
         record_use(self.layout, key, writable=self.writable)
 
     def lease(self, key: Digest) -> Lease:
-        """Keep the entry from being pruned while this process lives, or until it is released; look it up after this.
-
-        Never raises; :attr:`~pipevault.store.locks.leases.Lease.problem` says why there is none.
-        """
+        """See :func:`pipevault.store.locks.leases.take_lease`."""
         if self.writable:
             tidy(self.layout)
         return take_lease(self.layout, key, writable=self.writable)
 
     def pins(self) -> dict[str, Digest]:
-        """Return the key of each pin. See :func:`pipevault.store.retention.pins.pins`."""
+        """See :func:`pipevault.store.retention.pins.pins`."""
         from pipevault.store.retention.pins import pins
 
         return pins(self.layout)
 
     def pin(self, key: Digest, name: str, *, move: bool = False) -> Digest | None:
-        """Keep the entry whatever is pruned. See :func:`pipevault.store.retention.pins.pin`."""
+        """See :func:`pipevault.store.retention.pins.pin`."""
         self.require_writable()
         from pipevault.store.retention.pins import pin
 
         return pin(self.layout, key, name, move=move)
 
     def unpin(self, name: str) -> Digest | None:
-        """Remove a pin. See :func:`pipevault.store.retention.pins.unpin`."""
+        """See :func:`pipevault.store.retention.pins.unpin`."""
         self.require_writable()
         from pipevault.store.retention.pins import unpin
 
         return unpin(self.layout, name)
 
     def foreign_files(self) -> Iterator[Path]:
-        """Give what lies in the folder and is not part of a vault; of a foreign folder only the folder itself."""
+        """See :func:`pipevault.store.places.iter_foreign`."""
         return iter_foreign(self.layout)
 
     def require_writable(self, advice: str = "Fix its permissions, or give another folder.") -> None:
         """Raise :class:`VaultNotWritableError` unless this user may write in the vault."""
         if not self.writable:
             raise VaultNotWritableError(f"The vault {self.root} is read-only for this user. {advice}", self.root)
-
-
-def _always(descriptor: int, status: os.stat_result) -> bool:
-    """Answer yes: the folders of a signed entry were not looked at, so what is used is a copy."""
-    return True
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import msgspec
 from pipevault.digest import Digest, canonical_json, digest_chunks
 from pipevault.errors import BundleError, NewerBundleError, NoBundleError
 from pipevault.files.byte_progress import Progress
-from pipevault.files.documents import Format, Problem
+from pipevault.files.documents import Format
 from pipevault.reading import open_regular
 from pipevault.store.layout import Layout
 from pipevault.store.marker import VAULT_VERSION
@@ -64,23 +64,25 @@ class _Marker(msgspec.Struct, forbid_unknown_fields=True):
     pipevault_vault: int
 
 
-def _damaged(problem: Problem) -> BundleError:
-    return _bad(problem.path, f"its {MARKER_NAME} is not {MARKER.decode()}: {problem.what}")
-
-
-def _newer(problem: Problem) -> NewerBundleError:
-    return NewerBundleError(
+_FORMAT = Format(
+    _Marker,
+    "pipevault_vault",
+    VAULT_VERSION,
+    damaged=lambda problem: _bad(problem.path, f"its {MARKER_NAME} is not {MARKER.decode()}: {problem.what}"),
+    newer=lambda problem: NewerBundleError(
         f"The {MARKER_NAME} of the bundle {problem} Upgrade pipevault. Nothing was imported.", problem.path
-    )
-
-
-_FORMAT = Format(_Marker, "pipevault_vault", VAULT_VERSION, damaged=_damaged, newer=_newer)
+    ),
+)
 
 
 @contextmanager
 def new_member(bundle: zipfile.ZipFile, name: str, size_bytes: int) -> Iterator[IO[bytes]]:
     """Write the next member, whose content of ``size_bytes`` the block writes."""
-    with bundle.open(_info(name, size_bytes), "w") as file:
+    info = zipfile.ZipInfo(name)  # dated 1980-01-01
+    info.create_system = 3  # Unix, so that the mode counts
+    info.external_attr = 0o100644 << 16
+    info.file_size = size_bytes
+    with bundle.open(info, "w") as file:
         yield file
 
 
@@ -117,18 +119,19 @@ class BundleFile:
             raise BundleError(
                 f"{path} is not a bundle, or was cut off: {error}. Give a file that `pipevault export` wrote.", path
             ) from error
-        first, self._marker_bytes = listed[0] if listed else ("", 0)
+        first, marker_bytes = listed[0] if listed else ("", 0)
         if first == _OLD_FIRST_NAME:
             raise BundleError(
                 f"{path} is a bundle of an older form. Nothing was imported; export again with this pipevault.", path
             )
-        if first != MARKER_NAME or not 0 <= self._marker_bytes <= _CHUNK_SIZE_BYTES:
+        if first != MARKER_NAME or not 0 <= marker_bytes <= _CHUNK_SIZE_BYTES:
             raise BundleError(
                 f"{path} is not a bundle: its first member is {first!r}, not {MARKER_NAME}. Give a file that "
                 "`pipevault export` wrote.",
                 path,
             )
-        self._check_marker()
+        self._file.seek(_HEADER_SIZE_BYTES + len(MARKER_NAME))
+        _FORMAT.parse(self._file.read(marker_bytes), path)
         names = [name for name, _ in listed[1:]]
         if len(names) > MEMBER_LIMIT:
             raise self.bad(f"it has {len(names)} members; the limit is {MEMBER_LIMIT}")
@@ -177,11 +180,6 @@ class BundleFile:
 
     def bad(self, reason: str) -> BundleError:
         return _bad(self.path, reason)
-
-    def _check_marker(self) -> None:
-        self._file.seek(_HEADER_SIZE_BYTES + len(MARKER_NAME))
-        data = self._file.read(self._marker_bytes)
-        _FORMAT.parse(data, self.path)
 
     def _member(self, name: str, size_bytes: int) -> Member:
         place = _ROOT / name
@@ -272,14 +270,6 @@ class _Same:
 
 _UNREADABLE = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError, EOFError, OSError)
 """The errors that :mod:`zipfile` raises for the directories that others make."""
-
-
-def _info(name: str, size_bytes: int) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)  # dated 1980-01-01
-    info.create_system = 3  # Unix, so that the mode counts
-    info.external_attr = 0o100644 << 16
-    info.file_size = size_bytes
-    return info
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,9 +119,11 @@ def unsigned_findings(layout: Layout, manifest: Manifest, trusted: Sequence[Publ
         yield Finding("signature", layout.manifest_file(key), str(error), keys=(key,))
 
 
-def notable_findings(layout: Layout, unnamed: Iterable[Digest], lost_signatures: Iterable[Path]) -> Iterator[Finding]:
-    """Find what stands next to the entries: ``unnamed`` artifacts, pins, ``lost_signatures``, foreign files and what
-    dead processes left. Only a pin can be bad.
+def notable_findings(
+    layout: Layout, unnamed: Iterable[Digest], signatures: Mapping[Digest, Sequence[Path]]
+) -> Iterator[Finding]:
+    """Find what stands next to the entries: ``unnamed`` artifacts, pins, those of the ``signatures`` whose entry is
+    gone, foreign files and what dead processes left. Only a pin can be bad.
     """
     for path in map(layout.artifact_file, unnamed):
         try:
@@ -133,8 +135,10 @@ def notable_findings(layout: Layout, unnamed: Iterable[Digest], lost_signatures:
             what = "remove it: pipevault prune"
         yield Finding("orphan", path, f"{path}: no entry that can be read names it; {what}.", bad=False)
     yield from _pin_findings(layout)
-    for path in lost_signatures:
-        yield Finding("signature", path, f"{path} is for an entry that is gone.", bad=False)
+    for key, paths in signatures.items():
+        if not os.path.lexists(layout.manifest_file(key)):
+            for path in paths:
+                yield Finding("signature", path, f"{path} is for an entry that is gone.", bad=False)
     for path in iter_foreign(layout):
         yield Finding("foreign", path, f"{path} is not part of a vault and is never read.", bad=False)
     for item in find_leftovers(layout):

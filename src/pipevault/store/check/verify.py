@@ -11,6 +11,7 @@ is moved.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,7 +91,10 @@ def verify(
     names = (digest_or_none(file.name) for file in spread(layout, layout.artifacts_dir))
     uses: dict[Digest, tuple[Use, ...]] = {digest: () for digest in names if digest is not None}
     keys = list(iter_keys(layout))
-    signatures = _signatures(vault)
+    signatures: dict[Digest, list[Path]] = defaultdict(list)
+    for path in (Path(file.path) for file in spread(layout, layout.signatures_dir)):
+        if (key := layout.key_of_signature(path)) is not None:
+            signatures[key].append(path)
     findings, later = list[Finding](), list[Finding]()
     # One manifest is held at a time: a vault may have more than fit in memory.
     for key in keys:
@@ -113,25 +117,11 @@ def verify(
         findings += _of_artifact(vault, digest, uses[digest])
         progress(read_bytes, max(total_bytes, read_bytes))
     findings += vault_findings(vault, keys)
-    lost = [path for key, paths in signatures.items() if _is_gone(vault, key) for path in paths]
-    findings += notable_findings(layout, (digest for digest in sorted(uses) if not uses[digest]), lost)
+    findings += notable_findings(layout, (digest for digest in sorted(uses) if not uses[digest]), signatures)
     findings = merged([*findings, *later])
     if fix:
         findings = [_mended(vault, finding, trusted) if finding.movable else finding for finding in findings]
     return VerifyReport(len(keys), artifacts, read_bytes, tuple(findings))
-
-
-def _signatures(vault: Vault) -> dict[Digest, list[Path]]:
-    """The files at a signature's place, by the key of its entry, sorted."""
-    found: dict[Digest, list[Path]] = {}
-    for path in (Path(file.path) for file in spread(vault.layout, vault.layout.signatures_dir)):
-        if (key := vault.layout.key_of_signature(path)) is not None:
-            found.setdefault(key, []).append(path)
-    return found
-
-
-def _is_gone(vault: Vault, key: Digest) -> bool:
-    return not os.path.lexists(vault.layout.manifest_file(key))
 
 
 def _of_artifact(vault: Vault, digest: Digest, uses: Sequence[Use]) -> Iterator[Finding]:

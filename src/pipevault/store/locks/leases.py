@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Sequence
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,16 +52,6 @@ class Lease:
             self._claim.release()
 
 
-@dataclass(frozen=True)
-class FoundLease:
-    """A lease file. ``holder``: ``process 4711 on worker-3``; ``alive``: whether it counts."""
-
-    path: Path
-    key: Digest
-    holder: str
-    alive: bool
-
-
 def take_lease(layout: Layout, key: Digest, *, writable: bool = True) -> Lease:
     """Keep the entry ``key`` while this process lives. Never raises: without a lease :attr:`Lease.problem` says why.
 
@@ -80,30 +70,21 @@ def take_lease(layout: Layout, key: Digest, *, writable: bool = True) -> Lease:
         return Lease(key, str(error))
 
 
-def find_leases(layout: Layout) -> list[FoundLease]:
-    """Return every lease file, sorted; nothing is changed. :class:`VaultError`: the folder cannot be read."""
-    found = (_judge(layout, path) for path in children(layout.leases_dir))
-    return [lease for lease in found if lease is not None]
+def live_leases(layout: Layout) -> dict[Digest, list[str]]:
+    """Return the holders of each lease that counts, such as ``process 4711 on worker-3``, by key; nothing is changed.
+
+    :class:`VaultError`: the folder cannot be read.
+    """
+    holders: dict[Digest, list[str]] = defaultdict(list)
+    for path in children(layout.leases_dir):
+        if (key := layout.key_of_lease(path)) is not None:
+            with abandoned(path) as is_free:
+                if not is_free and os.path.lexists(path):
+                    host, pid, _ = path.name.partition(".")[2].split(".")
+                    holders[key].append(f"process {pid} on {host}")
+    return holders
 
 
 def leased_keys(layout: Layout) -> set[Digest]:
-    """Return the keys that a live process holds. Raises like :func:`find_leases`."""
-    return {lease.key for lease in find_leases(layout) if lease.alive}
-
-
-def describe_leases(leases: Sequence[FoundLease]) -> str:
-    """Return ``process 4711 on worker-3 and 2 more``."""
-    more = f" and {len(leases) - 1} more" if len(leases) > 1 else ""
-    return f"{leases[0].holder}{more}"
-
-
-def _judge(layout: Layout, path: Path) -> FoundLease | None:
-    """``None`` for what is not a lease, or is gone."""
-    key = layout.key_of_lease(path)
-    if key is None:
-        return None
-    host, pid, _ = path.name.partition(".")[2].split(".")
-    with abandoned(path) as is_free:
-        if not os.path.lexists(path):
-            return None
-        return FoundLease(path, key, f"process {pid} on {host}", alive=not is_free)
+    """Return the keys that a live process holds. Raises like :func:`live_leases`."""
+    return set(live_leases(layout))

@@ -36,7 +36,7 @@ from pipevault.files.liveness import ProcessIdentity
 from pipevault.reading import read_file
 from pipevault.store.layout import Layout
 from pipevault.store.manifest import now_utc
-from pipevault.store.staging import staging_folder, write_document
+from pipevault.store.publish import staging_folder, write_document
 
 POLL_INTERVAL_S = 0.05
 GUARD_TIMEOUT_S = 5.0
@@ -52,8 +52,7 @@ class Holder:
 
     def describe(self, now_s: float) -> str:
         """Return ``process 7 on worker-3 (since 2025-01-31T12:00:00+00:00, 2 min 5 s)``; ``now_s`` since the epoch."""
-        elapsed = _elapsed(self.since, now_s)
-        when = f"since {self.since}, {elapsed}" if elapsed else f"since {self.since}"
+        when = ", ".join(filter(None, (f"since {self.since}", _elapsed(self.since, now_s))))
         return f"process {self.process.pid} on {self.process.host} ({when})"
 
 
@@ -63,10 +62,9 @@ def key_lock(
 ) -> Iterator[None]:
     """Hold the lock of ``key``; wait up to ``timeout_s`` seconds (``math.inf``: for ever).
 
-    ``on_wait`` gets a sentence that says whom this process waits for and since when, again whenever the holder
-    changes, that the lock of a dead process was taken over, and that the block runs unlocked where the file
-    system has no locks. Raises :class:`LockTimeoutError`, and :class:`VaultNotWritableError` where no lock
-    file can be made.
+    ``on_wait`` gets a sentence: whom this process waits for, again whenever the holder changes; that the lock of a dead
+    process was taken over; that the block runs unlocked, where the file system has no locks.
+    :class:`LockTimeoutError`; :class:`VaultNotWritableError`: no lock file can be made.
     """
     if not timeout_s >= 0:
         raise ValueError(f"timeout_s is {timeout_s!r}: expected 0 or more seconds.")
@@ -213,9 +211,7 @@ def _elapsed(since: str, now_s: float) -> str:
         start = datetime.fromisoformat(since)
     except ValueError:
         return ""
-    if start.tzinfo is None:
-        start = start.replace(tzinfo=timezone.utc)
-    seconds = int(now_s - start.timestamp())
+    seconds = int(now_s - (start if start.tzinfo else start.replace(tzinfo=timezone.utc)).timestamp())
     if seconds < 0:
         return ""
     minutes, hours = seconds // 60, seconds // 3600

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
@@ -23,6 +22,7 @@ from pipevault.files.claims import remove as remove_path
 from pipevault.files.flock import locked
 from pipevault.files.heartbeat import BEAT_LIMIT_S, is_silent
 from pipevault.files.scratch import scratch_folders, scratch_places
+from pipevault.store.inventory import size_bytes_of
 from pipevault.store.layout import Layout
 from pipevault.store.locks.lock import guard
 from pipevault.store.places import children
@@ -116,12 +116,7 @@ def _lock_files(layout: Layout, key: Digest, remove: bool) -> Iterator[Leftover]
 
 
 def _removed(path: Path, reason: str, remove: bool) -> Leftover:
-    inside = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
-    size_bytes = 0
-    for place in (path, *inside):
-        with suppress(OSError):  # gone by now
-            status = os.lstat(place)
-            size_bytes += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    size_bytes = size_bytes_of(path)
     if remove:
         remove_path(path)
     return Leftover(path, size_bytes, reason)

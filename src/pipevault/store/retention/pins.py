@@ -12,12 +12,12 @@ import msgspec
 from pipevault.digest import Digest
 from pipevault.errors import PinError, PinNameError, UnknownKeyError, UnknownPinError, VaultError
 from pipevault.files.atomic import create_file, fsync_folder, make_folder, vault_errors, write_file
-from pipevault.files.documents import Format, Problem, Sha256
+from pipevault.files.documents import Format, Sha256
 from pipevault.reading import read_file
 from pipevault.store.layout import PIN_NAME, Layout
 from pipevault.store.manifest import now_utc
 from pipevault.store.places import children
-from pipevault.store.staging import staging_folder
+from pipevault.store.publish import staging_folder
 
 PIN_VERSION = 1
 
@@ -28,26 +28,22 @@ class _Pin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pin_version: int
 
 
-def _damaged(problem: Problem) -> PinError:
-    name = problem.path.stem
-    return PinError(
+_FORMAT = Format(
+    _Pin,
+    "pin_version",
+    PIN_VERSION,
+    damaged=lambda problem: PinError(
         f"The pin {problem} What it holds is not known and nothing is removed. Remove it and pin the entry again: "
-        f"pipevault unpin {name}",
-        name,
-    )
-
-
-def _newer(problem: Problem) -> PinError:
-    return PinError(f"The pin {problem} Upgrade pipevault.", problem.path.stem)
-
-
-_FORMAT = Format(_Pin, "pin_version", PIN_VERSION, damaged=_damaged, newer=_newer)
+        f"pipevault unpin {problem.path.stem}",
+        problem.path.stem,
+    ),
+    newer=lambda problem: PinError(f"The pin {problem} Upgrade pipevault.", problem.path.stem),
+)
 
 
 def pins(layout: Layout) -> dict[str, Digest]:
     """Return the key of each pin, sorted by name. :class:`PinError` names one that cannot be read."""
-    read = ((name, read_pin(layout, name)) for name in pin_names(layout))
-    return {name: key for name, key in read if key is not None}
+    return {name: key for name in pin_names(layout) if (key := read_pin(layout, name)) is not None}
 
 
 def pin_names(layout: Layout) -> list[str]:
@@ -79,12 +75,10 @@ def pin(layout: Layout, key: Digest, name: str, *, move: bool = False) -> Digest
     data = _FORMAT.write(_Pin(now_utc(), key.hex, PIN_VERSION))
     path = layout.pin_file(name)
     make_folder(layout.pins_dir)
-    held = None if move else read_pin(layout, name)
+    held = _read_or_none(layout, name) if move else read_pin(layout, name)
     with staging_folder(layout) as folder:
-        if move:
-            held = _read_or_none(layout, name)
-            if held != key:
-                write_file(path, data, staging=folder)
+        if move and held != key:
+            write_file(path, data, staging=folder)
         elif held is None:
             try:
                 create_file(path, data, staging=folder)

@@ -1,67 +1,180 @@
-"""Keeping a vault small: carrying a plan out, and saying what really happened.
+"""Keeping a vault small: a plan of what has to go, and carrying it out.
+
+The size of a vault is the bytes of its manifests, artifacts, signatures and quarantined files. To get below a limit,
+what is of no use goes first (orphans, quarantine), then entries, least recently used first; an artifact goes with the
+last entry that names it. Pinned entries, those that a live process has loaded, what these need (the graphs of a plan),
+and manifests that cannot be understood stay.
 
 Order of removal: quarantined files, manifests, then artifacts, then what belonged to the entries (signatures, notes of
 uses). A process that dies in between leaves whole entries or none, and what no manifest names, which the next pruning
 removes.
+
+An entry's time is that of its last known use, else that of its manifest. A time from the future was told by a clock
+that is ahead, or the clock here is behind:
+
+- If more than half of the vault's times lie in the future, the clock here is behind. Then nothing has an age, and the
+  order is that of the times as they stand.
+- Else the few that do count as used now, behind all others and among themselves in their own order. Such an entry is
+  not the first to go, and since pruning sets its note to now, it ages from then on.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipevault.digest import Digest
 from pipevault.errors import PinError, VaultError
-from pipevault.store.inventory import find_files
-from pipevault.store.layout import Layout
-from pipevault.store.retention.holds import find_holds
-from pipevault.store.retention.leftovers import Leftover, sweep
-from pipevault.store.retention.prune_plan import Going, PrunePlan, Staying, plan_prune, stale_quarantined
+from pipevault.store.inventory import find_files, find_manifests, find_spread, size_bytes_of, statuses
+from pipevault.store.layout import QUARANTINE_TIME, Layout
+from pipevault.store.needs import needed_by, needs_in, only_needed_by
+from pipevault.store.retention.leftovers import Leftover, find_leftovers, sweep
 from pipevault.store.retention.removal import (
+    ORPHAN_MIN_AGE_S,
+    find_holds,
+    orphans_among,
     remove_artifacts,
     remove_belongings,
     remove_empty_shelves,
     remove_file,
     take_aside,
 )
-from pipevault.store.retention.usage import last_use_s, set_last_use
-from pipevault.store.stats.event_totals import compact
+from pipevault.store.retention.usage import last_use_s, last_uses_s, set_last_use
+from pipevault.store.stats.event_log import compact
 
 if TYPE_CHECKING:
     from pipevault.store.vault import Vault
 
-__all__ = ["Going", "PrunePlan", "PruneReport", "Staying", "carry_out", "enforce_max_size", "plan_prune"]
+_DAY_S = 86_400
+QUARANTINE_MAX_AGE_S = 30.0 * _DAY_S
+QUARANTINE_MAX_BYTES = 1_000_000_000
+"""Files that were set aside earlier, or are more than this, go with every pruning, oldest first."""
+_NAMED_REASONS = 3
+CLOCK_TOLERANCE_S = 60.0
+"""Clocks that are this far apart are taken for equal."""
+
+
+@dataclass(frozen=True)
+class Going:
+    """An entry that is to go. ``reason``: ``least recently used``, ``unused`` or ``not used for 40.0 days``.
+
+    It stays if ``used_s``, its last use as noted, or ``modified_ns`` of its manifest changes before it goes.
+    """
+
+    key: Digest
+    reason: str
+    used_s: float | None
+    modified_ns: int
+
+
+@dataclass(frozen=True)
+class Staying:
+    """An entry that would have gone. ``reason``: ``pinned as prod``, ``in use by process 4711 on worker-3``, or
+    ``needed by 7c2b5a1ac012, which is pinned as prod``.
+    """
+
+    key: Digest
+    reason: str
+
+
+@dataclass(frozen=True)
+class PrunePlan:
+    """The work of :func:`carry_out`, in the order in which it goes.
+
+    ``artifacts``: those that only ``entries`` name; ``orphans``: those that no manifest names, older than an hour;
+    ``strays``: keys without an entry that a signature or the note of a use is left of; ``leftovers``, which are no part
+    of the vault's ``size_bytes``: files of dead processes. ``because``: the reasons why ``max_size`` is not reached.
+    ``problems``: sentences about what could not be judged. ``ahead``: entries whose last use lies in the future;
+    carrying out makes it ``now_s``.
+    """
+
+    entries: tuple[Going, ...]
+    artifacts: tuple[Digest, ...]
+    orphans: tuple[Digest, ...]
+    quarantined: tuple[Path, ...]
+    strays: tuple[Digest, ...]
+    leftovers: tuple[Leftover, ...]
+    staying: tuple[Staying, ...]
+    size_bytes: int
+    freed_bytes: int
+    max_size: int | None
+    because: tuple[str, ...]
+    problems: tuple[str, ...]
+    ahead: tuple[Digest, ...]
+    now_s: float
+
+    @property
+    def left_bytes(self) -> int:
+        return self.size_bytes - self.freed_bytes
 
 
 @dataclass(frozen=True)
 class PruneReport:
-    """The files that this call removed, in bytes; what another process removed first is not counted."""
+    """The files that this call removed; what another process removed first is not counted.
+
+    ``artifacts``: orphans among them. ``staying``: planned to go, but used, pinned, loaded or frozen again since.
+    ``left_bytes``: the size of the vault now, counted from the plan's.
+    """
 
     entries: tuple[Digest, ...] = ()
     artifacts: tuple[Digest, ...] = ()
-    """Orphans among them."""
     quarantined: tuple[Path, ...] = ()
     leftovers: tuple[Leftover, ...] = ()
-    """Files of dead processes in ``tmp/``, ``locks/``, ``leases/`` and elsewhere; not part of the vault's size."""
     staying: tuple[Staying, ...] = ()
-    """Planned to go, but used, pinned, loaded or frozen again since."""
     freed_bytes: int = 0
     left_bytes: int = 0
-    """Size of the vault now, counted from the plan's."""
     problems: tuple[str, ...] = ()
 
 
-def vault_size_bytes(layout: Layout) -> int:
-    """Return the bytes of manifests, artifacts, signatures and quarantined files; no file is opened.
+def plan_prune(
+    vault: Vault,
+    *,
+    max_size: int | None = None,
+    older_than_s: float | None = None,
+    unused: bool = False,
+    now_s: float | None = None,
+    keep: Collection[Digest] = (),
+    chosen: Mapping[Digest, str] | None = None,
+) -> PrunePlan:
+    """Plan to remove entries not used for ``older_than_s`` seconds; with ``unused`` those that were published over an
+    hour ago and never used; then the least recently used until the vault has ``max_size`` bytes; orphans in any case.
 
-    A file that vanishes meanwhile, or a folder that cannot be read, counts as empty.
+    ``now_s``: seconds since the epoch; default: now. ``keep``: entries that stay, and what they need.
+    ``chosen``: entries that go besides, and why; with them goes what only they need, such as the graphs of a plan.
+    :class:`VaultError`: the vault cannot be read. :class:`PinError`: a pin cannot be read, so that no entry is safe to
+    remove.
     """
-    folders = (layout.entries_dir, layout.artifacts_dir, layout.signatures_dir, layout.quarantine_dir)
-    return sum(_folder_size_bytes(os.fspath(folder)) for folder in folders)
+    if max_size is not None and max_size < 0:
+        raise ValueError(f"max_size is {max_size}: expected 0 or more bytes.")
+    if older_than_s is not None and not older_than_s >= 0:
+        raise ValueError(f"older_than_s is {older_than_s!r}: expected 0 or more seconds.")
+    draft = _Draft(vault.layout, time.time() if now_s is None else now_s, keep)
+    draft.drop_chosen(chosen or {})
+    problems = draft.drop_by_age(older_than_s, unused)
+    reached = draft.drop_down_to(max_size)
+    return PrunePlan(
+        entries=tuple(draft.entries.values()),
+        artifacts=tuple(sorted(draft.dropped_artifacts)),
+        orphans=tuple(draft.old_orphans),
+        quarantined=tuple(draft.dropped_quarantine),
+        strays=tuple(draft.strays),
+        leftovers=find_leftovers(vault.layout),
+        staying=tuple(draft.staying.values()),
+        size_bytes=draft.size_bytes,
+        freed_bytes=draft.size_bytes - draft.left_bytes,
+        max_size=max_size,
+        because=() if reached else tuple(draft.obstacles()),
+        problems=problems,
+        ahead=draft.ages.ahead,
+        now_s=draft.now_s,
+    )
 
 
 def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
@@ -105,16 +218,16 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
     )
 
 
-def enforce_max_size(vault: Vault, key: Digest, *, max_size: int | None) -> PruneReport | None:
+def enforce_max_size(vault: Vault, key: Digest, *, max_size: int) -> PruneReport | None:
     """After ``key`` was published: remove the least recently used others if the vault is above ``max_size`` bytes.
 
     ``None`` if it is not, which takes one look at each file's size; what quarantine may not hold is removed first.
     Never raises: what went wrong stands in ``problems``, and so does why the limit is not reached.
     """
-    if max_size is None or not vault.writable:
+    if not vault.writable:
         return None
     try:
-        for path in stale_quarantined(find_files(vault.layout.quarantine_dir), time.time()):
+        for path in _stale_quarantined(find_files(vault.layout.quarantine_dir), time.time()):
             remove_file(path)
         if vault_size_bytes(vault.layout) <= max_size:
             return None
@@ -129,6 +242,177 @@ def enforce_max_size(vault: Vault, key: Digest, *, max_size: int | None) -> Prun
     return replace(report, problems=(*report.problems, problem))
 
 
+def vault_size_bytes(layout: Layout) -> int:
+    """Return the bytes of manifests, artifacts, signatures and quarantined files; no file is opened.
+
+    A file that vanishes meanwhile, or a folder that cannot be read, counts as empty.
+    """
+    folders = (layout.entries_dir, layout.artifacts_dir, layout.signatures_dir, layout.quarantine_dir)
+    return sum(map(size_bytes_of, folders))
+
+
+@dataclass(frozen=True)
+class Ages:
+    """The ages of entries. ``order``: least recently used first. ``age_s``: since the last use, never negative.
+
+    ``ahead``: entries whose time lies in the future and counts as now. ``clock_is_behind``: the clock here tells less
+    than most of the vault's times, so that every age is 0.
+    """
+
+    order: tuple[Digest, ...]
+    age_s: Mapping[Digest, float]
+    ahead: tuple[Digest, ...]
+    clock_is_behind: bool
+
+
+def judge(published_s: Mapping[Digest, float], used_s: Mapping[Digest, float], now_s: float) -> Ages:
+    """Return order and ages of the published entries at ``now_s``, what this machine's clock tells; of those whose last
+    use is known, that counts too. Times are in seconds since the epoch.
+    """
+    latest = {key: max(at_s, used_s.get(key, at_s)) for key, at_s in published_s.items()}
+    told = [*published_s.values(), *(used_s[key] for key in published_s if key in used_s)]
+    ahead_s = now_s + CLOCK_TOLERANCE_S
+    behind = 2 * sum(time_s > ahead_s for time_s in told) > len(told)
+    counted = latest if behind else {key: min(time_s, now_s) for key, time_s in latest.items()}
+    return Ages(
+        order=tuple(sorted(latest, key=lambda key: (counted[key], latest[key], key))),
+        age_s={key: 0.0 if behind else now_s - time_s for key, time_s in counted.items()},
+        ahead=() if behind else tuple(sorted(key for key, time_s in latest.items() if time_s > ahead_s)),
+        clock_is_behind=behind,
+    )
+
+
+class _Draft:
+    """A plan in the making: the vault as it was read, each file once, and what goes of it."""
+
+    def __init__(self, layout: Layout, now_s: float, keep: Collection[Digest]) -> None:
+        self.now_s = now_s
+        # The artifacts first: one whose manifest is published meanwhile must count as named.
+        self._artifacts = find_spread(layout, layout.artifacts_dir)
+        self.used_s = last_uses_s(layout)
+        signatures = find_files(layout.signatures_dir)
+        self.manifests = find_manifests(layout)
+        self._quarantine = find_files(layout.quarantine_dir)
+        self._signature_bytes: Counter[Digest] = Counter()
+        left = dict(self.used_s)
+        for path, file in signatures.items():
+            if key := layout.key_of_signature(path):
+                self._signature_bytes[key] += file.st_size
+                left[key] = file.st_mtime
+        self.strays = sorted(key for key, at_s in left.items() if key not in self.manifests and self._is_old(at_s))
+        self._names = Counter(digest for manifest in self.manifests.values() for digest in manifest.artifacts)
+        self._orphans = orphans_among(self._artifacts, self._names, now_s)
+        self.old_orphans = [orphan.digest for orphan in self._orphans if orphan.removable]
+        self.ages = judge({key: found.modified_s for key, found in self.manifests.items()}, self.used_s, now_s)
+        self._protected = self._protections(layout, keep)
+        self.size_bytes = sum(found.size_bytes for found in self.manifests.values()) + self._signature_bytes.total()
+        self.size_bytes += sum(file.st_size for file in (*self._artifacts.values(), *self._quarantine.values()))
+        self.left_bytes = self.size_bytes - sum(self._artifacts[digest].st_size for digest in self.old_orphans)
+        self.left_bytes -= sum(self._signature_bytes[key] for key in self.strays)
+        self.entries: dict[Digest, Going] = {}
+        self.dropped_artifacts: list[Digest] = []
+        self.dropped_quarantine: list[Path] = []
+        self.staying: dict[Digest, Staying] = {}
+        for path in _stale_quarantined(self._quarantine, now_s):
+            self._drop_quarantined(path)
+
+    def drop_chosen(self, chosen: Mapping[Digest, str]) -> None:
+        needed = only_needed_by([key for key in chosen if key not in self._protected], self.manifests)
+        reasons = {**dict.fromkeys(needed, "nothing else needs it"), **chosen}
+        for key in self.ages.order:
+            if key in reasons:
+                self._drop(key, reasons[key])
+
+    def drop_by_age(self, older_than_s: float | None, unused: bool) -> tuple[str, ...]:
+        """Drop the old and the unused; return what cannot be judged."""
+        if self.ages.clock_is_behind and (unused or older_than_s is not None):
+            text = "Most times in the vault lie in the future, so the clock of this machine is behind: "
+            return (f"{text}no entry is removed by its age.",)
+        limit_s = math.inf if older_than_s is None else older_than_s
+        for key in self.ages.order:
+            age_s = self.ages.age_s[key]
+            if age_s >= limit_s:
+                self._drop(key, f"not used for {age_s / _DAY_S:.1f} days")
+            elif unused and key not in self.used_s and self._is_old(self.manifests[key].modified_s):
+                self._drop(key, "unused")
+        return ()
+
+    def drop_down_to(self, max_size: int | None) -> bool:
+        """Drop what was quarantined first, then what was used least recently; return whether that is enough."""
+        limit = math.inf if max_size is None else max_size
+        for path in _oldest_first(self._quarantine)[len(self.dropped_quarantine) :]:
+            if self.left_bytes > limit:
+                self._drop_quarantined(path)
+        for key in self.ages.order:
+            if self.left_bytes > limit:
+                self._drop(key, "least recently used")
+        return self.left_bytes <= limit
+
+    def obstacles(self) -> Iterator[str]:
+        """Say why no more can go, a clause each."""
+        for key, reason in sorted(self._protected.items())[:_NAMED_REASONS]:
+            yield f"{key.short} stays ({reason})"
+        if (more := len(self._protected) - _NAMED_REASONS) > 0:
+            yield f"{more} more {'entry stays' if more == 1 else 'entries stay'}"
+        if young := len(self._orphans) - len(self.old_orphans):
+            several = "artifacts that no entry names are" if young > 1 else "artifact that no entry names is"
+            yield f"{young} {several} younger than an hour"
+
+    def _drop(self, key: Digest, reason: str) -> None:
+        """Choose ``key`` unless it is chosen already or protected."""
+        manifest = self.manifests[key]
+        if key in self._protected:
+            self.staying[key] = Staying(key, self._protected[key])
+        elif key not in self.entries:
+            self.entries[key] = Going(key, reason, self.used_s.get(key), manifest.modified_ns)
+            self.left_bytes -= manifest.size_bytes + self._signature_bytes[key]
+            for digest in manifest.artifacts:
+                self._names[digest] -= 1
+                if not self._names[digest] and digest in self._artifacts:
+                    self.dropped_artifacts.append(digest)
+                    self.left_bytes -= self._artifacts[digest].st_size
+
+    def _drop_quarantined(self, path: Path) -> None:
+        self.dropped_quarantine.append(path)
+        self.left_bytes -= self._quarantine[path].st_size
+
+    def _protections(self, layout: Layout, keep: Collection[Digest]) -> dict[Digest, str]:
+        needed = needed_by(keep, needs_in(layout, self.manifests))
+        reasons = {key: f"needed by {holder.short}, just published" for key, holder in needed.items()}
+        strange = [key for key, found in self.manifests.items() if not found.understood]
+        reasons |= dict.fromkeys(strange, "damaged, or of a later pipevault")
+        reasons |= {key: hold.reason for key, hold in find_holds(layout, self.manifests).items()}
+        reasons |= dict.fromkeys(keep, "just published")
+        return {key: reason for key, reason in reasons.items() if key in self.manifests}
+
+    def _is_old(self, at_s: float) -> bool:
+        return self.now_s - at_s >= ORPHAN_MIN_AGE_S
+
+
+def _stale_quarantined(files: Mapping[Path, os.stat_result], now_s: float) -> list[Path]:
+    """The quarantined ``files`` that are older or more than quarantine may hold, oldest first."""
+    left_bytes = sum(file.st_size for file in files.values())
+    stale = []
+    for path in _oldest_first(files):
+        if now_s - _quarantined_s(path, files[path]) < QUARANTINE_MAX_AGE_S and left_bytes <= QUARANTINE_MAX_BYTES:
+            break
+        stale.append(path)
+        left_bytes -= files[path].st_size
+    return stale
+
+
+def _oldest_first(files: Mapping[Path, os.stat_result]) -> list[Path]:
+    return sorted(files, key=lambda path: (_quarantined_s(path, files[path]), path))
+
+
+def _quarantined_s(path: Path, file: os.stat_result) -> float:
+    """The time when a file was set aside, as its name tells: moving it left its time of change as it was."""
+    try:
+        return datetime.strptime(path.name.partition("-")[0] + "+0000", QUARANTINE_TIME + "%z").timestamp()
+    except ValueError:
+        return file.st_mtime
+
+
 def _remove_entries(layout: Layout, plan: PrunePlan) -> tuple[dict[Digest, int], tuple[Staying, ...]]:
     """Remove the manifests that may still go; return the bytes of each, and what stays."""
     watch = _Watch(layout)
@@ -137,18 +421,13 @@ def _remove_entries(layout: Layout, plan: PrunePlan) -> tuple[dict[Digest, int],
     for going in plan.entries:
         if reason := watch.reason_to_stay(going):
             staying.append(Staying(going.key, reason))
-        elif (aside := take_aside(layout, going.key)) is not None:
+            continue
+        with take_aside(layout, going.key) as aside:
             # Whoever leased or pinned it before it was taken aside is seen now; whoever does so later finds it gone.
-            try:
-                reason = watch.reason_to_stay(going)
-            except BaseException:  # whatever it was goes on, such as a pin that cannot be read; the entry stays
-                aside.put_back()
-                raise
-            if reason:
-                aside.put_back()
+            if aside is not None and (reason := watch.reason_to_stay(going)):
                 staying.append(Staying(going.key, reason))
-            else:
-                removed[going.key] = aside.remove()
+            elif aside is not None:
+                removed[going.key] = remove_file(aside) or 0
     return removed, tuple(staying)
 
 
@@ -178,23 +457,6 @@ class _Watch:
 
     def _look(self) -> object:
         return [
-            [(file.name, status.st_ino, status.st_mtime_ns) for file, status in _statuses(os.fspath(folder))]
+            sorted((name, status.st_ino, status.st_mtime_ns) for name, status in statuses(folder))
             for folder in (self._layout.pins_dir, self._layout.leases_dir)
         ]
-
-
-def _statuses(folder: str) -> list[tuple[os.DirEntry[str], os.stat_result]]:
-    """List what stands in ``folder``, sorted by name; nothing if it is absent or cannot be read."""
-    found = []
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            with suppress(OSError):
-                found.append((entry, entry.stat(follow_symlinks=False)))
-    return sorted(found, key=lambda pair: pair[0].name)
-
-
-def _folder_size_bytes(folder: str) -> int:
-    return sum(
-        _folder_size_bytes(entry.path) if entry.is_dir(follow_symlinks=False) else status.st_size
-        for entry, status in _statuses(folder)
-    )

@@ -1,4 +1,6 @@
-"""Removing entries, and artifacts that no entry names: first a plan, then what really happened.
+"""Removing entries, unless something holds them, and artifacts that no entry names.
+
+Pins, leases of live processes and the needs of entries that have one keep an entry from being removed.
 
 Manifests go before artifacts, so that no manifest ever names an artifact that this removed. What belongs to an entry
 and is not part of it (signatures, the note of its last use) goes after its manifest.
@@ -8,23 +10,33 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Container, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import EntryInUseError, UnknownKeyError
 from pipevault.files.atomic import fsync_folder, make_folder, vault_errors
-from pipevault.files.flock import HeldLock, NotLocked, lock_open
+from pipevault.files.flock import HeldLock, lock_open
 from pipevault.reading import open_place
-from pipevault.store.inventory import FoundFile, find_artifacts, find_manifests, mentioned, named_by, read_found
+from pipevault.store.inventory import (
+    FoundManifest,
+    find_manifests,
+    find_spread,
+    mentioned,
+    named_by,
+    read_found,
+    size_bytes_of,
+)
 from pipevault.store.layout import Layout
-from pipevault.store.needs import only_needed_by
+from pipevault.store.locks.leases import live_leases
+from pipevault.store.needs import needed_by, needs_in, only_needed_by
 from pipevault.store.places import signature_files
-from pipevault.store.retention.holds import find_holds
+from pipevault.store.publish import own_place
+from pipevault.store.retention.pins import pins
 from pipevault.store.retention.usage import forget_use
-from pipevault.store.staging import own_place
 
 ORPHAN_MIN_AGE_S = 3600.0
 """A younger artifact may belong to a publisher that has not written its manifest yet."""
@@ -45,10 +57,8 @@ class Orphan:
 
 @dataclass(frozen=True)
 class RemovalPlan:
-    """The work of :func:`remove_entries`: all sorted, nothing done yet.
-
-    ``shared``: artifacts of these entries that stay, because other entries name them. ``size_bytes`` is that of the
-    manifests, artifacts and signatures that would go.
+    """The work of :func:`remove_entries`, sorted. ``shared``: artifacts of these entries that stay, because other
+    entries name them. ``size_bytes``: of the manifests, artifacts and signatures that would go.
     """
 
     keys: tuple[Digest, ...]
@@ -84,8 +94,46 @@ def plan_entries_removal(layout: Layout, keys: Sequence[Digest], *, with_needed:
     going = sorted(named - shared)
     files = [layout.artifact_file(item) for item in going]
     files += [file for key in wanted for file in (layout.manifest_file(key), *signature_files(layout, key))]
-    size_bytes = sum(status.st_size for status in map(_status, files) if status)
-    return RemovalPlan(tuple(wanted), tuple(going), tuple(sorted(shared)), size_bytes)
+    return RemovalPlan(tuple(wanted), tuple(going), tuple(sorted(shared)), sum(map(size_bytes_of, files)))
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A reason to keep the entry ``key``: the entry ``holder``, itself or one that needs it, is ``pinned as prod`` or
+    ``in use by process 4711 on worker-3``.
+    """
+
+    key: Digest
+    holder: Digest
+    cause: str
+    remedy: str
+
+    @property
+    def reason(self) -> str:
+        """``pinned as prod``, or ``needed by 7c2b5a1ac012, which is pinned as prod``."""
+        return self.cause if self.key == self.holder else f"needed by {self.holder.short}, which is {self.cause}"
+
+
+def find_holds(
+    layout: Layout, manifests: Mapping[Digest, FoundManifest] | None = None, *, ignore_leases: bool = False
+) -> dict[Digest, Hold]:
+    """Return what keeps each entry that is kept. ``manifests``: those of the vault, if they were read already.
+
+    :class:`~pipevault.errors.PinError`, :class:`~pipevault.errors.VaultError`: a pin or anything else cannot be read.
+    """
+    found: dict[Digest, Hold] = {}
+    leases: dict[Digest, list[str]] = {} if ignore_leases else live_leases(layout)
+    for key, (first, *others) in leases.items():
+        cause = f"in use by {first}" + (f" and {len(others)} more" if others else "")
+        found[key] = Hold(key, key, cause, "Stop it first, or remove the entry all the same with --force.")
+    names: dict[Digest, list[str]] = defaultdict(list)
+    for name, key in pins(layout).items():
+        names[key].append(name)
+    for key, pinned in names.items():
+        found[key] = Hold(key, key, f"pinned as {', '.join(pinned)}", f"Unpin it first: pipevault unpin {pinned[0]}")
+    for key, holder in needed_by(found, needs_in(layout, manifests)).items():
+        found[key] = Hold(key, holder, found[holder].cause, found[holder].remedy)
+    return found
 
 
 def refuse_in_use(layout: Layout, keys: Sequence[Digest], *, ignore_leases: bool = False) -> None:
@@ -97,24 +145,22 @@ def refuse_in_use(layout: Layout, keys: Sequence[Digest], *, ignore_leases: bool
         raise EntryInUseError(f"{hold.key.short} is {hold.reason}. {hold.remedy}", hold.key.hex)
 
 
-def find_orphans(layout: Layout, *, now_s: float | None = None) -> tuple[Orphan, ...]:
-    """Return the artifacts that no manifest names, sorted. ``now_s``: seconds since the epoch; default: now.
+def find_orphans(layout: Layout) -> tuple[Orphan, ...]:
+    """Return the artifacts that no manifest names, sorted; those that a damaged manifest may name are left out.
 
-    Artifacts that a damaged manifest may name are left out. :class:`~pipevault.errors.VaultError`: a manifest or a
-    folder cannot be read, so that nothing can be said.
+    :class:`~pipevault.errors.VaultError`: a manifest or a folder cannot be read, so that nothing can be said.
     """
-    now_s = time.time() if now_s is None else now_s
     # The artifacts first: one whose manifest is published meanwhile must count as named.
-    artifacts = find_artifacts(layout)
-    return orphans_among(artifacts, named_by(find_manifests(layout).values()), now_s)
+    artifacts = find_spread(layout, layout.artifacts_dir)
+    return orphans_among(artifacts, named_by(find_manifests(layout).values()), time.time())
 
 
-def orphans_among(artifacts: Mapping[Digest, FoundFile], named: Container[Digest], now_s: float) -> tuple[Orphan, ...]:
-    """Return those of ``artifacts`` that are not ``named`` by a manifest."""
+def orphans_among(
+    artifacts: Mapping[Digest, os.stat_result], named: Container[Digest], now_s: float
+) -> tuple[Orphan, ...]:
+    """Return those of ``artifacts`` that are not ``named`` by a manifest; ``now_s``: seconds since the epoch."""
     return tuple(
-        Orphan(digest, file.size_bytes, now_s - file.modified_s)
-        for digest, file in artifacts.items()
-        if digest not in named
+        Orphan(digest, file.st_size, now_s - file.st_mtime) for digest, file in artifacts.items() if digest not in named
     )
 
 
@@ -131,74 +177,44 @@ def remove_entries(layout: Layout, plan: RemovalPlan, *, ignore_leases: bool = F
     :class:`EntryInUseError` if one is pinned by now, or leased: nothing is removed then.
     :class:`~pipevault.errors.VaultNotWritableError` if a file cannot be removed; what was removed stays removed.
     """
-    aside: list[Aside] = []
-    try:
-        for key in plan.keys:
-            if (taken := take_aside(layout, key)) is not None:
-                aside.append(taken)
+    with ExitStack() as stack:
+        taken = {key: stack.enter_context(take_aside(layout, key)) for key in plan.keys}
+        aside = {key: path for key, path in taken.items() if path is not None}
         # Whoever pinned or leased one before it was taken aside is seen now; whoever does so later finds it gone.
-        refuse_in_use(layout, [taken.key for taken in aside], ignore_leases=ignore_leases)
-    except BaseException:  # whatever it was goes on
-        for taken in aside:
-            taken.put_back()
-        raise
-    keys = [taken.key for taken in aside]
-    freed_bytes = sum(taken.remove() for taken in aside)
+        refuse_in_use(layout, list(aside), ignore_leases=ignore_leases)
+        freed_bytes = sum(remove_file(path) or 0 for path in aside.values())
+    keys = list(aside)
     artifacts, artifact_bytes, kept = remove_artifacts(layout, plan.artifacts, after=keys)
     remove_empty_shelves(layout, keys)
     freed_bytes += artifact_bytes + sum(remove_belongings(layout, key) for key in keys)
     return RemovalReport(tuple(keys), tuple(artifacts), tuple(sorted({*plan.shared, *kept})), freed_bytes)
 
 
-@dataclass(frozen=True)
-class Aside:
-    """A manifest out of the way: the entry is absent, and not removed yet. Its lock keeps others from taking it for
-    what a dead process left.
+@contextmanager
+def take_aside(layout: Layout, key: Digest) -> Iterator[Path | None]:
+    """Move the manifest of ``key`` aside, so that the entry is absent, and give its place; ``None`` if there is none.
+
+    Unless it was removed there, the entry gets it again at the end, if it was not frozen again meanwhile. Its lock
+    keeps others from taking it for what a dead process left.
     """
-
-    layout: Layout
-    key: Digest
-    path: Path
-    lock: HeldLock | NotLocked | None
-
-    def remove(self) -> int:
-        """Remove it; return its bytes."""
-        size_bytes = remove_file(self.path) or 0
-        self._release()
-        return size_bytes
-
-    def put_back(self) -> None:
-        """Give the entry its manifest again, unless it was frozen again meanwhile."""
-        manifest = self.layout.manifest_file(self.key)
-        with vault_errors(manifest, "put back"):
-            make_folder(manifest.parent)
-            if not manifest.exists():
-                os.rename(self.path, manifest)
-            self.path.unlink(missing_ok=True)
-        self._release()
-
-    def _release(self) -> None:
-        if isinstance(self.lock, HeldLock):
-            self.lock.release()
-
-
-def take_aside(layout: Layout, key: Digest) -> Aside | None:
-    """Move the manifest of ``key`` aside; ``None`` if there was none."""
     make_folder(layout.tmp_dir)
-    manifest = layout.manifest_file(key)
-    lock: HeldLock | NotLocked | None = None
-    with vault_errors(manifest, "removed"):
+    manifest, place = layout.manifest_file(key), own_place(layout)
+    with ExitStack() as held:
         with suppress(OSError):  # a socket, a link, or not for this user: it is renamed all the same
             lock = lock_open(open_place(manifest), manifest)
-        aside = Aside(layout, key, own_place(layout), lock)
+            if isinstance(lock, HeldLock):
+                held.callback(lock.release)
         try:
-            os.rename(manifest, aside.path)
-        except OSError as error:
-            aside._release()
-            if isinstance(error, FileNotFoundError):
-                return None
-            raise
-    return aside
+            with vault_errors(manifest, "removed"), suppress(FileNotFoundError):
+                os.rename(manifest, place)
+            yield place if os.path.lexists(place) else None
+        finally:
+            if os.path.lexists(place):
+                with vault_errors(manifest, "put back"):
+                    make_folder(manifest.parent)
+                    if not manifest.exists():
+                        os.rename(place, manifest)
+                    place.unlink(missing_ok=True)
 
 
 def remove_artifacts(
@@ -256,12 +272,7 @@ def remove_file(path: Path) -> int | None:
 
 
 def _modified_ns(path: Path) -> int:
-    status = _status(path)
-    return status.st_mtime_ns if status else 0
-
-
-def _status(path: Path) -> os.stat_result | None:
     try:
-        return os.lstat(path)
+        return os.lstat(path).st_mtime_ns
     except OSError:  # the removal will say why, or it is gone
-        return None
+        return 0

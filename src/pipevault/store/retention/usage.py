@@ -1,11 +1,10 @@
 """The last use of an entry: the time of change of ``uses/<aa>/<key digest>``, an empty file.
 
 A use is noted without a lock. Where the vault cannot be written, the note goes to the user's state folder,
-see :func:`pipevault.store.stats.events.state_layout`, under the same names; both places are read.
+see :func:`pipevault.store.stats.event_log.state_layout`, under the same names; both places are read.
 
 Clocks of several machines disagree. A note is only ever moved forward, so that a clock that is behind does not make an
-entry that others use look old. What a note from the future counts as is decided by
-:mod:`~pipevault.store.retention.aging`.
+entry that others use look old. What a note from the future counts as, :mod:`~pipevault.store.retention.prune` decides.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from pathlib import Path
 from pipevault.digest import Digest
 from pipevault.errors import VaultError
 from pipevault.files.atomic import FOLDER_MODE, share_like_folder
-from pipevault.store.inventory import find_uses
+from pipevault.store.inventory import find_spread
 from pipevault.store.layout import Layout
-from pipevault.store.stats.events import with_state
+from pipevault.store.stats.event_log import with_state
 
 
 def record_use(layout: Layout, key: Digest, *, writable: bool = True) -> None:
@@ -34,9 +33,8 @@ def record_use(layout: Layout, key: Digest, *, writable: bool = True) -> None:
 
 
 def last_use_s(layout: Layout, key: Digest) -> float | None:
-    """Return seconds since the epoch, as the clock that noted it told them; ``None``: no use is known.
-
-    It may lie in the future. Raises nothing: a place that cannot be read tells of no use.
+    """Return seconds since the epoch, as the clock that noted it told them, so perhaps in the future; ``None``: no use
+    is known. Raises nothing: a place that cannot be read tells of no use.
     """
     times = []
     for file in _notes(layout, key):
@@ -50,8 +48,8 @@ def last_uses_s(layout: Layout) -> dict[Digest, float]:
     times: dict[Digest, float] = {}
     for place in with_state(layout):
         with suppress(VaultError):  # a place that cannot be read tells of no use
-            for key, file in find_uses(place).items():
-                times[key] = max(file.modified_s, times.get(key, file.modified_s))
+            for key, file in find_spread(place, place.uses_dir, skip_unreadable=True).items():
+                times[key] = max(file.st_mtime, times.get(key, file.st_mtime))
     return times
 
 

@@ -1,7 +1,6 @@
 """Statistics of a vault: what was counted, per entry and in all.
 
-Counting is in :mod:`~pipevault.store.stats.event_log`, folding in :mod:`~pipevault.store.stats.event_totals`. Events,
-and the numbers that go with them:
+Events, and the numbers that go with them:
 
 ================  ==========================================================================================
 ``hit``           an entry was loaded
@@ -16,19 +15,18 @@ and the numbers that go with them:
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
 from pipevault.digest import Digest
-from pipevault.store.inventory import find_artifacts, find_manifest_files
+from pipevault.store.inventory import find_spread
 from pipevault.store.layout import Layout
 from pipevault.store.places import iter_keys
 from pipevault.store.read import the_key
-from pipevault.store.stats.event_log import count
-from pipevault.store.stats.event_totals import TIMES, RowKey, compact, read_sums
+from pipevault.store.stats.event_log import TIMES, RowKey, compact, count, read_sums
 
 __all__ = ["Counts", "Statistics", "compact", "count", "find_entry", "mean_compile_s", "summary"]
 
@@ -93,19 +91,19 @@ class Statistics:
 def summary(layout: Layout) -> Statistics:
     """Sum up what all processes counted, those that live included. :class:`~pipevault.errors.VaultError`."""
     sums = read_sums(layout)
-    keys = sorted({key for key, _, _ in sums.rows if key})
-    by_key: dict[str, dict[RowKey, Counter[str]]] = {}
-    for row_key, row in sums.rows.items():
-        by_key.setdefault(row_key[0], {})[row_key] = row
-    manifests, artifacts = find_manifest_files(layout), find_artifacts(layout)
+    by_key: dict[str, list[tuple[RowKey, Counter[str]]]] = defaultdict(list)
+    for row in sums.rows.items():
+        by_key[row[0][0]].append(row)
+    since = None
+    if sums.since is not None:
+        since = datetime.fromtimestamp(int(sums.since), timezone.utc).isoformat(timespec="seconds")
+    manifests, artifacts = (find_spread(layout, folder) for folder in (layout.entries_dir, layout.artifacts_dir))
     return Statistics(
         total=_counts(sums.rows.items()),
-        entries={Digest(key): _counts(by_key[key].items()) for key in keys},
-        since=None
-        if sums.since is None
-        else datetime.fromtimestamp(int(sums.since), timezone.utc).isoformat(timespec="seconds"),
+        entries={Digest(key): _counts(rows) for key, rows in sorted(by_key.items()) if key},
+        since=since,
         stored_entries=len(manifests),
-        stored_bytes=sum(file.size_bytes for file in (*manifests.values(), *artifacts.values())),
+        stored_bytes=sum(file.st_size for file in (*manifests.values(), *artifacts.values())),
         unreadable=tuple(sums.unreadable),
     )
 

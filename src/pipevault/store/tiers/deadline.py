@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,20 +21,13 @@ MIN_BYTES_PER_S = 1 << 20
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True)
-class _Silence:
-    thread: threading.Thread
-    until_s: float
-    """By the monotonic clock."""
-
-
-_silent: dict[Path, _Silence] = {}
+_silent: dict[Path, tuple[threading.Thread, float]] = {}
+"""The thread that hangs in each folder, and until when that is left out, by the monotonic clock."""
 
 
 def ask(folder: Path, question: Callable[[], Answer], *, timeout_s: float, size_bytes: int = 0) -> Answer:
-    """Return what ``question`` does; :class:`SlowTierError` if it does not within ``timeout_s`` seconds.
-
-    ``size_bytes`` that it reads from ``folder`` give it :data:`MIN_BYTES_PER_S` more time. What comes later is dropped.
+    """Return what ``question`` does; :class:`SlowTierError` if it does not within ``timeout_s`` seconds, and more for
+    ``size_bytes`` that it reads from ``folder``. What comes later is dropped.
     """
     if silent_s := left_out_s(folder):
         raise SlowTierError(
@@ -55,7 +47,7 @@ def ask(folder: Path, question: Callable[[], Answer], *, timeout_s: float, size_
     thread.start()
     thread.join(min(allowed_s, threading.TIMEOUT_MAX))
     if thread.is_alive():
-        _silent[folder] = _Silence(thread, time.monotonic() + RETRY_AFTER_S)
+        _silent[folder] = thread, time.monotonic() + RETRY_AFTER_S
         raise SlowTierError(
             f"{folder} did not answer within {allowed_s:g} s; this process leaves it out for {RETRY_AFTER_S:.0f} s. "
             "Check its mount, or raise tier_timeout_s.",
@@ -68,12 +60,12 @@ def ask(folder: Path, question: Callable[[], Answer], *, timeout_s: float, size_
 
 def left_out_s(folder: Path) -> float:
     """Return for how many more seconds ``folder`` is not asked; 0 if it may be."""
-    silence = _silent.get(folder)
-    if silence is None:
+    if (silence := _silent.get(folder)) is None:
         return 0.0
-    if (remaining_s := silence.until_s - time.monotonic()) > 0:
+    thread, until_s = silence
+    if (remaining_s := until_s - time.monotonic()) > 0:
         return remaining_s
-    if silence.thread.is_alive():
+    if thread.is_alive():
         return RETRY_AFTER_S
     _silent.pop(folder, None)
     return 0.0

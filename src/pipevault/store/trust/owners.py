@@ -46,16 +46,11 @@ def check_ownership(path: Path, *, root: Path, trust: Trust = ONLY_THIS_USER) ->
     """
     if not path.is_relative_to(root) or ".." in path.parts:
         raise UnsafeVaultError(f"{path} lies outside the vault {root}: load only files of the vault.", path)
-    target = _check_chain(path, root, trust)
+    target = check_chain(path, root, trust)
     if target != path:
-        _check_chain(target, Path(os.path.realpath(root)), trust)
+        check_chain(target, Path(os.path.realpath(root)), trust)
     if not stat.S_ISREG(os.lstat(target).st_mode):
         raise UnsafeVaultError(f"{path} is not a regular file. Remove it: rm -r {path}", path)
-
-
-def check_folder(path: Path, *, root: Path, trust: Trust = ONLY_THIS_USER) -> None:
-    """Do the same for a folder of the vault, in which something is about to be made and read again."""
-    _check_chain(path, root, trust)
 
 
 def is_changeable(descriptor: int, status: os.stat_result) -> bool:
@@ -87,8 +82,8 @@ def check_root(root: Path, *, trust: Trust = ONLY_THIS_USER) -> None:
         below, below_status = place, status
 
 
-def _check_chain(path: Path, root: Path, trust: Trust) -> Path:
-    """Check ``path`` and its parents up to ``root``; where the path leads once links are followed."""
+def check_chain(path: Path, root: Path, trust: Trust) -> Path:
+    """Do the same for any place in the vault; return where it leads once links are followed."""
     place, has_link = path, False  # the root itself may be reached through a link
     while True:
         status = os.stat(place) if place == root else os.lstat(place)

@@ -26,12 +26,12 @@ import msgspec
 
 from pipevault.digest import Digest
 from pipevault.errors import MissingExtraError, SignatureError
-from pipevault.files.documents import Format, Problem
+from pipevault.files.documents import Format
 from pipevault.reading import read_file
 from pipevault.store.layout import Layout, signer_of
 from pipevault.store.manifest import Manifest
 from pipevault.store.places import signature_files
-from pipevault.store.staging import write_document
+from pipevault.store.publish import write_document
 from pipevault.store.trust.signing_keys import PrivateKey, PublicKey, strict_base64
 
 SIGNATURE_VERSION = 1
@@ -56,15 +56,15 @@ class _NewerSignatureError(ValueError):
     """A later pipevault wrote it."""
 
 
-def _damaged(problem: Problem) -> ValueError:
-    return ValueError(f"is damaged: {problem.path.name}: {problem.what}; {_SIGN_AGAIN}")
-
-
-def _newer(problem: Problem) -> ValueError:
-    return _NewerSignatureError(f"cannot be read: {problem.path.name} {problem.what}: upgrade pipevault")
-
-
-_FORMAT = Format(_Signature, "signature_version", SIGNATURE_VERSION, damaged=_damaged, newer=_newer)
+_FORMAT = Format(
+    _Signature,
+    "signature_version",
+    SIGNATURE_VERSION,
+    damaged=lambda problem: ValueError(f"is damaged: {problem.path.name}: {problem.what}; {_SIGN_AGAIN}"),
+    newer=lambda problem: _NewerSignatureError(
+        f"cannot be read: {problem.path.name} {problem.what}: upgrade pipevault"
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,8 @@ def check_signature(layout: Layout, manifest: Manifest, *, policy: str, trusted:
 
 
 def sign_entry(layout: Layout, manifest: Manifest, key: PrivateKey) -> bool:
-    """Sign ``manifest`` in the vault; ``False`` if a good signature by this key stands there, which is kept.
-
-    Look the entry up and verify its artifacts first: a signature says that they are what they should be. A bad
-    signature by this key is replaced. Raises like :func:`pipevault.files.atomic.write_file`.
+    """Sign ``manifest``, whose artifacts were verified; ``False`` if a good signature by this key stands there, which
+    is kept. A bad one is replaced. Raises like :func:`pipevault.files.atomic.write_file`.
     """
     entry = manifest.key.digest
     standing = _state(layout, manifest, key.public.id, [key.public])
@@ -136,11 +134,10 @@ def sign_entry(layout: Layout, manifest: Manifest, key: PrivateKey) -> bool:
 
 
 def copy_signatures(source: Layout, target: Layout, key: Digest) -> Iterator[Path]:
-    """Give ``target``'s entry the signatures that ``source``'s has, each path right before it is written; call it
-    before the manifest is published there.
+    """Give ``target``'s entry the signatures that ``source``'s has and it lacks, each path right before it is written.
 
-    A signature that ``target`` has already stays. They need no check: one that does not fit is as good as none.
-    Raises like :func:`pipevault.files.atomic.write_file`.
+    They need no check: one that does not fit is as good as none. Raises like
+    :func:`pipevault.files.atomic.write_file`.
     """
     for path in signature_files(source, key):
         copied = target.signatures_dir / path.relative_to(source.signatures_dir)

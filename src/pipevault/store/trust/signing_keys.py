@@ -108,9 +108,9 @@ class PublicKey:
 class PrivateKey:
     """The private half: what signs. Shows its public id only, and is neither pickled nor copied."""
 
-    def __init__(self, key: Ed25519PrivateKey, comment: str = "") -> None:
+    def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
-        self.public = PublicKey(key.public_key().public_bytes_raw(), comment)
+        self.public = PublicKey(key.public_key().public_bytes_raw())
 
     def sign(self, message: bytes) -> bytes:
         """Return the 64 bytes of a signature."""
@@ -151,7 +151,7 @@ def write_key_pair(path: Path, *, comment: str = "") -> PublicKey:
 
 
 def read_private_key(path: Path) -> PrivateKey:
-    """Read the key in the file ``path``; :class:`KeyFileError` if there is none, or if others can read it;
+    """Read the key in the file ``path``, which others must not be able to read. :class:`KeyFileError`;
     :class:`~pipevault.errors.MissingExtraError`.
     """
     with _signing_extra():

@@ -1,4 +1,4 @@
-"""Loading from a tier that is no folder, and how often a hit reads what it loads."""
+"""How often a hit reads what it loads."""
 
 from __future__ import annotations
 
@@ -12,19 +12,13 @@ import pytest
 import torch
 
 import pipevault
-from helpers.memory_store import MemoryStore, Objects, objects_of
 from helpers.pipelines import FAST_BUILD, PlainPipeline, draw
 from pipevault.digest import Digest
-from pipevault.errors import MissError, SignatureError, UnfrozenCallError
-from pipevault.graphs.part import FrozenPart
-from pipevault.settings import Settings, Tier
+from pipevault.errors import UnfrozenCallError
 from pipevault.store.locks.leases import leased_keys
 from pipevault.store.manifest import Manifest
-from pipevault.store.tiers.tiers import Tiers
-from pipevault.store.trust.signing_keys import read_private_key, write_key_pair
+from pipevault.store.trust.signing_keys import write_key_pair
 from pipevault.store.vault import Vault
-
-BUCKET = Path("/bucket")
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +31,6 @@ def _no_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def shared(plain_vault: Path, tmp_path: Path) -> Path:
     """Holds a plan and its graph."""
     return shutil.copytree(plain_vault, tmp_path / "shared")
-
-
-@pytest.fixture
-def objects(plain_vault: Path) -> Objects:
-    return objects_of(plain_vault)
 
 
 @pytest.fixture
@@ -62,65 +51,8 @@ def cache(root: Path, **options: Any) -> pipevault.PipelineCache:
     return pipevault.PipelineCache(root, **{"mode": "require", "build_config": FAST_BUILD, **options})
 
 
-def with_bucket(root: Path, objects: Objects | None, *, copy: bool = True, **options: Any) -> pipevault.PipelineCache:
-    """A cache whose second tier is a store in memory."""
-    reader = cache(root, tiers=[Tier(BUCKET, copy=copy)], **options)
-
-    def kind(tier: Tier, settings: Settings) -> MemoryStore:
-        return MemoryStore(tier, objects, root.with_name("fetched"))
-
-    reader._access.tiers = Tiers(reader.settings, reader._access.own_vault, kind)
-    return reader
-
-
 def manifests(root: Path) -> dict[str, Manifest]:
     return {entry.key.kind: entry for entry in Vault.open(root).manifests() if isinstance(entry, Manifest)}
-
-
-class TestAnotherKindOfStore:
-    @pytest.mark.parametrize("copy", [True, False])
-    def test_a_pipeline_is_loaded_from_it(self, objects: Objects, tmp_path: Path, copy: bool) -> None:
-        own = tmp_path / "own"
-        pipe = with_bucket(own, objects, copy=copy).load(PlainPipeline(), batch_size=1)
-        outcome = pipevault.outcome(pipe)
-        assert (outcome.status, outcome.tier, outcome.problems) == ("hit", str(BUCKET), ())
-        assert isinstance(pipe.transformer, FrozenPart)
-        torch.testing.assert_close(draw(pipe), draw(PlainPipeline()))
-        assert own.exists() == copy
-        if copy:
-            assert pipevault.outcome(cache(own).load(PlainPipeline(), batch_size=1)).tier == str(own)
-
-    def test_its_graphs_are_found_without_a_shape(self, objects: Objects, tmp_path: Path) -> None:
-        pipe = with_bucket(tmp_path / "own", objects).load(PlainPipeline())
-        assert pipevault.outcome(pipe).tier == str(BUCKET)
-        torch.testing.assert_close(draw(pipe), draw(PlainPipeline()))
-
-    def test_damage_is_told_of(self, objects: Objects, tmp_path: Path) -> None:
-        for name in objects:
-            if name.startswith("artifacts/"):
-                objects[name] = b"other"
-        with pytest.raises(MissError, match="is damaged"):
-            with_bucket(tmp_path / "own", objects).load(PlainPipeline(), batch_size=1)
-
-    def test_one_that_cannot_be_reached_is_passed_over(self, shared: Path) -> None:
-        pipe = with_bucket(shared, None).load(PlainPipeline(), batch_size=1)
-        assert pipevault.outcome(pipe).status == "hit"
-        assert pipevault.outcome(pipe).problems == (f"tier {BUCKET}: {BUCKET} cannot be reached.",)
-        with pytest.raises(MissError, match="bucket cannot be reached"):
-            with_bucket(shared.with_name("own"), None).load(PlainPipeline(), batch_size=1)
-
-    def test_signatures_come_with_its_entries(self, shared: Path, tmp_path: Path) -> None:
-        (tmp_path / "keys").mkdir(mode=0o700)
-        public = write_key_pair(tmp_path / "keys" / "key").text
-        strict: dict[str, Any] = {"signature": "require", "trusted_keys": [public]}
-        with pytest.raises(SignatureError):
-            with_bucket(tmp_path / "own", objects_of(shared), **strict).load(PlainPipeline(), batch_size=1)
-        for manifest in manifests(shared).values():
-            Vault.open(shared).sign(manifest, read_private_key(tmp_path / "keys" / "key"))
-        pipe = with_bucket(tmp_path / "own", objects_of(shared), **strict).load(PlainPipeline(), batch_size=1)
-        assert pipevault.outcome(pipe).tier == str(BUCKET)
-        again = cache(tmp_path / "own", **strict).load(PlainPipeline(), batch_size=1)
-        assert pipevault.outcome(again).status == "hit"
 
 
 class TestOneReading:
