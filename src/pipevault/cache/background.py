@@ -148,15 +148,15 @@ def main(folder: Path) -> int:
 
 
 def _freeze(job: Mapping[str, Any]) -> None:
-    from pipevault.cache.identity import PartIdentity
-    from pipevault.cache.shelf import Store, VaultShelf
+    from pipevault.cache.access import Access
+    from pipevault.cache.keys import PartIdentity
+    from pipevault.cache.search import Store
+    from pipevault.cache.shelf import VaultShelf
     from pipevault.determinism.levels import level
-    from pipevault.store.tiers.tiers import Tiers
-    from pipevault.store.vault import Vault
 
     settings: Settings = job["settings"]
     build: BuildOptions = job["build"]
-    store = Store(Tiers.open(settings), settings, lambda: Vault.open(settings.dir))
+    store = Store(Access(settings, build))
 
     def shelf(name: str, module: torch.nn.Module, device: torch.device) -> VaultShelf:
         return VaultShelf(store, name, PartIdentity.of(module, device, backend=settings.backend, build=build), device)

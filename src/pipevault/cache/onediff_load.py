@@ -12,34 +12,25 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from pipevault.cache.access import Access
-from pipevault.cache.guard import WatchedModule
-from pipevault.cache.keys import build_key, execution_device
-from pipevault.cache.leases import HeldLeases
-from pipevault.cache.loaded import attach_state, unload
+from pipevault.cache.guard import WatchedModule, changed_error, replaced_error
+from pipevault.cache.keys import build_key
+from pipevault.cache.loaded import HeldLeases, LoadedState, attach_state, unload
 from pipevault.cache.onediff_backends import ARTIFACT, OnediffBackend
-from pipevault.cache.onediff_pipeline import OnediffState
 from pipevault.cache.outcome import Clock, Outcome, PartOutcome, combine
 from pipevault.cache.plan import plan_outcomes
 from pipevault.cache.rehearsal import compare_whole, run_whole
-from pipevault.cache.search import Miss, Search
-from pipevault.cache.shelf import Store
+from pipevault.cache.search import Miss, Search, Store
 from pipevault.calls.call import CallShape
 from pipevault.calls.call_shapes import AskedShape
 from pipevault.determinism.levels import level as at_level
 from pipevault.digest import digest_file
-from pipevault.errors import (
-    BadCallError,
-    CorruptEntryError,
-    LockTimeoutError,
-    MissError,
-    NothingFrozenError,
-    VaultError,
-)
+from pipevault.errors import BadCallError, CorruptEntryError, MissError, NothingFrozenError, VaultError
 from pipevault.files.archive import pack_files, unpack_files
 from pipevault.files.scratch import scratch_folder
 from pipevault.fingerprint.machine import machine_record
@@ -53,6 +44,38 @@ from pipevault.store.manifest import ArtifactRef, Manifest, now_utc
 from pipevault.store.tiers.tiers import TierHit
 
 logger = logging.getLogger("pipevault")
+
+
+@dataclass(eq=False)
+class OnediffState(LoadedState):
+    """The state of a pipeline that a backend of OneDiff compiled.
+
+    ``parts`` has the eager and the compiled module of each part. ``watched`` are the eager modules that the backend
+    does not look at again once it compiled them. ``new_compilations`` counts what it compiled since it was last asked.
+    """
+
+    parts: Mapping[str, tuple[nn.Module, Any]] = field(default_factory=dict)
+    watched: Mapping[str, WatchedModule] = field(default_factory=dict)
+    new_compilations: Callable[[], int] = lambda: 0
+
+    def check(self, pipe: Pipeline, name: str | None = None) -> None:
+        for part, (_, compiled) in self.parts.items():
+            now = graph_parts.get_part(pipe, part)
+            if now is not compiled:
+                raise replaced_error(part, now)
+        for part, module in self.watched.items():
+            if (change := module.change()) is not None:
+                raise changed_error(part, change.text)
+        if count := self.new_compilations():
+            logger.warning(
+                "%s: %d graphs were compiled for calls that nothing was kept for; load it for such calls to keep them",
+                type(pipe).__name__,
+                count,
+            )
+
+    def give_back(self, pipe: Pipeline) -> None:
+        for eager, compiled in self.parts.values():
+            graph_parts.replace_part(pipe, compiled, eager)
 
 
 def load_onediff(
@@ -95,9 +118,8 @@ class _Load:
     compiled: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        access = self.access
-        self.clock = Clock(access.progress)
-        self.store = Store(access.tiers, access.settings, lambda: access.vault)
+        self.clock = Clock(self.access.progress)
+        self.store = Store(self.access)
         self.eager: dict[str, nn.Module] = {name: graph_parts.get_part(self.pipe, name) for name in self.names}
         self.folder = self.backend.prepare()
 
@@ -118,16 +140,9 @@ class _Load:
                 key.digest.hex,
                 miss.reason,
             )
-        vault = self.store.require_writable(type(self.pipe).__name__)
+        self.store.require_writable(type(self.pipe).__name__)
         logger.warning("compiling %s with %s: %s", type(self.pipe).__name__, self.backend.name, miss.reason)
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(vault.lock(key.digest, timeout_s=settings.lock_timeout_s, on_wait=self.store.wait))
-            except LockTimeoutError as error:
-                if settings.on_lock_timeout != "compile":
-                    raise
-                logger.warning("%s Compiling it here too, as on_lock_timeout is 'compile'.", error)
-            stack.enter_context(FREEZING)
+        with self.store.locked(key.digest, "Compiling"), FREEZING:
             hit = self._restored(self.store.search(key.digest))
             return hit if hit is not None else self._compiled(key, miss, shape)
 
@@ -154,8 +169,7 @@ class _Load:
                 )
             self.backend.load(self.compiled, self.folder, kept)
         if is_hit:
-            self.store.count("hit", found.key)
-            self.store.count("saved", found.key, seconds=found.manifest.info.get("compile_s", 0.0))
+            self.store.count_hit(found)
         return Outcome(
             "hit",
             key=found.key,
@@ -171,8 +185,7 @@ class _Load:
         """Put compiled parts into the pipeline. Those of an earlier shape stay."""
         if self.compiled:
             return
-        compiled = self.backend.compile(self.eager)
-        for name, part in compiled.items():
+        for name, part in self.backend.compile(self.eager).items():
             graph_parts.replace_part(self.pipe, self.eager[name], part)
             self.compiled[name] = part
 
@@ -253,26 +266,16 @@ class _Load:
 
     def finish(self, result: Outcome, asked: Sequence[AskedShape], parts: Sequence[str] | None) -> None:
         """Make the pipeline a loaded one."""
-        settings = self.access.settings
-        dtypes = {name: str(next(module.parameters()).dtype)[6:] for name, module in self.eager.items()}
         watched = {} if self.backend.takes_many_shapes else {n: WatchedModule(m) for n, m in self.eager.items()}
         state = OnediffState(
             outcome=result,
             owner=weakref.ref(self.pipe),
             names=self.names,
-            level=settings.level,
-            load={
-                "shapes": [shape.to_json() for shape in asked],
-                "parts": None if parts is None else list(parts),
-                "backend": settings.backend,
-                "weights": settings.weights,
-                "build": self.access.build.digest,
-                "device": str(execution_device(self.pipe, self.eager)),
-                "dtype": dtypes,
-            },
+            level=self.access.settings.level,
+            load=self.access.described(self.pipe, self.eager, asked, parts),
             leases=HeldLeases(self.store.leases),
             default_size=next((shape.size for shape in asked if shape.size), {}),
-            turn_timeout_s=settings.turn_timeout_s,
+            turn_timeout_s=self.access.settings.turn_timeout_s,
             parts={name: (self.eager[name], part) for name, part in self.compiled.items()},
             watched=watched,
             new_compilations=self.backend.new_compilations,
@@ -285,10 +288,10 @@ def _calls_of(parts: Mapping[str, nn.Module]) -> Iterator[set[str]]:
     """Collect the names of the parts that are called inside."""
     called: set[str] = set()
 
-    def note(name: str) -> Callable[..., None]:
-        return lambda *arguments: called.add(name)
+    def note(name: str, *arguments: Any) -> None:
+        called.add(name)
 
-    handles = [part.register_forward_pre_hook(note(name)) for name, part in parts.items()]
+    handles = [part.register_forward_pre_hook(partial(note, name)) for name, part in parts.items()]
     try:
         yield called
     finally:

@@ -153,6 +153,9 @@ class Clock:
         if self._progress:
             self._progress(step)
 
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
     @contextmanager
     def timed(self, action: str) -> Iterator[None]:
         """Measure what is too short to be reported."""
@@ -160,7 +163,7 @@ class Clock:
         try:
             yield
         finally:
-            self.seconds[action] = self.seconds.get(action, 0.0) + time.perf_counter() - start
+            self.add(action, time.perf_counter() - start)
 
     @contextmanager
     def step(self, action: str, part: str = "", detail: str = "") -> Iterator[None]:
@@ -170,6 +173,5 @@ class Clock:
             yield
         finally:
             duration_s = time.perf_counter() - start
-            name = f"{action} {part}" if part else action
-            self.seconds[name] = self.seconds.get(name, 0.0) + duration_s
+            self.add(f"{action} {part}".rstrip(), duration_s)
             self.report(Step(part, action, duration_s, detail))

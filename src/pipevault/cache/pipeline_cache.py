@@ -13,18 +13,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from pipevault.cache.access import Access
-from pipevault.cache.identity import PartIdentity
-from pipevault.cache.keys import execution_device
-from pipevault.cache.loaded import LoadedState, attach_state, loaded_state, release_class, status, unload
+from pipevault.cache.keys import PartIdentity, execution_device
+from pipevault.cache.loaded import (
+    LoadedState,
+    attach_state,
+    loaded_state,
+    release_class,
+    status,
+    unchanged_on_error,
+    unload,
+)
 from pipevault.cache.onediff_backends import onediff_backend
-from pipevault.cache.onediff_load import load_onediff
-from pipevault.cache.onediff_pipeline import OnediffState
+from pipevault.cache.onediff_load import OnediffState, load_onediff
 from pipevault.cache.outcome import Explanation, Outcome, Progress, combine
 from pipevault.cache.plan import plan_outcomes
+from pipevault.cache.search import Store
 from pipevault.cache.session import LoadSession
-from pipevault.cache.shelf import Store
 from pipevault.cache.turn import resources
-from pipevault.cache.undo import unchanged_on_error
 from pipevault.calls.call_shapes import AskedShape, Parts, ShapeFields, asked_shape, call_shapes
 from pipevault.compat.versions import require_inductor, warn_untried
 from pipevault.determinism.levels import SWITCHES, needs, parse_level
@@ -183,13 +188,13 @@ class PipelineCache:
 
     def part_key(self, pipe: AnyPipeline, part: str) -> Key:
         """Return the factors of the identity of a part, as the key of a graph without a signature."""
-        return Key(self.part_identity(pipe, part).to_json())
+        return Key(self.part_identity(pipe, part).factors)
 
     @spelled_out(ShapeFields)
     def explain(self, pipe: AnyPipeline, *, parts: Parts = None, **shape: Unpack[ShapeFields]) -> Explanation:
         """Return what :meth:`prepare` would do with these arguments, without doing it."""
         key = self.key(pipe, parts=parts, **shape)
-        store = Store(self._access.tiers, self.settings, lambda: self.vault)
+        store = Store(self._access)
         search = store.search(key.digest, set_aside=False)
         found = next(search.entries(), None)
         if found is None:

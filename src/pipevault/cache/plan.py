@@ -11,7 +11,7 @@ from typing import Any
 
 from pipevault.cache.outcome import PartOutcome
 from pipevault.cache.rehearsal import Rehearsal
-from pipevault.cache.shelf import Store
+from pipevault.cache.search import Store
 from pipevault.digest import Digest
 from pipevault.fingerprint.machine import machine_record
 from pipevault.fingerprint.toolchain import toolchain_record
@@ -98,9 +98,3 @@ def _open_part(name: str, graphs: Sequence[str], state: PartState, store: Store,
 
 def _lacking(graph: str, part: str, what: str) -> str:
     return f"the graph {graph[:12]} of {part}, which the plan needs, cannot be used: {what}"
-
-
-def lists_part(manifest: Manifest, name: str) -> str:
-    """Return why a plan leaves a part eager though it has graphs, or nothing."""
-    part = manifest.parts.get(name)
-    return str(part["reason"]) if part and part.get("left_eager") else ""

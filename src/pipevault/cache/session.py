@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any
 
@@ -14,29 +13,21 @@ import torch
 from torch import nn
 
 from pipevault.cache.access import Access
+from pipevault.cache.advice import freeze_command
 from pipevault.cache.builders import Builders
-from pipevault.cache.identity import PartIdentity, module_dtype
-from pipevault.cache.keys import build_key, execution_device
-from pipevault.cache.leases import HeldLeases
-from pipevault.cache.loaded import LoadedState, attach_state
+from pipevault.cache.keys import PartIdentity, build_key, execution_device
+from pipevault.cache.loaded import HeldLeases, LoadedState, attach_state
 from pipevault.cache.outcome import Clock, Outcome, PartOutcome, Step
-from pipevault.cache.plan import lists_part, make_plan, open_graphs, plan_outcomes
+from pipevault.cache.plan import make_plan, open_graphs, plan_outcomes
 from pipevault.cache.regions import choose_regions
 from pipevault.cache.rehearsal import rehearse
-from pipevault.cache.search import Miss
-from pipevault.cache.shelf import Store, VaultShelf
+from pipevault.cache.search import Miss, Store
+from pipevault.cache.shelf import VaultShelf
 from pipevault.calls.call import CallShape
 from pipevault.calls.call_shapes import AskedShape, CallRange
 from pipevault.determinism.levels import level as at_level
 from pipevault.digest import Digest
-from pipevault.errors import (
-    BadCallError,
-    LockTimeoutError,
-    MissError,
-    SignatureError,
-    UnfrozenCallError,
-    VaultError,
-)
+from pipevault.errors import BadCallError, MissError, SignatureError, UnfrozenCallError, VaultError
 from pipevault.fingerprint.model import Architecture, architecture
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.part import obstacle
@@ -59,7 +50,7 @@ class _PartGuard:
     def __call__(self, name: str) -> None:
         state = self.state() if self.state is not None else None
         if state is not None and (pipe := state.owner()) is not None:
-            state.check_part(pipe, name)
+            state.check(pipe, name)
 
 
 class LoadSession:
@@ -81,40 +72,42 @@ class LoadSession:
         self.previous = previous
         self.clock = Clock(access.progress)
         self.leases = previous.leases if previous else HeldLeases()
-        self.store = Store(access.tiers, access.settings, lambda: access.vault, self.leases._leases)
+        self.store = Store(access, self.leases.leases)
         self.held = len(self.store.leases)
         self.shelves: dict[VaultShelf, Store] = {}
         clock = self.clock  # a part must not hold its session, which holds the pipeline
         self.store.wait = lambda detail: clock.report(Step("", "wait", None, detail))
         self.guard = _PartGuard()
         self.architectures: dict[str, Architecture] = {}
-        self.known: dict[str, Architecture] = {}
-        self.identities: dict[str, VaultShelf] = {}
         with self.clock.step("fingerprint"):
             self.regions = choose_regions(pipe, names, self.settings.regions)
             whole = [name for name in names if name not in self.regions]
             blocks = {path: name for name, its in self.regions.items() for path in its.blocks}
             frozen = [*whole, *blocks]
-            obstacles = {name: what for name in frozen if (what := obstacle(graph_parts.get_part(pipe, name)))}
-            self.obstacles = {blocks.get(name, name): what for name, what in obstacles.items()}
-            self.obstacles |= self._give_up_otherwise(whole)
+            found = {name: what for name in frozen if (what := obstacle(graph_parts.get_part(pipe, name)))}
+            obstacles = {blocks.get(name, name): what for name, what in found.items()}
+            obstacles |= self._give_up_otherwise(whole)
+            self.obstacles = {name: PartOutcome("eager", what) for name, what in obstacles.items()}
             blocks = {path: name for path, name in blocks.items() if name not in self.obstacles}
             self.states = self._attach([*(name for name in whole if name not in self.obstacles), *blocks], blocks)
         earlier = previous.names if previous else ()
         self.names = tuple(dict.fromkeys([*earlier, *(name for name in names if name not in self.regions), *blocks]))
 
     def _attach(self, names: Sequence[str], blocks: Mapping[str, str]) -> dict[str, PartState]:
-        self.known = {path: its for regions in self.regions.values() for path, its in regions.architectures.items()}
+        known = {path: its for regions in self.regions.values() for path, its in regions.architectures.items()}
         device = execution_device(self.pipe, {name: graph_parts.get_part(self.pipe, name) for name in names})
-        states = graph_parts.attach(self.pipe, names, self._options(), blocks=blocks)
+        states = graph_parts.attach(self.pipe, names, self._options(known), blocks=blocks)
         for name, state in states.items():
             if name in blocks:
                 state.regions = str(self.regions[blocks[name]])
             shelf = state.attach(device).shelf
             if isinstance(shelf, VaultShelf):
                 self.architectures[name] = shelf.of.architecture
-                self._take_over(shelf)
-        self.known.clear()
+                # Use the shelf of an earlier load; what is opened from now on is reported and held by this one.
+                self.shelves.setdefault(shelf, shelf.store)
+                self.store.origins |= shelf.store.origins
+                shelf.store = self.store
+        known.clear()
         return states
 
     def _give_up_otherwise(self, whole: Sequence[str]) -> dict[str, str]:
@@ -144,18 +137,12 @@ class LoadSession:
             graph_parts.detach(self.pipe, [name])
             del self.states[name]
 
-    def _take_over(self, shelf: VaultShelf) -> None:
-        """Use the shelf of an earlier load; what is opened from now on is reported and held by this one."""
-        self.shelves.setdefault(shelf, shelf.store)
-        self.store.origins |= shelf.store.origins
-        shelf.store = self.store
-
-    def _options(self) -> PartOptions:
+    def _options(self, known: Mapping[str, Architecture]) -> PartOptions:
+        """Return the options of the parts, which must not hold the session. ``known`` are architectures of blocks."""
         settings, store, build, clock = self.settings, self.store, self.access.build, self.clock
         level = settings.level
         inductor_settings = copy_context()
-
-        known, shelves = self.known, self.identities
+        shelves: dict[str, VaultShelf] = {}
 
         def identity_at_level(name: str, module: nn.Module, device: torch.device) -> PartIdentity:
             with at_level(level):
@@ -169,8 +156,7 @@ class LoadSession:
         def report(part: str, action: str, seconds: float | None, detail: str) -> None:
             clock.report(Step(part, action, seconds, detail))
             if seconds is not None:
-                label = f"{action} {part}"
-                clock.seconds[label] = clock.seconds.get(label, 0.0) + seconds
+                clock.add(f"{action} {part}", seconds)
 
         background = None
         if settings.unfrozen_policy == "background":
@@ -210,27 +196,29 @@ class LoadSession:
             except BadCallError as error:
                 logger.info("calls of %s are frozen as they come: %s", type(self.pipe).__name__, error)
         by_part = graph_parts.by_part(self.states)
-        parts = {name: _attached_part(members) for name, members in by_part.items()} | self._obstructed()
+        parts = {name: _attached_part(members) for name, members in by_part.items()} | self.obstacles
         graphs = list({Digest(slot.kept.key): None for state in self.states.values() for slot in state.graphs})
-        if not graphs:
-            tiers = self.access.tiers
-            tiers.is_writable(tiers.own_tier)  # raises what makes it unusable
-        if not graphs and self.settings.mode == "require":
+        if graphs:
+            return self._outcome("hit", parts, tier=self.store.tier_of(graphs))
+        tiers = self.access.tiers
+        tiers.is_writable(tiers.own_tier)  # raises what makes it unusable
+        if self.settings.mode == "require":
             shape = AskedShape().resolve(self.pipe, self.access.per_sample)
             key = self.access.plan_key(self.pipe, tuple(self.modules), shape)
             raise self._missed(key, self.store.search(key.digest).miss(key), CallShape())
-        reason = "" if graphs else "there are no graphs for this pipeline yet; calls are frozen as they come"
-        if not graphs and self.settings.unfrozen_policy != "compile":
-            reason = "there are no graphs for this pipeline yet"
-        return self._outcome("hit" if graphs else "miss", parts, reason=reason, tier=self.store.tier_of(graphs))
+        reason = "there are no graphs for this pipeline yet"
+        if self.settings.unfrozen_policy == "compile":
+            reason += "; calls are frozen as they come"
+        return self._outcome("miss", parts, reason=reason)
 
-    def _outcome(
-        self, status: str, parts: Mapping[str, PartOutcome], *, reason: str, stored: bool = True, **rest: Any
-    ) -> Outcome:
+    def _outcome(self, status: str, parts: Mapping[str, PartOutcome], *, stored: bool = True, **rest: Any) -> Outcome:
         problems = tuple(self.store.problems)
-        return Outcome(
-            status, reason=reason, parts=parts, seconds=self.clock.seconds, stored=stored, problems=problems, **rest
-        )
+        return Outcome(status, parts=parts, seconds=self.clock.seconds, stored=stored, problems=problems, **rest)
+
+    def _hit(self, parts: Mapping[str, PartOutcome], keys: Iterable[Digest], **digests: Digest) -> Outcome:
+        parts = {**parts, **self.obstacles}
+        eager, tier = _eager_reasons(parts), self.store.tier_of(keys)
+        return self._outcome("partial" if eager else "hit", parts, reason=eager, tier=tier, **digests)
 
     def ensure(self, shape: CallShape | CallRange) -> Outcome:
         """Make sure that the graphs for calls of ``shape`` exist."""
@@ -246,10 +234,9 @@ class LoadSession:
                 worthwhile=self.worthwhile,
             )
         self.store.unsigned = None
-        hit, miss = self._from_plan(key)
-        if hit is not None:
-            return hit
-        assert miss is not None
+        miss = self._from_plan(key)
+        if isinstance(miss, Outcome):
+            return miss
         compiled_s = self._compiled_s()
         try:
             made = self._without_plan(key, miss, shape)
@@ -267,42 +254,30 @@ class LoadSession:
         self.store.require_writable(what)
         if self.access.progress is None:
             logger.warning("freezing %s: %s", what, miss.reason)
-        with ExitStack() as stack:
-            try:
-                lock = self.access.vault.lock(
-                    key.digest, timeout_s=self.settings.lock_timeout_s, on_wait=self.store.wait
-                )
-                stack.enter_context(lock)
-            except LockTimeoutError as error:
-                if self.settings.on_lock_timeout != "compile":
-                    raise
-                logger.warning("%s Freezing it here too, as on_lock_timeout is 'compile'.", error)
-            stack.enter_context(FREEZING)  # after the wait for another process, so that other threads go on freezing
-            hit, _ = self._from_plan(key)
-            return hit if hit is not None else self._rehearse_and_publish(key, miss, shape)
+        # One freeze at a time after the wait for another process, so that other threads go on freezing meanwhile.
+        with self.store.locked(key.digest), FREEZING:
+            found = self._from_plan(key)
+            return found if isinstance(found, Outcome) else self._rehearse_and_publish(key, miss, shape)
 
     def _compiled_s(self) -> float:
         return sum(seconds for name, seconds in self.clock.seconds.items() if name.startswith("compile "))
 
-    def _from_plan(self, key: Key) -> tuple[Outcome | None, Miss | None]:
+    def _from_plan(self, key: Key) -> Outcome | Miss:
         search = self.store.search(key.digest)
         with self.clock.step("lookup"):
             found = self.store.open_found(search)
         if found is None:
-            return None, search.miss(key)
+            return search.miss(key)
         with self.clock.step("load"):
             missing = open_graphs(found.manifest, self.states, self.store)
         if missing:
-            return None, Miss(missing, word="damaged")
-        for name in tuple(self.modules):
-            if lists_part(found.manifest, name):
+            return Miss(missing, word="damaged")
+        for name, part in found.manifest.parts.items():
+            if part.get("left_eager"):
                 self._leave_eager(name)
-        parts = plan_outcomes(found.manifest) | self._obstructed()
         self.store.count("hit", found.key)
-        reason = _eager_reasons(parts)
-        tier = self.store.tier_of([found.key, *found.manifest.needs])
-        digests: dict[str, Any] = {"key": found.key, "manifest": found.manifest.manifest_digest}
-        return self._outcome("partial" if reason else "hit", parts, reason=reason, tier=tier, **digests), None
+        keys = [found.key, *found.manifest.needs]
+        return self._hit(plan_outcomes(found.manifest), keys, key=found.key, manifest=found.manifest.manifest_digest)
 
     def _rehearsed_only(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> Outcome:
         """Without a plan, whether all graphs are there shows only when the pipeline runs."""
@@ -319,9 +294,7 @@ class LoadSession:
         graphs = sorted({Digest(graph) for graphs in rehearsal.graphs.values() for graph in graphs})
         if any(self.store.renew(graph) for graph in graphs):  # open, and gone from every tier since
             raise self._missed(key, miss, shape)
-        parts = {**rehearsal.parts, **self._obstructed()}
-        reason = _eager_reasons(parts)
-        return self._outcome("partial" if reason else "hit", parts, reason=reason, tier=self.store.tier_of(graphs))
+        return self._hit(rehearsal.parts, graphs)
 
     def _rehearse_and_publish(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> Outcome:
         started_s, compiled_s = time.perf_counter(), self._compiled_s()
@@ -352,7 +325,7 @@ class LoadSession:
             problem = f"not stored: {error}"
         if miss.word == "damaged":
             self.store.count("rebuilt", key.digest)
-        parts = {**rehearsal.parts, **self._obstructed()}
+        parts = {**rehearsal.parts, **self.obstacles}
         eager = _eager_reasons(parts)
         is_new = self._compiled_s() > compiled_s
         status = "partial" if eager else "miss" if is_new else "hit"
@@ -375,16 +348,11 @@ class LoadSession:
         tiers.quarantine(published.vault, published.tier, published.path, "The call does not need its graphs any more.")
         return tiers.publish(plan, {})
 
-    def _obstructed(self) -> dict[str, PartOutcome]:
-        return {name: PartOutcome("eager", what) for name, what in self.obstacles.items()}
-
     def _missed(self, key: Key, miss: Miss, shape: CallShape | CallRange, more: str = "") -> SignatureError | MissError:
         """Return why nothing is loaded: something lacks a signature, else :class:`MissError`."""
         return self.store.unsigned or MissError(self._message(key, miss, shape) + more, key.digest.hex, miss.reason)
 
     def _message(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> str:
-        from pipevault.cache.advice import freeze_command
-
         settings = self.settings
         command = freeze_command(self.pipe, shape, weights=settings.weights, level=settings.level, dir=settings.dir)
         order = self.access.tiers.order
@@ -405,7 +373,8 @@ class LoadSession:
         digests = {name: found.digest for name, found in self.architectures.items() if name in self.states}
         frozen = graph_parts.frozen_parts(self.pipe)
         before = {name: digest for name, digest in (previous.digests if previous else {}).items() if name in frozen}
-        described = self._described(asked, parts)
+        described = self.access.described(self.pipe, graph_parts.find_parts(self.pipe), asked, parts)
+        described["regions"] = self.settings.regions
         if previous is not None and previous.load.get("shapes"):
             described["shapes"] = [*previous.load["shapes"], *described["shapes"]]
         default = next((size for shape in asked if (size := shape.size)), {})
@@ -429,20 +398,6 @@ class LoadSession:
         for lease in self.store.leases[self.held :]:
             lease.release()
         del self.store.leases[self.held :]
-
-    def _described(self, shapes: Sequence[AskedShape], parts: Sequence[str] | None) -> dict[str, Any]:
-        """Return what a record must tell so that the same load can be done again."""
-        modules = graph_parts.find_parts(self.pipe)
-        return {
-            "shapes": [shape.to_json() for shape in shapes],
-            "parts": None if parts is None else list(parts),
-            "backend": self.settings.backend,
-            "weights": self.settings.weights,
-            "regions": self.settings.regions,
-            "build": self.access.build.digest,
-            "device": str(execution_device(self.pipe, modules)),
-            "dtype": {name: module_dtype(module) for name, module in modules.items()},
-        }
 
 
 def _attached_part(members: Sequence[PartState]) -> PartOutcome:
