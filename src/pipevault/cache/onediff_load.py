@@ -24,7 +24,7 @@ from pipevault.cache.loaded import HeldLeases, LoadedState, attach_state, unload
 from pipevault.cache.onediff_backends import ARTIFACT, OnediffBackend
 from pipevault.cache.outcome import Clock, Outcome, PartOutcome, combine
 from pipevault.cache.plan import plan_outcomes
-from pipevault.cache.rehearsal import compare_whole, run_whole
+from pipevault.cache.rehearsal import compare_outputs, run_whole
 from pipevault.cache.search import Miss, Search, Store
 from pipevault.calls.call import CallShape
 from pipevault.calls.call_shapes import AskedShape
@@ -36,6 +36,7 @@ from pipevault.files.scratch import scratch_folder
 from pipevault.fingerprint.machine import machine_record
 from pipevault.fingerprint.toolchain import toolchain_record
 from pipevault.graphs import parts as graph_parts
+from pipevault.graphs.check import pipeline_tolerance
 from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.graphs.state import FREEZING
 from pipevault.key import Key
@@ -193,12 +194,12 @@ class _Load:
         started_s = time.perf_counter()
         self.undo()
         with self.clock.step("capture"):
-            _, expected = run_whole(self.pipe, shape)
+            expected = run_whole(self.pipe, shape)
         self._compile()
         with self.clock.step("compile"), _calls_of(self.compiled) as called:
-            _, output = run_whole(self.pipe, shape)
+            output = run_whole(self.pipe, shape)
         with self.clock.step("check"):
-            check = compare_whole(expected, output, self.eager.values())
+            check = compare_outputs(expected, output, pipeline_tolerance(self.eager.values()))
         if not check.passed:
             raise NothingFrozenError(
                 f"What {self.backend.name} compiled does not draw what the eager {type(self.pipe).__name__} does: "

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -42,6 +42,9 @@ from pipevault.graphs.adapters import adapter_of
 from pipevault.graphs.check import GraphComparison, compare_trees, pipeline_tolerance
 from pipevault.graphs.state import GENERATING, PartState
 from pipevault.pipeline import Pipeline
+
+Run: TypeAlias = Callable[[], Any]
+"""Runs a pipeline with the same randomness each time, and returns its output."""
 
 REHEARSAL_SEED = 0
 LEAST_GAIN = 0.03
@@ -84,7 +87,7 @@ def rehearse(
     :class:`NothingFrozenError` if no part could be frozen.
     """
     ends = [shape.most, shape.least] if isinstance(shape, CallRange) else [shape]
-    runs = [_runners(pipe, states, end) for end in ends]
+    runs = [_runs(pipe, states, end) for end in ends]
     check = None
     eager: dict[str, str] = {}
     problems: list[str] = []
@@ -92,18 +95,18 @@ def rehearse(
         with policies(states, policy):
             for state in states.values():
                 state.start_listing()
-            for run, alternative in runs:
-                _first_accepted(run, alternative)
+            for one in runs:
+                _first_accepted(one)
     else:
         capture = Capture()
         if builders is not None and len(graph_parts.by_part(states)) > 1:
             builders.start_one()
         with clock.step("capture"), policies(states, "off"):
-            drawn = [_captured(capture, states, runs[0], frozenset())]
+            drawn = [_captured(capture, states, runs[0])]
             if isinstance(shape, CallRange):
                 for causes, other in shape.between():
-                    _captured(capture, states, _runners(pipe, states, other), causes)
-                drawn.append(_captured(capture, states, runs[1], frozenset(shape.ranged)))
+                    _captured(capture, states, _runs(pipe, states, other), causes)
+                drawn.append(_captured(capture, states, runs[1], shape.ranged))
         with policies(states, policy):
             for state in states.values():
                 state.start_listing()
@@ -128,29 +131,17 @@ def rehearse(
     return Rehearsal(parts, graphs, eager, check, tuple(problems))
 
 
-def run_whole(pipe: Pipeline, shape: CallShape) -> tuple[Callable[[], Any], Any]:
-    """Run ``pipe`` as it is at ``shape``; return what runs it again with the same randomness, and the output.
-
-    Raises :class:`BadCallError` if the pipeline refuses the call.
-    """
-    return _first_accepted(*_runners(pipe, {}, shape))
-
-
-def compare_whole(eager_output: Any, output: Any, modules: Iterable[nn.Module]) -> GraphComparison:
-    """Compare the whole output of compiled ``modules`` with the eager one."""
-    return _compare(eager_output, output, pipeline_tolerance(modules))
+def run_whole(pipe: Pipeline, shape: CallShape) -> Any:
+    """Return the output of ``pipe`` as it is at ``shape``. Raises :class:`BadCallError` if it refuses the call."""
+    return _first_accepted(_runs(pipe, {}, shape))[1]
 
 
 def _captured(
-    capture: Capture,
-    states: Mapping[str, PartState],
-    runs: tuple[Callable[[], Any], Callable[[], Any] | None],
-    causes: frozenset[str],
-) -> tuple[Callable[[], Any], Any]:
+    capture: Capture, states: Mapping[str, PartState], runs: Sequence[Run], causes: Iterable[str] = ()
+) -> tuple[Run, Any]:
     """The run that the pipeline accepts, whose calls are captured, and its output."""
-    run, alternative = runs
-    with capture.run(states, causes):
-        return _first_accepted(run, alternative, between=capture.forget_run)
+    with capture.run(states, frozenset(causes)):
+        return _first_accepted(runs, between=capture.forget_run)
 
 
 def _freeze_ahead(
@@ -162,9 +153,7 @@ def _freeze_ahead(
     problems: list[str] = []
     failures: list[CannotFreezeError] = []
 
-    def ended(task: Task, error: CannotFreezeError | None) -> None:
-        if error is None:
-            return
+    def failed(task: Task, error: CannotFreezeError) -> None:
         if task.others and not isinstance(error, (TrainingModeError, CompilerMissingError, InterruptedBuildError)):
             problems.append(f"{task.call.state.part} has no graph for a range of sizes: {error}")
         else:
@@ -188,12 +177,12 @@ def _freeze_ahead(
             try:
                 pending = call.state.begin_ahead(call.args, call.kwargs, task.sized())
             except CannotFreezeError as error:
-                ended(task, error)
+                failed(task, error)
                 continue
             if pending is not None:
                 stack.push(pending.held)
                 begun = functools.partial(tell, call.state.name, str(pending.signature))
-                works.append(Work(call.state, pending, begun, functools.partial(ended, task)))
+                works.append(Work(call.state, pending, begun, functools.partial(failed, task)))
         if failures:  # known before minutes are spent on compiling the others
             raise failures[0]
         if builders is not None and works:
@@ -234,22 +223,22 @@ def _used(members: Sequence[PartState]) -> set[str]:
 
 
 def _checked(
-    states: Mapping[str, PartState], run: Callable[[], Any], eager_output: Any, output: Any, eager: dict[str, str]
+    states: Mapping[str, PartState], run: Run, eager_output: Any, output: Any, eager: dict[str, str]
 ) -> GraphComparison:
     """Compare the whole output. Where it differs, each part is run frozen alone, and those that fail stay eager."""
     tolerance = pipeline_tolerance(state.module for state in states.values())
-    comparison = _compare(eager_output, output, tolerance)
+    comparison = compare_outputs(eager_output, output, tolerance)
     if comparison.passed:
         return comparison
     frozen = {name for name, members in graph_parts.by_part(states).items() if any(state.touched for state in members)}
     for name in sorted(frozen):
         others = {other: state for other, state in states.items() if state.part in frozen - {name}}
         with policies(others, "off"):
-            alone = _compare(eager_output, run(), tolerance)
+            alone = compare_outputs(eager_output, run(), tolerance)
         if not alone.passed:
             eager[name] = f"the pipeline's output changes when it is frozen: {alone.failure}"
     with policies({name: state for name, state in states.items() if state.part in eager}, "off"):
-        comparison = _compare(eager_output, run(), tolerance)
+        comparison = compare_outputs(eager_output, run(), tolerance)
     if not comparison.passed:
         raise NothingFrozenError(
             f"The frozen pipeline's output is not the eager one's: {comparison.failure}. Nothing was stored for the "
@@ -258,7 +247,8 @@ def _checked(
     return comparison
 
 
-def _compare(eager_output: Any, output: Any, tolerance: float) -> GraphComparison:
+def compare_outputs(eager_output: Any, output: Any, tolerance: float) -> GraphComparison:
+    """Compare the whole output of a pipeline with compiled parts with the eager one's."""
     return compare_trees(_comparable(eager_output), _comparable(output), tolerance=tolerance, same_non_finite=True)
 
 
@@ -320,33 +310,28 @@ def generating(states: Mapping[str, PartState], *, rehearsing: bool = False) -> 
         GENERATING.parts, GENERATING.rehearsing = before
 
 
-def _first_accepted(
-    run: Callable[[], Any], alternative: Callable[[], Any] | None, *, between: Callable[[], None] = lambda: None
-) -> tuple[Callable[[], Any], Any]:
+def _first_accepted(runs: Sequence[Run], *, between: Callable[[], None] = lambda: None) -> tuple[Run, Any]:
     """The run that the pipeline accepts, and its output. ``between`` is called where it did not accept the first."""
-    if alternative is None:
-        return run, run()
+    first, *others = runs
     try:
-        return run, run()
+        return first, first()
     except Exception as error:  # a missing image shows as anything
-        if isinstance(error, PipevaultError) and not isinstance(error, BadCallError):
+        if not others or (isinstance(error, PipevaultError) and not isinstance(error, BadCallError)):
             raise
         between()
-        return alternative, alternative()
+        return others[0], others[0]()
 
 
-def _runners(
-    pipe: Pipeline, states: Mapping[str, PartState], shape: CallShape
-) -> tuple[Callable[[], Any], Callable[[], Any] | None]:
-    """A function that runs the pipeline at ``shape``; another one to try where the pipeline may want an image."""
+def _runs(pipe: Pipeline, states: Mapping[str, PartState], shape: CallShape) -> list[Run]:
+    """A run of the pipeline at ``shape``; another one to try where the pipeline may want an image."""
     own_call = adapter_of(pipe) is None and not callable(shape.call)
     if own_call and has_optional_images(pipe, shape):
-        return _runner(pipe, states, shape, images=False), _runner(pipe, states, shape)
-    return _runner(pipe, states, shape), None
+        return [_run(pipe, states, shape, images=False), _run(pipe, states, shape)]
+    return [_run(pipe, states, shape)]
 
 
-def _runner(pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, images: bool = True) -> Callable[[], Any]:
-    """A function that runs the pipeline at ``shape``, with the same randomness each time and none left behind."""
+def _run(pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, images: bool = True) -> Run:
+    """The run of the pipeline at ``shape``, which leaves nothing behind."""
     adapter = adapter_of(pipe)
     given = shape.call
     streams = _Streams()
@@ -355,22 +340,20 @@ def _runner(pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, ima
         asked = {n: v for n, v in shape.to_json().items() if n != "call" and v is not None}
         made_up = adapter.call(pipe, {**asked, **(given or {})})
         given = made_up if callable(made_up) else {**(made_up or {}), **(given or {})}
+    is_seeded = False
     if callable(given):
-        made = given
-        function: Callable[..., Any] = functools.partial(made, pipe) if given is shape.call else made
+        function: Callable[..., Any] = functools.partial(given, pipe) if given is shape.call else given
     elif adapter is not None and adapter.methods[0] != "__call__":
         arguments = dict(given or {})
-        method = getattr(type(pipe), adapter.methods[0])
-        function = lambda: method(pipe, **arguments)  # noqa: E731
+        function = functools.partial(getattr(type(pipe), adapter.methods[0]), pipe)
     else:
+        function = pipe
         arguments = warm_up_arguments(pipe, replace(shape, call=given), images=images)
-        own = parameters(pipe)["generator"].default is None if "generator" in parameters(pipe) else False
-        if own and arguments.get("generator") is None:
-            function = lambda: pipe(**arguments, generator=_generator())  # noqa: E731
-        else:
-            function = lambda: pipe(**arguments)  # noqa: E731
+        own = parameters(pipe).get("generator")
+        is_seeded = own is not None and own.default is None and arguments.get("generator") is None
 
     def run() -> Any:
+        seeded = {"generator": torch.Generator().manual_seed(REHEARSAL_SEED)} if is_seeded else {}
         with ExitStack() as stack:
             stack.enter_context(generating(states, rehearsing=True))
             stack.enter_context(untouched(pipe))
@@ -379,7 +362,7 @@ def _runner(pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, ima
             stack.enter_context(torch.no_grad())
             _quieten(pipe)
             try:
-                return function()
+                return function(**{**arguments, **seeded})
             except (ValueError, TypeError) as error:
                 if isinstance(error, PipevaultError):
                     raise
@@ -389,10 +372,6 @@ def _runner(pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, ima
                 ) from error
 
     return run
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(REHEARSAL_SEED)
 
 
 class _Streams:

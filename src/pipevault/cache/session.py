@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from pipevault.cache.access import Access
 from pipevault.cache.advice import freeze_command
+from pipevault.cache.background import freeze_in_background
 from pipevault.cache.builders import Builders
 from pipevault.cache.keys import PartIdentity, build_key, execution_device
 from pipevault.cache.loaded import HeldLeases, LoadedState, attach_state
@@ -158,11 +160,7 @@ class LoadSession:
             if seconds is not None:
                 clock.add(f"{action} {part}", seconds)
 
-        background = None
-        if settings.unfrozen_policy == "background":
-            from pipevault.cache.background import BackgroundFreezer
-
-            background = BackgroundFreezer(settings, build)
+        is_background = settings.unfrozen_policy == "background"
         tiers = [str(tier.dir) for tier in self.access.tiers.order]
         return PartOptions(
             policy=settings.unfrozen_policy,
@@ -172,7 +170,7 @@ class LoadSession:
             shelf=shelf,
             guard=self.guard,
             verify=_verify,
-            background=background,
+            background=partial(freeze_in_background, settings, build) if is_background else None,
             report=report,
             timed=clock.timed,
             freeze_hint=(
