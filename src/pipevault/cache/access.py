@@ -41,9 +41,7 @@ class Access:
     @property
     def vault(self) -> Vault:
         """The vault of ``settings.dir``, made if need be. Raises :class:`~pipevault.errors.VaultError`."""
-        if (vault := self.own_vault(self.settings.mode == "compile")) is not None:
-            return vault
-        return Vault.of(self.settings)
+        return self.own_vault(self.settings.mode == "compile") or Vault.of(self.settings)
 
     def own_vault(self, create: bool) -> Vault | None:
         """Return the vault of ``settings.dir``; ``None`` where there is none and none is to be made."""

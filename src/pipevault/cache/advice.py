@@ -12,9 +12,6 @@ from pipevault.calls.call_shapes import CallRange
 from pipevault.determinism.levels import parse_level
 from pipevault.pipeline import Pipeline
 
-LEVELS_WITH_GRAPHS = ("strict", "invariant")
-"""Their switches change the code that is compiled; the other levels share their graphs."""
-
 
 def freeze_command(pipe: Pipeline, shape: CallShape | CallRange, *, weights: str, level: str, dir: Path) -> str:
     """A sentence with the command that freezes ``pipe`` at ``shape`` into the vault at ``dir``."""
@@ -27,30 +24,23 @@ def freeze_command(pipe: Pipeline, shape: CallShape | CallRange, *, weights: str
     words = ["pipevault", "prewarm", str(model)]
     if most.width and most.height:
         words += ["--size", _range(f"{least.width}x{least.height}", f"{most.width}x{most.height}")]
-    words += _options(pipe, least, most)
+    dtype = getattr(pipe, "dtype", None)
+    if dtype is not None and str(dtype) != "torch.float32":
+        words += ["--dtype", str(dtype).removeprefix("torch.")]
+    parts = {name: part for name, part in vars(pipe).items() if hasattr(part, "parameters")}
+    words += ["--device", execution_device(pipe, parts).type]
+    if most.batch_size > 1:
+        words += ["--batch-size", _range(least.batch_size, most.batch_size)]
+    if most.num_frames:
+        words += ["--frames", _range(least.num_frames, most.num_frames)]
+    if most.guidance is not None:
+        words += ["--guidance" if most.guidance else "--no-guidance"]
     if weights != "bound":
         words += ["--weights", weights]
-    if (name := parse_level(level).name) in LEVELS_WITH_GRAPHS:
+    if (name := parse_level(level).name) in ("strict", "invariant"):  # the other levels share their graphs
         words += ["--level", name]
     return f"run `{shlex.join([*words, '--dir', str(dir)])}`"
 
 
 def _range(least: object, most: object) -> str:
     return str(most) if least == most else f"{least}..{most}"
-
-
-def _options(pipe: Pipeline, least: CallShape, shape: CallShape) -> list[str]:
-    parts = {name: part for name, part in vars(pipe).items() if hasattr(part, "parameters")}
-    words: list[str] = []
-    dtype = getattr(pipe, "dtype", None)
-    if dtype is not None and str(dtype) != "torch.float32":
-        words += ["--dtype", str(dtype).removeprefix("torch.")]
-    device = execution_device(pipe, parts)
-    words += ["--device", device.type]
-    if shape.batch_size > 1:
-        words += ["--batch-size", _range(least.batch_size, shape.batch_size)]
-    if shape.num_frames:
-        words += ["--frames", _range(least.num_frames, shape.num_frames)]
-    if shape.guidance is not None:
-        words += ["--guidance" if shape.guidance else "--no-guidance"]
-    return words

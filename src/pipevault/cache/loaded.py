@@ -58,7 +58,7 @@ class LoadedState:
 
     ``digests`` are those of the parts' architecture when they were loaded. ``leases`` keep the entries in the
     vault. ``default_size`` is that of calls that give none. ``turn_timeout_s``: how long a call waits for those of
-    other threads. ``draws`` tells by kind of call whether it draws from the program's own random streams. ``recorder``
+    other threads. ``draws`` tells by kind of call whether it draws from the program's own random streams. ``weights``
     belongs to whoever runs the generations.
     """
 
@@ -68,7 +68,7 @@ class LoadedState:
     digests: Mapping[str, str] = field(default_factory=dict)
     level: str = "repeatable"
     load: Mapping[str, Any] = field(default_factory=dict)
-    recorder: object = None
+    weights: object = None
     guard: Guard | None = None
     leases: HeldLeases = field(default_factory=HeldLeases)
     default_size: Mapping[str, int] = field(default_factory=dict)

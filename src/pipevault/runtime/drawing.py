@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from torch import nn
 from pipevault.determinism.layers import capture, capture_torch, describe_state, fresh_seed, moved, set_aside
 from pipevault.determinism.noise import host_noise
 from pipevault.determinism.seeds import effective_seed, seed_layers
-from pipevault.determinism.streams import check_device, check_generators, generators, sample_seed
+from pipevault.determinism.streams import check_generators, generators, sample_seed
 from pipevault.digest import canonical_json
 from pipevault.errors import BadCallError
 
@@ -48,14 +48,6 @@ class Seeds:
     samples: tuple[int, ...]
     source: str
     streams: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "root": self.root,
-            "samples": list(self.samples),
-            "source": self.source,
-            "streams": dict(self.streams),
-        }
 
 
 @dataclass(frozen=True)
@@ -101,11 +93,6 @@ class Sources:
             check_generators(given, count)
         return cls("generator", None, tuple(given) if isinstance(given, (list, tuple)) else (given,))
 
-    def check_device(self, device: torch.device) -> None:
-        """Raise :class:`GeneratorDeviceError` for a generator that cannot draw for ``device``."""
-        for generator in self.generators:
-            check_device(generator, device)
-
     def seeds(self, count: int) -> Seeds:
         """The seeds as far as they are known before anything is drawn."""
         if self.seed is not None:
@@ -119,7 +106,7 @@ class Sources:
             return self
         generator = self.generators[0] if self.generators else None
         root = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device if generator else "cpu"))
-        return Sources(self.source, root, self.generators, self.takes_generator)
+        return replace(self, seed=root)
 
 
 def needs_host_noise(modules: Iterable[nn.Module]) -> bool:
@@ -165,16 +152,12 @@ def draw(
     layers = moved(before, after)
     seeds = sources.seeds(count)
     if sources.seed is None:
-        seeds = _with_streams(seeds, {name: before[name] for name in layers})
+        streams = {name: describe_state(name, before[name]) for name in layers}
+        seeds = replace(seeds, streams=streams)
+        if seeds.root is None and set(layers) == {"torch"} and (seed := fresh_seed(before["torch"])) is not None:
+            seeds = Seeds(seed, (seed,), seeds.source, streams)
     noise = _digest(given, states, {name: after[name] for name in layers})
     return DrawnOutput(output, seeds, noise, layers, before)
-
-
-def _with_streams(seeds: Seeds, states: Mapping[str, Any]) -> Seeds:
-    described = {name: describe_state(name, state) for name, state in states.items()}
-    if seeds.root is None and set(states) == {"torch"} and (seed := fresh_seed(states["torch"])) is not None:
-        return Seeds(seed, (seed,), seeds.source, described)
-    return Seeds(seeds.root, seeds.samples, seeds.source, described)
 
 
 def _digest(given: Sequence[torch.Generator], before: Sequence[torch.Tensor], layers: Mapping[str, Any]) -> str | None:
