@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -72,63 +72,64 @@ def rehearse(
     states: Mapping[str, PartState],
     shape: CallShape | CallRange,
     *,
-    policy: str,
     clock: Clock,
-    compare: bool,
-    builders: Builders | None = None,
-    worthwhile: bool = False,
+    builders: Builders,
+    worthwhile: bool,
 ) -> Rehearsal:
-    """Run ``pipe`` at ``shape`` with ``policy`` for calls without a graph; at both ends of a range.
-
-    With ``compare``, run it eagerly first, freeze the calls that it makes, and compare the outputs. With
-    ``worthwhile``, parts stay eager whose graphs gain less than :data:`LEAST_GAIN`.
+    """Run ``pipe`` eagerly at ``shape``, or at both ends of a range; freeze the calls that it makes; run it again, and
+    compare the outputs. With ``worthwhile``, parts stay eager whose graphs gain less than :data:`LEAST_GAIN`.
 
     Raises :class:`BadCallError` if the pipeline refuses the call, what freezing a call raises, and
     :class:`NothingFrozenError` if no part could be frozen.
     """
-    ends = [shape.most, shape.least] if isinstance(shape, CallRange) else [shape]
-    runs = [_runs(pipe, states, end) for end in ends]
-    check = None
+    runs = [_runs(pipe, states, end) for end in _ends(shape)]
     eager: dict[str, str] = {}
-    problems: list[str] = []
-    if not compare:
-        with policies(states, policy):
-            for state in states.values():
-                state.start_listing()
-            for one in runs:
-                _first_accepted(one)
-    else:
-        capture = Capture()
-        if builders is not None and len(graph_parts.by_part(states)) > 1:
-            builders.start_one()
-        with clock.step("capture"), policies(states, "off"):
-            drawn = [_captured(capture, states, runs[0])]
-            if isinstance(shape, CallRange):
-                for causes, other in shape.between():
-                    _captured(capture, states, _runs(pipe, states, other), causes)
-                drawn.append(_captured(capture, states, runs[1], shape.ranged))
-        with policies(states, policy):
-            for state in states.values():
-                state.start_listing()
-            tasks = capture.tasks(ranges=isinstance(shape, CallRange))
-            problems = _freeze_ahead(states, tasks, builders, clock)
-            if worthwhile:
-                eager.update(_idle_parts(states))
-            for run, eager_output in drawn:
-                with policies({name: state for name, state in states.items() if state.part in eager}, "off"):
-                    output = run()
-                with clock.step("check"):
-                    compared = _checked(states, run, eager_output, output, eager)
-                check = compared if check is None else max(check, compared, key=lambda one: one.distance)
-    by_part = graph_parts.by_part(states)
-    parts = {name: part_outcome(members, eager.get(name, "")) for name, members in by_part.items()}
-    graphs = {name: tuple(sorted(_used(members))) for name, members in by_part.items() if name not in eager}
-    if compare and not worthwhile and not any(graphs.values()):
-        details = "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if part.reason)
+    checks: list[GraphComparison] = []
+    capture = Capture()
+    if len(graph_parts.by_part(states)) > 1:
+        builders.start_one()
+    with clock.step("capture"), policies(states, "off"):
+        drawn = [_captured(capture, states, runs[0])]
+        if isinstance(shape, CallRange):
+            for causes, other in shape.between():
+                _captured(capture, states, _runs(pipe, states, other), causes)
+            drawn.append(_captured(capture, states, runs[1], shape.ranged))
+    with policies(states, "compile"):
+        for state in states.values():
+            state.start_listing()
+        tasks = capture.tasks(ranges=isinstance(shape, CallRange))
+        problems = _freeze_ahead(states, tasks, builders, clock)
+        if worthwhile:
+            eager |= _idle_parts(states)
+        for run, eager_output in drawn:
+            with _left_eager(states, eager):
+                output = run()
+            with clock.step("check"):
+                checks.append(_checked(states, run, eager_output, output, eager))
+    check = max(checks, key=lambda one: one.distance)
+    rehearsal = Rehearsal(*_parts_and_graphs(states, eager), eager, check, problems)
+    if not worthwhile and not any(rehearsal.graphs.values()):
+        details = "; ".join(f"{name}: {part.reason}" for name, part in rehearsal.parts.items() if part.reason)
         raise NothingFrozenError(
             f"No part of {type(pipe).__name__} could be frozen ({details or 'no part was called'})."
         )
-    return Rehearsal(parts, graphs, eager, check, tuple(problems))
+    return rehearsal
+
+
+def rehearse_frozen(pipe: Pipeline, states: Mapping[str, PartState], shape: CallShape | CallRange) -> Rehearsal:
+    """Run ``pipe`` at ``shape``, or at both ends of a range, with the graphs that there are. A call without one is an
+    :class:`~pipevault.errors.UnfrozenCallError`.
+    """
+    with policies(states, "error"):
+        for state in states.values():
+            state.start_listing()
+        for end in _ends(shape):
+            _first_accepted(_runs(pipe, states, end))
+    return Rehearsal(*_parts_and_graphs(states, {}), {}, None)
+
+
+def _ends(shape: CallShape | CallRange) -> list[CallShape]:
+    return [shape.most, shape.least] if isinstance(shape, CallRange) else [shape]
 
 
 def run_whole(pipe: Pipeline, shape: CallShape) -> Any:
@@ -145,8 +146,8 @@ def _captured(
 
 
 def _freeze_ahead(
-    states: Mapping[str, PartState], tasks: Sequence[Task], builders: Builders | None, clock: Clock
-) -> list[str]:
+    states: Mapping[str, PartState], tasks: Sequence[Task], builders: Builders, clock: Clock
+) -> tuple[str, ...]:
     """Freeze captured calls, but for those that depend on what the pipeline does around them; these are frozen as it
     makes them. Return why a range has no graph. Raises what is wrong with a call after all others are frozen.
     """
@@ -159,9 +160,8 @@ def _freeze_ahead(
         else:
             failures.append(error)
 
-    wanted: dict[Hashable, Hashable] = {} if TURNS.holds(STREAMS) else {STREAMS: WITH_OTHERS}
     with ExitStack() as stack:
-        stack.enter_context(TURNS.take(wanted, what="freezing"))
+        stack.enter_context(_beside_others("freezing"))
         stack.enter_context(generating(states, rehearsing=True))
         works: list[Work] = []
         started = itertools.count(1)
@@ -185,12 +185,12 @@ def _freeze_ahead(
                 works.append(Work(call.state, pending, begun, functools.partial(failed, task)))
         if failures:  # known before minutes are spent on compiling the others
             raise failures[0]
-        if builders is not None and works:
+        if works:
             with clock.step("compile", detail=builders.estimate(len(works))):
                 builders.build_all(works)
     if failures:
         raise failures[0]
-    return list(dict.fromkeys(problems))
+    return tuple(dict.fromkeys(problems))
 
 
 def _idle_parts(states: Mapping[str, PartState]) -> dict[str, str]:
@@ -205,17 +205,23 @@ def _idle_parts(states: Mapping[str, PartState]) -> dict[str, str]:
     return found
 
 
-def part_outcome(members: Sequence[PartState], eager: str = "") -> PartOutcome:
-    """Return what became of a part, or of all blocks of one, since its states began to list."""
-    refused = [slot.refusal for state in members for slot in state.touched.values() if slot.refusal]
-    unstored = [why for state in members for why in state.unstored.values()]
-    reasons = "; ".join(dict.fromkeys([*([eager] if eager else []), *refused, *unstored]))
-    regions = members[0].regions
-    if eager:
-        return PartOutcome("eager", reasons, 0, regions)
-    if not any(state.touched or state.unstored for state in members):
-        return PartOutcome("not called", regions=regions)
-    return PartOutcome("eager" if reasons else "frozen", reasons, len(_used(members)), regions)
+def _parts_and_graphs(
+    states: Mapping[str, PartState], eager: Mapping[str, str]
+) -> tuple[dict[str, PartOutcome], dict[str, tuple[str, ...]]]:
+    """What became of each part, or of all blocks of one, since its states began to list, and the graphs that ran."""
+    parts, graphs = {}, {}
+    for name, members in graph_parts.by_part(states).items():
+        used = _used(members)
+        refused = [slot.refusal for state in members for slot in state.touched.values() if slot.refusal]
+        unstored = [why for state in members for why in state.unstored.values()]
+        reasons = "; ".join(dict.fromkeys([*([eager[name]] if name in eager else []), *refused, *unstored]))
+        was_called = any(state.touched or state.unstored for state in members)
+        status = "eager" if reasons else "frozen" if was_called else "not called"
+        count = 0 if name in eager else len(used)
+        parts[name] = PartOutcome(status, reasons, count, members[0].regions)
+        if name not in eager:
+            graphs[name] = tuple(sorted(used))
+    return parts, graphs
 
 
 def _used(members: Sequence[PartState]) -> set[str]:
@@ -232,12 +238,11 @@ def _checked(
         return comparison
     frozen = {name for name, members in graph_parts.by_part(states).items() if any(state.touched for state in members)}
     for name in sorted(frozen):
-        others = {other: state for other, state in states.items() if state.part in frozen - {name}}
-        with policies(others, "off"):
+        with _left_eager(states, frozen - {name}):
             alone = compare_outputs(eager_output, run(), tolerance)
         if not alone.passed:
             eager[name] = f"the pipeline's output changes when it is frozen: {alone.failure}"
-    with policies({name: state for name, state in states.items() if state.part in eager}, "off"):
+    with _left_eager(states, eager):
         comparison = compare_outputs(eager_output, run(), tolerance)
     if not comparison.passed:
         raise NothingFrozenError(
@@ -294,6 +299,10 @@ def policies(states: Mapping[str, PartState], policy: str) -> Iterator[None]:
     finally:
         for name, state in states.items():
             state.options = before[name]
+
+
+def _left_eager(states: Mapping[str, PartState], parts: Container[str]) -> AbstractContextManager[None]:
+    return policies({name: state for name, state in states.items() if state.part in parts}, "off")
 
 
 @contextmanager
@@ -360,7 +369,6 @@ def _run(pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, images
             stack.enter_context(streams.ready())
             stack.enter_context(_rewound(arguments.get("generator")))
             stack.enter_context(torch.no_grad())
-            _quieten(pipe)
             try:
                 return function(**{**arguments, **seeded})
             except (ValueError, TypeError) as error:
@@ -387,8 +395,7 @@ class _Streams:
     @contextmanager
     def ready(self) -> Iterator[None]:
         if not self._draws:
-            wanted: dict[Hashable, Hashable] = {} if TURNS.holds(STREAMS) else {STREAMS: WITH_OTHERS}
-            with TURNS.take(wanted, what="a rehearsal"):
+            with _beside_others("a rehearsal"):
                 yield
             return
         with isolated_rng(REHEARSAL_SEED):
@@ -397,9 +404,15 @@ class _Streams:
             self._draws = bool(moved(before, capture()))
 
 
+def _beside_others(what: str) -> AbstractContextManager[float]:
+    """Let other threads draw from the program's streams meanwhile, unless this one has them alone already."""
+    return TURNS.take({} if TURNS.holds(STREAMS) else {STREAMS: WITH_OTHERS}, what=what)
+
+
 @contextmanager
 def untouched(pipe: Pipeline) -> Iterator[None]:
-    """Put back what running does to the pipeline itself, the pipelines in it, and their schedulers.
+    """Put back what running does to the pipeline itself, the pipelines in it, and their schedulers. Inside, diffusers'
+    step bar, which would promise the user pictures, is off.
 
     On an error the weights get back their dtypes too: pipelines cast a VAE for the length of a call.
     """
@@ -415,6 +428,9 @@ def untouched(pipe: Pipeline) -> Iterator[None]:
     modules = [module for owner in owners for module in graph_parts.pipeline_modules(owner).values()]
     weights = [(tensor, tensor.data) for module in modules for tensor in (*module.parameters(), *module.buffers())]
     try:
+        for owner in owners:
+            if hasattr(owner, "set_progress_bar_config"):
+                owner._progress_bar_config = {**(getattr(owner, "_progress_bar_config", None) or {}), "disable": True}
         yield
     except BaseException:  # whatever it was goes on
         for tensor, data in weights:
@@ -450,10 +466,3 @@ def _rewound(generator: Any) -> Iterator[None]:
     finally:
         for g, state in zip(generators, states, strict=True):
             g.set_state(state)
-
-
-def _quieten(pipe: Pipeline) -> None:
-    """Switch off diffusers' step bar, which would promise the user pictures; :func:`untouched` switches it on again."""
-    for owner in _pipelines(pipe, set()):
-        if hasattr(owner, "set_progress_bar_config"):
-            owner._progress_bar_config = {**(getattr(owner, "_progress_bar_config", None) or {}), "disable": True}

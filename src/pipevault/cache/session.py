@@ -18,11 +18,11 @@ from pipevault.cache.advice import freeze_command
 from pipevault.cache.background import freeze_in_background
 from pipevault.cache.builders import Builders
 from pipevault.cache.keys import PartIdentity, build_key, execution_device
-from pipevault.cache.loaded import HeldLeases, LoadedState, attach_state
+from pipevault.cache.loaded import HeldLeases, LoadedState, attach_state, loaded_state
 from pipevault.cache.outcome import Clock, Outcome, PartOutcome, Step
 from pipevault.cache.plan import make_plan, open_graphs, plan_outcomes
 from pipevault.cache.regions import choose_regions
-from pipevault.cache.rehearsal import rehearse
+from pipevault.cache.rehearsal import rehearse, rehearse_frozen
 from pipevault.cache.search import Miss, Store
 from pipevault.cache.shelf import VaultShelf
 from pipevault.calls.call import CallShape
@@ -41,18 +41,6 @@ from pipevault.store.stats.summary import mean_compile_s
 from pipevault.store.tiers.tiers import TierHit
 
 logger = logging.getLogger("pipevault")
-
-
-class _PartGuard:
-    """Looks at a part that is called outside of a generation, unless its pipeline is gone."""
-
-    def __init__(self) -> None:
-        self.state: weakref.ref[LoadedState] | None = None
-
-    def __call__(self, name: str) -> None:
-        state = self.state() if self.state is not None else None
-        if state is not None and (pipe := state.owner()) is not None:
-            state.check(pipe, name)
 
 
 class LoadSession:
@@ -79,7 +67,6 @@ class LoadSession:
         self.shelves: dict[VaultShelf, Store] = {}
         clock = self.clock  # a part must not hold its session, which holds the pipeline
         self.store.wait = lambda detail: clock.report(Step("", "wait", None, detail))
-        self.guard = _PartGuard()
         self.architectures: dict[str, Architecture] = {}
         with self.clock.step("fingerprint"):
             self.regions = choose_regions(pipe, names, self.settings.regions)
@@ -145,6 +132,13 @@ class LoadSession:
         level = settings.level
         inductor_settings = copy_context()
         shelves: dict[str, VaultShelf] = {}
+        owner = weakref.ref(self.pipe)
+
+        def guard(name: str) -> None:
+            """Look at a part that is called outside of a generation, unless its pipeline is gone."""
+            pipe = owner()
+            if pipe is not None and (loaded := loaded_state(pipe)) is not None:
+                loaded.check(pipe, name)
 
         def identity_at_level(name: str, module: nn.Module, device: torch.device) -> PartIdentity:
             with at_level(level):
@@ -168,7 +162,7 @@ class LoadSession:
             settings=inductor_settings,
             build=build,
             shelf=shelf,
-            guard=self.guard,
+            guard=guard,
             verify=_verify,
             background=partial(freeze_in_background, settings, build) if is_background else None,
             report=report,
@@ -284,7 +278,7 @@ class LoadSession:
         if not any(state.graphs for state in self.states.values()):
             raise self._missed(key, miss, shape)
         try:
-            rehearsal = rehearse(self.pipe, self.states, shape, policy="error", clock=self.clock, compare=False)
+            rehearsal = rehearse_frozen(self.pipe, self.states, shape)
         except UnfrozenCallError as error:
             told = str(error).rpartition("\n")[0] or str(error)  # without its advice: the miss has its own
             more = "" if miss.reason in told else f" {told}"
@@ -302,9 +296,7 @@ class LoadSession:
                 self.pipe,
                 self.states,
                 shape,
-                policy="compile",
                 clock=self.clock,
-                compare=True,
                 builders=builders,
                 worthwhile=self.worthwhile,
             )
@@ -388,7 +380,6 @@ class LoadSession:
             turn_timeout_s=self.settings.turn_timeout_s,
         )
         attach_state(self.pipe, state)
-        self.guard.state = weakref.ref(state)
 
     def release(self) -> None:
         for shelf, store in self.shelves.items():
