@@ -37,29 +37,17 @@ from pipevault.errors import BadCallError
 
 
 @dataclass(frozen=True)
-class Seeds:
-    """The seeds of a generation.
-
-    ``samples`` has a seed for each sample, or one from which all were drawn; ``source`` as in the table above.
-    ``streams`` are the states from which the program's own streams were drawn from, as plain JSON.
-    """
-
-    root: int | None
-    samples: tuple[int, ...]
-    source: str
-    streams: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class DrawnOutput:
     """The result of :func:`draw`: the output, where its noise came from, and what is left to say about that.
 
-    ``noise`` is a SHA-256 over the states in which the streams were left; ``None`` if nothing was drawn. ``layers``
-    are the program's own streams that were drawn from, ``before`` their states then.
+    ``seeds`` are those of the record: ``samples`` has one for each sample, or one from which all were drawn; ``source``
+    is as in the table above; ``streams`` are the states from which the program's own streams were drawn from. ``noise``
+    is a SHA-256 over the states in which the streams were left; ``None`` if nothing was drawn. ``layers`` are the
+    program's own streams that were drawn from, ``before`` their states then.
     """
 
     output: Any
-    seeds: Seeds
+    seeds: Mapping[str, Any]
     noise: str | None
     layers: tuple[str, ...]
     before: Mapping[str, Any] = field(repr=False)
@@ -89,16 +77,19 @@ class Sources:
             return cls("argument" if seed == root else "random", root, takes_generator=takes_generator)
         if given is None:
             return cls("global", takes_generator=takes_generator)
-        if isinstance(given, (list, tuple)):
-            check_generators(given, count)
-        return cls("generator", None, tuple(given) if isinstance(given, (list, tuple)) else (given,))
+        if not isinstance(given, (list, tuple)):
+            return cls("generator", generators=(given,))
+        check_generators(given, count)
+        return cls("generator", generators=tuple(given))
 
-    def seeds(self, count: int) -> Seeds:
+    def seeds(self, count: int) -> dict[str, Any]:
         """The seeds as far as they are known before anything is drawn."""
         if self.seed is not None:
-            return Seeds(self.seed, tuple(sample_seed(self.seed, index) for index in range(count)), self.source)
-        samples = tuple(int(one.initial_seed()) for one in self.generators)
-        return Seeds(samples[0] if samples else None, samples, self.source)
+            samples = [sample_seed(self.seed, index) for index in range(count)]
+        else:
+            samples = [int(one.initial_seed()) for one in self.generators]
+        root = self.seed if self.seed is not None or not samples else samples[0]
+        return {"root": root, "samples": samples, "source": self.source, "streams": {}}
 
     def drawn_root(self) -> Sources:
         """Return these with a root seed, drawn from the one generator or from torch's own stream; for ``invariant``."""
@@ -152,10 +143,9 @@ def draw(
     layers = moved(before, after)
     seeds = sources.seeds(count)
     if sources.seed is None:
-        streams = {name: describe_state(name, before[name]) for name in layers}
-        seeds = replace(seeds, streams=streams)
-        if seeds.root is None and set(layers) == {"torch"} and (seed := fresh_seed(before["torch"])) is not None:
-            seeds = Seeds(seed, (seed,), seeds.source, streams)
+        seeds["streams"] = {name: describe_state(name, before[name]) for name in layers}
+        if seeds["root"] is None and set(layers) == {"torch"} and (seed := fresh_seed(before["torch"])) is not None:
+            seeds |= {"root": seed, "samples": [seed]}
     noise = _digest(given, states, {name: after[name] for name in layers})
     return DrawnOutput(output, seeds, noise, layers, before)
 

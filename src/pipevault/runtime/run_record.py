@@ -73,8 +73,8 @@ def make_record(
     asked, outcome = parse_level(state.level), state.outcome
     scheduler = getattr(pipe, "scheduler", None)
     notes = [*achieved.notes]
-    if drawn.layers and drawn.seeds.source != "global":
-        what = "was seeded with the root seed" if not drawn.seeds.streams else "went on from where it stood"
+    if drawn.layers and drawn.seeds["source"] != "global":
+        what = "was seeded with the root seed" if not drawn.seeds["streams"] else "went on from where it stood"
         notes.append(f"The pipeline drew from a global generator ({', '.join(drawn.layers)}), which {what}.")
     results = {"noise": drawn.noise, "latents": seen.latents, **digests(drawn.output)}
     if asked.audit:
@@ -89,7 +89,7 @@ def make_record(
             "load": state.load,
         },
         call=called["arguments"],
-        seeds=vars(drawn.seeds),
+        seeds=drawn.seeds,
         level={
             "asked": str(asked),
             "achieved": achieved.level,
