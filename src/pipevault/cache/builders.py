@@ -39,7 +39,7 @@ from pipevault.graphs.views import outline, with_empty_weights
 
 logger = logging.getLogger("pipevault")
 
-JOB_FILE, RESULT_FILE, LOG_FILE = "job.pt", "result.pkl", "builder.log"
+JOB_FILE, RESULT_FILE = "job.pt", "result.pkl"
 EXPECTED_PEAK_BYTES = 1_500_000_000
 """The memory that a process which compiles is taken to need, until one has shown what it needs."""
 

@@ -15,9 +15,9 @@ from pipevault.calls.call_shapes import CallRange, call_factors
 from pipevault.determinism.flags import code_flags
 from pipevault.digest import Digest
 from pipevault.fingerprint.classes import class_identity, is_released, original_class, qualified_name
-from pipevault.fingerprint.machine import machine_factors
+from pipevault.fingerprint.machine import machine_factors, machine_record
 from pipevault.fingerprint.model import Architecture, architecture
-from pipevault.fingerprint.toolchain import toolchain_factors
+from pipevault.fingerprint.toolchain import toolchain_factors, toolchain_record
 from pipevault.fingerprint.volatile import SKIPPED_NAMES
 from pipevault.fingerprint.weights import weights_digest
 from pipevault.graphs.inductor import GRAPH_FORMAT, BuildOptions
@@ -131,6 +131,11 @@ def _shared_factors(device: torch.device, backend: str, build: BuildOptions) -> 
         "backend": {"name": backend, **build.to_json()},
         "determinism": code_flags(),
     }
+
+
+def made_here() -> dict[str, Any]:
+    """Return what a manifest tells of the machine and the toolchain that made its entry."""
+    return {"machine": machine_record(), "toolchain": toolchain_record(graph_format=GRAPH_FORMAT)}
 
 
 def pipeline_factors(pipe: Pipeline, parts: Mapping[str, nn.Module]) -> dict[str, Any]:

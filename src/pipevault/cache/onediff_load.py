@@ -19,7 +19,7 @@ from torch import nn
 
 from pipevault.cache.access import Access
 from pipevault.cache.guard import WatchedModule, changed_error, replaced_error
-from pipevault.cache.keys import build_key
+from pipevault.cache.keys import build_key, made_here
 from pipevault.cache.loaded import HeldLeases, LoadedState, attach_state, unload
 from pipevault.cache.onediff_backends import ARTIFACT, OnediffBackend
 from pipevault.cache.outcome import Clock, Outcome, PartOutcome, combine
@@ -33,11 +33,8 @@ from pipevault.digest import digest_file
 from pipevault.errors import BadCallError, CorruptEntryError, MissError, NothingFrozenError, VaultError
 from pipevault.files.archive import pack_files, unpack_files
 from pipevault.files.scratch import scratch_folder
-from pipevault.fingerprint.machine import machine_record
-from pipevault.fingerprint.toolchain import toolchain_record
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.check import pipeline_tolerance
-from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.graphs.state import FREEZING
 from pipevault.key import Key
 from pipevault.pipeline import Pipeline
@@ -216,8 +213,7 @@ class _Load:
         info = {
             "compile_s": round(time.perf_counter() - started_s, 3),
             "check": {"distance": check.distance, "tolerance": check.tolerance},
-            "machine": machine_record(),
-            "toolchain": toolchain_record(graph_format=GRAPH_FORMAT),
+            **made_here(),
         }
         self.store.count("compiled", key.digest, seconds=info["compile_s"])
         self.store.count("miss", key.digest, reason=miss.word)

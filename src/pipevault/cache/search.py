@@ -155,8 +155,7 @@ class Store:
     def tier_of(self, keys: Iterable[Digest]) -> str:
         """The folder of the farthest tier where one of ``keys`` was found; empty if none was."""
         order = [tier.dir for tier in self.tiers.order]
-        places = [self.origins[key] for key in keys if key in self.origins]
-        return str(max(places, key=order.index)) if places else ""
+        return str(max((self.origins[key] for key in keys if key in self.origins), key=order.index, default=""))
 
     def limit_size(self, found: TierHit) -> None:
         """Keep ``max_size`` where ``found`` was written just now."""
@@ -196,7 +195,6 @@ class Search:
         self._own_error: VaultError | None = None
         self._refusals: list[str] = []
         self._word = "absent"
-        self.problems: list[str] = []
 
     def entries(self) -> Iterator[TierHit]:
         """Yield entries with parts that can be read, nearest tier first. Nothing is copied."""
@@ -205,7 +203,7 @@ class Search:
                 self.refuse(candidate, candidate.error)
                 continue
             if candidate.warning:
-                self.tell(candidate.warning)
+                self._store.tell(candidate.warning)
             try:
                 if not self.knows(candidate):
                     check_parts(candidate.vault, candidate.manifest)
@@ -228,7 +226,7 @@ class Search:
                 self.refuse(found, error)
                 continue
             except VaultError as error:
-                self.tell(f"tier {found.tier.dir}: an entry could not be copied to a nearer tier: {error}")
+                self._store.tell(f"tier {found.tier.dir}: an entry could not be copied to a nearer tier: {error}")
             yield copied
             if copied.tier != found.tier:
                 yield found
@@ -250,12 +248,7 @@ class Search:
         if isinstance(error, SignatureError):
             self._store.unsigned = self._store.unsigned or error
         if not is_own or len(self._tiers.order) > 1:
-            self.tell(f"tier {place.tier.dir}: {error}")
-
-    def tell(self, problem: str) -> None:
-        if problem not in self.problems:
-            self.problems.append(problem)
-        self._store.tell(problem)
+            self._store.tell(f"tier {place.tier.dir}: {error}")
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -278,7 +271,7 @@ class Search:
             if self._tiers.quarantine(vault, place.tier, path, str(error)) is not None:
                 self._store.count("quarantined", self.key)
         except VaultError as failure:
-            self.tell(f"tier {place.tier.dir}: {failure}")
+            self._store.tell(f"tier {place.tier.dir}: {failure}")
 
 
 def check_parts(vault: Vault, manifest: Manifest) -> None:

@@ -8,7 +8,7 @@ frozen has the reason in its place and no artifacts; its factors include the ver
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,18 +16,16 @@ from typing import Any
 
 import torch
 
-from pipevault.cache.keys import PartIdentity
+from pipevault.cache.keys import PartIdentity, made_here
 from pipevault.cache.search import Store
 from pipevault.compat.pytorch import forget_vector_isa
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, InterruptedBuildError, VaultError, WrongMachineError
 from pipevault.files.opened import OpenedFile
 from pipevault.files.scratch import kept_scratch_folder
-from pipevault.fingerprint.machine import check_package_machine, machine_record
-from pipevault.fingerprint.toolchain import toolchain_record
+from pipevault.fingerprint.machine import check_package_machine
 from pipevault.graphs.freezing import CallTimes, FrozenCall
 from pipevault.graphs.frozen import GraphDocument
-from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.graphs.library import GraphFiles
 from pipevault.graphs.signature import CallSignature
 from pipevault.graphs.table import ShelfItem
@@ -68,7 +66,7 @@ class VaultShelf:
         found = next(search.entries(), None)
         if found is None:
             for reason in search.reasons:
-                if not any(reason in problem for problem in search.problems):  # told with the name of its tier
+                if not any(reason in problem for problem in self.store.problems):  # told with the name of its tier
                     self.store.tell(reason)
             return None
         kept = self._kept(found)
@@ -116,7 +114,7 @@ class VaultShelf:
         key = self.of.graph_key(signature)
         part = {"status": "eager", "reason": reason, "graphs": []}
         try:
-            return self._publish(key, part, [], {}, {})
+            return self._publish(key, part)
         except VaultError as error:
             self.store.tell(f"why {self.part} cannot be frozen was not stored: {error}")
             return ShelfItem(signature, key.digest.hex, refusal=reason)
@@ -125,19 +123,17 @@ class VaultShelf:
         self,
         key: Key,
         part: Mapping[str, Any],
-        artifacts: list[ArtifactRef],
-        files: Mapping[Digest, Path],
-        info: Mapping[str, Any],
+        artifacts: Sequence[ArtifactRef] = (),
+        files: Mapping[Digest, Path] | None = None,
+        info: Mapping[str, Any] | None = None,
     ) -> ShelfItem:
-        name = self.of.architecture.class_name
         details = {
-            **info,
+            **(info or {}),
             "signature_text": str(CallSignature.from_json(key.factors["signature"])),
-            "machine": machine_record(),
-            "toolchain": toolchain_record(graph_format=GRAPH_FORMAT),
+            **made_here(),
         }
-        manifest = Manifest(key, {name: part}, tuple(artifacts), details, now_utc())
-        published = self.store.tiers.publish(manifest, files)
+        manifest = Manifest(key, {self.of.architecture.class_name: part}, tuple(artifacts), details, now_utc())
+        published = self.store.tiers.publish(manifest, files or {})
         self._frozen_here.add(key.digest)
         self.store.count("published", key.digest, bytes=published.manifest.size_bytes)
         kept = self._kept(published)
