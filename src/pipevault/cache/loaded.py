@@ -105,13 +105,13 @@ class FrozenPipeline:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Reduce as an eager pipeline of the original class, for pickles and copies."""
-        original = self._pipevault_original_class
+        original, own = self._pipevault_original_class, getattr(self, "__dict__", {})
         twin: Any = original.__new__(original)  # type: ignore[call-overload]
-        for name, value in getattr(self, "__dict__", {}).items():
+        for name, value in own.items():
             if name != STATE:
                 twin.__dict__[name] = unfrozen(value)
-        if "_modules" in getattr(self, "__dict__", {}):
-            twin.__dict__["_modules"] = {name: unfrozen(child) for name, child in self.__dict__["_modules"].items()}
+        if "_modules" in own:
+            twin.__dict__["_modules"] = {name: unfrozen(child) for name, child in own["_modules"].items()}
         make, arguments, *rest = twin.__reduce_ex__(protocol)
         # A pickler insists that what ``copyreg.__newobj__`` makes is of the class of what it was given.
         return (_new if make is copyreg.__newobj__ else make, arguments, *rest)  # type: ignore[attr-defined]
@@ -239,7 +239,11 @@ def freeze_pipeline_class(original: Any) -> type[Any]:
     for name in generating_methods(original):
         attributes[name] = _guarded(getattr(original, name))
     if isinstance(getattr(original, "components", None), property):
-        attributes["components"] = property(lambda pipe: _eager_components(original.components.__get__(pipe)))
+
+        def components(pipe: Pipeline) -> dict[str, Any]:
+            return {name: unfrozen(value) for name, value in original.components.__get__(pipe).items()}
+
+        attributes["components"] = property(components)
     # The original comes first: an object changes its class only where both have its layout.
     return type(original.__name__, (original, FrozenPipeline), attributes)
 
@@ -252,7 +256,3 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
         return generate(pipe, method, args, kwargs, lambda: loaded_state(pipe))
 
     return guarded
-
-
-def _eager_components(components: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: unfrozen(value) for name, value in components.items()}

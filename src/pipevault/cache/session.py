@@ -47,13 +47,7 @@ class LoadSession:
     """One load of one pipeline with this package's own backend, in progress."""
 
     def __init__(
-        self,
-        access: Access,
-        pipe: Pipeline,
-        names: Sequence[str],
-        previous: LoadedState | None,
-        *,
-        worthwhile: bool,
+        self, access: Access, pipe: Pipeline, names: Sequence[str], previous: LoadedState | None, *, worthwhile: bool
     ) -> None:
         self.access = access
         self.worthwhile = worthwhile
@@ -293,12 +287,7 @@ class LoadSession:
         mean_s = mean_compile_s(self.access.vault.layout)
         with Builders(self.settings.build_processes, self.settings.level, mean_s) as builders:
             rehearsal = rehearse(
-                self.pipe,
-                self.states,
-                shape,
-                clock=self.clock,
-                builders=builders,
-                worthwhile=self.worthwhile,
+                self.pipe, self.states, shape, clock=self.clock, builders=builders, worthwhile=self.worthwhile
             )
         for name in rehearsal.eager:
             self._leave_eager(name)

@@ -148,12 +148,10 @@ _FORMAT = Format(
         "pipevault that wrote it.",
     ),
     foreign=_error(
-        NoRecordError,
-        "{source} is not a run record: {what}. Give a file that pipevault saved, or its sidecar.",
+        NoRecordError, "{source} is not a run record: {what}. Give a file that pipevault saved, or its sidecar."
     ),
     edited=_error(
-        RecordDigestError,
-        "The run record{of} was changed after it was written: {what}. Use the file as it was saved.",
+        RecordDigestError, "The run record{of} was changed after it was written: {what}. Use the file as it was saved."
     ),
     digest_field="digest",
     canonical=False,

@@ -90,12 +90,7 @@ def make_record(
         },
         call=called["arguments"],
         seeds=drawn.seeds,
-        level={
-            "asked": str(asked),
-            "achieved": achieved.level,
-            "flags": dict(achieved.flags),
-            "notes": notes,
-        },
+        level={"asked": str(asked), "achieved": achieved.level, "flags": dict(achieved.flags), "notes": notes},
         results=results,
         outcome=outcome.status,
         key=outcome.key.hex if outcome.key else None,
