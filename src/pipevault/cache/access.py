@@ -52,12 +52,8 @@ class Access:
         return self._vault
 
     def per_sample(self, shape: CallShape) -> CallShape:
-        """Return the shape to freeze for calls of ``shape``.
-
-        At level ``invariant`` each sample runs on its own, so graphs for one sample serve every batch.
-        """
-        is_split = parse_level(self.settings.level).name == "invariant"
-        return replace(shape, batch_size=1) if is_split else shape
+        """Return the shape to freeze for calls of ``shape``: at level ``invariant`` each sample runs on its own."""
+        return replace(shape, batch_size=1) if parse_level(self.settings.level).name == "invariant" else shape
 
     def plan_key(
         self, pipe: Pipeline, names: tuple[str, ...], shape: CallShape | CallRange, *, worthwhile: bool = False

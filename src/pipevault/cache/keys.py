@@ -197,24 +197,19 @@ def _settings(value: Any) -> dict[str, Any]:
     config = getattr(value, "config", None)
     if config is not None and not isinstance(config, Mapping):
         config = getattr(config, "__dict__", None)
-    return {
-        name: described(setting)
-        for name, setting in (config or {}).items()
-        if not name.startswith("_") and not SKIPPED_NAMES[name]
-    }
+    return _described(config or {})
 
 
 def _scalar_attributes(module: nn.Module) -> dict[str, Any]:
     """Switches such as ``use_tiling``. A name with an underscore is state that a call may leave behind."""
     cls = original_class(module)
-    return {
-        name: described(value)
-        for name, value in vars(module).items()
-        if isinstance(value, _SCALARS)
-        and not name.startswith("_")
-        and not SKIPPED_NAMES[name]
-        and getattr(cls, name, _NO_DEFAULT) != value
-    }
+    scalars = {name: value for name, value in vars(module).items() if isinstance(value, _SCALARS)}
+    return _described({name: value for name, value in scalars.items() if getattr(cls, name, _NO_DEFAULT) != value})
+
+
+def _described(values: Mapping[str, Any]) -> dict[str, Any]:
+    kept = (name for name in values if not name.startswith("_") and not SKIPPED_NAMES[name])
+    return {name: described(values[name]) for name in kept}
 
 
 def _autocast(device: torch.device) -> str | None:

@@ -177,18 +177,15 @@ def unchanged_on_error(pipe: Pipeline) -> Iterator[None]:
 
 
 def unload(pipe: Pipeline) -> Any:
-    """Give ``pipe`` its eager parts and its own class back, and return it.
+    """Give ``pipe`` its eager parts and its own class back, and return it; one that was not loaded stays as it is.
 
-    A part that another loaded pipeline shares stays frozen in that one's places. A pipeline that was not loaded stays
-    as it is.
+    A part that another loaded pipeline shares stays frozen in that one's places.
     """
     with turn(pipe, f"unloading {type(pipe).__name__}"):
-        state = loaded_state(pipe)
-        if state is None:
-            return pipe
-        state.give_back(pipe)
-        release_class(pipe)
-        state.leases.release()
+        if (state := loaded_state(pipe)) is not None:
+            state.give_back(pipe)
+            release_class(pipe)
+            state.leases.release()
     return pipe
 
 

@@ -94,7 +94,8 @@ def repeated_blocks(part: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _blocks(owner: nn.Module, prefix: str, listed: frozenset[str]) -> Iterator[tuple[str, nn.Module]]:
     children = dict(owner.named_children())
-    kinds = Counter(_kind(child) for child in children.values()) if isinstance(owner, nn.ModuleList) else Counter()
+    is_list = isinstance(owner, nn.ModuleList) and not listed
+    kinds = Counter(_kind(child) for child in children.values()) if is_list else Counter()
     for name, child in children.items():
         if listed:
             is_block = original_class(child).__name__ in listed

@@ -209,23 +209,20 @@ def _parts_and_graphs(
     states: Mapping[str, PartState], eager: Mapping[str, str]
 ) -> tuple[dict[str, PartOutcome], dict[str, tuple[str, ...]]]:
     """What became of each part, or of all blocks of one, since its states began to list, and the graphs that ran."""
-    parts, graphs = {}, {}
+    parts: dict[str, PartOutcome] = {}
+    graphs: dict[str, tuple[str, ...]] = {}
     for name, members in graph_parts.by_part(states).items():
-        used = _used(members)
-        refused = [slot.refusal for state in members for slot in state.touched.values() if slot.refusal]
+        touched = {key: slot for state in members for key, slot in state.touched.items()}
+        used = [key for key, slot in touched.items() if slot.kept.document is not None]
+        refused = [slot.refusal for slot in touched.values() if slot.refusal]
         unstored = [why for state in members for why in state.unstored.values()]
         reasons = "; ".join(dict.fromkeys([*([eager[name]] if name in eager else []), *refused, *unstored]))
-        was_called = any(state.touched or state.unstored for state in members)
-        status = "eager" if reasons else "frozen" if was_called else "not called"
+        status = "eager" if reasons else "frozen" if touched else "not called"
         count = 0 if name in eager else len(used)
         parts[name] = PartOutcome(status, reasons, count, members[0].regions)
         if name not in eager:
             graphs[name] = tuple(sorted(used))
     return parts, graphs
-
-
-def _used(members: Sequence[PartState]) -> set[str]:
-    return {key for state in members for key, slot in state.touched.items() if slot.kept.document is not None}
 
 
 def _checked(
@@ -263,7 +260,8 @@ def _comparable(output: Any) -> list[tuple[str, Any]]:
     for path, leaf in leaves(output):
         if not is_media(leaf):
             with suppress(TypeError):
-                found.append((path, _as_value(leaf)))
+                value = plain_value(leaf)
+                found.append((path, torch.tensor(value, dtype=torch.float32) if isinstance(value, float) else value))
         elif is_image(leaf) or has_bytes(leaf):
             found.append((path, _as_tensor(leaf)))
     return found
@@ -281,11 +279,6 @@ def _as_tensor(leaf: Any) -> torch.Tensor | str:
     if array.dtype.kind not in "biufc":
         return digest_array(array)
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
-
-
-def _as_value(leaf: Any) -> Any:
-    value = plain_value(leaf)
-    return torch.tensor(value, dtype=torch.float32) if isinstance(value, float) else value
 
 
 @contextmanager

@@ -303,11 +303,8 @@ def _malformed_plan(manifest: Manifest) -> str:
 
 
 def explain_miss(tiers: Tiers, key: Key) -> Miss:
-    """Compare ``key`` with the newest plans of the same pipeline, or of one with weights of another dtype.
-
-    At most :data:`_COMPARED_PLANS` entries of a tier are read on the pipeline's shelf, and as many elsewhere.
-
-    Raises nothing for a tier that cannot be read: the search has reported it.
+    """Compare ``key`` with the newest plans of the same pipeline, or of one with weights of another dtype. Raises nothing
+    for a tier that cannot be read: the search has reported it.
     """
     plans = [entry.key for entry in tiers.newest(_COMPARED_PLANS, key.shelf) if entry.key.kind == key.kind]
     if not plans:  # weights of another dtype are another architecture, whose plans lie elsewhere
@@ -346,14 +343,10 @@ def _model(key: Key) -> object:
 def _upgrade(difference: Difference, plans: Sequence[Key]) -> str:
     """``torch 2.13.0 → 2.15.0; 15 entries are of the old one``."""
     name = difference.factor.removeprefix("toolchain.")
-    old = sum(_toolchain(plan).get(name) == difference.theirs for plan in plans)
+    toolchains = [plan.factors.get("toolchain") for plan in plans]
+    old = sum(isinstance(one, Mapping) and one.get(name) == difference.theirs for one in toolchains)
     number = "1 entry is" if old == 1 else f"{old} entries are"
     return f"{name} {difference.theirs} → {difference.ours}; {number} of the old one"
-
-
-def _toolchain(plan: Key) -> Mapping[str, Any]:
-    toolchain = plan.factors.get("toolchain")
-    return toolchain if isinstance(toolchain, Mapping) else {}
 
 
 def _clause(difference: Difference) -> str:
