@@ -303,8 +303,8 @@ def _malformed_plan(manifest: Manifest) -> str:
 
 
 def explain_miss(tiers: Tiers, key: Key) -> Miss:
-    """Compare ``key`` with the newest plans of the same pipeline, or of one with weights of another dtype. Raises nothing
-    for a tier that cannot be read: the search has reported it.
+    """Compare ``key`` with the newest plans of the same pipeline, or of one with weights of another dtype.
+    Raises nothing for a tier that cannot be read: the search has reported it.
     """
     plans = [entry.key for entry in tiers.newest(_COMPARED_PLANS, key.shelf) if entry.key.kind == key.kind]
     if not plans:  # weights of another dtype are another architecture, whose plans lie elsewhere

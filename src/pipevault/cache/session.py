@@ -94,8 +94,8 @@ class LoadSession:
         return states
 
     def _give_up_otherwise(self, whole: Sequence[str]) -> dict[str, str]:
-        """Unfreeze what an earlier load froze whole and this one freezes by blocks, and the other way round. Return what
-        stands in the way, by part: another pipeline holds them.
+        """Unfreeze what an earlier load froze whole and this one freezes by blocks, and the other way round. Return
+        what stands in the way, by part: another pipeline holds them.
         """
         held = {}
         for name, state in graph_parts.frozen_parts(self.pipe).items():
@@ -167,7 +167,7 @@ class LoadSession:
         )
 
     def attached(self, wanted: Sequence[str] | None) -> Outcome:
-        """Return the outcome of a load without a shape; where no graph exists yet, freeze the pipeline's default call."""
+        """Return the outcome of a load without a shape; where there are no graphs yet, freeze the default call."""
         with self.clock.step("lookup"):
             for state in self.states.values():
                 state.table.read_shelf()
