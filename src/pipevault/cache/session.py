@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,6 @@ import torch
 from torch import nn
 
 from pipevault.cache.access import Access
-from pipevault.cache.advice import freeze_command
 from pipevault.cache.background import freeze_in_background
 from pipevault.cache.builders import Builders
 from pipevault.cache.keys import PartIdentity, build_key, execution_device
@@ -28,6 +28,7 @@ from pipevault.cache.shelf import VaultShelf
 from pipevault.calls.call import CallShape
 from pipevault.calls.call_shapes import AskedShape, CallRange
 from pipevault.determinism.levels import level as at_level
+from pipevault.determinism.levels import parse_level
 from pipevault.digest import Digest
 from pipevault.errors import BadCallError, MissError, SignatureError, UnfrozenCallError, VaultError
 from pipevault.fingerprint.model import Architecture, architecture
@@ -36,6 +37,7 @@ from pipevault.graphs.part import obstacle
 from pipevault.graphs.state import FREEZING, PartOptions, PartState
 from pipevault.key import Key
 from pipevault.pipeline import Pipeline
+from pipevault.settings import Settings
 from pipevault.store.manifest import Manifest
 from pipevault.store.stats.summary import mean_compile_s
 from pipevault.store.tiers.tiers import TierHit
@@ -328,8 +330,6 @@ class LoadSession:
         return self.store.unsigned or MissError(self._message(key, miss, shape) + more, key.digest.hex, miss.reason)
 
     def _message(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> str:
-        settings = self.settings
-        command = freeze_command(self.pipe, shape, weights=settings.weights, level=settings.level, dir=settings.dir)
         order = self.access.tiers.order
         folders = ", ".join(str(tier.dir) for tier in order)
         where = f"The vault {folders} holds" if len(order) == 1 else f"The tiers {folders} hold"
@@ -339,7 +339,7 @@ class LoadSession:
         also = f" Also: {'; '.join(others)}." if others else ""
         return (
             f"{where} no usable graphs for {type(self.pipe).__name__} (key {key.digest.short}): {reason}.{also} "
-            f"To freeze it, {command}; or use mode 'compile'."
+            f"To freeze it, {_freeze_command(self.pipe, shape, self.settings)}; or use mode 'compile'."
         )
 
     def finish(self, result: Outcome, asked: Sequence[AskedShape], parts: Sequence[str] | None) -> None:
@@ -393,3 +393,36 @@ def _verify(shelf: Any, module: nn.Module) -> str:
 
 def _eager_reasons(parts: Mapping[str, PartOutcome]) -> str:
     return "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if part.status == "eager")
+
+
+def _freeze_command(pipe: Pipeline, shape: CallShape | CallRange, settings: Settings) -> str:
+    """A clause with the command that freezes ``pipe`` at ``shape`` into the vault of ``settings``."""
+    least, most = (shape.least, shape.most) if isinstance(shape, CallRange) else (shape, shape)
+    if callable(most.call) or (isinstance(most.call, Mapping) and most.call):
+        return "run this program once with mode='compile' (its call cannot be given on a command line)"
+    model = getattr(getattr(pipe, "config", None), "_name_or_path", None)
+    if not model:
+        return "run this program once with mode='compile'"
+    words = ["pipevault", "prewarm", str(model)]
+    if most.width and most.height:
+        words += ["--size", _range(f"{least.width}x{least.height}", f"{most.width}x{most.height}")]
+    dtype = getattr(pipe, "dtype", None)
+    if dtype is not None and str(dtype) != "torch.float32":
+        words += ["--dtype", str(dtype).removeprefix("torch.")]
+    parts = {name: part for name, part in vars(pipe).items() if hasattr(part, "parameters")}
+    words += ["--device", execution_device(pipe, parts).type]
+    if most.batch_size > 1:
+        words += ["--batch-size", _range(least.batch_size, most.batch_size)]
+    if most.num_frames:
+        words += ["--frames", _range(least.num_frames, most.num_frames)]
+    if most.guidance is not None:
+        words += ["--guidance" if most.guidance else "--no-guidance"]
+    if settings.weights != "bound":
+        words += ["--weights", settings.weights]
+    if (name := parse_level(settings.level).name) in ("strict", "invariant"):  # the other levels share their graphs
+        words += ["--level", name]
+    return f"run `{shlex.join([*words, '--dir', str(settings.dir)])}`"
+
+
+def _range(least: object, most: object) -> str:
+    return str(most) if least == most else f"{least}..{most}"
