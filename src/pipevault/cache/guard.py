@@ -180,14 +180,12 @@ Attributes = list[tuple[dict[str, Any], dict[str, Any], list[tuple[Any, Any]]]]
 
 def _attributes(module: nn.Module) -> Attributes:
     """For each module its ``__dict__``, a copy of it, and copies of the containers in it."""
-    return [
-        (own, dict(own), [(value, type(value)(value)) for name, value in own.items() if _is_watched(name, value)])
-        for own in (unfrozen(child).__dict__ for child in module.modules())
-    ]
-
-
-def _is_watched(name: str, value: Any) -> bool:
-    return type(value) in _CONTAINERS and name not in _UNWATCHED
+    found: Attributes = []
+    for child in module.modules():
+        own = unfrozen(child).__dict__
+        watched = [value for name, value in own.items() if type(value) in _CONTAINERS and name not in _UNWATCHED]
+        found.append((own, dict(own), [(value, type(value)(value)) for value in watched]))
+    return found
 
 
 def _unchanged(attributes: Attributes) -> bool:

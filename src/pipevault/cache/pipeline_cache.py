@@ -129,29 +129,29 @@ class PipelineCache:
         Raises :class:`~pipevault.errors.MissError` in mode ``require``, :class:`~pipevault.errors.CannotFreezeError`
         and its subclasses, :class:`~pipevault.errors.BadCallError`, :class:`~pipevault.errors.VaultError`.
         """
-        asked = call_shapes(shapes, **shape)
+        asked, name = call_shapes(shapes, **shape), type(pipe).__name__
         wanted = {**resources(pipe), SWITCHES: needs(parse_level(self.settings.level))}
-        with TURNS.take(wanted, what=f"loading {type(pipe).__name__}", timeout_s=self.settings.turn_timeout_s):
-            name, started_s = type(pipe).__name__, time.perf_counter()
-            loaded = self._prepare(pipe, asked, None if parts == "auto" else parts, worthwhile=parts == "auto")
+        with TURNS.take(wanted, what=f"loading {name}", timeout_s=self.settings.turn_timeout_s):
+            started_s = time.perf_counter()
+            self._prepare(pipe, asked, None if parts == "auto" else parts, worthwhile=parts == "auto")
             if logger.isEnabledFor(logging.INFO):
-                _log_load(name, status(loaded), time.perf_counter() - started_s)
-            return loaded
+                _log_load(name, status(pipe), time.perf_counter() - started_s)
+            return pipe
 
     load = prepare
     """The first name of :meth:`prepare`, which stays."""
 
     def _prepare(
-        self, pipe: AnyPipeline, asked: Sequence[AskedShape], parts: Sequence[str] | None, *, worthwhile: bool
-    ) -> AnyPipeline:
+        self, pipe: Any, asked: Sequence[AskedShape], parts: Sequence[str] | None, *, worthwhile: bool
+    ) -> None:
         """Do :meth:`prepare` in the turn of the pipeline."""
         if self.settings.mode == "off":
             unload(pipe)
             attach_state(pipe, LoadedState(Outcome("off", reason="mode is off"), weakref.ref(pipe)))
-            return pipe
+            return
         if self._backend is not None:
             load_onediff(self._access, self._backend, pipe, asked, parts)
-            return pipe
+            return
         if isinstance(loaded_state(pipe), OnediffState):
             unload(pipe)
         warn_untried()
@@ -163,12 +163,10 @@ class PipelineCache:
             session = LoadSession(self._access, pipe, names, previous, worthwhile=worthwhile)
             try:
                 outcomes = tuple(session.ensure(shape) for shape in wanted) or (session.attached(parts),)
-                result = combine(outcomes)
-                session.finish(result, asked, parts)
+                session.finish(combine(outcomes), asked, parts)
             except BaseException:  # whatever it was goes on; a pipeline that was not loaded holds no lease
                 session.release()
                 raise
-        return pipe
 
     @spelled_out(ShapeFields)
     def key(self, pipe: AnyPipeline, *, parts: Parts = None, **shape: Unpack[ShapeFields]) -> Key:
@@ -199,7 +197,9 @@ class PipelineCache:
         found = next(search.entries(), None)
         if found is None:
             miss = search.miss(key)
-            partly = self._parts_with_graphs(pipe, None if parts == "auto" else parts)
+            wanted = graph_parts.find_parts(pipe, None if parts == "auto" else parts)
+            shelves = {name: self.part_identity(pipe, name).shelf for name in wanted}
+            partly = tuple(name for name, shelf in shelves.items() if self._access.tiers.shelf(shelf)[0])
             reason = miss.reason
             if partly:
                 reason += f"; without a plan, graphs of {', '.join(partly)} are there, and run where a call fits them"
@@ -219,12 +219,6 @@ class PipelineCache:
         what = f"the plan {key.digest.short} and its {len(graphs)} graphs are" if graphs else f"{key.digest.short} is"
         reason = f"{what} in {where}"
         return Explanation(key, "hit", reason, parts=parts_found, tier=str(farthest), problems=problems)
-
-    def _parts_with_graphs(self, pipe: Any, parts: Sequence[str] | None) -> tuple[str, ...]:
-        """Return the names of the parts, frozen whole, of which there are graphs."""
-        tiers = self._access.tiers
-        shelves = {name: self.part_identity(pipe, name).shelf for name in graph_parts.find_parts(pipe, parts)}
-        return tuple(name for name, shelf in shelves.items() if tiers.shelf(shelf)[0])
 
 
 def _log_load(pipeline: str, done: Outcome, seconds: float) -> None:

@@ -80,7 +80,10 @@ def compile_module(torch_module: nn.Module | None = None, *, options: Any = None
         return backend.compile_module(torch_module, options)
     given = read_options(options)
     if isinstance(torch_module, nn.Module):
-        _set_memory_format(unfrozen(torch_module), given["memory_format"])
+        module, formats = unfrozen(torch_module), _MEMORY_FORMATS[given["memory_format"]]
+        for tensor in (*module.parameters(), *module.buffers()):
+            if (wanted := formats.get(tensor.dim())) is not None:
+                tensor.data = tensor.data.to(memory_format=wanted)
     build = BuildOptions(given["weights"], {**compile_mode_options(given["mode"]), **given["build_config"]})
     watch = part_state(torch_module).options.watch if isinstance(torch_module, FrozenPart) else None
     if isinstance(watch, _PartWatch) and watch.build == build and not watch.is_changed():
@@ -161,12 +164,6 @@ def _mapping(options: Any) -> Mapping[str, Any]:
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
     return "".join(f" Did you mean {close}?" for close in get_close_matches(name, list(known), n=1, cutoff=0.5))
-
-
-def _set_memory_format(module: nn.Module, name: str) -> None:
-    for tensor in (*module.parameters(), *module.buffers()):
-        if (wanted := _MEMORY_FORMATS[name].get(tensor.dim())) is not None:
-            tensor.data = tensor.data.to(memory_format=wanted)
 
 
 class _PartWatch:
