@@ -22,7 +22,7 @@ from pipevault.cache.guard import WatchedModule, changed_error, replaced_error
 from pipevault.cache.keys import build_key, made_here
 from pipevault.cache.loaded import HeldLeases, LoadedState, attach_state, unload
 from pipevault.cache.onediff_backends import ARTIFACT, OnediffBackend
-from pipevault.cache.outcome import Clock, Outcome, PartOutcome, combine
+from pipevault.cache.outcome import Outcome, PartOutcome, combine
 from pipevault.cache.plan import plan_outcomes
 from pipevault.cache.rehearsal import compare_outputs, run_whole
 from pipevault.cache.search import Miss, Search, Store
@@ -116,8 +116,8 @@ class _Load:
     compiled: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.clock = Clock(self.access.progress)
         self.store = Store(self.access)
+        self.clock = self.store.clock
         self.eager: dict[str, nn.Module] = {name: graph_parts.get_part(self.pipe, name) for name in self.names}
         self.folder = self.backend.prepare()
 
@@ -168,16 +168,8 @@ class _Load:
             self.backend.load(self.compiled, self.folder, kept)
         if is_hit:
             self.store.count_hit(found)
-        return Outcome(
-            "hit",
-            key=found.key,
-            parts=plan_outcomes(found.manifest),
-            seconds=self.clock.seconds,
-            stored=True,
-            manifest=found.manifest.manifest_digest,
-            tier=self.store.tier_of([found.key]),
-            problems=tuple(self.store.problems),
-        )
+        parts, tier = plan_outcomes(found.manifest), self.store.tier_of([found.key])
+        return self.store.outcome("hit", parts, key=found.key, manifest=found.manifest.manifest_digest, tier=tier)
 
     def _compile(self) -> None:
         """Put compiled parts into the pipeline. Those of an earlier shape stay."""
@@ -233,15 +225,13 @@ class _Load:
                     f"The entry {key.digest.short} was published and cannot be read.",
                     self.access.vault.layout.manifest_file(key.digest),
                 )
-        return Outcome(
+        return self.store.outcome(
             "miss",
+            {name: PartOutcome(part["status"]) for name, part in sorted(statuses.items())},
             key=key.digest,
             reason="; ".join(text for text in (miss.reason, problem) if text),
-            parts={name: PartOutcome(part["status"]) for name, part in sorted(statuses.items())},
-            seconds=self.clock.seconds,
             stored=published is not None,
             manifest=None if published is None else published.manifest_digest,
-            problems=tuple(self.store.problems),
         )
 
     def _publish(self, key: Key, parts: Mapping[str, Any], info: Mapping[str, Any]) -> Manifest:

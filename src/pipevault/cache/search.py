@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipevault.cache.access import Access
+from pipevault.cache.outcome import Clock, Outcome, PartOutcome, Step
 from pipevault.digest import Digest
 from pipevault.errors import (
     CompilerMissingError,
@@ -44,7 +45,7 @@ logger = logging.getLogger("pipevault")
 
 
 class Store:
-    """The things that the shelves of one load share: the tiers, the settings, and what is reported while they are used.
+    """The things that the shelves of one load share: tiers, settings, a clock, and what is reported meanwhile.
 
     ``origins`` has for each key the folder of the tier where it was found. ``unsigned``: why an entry may not be used.
     """
@@ -53,11 +54,11 @@ class Store:
         self.access = access
         self.tiers = access.tiers
         self.settings = access.settings
+        self.clock = Clock(access.progress)
         self.leases = leases if leases is not None else []
         self.problems: list[str] = []
         self.origins: dict[Digest, Path] = {}
         self.unsigned: SignatureError | None = None
-        self.wait: Callable[[str], None] = lambda text: None
 
     def tell(self, problem: str) -> None:
         """Report ``problem`` once: for how long a slow tier is left out changes with every question."""
@@ -65,6 +66,11 @@ class Store:
         if problem.partition(_SLOW)[0] not in told:
             self.problems.append(problem)
             logger.warning("%s", problem)
+
+    def outcome(self, status: str, parts: Mapping[str, PartOutcome], *, stored: bool = True, **rest: Any) -> Outcome:
+        """Return the outcome of the load, with what was measured and reported so far."""
+        problems = tuple(self.problems)
+        return Outcome(status, parts=parts, seconds=self.clock.seconds, stored=stored, problems=problems, **rest)
 
     def count(self, event: str, key: Digest | None = None, **numbers: Any) -> None:
         """Count in the vault of ``settings.dir``, which need not be there yet."""
@@ -101,13 +107,16 @@ class Store:
     @contextmanager
     def locked(self, key: Digest, doing: str = "Freezing") -> Iterator[None]:
         """Hold the lock of ``key`` in the own vault; go on without it where ``on_lock_timeout`` says so."""
-        settings = self.settings
+
+        def on_wait(detail: str) -> None:
+            self.clock.report(Step("", "wait", None, detail))
+
         with ExitStack() as stack:
             try:
-                lock = self.access.vault.lock(key, timeout_s=settings.lock_timeout_s, on_wait=self.wait)
+                lock = self.access.vault.lock(key, timeout_s=self.settings.lock_timeout_s, on_wait=on_wait)
                 stack.enter_context(lock)
             except LockTimeoutError as error:
-                if settings.on_lock_timeout != "compile":
+                if self.settings.on_lock_timeout != "compile":
                     raise
                 logger.warning("%s %s it here too, as on_lock_timeout is 'compile'.", error, doing)
             yield

@@ -19,7 +19,7 @@ from pipevault.cache.background import freeze_in_background
 from pipevault.cache.builders import Builders
 from pipevault.cache.keys import PartIdentity, build_key, execution_device
 from pipevault.cache.loaded import HeldLeases, LoadedState, attach_state, loaded_state
-from pipevault.cache.outcome import Clock, Outcome, PartOutcome, Step
+from pipevault.cache.outcome import Outcome, PartOutcome, Step
 from pipevault.cache.plan import make_plan, open_graphs, plan_outcomes
 from pipevault.cache.regions import choose_regions
 from pipevault.cache.rehearsal import rehearse, rehearse_frozen
@@ -56,13 +56,11 @@ class LoadSession:
         self.pipe = pipe
         self.settings = access.settings
         self.previous = previous
-        self.clock = Clock(access.progress)
         self.leases = previous.leases if previous else HeldLeases()
         self.store = Store(access, self.leases.leases)
+        self.clock = self.store.clock
         self.held = len(self.store.leases)
         self.shelves: dict[VaultShelf, Store] = {}
-        clock = self.clock  # a part must not hold its session, which holds the pipeline
-        self.store.wait = lambda detail: clock.report(Step("", "wait", None, detail))
         self.architectures: dict[str, Architecture] = {}
         with self.clock.step("fingerprint"):
             self.regions = choose_regions(pipe, names, self.settings.regions)
@@ -122,7 +120,9 @@ class LoadSession:
             del self.states[name]
 
     def _options(self, known: Mapping[str, Architecture]) -> PartOptions:
-        """Return the options of the parts, which must not hold the session. ``known`` are architectures of blocks."""
+        """Return the options of the parts, which must not hold the session: it holds the pipeline. ``known`` are the
+        architectures of blocks.
+        """
         settings, store, build, clock = self.settings, self.store, self.access.build, self.clock
         level = settings.level
         inductor_settings = copy_context()
@@ -183,7 +183,7 @@ class LoadSession:
         parts = {name: _attached_part(members) for name, members in by_part.items()} | self.obstacles
         graphs = list({Digest(slot.kept.key): None for state in self.states.values() for slot in state.graphs})
         if graphs:
-            return self._outcome("hit", parts, tier=self.store.tier_of(graphs))
+            return self.store.outcome("hit", parts, tier=self.store.tier_of(graphs))
         tiers = self.access.tiers
         tiers.is_writable(tiers.own_tier)  # raises what makes it unusable
         if self.settings.mode == "require":
@@ -193,16 +193,12 @@ class LoadSession:
         reason = "there are no graphs for this pipeline yet"
         if self.settings.unfrozen_policy == "compile":
             reason += "; calls are frozen as they come"
-        return self._outcome("miss", parts, reason=reason)
+        return self.store.outcome("miss", parts, reason=reason)
 
-    def _outcome(self, status: str, parts: Mapping[str, PartOutcome], *, stored: bool = True, **rest: Any) -> Outcome:
-        problems = tuple(self.store.problems)
-        return Outcome(status, parts=parts, seconds=self.clock.seconds, stored=stored, problems=problems, **rest)
-
-    def _hit(self, parts: Mapping[str, PartOutcome], keys: Iterable[Digest], **digests: Digest) -> Outcome:
+    def _hit(self, parts: Mapping[str, PartOutcome], keys: Iterable[Digest], **digests: Any) -> Outcome:
         parts = {**parts, **self.obstacles}
         eager, tier = _eager_reasons(parts), self.store.tier_of(keys)
-        return self._outcome("partial" if eager else "hit", parts, reason=eager, tier=tier, **digests)
+        return self.store.outcome("partial" if eager else "hit", parts, reason=eager, tier=tier, **digests)
 
     def ensure(self, shape: CallShape | CallRange) -> Outcome:
         """Make sure that the graphs for calls of ``shape`` exist."""
@@ -306,7 +302,7 @@ class LoadSession:
         eager = _eager_reasons(parts)
         is_new = self._compiled_s() > compiled_s
         status = "partial" if eager else "miss" if is_new else "hit"
-        return self._outcome(
+        return self.store.outcome(
             status,
             parts,
             key=key.digest,
