@@ -97,12 +97,12 @@ def load_onediff(
         load = _Load(access, backend, pipe, names)
         try:
             outcomes = tuple(load.ensure(shape) for shape in single)
+            load.finish(combine(outcomes), asked, parts)
         except BaseException:  # whatever it was goes on; the pipeline is what it was
             load.undo()
             for lease in load.store.leases:
                 lease.release()
             raise
-        load.finish(combine(outcomes), asked, parts)
 
 
 @dataclass
