@@ -336,7 +336,7 @@ def _run(pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, images
     """The run of the pipeline at ``shape``, which leaves nothing behind."""
     adapter = adapter_of(pipe)
     given = shape.call
-    streams = _Streams()
+    draws = True
     arguments: dict[str, Any] = {}
     if adapter is not None and adapter.call is not None and not callable(given):
         asked = {n: v for n, v in shape.to_json().items() if n != "call" and v is not None}
@@ -354,12 +354,27 @@ def _run(pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, images
         own = parameters(pipe).get("generator")
         is_seeded = own is not None and own.default is None and arguments.get("generator") is None
 
+    @contextmanager
+    def streams() -> Iterator[None]:
+        """The first run has the program's own random streams alone, seeded. If nothing was drawn from them, later runs,
+        which compile for minutes, let other threads generate meanwhile.
+        """
+        nonlocal draws
+        if not draws:
+            with _beside_others("a rehearsal"):
+                yield
+            return
+        with isolated_rng(REHEARSAL_SEED):
+            before = capture()
+            yield
+            draws = bool(moved(before, capture()))
+
     def run() -> Any:
         seeded = {"generator": torch.Generator().manual_seed(REHEARSAL_SEED)} if is_seeded else {}
         with ExitStack() as stack:
             stack.enter_context(generating(states, rehearsing=True))
             stack.enter_context(untouched(pipe))
-            stack.enter_context(streams.ready())
+            stack.enter_context(streams())
             stack.enter_context(_rewound(arguments.get("generator")))
             stack.enter_context(torch.no_grad())
             try:
@@ -373,28 +388,6 @@ def _run(pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, images
                 ) from error
 
     return run
-
-
-class _Streams:
-    """The program's own random streams for the runs of one rehearsal.
-
-    The first run has them alone, seeded. If nothing was drawn from them, later runs, which compile for minutes, let
-    other threads generate meanwhile.
-    """
-
-    def __init__(self) -> None:
-        self._draws = True
-
-    @contextmanager
-    def ready(self) -> Iterator[None]:
-        if not self._draws:
-            with _beside_others("a rehearsal"):
-                yield
-            return
-        with isolated_rng(REHEARSAL_SEED):
-            before = capture()
-            yield
-            self._draws = bool(moved(before, capture()))
 
 
 def _beside_others(what: str) -> AbstractContextManager[float]:
