@@ -212,7 +212,7 @@ class TestBadInput:
             reader.load(PlainPipeline(), height=16)
 
     def test_no_compiler(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("pipevault.cache.shelf.find_cxx_compiler", lambda: None)
+        monkeypatch.setattr("pipevault.cache.search.find_cxx_compiler", lambda: None)
         with pytest.raises(CompilerMissingError, match=r"Install g\+\+"):
             cache(tmp_path / "vault").load(PlainPipeline(), batch_size=1)
 

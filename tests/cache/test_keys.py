@@ -13,8 +13,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from helpers.pipelines import PlainPipeline, stable_diffusion
-from pipevault.cache.identity import PartIdentity
-from pipevault.cache.keys import build_key, pipeline_factors
+from pipevault.cache.keys import PartIdentity, build_key, pipeline_factors
 from pipevault.cache.pipeline_cache import PipelineCache
 from pipevault.calls.call import CallShape, resolve_shape
 from pipevault.digest import Digest, canonical_json

@@ -18,7 +18,7 @@ import torch
 import pipevault
 from helpers.mounts import silent
 from helpers.pipelines import FAST_BUILD, PlainPipeline, draw
-from pipevault.cache.leases import HeldLeases
+from pipevault.cache.loaded import HeldLeases
 from pipevault.digest import Digest
 from pipevault.errors import (
     MissError,
@@ -428,7 +428,7 @@ class TestHooks:
 
     def test_a_copy_of_a_pipeline_holds_no_lease(self, shared: Path) -> None:
         pipe, _ = load(shared)
-        held = HeldLeases(vars(pipe)["_pipevault"].leases._leases)
+        held = HeldLeases(vars(pipe)["_pipevault"].leases.leases)
         for copied in (copy.deepcopy(held), pickle.loads(pickle.dumps(held))):
             copied.release()
         assert leased_keys(Vault.open(shared).layout) == all_keys(shared)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipevault.cache.rehearsal import _compare
+from pipevault.cache.rehearsal import compare_outputs
 
 
 @dataclass
@@ -51,8 +51,8 @@ def palette(*colours: int) -> Image.Image:
     ids=["L", "I;16", "I", "sound", "bytes", "float", "numpy float", "slots", "palette", "bfloat16", "big-endian"],
 )
 def test_a_graph_may_round_to_the_next_value_and_not_to_another(eager: Any, frozen: Any, far: Any) -> None:
-    assert _compare(eager, frozen, 1e-2).passed
-    assert not _compare(eager, far, 1e-2).passed
+    assert compare_outputs(eager, frozen, 1e-2).passed
+    assert not compare_outputs(eager, far, 1e-2).passed
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_a_graph_may_round_to_the_next_value_and_not_to_another(eager: Any, froz
     ids=["text", "flags", "integers", "array of text", "count", "nesting", "names"],
 )
 def test_what_is_no_measure_is_the_same(eager: Any, frozen: Any) -> None:
-    assert _compare(eager, eager, 1e-2).passed
-    result = _compare(eager, frozen, 1e-2)
+    assert compare_outputs(eager, eager, 1e-2).passed
+    result = compare_outputs(eager, frozen, 1e-2)
     assert not result.passed
     assert len(result.failure) < 300
 
@@ -79,4 +79,4 @@ def test_objects_that_tell_nothing_of_themselves_are_no_difference() -> None:
     nan = float("nan")
     eager = {"images": [grey(1)], "timer": object(), "meta": torch.zeros(1, device="meta"), "score": nan}
     frozen = {"images": [grey(1)], "timer": object(), "meta": torch.ones(1, device="meta"), "score": nan}
-    assert _compare(eager, frozen, 1e-2).passed
+    assert compare_outputs(eager, frozen, 1e-2).passed

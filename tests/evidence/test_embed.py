@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from helpers.sample_records import FRAMES, SEEDS, picture, sample_record, with_call
 from helpers.saved_files import IMAGE_DESCRIPTION, infotext, parsed, png, png_chunks
+from pipevault.calls.describe import pixels_sha256
 from pipevault.errors import (
     BadRecordError,
     CannotSaveError,
@@ -39,7 +40,7 @@ from pipevault.evidence.record_files.embed import (
     write_sidecar,
     write_video,
 )
-from pipevault.runtime.record import RunRecord, pixels_sha256
+from pipevault.runtime.record import RunRecord
 
 LOSSLESS = (".png", ".webp")
 

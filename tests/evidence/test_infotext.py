@@ -9,9 +9,9 @@ import pytest
 
 from helpers.sample_records import SEEDS, fields, picture, sample_record, with_call
 from helpers.saved_files import infotext, parsed, png_chunks
+from pipevault.calls.describe import pixels_sha256
 from pipevault.errors import SettingsError
 from pipevault.evidence.record_files.embed import IMAGE_SUFFIXES, read_record, write_image
-from pipevault.runtime.record import pixels_sha256
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipevault.runtime.record import RunRecord, pixels_sha256
+from pipevault.calls.describe import pixels_sha256
+from pipevault.runtime.record import RunRecord
 
 SEEDS = [1234567, 7654321, 2**63 - 1]
 SHA256 = "0123456789abcdef" * 4

@@ -136,7 +136,7 @@ def test_a_leaf_knows_which_digests_are_its_own() -> None:
 def test_an_identity_that_is_given_to_another_object_has_no_record() -> None:
     one, other = image(), image()
     attach_record(one, sample_record(), {})
-    records._OF_LEAVES._origins[id(other)] = records._OF_LEAVES._origins[id(one)]  # as if the callback came late
+    records._OF_LEAVES[id(other)] = records._OF_LEAVES[id(one)]  # as if the callback came late
     with pytest.raises(SettingsError):
         record_of(other)
 

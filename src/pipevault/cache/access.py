@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipevault.cache.keys import build_key
+from torch import nn
+
+from pipevault.cache.keys import build_key, execution_device, module_dtype
 from pipevault.cache.outcome import Progress
 from pipevault.cache.regions import choose_regions
-from pipevault.cache.search import open_vault
 from pipevault.calls.call import CallShape
-from pipevault.calls.call_shapes import CallRange
+from pipevault.calls.call_shapes import AskedShape, CallRange
 from pipevault.determinism.levels import level as at_level
 from pipevault.determinism.levels import parse_level
 from pipevault.graphs import parts as graph_parts
@@ -20,7 +21,7 @@ from pipevault.graphs.inductor import BuildOptions
 from pipevault.key import Key
 from pipevault.pipeline import Pipeline
 from pipevault.settings import Settings
-from pipevault.store.tiers.tiers import Tiers
+from pipevault.store.tiers.tiers import Tiers, open_vault
 from pipevault.store.vault import Vault
 
 
@@ -40,9 +41,7 @@ class Access:
     @property
     def vault(self) -> Vault:
         """The vault of ``settings.dir``, made if need be. Raises :class:`~pipevault.errors.VaultError`."""
-        if (vault := self.own_vault(self.settings.mode == "compile")) is not None:
-            return vault
-        return Vault.of(self.settings)
+        return self.own_vault(self.settings.mode == "compile") or Vault.of(self.settings)
 
     def own_vault(self, create: bool) -> Vault | None:
         """Return the vault of ``settings.dir``; ``None`` where there is none and none is to be made."""
@@ -53,12 +52,8 @@ class Access:
         return self._vault
 
     def per_sample(self, shape: CallShape) -> CallShape:
-        """Return the shape to freeze for calls of ``shape``.
-
-        At level ``invariant`` each sample runs on its own, so graphs for one sample serve every batch.
-        """
-        is_split = parse_level(self.settings.level).name == "invariant"
-        return replace(shape, batch_size=1) if is_split else shape
+        """Return the shape to freeze for calls of ``shape``: at level ``invariant`` each sample runs on its own."""
+        return replace(shape, batch_size=1) if parse_level(self.settings.level).name == "invariant" else shape
 
     def plan_key(
         self, pipe: Pipeline, names: tuple[str, ...], shape: CallShape | CallRange, *, worthwhile: bool = False
@@ -77,3 +72,21 @@ class Access:
                 regions={name: str(its) for name, its in chosen.items()},
                 worthwhile=worthwhile and is_own,
             )
+
+    def described(
+        self,
+        pipe: Pipeline,
+        modules: Mapping[str, nn.Module],
+        shapes: Sequence[AskedShape],
+        parts: Sequence[str] | None,
+    ) -> dict[str, Any]:
+        """Return what a record must tell so that the same load can be done again."""
+        return {
+            "shapes": [shape.to_json() for shape in shapes],
+            "parts": None if parts is None else list(parts),
+            "backend": self.settings.backend,
+            "weights": self.settings.weights,
+            "build": self.build.digest,
+            "device": str(execution_device(pipe, modules)),
+            "dtype": {name: module_dtype(module) for name, module in modules.items()},
+        }

@@ -13,14 +13,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from pipevault.cache.access import Access
 from pipevault.cache.builders import environment
+from pipevault.cache.keys import PartIdentity
+from pipevault.cache.search import Store
+from pipevault.cache.shelf import VaultShelf
+from pipevault.determinism.levels import level
 from pipevault.errors import PipevaultError
 from pipevault.files.scratch import scratch_folder
 from pipevault.graphs.inductor import BuildOptions
@@ -31,81 +37,64 @@ from pipevault.settings import Settings
 
 logger = logging.getLogger("pipevault")
 
-JOB_FILE = "job.pt"
-ERROR_FILE = "error.txt"
-FAILED = 1
+JOB_FILE, ERROR_FILE, OUTPUT_FILE = "job.pt", "error.txt", "output.txt"
 
 
 @dataclass
 class _Running:
     process: subprocess.Popen[bytes]
     folder: Path
-    context: AbstractContextManager[Path]
-    part: str
-    signature: CallSignature
+    held: ExitStack
+    call: tuple[str, CallSignature]
 
 
 _lock = threading.Lock()
 _running: _Running | None = None
 
 
-class BackgroundFreezer:
-    """A freezer of calls of parts for the vault of ``settings``, with ``build``."""
-
-    def __init__(self, settings: Settings, build: BuildOptions) -> None:
-        self._settings = settings
-        self._build = build
-
-    def __call__(self, state: PartState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, bool]:
-        """Start freezing the call unless another is being frozen. Return why it runs eagerly, and whether that stays
-        so.
-        """
-        global _running
-        signature = describe_call(args, kwargs).signature
-        with _lock:
-            if _running is not None:
-                ended = _ended(_running)
-                if ended is None:
-                    if (_running.part, _running.signature) == (state.name, signature):
-                        return "it is being frozen in the background", False
-                    return f"a call of {_running.part} is being frozen in the background before it", False
-                previous, _running = _running, None
-                if ended and (previous.part, previous.signature) == (state.name, signature):
-                    return f"freezing it in the background failed: {ended}", True
-            try:
-                _running = self._start(state, args, kwargs, signature)
-            except (OSError, pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
-                return f"it cannot be frozen in the background: {type(error).__name__}: {error}", True
-        return "it is being frozen in the background", False
-
-    def _start(
-        self, state: PartState, args: Sequence[Any], kwargs: Mapping[str, Any], signature: CallSignature
-    ) -> _Running:
+def freeze_in_background(
+    settings: Settings, build: BuildOptions, state: PartState, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[str, bool]:
+    """Start freezing the call unless another is being frozen. Return why it runs eagerly, and whether that stays so."""
+    global _running
+    call = state.name, describe_call(args, kwargs).signature
+    with _lock:
+        if _running is not None:
+            failure = _failure(_running)
+            if failure is None and _running.call != call:
+                return f"a call of {_running.call[0]} is being frozen in the background before it", False
+            if failure is None:
+                return "it is being frozen in the background", False
+            previous, _running = _running, None
+            if failure and previous.call == call:
+                return f"freezing it in the background failed: {failure}", True
         shelf = state.table.shelf
-        context = scratch_folder("background")
-        folder = context.__enter__()
+        job = {
+            "module": state.module,
+            "settings": settings,
+            "build": build,
+            "identity": shelf.identity if shelf else "",
+            "threads": torch.get_num_threads(),
+            "default_dtype": torch.get_default_dtype(),
+            "name": call[0],
+            "autocast": call[1].autocast,
+        }
         try:
-            job = {
-                "name": state.name,
-                "module": state.module,
-                "call": copied((tuple(args), dict(kwargs))),
-                "settings": self._settings,
-                "build": self._build,
-                "identity": shelf.identity if shelf else "",
-                "threads": torch.get_num_threads(),
-                "default_dtype": torch.get_default_dtype(),
-                "autocast": signature.autocast,
-            }
-            torch.save(job, folder / JOB_FILE)
-            command = [sys.executable, "-m", "pipevault.cache.background", str(folder)]
-            with (folder / "output.txt").open("wb") as output:
-                process = subprocess.Popen(
-                    command, env=environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-                )
-        except BaseException:  # whatever it was goes on; only the folder must not stay
-            context.__exit__(None, None, None)
-            raise
-        return _Running(process, folder, context, state.name, signature)
+            with ExitStack() as stack:
+                folder = stack.enter_context(scratch_folder("background"))
+                torch.save({**job, "call": copied((tuple(args), dict(kwargs)))}, folder / JOB_FILE)
+                with (folder / OUTPUT_FILE).open("wb") as output:
+                    process = subprocess.Popen(
+                        [sys.executable, "-m", "pipevault.cache.background", str(folder)],
+                        env=environment(),
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                    )
+                _running = _Running(process, folder, stack.pop_all(), call)
+        except (OSError, pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
+            return f"it cannot be frozen in the background: {type(error).__name__}: {error}", True
+    return "it is being frozen in the background", False
 
 
 def wait(timeout_s: float | None = None) -> None:
@@ -116,21 +105,19 @@ def wait(timeout_s: float | None = None) -> None:
         running.process.wait(timeout_s)
 
 
-def _ended(running: _Running) -> str | None:
+def _failure(running: _Running) -> str | None:
     """``None`` while it runs, else what went wrong, or nothing."""
     code = running.process.poll()
     if code is None:
         return None
-    try:
+    with running.held:
         if code == 0:
             return ""
         error = running.folder / ERROR_FILE
         if error.is_file():
             return error.read_text("utf-8")
-        last = (running.folder / "output.txt").read_text("utf-8", "replace").strip().splitlines()[-1:]
+        last = (running.folder / OUTPUT_FILE).read_text("utf-8", "replace").strip().splitlines()[-1:]
         return f"its process ended with {code}: {last[0] if last else 'it printed nothing'}"
-    finally:
-        running.context.__exit__(None, None, None)
 
 
 def main(folder: Path) -> int:
@@ -140,42 +127,35 @@ def main(folder: Path) -> int:
     torch.set_num_threads(job["threads"])
     torch.set_default_dtype(job["default_dtype"])
     try:
-        _freeze(job)
+        with level(job["settings"].level):
+            _freeze(job)
     except PipevaultError as error:
         (folder / ERROR_FILE).write_text(str(error), encoding="utf-8")
-        return FAILED
+        return 1
     return 0
 
 
 def _freeze(job: Mapping[str, Any]) -> None:
-    from pipevault.cache.identity import PartIdentity
-    from pipevault.cache.shelf import Store, VaultShelf
-    from pipevault.determinism.levels import level
-    from pipevault.store.tiers.tiers import Tiers
-    from pipevault.store.vault import Vault
+    settings, build = job["settings"], job["build"]
+    store = Store(Access(settings, build))
 
-    settings: Settings = job["settings"]
-    build: BuildOptions = job["build"]
-    store = Store(Tiers.open(settings), settings, lambda: Vault.open(settings.dir))
-
-    def shelf(name: str, module: torch.nn.Module, device: torch.device) -> VaultShelf:
+    def shelf(name: str, module: nn.Module, device: torch.device) -> VaultShelf:
         return VaultShelf(store, name, PartIdentity.of(module, device, backend=settings.backend, build=build), device)
 
-    with level(settings.level):
-        state = PartState(job["module"], PartOptions(build=build, shelf=shelf))
-        state.name = job["name"]
-        args, kwargs = job["call"]
-        device = describe_call(args, kwargs).device or torch.device("cpu")
-        table = state.attach(device)
-        if table.shelf is None or table.shelf.identity != job["identity"]:
-            raise PipevaultError(
-                f"{state.name} has another identity in the other process, so its graphs would not be found"
-            )
-        autocast = job["autocast"]
-        with torch.autocast(device.type, getattr(torch, autocast or "bfloat16"), enabled=autocast is not None):
-            slot = state.freeze(args, kwargs)
-        if slot.refusal:
-            logger.info("%s cannot be frozen: %s", state.name, slot.refusal)
+    state = PartState(job["module"], PartOptions(build=build, shelf=shelf))
+    state.name = job["name"]
+    args, kwargs = job["call"]
+    device = describe_call(args, kwargs).device or torch.device("cpu")
+    table = state.attach(device)
+    if table.shelf is None or table.shelf.identity != job["identity"]:
+        raise PipevaultError(
+            f"{state.name} has another identity in the other process, so its graphs would not be found"
+        )
+    autocast = job["autocast"]
+    with torch.autocast(device.type, getattr(torch, autocast or "bfloat16"), enabled=autocast is not None):
+        slot = state.freeze(args, kwargs)
+    if slot.refusal:
+        logger.info("%s cannot be frozen: %s", state.name, slot.refusal)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from pipevault.graphs.views import outline, with_empty_weights
 
 logger = logging.getLogger("pipevault")
 
-JOB_FILE, RESULT_FILE, LOG_FILE = "job.pt", "result.pkl", "builder.log"
+JOB_FILE, RESULT_FILE = "job.pt", "result.pkl"
 EXPECTED_PEAK_BYTES = 1_500_000_000
 """The memory that a process which compiles is taken to need, until one has shown what it needs."""
 
@@ -50,14 +51,14 @@ def environment() -> dict[str, str]:
 
 @dataclass
 class Work:
-    """A graph to compile for a part. ``started`` is called when that begins, ``ended`` with what
-    :meth:`PartState.end_ahead` raised, or nothing.
+    """A graph to compile for a part. ``started`` is called when that begins, ``failed`` with what
+    :meth:`PartState.end_ahead` raised.
     """
 
     state: PartState
     pending: PendingBuild
     started: Callable[[], None]
-    ended: Callable[[CannotFreezeError | None], None]
+    failed: Callable[[CannotFreezeError], None]
 
     def start(self) -> None:
         self.pending.compiled_s = time.perf_counter()
@@ -67,9 +68,7 @@ class Work:
         try:
             self.state.end_ahead(self.pending, build)
         except CannotFreezeError as error:
-            self.ended(error)
-        else:
-            self.ended(None)
+            self.failed(error)
 
     def build_here(self) -> None:
         self.start()
@@ -169,9 +168,8 @@ class Builders:
                 self._selector.unregister(builder.replies)
                 if builder in self._idle:  # it ended with nothing to do
                     self._idle.remove(builder)
-            if work is None:
-                continue
-            work.end(lambda work=work, builder=builder: self._result(work, builder))  # type: ignore[misc]
+            if work is not None:
+                work.end(partial(self._result, work, builder))
 
     def _result(self, work: Work, builder: _Builder) -> BuiltGraph:
         try:
@@ -197,41 +195,29 @@ class _Builder:
     """Another process that compiles, one graph after the other."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-m", "pipevault.cache.builders"]
         self._process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "pipevault.cache.builders"],
             bufsize=0,  # nothing is left to be written where the process has ended
             env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-
-    @property
-    def replies(self) -> Any:
-        return self._process.stdout
+        self.replies: Any = self._process.stdout
+        self.exit_code = self._process.wait
 
     def send(self, folder: Path) -> None:
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it has ended, which its replies tell
             self._process.stdin.write(os.fsencode(folder) + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended, which its replies tell
 
     def receive(self) -> bool:
         """Take one reply; ``False`` where the process has ended."""
         return bool(self.replies.readline())
 
-    def exit_code(self) -> int | None:
-        return self._process.wait()
-
     def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
+        with self._process as process:  # closes its streams
+            process.kill()
 
 
 def main() -> int:
@@ -241,22 +227,19 @@ def main() -> int:
     importlib.import_module("torch._inductor.compile_fx")
     for line in sys.stdin.buffer:
         folder = Path(os.fsdecode(line.rstrip(b"\n")))
-        result = _result_of(folder)
+        result: tuple[str, Any]
+        try:
+            result = "built", _built(folder)
+        except errors.PipevaultError as error:
+            result = "failed", (type(error).__name__, str(error))
+        except Exception as error:  # whatever it is that this process lacks, the other one has it
+            result = "unlike", f"another process cannot: {type(error).__name__}: {error}"
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         (folder / f".{RESULT_FILE}").write_bytes(pickle.dumps((*result, peak_bytes)))
         os.replace(folder / f".{RESULT_FILE}", folder / RESULT_FILE)
         replies.write(b"done\n")
         replies.flush()
     return 0
-
-
-def _result_of(folder: Path) -> tuple[str, Any]:
-    try:
-        return "built", _built(folder)
-    except errors.PipevaultError as error:
-        return "failed", (type(error).__name__, str(error))
-    except Exception as error:  # whatever it is that this process lacks, the other one has it
-        return "unlike", f"another process cannot: {type(error).__name__}: {error}"
 
 
 def _built(folder: Path) -> BuiltGraph:

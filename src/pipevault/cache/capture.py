@@ -7,7 +7,6 @@ for them all. Calls that differ in nothing but sizes may share a graph for a ran
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,12 +71,9 @@ class Capture:
     """The calls of eager runs of a pipeline."""
 
     def __init__(self) -> None:
-        self._calls: dict[tuple[str, CallSignature], CapturedCall] = {}
-        self._before: dict[tuple[str, CallSignature], CapturedCall] = {}
-        self._let_go: Counter[tuple[str, CallSignature]] = Counter()
-        """The number of calls that were not held, by identity and signature without sizes."""
-        self._seen: set[tuple[str, CallSignature]] = set()
-        self._seen_before: set[tuple[str, CallSignature]] = set()
+        self._calls: dict[tuple[str, CallSignature], CapturedCall | None] = {}
+        """By identity and signature; ``None`` stands for a call that was let go."""
+        self._before = self._calls
         self._causes: frozenset[str] = frozenset()
 
     def __call__(self, state: PartState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -87,9 +83,8 @@ class Capture:
                 return
             shelf = state.table_on(described.device).shelf
             identity = shelf.identity if shelf else state.name
-            if (identity, described.signature) in self._seen:
+            if (identity, described.signature) in self._calls:
                 return
-            self._seen.add((identity, described.signature))
             held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
             call = CapturedCall(state, identity, held_args, held_kwargs, described, self._causes, _placement(state))
             self._calls[identity, described.signature] = call
@@ -101,21 +96,21 @@ class Capture:
         alike = [
             (_elements(call), place)
             for place, call in self._calls.items()
-            if place[0] == identity
+            if call is not None
+            and place[0] == identity
             and call.causes == new.causes
             and place[1].sizeless == sizeless
             and _ones(place[1]) == ones
         ]
         if len(alike) > MAX_HELD:
             alike.sort(key=lambda one: one[0])
-            del self._calls[alike[1][1]]
-            self._let_go[identity, sizeless] += 1
+            self._calls[alike[1][1]] = None
 
     @contextmanager
     def run(self, states: Mapping[str, PartState], causes: frozenset[str] = frozenset()) -> Iterator[None]:
         """Note what ``states`` are called with inside, and that ``causes`` differ from the first run."""
         self._causes = causes
-        self._before, self._seen_before = dict(self._calls), set(self._seen)
+        self._before = dict(self._calls)
         for state in states.values():
             state.capture = self
         try:
@@ -126,21 +121,23 @@ class Capture:
 
     def forget_run(self) -> None:
         """Forget the calls of a run that failed."""
-        self._calls, self._seen = dict(self._before), set(self._seen_before)
+        self._calls = dict(self._before)
 
     def tasks(self, *, ranges: bool) -> list[Task]:
         """Return what to freeze: the calls one by one, but for those of many sizes. With ``ranges``, two are many."""
-        groups: dict[tuple[str, CallSignature], list[CapturedCall]] = {}
+        groups: dict[tuple[str, CallSignature], list[CapturedCall | None]] = {}
         for (identity, signature), call in self._calls.items():
             groups.setdefault((identity, signature.sizeless), []).append(call)
         tasks = []
-        for group, calls in ((group, part) for group, every in groups.items() for part in _apart(every)):
-            if len(calls) > 1 and (ranges or len(calls) + self._let_go[group] > MAX_SIZES):
+        for group in groups.values():
+            let_go = group.count(None)
+            for calls in _apart([call for call in group if call is not None]):
+                if len(calls) == 1 or (not ranges and len(calls) + let_go <= MAX_SIZES):
+                    tasks += [Task(call) for call in calls]
+                    continue
                 # The first run's largest call has the sizes that code is tuned for.
                 calls.sort(key=lambda call: (len(call.causes), -_elements(call)))
                 tasks.append(Task(calls[0], tuple(calls[1:])))
-            else:
-                tasks += [Task(call) for call in calls]
         return tasks
 
 

@@ -7,11 +7,8 @@ A home is a module with a function ``generate(pipe, method, args, kwargs, find)`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
-
-from pipevault.pipeline import Pipeline
 
 _HOME: list[str] = []
 
@@ -21,13 +18,6 @@ def announce_generation(home: str) -> None:
     _HOME[:] = [home]
 
 
-def generate(
-    pipe: Pipeline,
-    method: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    find: Callable[[], Any],
-) -> Any:
+def generate(*arguments: Any) -> Any:
     """Return what the announced module's ``generate`` returns."""
-    [home] = _HOME
-    return import_module(home).generate(pipe, method, args, kwargs, find)
+    return import_module(_HOME[0]).generate(*arguments)

@@ -15,8 +15,9 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -30,6 +31,7 @@ from pipevault.pipeline import Pipeline
 
 logger = logging.getLogger("pipevault")
 
+_PREPARE = "PipelineCache.prepare(pipe)"
 _CONTAINERS = (dict, list, set, OrderedDict)
 # Tensors are watched by the graphs that are bound to them, and no inference runs the other hooks.
 _UNWATCHED = frozenset(
@@ -41,10 +43,6 @@ _UNWATCHED = frozenset(
 )
 _SURE_NAMES = frozenset({"b1", "b2", "s1", "s2", "use_tiling", "use_slicing", "_chunk_size", "fused_projections"})
 """Scalars that change what a module computes: FreeU's, and the switches of diffusers' models."""
-_WAYS_OUT = {
-    "lora": "Fuse the LoRA (pipe.fuse_lora()) and unload its layers, or undo the change",
-    "": "Undo the change",
-}
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,11 @@ class WatchedModule:
         text = describe_difference(self._readable, now) or "its structure changed"
         return Change(text, _is_sure(changed_names(self._readable, now)), digest)
 
-    def accept(self, change: Change) -> None:
-        """Take the module for unchanged as it is after ``change``."""
+    def settle(self, name: str, change: Change, difference: str, *, freeze_again: str = _PREPARE) -> None:
+        """Take the module for unchanged after ``change`` if eager code, which ran too, shows no ``difference``."""
+        if difference:
+            raise changed_error(name, f"{change.text}; {difference}", freeze_again)
+        logger.info("%s was changed (%s), which does not change what it computes", name, change.text)
         self._accepted.add(change.digest)
 
 
@@ -93,69 +94,66 @@ class Guard:
         self._parts = {name: graph_parts.get_part(pipe, name) for name in digests}
         for name, part in self._parts.items():
             if not isinstance(part, FrozenPart):
-                self._fail(name, f"it was replaced by another {type(part).__name__}")
+                raise replaced_error(name, part)
         self._owners = {name: _owner_name(pipe, name) for name in digests}
         owners = {name: graph_parts.get_part(pipe, name) for name in sorted(set(self._owners.values()))}
         self._watched = {name: WatchedModule(module) for name, module in owners.items()}
         for name, digest in digests.items():
             watched = self._watched.get(name)
             if (watched.digest if watched else architecture(self._parts[name]).digest) != digest:
-                self._fail(name, "its architecture is not the one that was loaded")
+                raise changed_error(name, "its architecture is not the one that was loaded")
 
-    def check(self, pipe: Pipeline) -> None:
-        """Raise :class:`ChangedPartError` that names what changed and what to do."""
-        for name, part in self._parts.items():
-            now = graph_parts.get_part(pipe, name)
+    def check(self, pipe: Pipeline, name: str | None = None) -> None:
+        """Raise :class:`ChangedPartError` that names what changed and what to do; with ``name``, look at the owner of
+        that part alone.
+        """
+        if name is not None:
+            if name in self._owners:
+                self._check_owner(self._owners[name])
+            return
+        for part_name, part in self._parts.items():
+            now = graph_parts.get_part(pipe, part_name)
             if now is not part:
-                self._fail(name, f"it was replaced by another {type(now).__name__}")
-        for name in self._watched:
-            self._check_owner(name)
+                raise replaced_error(part_name, now)
+        for owner in self._watched:
+            self._check_owner(owner)
 
-    def check_part(self, name: str) -> None:
-        """Do :meth:`check` for the owner of one part."""
-        if name in self._owners:
-            self._check_owner(self._owners[name])
-
-    def _check_owner(self, name: str) -> None:
-        change = self._watched[name].change()
+    def _check_owner(self, owner: str) -> None:
+        """Where it cannot be judged whether a change matters, have the next call of each frozen part of ``owner`` run
+        eagerly too; equal outputs accept the change.
+        """
+        change = self._watched[owner].change()
         if change is None:
             return
         if change.is_sure:
-            self._fail(name, change.text)
-        self._put_to_the_test(name, change)
-
-    def _put_to_the_test(self, owner: str, change: Change) -> None:
-        """Have the next call of each frozen part of ``owner`` run eagerly too; an equal output accepts the change."""
+            raise changed_error(owner, change.text)
         guard = weakref.ref(self)
         names = [name for name, its_owner in self._owners.items() if its_owner == owner]
         waiting = set(names)
 
         def judge(name: str, difference: str) -> None:
+            if not difference:
+                waiting.discard(name)
             mine = guard()
-            if mine is None:
-                return
-            if difference:
-                mine._fail(owner, f"{change.text}; {difference}")
-            waiting.discard(name)
-            if not waiting:
-                logger.info("%s was changed (%s), which does not change what it computes", owner, change.text)
-                mine._watched[owner].accept(change)
+            if mine is not None and (difference or not waiting):
+                mine._watched[owner].settle(owner, change, difference)
 
         for name in names:
-            part_state(self._parts[name]).trial = lambda difference, name=name: judge(name, difference)
-
-    def _fail(self, name: str, what: str) -> None:
-        raise changed_error(name, what, "PipelineCache.prepare(pipe)")
+            part_state(self._parts[name]).trial = partial(judge, name)
 
 
-def changed_error(name: str, what: str, freeze_again: str) -> ChangedPartError:
+def changed_error(name: str, what: str, freeze_again: str = _PREPARE) -> ChangedPartError:
     """Return the error for a frozen part that was changed; ``freeze_again`` is the call that freezes its new state."""
-    way_out = _WAYS_OUT["lora" if "lora" in what.lower() else ""]
+    fuse = "Fuse the LoRA (pipe.fuse_lora()) and unload its layers, or undo" if "lora" in what.lower() else "Undo"
     return ChangedPartError(
-        f"{name} was changed after it was frozen: {what}. {way_out}, or freeze the new state: call "
+        f"{name} was changed after it was frozen: {what}. {fuse} the change, or freeze the new state: call "
         f"{freeze_again} again.",
         name,
     )
+
+
+def replaced_error(name: str, now: Any) -> ChangedPartError:
+    return changed_error(name, f"it was replaced by another {type(now).__name__}")
 
 
 def _owner_name(pipe: Pipeline, name: str) -> str:
@@ -182,16 +180,12 @@ Attributes = list[tuple[dict[str, Any], dict[str, Any], list[tuple[Any, Any]]]]
 
 def _attributes(module: nn.Module) -> Attributes:
     """For each module its ``__dict__``, a copy of it, and copies of the containers in it."""
-    return [
-        (own, dict(own), [(value, type(value)(value)) for value in _containers(own)])
-        for own in (unfrozen(child).__dict__ for child in module.modules())
-    ]
-
-
-def _containers(attributes: Mapping[str, Any]) -> Iterator[Any]:
-    for name, value in attributes.items():
-        if type(value) in _CONTAINERS and name not in _UNWATCHED:
-            yield value
+    found: Attributes = []
+    for child in module.modules():
+        own = unfrozen(child).__dict__
+        watched = [value for name, value in own.items() if type(value) in _CONTAINERS and name not in _UNWATCHED]
+        found.append((own, dict(own), [(value, type(value)(value)) for value in watched]))
+    return found
 
 
 def _unchanged(attributes: Attributes) -> bool:

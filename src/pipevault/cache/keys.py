@@ -1,31 +1,84 @@
-"""Building the key of a pipeline's entry from what it is, where it runs and how it is called."""
+"""The keys of a part's graphs and of a pipeline's plans, from what they are, where they run and how they are called."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from pipevault.cache.identity import module_dtype
-from pipevault.cache.onediff_backends import backend_groups
+from pipevault.cache.onediff_backends import onediff_backend
 from pipevault.calls.call import CallShape, described
 from pipevault.calls.call_shapes import CallRange, call_factors
 from pipevault.determinism.flags import code_flags
+from pipevault.digest import Digest
 from pipevault.fingerprint.classes import class_identity, is_released, original_class, qualified_name
-from pipevault.fingerprint.machine import machine_factors
+from pipevault.fingerprint.machine import machine_factors, machine_record
 from pipevault.fingerprint.model import Architecture, architecture
-from pipevault.fingerprint.toolchain import toolchain_factors
+from pipevault.fingerprint.toolchain import toolchain_factors, toolchain_record
 from pipevault.fingerprint.volatile import SKIPPED_NAMES
 from pipevault.fingerprint.weights import weights_digest
 from pipevault.graphs.inductor import GRAPH_FORMAT, BuildOptions
 from pipevault.graphs.parts import get_part
+from pipevault.graphs.signature import CallSignature
 from pipevault.key import Key
 from pipevault.pipeline import Pipeline
 
 _SCALARS = (bool, int, float, str)
 _NO_DEFAULT = object()
+
+
+@dataclass(frozen=True)
+class PartIdentity:
+    """All that decides the code of a part's graphs next to their signatures. Nothing of the pipeline.
+
+    ``factors`` are those of a key, by group.
+    """
+
+    architecture: Architecture
+    factors: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        device: torch.device,
+        *,
+        backend: str,
+        build: BuildOptions,
+        known: Architecture | None = None,
+    ) -> PartIdentity:
+        """Return the identity of a part on ``device``. ``known`` is its architecture, if computed already."""
+        found = known or architecture(module)
+        baked = {"digest": weights_digest(module)} if build.weights == "baked" else {}
+        factors = {
+            "architecture": found.to_json(),
+            "weights": {"policy": build.weights, **baked},
+            "dtype": module_dtype(module),
+            **_shared_factors(device, backend, build),
+        }
+        return cls(found, factors)
+
+    @property
+    def shelf(self) -> Digest:
+        """The shelf of the part's graphs."""
+        return self.graph_key(CallSignature(())).shelf
+
+    def graph_key(self, signature: CallSignature, constants: Mapping[str, str] | None = None) -> Key:
+        """Return the key of the part's graph for ``signature``.
+
+        ``constants`` has the SHA-256 of each attribute that the graph has as a constant, by the steps to it.
+        """
+        own = {"signature": signature.to_json(), **({"constants": dict(constants)} if constants else {})}
+        return Key({**self.factors, **own})
+
+
+def module_dtype(module: nn.Module) -> str | None:
+    """Return the dtype of the first floating-point weight, such as ``float16``."""
+    tensor = next((t for t in module.parameters() if t.is_floating_point()), None)
+    return None if tensor is None else str(tensor.dtype)[6:]
 
 
 def build_key(
@@ -45,27 +98,44 @@ def build_key(
     frozen by blocks.
     """
     known = known or {}
-    toolchain, backend_factors = backend_groups(backend, build)
     device = execution_device(pipe, parts)
-    chosen = {**({"regions": dict(regions)} if regions else {}), **({"parts": "auto"} if worthwhile else {})}
+    shared = _shared_factors(device, backend, build)
+    if (onediff := onediff_backend(backend, build)) is not None:
+        shared["toolchain"] |= onediff.toolchain()
+        shared["backend"] |= onediff.factors()
+    if regions:
+        shared["backend"]["regions"] = dict(regions)
+    if worthwhile:
+        shared["backend"]["parts"] = "auto"
     weights: dict[str, Any] = {"policy": build.weights}
     if build.weights == "baked":
         weights["parts"] = {name: weights_digest(module) for name, module in parts.items()}
+    architectures = {name: (known.get(name) or architecture(module)).to_json() for name, module in parts.items()}
     return Key(
         {
             "pipeline": pipeline_factors(pipe, parts),
-            "architecture": {
-                name: (known.get(name) or architecture(module)).to_json() for name, module in parts.items()
-            },
+            "architecture": architectures,
             "weights": weights,
             "call": {**call_factors(shape), "autocast": _autocast(device)},
             "dtype": {name: module_dtype(module) for name, module in parts.items()},
-            "machine": machine_factors(device),
-            "toolchain": {**toolchain_factors(graph_format=GRAPH_FORMAT), **toolchain},
-            "backend": {"name": backend, **build.to_json(), **backend_factors, **chosen},
-            "determinism": code_flags(),
+            **shared,
         }
     )
+
+
+def _shared_factors(device: torch.device, backend: str, build: BuildOptions) -> dict[str, Any]:
+    """Return the factors that graphs and plans have alike."""
+    return {
+        "machine": machine_factors(device),
+        "toolchain": toolchain_factors(graph_format=GRAPH_FORMAT),
+        "backend": {"name": backend, **build.to_json()},
+        "determinism": code_flags(),
+    }
+
+
+def made_here() -> dict[str, Any]:
+    """Return what a manifest tells of the machine and the toolchain that made its entry."""
+    return {"machine": machine_record(), "toolchain": toolchain_record(graph_format=GRAPH_FORMAT)}
 
 
 def pipeline_factors(pipe: Pipeline, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
@@ -127,24 +197,19 @@ def _settings(value: Any) -> dict[str, Any]:
     config = getattr(value, "config", None)
     if config is not None and not isinstance(config, Mapping):
         config = getattr(config, "__dict__", None)
-    return {
-        name: described(setting)
-        for name, setting in (config or {}).items()
-        if not name.startswith("_") and not SKIPPED_NAMES[name]
-    }
+    return _described(config or {})
 
 
 def _scalar_attributes(module: nn.Module) -> dict[str, Any]:
     """Switches such as ``use_tiling``. A name with an underscore is state that a call may leave behind."""
     cls = original_class(module)
-    return {
-        name: described(value)
-        for name, value in vars(module).items()
-        if isinstance(value, _SCALARS)
-        and not name.startswith("_")
-        and not SKIPPED_NAMES[name]
-        and getattr(cls, name, _NO_DEFAULT) != value
-    }
+    scalars = {name: value for name, value in vars(module).items() if isinstance(value, _SCALARS)}
+    return _described({name: value for name, value in scalars.items() if getattr(cls, name, _NO_DEFAULT) != value})
+
+
+def _described(values: Mapping[str, Any]) -> dict[str, Any]:
+    kept = (name for name in values if not name.startswith("_") and not SKIPPED_NAMES[name])
+    return {name: described(values[name]) for name in kept}
 
 
 def _autocast(device: torch.device) -> str | None:

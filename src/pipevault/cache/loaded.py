@@ -10,15 +10,13 @@ from __future__ import annotations
 import copyreg
 import functools
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from pipevault.cache.generation_hook import generate
 from pipevault.cache.guard import Guard
-from pipevault.cache.leases import HeldLeases
 from pipevault.cache.outcome import Outcome, PartOutcome
 from pipevault.cache.turn import is_running, turn
 from pipevault.determinism.turns import DEFAULT_TIMEOUT_S
@@ -29,7 +27,29 @@ from pipevault.graphs.part import FrozenPart, part_state, unfrozen
 from pipevault.graphs.state import PartState
 from pipevault.pipeline import Pipeline
 
+if TYPE_CHECKING:
+    from pipevault.store.locks.leases import Lease
+
 STATE = "_pipevault"
+
+
+class HeldLeases:
+    """The leases of one pipeline, so that a prune may remove what is no longer used: they are released on request, when
+    it is collected, or when the interpreter ends. A copy, as a copy of the pipeline is eager, holds none.
+    """
+
+    def __init__(self, leases: list[Lease] | None = None) -> None:
+        """``leases`` may grow: graphs are opened when they are first used."""
+        self.leases = leases if leases is not None else []
+        self.release = weakref.finalize(self, _release, self.leases)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HeldLeases, ()
+
+
+def _release(leases: Sequence[Lease]) -> None:
+    for lease in leases:
+        lease.release()
 
 
 @dataclass(eq=False)
@@ -38,7 +58,7 @@ class LoadedState:
 
     ``digests`` are those of the parts' architecture when they were loaded. ``leases`` keep the entries in the
     vault. ``default_size`` is that of calls that give none. ``turn_timeout_s``: how long a call waits for those of
-    other threads. ``draws`` tells by kind of call whether it draws from the program's own random streams. ``recorder``
+    other threads. ``draws`` tells by kind of call whether it draws from the program's own random streams. ``weights``
     belongs to whoever runs the generations.
     """
 
@@ -48,7 +68,7 @@ class LoadedState:
     digests: Mapping[str, str] = field(default_factory=dict)
     level: str = "repeatable"
     load: Mapping[str, Any] = field(default_factory=dict)
-    recorder: object = None
+    weights: object = None
     guard: Guard | None = None
     leases: HeldLeases = field(default_factory=HeldLeases)
     default_size: Mapping[str, int] = field(default_factory=dict)
@@ -67,17 +87,13 @@ class LoadedState:
             if not part.holders:
                 graph_parts.detach(pipe, [name])
 
-    def check(self, pipe: Pipeline) -> None:
-        """Raise :class:`~pipevault.errors.ChangedPartError` if the pipeline is not the one that was frozen."""
+    def check(self, pipe: Pipeline, name: str | None = None) -> None:
+        """Raise :class:`~pipevault.errors.ChangedPartError` if the pipeline is not the one that was frozen; with
+        ``name``, look at that part alone, which is called outside of a generation.
+        """
         if self.guard is None:
             self.guard = Guard(pipe, self.digests)
-        self.guard.check(pipe)
-
-    def check_part(self, pipe: Pipeline, name: str) -> None:
-        """Do :meth:`check` for one part, which is called outside of a generation."""
-        if self.guard is None:
-            self.guard = Guard(pipe, self.digests)
-        self.guard.check_part(name)
+        self.guard.check(pipe, name)
 
 
 class FrozenPipeline:
@@ -89,15 +105,13 @@ class FrozenPipeline:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Reduce as an eager pipeline of the original class, for pickles and copies."""
-        original = self._pipevault_original_class
+        original, own = self._pipevault_original_class, getattr(self, "__dict__", {})
         twin: Any = original.__new__(original)  # type: ignore[call-overload]
-        for name, value in getattr(self, "__dict__", {}).items():
+        for name, value in own.items():
             if name != STATE:
-                twin.__dict__[name] = unfrozen(value) if isinstance(value, nn.Module) else value
-        if "_modules" in getattr(self, "__dict__", {}):
-            twin.__dict__["_modules"] = {
-                name: child if child is None else unfrozen(child) for name, child in self.__dict__["_modules"].items()
-            }
+                twin.__dict__[name] = unfrozen(value)
+        if "_modules" in own:
+            twin.__dict__["_modules"] = {name: unfrozen(child) for name, child in own["_modules"].items()}
         make, arguments, *rest = twin.__reduce_ex__(protocol)
         # A pickler insists that what ``copyreg.__newobj__`` makes is of the class of what it was given.
         return (_new if make is copyreg.__newobj__ else make, arguments, *rest)  # type: ignore[attr-defined]
@@ -107,10 +121,18 @@ def _new(cls: Any, *arguments: Any) -> Any:
     return cls.__new__(cls, *arguments)
 
 
+_STATES: dict[int, LoadedState] = {}
+"""The states of pipelines without a ``__dict__``, by identity."""
+
+
 def attach_state(pipe: Pipeline, state: LoadedState) -> None:
     """Remember what a load did, and how it was asked for; with frozen parts the pipeline is guarded from now on."""
     release_class(pipe)
-    _remember(pipe, state)
+    if hasattr(pipe, "__dict__"):
+        pipe.__dict__[STATE] = state
+    else:
+        _STATES[id(pipe)] = state
+        weakref.finalize(pipe, _STATES.pop, id(pipe), None)
     for part in state.states(pipe).values():
         part.holders.add(state)
     if state.names:
@@ -124,18 +146,6 @@ def loaded_state(pipe: Pipeline) -> LoadedState | None:
     return state if isinstance(state, LoadedState) and state.owner() is pipe else None
 
 
-_STATES: dict[int, LoadedState] = {}
-"""The states of pipelines without a ``__dict__``, by identity."""
-
-
-def _remember(pipe: Pipeline, state: LoadedState) -> None:
-    if hasattr(pipe, "__dict__"):
-        pipe.__dict__[STATE] = state
-        return
-    _STATES[id(pipe)] = state
-    weakref.finalize(pipe, _STATES.pop, id(pipe), None)
-
-
 def release_class(pipe: Pipeline) -> None:
     """Give the pipeline its own class back and forget what was loaded; its parts stay."""
     if isinstance(pipe, FrozenPipeline):
@@ -146,19 +156,36 @@ def release_class(pipe: Pipeline) -> None:
         _STATES.pop(id(pipe), None)
 
 
-def unload(pipe: Pipeline) -> Any:
-    """Give ``pipe`` its eager parts and its own class back, and return it.
+@contextmanager
+def unchanged_on_error(pipe: Pipeline) -> Iterator[None]:
+    """Leave the pipeline exactly as it was if a load fails: its parts, its class, what was loaded before."""
+    state = loaded_state(pipe)
+    frozen = graph_parts.frozen_parts(pipe)
+    places = {name: part.place() for name, part in frozen.items()}
+    modules = {name: graph_parts.get_part(pipe, name) for name in frozen}
+    try:
+        yield
+    except BaseException:  # whatever it was goes on
+        graph_parts.detach(pipe, [name for name in graph_parts.frozen_parts(pipe) if name not in frozen])
+        for name, part in frozen.items():
+            if (now := graph_parts.get_part(pipe, name)) is not modules[name]:
+                graph_parts.replace_part(pipe, now, modules[name])
+            part.put_back(places[name])
+        if state is not None:
+            attach_state(pipe, state)
+        raise
 
-    A part that another loaded pipeline shares stays frozen in that one's places. A pipeline that was not loaded stays
-    as it is.
+
+def unload(pipe: Pipeline) -> Any:
+    """Give ``pipe`` its eager parts and its own class back, and return it; one that was not loaded stays as it is.
+
+    A part that another loaded pipeline shares stays frozen in that one's places.
     """
     with turn(pipe, f"unloading {type(pipe).__name__}"):
-        state = loaded_state(pipe)
-        if state is None:
-            return pipe
-        state.give_back(pipe)
-        release_class(pipe)
-        state.leases.release()
+        if (state := loaded_state(pipe)) is not None:
+            state.give_back(pipe)
+            release_class(pipe)
+            state.leases.release()
     return pipe
 
 
@@ -209,7 +236,11 @@ def freeze_pipeline_class(original: Any) -> type[Any]:
     for name in generating_methods(original):
         attributes[name] = _guarded(getattr(original, name))
     if isinstance(getattr(original, "components", None), property):
-        attributes["components"] = property(lambda pipe: _eager_components(original.components.__get__(pipe)))
+
+        def components(pipe: Pipeline) -> dict[str, Any]:
+            return {name: unfrozen(value) for name, value in original.components.__get__(pipe).items()}
+
+        attributes["components"] = property(components)
     # The original comes first: an object changes its class only where both have its layout.
     return type(original.__name__, (original, FrozenPipeline), attributes)
 
@@ -222,10 +253,3 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
         return generate(pipe, method, args, kwargs, lambda: loaded_state(pipe))
 
     return guarded
-
-
-def _eager_components(components: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: unfrozen(value) if isinstance(value, nn.Module) and isinstance(value, FrozenPart) else value
-        for name, value in components.items()
-    }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -22,72 +22,48 @@ from pipevault.graphs.inductor import BuildOptions
 ARTIFACT = "onediff.tar"
 
 
-class OnediffBackend(Protocol):
-    """One of OneDiff's own backends, as a load uses it."""
-
-    name: str
-    takes_many_shapes: bool
-    """True if what was kept for one call shape can be used together with that for another."""
-
-    def require(self) -> None:
-        """Raise :class:`~pipevault.errors.UnusableBackendError` unless it can run here. Changes and imports nothing."""
-
-    def toolchain(self) -> Mapping[str, str]:
-        """Return the versions that decide what it compiles, next to those of every graph."""
-
-    def factors(self) -> Mapping[str, Any]:
-        """Return what else decides it, for the key."""
-
-    def prepare(self) -> Path:
-        """Make the process ready to compile, and return the folder to which archives are unpacked."""
-
-    def compile(self, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
-        """Return the parts compiled, which for a lazy compiler means ready to be."""
-
-    def load(self, compiled: Mapping[str, Any], folder: Path, names: tuple[str, ...]) -> None:
-        """Give the compiled parts what was unpacked to ``folder``."""
-
-    def collect(self, compiled: Mapping[str, Any], folder: Path) -> dict[str, Path]:
-        """Return the files to keep of parts that ran, by relative name; ``folder`` is empty, for files to be made."""
-
-    def new_compilations(self) -> int:
-        """Count what it compiled in this process since it was last asked."""
-
-
 class Nexfort:
     """The backend nexfort, whose compile cache is kept, in one folder of the process."""
 
     name = "nexfort"
     takes_many_shapes = True
+    """True if what was kept for one call shape can be used together with that for another."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = nexfort.compile_options(options)
 
     def require(self) -> None:
+        """Raise :class:`~pipevault.errors.UnusableBackendError` unless it can run here. Changes and imports nothing."""
         nexfort.require_nexfort()
 
     def toolchain(self) -> Mapping[str, str]:
+        """Return the versions that decide what it compiles, next to those of every graph."""
         return {"nexfort": nexfort.nexfort_version()}
 
     def factors(self) -> Mapping[str, Any]:
+        """Return what else decides it, for the key."""
         return {"mode": self._options["mode"]}
 
     def prepare(self) -> Path:
+        """Make the process ready to compile, and return the folder to which archives are unpacked."""
         folder = _nexfort_folder()
         nexfort.use_cache(folder)
         return folder
 
     def compile(self, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
+        """Return the parts compiled, which for a lazy compiler means ready to be."""
         return onediffx.compile_parts(parts, backend=self.name, options=dict(self._options))
 
     def load(self, compiled: Mapping[str, Any], folder: Path, names: tuple[str, ...]) -> None:
-        """Do nothing: nexfort finds the files when it would compile."""
+        """Give the compiled parts what was unpacked to ``folder``: nexfort finds it when it would compile."""
         _known_graphs.update(nexfort.cached_graphs(folder))
 
     def collect(self, compiled: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+        """Return the files to keep of parts that ran, by relative name; ``folder`` is empty, for files to be made."""
         return nexfort.cached_files(_nexfort_folder())
 
     def new_compilations(self) -> int:
+        """Count what it compiled in this process since it was last asked."""
         graphs = nexfort.cached_graphs(_nexfort_folder())
         count = len(graphs - _known_graphs)
         _known_graphs.update(graphs)
@@ -95,7 +71,7 @@ class Nexfort:
 
 
 class Oneflow:
-    """The backend OneFlow, whose graphs go through ``save_pipe`` and ``load_pipe``."""
+    """The backend OneFlow, whose graphs go through ``save_pipe`` and ``load_pipe``. Methods as above."""
 
     name = "oneflow"
     takes_many_shapes = False
@@ -130,11 +106,10 @@ class Oneflow:
         return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
     def new_compilations(self) -> int:
-        """Return 0: OneFlow does not tell."""
-        return 0
+        return 0  # OneFlow does not tell
 
 
-_KINDS: Mapping[str, Any] = {"nexfort": Nexfort, "oneflow": Oneflow}
+OnediffBackend: TypeAlias = "Nexfort | Oneflow"
 
 _known_graphs: set[str] = set()
 """The graphs in nexfort's folder that are accounted for."""
@@ -145,19 +120,11 @@ def onediff_backend(name: str, build: BuildOptions) -> OnediffBackend | None:
 
     Raises :class:`SettingsError` for options that it does not take.
     """
-    kind = _KINDS.get(name)
-    if kind is None:
+    if name not in ("nexfort", "oneflow"):
         return None
     if build.weights != "bound":
         raise SettingsError(f"weights {build.weights!r} needs backend 'inductor': {name} takes the live weights.")
-    backend: OnediffBackend = kind(build.config)
-    return backend
-
-
-def backend_groups(name: str, build: BuildOptions) -> tuple[Mapping[str, str], Mapping[str, Any]]:
-    """Return what the backend adds to the groups ``toolchain`` and ``backend`` of a key; nothing for ``inductor``."""
-    backend = onediff_backend(name, build)
-    return ({}, {}) if backend is None else (backend.toolchain(), backend.factors())
+    return Nexfort(build.config) if name == "nexfort" else Oneflow(build.config)
 
 
 @cache

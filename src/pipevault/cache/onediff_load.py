@@ -12,40 +12,29 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from pipevault.cache.access import Access
-from pipevault.cache.guard import WatchedModule
-from pipevault.cache.keys import build_key, execution_device
-from pipevault.cache.leases import HeldLeases
-from pipevault.cache.loaded import attach_state, unload
+from pipevault.cache.guard import WatchedModule, changed_error, replaced_error
+from pipevault.cache.keys import build_key, made_here
+from pipevault.cache.loaded import HeldLeases, LoadedState, attach_state, unload
 from pipevault.cache.onediff_backends import ARTIFACT, OnediffBackend
-from pipevault.cache.onediff_pipeline import OnediffState
-from pipevault.cache.outcome import Clock, Outcome, PartOutcome, combine
+from pipevault.cache.outcome import Outcome, PartOutcome, combine
 from pipevault.cache.plan import plan_outcomes
-from pipevault.cache.rehearsal import compare_whole, run_whole
-from pipevault.cache.search import Miss, Search
-from pipevault.cache.shelf import Store
+from pipevault.cache.rehearsal import compare_outputs, run_whole
+from pipevault.cache.search import Miss, Search, Store
 from pipevault.calls.call import CallShape
 from pipevault.calls.call_shapes import AskedShape
 from pipevault.determinism.levels import level as at_level
 from pipevault.digest import digest_file
-from pipevault.errors import (
-    BadCallError,
-    CorruptEntryError,
-    LockTimeoutError,
-    MissError,
-    NothingFrozenError,
-    VaultError,
-)
+from pipevault.errors import BadCallError, CorruptEntryError, MissError, NothingFrozenError, VaultError
 from pipevault.files.archive import pack_files, unpack_files
 from pipevault.files.scratch import scratch_folder
-from pipevault.fingerprint.machine import machine_record
-from pipevault.fingerprint.toolchain import toolchain_record
 from pipevault.graphs import parts as graph_parts
-from pipevault.graphs.inductor import GRAPH_FORMAT
+from pipevault.graphs.check import pipeline_tolerance
 from pipevault.graphs.state import FREEZING
 from pipevault.key import Key
 from pipevault.pipeline import Pipeline
@@ -53,6 +42,38 @@ from pipevault.store.manifest import ArtifactRef, Manifest, now_utc
 from pipevault.store.tiers.tiers import TierHit
 
 logger = logging.getLogger("pipevault")
+
+
+@dataclass(eq=False)
+class OnediffState(LoadedState):
+    """The state of a pipeline that a backend of OneDiff compiled.
+
+    ``parts`` has the eager and the compiled module of each part. ``watched`` are the eager modules that the backend
+    does not look at again once it compiled them. ``new_compilations`` counts what it compiled since it was last asked.
+    """
+
+    parts: Mapping[str, tuple[nn.Module, Any]] = field(default_factory=dict)
+    watched: Mapping[str, WatchedModule] = field(default_factory=dict)
+    new_compilations: Callable[[], int] = lambda: 0
+
+    def check(self, pipe: Pipeline, name: str | None = None) -> None:
+        for part, (_, compiled) in self.parts.items():
+            now = graph_parts.get_part(pipe, part)
+            if now is not compiled:
+                raise replaced_error(part, now)
+        for part, module in self.watched.items():
+            if (change := module.change()) is not None:
+                raise changed_error(part, change.text)
+        if count := self.new_compilations():
+            logger.warning(
+                "%s: %d graphs were compiled for calls that nothing was kept for; load it for such calls to keep them",
+                type(pipe).__name__,
+                count,
+            )
+
+    def give_back(self, pipe: Pipeline) -> None:
+        for eager, compiled in self.parts.values():
+            graph_parts.replace_part(pipe, compiled, eager)
 
 
 def load_onediff(
@@ -76,12 +97,12 @@ def load_onediff(
         load = _Load(access, backend, pipe, names)
         try:
             outcomes = tuple(load.ensure(shape) for shape in single)
+            load.finish(combine(outcomes), asked, parts)
         except BaseException:  # whatever it was goes on; the pipeline is what it was
             load.undo()
             for lease in load.store.leases:
                 lease.release()
             raise
-        load.finish(combine(outcomes), asked, parts)
 
 
 @dataclass
@@ -95,9 +116,8 @@ class _Load:
     compiled: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        access = self.access
-        self.clock = Clock(access.progress)
-        self.store = Store(access.tiers, access.settings, lambda: access.vault)
+        self.store = Store(self.access)
+        self.clock = self.store.clock
         self.eager: dict[str, nn.Module] = {name: graph_parts.get_part(self.pipe, name) for name in self.names}
         self.folder = self.backend.prepare()
 
@@ -118,16 +138,9 @@ class _Load:
                 key.digest.hex,
                 miss.reason,
             )
-        vault = self.store.require_writable(type(self.pipe).__name__)
+        self.store.require_writable(type(self.pipe).__name__)
         logger.warning("compiling %s with %s: %s", type(self.pipe).__name__, self.backend.name, miss.reason)
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(vault.lock(key.digest, timeout_s=settings.lock_timeout_s, on_wait=self.store.wait))
-            except LockTimeoutError as error:
-                if settings.on_lock_timeout != "compile":
-                    raise
-                logger.warning("%s Compiling it here too, as on_lock_timeout is 'compile'.", error)
-            stack.enter_context(FREEZING)
+        with self.store.locked(key.digest, "Compiling"), FREEZING:
             hit = self._restored(self.store.search(key.digest))
             return hit if hit is not None else self._compiled(key, miss, shape)
 
@@ -154,25 +167,15 @@ class _Load:
                 )
             self.backend.load(self.compiled, self.folder, kept)
         if is_hit:
-            self.store.count("hit", found.key)
-            self.store.count("saved", found.key, seconds=found.manifest.info.get("compile_s", 0.0))
-        return Outcome(
-            "hit",
-            key=found.key,
-            parts=plan_outcomes(found.manifest),
-            seconds=self.clock.seconds,
-            stored=True,
-            manifest=found.manifest.manifest_digest,
-            tier=self.store.tier_of([found.key]),
-            problems=tuple(self.store.problems),
-        )
+            self.store.count_hit(found)
+        parts, tier = plan_outcomes(found.manifest), self.store.tier_of([found.key])
+        return self.store.outcome("hit", parts, key=found.key, manifest=found.manifest.manifest_digest, tier=tier)
 
     def _compile(self) -> None:
         """Put compiled parts into the pipeline. Those of an earlier shape stay."""
         if self.compiled:
             return
-        compiled = self.backend.compile(self.eager)
-        for name, part in compiled.items():
+        for name, part in self.backend.compile(self.eager).items():
             graph_parts.replace_part(self.pipe, self.eager[name], part)
             self.compiled[name] = part
 
@@ -180,12 +183,12 @@ class _Load:
         started_s = time.perf_counter()
         self.undo()
         with self.clock.step("capture"):
-            _, expected = run_whole(self.pipe, shape)
+            expected = run_whole(self.pipe, shape)
         self._compile()
         with self.clock.step("compile"), _calls_of(self.compiled) as called:
-            _, output = run_whole(self.pipe, shape)
+            output = run_whole(self.pipe, shape)
         with self.clock.step("check"):
-            check = compare_whole(expected, output, self.eager.values())
+            check = compare_outputs(expected, output, pipeline_tolerance(self.eager.values()))
         if not check.passed:
             raise NothingFrozenError(
                 f"What {self.backend.name} compiled does not draw what the eager {type(self.pipe).__name__} does: "
@@ -202,8 +205,7 @@ class _Load:
         info = {
             "compile_s": round(time.perf_counter() - started_s, 3),
             "check": {"distance": check.distance, "tolerance": check.tolerance},
-            "machine": machine_record(),
-            "toolchain": toolchain_record(graph_format=GRAPH_FORMAT),
+            **made_here(),
         }
         self.store.count("compiled", key.digest, seconds=info["compile_s"])
         self.store.count("miss", key.digest, reason=miss.word)
@@ -223,15 +225,13 @@ class _Load:
                     f"The entry {key.digest.short} was published and cannot be read.",
                     self.access.vault.layout.manifest_file(key.digest),
                 )
-        return Outcome(
+        return self.store.outcome(
             "miss",
+            {name: PartOutcome(part["status"]) for name, part in sorted(statuses.items())},
             key=key.digest,
             reason="; ".join(text for text in (miss.reason, problem) if text),
-            parts={name: PartOutcome(part["status"]) for name, part in sorted(statuses.items())},
-            seconds=self.clock.seconds,
             stored=published is not None,
             manifest=None if published is None else published.manifest_digest,
-            problems=tuple(self.store.problems),
         )
 
     def _publish(self, key: Key, parts: Mapping[str, Any], info: Mapping[str, Any]) -> Manifest:
@@ -253,26 +253,16 @@ class _Load:
 
     def finish(self, result: Outcome, asked: Sequence[AskedShape], parts: Sequence[str] | None) -> None:
         """Make the pipeline a loaded one."""
-        settings = self.access.settings
-        dtypes = {name: str(next(module.parameters()).dtype)[6:] for name, module in self.eager.items()}
         watched = {} if self.backend.takes_many_shapes else {n: WatchedModule(m) for n, m in self.eager.items()}
         state = OnediffState(
             outcome=result,
             owner=weakref.ref(self.pipe),
             names=self.names,
-            level=settings.level,
-            load={
-                "shapes": [shape.to_json() for shape in asked],
-                "parts": None if parts is None else list(parts),
-                "backend": settings.backend,
-                "weights": settings.weights,
-                "build": self.access.build.digest,
-                "device": str(execution_device(self.pipe, self.eager)),
-                "dtype": dtypes,
-            },
+            level=self.access.settings.level,
+            load=self.access.described(self.pipe, self.eager, asked, parts),
             leases=HeldLeases(self.store.leases),
             default_size=next((shape.size for shape in asked if shape.size), {}),
-            turn_timeout_s=settings.turn_timeout_s,
+            turn_timeout_s=self.access.settings.turn_timeout_s,
             parts={name: (self.eager[name], part) for name, part in self.compiled.items()},
             watched=watched,
             new_compilations=self.backend.new_compilations,
@@ -285,10 +275,10 @@ def _calls_of(parts: Mapping[str, nn.Module]) -> Iterator[set[str]]:
     """Collect the names of the parts that are called inside."""
     called: set[str] = set()
 
-    def note(name: str) -> Callable[..., None]:
-        return lambda *arguments: called.add(name)
+    def note(name: str, *arguments: Any) -> None:
+        called.add(name)
 
-    handles = [part.register_forward_pre_hook(note(name)) for name, part in parts.items()]
+    handles = [part.register_forward_pre_hook(partial(note, name)) for name, part in parts.items()]
     try:
         yield called
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
 from pipevault.digest import Digest
@@ -44,7 +44,7 @@ class PartOutcome:
     regions: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {"status": self.status, "reason": self.reason, "graphs": self.graphs, "regions": self.regions}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,12 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "status": self.status,
+            **vars(self),
             "key": self.key.hex if self.key else None,
-            "reason": self.reason,
             "parts": {name: part.to_json() for name, part in self.parts.items()},
             "seconds": dict(self.seconds),
-            "stored": self.stored,
             "manifest": self.manifest.hex if self.manifest else None,
             "entries": [entry.to_json() for entry in self.entries],
-            "tier": self.tier,
             "problems": list(self.problems),
         }
 
@@ -118,13 +115,10 @@ def combine(entries: tuple[Outcome, ...]) -> Outcome:
         for name, part in entry.parts.items():
             known = parts.get(name)
             eager = next((p for p in (known, part) if p and p.status == "eager"), None)
-            graphs = part.graphs + (known.graphs if known else 0)
-            parts[name] = replace(
-                part,
-                status="eager" if eager else part.status,
-                reason=eager.reason if eager else "",
-                graphs=0 if eager else graphs,
-            )
+            if eager is not None:
+                parts[name] = replace(part, status="eager", reason=eager.reason, graphs=0)
+            else:
+                parts[name] = replace(part, reason="", graphs=part.graphs + (known.graphs if known else 0))
         for step, duration_s in entry.seconds.items():
             seconds[step] = seconds.get(step, 0.0) + duration_s
     reasons = dict.fromkeys(entry.reason for entry in entries if entry.reason)
@@ -153,6 +147,9 @@ class Clock:
         if self._progress:
             self._progress(step)
 
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
     @contextmanager
     def timed(self, action: str) -> Iterator[None]:
         """Measure what is too short to be reported."""
@@ -160,7 +157,7 @@ class Clock:
         try:
             yield
         finally:
-            self.seconds[action] = self.seconds.get(action, 0.0) + time.perf_counter() - start
+            self.add(action, time.perf_counter() - start)
 
     @contextmanager
     def step(self, action: str, part: str = "", detail: str = "") -> Iterator[None]:
@@ -170,6 +167,5 @@ class Clock:
             yield
         finally:
             duration_s = time.perf_counter() - start
-            name = f"{action} {part}" if part else action
-            self.seconds[name] = self.seconds.get(name, 0.0) + duration_s
+            self.add(f"{action} {part}".rstrip(), duration_s)
             self.report(Step(part, action, duration_s, detail))

@@ -13,18 +13,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from pipevault.cache.access import Access
-from pipevault.cache.identity import PartIdentity
-from pipevault.cache.keys import execution_device
-from pipevault.cache.loaded import LoadedState, attach_state, loaded_state, release_class, status, unload
+from pipevault.cache.keys import PartIdentity, execution_device
+from pipevault.cache.loaded import (
+    LoadedState,
+    attach_state,
+    loaded_state,
+    release_class,
+    status,
+    unchanged_on_error,
+    unload,
+)
 from pipevault.cache.onediff_backends import onediff_backend
-from pipevault.cache.onediff_load import load_onediff
-from pipevault.cache.onediff_pipeline import OnediffState
+from pipevault.cache.onediff_load import OnediffState, load_onediff
 from pipevault.cache.outcome import Explanation, Outcome, Progress, combine
 from pipevault.cache.plan import plan_outcomes
+from pipevault.cache.search import Store
 from pipevault.cache.session import LoadSession
-from pipevault.cache.shelf import Store
 from pipevault.cache.turn import resources
-from pipevault.cache.undo import unchanged_on_error
 from pipevault.calls.call_shapes import AskedShape, Parts, ShapeFields, asked_shape, call_shapes
 from pipevault.compat.versions import require_inductor, warn_untried
 from pipevault.determinism.levels import SWITCHES, needs, parse_level
@@ -124,29 +129,29 @@ class PipelineCache:
         Raises :class:`~pipevault.errors.MissError` in mode ``require``, :class:`~pipevault.errors.CannotFreezeError`
         and its subclasses, :class:`~pipevault.errors.BadCallError`, :class:`~pipevault.errors.VaultError`.
         """
-        asked = call_shapes(shapes, **shape)
+        asked, name = call_shapes(shapes, **shape), type(pipe).__name__
         wanted = {**resources(pipe), SWITCHES: needs(parse_level(self.settings.level))}
-        with TURNS.take(wanted, what=f"loading {type(pipe).__name__}", timeout_s=self.settings.turn_timeout_s):
-            name, started_s = type(pipe).__name__, time.perf_counter()
-            loaded = self._prepare(pipe, asked, None if parts == "auto" else parts, worthwhile=parts == "auto")
+        with TURNS.take(wanted, what=f"loading {name}", timeout_s=self.settings.turn_timeout_s):
+            started_s = time.perf_counter()
+            self._prepare(pipe, asked, None if parts == "auto" else parts, worthwhile=parts == "auto")
             if logger.isEnabledFor(logging.INFO):
-                _log_load(name, status(loaded), time.perf_counter() - started_s)
-            return loaded
+                _log_load(name, status(pipe), time.perf_counter() - started_s)
+            return pipe
 
     load = prepare
     """The first name of :meth:`prepare`, which stays."""
 
     def _prepare(
-        self, pipe: AnyPipeline, asked: Sequence[AskedShape], parts: Sequence[str] | None, *, worthwhile: bool
-    ) -> AnyPipeline:
+        self, pipe: Any, asked: Sequence[AskedShape], parts: Sequence[str] | None, *, worthwhile: bool
+    ) -> None:
         """Do :meth:`prepare` in the turn of the pipeline."""
         if self.settings.mode == "off":
             unload(pipe)
             attach_state(pipe, LoadedState(Outcome("off", reason="mode is off"), weakref.ref(pipe)))
-            return pipe
+            return
         if self._backend is not None:
             load_onediff(self._access, self._backend, pipe, asked, parts)
-            return pipe
+            return
         if isinstance(loaded_state(pipe), OnediffState):
             unload(pipe)
         warn_untried()
@@ -158,12 +163,10 @@ class PipelineCache:
             session = LoadSession(self._access, pipe, names, previous, worthwhile=worthwhile)
             try:
                 outcomes = tuple(session.ensure(shape) for shape in wanted) or (session.attached(parts),)
-                result = combine(outcomes)
-                session.finish(result, asked, parts)
+                session.finish(combine(outcomes), asked, parts)
             except BaseException:  # whatever it was goes on; a pipeline that was not loaded holds no lease
                 session.release()
                 raise
-        return pipe
 
     @spelled_out(ShapeFields)
     def key(self, pipe: AnyPipeline, *, parts: Parts = None, **shape: Unpack[ShapeFields]) -> Key:
@@ -183,18 +186,20 @@ class PipelineCache:
 
     def part_key(self, pipe: AnyPipeline, part: str) -> Key:
         """Return the factors of the identity of a part, as the key of a graph without a signature."""
-        return Key(self.part_identity(pipe, part).to_json())
+        return Key(self.part_identity(pipe, part).factors)
 
     @spelled_out(ShapeFields)
     def explain(self, pipe: AnyPipeline, *, parts: Parts = None, **shape: Unpack[ShapeFields]) -> Explanation:
         """Return what :meth:`prepare` would do with these arguments, without doing it."""
         key = self.key(pipe, parts=parts, **shape)
-        store = Store(self._access.tiers, self.settings, lambda: self.vault)
+        store = Store(self._access)
         search = store.search(key.digest, set_aside=False)
         found = next(search.entries(), None)
         if found is None:
             miss = search.miss(key)
-            partly = self._parts_with_graphs(pipe, None if parts == "auto" else parts)
+            wanted = graph_parts.find_parts(pipe, None if parts == "auto" else parts)
+            shelves = {name: self.part_identity(pipe, name).shelf for name in wanted}
+            partly = tuple(name for name, shelf in shelves.items() if self._access.tiers.shelf(shelf)[0])
             reason = miss.reason
             if partly:
                 reason += f"; without a plan, graphs of {', '.join(partly)} are there, and run where a call fits them"
@@ -214,12 +219,6 @@ class PipelineCache:
         what = f"the plan {key.digest.short} and its {len(graphs)} graphs are" if graphs else f"{key.digest.short} is"
         reason = f"{what} in {where}"
         return Explanation(key, "hit", reason, parts=parts_found, tier=str(farthest), problems=problems)
-
-    def _parts_with_graphs(self, pipe: Any, parts: Sequence[str] | None) -> tuple[str, ...]:
-        """Return the names of the parts, frozen whole, of which there are graphs."""
-        tiers = self._access.tiers
-        shelves = {name: self.part_identity(pipe, name).shelf for name in graph_parts.find_parts(pipe, parts)}
-        return tuple(name for name, shelf in shelves.items() if tiers.shelf(shelf)[0])
 
 
 def _log_load(pipeline: str, done: Outcome, seconds: float) -> None:

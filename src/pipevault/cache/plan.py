@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipevault.cache.keys import made_here
 from pipevault.cache.outcome import PartOutcome
 from pipevault.cache.rehearsal import Rehearsal
-from pipevault.cache.shelf import Store
+from pipevault.cache.search import Store
 from pipevault.digest import Digest
-from pipevault.fingerprint.machine import machine_record
-from pipevault.fingerprint.toolchain import toolchain_record
-from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.graphs.state import PartState
 from pipevault.graphs.table import UNUSABLE, Slot
 from pipevault.key import Key
@@ -35,11 +33,7 @@ def make_plan(key: Key, rehearsal: Rehearsal, seconds: float) -> Manifest:
         for name, part in rehearsal.parts.items()
     }
     needs = sorted({Digest(graph) for graphs in rehearsal.graphs.values() for graph in graphs})
-    info: dict[str, Any] = {
-        "compile_s": round(seconds, 3),
-        "machine": machine_record(),
-        "toolchain": toolchain_record(graph_format=GRAPH_FORMAT),
-    }
+    info: dict[str, Any] = {"compile_s": round(seconds, 3), **made_here()}
     if rehearsal.check is not None:
         info["check"] = {"distance": rehearsal.check.distance, "tolerance": rehearsal.check.tolerance}
     return Manifest(key, parts, (), info, now_utc(), needs=tuple(needs))
@@ -98,9 +92,3 @@ def _open_part(name: str, graphs: Sequence[str], state: PartState, store: Store,
 
 def _lacking(graph: str, part: str, what: str) -> str:
     return f"the graph {graph[:12]} of {part}, which the plan needs, cannot be used: {what}"
-
-
-def lists_part(manifest: Manifest, name: str) -> str:
-    """Return why a plan leaves a part eager though it has graphs, or nothing."""
-    part = manifest.parts.get(name)
-    return str(part["reason"]) if part and part.get("left_eager") else ""

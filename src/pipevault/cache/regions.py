@@ -89,26 +89,22 @@ def repeated_blocks(part: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """
     listed = frozenset(getattr(original_class(part), "_repeated_blocks", None) or ())
     places = Counter(id(module) for _, module in part.named_modules(remove_duplicate=False))
-    found = _of_classes(part, "", listed) if listed else _of_lists(part, "")
-    yield from ((path, block) for path, block in found if places[id(block)] == 1)
+    yield from ((path, block) for path, block in _blocks(part, "", listed) if places[id(block)] == 1)
 
 
-def _of_classes(owner: nn.Module, prefix: str, names: frozenset[str]) -> Iterator[tuple[str, nn.Module]]:
-    for name, child in owner.named_children():
-        if original_class(child).__name__ in names:
-            yield f"{prefix}{name}", child
-        else:
-            yield from _of_classes(child, f"{prefix}{name}.", names)
-
-
-def _of_lists(owner: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+def _blocks(owner: nn.Module, prefix: str, listed: frozenset[str]) -> Iterator[tuple[str, nn.Module]]:
     children = dict(owner.named_children())
-    kinds = Counter(_kind(child) for child in children.values()) if isinstance(owner, nn.ModuleList) else Counter()
+    is_list = isinstance(owner, nn.ModuleList) and not listed
+    kinds = Counter(_kind(child) for child in children.values()) if is_list else Counter()
     for name, child in children.items():
-        if kinds[_kind(child)] > 1 and any(True for _ in child.children()):
+        if listed:
+            is_block = original_class(child).__name__ in listed
+        else:
+            is_block = kinds[_kind(child)] > 1 and any(True for _ in child.children())
+        if is_block:
             yield f"{prefix}{name}", child
         else:
-            yield from _of_lists(child, f"{prefix}{name}.")
+            yield from _blocks(child, f"{prefix}{name}.", listed)
 
 
 def _kind(module: nn.Module) -> tuple[Any, ...]:

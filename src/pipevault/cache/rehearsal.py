@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -43,6 +43,9 @@ from pipevault.graphs.check import GraphComparison, compare_trees, pipeline_tole
 from pipevault.graphs.state import GENERATING, PartState
 from pipevault.pipeline import Pipeline
 
+Run: TypeAlias = Callable[[], Any]
+"""Runs a pipeline with the same randomness each time, and returns its output."""
+
 REHEARSAL_SEED = 0
 LEAST_GAIN = 0.03
 """The share of its time that a part must save to be frozen, where that is asked."""
@@ -69,110 +72,96 @@ def rehearse(
     states: Mapping[str, PartState],
     shape: CallShape | CallRange,
     *,
-    policy: str,
     clock: Clock,
-    compare: bool,
-    builders: Builders | None = None,
-    worthwhile: bool = False,
+    builders: Builders,
+    worthwhile: bool,
 ) -> Rehearsal:
-    """Run ``pipe`` at ``shape`` with ``policy`` for calls without a graph; at both ends of a range.
-
-    With ``compare``, run it eagerly first, freeze the calls that it makes, and compare the outputs. With
-    ``worthwhile``, parts stay eager whose graphs gain less than :data:`LEAST_GAIN`.
+    """Run ``pipe`` eagerly at ``shape``, or at both ends of a range; freeze the calls that it makes; run it again, and
+    compare the outputs. With ``worthwhile``, parts stay eager whose graphs gain less than :data:`LEAST_GAIN`.
 
     Raises :class:`BadCallError` if the pipeline refuses the call, what freezing a call raises, and
     :class:`NothingFrozenError` if no part could be frozen.
     """
-    ends = [shape.most, shape.least] if isinstance(shape, CallRange) else [shape]
-    runs = [_runners(pipe, states, end) for end in ends]
-    check = None
+    runs = [_runs(pipe, states, end) for end in _ends(shape)]
     eager: dict[str, str] = {}
-    problems: list[str] = []
-    if not compare:
-        with policies(states, policy):
-            for state in states.values():
-                state.start_listing()
-            for run, alternative in runs:
-                _first_accepted(run, alternative)
-    else:
-        capture = Capture()
-        if builders is not None and len(graph_parts.by_part(states)) > 1:
-            builders.start_one()
-        with clock.step("capture"), policies(states, "off"):
-            drawn = [_captured(capture, states, runs[0], frozenset())]
-            if isinstance(shape, CallRange):
-                for causes, other in shape.between():
-                    _captured(capture, states, _runners(pipe, states, other), causes)
-                drawn.append(_captured(capture, states, runs[1], frozenset(shape.ranged)))
-        with policies(states, policy):
-            for state in states.values():
-                state.start_listing()
-            tasks = capture.tasks(ranges=isinstance(shape, CallRange))
-            problems = _freeze_ahead(states, tasks, builders, clock)
-            if worthwhile:
-                eager.update(_idle_parts(states))
-            for run, eager_output in drawn:
-                with policies({name: state for name, state in states.items() if state.part in eager}, "off"):
-                    output = run()
-                with clock.step("check"):
-                    compared = _checked(states, run, eager_output, output, eager)
-                check = compared if check is None else max(check, compared, key=lambda one: one.distance)
-    by_part = graph_parts.by_part(states)
-    parts = {name: part_outcome(members, eager.get(name, "")) for name, members in by_part.items()}
-    graphs = {name: tuple(sorted(_used(members))) for name, members in by_part.items() if name not in eager}
-    if compare and not worthwhile and not any(graphs.values()):
-        details = "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if part.reason)
+    checks: list[GraphComparison] = []
+    capture = Capture()
+    if len(graph_parts.by_part(states)) > 1:
+        builders.start_one()
+    with clock.step("capture"), policies(states, "off"):
+        drawn = [_captured(capture, states, runs[0])]
+        if isinstance(shape, CallRange):
+            for causes, other in shape.between():
+                _captured(capture, states, _runs(pipe, states, other), causes)
+            drawn.append(_captured(capture, states, runs[1], shape.ranged))
+    with policies(states, "compile"):
+        for state in states.values():
+            state.start_listing()
+        tasks = capture.tasks(ranges=isinstance(shape, CallRange))
+        problems = _freeze_ahead(states, tasks, builders, clock)
+        if worthwhile:
+            eager |= _idle_parts(states)
+        for run, eager_output in drawn:
+            with _left_eager(states, eager):
+                output = run()
+            with clock.step("check"):
+                checks.append(_checked(states, run, eager_output, output, eager))
+    check = max(checks, key=lambda one: one.distance)
+    rehearsal = Rehearsal(*_parts_and_graphs(states, eager), eager, check, problems)
+    if not worthwhile and not any(rehearsal.graphs.values()):
+        details = "; ".join(f"{name}: {part.reason}" for name, part in rehearsal.parts.items() if part.reason)
         raise NothingFrozenError(
             f"No part of {type(pipe).__name__} could be frozen ({details or 'no part was called'})."
         )
-    return Rehearsal(parts, graphs, eager, check, tuple(problems))
+    return rehearsal
 
 
-def run_whole(pipe: Pipeline, shape: CallShape) -> tuple[Callable[[], Any], Any]:
-    """Run ``pipe`` as it is at ``shape``; return what runs it again with the same randomness, and the output.
-
-    Raises :class:`BadCallError` if the pipeline refuses the call.
+def rehearse_frozen(pipe: Pipeline, states: Mapping[str, PartState], shape: CallShape | CallRange) -> Rehearsal:
+    """Run ``pipe`` at ``shape``, or at both ends of a range, with the graphs that there are. A call without one is an
+    :class:`~pipevault.errors.UnfrozenCallError`.
     """
-    return _first_accepted(*_runners(pipe, {}, shape))
+    with policies(states, "error"):
+        for state in states.values():
+            state.start_listing()
+        for end in _ends(shape):
+            _first_accepted(_runs(pipe, states, end))
+    return Rehearsal(*_parts_and_graphs(states, {}), {}, None)
 
 
-def compare_whole(eager_output: Any, output: Any, modules: Iterable[nn.Module]) -> GraphComparison:
-    """Compare the whole output of compiled ``modules`` with the eager one."""
-    return _compare(eager_output, output, pipeline_tolerance(modules))
+def _ends(shape: CallShape | CallRange) -> list[CallShape]:
+    return [shape.most, shape.least] if isinstance(shape, CallRange) else [shape]
+
+
+def run_whole(pipe: Pipeline, shape: CallShape) -> Any:
+    """Return the output of ``pipe`` as it is at ``shape``. Raises :class:`BadCallError` if it refuses the call."""
+    return _first_accepted(_runs(pipe, {}, shape))[1]
 
 
 def _captured(
-    capture: Capture,
-    states: Mapping[str, PartState],
-    runs: tuple[Callable[[], Any], Callable[[], Any] | None],
-    causes: frozenset[str],
-) -> tuple[Callable[[], Any], Any]:
+    capture: Capture, states: Mapping[str, PartState], runs: Sequence[Run], causes: Iterable[str] = ()
+) -> tuple[Run, Any]:
     """The run that the pipeline accepts, whose calls are captured, and its output."""
-    run, alternative = runs
-    with capture.run(states, causes):
-        return _first_accepted(run, alternative, between=capture.forget_run)
+    with capture.run(states, frozenset(causes)):
+        return _first_accepted(runs, between=capture.forget_run)
 
 
 def _freeze_ahead(
-    states: Mapping[str, PartState], tasks: Sequence[Task], builders: Builders | None, clock: Clock
-) -> list[str]:
+    states: Mapping[str, PartState], tasks: Sequence[Task], builders: Builders, clock: Clock
+) -> tuple[str, ...]:
     """Freeze captured calls, but for those that depend on what the pipeline does around them; these are frozen as it
     makes them. Return why a range has no graph. Raises what is wrong with a call after all others are frozen.
     """
     problems: list[str] = []
     failures: list[CannotFreezeError] = []
 
-    def ended(task: Task, error: CannotFreezeError | None) -> None:
-        if error is None:
-            return
+    def failed(task: Task, error: CannotFreezeError) -> None:
         if task.others and not isinstance(error, (TrainingModeError, CompilerMissingError, InterruptedBuildError)):
             problems.append(f"{task.call.state.part} has no graph for a range of sizes: {error}")
         else:
             failures.append(error)
 
-    wanted: dict[Hashable, Hashable] = {} if TURNS.holds(STREAMS) else {STREAMS: WITH_OTHERS}
     with ExitStack() as stack:
-        stack.enter_context(TURNS.take(wanted, what="freezing"))
+        stack.enter_context(_beside_others("freezing"))
         stack.enter_context(generating(states, rehearsing=True))
         works: list[Work] = []
         started = itertools.count(1)
@@ -188,20 +177,20 @@ def _freeze_ahead(
             try:
                 pending = call.state.begin_ahead(call.args, call.kwargs, task.sized())
             except CannotFreezeError as error:
-                ended(task, error)
+                failed(task, error)
                 continue
             if pending is not None:
                 stack.push(pending.held)
                 begun = functools.partial(tell, call.state.name, str(pending.signature))
-                works.append(Work(call.state, pending, begun, functools.partial(ended, task)))
+                works.append(Work(call.state, pending, begun, functools.partial(failed, task)))
         if failures:  # known before minutes are spent on compiling the others
             raise failures[0]
-        if builders is not None and works:
+        if works:
             with clock.step("compile", detail=builders.estimate(len(works))):
                 builders.build_all(works)
     if failures:
         raise failures[0]
-    return list(dict.fromkeys(problems))
+    return tuple(dict.fromkeys(problems))
 
 
 def _idle_parts(states: Mapping[str, PartState]) -> dict[str, str]:
@@ -216,40 +205,42 @@ def _idle_parts(states: Mapping[str, PartState]) -> dict[str, str]:
     return found
 
 
-def part_outcome(members: Sequence[PartState], eager: str = "") -> PartOutcome:
-    """Return what became of a part, or of all blocks of one, since its states began to list."""
-    refused = [slot.refusal for state in members for slot in state.touched.values() if slot.refusal]
-    unstored = [why for state in members for why in state.unstored.values()]
-    reasons = "; ".join(dict.fromkeys([*([eager] if eager else []), *refused, *unstored]))
-    regions = members[0].regions
-    if eager:
-        return PartOutcome("eager", reasons, 0, regions)
-    if not any(state.touched or state.unstored for state in members):
-        return PartOutcome("not called", regions=regions)
-    return PartOutcome("eager" if reasons else "frozen", reasons, len(_used(members)), regions)
-
-
-def _used(members: Sequence[PartState]) -> set[str]:
-    return {key for state in members for key, slot in state.touched.items() if slot.kept.document is not None}
+def _parts_and_graphs(
+    states: Mapping[str, PartState], eager: Mapping[str, str]
+) -> tuple[dict[str, PartOutcome], dict[str, tuple[str, ...]]]:
+    """What became of each part, or of all blocks of one, since its states began to list, and the graphs that ran."""
+    parts: dict[str, PartOutcome] = {}
+    graphs: dict[str, tuple[str, ...]] = {}
+    for name, members in graph_parts.by_part(states).items():
+        touched = {key: slot for state in members for key, slot in state.touched.items()}
+        used = [key for key, slot in touched.items() if slot.kept.document is not None]
+        refused = [slot.refusal for slot in touched.values() if slot.refusal]
+        unstored = [why for state in members for why in state.unstored.values()]
+        reasons = "; ".join(dict.fromkeys([*([eager[name]] if name in eager else []), *refused, *unstored]))
+        status = "eager" if reasons else "frozen" if touched else "not called"
+        count = 0 if name in eager else len(used)
+        parts[name] = PartOutcome(status, reasons, count, members[0].regions)
+        if name not in eager:
+            graphs[name] = tuple(sorted(used))
+    return parts, graphs
 
 
 def _checked(
-    states: Mapping[str, PartState], run: Callable[[], Any], eager_output: Any, output: Any, eager: dict[str, str]
+    states: Mapping[str, PartState], run: Run, eager_output: Any, output: Any, eager: dict[str, str]
 ) -> GraphComparison:
     """Compare the whole output. Where it differs, each part is run frozen alone, and those that fail stay eager."""
     tolerance = pipeline_tolerance(state.module for state in states.values())
-    comparison = _compare(eager_output, output, tolerance)
+    comparison = compare_outputs(eager_output, output, tolerance)
     if comparison.passed:
         return comparison
     frozen = {name for name, members in graph_parts.by_part(states).items() if any(state.touched for state in members)}
     for name in sorted(frozen):
-        others = {other: state for other, state in states.items() if state.part in frozen - {name}}
-        with policies(others, "off"):
-            alone = _compare(eager_output, run(), tolerance)
+        with _left_eager(states, frozen - {name}):
+            alone = compare_outputs(eager_output, run(), tolerance)
         if not alone.passed:
             eager[name] = f"the pipeline's output changes when it is frozen: {alone.failure}"
-    with policies({name: state for name, state in states.items() if state.part in eager}, "off"):
-        comparison = _compare(eager_output, run(), tolerance)
+    with _left_eager(states, eager):
+        comparison = compare_outputs(eager_output, run(), tolerance)
     if not comparison.passed:
         raise NothingFrozenError(
             f"The frozen pipeline's output is not the eager one's: {comparison.failure}. Nothing was stored for the "
@@ -258,7 +249,8 @@ def _checked(
     return comparison
 
 
-def _compare(eager_output: Any, output: Any, tolerance: float) -> GraphComparison:
+def compare_outputs(eager_output: Any, output: Any, tolerance: float) -> GraphComparison:
+    """Compare the whole output of a pipeline with compiled parts with the eager one's."""
     return compare_trees(_comparable(eager_output), _comparable(output), tolerance=tolerance, same_non_finite=True)
 
 
@@ -268,7 +260,8 @@ def _comparable(output: Any) -> list[tuple[str, Any]]:
     for path, leaf in leaves(output):
         if not is_media(leaf):
             with suppress(TypeError):
-                found.append((path, _as_value(leaf)))
+                value = plain_value(leaf)
+                found.append((path, torch.tensor(value, dtype=torch.float32) if isinstance(value, float) else value))
         elif is_image(leaf) or has_bytes(leaf):
             found.append((path, _as_tensor(leaf)))
     return found
@@ -288,11 +281,6 @@ def _as_tensor(leaf: Any) -> torch.Tensor | str:
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
 
 
-def _as_value(leaf: Any) -> Any:
-    value = plain_value(leaf)
-    return torch.tensor(value, dtype=torch.float32) if isinstance(value, float) else value
-
-
 @contextmanager
 def policies(states: Mapping[str, PartState], policy: str) -> Iterator[None]:
     """Have the parts do with calls that have no graph what ``policy`` says, inside."""
@@ -304,6 +292,10 @@ def policies(states: Mapping[str, PartState], policy: str) -> Iterator[None]:
     finally:
         for name, state in states.items():
             state.options = before[name]
+
+
+def _left_eager(states: Mapping[str, PartState], parts: Container[str]) -> AbstractContextManager[None]:
+    return policies({name: state for name, state in states.items() if state.part in parts}, "off")
 
 
 @contextmanager
@@ -320,66 +312,73 @@ def generating(states: Mapping[str, PartState], *, rehearsing: bool = False) -> 
         GENERATING.parts, GENERATING.rehearsing = before
 
 
-def _first_accepted(
-    run: Callable[[], Any], alternative: Callable[[], Any] | None, *, between: Callable[[], None] = lambda: None
-) -> tuple[Callable[[], Any], Any]:
+def _first_accepted(runs: Sequence[Run], *, between: Callable[[], None] = lambda: None) -> tuple[Run, Any]:
     """The run that the pipeline accepts, and its output. ``between`` is called where it did not accept the first."""
-    if alternative is None:
-        return run, run()
+    first, *others = runs
     try:
-        return run, run()
+        return first, first()
     except Exception as error:  # a missing image shows as anything
-        if isinstance(error, PipevaultError) and not isinstance(error, BadCallError):
+        if not others or (isinstance(error, PipevaultError) and not isinstance(error, BadCallError)):
             raise
         between()
-        return alternative, alternative()
+        return others[0], others[0]()
 
 
-def _runners(
-    pipe: Pipeline, states: Mapping[str, PartState], shape: CallShape
-) -> tuple[Callable[[], Any], Callable[[], Any] | None]:
-    """A function that runs the pipeline at ``shape``; another one to try where the pipeline may want an image."""
+def _runs(pipe: Pipeline, states: Mapping[str, PartState], shape: CallShape) -> list[Run]:
+    """A run of the pipeline at ``shape``; another one to try where the pipeline may want an image."""
     own_call = adapter_of(pipe) is None and not callable(shape.call)
     if own_call and has_optional_images(pipe, shape):
-        return _runner(pipe, states, shape, images=False), _runner(pipe, states, shape)
-    return _runner(pipe, states, shape), None
+        return [_run(pipe, states, shape, images=False), _run(pipe, states, shape)]
+    return [_run(pipe, states, shape)]
 
 
-def _runner(pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, images: bool = True) -> Callable[[], Any]:
-    """A function that runs the pipeline at ``shape``, with the same randomness each time and none left behind."""
+def _run(pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, images: bool = True) -> Run:
+    """The run of the pipeline at ``shape``, which leaves nothing behind."""
     adapter = adapter_of(pipe)
     given = shape.call
-    streams = _Streams()
+    draws = True
     arguments: dict[str, Any] = {}
     if adapter is not None and adapter.call is not None and not callable(given):
         asked = {n: v for n, v in shape.to_json().items() if n != "call" and v is not None}
         made_up = adapter.call(pipe, {**asked, **(given or {})})
         given = made_up if callable(made_up) else {**(made_up or {}), **(given or {})}
+    is_seeded = False
     if callable(given):
-        made = given
-        function: Callable[..., Any] = functools.partial(made, pipe) if given is shape.call else made
+        function: Callable[..., Any] = functools.partial(given, pipe) if given is shape.call else given
     elif adapter is not None and adapter.methods[0] != "__call__":
         arguments = dict(given or {})
-        method = getattr(type(pipe), adapter.methods[0])
-        function = lambda: method(pipe, **arguments)  # noqa: E731
+        function = functools.partial(getattr(type(pipe), adapter.methods[0]), pipe)
     else:
+        function = pipe
         arguments = warm_up_arguments(pipe, replace(shape, call=given), images=images)
-        own = parameters(pipe)["generator"].default is None if "generator" in parameters(pipe) else False
-        if own and arguments.get("generator") is None:
-            function = lambda: pipe(**arguments, generator=_generator())  # noqa: E731
-        else:
-            function = lambda: pipe(**arguments)  # noqa: E731
+        own = parameters(pipe).get("generator")
+        is_seeded = own is not None and own.default is None and arguments.get("generator") is None
+
+    @contextmanager
+    def streams() -> Iterator[None]:
+        """The first run has the program's own random streams alone, seeded. If nothing was drawn from them, later runs,
+        which compile for minutes, let other threads generate meanwhile.
+        """
+        nonlocal draws
+        if not draws:
+            with _beside_others("a rehearsal"):
+                yield
+            return
+        with isolated_rng(REHEARSAL_SEED):
+            before = capture()
+            yield
+            draws = bool(moved(before, capture()))
 
     def run() -> Any:
+        seeded = {"generator": torch.Generator().manual_seed(REHEARSAL_SEED)} if is_seeded else {}
         with ExitStack() as stack:
             stack.enter_context(generating(states, rehearsing=True))
             stack.enter_context(untouched(pipe))
-            stack.enter_context(streams.ready())
+            stack.enter_context(streams())
             stack.enter_context(_rewound(arguments.get("generator")))
             stack.enter_context(torch.no_grad())
-            _quieten(pipe)
             try:
-                return function()
+                return function(**{**arguments, **seeded})
             except (ValueError, TypeError) as error:
                 if isinstance(error, PipevaultError):
                     raise
@@ -391,36 +390,15 @@ def _runner(pipe: Any, states: Mapping[str, PartState], shape: CallShape, *, ima
     return run
 
 
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(REHEARSAL_SEED)
-
-
-class _Streams:
-    """The program's own random streams for the runs of one rehearsal.
-
-    The first run has them alone, seeded. If nothing was drawn from them, later runs, which compile for minutes, let
-    other threads generate meanwhile.
-    """
-
-    def __init__(self) -> None:
-        self._draws = True
-
-    @contextmanager
-    def ready(self) -> Iterator[None]:
-        if not self._draws:
-            wanted: dict[Hashable, Hashable] = {} if TURNS.holds(STREAMS) else {STREAMS: WITH_OTHERS}
-            with TURNS.take(wanted, what="a rehearsal"):
-                yield
-            return
-        with isolated_rng(REHEARSAL_SEED):
-            before = capture()
-            yield
-            self._draws = bool(moved(before, capture()))
+def _beside_others(what: str) -> AbstractContextManager[float]:
+    """Let other threads draw from the program's streams meanwhile, unless this one has them alone already."""
+    return TURNS.take({} if TURNS.holds(STREAMS) else {STREAMS: WITH_OTHERS}, what=what)
 
 
 @contextmanager
 def untouched(pipe: Pipeline) -> Iterator[None]:
-    """Put back what running does to the pipeline itself, the pipelines in it, and their schedulers.
+    """Put back what running does to the pipeline itself, the pipelines in it, and their schedulers. Inside, diffusers'
+    step bar, which would promise the user pictures, is off.
 
     On an error the weights get back their dtypes too: pipelines cast a VAE for the length of a call.
     """
@@ -436,6 +414,9 @@ def untouched(pipe: Pipeline) -> Iterator[None]:
     modules = [module for owner in owners for module in graph_parts.pipeline_modules(owner).values()]
     weights = [(tensor, tensor.data) for module in modules for tensor in (*module.parameters(), *module.buffers())]
     try:
+        for owner in owners:
+            if hasattr(owner, "set_progress_bar_config"):
+                owner._progress_bar_config = {**(getattr(owner, "_progress_bar_config", None) or {}), "disable": True}
         yield
     except BaseException:  # whatever it was goes on
         for tensor, data in weights:
@@ -471,10 +452,3 @@ def _rewound(generator: Any) -> Iterator[None]:
     finally:
         for g, state in zip(generators, states, strict=True):
             g.set_state(state)
-
-
-def _quieten(pipe: Pipeline) -> None:
-    """Switch off diffusers' step bar, which would promise the user pictures; :func:`untouched` switches it on again."""
-    for owner in _pipelines(pipe, set()):
-        if hasattr(owner, "set_progress_bar_config"):
-            owner._progress_bar_config = {**(getattr(owner, "_progress_bar_config", None) or {}), "disable": True}

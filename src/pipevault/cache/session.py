@@ -3,46 +3,41 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipevault.cache.access import Access
+from pipevault.cache.background import freeze_in_background
 from pipevault.cache.builders import Builders
-from pipevault.cache.identity import PartIdentity, module_dtype
-from pipevault.cache.keys import build_key, execution_device
-from pipevault.cache.leases import HeldLeases
-from pipevault.cache.loaded import LoadedState, attach_state
-from pipevault.cache.outcome import Clock, Outcome, PartOutcome, Step
-from pipevault.cache.plan import lists_part, make_plan, open_graphs, plan_outcomes
+from pipevault.cache.keys import PartIdentity, build_key, execution_device
+from pipevault.cache.loaded import HeldLeases, LoadedState, attach_state, loaded_state
+from pipevault.cache.outcome import Outcome, PartOutcome, Step
+from pipevault.cache.plan import make_plan, open_graphs, plan_outcomes
 from pipevault.cache.regions import choose_regions
-from pipevault.cache.rehearsal import rehearse
-from pipevault.cache.search import Miss
-from pipevault.cache.shelf import Store, VaultShelf
+from pipevault.cache.rehearsal import rehearse, rehearse_frozen
+from pipevault.cache.search import Miss, Store
+from pipevault.cache.shelf import VaultShelf
 from pipevault.calls.call import CallShape
 from pipevault.calls.call_shapes import AskedShape, CallRange
 from pipevault.determinism.levels import level as at_level
+from pipevault.determinism.levels import parse_level
 from pipevault.digest import Digest
-from pipevault.errors import (
-    BadCallError,
-    LockTimeoutError,
-    MissError,
-    SignatureError,
-    UnfrozenCallError,
-    VaultError,
-)
+from pipevault.errors import BadCallError, MissError, SignatureError, UnfrozenCallError, VaultError
 from pipevault.fingerprint.model import Architecture, architecture
 from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.part import obstacle
 from pipevault.graphs.state import FREEZING, PartOptions, PartState
 from pipevault.key import Key
 from pipevault.pipeline import Pipeline
+from pipevault.settings import Settings
 from pipevault.store.manifest import Manifest
 from pipevault.store.stats.summary import mean_compile_s
 from pipevault.store.tiers.tiers import TierHit
@@ -50,77 +45,57 @@ from pipevault.store.tiers.tiers import TierHit
 logger = logging.getLogger("pipevault")
 
 
-class _PartGuard:
-    """Looks at a part that is called outside of a generation, unless its pipeline is gone."""
-
-    def __init__(self) -> None:
-        self.state: weakref.ref[LoadedState] | None = None
-
-    def __call__(self, name: str) -> None:
-        state = self.state() if self.state is not None else None
-        if state is not None and (pipe := state.owner()) is not None:
-            state.check_part(pipe, name)
-
-
 class LoadSession:
     """One load of one pipeline with this package's own backend, in progress."""
 
     def __init__(
-        self,
-        access: Access,
-        pipe: Pipeline,
-        names: Sequence[str],
-        previous: LoadedState | None,
-        *,
-        worthwhile: bool,
+        self, access: Access, pipe: Pipeline, names: Sequence[str], previous: LoadedState | None, *, worthwhile: bool
     ) -> None:
         self.access = access
         self.worthwhile = worthwhile
         self.pipe = pipe
         self.settings = access.settings
         self.previous = previous
-        self.clock = Clock(access.progress)
         self.leases = previous.leases if previous else HeldLeases()
-        self.store = Store(access.tiers, access.settings, lambda: access.vault, self.leases._leases)
+        self.store = Store(access, self.leases.leases)
+        self.clock = self.store.clock
         self.held = len(self.store.leases)
         self.shelves: dict[VaultShelf, Store] = {}
-        clock = self.clock  # a part must not hold its session, which holds the pipeline
-        self.store.wait = lambda detail: clock.report(Step("", "wait", None, detail))
-        self.guard = _PartGuard()
         self.architectures: dict[str, Architecture] = {}
-        self.known: dict[str, Architecture] = {}
-        self.identities: dict[str, VaultShelf] = {}
         with self.clock.step("fingerprint"):
             self.regions = choose_regions(pipe, names, self.settings.regions)
             whole = [name for name in names if name not in self.regions]
             blocks = {path: name for name, its in self.regions.items() for path in its.blocks}
             frozen = [*whole, *blocks]
-            obstacles = {name: what for name in frozen if (what := obstacle(graph_parts.get_part(pipe, name)))}
-            self.obstacles = {blocks.get(name, name): what for name, what in obstacles.items()}
-            self.obstacles |= self._give_up_otherwise(whole)
+            found = {name: what for name in frozen if (what := obstacle(graph_parts.get_part(pipe, name)))}
+            obstacles = {blocks.get(name, name): what for name, what in found.items()}
+            obstacles |= self._give_up_otherwise(whole)
+            self.obstacles = {name: PartOutcome("eager", what) for name, what in obstacles.items()}
             blocks = {path: name for path, name in blocks.items() if name not in self.obstacles}
             self.states = self._attach([*(name for name in whole if name not in self.obstacles), *blocks], blocks)
         earlier = previous.names if previous else ()
         self.names = tuple(dict.fromkeys([*earlier, *(name for name in names if name not in self.regions), *blocks]))
 
     def _attach(self, names: Sequence[str], blocks: Mapping[str, str]) -> dict[str, PartState]:
-        self.known = {path: its for regions in self.regions.values() for path, its in regions.architectures.items()}
+        known = {path: its for regions in self.regions.values() for path, its in regions.architectures.items()}
         device = execution_device(self.pipe, {name: graph_parts.get_part(self.pipe, name) for name in names})
-        states = graph_parts.attach(self.pipe, names, self._options(), blocks=blocks)
+        states = graph_parts.attach(self.pipe, names, self._options(known), blocks=blocks)
         for name, state in states.items():
             if name in blocks:
                 state.regions = str(self.regions[blocks[name]])
             shelf = state.attach(device).shelf
             if isinstance(shelf, VaultShelf):
                 self.architectures[name] = shelf.of.architecture
-                self._take_over(shelf)
-        self.known.clear()
+                # Use the shelf of an earlier load; what is opened from now on is reported and held by this one.
+                self.shelves.setdefault(shelf, shelf.store)
+                self.store.origins |= shelf.store.origins
+                shelf.store = self.store
+        known.clear()
         return states
 
     def _give_up_otherwise(self, whole: Sequence[str]) -> dict[str, str]:
-        """Unfreeze what an earlier load froze whole and this one freezes by blocks, and the other way round.
-
-        Return what stands in the way, by part: another pipeline holds them.
+        """Unfreeze what an earlier load froze whole and this one freezes by blocks, and the other way round. Return
+        what stands in the way, by part: another pipeline holds them.
         """
         held = {}
         for name, state in graph_parts.frozen_parts(self.pipe).items():
@@ -144,18 +119,21 @@ class LoadSession:
             graph_parts.detach(self.pipe, [name])
             del self.states[name]
 
-    def _take_over(self, shelf: VaultShelf) -> None:
-        """Use the shelf of an earlier load; what is opened from now on is reported and held by this one."""
-        self.shelves.setdefault(shelf, shelf.store)
-        self.store.origins |= shelf.store.origins
-        shelf.store = self.store
-
-    def _options(self) -> PartOptions:
+    def _options(self, known: Mapping[str, Architecture]) -> PartOptions:
+        """Return the options of the parts, which must not hold the session: it holds the pipeline. ``known`` are the
+        architectures of blocks.
+        """
         settings, store, build, clock = self.settings, self.store, self.access.build, self.clock
         level = settings.level
         inductor_settings = copy_context()
+        shelves: dict[str, VaultShelf] = {}
+        owner = weakref.ref(self.pipe)
 
-        known, shelves = self.known, self.identities
+        def guard(name: str) -> None:
+            """Look at a part that is called outside of a generation, unless its pipeline is gone."""
+            pipe = owner()
+            if pipe is not None and (loaded := loaded_state(pipe)) is not None:
+                loaded.check(pipe, name)
 
         def identity_at_level(name: str, module: nn.Module, device: torch.device) -> PartIdentity:
             with at_level(level):
@@ -169,14 +147,9 @@ class LoadSession:
         def report(part: str, action: str, seconds: float | None, detail: str) -> None:
             clock.report(Step(part, action, seconds, detail))
             if seconds is not None:
-                label = f"{action} {part}"
-                clock.seconds[label] = clock.seconds.get(label, 0.0) + seconds
+                clock.add(f"{action} {part}", seconds)
 
-        background = None
-        if settings.unfrozen_policy == "background":
-            from pipevault.cache.background import BackgroundFreezer
-
-            background = BackgroundFreezer(settings, build)
+        is_background = settings.unfrozen_policy == "background"
         tiers = [str(tier.dir) for tier in self.access.tiers.order]
         return PartOptions(
             policy=settings.unfrozen_policy,
@@ -184,9 +157,9 @@ class LoadSession:
             settings=inductor_settings,
             build=build,
             shelf=shelf,
-            guard=self.guard,
+            guard=guard,
             verify=_verify,
-            background=background,
+            background=partial(freeze_in_background, settings, build) if is_background else None,
             report=report,
             timed=clock.timed,
             freeze_hint=(
@@ -196,10 +169,7 @@ class LoadSession:
         )
 
     def attached(self, wanted: Sequence[str] | None) -> Outcome:
-        """Return the outcome of a load without a shape.
-
-        Where no graph exists yet, the pipeline's default call is frozen, if it can be made up.
-        """
+        """Return the outcome of a load without a shape; where there are no graphs yet, freeze the default call."""
         with self.clock.step("lookup"):
             for state in self.states.values():
                 state.table.read_shelf()
@@ -210,27 +180,25 @@ class LoadSession:
             except BadCallError as error:
                 logger.info("calls of %s are frozen as they come: %s", type(self.pipe).__name__, error)
         by_part = graph_parts.by_part(self.states)
-        parts = {name: _attached_part(members) for name, members in by_part.items()} | self._obstructed()
+        parts = {name: _attached_part(members) for name, members in by_part.items()} | self.obstacles
         graphs = list({Digest(slot.kept.key): None for state in self.states.values() for slot in state.graphs})
-        if not graphs:
-            tiers = self.access.tiers
-            tiers.is_writable(tiers.own_tier)  # raises what makes it unusable
-        if not graphs and self.settings.mode == "require":
+        if graphs:
+            return self.store.outcome("hit", parts, tier=self.store.tier_of(graphs))
+        tiers = self.access.tiers
+        tiers.is_writable(tiers.own_tier)  # raises what makes it unusable
+        if self.settings.mode == "require":
             shape = AskedShape().resolve(self.pipe, self.access.per_sample)
             key = self.access.plan_key(self.pipe, tuple(self.modules), shape)
             raise self._missed(key, self.store.search(key.digest).miss(key), CallShape())
-        reason = "" if graphs else "there are no graphs for this pipeline yet; calls are frozen as they come"
-        if not graphs and self.settings.unfrozen_policy != "compile":
-            reason = "there are no graphs for this pipeline yet"
-        return self._outcome("hit" if graphs else "miss", parts, reason=reason, tier=self.store.tier_of(graphs))
+        reason = "there are no graphs for this pipeline yet"
+        if self.settings.unfrozen_policy == "compile":
+            reason += "; calls are frozen as they come"
+        return self.store.outcome("miss", parts, reason=reason)
 
-    def _outcome(
-        self, status: str, parts: Mapping[str, PartOutcome], *, reason: str, stored: bool = True, **rest: Any
-    ) -> Outcome:
-        problems = tuple(self.store.problems)
-        return Outcome(
-            status, reason=reason, parts=parts, seconds=self.clock.seconds, stored=stored, problems=problems, **rest
-        )
+    def _hit(self, parts: Mapping[str, PartOutcome], keys: Iterable[Digest], **digests: Any) -> Outcome:
+        parts = {**parts, **self.obstacles}
+        eager, tier = _eager_reasons(parts), self.store.tier_of(keys)
+        return self.store.outcome("partial" if eager else "hit", parts, reason=eager, tier=tier, **digests)
 
     def ensure(self, shape: CallShape | CallRange) -> Outcome:
         """Make sure that the graphs for calls of ``shape`` exist."""
@@ -246,10 +214,9 @@ class LoadSession:
                 worthwhile=self.worthwhile,
             )
         self.store.unsigned = None
-        hit, miss = self._from_plan(key)
-        if hit is not None:
-            return hit
-        assert miss is not None
+        miss = self._from_plan(key)
+        if isinstance(miss, Outcome):
+            return miss
         compiled_s = self._compiled_s()
         try:
             made = self._without_plan(key, miss, shape)
@@ -267,42 +234,30 @@ class LoadSession:
         self.store.require_writable(what)
         if self.access.progress is None:
             logger.warning("freezing %s: %s", what, miss.reason)
-        with ExitStack() as stack:
-            try:
-                lock = self.access.vault.lock(
-                    key.digest, timeout_s=self.settings.lock_timeout_s, on_wait=self.store.wait
-                )
-                stack.enter_context(lock)
-            except LockTimeoutError as error:
-                if self.settings.on_lock_timeout != "compile":
-                    raise
-                logger.warning("%s Freezing it here too, as on_lock_timeout is 'compile'.", error)
-            stack.enter_context(FREEZING)  # after the wait for another process, so that other threads go on freezing
-            hit, _ = self._from_plan(key)
-            return hit if hit is not None else self._rehearse_and_publish(key, miss, shape)
+        # One freeze at a time after the wait for another process, so that other threads go on freezing meanwhile.
+        with self.store.locked(key.digest), FREEZING:
+            found = self._from_plan(key)
+            return found if isinstance(found, Outcome) else self._rehearse_and_publish(key, miss, shape)
 
     def _compiled_s(self) -> float:
         return sum(seconds for name, seconds in self.clock.seconds.items() if name.startswith("compile "))
 
-    def _from_plan(self, key: Key) -> tuple[Outcome | None, Miss | None]:
+    def _from_plan(self, key: Key) -> Outcome | Miss:
         search = self.store.search(key.digest)
         with self.clock.step("lookup"):
             found = self.store.open_found(search)
         if found is None:
-            return None, search.miss(key)
+            return search.miss(key)
         with self.clock.step("load"):
             missing = open_graphs(found.manifest, self.states, self.store)
         if missing:
-            return None, Miss(missing, word="damaged")
-        for name in tuple(self.modules):
-            if lists_part(found.manifest, name):
+            return Miss(missing, word="damaged")
+        for name, part in found.manifest.parts.items():
+            if part.get("left_eager"):
                 self._leave_eager(name)
-        parts = plan_outcomes(found.manifest) | self._obstructed()
         self.store.count("hit", found.key)
-        reason = _eager_reasons(parts)
-        tier = self.store.tier_of([found.key, *found.manifest.needs])
-        digests: dict[str, Any] = {"key": found.key, "manifest": found.manifest.manifest_digest}
-        return self._outcome("partial" if reason else "hit", parts, reason=reason, tier=tier, **digests), None
+        keys = [found.key, *found.manifest.needs]
+        return self._hit(plan_outcomes(found.manifest), keys, key=found.key, manifest=found.manifest.manifest_digest)
 
     def _rehearsed_only(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> Outcome:
         """Without a plan, whether all graphs are there shows only when the pipeline runs."""
@@ -311,7 +266,7 @@ class LoadSession:
         if not any(state.graphs for state in self.states.values()):
             raise self._missed(key, miss, shape)
         try:
-            rehearsal = rehearse(self.pipe, self.states, shape, policy="error", clock=self.clock, compare=False)
+            rehearsal = rehearse_frozen(self.pipe, self.states, shape)
         except UnfrozenCallError as error:
             told = str(error).rpartition("\n")[0] or str(error)  # without its advice: the miss has its own
             more = "" if miss.reason in told else f" {told}"
@@ -319,23 +274,14 @@ class LoadSession:
         graphs = sorted({Digest(graph) for graphs in rehearsal.graphs.values() for graph in graphs})
         if any(self.store.renew(graph) for graph in graphs):  # open, and gone from every tier since
             raise self._missed(key, miss, shape)
-        parts = {**rehearsal.parts, **self._obstructed()}
-        reason = _eager_reasons(parts)
-        return self._outcome("partial" if reason else "hit", parts, reason=reason, tier=self.store.tier_of(graphs))
+        return self._hit(rehearsal.parts, graphs)
 
     def _rehearse_and_publish(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> Outcome:
         started_s, compiled_s = time.perf_counter(), self._compiled_s()
         mean_s = mean_compile_s(self.access.vault.layout)
         with Builders(self.settings.build_processes, self.settings.level, mean_s) as builders:
             rehearsal = rehearse(
-                self.pipe,
-                self.states,
-                shape,
-                policy="compile",
-                clock=self.clock,
-                compare=True,
-                builders=builders,
-                worthwhile=self.worthwhile,
+                self.pipe, self.states, shape, clock=self.clock, builders=builders, worthwhile=self.worthwhile
             )
         for name in rehearsal.eager:
             self._leave_eager(name)
@@ -352,11 +298,11 @@ class LoadSession:
             problem = f"not stored: {error}"
         if miss.word == "damaged":
             self.store.count("rebuilt", key.digest)
-        parts = {**rehearsal.parts, **self._obstructed()}
+        parts = {**rehearsal.parts, **self.obstacles}
         eager = _eager_reasons(parts)
         is_new = self._compiled_s() > compiled_s
         status = "partial" if eager else "miss" if is_new else "hit"
-        return self._outcome(
+        return self.store.outcome(
             status,
             parts,
             key=key.digest,
@@ -375,18 +321,11 @@ class LoadSession:
         tiers.quarantine(published.vault, published.tier, published.path, "The call does not need its graphs any more.")
         return tiers.publish(plan, {})
 
-    def _obstructed(self) -> dict[str, PartOutcome]:
-        return {name: PartOutcome("eager", what) for name, what in self.obstacles.items()}
-
     def _missed(self, key: Key, miss: Miss, shape: CallShape | CallRange, more: str = "") -> SignatureError | MissError:
         """Return why nothing is loaded: something lacks a signature, else :class:`MissError`."""
         return self.store.unsigned or MissError(self._message(key, miss, shape) + more, key.digest.hex, miss.reason)
 
     def _message(self, key: Key, miss: Miss, shape: CallShape | CallRange) -> str:
-        from pipevault.cache.advice import freeze_command
-
-        settings = self.settings
-        command = freeze_command(self.pipe, shape, weights=settings.weights, level=settings.level, dir=settings.dir)
         order = self.access.tiers.order
         folders = ", ".join(str(tier.dir) for tier in order)
         where = f"The vault {folders} holds" if len(order) == 1 else f"The tiers {folders} hold"
@@ -396,7 +335,7 @@ class LoadSession:
         also = f" Also: {'; '.join(others)}." if others else ""
         return (
             f"{where} no usable graphs for {type(self.pipe).__name__} (key {key.digest.short}): {reason}.{also} "
-            f"To freeze it, {command}; or use mode 'compile'."
+            f"To freeze it, {_freeze_command(self.pipe, shape, self.settings)}; or use mode 'compile'."
         )
 
     def finish(self, result: Outcome, asked: Sequence[AskedShape], parts: Sequence[str] | None) -> None:
@@ -405,7 +344,8 @@ class LoadSession:
         digests = {name: found.digest for name, found in self.architectures.items() if name in self.states}
         frozen = graph_parts.frozen_parts(self.pipe)
         before = {name: digest for name, digest in (previous.digests if previous else {}).items() if name in frozen}
-        described = self._described(asked, parts)
+        described = self.access.described(self.pipe, graph_parts.find_parts(self.pipe), asked, parts)
+        described["regions"] = self.settings.regions
         if previous is not None and previous.load.get("shapes"):
             described["shapes"] = [*previous.load["shapes"], *described["shapes"]]
         default = next((size for shape in asked if (size := shape.size)), {})
@@ -421,7 +361,6 @@ class LoadSession:
             turn_timeout_s=self.settings.turn_timeout_s,
         )
         attach_state(self.pipe, state)
-        self.guard.state = weakref.ref(state)
 
     def release(self) -> None:
         for shelf, store in self.shelves.items():
@@ -429,20 +368,6 @@ class LoadSession:
         for lease in self.store.leases[self.held :]:
             lease.release()
         del self.store.leases[self.held :]
-
-    def _described(self, shapes: Sequence[AskedShape], parts: Sequence[str] | None) -> dict[str, Any]:
-        """Return what a record must tell so that the same load can be done again."""
-        modules = graph_parts.find_parts(self.pipe)
-        return {
-            "shapes": [shape.to_json() for shape in shapes],
-            "parts": None if parts is None else list(parts),
-            "backend": self.settings.backend,
-            "weights": self.settings.weights,
-            "regions": self.settings.regions,
-            "build": self.access.build.digest,
-            "device": str(execution_device(self.pipe, modules)),
-            "dtype": {name: module_dtype(module) for name, module in modules.items()},
-        }
 
 
 def _attached_part(members: Sequence[PartState]) -> PartOutcome:
@@ -464,3 +389,36 @@ def _verify(shelf: Any, module: nn.Module) -> str:
 
 def _eager_reasons(parts: Mapping[str, PartOutcome]) -> str:
     return "; ".join(f"{name}: {part.reason}" for name, part in parts.items() if part.status == "eager")
+
+
+def _freeze_command(pipe: Pipeline, shape: CallShape | CallRange, settings: Settings) -> str:
+    """A clause with the command that freezes ``pipe`` at ``shape`` into the vault of ``settings``."""
+    least, most = (shape.least, shape.most) if isinstance(shape, CallRange) else (shape, shape)
+    if callable(most.call) or (isinstance(most.call, Mapping) and most.call):
+        return "run this program once with mode='compile' (its call cannot be given on a command line)"
+    model = getattr(getattr(pipe, "config", None), "_name_or_path", None)
+    if not model:
+        return "run this program once with mode='compile'"
+    words = ["pipevault", "prewarm", str(model)]
+    if most.width and most.height:
+        words += ["--size", _range(f"{least.width}x{least.height}", f"{most.width}x{most.height}")]
+    dtype = getattr(pipe, "dtype", None)
+    if dtype is not None and str(dtype) != "torch.float32":
+        words += ["--dtype", str(dtype).removeprefix("torch.")]
+    parts = {name: part for name, part in vars(pipe).items() if hasattr(part, "parameters")}
+    words += ["--device", execution_device(pipe, parts).type]
+    if most.batch_size > 1:
+        words += ["--batch-size", _range(least.batch_size, most.batch_size)]
+    if most.num_frames:
+        words += ["--frames", _range(least.num_frames, most.num_frames)]
+    if most.guidance is not None:
+        words += ["--guidance" if most.guidance else "--no-guidance"]
+    if settings.weights != "bound":
+        words += ["--weights", settings.weights]
+    if (name := parse_level(settings.level).name) in ("strict", "invariant"):  # the other levels share their graphs
+        words += ["--level", name]
+    return f"run `{shlex.join([*words, '--dir', str(settings.dir)])}`"
+
+
+def _range(least: object, most: object) -> str:
+    return str(most) if least == most else f"{least}..{most}"

@@ -7,186 +7,31 @@ frozen has the reason in its place and no artifacts; its factors include the ver
 
 from __future__ import annotations
 
-import logging
-import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from pipevault.cache.identity import PartIdentity
-from pipevault.cache.search import Search
+from pipevault.cache.keys import PartIdentity, made_here
+from pipevault.cache.search import Store
 from pipevault.compat.pytorch import forget_vector_isa
 from pipevault.digest import Digest
-from pipevault.errors import (
-    CompilerMissingError,
-    CorruptEntryError,
-    InterruptedBuildError,
-    LockTimeoutError,
-    SignatureError,
-    VaultError,
-    VaultNotWritableError,
-    WrongMachineError,
-)
+from pipevault.errors import CorruptEntryError, InterruptedBuildError, VaultError, WrongMachineError
 from pipevault.files.opened import OpenedFile
 from pipevault.files.scratch import kept_scratch_folder
-from pipevault.fingerprint.machine import check_package_machine, machine_record
-from pipevault.fingerprint.toolchain import find_cxx_compiler, toolchain_record
+from pipevault.fingerprint.machine import check_package_machine
 from pipevault.graphs.freezing import CallTimes, FrozenCall
 from pipevault.graphs.frozen import GraphDocument
-from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.graphs.library import GraphFiles
 from pipevault.graphs.signature import CallSignature
 from pipevault.graphs.table import ShelfItem
 from pipevault.key import Key
-from pipevault.settings import Settings
-from pipevault.store.layout import Layout
 from pipevault.store.manifest import ArtifactRef, Manifest, now_utc
-from pipevault.store.stats.event_log import count
-from pipevault.store.tiers.tiers import Refused, TierHit, Tiers
-from pipevault.store.vault import Vault
-
-if TYPE_CHECKING:
-    from pipevault.store.locks.leases import Lease
-
-_SLOW = " did not answer "
-
-logger = logging.getLogger("pipevault")
-
-
-@dataclass
-class Store:
-    """The things that the shelves of one load share: the tiers, the settings, and what is reported while they are used.
-
-    ``origins`` has for each key the folder of the tier where it was found.
-    """
-
-    tiers: Tiers
-    settings: Settings
-    own: Callable[[], Vault]
-    leases: list[Lease] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    origins: dict[Digest, Path] = field(default_factory=dict)
-    unsigned: SignatureError | None = None
-    wait: Callable[[str], None] = lambda text: None
-
-    def tell(self, problem: str) -> None:
-        """Report ``text`` once: for how long a slow tier is left out changes with every question."""
-        told = {other.partition(_SLOW)[0] for other in self.problems}
-        if problem.partition(_SLOW)[0] not in told:
-            self.problems.append(problem)
-            logger.warning("%s", problem)
-
-    def count(self, event: str, key: Digest | None = None, **numbers: Any) -> None:
-        """Count in the vault of ``settings.dir``, which need not be there yet."""
-        count(Layout(Path(os.path.realpath(self.settings.dir))), event, key=key, **numbers)
-
-    def require_writable(self, what: str) -> Vault:
-        """The own vault, ready for new graphs. Raises what stands in the way of freezing ``what``."""
-        vault = self.own()
-        if not vault.writable:
-            raise VaultNotWritableError(
-                f"{vault.root} has no graph for {what} and cannot be written. Change its permissions, give another "
-                "folder, or use on_unfrozen='eager'.",
-                vault.root,
-            )
-        if self.tiers.policy(self.tiers.own_tier) == "require":
-            raise SignatureError(
-                f"{self.settings.dir} has no graph for {what}, and one that is frozen now would lack the signature "
-                "that is required there. Freeze it with signature 'off', then sign it: `pipevault sign`.",
-                self.settings.dir,
-            )
-        if find_cxx_compiler() is None:
-            raise CompilerMissingError(
-                "No C++ compiler was found. Install g++ or set CXX; or load what another machine of the same type "
-                "froze with mode='require'."
-            )
-        return vault
-
-    def search(self, key: Digest, *, set_aside: bool = True, known: TierHit | None = None) -> Search:
-        """Return a search. In mode ``compile`` it sets damaged files aside, unless ``set_aside`` is false."""
-        return _StoreSearch(self, key, set_aside=set_aside and self.settings.mode == "compile", known=known)
-
-    def open_found(self, search: Search, check: Callable[[TierHit], None] = lambda found: None) -> TierHit | None:
-        """The first place from which the entry can be used: leased, its files verified. ``None`` if there is none."""
-        try:
-            for found in search.places():
-                try:
-                    lease = self.tiers.hold(found)
-                    try:
-                        check(found)
-                    except BaseException:  # whatever it was goes on; what was not loaded is not in use
-                        lease.release()
-                        raise
-                except (VaultError, WrongMachineError) as error:
-                    search.refuse(found, error)
-                    continue
-                self.keep(lease)
-                self.origins[search.key] = found.origin.dir
-                if found.tier != found.origin:
-                    self.limit_size(found)
-                return found
-            return None
-        finally:
-            self.count_quarantined(search)
-
-    def renew(self, key: Digest) -> str:
-        """Hold a graph that is open already, or will be opened later, like one that is opened now: found, leased and
-        copied nearer. What is wrong with it, or nothing.
-        """
-        search = self.search(key)
-        return "" if self.open_found(search) is not None else "; ".join(search.reasons) or "it is gone"
-
-    def keep(self, lease: Lease) -> None:
-        """Let a lease end with the pipeline, unless it has one for the same entry."""
-        where = lease.path and lease.path.parent
-        known = any(one.held and one.key == lease.key and one.path and one.path.parent == where for one in self.leases)
-        if known or not lease.held:
-            lease.release()
-        else:
-            self.leases.append(lease)
-
-    def count_quarantined(self, search: Search) -> None:
-        for _ in range(search.quarantined):
-            self.count("quarantined", search.key)
-        search.quarantined = 0
-
-    def tier_of(self, keys: Iterable[Digest]) -> str:
-        """The folder of the farthest tier where one of ``keys`` was found; empty if none was."""
-        order = [tier.dir for tier in self.tiers.order]
-        places = [self.origins[key] for key in keys if key in self.origins]
-        return str(max(places, key=order.index)) if places else ""
-
-    def limit_size(self, found: TierHit) -> None:
-        """Keep ``max_size`` where ``found`` was written just now."""
-        try:
-            problems = self.tiers.limit_size(found)
-        except VaultError as error:
-            problems = (f"max_size could not be kept: {error}",)
-        for problem in problems:
-            self.tell(problem)
-
-
-class _StoreSearch(Search):
-    """A search that tells its problems by way of its store, which tells each once."""
-
-    def __init__(self, store: Store, key: Digest, *, set_aside: bool, known: TierHit | None) -> None:
-        super().__init__(store.tiers, key, set_aside=set_aside, known=known)
-        self._store = store
-
-    def tell(self, problem: str) -> None:
-        if problem not in self.problems:
-            self.problems.append(problem)
-        self._store.tell(problem)
-
-    def refuse(self, place: TierHit | Refused, error: VaultError | WrongMachineError) -> None:
-        super().refuse(place, error)
-        if isinstance(error, SignatureError):
-            self._store.unsigned = self._store.unsigned or error
+from pipevault.store.tiers.tiers import TierHit
 
 
 class VaultShelf:
@@ -219,9 +64,10 @@ class VaultShelf:
     def _look(self, key: Digest) -> ShelfItem | None:
         search = self.store.search(key)
         found = next(search.entries(), None)
-        self.store.count_quarantined(search)
         if found is None:
-            self._tell(search)
+            for reason in search.reasons:
+                if not any(reason in problem for problem in self.store.problems):  # told with the name of its tier
+                    self.store.tell(reason)
             return None
         kept = self._kept(found)
         if kept is not None:
@@ -232,32 +78,11 @@ class VaultShelf:
         self._read.pop(Digest(key), None)
         self._unopened.pop(Digest(key), None)
 
-    def _tell(self, search: Search) -> None:
-        """Report why an entry is not on the shelf, unless that was reported with the name of its tier."""
-        for reason in search.reasons:
-            if not any(reason in problem for problem in search.problems):
-                self.store.tell(reason)
-
     @contextmanager
     def freezing(self, signature: CallSignature) -> Iterator[None]:
-        what = f"{self.part} ({signature})"
-        vault = self.store.require_writable(what)
-        settings = self.store.settings
-        key = self.of.graph_key(signature).digest
-        lock = vault.lock(key, timeout_s=settings.lock_timeout_s, on_wait=self.store.wait)
-        held = False
-        try:
-            lock.__enter__()
-            held = True
-        except LockTimeoutError as error:
-            if settings.on_lock_timeout != "compile":
-                raise
-            logger.warning("%s Freezing it here too, as on_lock_timeout is 'compile'.", error)
-        try:
+        self.store.require_writable(f"{self.part} ({signature})")
+        with self.store.locked(self.of.graph_key(signature).digest):
             yield
-        finally:
-            if held:
-                lock.__exit__(None, None, None)
 
     def keep(self, frozen: FrozenCall, seconds: float) -> ShelfItem:
         """Publish a graph. Raises :class:`InterruptedBuildError` for one that was compiled for another machine: where
@@ -289,7 +114,7 @@ class VaultShelf:
         key = self.of.graph_key(signature)
         part = {"status": "eager", "reason": reason, "graphs": []}
         try:
-            return self._publish(key, part, [], {}, {})
+            return self._publish(key, part)
         except VaultError as error:
             self.store.tell(f"why {self.part} cannot be frozen was not stored: {error}")
             return ShelfItem(signature, key.digest.hex, refusal=reason)
@@ -298,19 +123,17 @@ class VaultShelf:
         self,
         key: Key,
         part: Mapping[str, Any],
-        artifacts: list[ArtifactRef],
-        files: Mapping[Digest, Path],
-        info: Mapping[str, Any],
+        artifacts: Sequence[ArtifactRef] = (),
+        files: Mapping[Digest, Path] | None = None,
+        info: Mapping[str, Any] | None = None,
     ) -> ShelfItem:
-        name = self.of.architecture.class_name
         details = {
-            **info,
+            **(info or {}),
             "signature_text": str(CallSignature.from_json(key.factors["signature"])),
-            "machine": machine_record(),
-            "toolchain": toolchain_record(graph_format=GRAPH_FORMAT),
+            **made_here(),
         }
-        manifest = Manifest(key, {name: part}, tuple(artifacts), details, now_utc())
-        published = self.store.tiers.publish(manifest, files)
+        manifest = Manifest(key, {self.of.architecture.class_name: part}, tuple(artifacts), details, now_utc())
+        published = self.store.tiers.publish(manifest, files or {})
         self._frozen_here.add(key.digest)
         self.store.count("published", key.digest, bytes=published.manifest.size_bytes)
         kept = self._kept(published)
@@ -355,10 +178,7 @@ class VaultShelf:
         if key in self._frozen_here:
             self._frozen_here.discard(key)
         else:
-            self.store.count("hit", key)
-            compile_s = found.manifest.info.get("compile_s")
-            if isinstance(compile_s, (int, float)):
-                self.store.count("saved", key, seconds=compile_s)
+            self.store.count_hit(found)
         return document.open_files(lambda name, digest: opened[digest])
 
     def _in_memory(self, key: Key, frozen: FrozenCall) -> ShelfItem:

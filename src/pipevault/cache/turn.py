@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -52,11 +52,9 @@ def _identity(value: Any) -> Hashable:
     return "component", id(getattr(value, "__dict__", value))
 
 
-@contextmanager
-def turn(pipe: Pipeline, what: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[float]:
-    """Hold the turn of ``pipe`` inside, for other work than a generation; yield the seconds that were spent waiting."""
-    with TURNS.take(resources(pipe), what=what, timeout_s=timeout_s) as waited_s:
-        yield waited_s
+def turn(pipe: Pipeline, what: str) -> AbstractContextManager[float]:
+    """Hold the turn of ``pipe`` inside, for other work than a generation."""
+    return TURNS.take(resources(pipe), what=what, timeout_s=DEFAULT_TIMEOUT_S)
 
 
 @contextmanager
@@ -73,8 +71,3 @@ def running(pipe: Pipeline) -> Iterator[None]:
 def is_running(pipe: Pipeline) -> bool:
     """Return whether this thread is inside a call of ``pipe``: then a call is part of that one."""
     return id(pipe) in _RUNNING.pipes
-
-
-def is_nested() -> bool:
-    """Return whether this thread is inside a call of any loaded pipeline."""
-    return bool(_RUNNING.pipes)

@@ -16,9 +16,10 @@ first call on, and has a guard of its own, for no loaded pipeline has one.
 from __future__ import annotations
 
 import json
-import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import torch
 from torch import nn
 
 from pipevault.cache.guard import WatchedModule, changed_error
-from pipevault.cache.identity import PartIdentity
+from pipevault.cache.keys import PartIdentity
 from pipevault.compat.onediff import register_backend
 from pipevault.compat.pytorch import compile_mode_options, compile_modes, inductor_option_names
 from pipevault.compat.versions import require_inductor
@@ -40,17 +41,25 @@ from pipevault.graphs.state import PartOptions, PartState
 from pipevault.key import leaf_differences
 from pipevault.reading import read_file
 
-logger = logging.getLogger("pipevault")
-
 _AGAIN = f'compile_pipe(pipe, backend="{backend.NAME}")'
-_OPTIONS = ("on_unfrozen", "weights", "mode", "memory_format", "dynamic", "build_config")
-_POLICIES = ("compile", "eager", "error")
-_WEIGHTS = ("bound", "baked")
+_DEFAULTS: Mapping[str, Any] = {
+    "on_unfrozen": "compile",
+    "weights": "bound",
+    "mode": None,
+    "memory_format": "preserve_format",
+    "dynamic": False,
+    "build_config": {},
+}
 _MEMORY_FORMATS: Mapping[str, Mapping[int, torch.memory_format]] = {
     "preserve_format": {},
     "contiguous_format": {4: torch.contiguous_format, 5: torch.contiguous_format},
     "channels_last": {4: torch.channels_last},
     "channels_last_3d": {5: torch.channels_last_3d},
+}
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "on_unfrozen": ("compile", "eager", "error"),
+    "weights": ("bound", "baked"),
+    "memory_format": tuple(_MEMORY_FORMATS),
 }
 _LISTED_DIFFERENCES = 4
 
@@ -71,22 +80,26 @@ def compile_module(torch_module: nn.Module | None = None, *, options: Any = None
         return backend.compile_module(torch_module, options)
     given = read_options(options)
     if isinstance(torch_module, nn.Module):
-        _set_memory_format(unfrozen(torch_module), given["memory_format"])
-    was_frozen = isinstance(torch_module, FrozenPart)
+        module, formats = unfrozen(torch_module), _MEMORY_FORMATS[given["memory_format"]]
+        for tensor in (*module.parameters(), *module.buffers()):
+            if (wanted := formats.get(tensor.dim())) is not None:
+                tensor.data = tensor.data.to(memory_format=wanted)
     build = BuildOptions(given["weights"], {**compile_mode_options(given["mode"]), **given["build_config"]})
+    watch = part_state(torch_module).options.watch if isinstance(torch_module, FrozenPart) else None
+    if isinstance(watch, _PartWatch) and watch.build == build and not watch.is_changed():
+        is_kept = True  # the graphs of a part that is compiled again are still good
+    else:
+        watch, is_kept = _PartWatch(build), False
     ours = PartOptions(
         policy=given["on_unfrozen"],
         context=repr(build.to_json()),
         build=build,
-        watch=_PartWatch(build),
+        watch=watch,
         freeze_hint="Freeze it with on_unfrozen='compile' and save_pipe",
     )
-    if was_frozen and _is_as_frozen(part_state(torch_module), build):
-        ours = PartOptions(**{**vars(ours), "watch": part_state(torch_module).options.watch})
-        return backend.compile_module(torch_module, ours)
     part = backend.compile_module(torch_module, ours)
     _COMPILED.add(part_state(part))
-    if was_frozen:
+    if isinstance(torch_module, FrozenPart) and not is_kept:
         part_state(part).attach(part_device(part_state(part).module))
     return part
 
@@ -98,23 +111,14 @@ def read_options(options: Any) -> dict[str, Any]:
     """
     given = _mapping(options)
     for name in given:
-        if name not in _OPTIONS:
-            close = _close_name(str(name), _OPTIONS)
+        if name not in _DEFAULTS:
             raise SettingsError(
-                f"The backend {backend.NAME!r} has no option {name!r}."
-                + (f" Did you mean {close}?" if close else "")
-                + f" Options: {', '.join(_OPTIONS)}."
+                f"The backend {backend.NAME!r} has no option {name!r}.{_did_you_mean(str(name), _DEFAULTS)}"
+                f" Options: {', '.join(_DEFAULTS)}."
             )
-    values: dict[str, Any] = {
-        "on_unfrozen": "compile",
-        "weights": "bound",
-        "mode": None,
-        "memory_format": "preserve_format",
-        "dynamic": False,
-        "build_config": {},
-        **{name: value for name, value in given.items() if value is not None},
-    }
-    for name, allowed in (("on_unfrozen", _POLICIES), ("weights", _WEIGHTS), ("memory_format", tuple(_MEMORY_FORMATS))):
+    values = {**_DEFAULTS, **{name: value for name, value in given.items() if value is not None}}
+    choices = {**_CHOICES, "mode": compile_modes()} if values["mode"] is not None else _CHOICES
+    for name, allowed in choices.items():
         if values[name] not in allowed:
             raise SettingsError(f"The option {name} must be one of {', '.join(allowed)}, not {values[name]!r}.")
     if values["dynamic"] is not False:
@@ -126,13 +130,10 @@ def read_options(options: Any) -> dict[str, Any]:
         raise SettingsError(
             f"The option build_config must be a mapping of torch._inductor.config, not {values['build_config']!r}."
         )
-    if values["mode"] is not None and values["mode"] not in (modes := compile_modes()):
-        raise SettingsError(f"The option mode must be one of {', '.join(modes)}, not {values['mode']!r}.")
     if unknown := sorted(set(values["build_config"]) - set(known := inductor_option_names())):
-        close = _close_name(unknown[0], known)
         raise SettingsError(
             f"torch._inductor.config has no field {unknown[0]!r}, which build_config sets."
-            + (f" Did you mean {close}?" if close else " Leave it out.")
+            + (_did_you_mean(unknown[0], known) or " Leave it out.")
         )
     return values
 
@@ -156,28 +157,13 @@ def _mapping(options: Any) -> Mapping[str, Any]:
     if not isinstance(options, Mapping):
         raise SettingsError(
             f"{source} of the backend {backend.NAME!r} must be a mapping, not a {type(options).__name__}. "
-            f"Options: {', '.join(_OPTIONS)}."
+            f"Options: {', '.join(_DEFAULTS)}."
         )
     return options
 
 
-def _close_name(name: str, known: tuple[str, ...]) -> str:
-    from difflib import get_close_matches
-
-    return "".join(get_close_matches(name, known, n=1, cutoff=0.5))
-
-
-def _set_memory_format(module: nn.Module, name: str) -> None:
-    formats = _MEMORY_FORMATS[name]
-    for tensor in (*module.parameters(), *module.buffers()) if formats else ():
-        if (wanted := formats.get(tensor.dim())) is not None:
-            tensor.data = tensor.data.to(memory_format=wanted)
-
-
-def _is_as_frozen(state: PartState, build: BuildOptions) -> bool:
-    """Tell whether the graphs of a part that is compiled again are still good."""
-    watch = state.options.watch
-    return isinstance(watch, _PartWatch) and watch.build == build and not watch.is_changed(state)
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    return "".join(f" Did you mean {close}?" for close in get_close_matches(name, list(known), n=1, cutoff=0.5))
 
 
 class _PartWatch:
@@ -206,9 +192,9 @@ class _PartWatch:
         elif change.is_sure:
             raise changed_error(state.name, change.text, _AGAIN)
         else:
-            state.trial = _judge(state.name, watched, change)
+            state.trial = partial(watched.settle, state.name, change, freeze_again=_AGAIN)  # must not hold the part
 
-    def is_changed(self, state: PartState) -> bool:
+    def is_changed(self) -> bool:
         watched = self._watched.get(self._dtypes())
         return watched is None or watched.change() is not None
 
@@ -258,20 +244,8 @@ class _PartWatch:
     def _factors(self, state: PartState) -> dict[str, Any]:
         device = part_device(state.module)
         identity = PartIdentity.of(state.module, device, backend=backend.NAME, build=self.build)
-        plain: dict[str, Any] = json.loads(json.dumps(identity.to_json()))
+        plain: dict[str, Any] = json.loads(json.dumps(dict(identity.factors)))
         return plain
-
-
-def _judge(name: str, watched: WatchedModule, change: Any) -> Callable[[str], None]:
-    """Return what takes the result of running the changed part eagerly too; it must not hold the part."""
-
-    def judge(difference: str) -> None:
-        if difference:
-            raise changed_error(name, f"{change.text}; {difference}", _AGAIN)
-        logger.info("%s was changed (%s), which does not change what it computes", name, change.text)
-        watched.accept(change)
-
-    return judge
 
 
 register_backend(backend.NAME, compile_module)

@@ -35,17 +35,15 @@ def from_pretrained(
     :meth:`PipelineCache.prepare`, which lists the errors. All other ``options`` go to the pipeline's class; one that
     is nearly a name of ours is a :class:`SettingsError`.
     """
-    ours = {group: set(field_names(group)) for group in (SettingsFields, LoadFields, ShapeFields)}
-    known = {name for names in ours.values() for name in names}
+    settings_names, load_names = set(field_names(SettingsFields)), {*field_names(LoadFields), *field_names(ShapeFields)}
     of_the_class = inspect.signature(pipeline_class).parameters  # the components, which a caller may hand over
-    refuse_misspelt([name for name in options if name not in of_the_class], sorted(known))
-    theirs = {name: value for name, value in options.items() if name not in known}
-    fields = {name: value for name, value in options.items() if name in ours[SettingsFields]}
-    load = {name: value for name, value in options.items() if name in known and name not in fields}
+    refuse_misspelt([name for name in options if name not in of_the_class], sorted(settings_names | load_names))
+    fields = {name: options.pop(name) for name in settings_names & options.keys()}
+    load = {name: options.pop(name) for name in load_names & options.keys()}
     cache = PipelineCache(dir, settings=settings, build_config=build_config, progress=progress, **fields)
-    pipe = pipeline_class.from_pretrained(path, **theirs)  # type: ignore[attr-defined]
+    pipe = pipeline_class.from_pretrained(path, **options)  # type: ignore[attr-defined]
     if device is not None:
         pipe = pipe.to(device)
-    note_origins(pipe, theirs)
+    note_origins(pipe, options)
     loaded: AnyPipeline = cache.prepare(pipe, **load)
     return loaded

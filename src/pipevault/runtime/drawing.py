@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,43 +31,23 @@ from torch import nn
 from pipevault.determinism.layers import capture, capture_torch, describe_state, fresh_seed, moved, set_aside
 from pipevault.determinism.noise import host_noise
 from pipevault.determinism.seeds import effective_seed, seed_layers
-from pipevault.determinism.streams import check_device, check_generators, generators, sample_seed
+from pipevault.determinism.streams import check_generators, generators, sample_seed
 from pipevault.digest import canonical_json
 from pipevault.errors import BadCallError
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """The seeds of a generation.
-
-    ``samples`` has a seed for each sample, or one from which all were drawn; ``source`` as in the table above.
-    ``streams`` are the states from which the program's own streams were drawn from, as plain JSON.
-    """
-
-    root: int | None
-    samples: tuple[int, ...]
-    source: str
-    streams: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "root": self.root,
-            "samples": list(self.samples),
-            "source": self.source,
-            "streams": dict(self.streams),
-        }
 
 
 @dataclass(frozen=True)
 class DrawnOutput:
     """The result of :func:`draw`: the output, where its noise came from, and what is left to say about that.
 
-    ``noise`` is a SHA-256 over the states in which the streams were left; ``None`` if nothing was drawn. ``layers``
-    are the program's own streams that were drawn from, ``before`` their states then.
+    ``seeds`` are those of the record: ``samples`` has one for each sample, or one from which all were drawn; ``source``
+    is as in the table above; ``streams`` are the states from which the program's own streams were drawn from. ``noise``
+    is a SHA-256 over the states in which the streams were left; ``None`` if nothing was drawn. ``layers`` are the
+    program's own streams that were drawn from, ``before`` their states then.
     """
 
     output: Any
-    seeds: Seeds
+    seeds: Mapping[str, Any]
     noise: str | None
     layers: tuple[str, ...]
     before: Mapping[str, Any] = field(repr=False)
@@ -97,21 +77,19 @@ class Sources:
             return cls("argument" if seed == root else "random", root, takes_generator=takes_generator)
         if given is None:
             return cls("global", takes_generator=takes_generator)
-        if isinstance(given, (list, tuple)):
-            check_generators(given, count)
-        return cls("generator", None, tuple(given) if isinstance(given, (list, tuple)) else (given,))
+        if not isinstance(given, (list, tuple)):
+            return cls("generator", generators=(given,))
+        check_generators(given, count)
+        return cls("generator", generators=tuple(given))
 
-    def check_device(self, device: torch.device) -> None:
-        """Raise :class:`GeneratorDeviceError` for a generator that cannot draw for ``device``."""
-        for generator in self.generators:
-            check_device(generator, device)
-
-    def seeds(self, count: int) -> Seeds:
+    def seeds(self, count: int) -> dict[str, Any]:
         """The seeds as far as they are known before anything is drawn."""
         if self.seed is not None:
-            return Seeds(self.seed, tuple(sample_seed(self.seed, index) for index in range(count)), self.source)
-        samples = tuple(int(one.initial_seed()) for one in self.generators)
-        return Seeds(samples[0] if samples else None, samples, self.source)
+            samples = [sample_seed(self.seed, index) for index in range(count)]
+        else:
+            samples = [int(one.initial_seed()) for one in self.generators]
+        root = self.seed if self.seed is not None or not samples else samples[0]
+        return {"root": root, "samples": samples, "source": self.source, "streams": {}}
 
     def drawn_root(self) -> Sources:
         """Return these with a root seed, drawn from the one generator or from torch's own stream; for ``invariant``."""
@@ -119,7 +97,7 @@ class Sources:
             return self
         generator = self.generators[0] if self.generators else None
         root = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device if generator else "cpu"))
-        return Sources(self.source, root, self.generators, self.takes_generator)
+        return replace(self, seed=root)
 
 
 def needs_host_noise(modules: Iterable[nn.Module]) -> bool:
@@ -165,16 +143,11 @@ def draw(
     layers = moved(before, after)
     seeds = sources.seeds(count)
     if sources.seed is None:
-        seeds = _with_streams(seeds, {name: before[name] for name in layers})
+        seeds["streams"] = {name: describe_state(name, before[name]) for name in layers}
+        if seeds["root"] is None and set(layers) == {"torch"} and (seed := fresh_seed(before["torch"])) is not None:
+            seeds |= {"root": seed, "samples": [seed]}
     noise = _digest(given, states, {name: after[name] for name in layers})
     return DrawnOutput(output, seeds, noise, layers, before)
-
-
-def _with_streams(seeds: Seeds, states: Mapping[str, Any]) -> Seeds:
-    described = {name: describe_state(name, state) for name, state in states.items()}
-    if seeds.root is None and set(states) == {"torch"} and (seed := fresh_seed(states["torch"])) is not None:
-        return Seeds(seed, (seed,), seeds.source, described)
-    return Seeds(seeds.root, seeds.samples, seeds.source, described)
 
 
 def _digest(given: Sequence[torch.Generator], before: Sequence[torch.Tensor], layers: Mapping[str, Any]) -> str | None:

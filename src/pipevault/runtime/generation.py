@@ -19,6 +19,7 @@ from pipevault.calls.describe import describe
 from pipevault.calls.samples import Samples, count_nets, samples_of, split
 from pipevault.determinism.layers import STREAMS, WITH_OTHERS, put
 from pipevault.determinism.levels import SWITCHES, Level, level, needs, parse_level
+from pipevault.determinism.streams import check_device
 from pipevault.determinism.turns import ALONE, TURNS
 from pipevault.errors import BadCallError
 from pipevault.graphs import parts as graph_parts
@@ -26,7 +27,7 @@ from pipevault.pipeline import Pipeline
 from pipevault.runtime.drawing import DrawnOutput, Sources, draw, needs_host_noise
 from pipevault.runtime.joined_outputs import join
 from pipevault.runtime.records import attach_record
-from pipevault.runtime.run_record import FinishedGeneration, observed, recorder_of
+from pipevault.runtime.run_record import make_record, observed, weights_of
 
 if TYPE_CHECKING:
     from pipevault.cache.loaded import LoadedState
@@ -68,7 +69,9 @@ def generate(
     while (state := find()) is not None:
         call = _read_call(pipe, method, args, kwargs, state.default_size)
         asked = parse_level(state.level)
-        is_alone = _draws_from_streams(state, call)
+        # A call draws from the program's own streams, or may, for all that is known of such calls.
+        draws = call.sources.source == "global" or not call.sources.takes_generator
+        is_alone = draws or state.draws.get(call.kind, True)
         wanted = _wanted(pipe, asked, is_alone=is_alone)
         what = f"{type(pipe).__name__} at level {asked}"
         with ExitStack() as stack:
@@ -79,8 +82,8 @@ def generate(
             state.check(pipe)
             stack.enter_context(generating(state.states(pipe)))
             started_s = time.perf_counter()
-            recorder, modules = recorder_of(state, pipe), graph_parts.find_parts(pipe)
-            recorder.weights.begin(modules)
+            modules = graph_parts.find_parts(pipe)
+            weights_of(state, pipe).begin(modules)
             with level(asked) as achieved, observed(pipe, audit=asked.audit) as seen:
                 drawn = _draw(pipe, call, modules, is_alone=is_alone, per_sample=achieved.per_sample)
                 achieved = achieved.check_again()
@@ -88,21 +91,19 @@ def generate(
                 state.draws.clear()
             state.draws[call.kind] = bool(drawn.layers)
             if drawn.layers and not is_alone and call.sources.seed is not None:
-                _tell_of_drawing(pipe, drawn)
+                logger.warning(
+                    "%s may have drawn from the program's own random stream (%s) while other threads could, which no "
+                    "such call did before: it is drawn again alone",
+                    type(pipe).__name__,
+                    ", ".join(drawn.layers),
+                )
                 first = drawn
                 continue
             if first is not None and drawn.layers:  # so it was this call, and not the program, that moved them
                 put({name: first.before[name] for name in first.layers})
-            generation = FinishedGeneration(
-                method=method.__name__,
-                call=call.described,
-                drawn=drawn,
-                asked=asked,
-                achieved=achieved,
-                seen=seen,
-                seconds={"waiting": waited_s, "drawing": time.perf_counter() - started_s},
-            )
-            record = recorder.record(pipe, modules, generation)
+            called = {"method": method.__name__, "arguments": call.described}
+            seconds = {"waiting": waited_s, "drawing": time.perf_counter() - started_s}
+            record = make_record(pipe, state, modules, called, drawn, achieved, seen, seconds)
             return attach_record(drawn.output, record, call.arguments)
     return method(pipe, *args, **kwargs)
 
@@ -130,20 +131,15 @@ def _read_call(
     seed = kwargs["seed"] if is_seeded else None
     sources = Sources.of_call(arguments, seed=seed, is_seeded=is_seeded, count=count, accepted=accepted)
     if any(generator.device.type != "cpu" for generator in sources.generators):
-        sources.check_device(execution_device(pipe, graph_parts.pipeline_modules(pipe)))
+        device = execution_device(pipe, graph_parts.pipeline_modules(pipe))
+        for generator in sources.generators:
+            check_device(generator, device)
     described = {name: describe(value) for name, value in arguments.items()}
     scheduler = getattr(pipe, "scheduler", None)
     given = tuple((name, _kind(name, value)) for name, value in sorted(arguments.items()) if value is not None)
     settings = str(dict(getattr(scheduler, "config", {})))
     kind = (method.__name__, sources.source, type(scheduler).__qualname__, settings, given)
     return _Call(method, arguments, described, sources, samples, kind)
-
-
-def _draws_from_streams(state: LoadedState, call: _Call) -> bool:
-    """Return True if the call draws from the program's own streams, or may, for all that is known of such calls."""
-    if call.sources.source == "global" or not call.sources.takes_generator:
-        return True
-    return state.draws.get(call.kind, True)
 
 
 def _wanted(pipe: Pipeline, asked: Level, *, is_alone: bool) -> dict[Hashable, Hashable]:
@@ -166,15 +162,6 @@ def _draw(
     sources = call.sources.drawn_root() if per_sample else call.sources
     on_host = sources.seed is not None and needs_host_noise(modules.values())
     return draw(run, call.arguments, sources, call.samples.count, is_alone=is_alone, on_host=on_host)
-
-
-def _tell_of_drawing(pipe: Pipeline, drawn: DrawnOutput) -> None:
-    logger.warning(
-        "%s may have drawn from the program's own random stream (%s) while other threads could, which no such call did "
-        "before: it is drawn again alone",
-        type(pipe).__name__,
-        ", ".join(drawn.layers),
-    )
 
 
 def _kind(name: str, value: Any) -> Hashable:

@@ -34,7 +34,9 @@ def _join(outputs: Sequence[Any], place: OutputPlace) -> Any:
     if named_items(first) is not None:
         return _rebuilt(first, _join_named(outputs, place), place)
     if isinstance(first, tuple) and (not place.path or any(_is_joinable(item) for item in first)):
-        return tuple(_join_parts(outputs, place))
+        if any(len(one) != len(first) for one in outputs):
+            raise _cannot_join(outputs, place)
+        return tuple(_join([one[index] for one in outputs], place.in_tuple(index)) for index in range(len(first)))
     if all(_same(one, first) for one in outputs):
         return first
     if isinstance(first, tuple):  # a list by another name
@@ -52,12 +54,6 @@ def _join_named(outputs: Sequence[Any], place: OutputPlace) -> dict[Any, Any]:
         for index, name in enumerate(named[0])
         if name not in derived
     }
-
-
-def _join_parts(outputs: Sequence[Any], place: OutputPlace) -> list[Any]:
-    if any(len(one) != len(outputs[0]) for one in outputs):
-        raise _cannot_join(outputs, place)
-    return [_join([one[index] for one in outputs], place.in_tuple(index)) for index in range(len(outputs[0]))]
 
 
 def _join_arrays(arrays: Sequence[Any], place: OutputPlace) -> Any:
@@ -103,25 +99,30 @@ def _derived_fields(value: Any) -> frozenset[str]:
 def _rebuilt(first: Any, items: Any, place: OutputPlace) -> Any:
     """A container like ``first`` that holds ``items``."""
     try:
+        kind: Any = type(first)
+        if kind in (list, dict):
+            return items
         if isinstance(first, list):
-            return items if type(first) is list else _filled(copy.copy(first), items)
+            made = copy.copy(first)
+            made[:] = items
+            return made
         if isinstance(first, tuple):
-            return type(first)(*items.values())
+            return kind(*items.values())
         if is_dataclass(first):
             return _rebuilt_dataclass(first, items)
         if isinstance(first, Mapping):
-            return items if type(first) is dict else _rebuilt_mapping(first, items)
+            try:
+                return kind(items)
+            except TypeError:  # such as a defaultdict
+                copied: Any = copy.copy(first)
+                copied.update(items)
+                return copied
         return _with_attributes(object.__new__(type(first)), {**held(first), **items})
     except Exception as error:  # a class of someone else may raise anything
         raise SettingsError(
             f"The samples of a batch cannot be made one output: {place} is a {type(first).__name__}, and making "
             f"another one failed ({type(error).__name__}: {error}). {_WAYS_OUT}"
         ) from error
-
-
-def _filled(made: Any, items: list[Any]) -> Any:
-    made[:] = items
-    return made
 
 
 def _rebuilt_dataclass(first: Any, items: dict[str, Any]) -> Any:
@@ -132,15 +133,6 @@ def _rebuilt_dataclass(first: Any, items: dict[str, Any]) -> Any:
     except (TypeError, ValueError):  # one whose constructor takes other arguments
         made, others = object.__new__(type(first)), {**held(first), **items}
     return _with_attributes(made, others)
-
-
-def _rebuilt_mapping(first: Any, items: dict[Any, Any]) -> Any:
-    try:
-        return type(first)(items)
-    except TypeError:  # such as a defaultdict
-        made = copy.copy(first)
-        made.update(items)
-        return made
 
 
 def _with_attributes(made: Any, attributes: Mapping[str, Any]) -> Any:

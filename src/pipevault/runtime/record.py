@@ -26,13 +26,17 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from pipevault.calls.describe import describe, digest_array, pixels_sha256
 from pipevault.digest import Digest, canonical_json, digest_json
-from pipevault.errors import BadRecordError, NewerRecordError, NoRecordError, OldRecordError, RecordDigestError
-from pipevault.files.documents import Format, Problem
-from pipevault.runtime.record_schema import first_offence, schema
-
-__all__ = ["RECORD_MARK", "RECORD_VERSION", "RunRecord", "describe", "digest_array", "pixels_sha256", "schema"]
+from pipevault.errors import (
+    BadRecordError,
+    NewerRecordError,
+    NoRecordError,
+    OldRecordError,
+    RecordDigestError,
+    RecordError,
+)
+from pipevault.files.documents import Format, MakeError, Problem
+from pipevault.runtime.record_schema import first_offence
 
 RECORD_VERSION = 2
 RECORD_LIMIT_BYTES = 1 << 25
@@ -40,10 +44,6 @@ RECORD_LIMIT_BYTES = 1 << 25
 
 RECORD_MARK = "pipevault_record"
 """The field that makes a JSON document a run record; its value is the version."""
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class RunRecord:
     versions: Mapping[str, str | None] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
-    created_at: str = field(default_factory=_now)
+    created_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     sample: int | None = None
 
     def __post_init__(self) -> None:
@@ -89,8 +89,7 @@ class RunRecord:
         return self if index == self.sample else replace(self, sample=index)
 
     def to_document(self) -> dict[str, Any]:
-        content = self._content()
-        return {**content, "digest": digest_json(content).hex}
+        return {**self._content(), "digest": self.digest.hex}
 
     def to_json(self) -> str:
         """Return canonical JSON, one line."""
@@ -122,39 +121,19 @@ class RunRecord:
         return cls(**{name: value for name, value in document.items() if name not in (RECORD_MARK, "digest")})
 
     def _content(self) -> dict[str, Any]:
-        return {RECORD_MARK: RECORD_VERSION, **{item.name: getattr(self, item.name) for item in fields(self)}}
-
-
-def _foreign(problem: Problem) -> NoRecordError:
-    return NoRecordError(
-        f"{problem.source or 'The document'} is not a run record: {problem.what}. Give a file that pipevault saved, or "
-        "its sidecar.",
-        problem.source,
-    )
+        return {RECORD_MARK: RECORD_VERSION, **vars(self)}
 
 
 def _bad(problem: Problem) -> BadRecordError:
     return BadRecordError(f"The run record{_of(problem.source)}: {problem.what}.", problem.field, problem.source)
 
 
-def _edited(problem: Problem) -> RecordDigestError:
-    return RecordDigestError(
-        f"The run record{_of(problem.source)} was changed after it was written: {problem.what}. Use the file as it was "
-        "saved.",
-        problem.source,
-    )
+def _error(kind: type[RecordError], text: str) -> MakeError:
+    def make(problem: Problem) -> RecordError:
+        source = problem.source
+        return kind(text.format(of=_of(source), what=problem.what, source=source or "The document"), source)
 
-
-def _older(problem: Problem) -> OldRecordError:
-    return OldRecordError(
-        f"The run record{_of(problem.source)} {problem.what}; version 1 noted noise in another way. Draw the output "
-        "again, or read it with the pipevault that wrote it.",
-        problem.source,
-    )
-
-
-def _newer(problem: Problem) -> NewerRecordError:
-    return NewerRecordError(f"The run record{_of(problem.source)} {problem.what}. Upgrade pipevault.", problem.source)
+    return make
 
 
 _FORMAT = Format(
@@ -162,10 +141,18 @@ _FORMAT = Format(
     RECORD_MARK,
     RECORD_VERSION,
     damaged=_bad,
-    newer=_newer,
-    older=_older,
-    foreign=_foreign,
-    edited=_edited,
+    newer=_error(NewerRecordError, "The run record{of} {what}. Upgrade pipevault."),
+    older=_error(
+        OldRecordError,
+        "The run record{of} {what}; version 1 noted noise in another way. Draw the output again, or read it with the "
+        "pipevault that wrote it.",
+    ),
+    foreign=_error(
+        NoRecordError, "{source} is not a run record: {what}. Give a file that pipevault saved, or its sidecar."
+    ),
+    edited=_error(
+        RecordDigestError, "The run record{of} was changed after it was written: {what}. Use the file as it was saved."
+    ),
     digest_field="digest",
     canonical=False,
 )

@@ -30,21 +30,16 @@ _TYPES: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
+@cache
 def schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of the records that this version writes; a new copy at each call."""
-    text = resources.files(__package__).joinpath("record_schema.json").read_text("utf-8")
-    loaded: dict[str, Any] = json.loads(text)
+    """The JSON Schema (draft 2020-12) of the records that this version writes."""
+    loaded: dict[str, Any] = json.loads(resources.files(__package__).joinpath("record_schema.json").read_text("utf-8"))
     return loaded
 
 
 def first_offence(document: Any) -> tuple[str, str] | None:
     """The first field that is missing, unknown or wrong, as in ``seeds.samples[1]``, and what is wrong with it."""
-    return next(_offences(document, _schema(), ""), None)
-
-
-@cache
-def _schema() -> dict[str, Any]:
-    return schema()
+    return next(_offences(document, schema(), ""), None)
 
 
 def _offences(value: Any, rules: Mapping[str, Any], field: str) -> Iterator[tuple[str, str]]:
@@ -53,7 +48,7 @@ def _offences(value: Any, rules: Mapping[str, Any], field: str) -> Iterator[tupl
             yield field, complaint
             return
     if "$ref" in rules:
-        yield from _offences(value, _schema()["$defs"][rules["$ref"].removeprefix("#/$defs/")], field)
+        yield from _offences(value, schema()["$defs"][rules["$ref"].removeprefix("#/$defs/")], field)
     if "anyOf" in rules:
         offences = [next(_offences(value, choice, field), None) for choice in rules["anyOf"]]
         if all(offences):

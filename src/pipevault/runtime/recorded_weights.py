@@ -44,40 +44,39 @@ _FORMAT = Format(_Memory, "pipevault_weights", _MEMORY_VERSION, canonical=False)
 
 
 @dataclass(frozen=True)
-class _Ahead:
-    """A digest that another thread of process ``pid`` computes, of weights that ``watch`` has looked at before."""
+class _Known:
+    """The digest of weights that ``watch`` has looked at before. A thread of process ``pid`` may be at it."""
 
     watch: WeightsWatch
-    digest: Future[str]
+    digest: Future[str] = field(default_factory=Future)
     pid: int = field(default_factory=os.getpid)
 
     def result(self, module: nn.Module) -> str | None:
         """Wait for the digest; ``None`` if it failed, if the weights moved, or in a fork, which has no such thread."""
-        if self.pid != os.getpid() or not self.watch.watches(module):
+        is_left = self.pid != os.getpid() and not self.digest.done()
+        if is_left or not self.watch.watches(module) or self.digest.exception() is not None:
             return None
-        failed = self.digest.exception() is not None
-        return None if failed or self.watch.has_moved() else self.digest.result()
+        return None if self.watch.has_moved() else self.digest.result()
 
 
 class RecordedWeights:
     def __init__(self, origins: Mapping[str, tuple[str, Stamp]] | None = None) -> None:
         self._origins = dict(origins or {})
-        self._known: dict[str, tuple[WeightsWatch, str]] = {}
-        self._ahead: dict[str, _Ahead] = {}
+        self._known: dict[str, _Known] = {}
 
     def begin(self, modules: Mapping[str, nn.Module]) -> None:
         """Start to compute, in a thread of its own, what :meth:`digests` has not yet been asked for.
 
         Only of weights that lie in the host's memory as plain bytes: a device is left to the generation that runs.
         """
-        new = {name: module for name, module in modules.items() if name not in self._known.keys() | self._ahead.keys()}
-        ahead = {name: _Ahead(watch, Future()) for name in new if (watch := WeightsWatch(new[name])).is_plain}
-        if not ahead:
+        new = {name: module for name, module in modules.items() if name not in self._known}
+        begun = {name: _Known(watch) for name in new if (watch := WeightsWatch(new[name])).is_plain}
+        if not begun:
             return
-        self._ahead |= ahead
+        self._known |= begun
 
         def compute() -> None:
-            for name, one in ahead.items():
+            for name, one in begun.items():
                 try:
                     one.digest.set_result(self._digest(name, new[name]))
                 except Exception as error:  # whatever it is, :meth:`digests` computes again and meets it
@@ -93,18 +92,17 @@ class RecordedWeights:
         found: dict[str, str] = {}
         for name, module in modules.items():
             known = self._known.get(name)
-            if known is None or not known[0].watches(module) or known[0].has_moved():
-                ahead = self._ahead.pop(name, None)
+            digest = known.result(module) if known else None
+            if digest is None:
                 try:
-                    if ahead is not None and (digest := ahead.result(module)) is not None:
-                        known = (ahead.watch, digest)
-                    else:
-                        known = (WeightsWatch(module), self._digest(name, module))
+                    now = _Known(WeightsWatch(module))
+                    digest = self._digest(name, module)
                 except CannotFreezeError as error:
                     logger.debug("the weights of %s are not recorded: %s", name, error)
                     continue
-                self._known[name] = known
-            found[name] = known[1]
+                now.digest.set_result(digest)
+                self._known[name] = now
+            found[name] = digest
         return found
 
     def _digest(self, name: str, module: Any) -> str:

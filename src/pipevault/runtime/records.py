@@ -27,32 +27,21 @@ class Origin:
     positions: tuple[Position, ...]
 
 
-class _ByIdentity:
-    """Origins by the identity of an object, which are forgotten with it.
+_OF_LEAVES: dict[int, tuple[weakref.ref[Any], Origin]] = {}
+"""Origins by the identity of an image, array or tensor, which are forgotten with it.
 
-    No lock: an identity is given to no other object before the callbacks of the old one have returned.
-    """
-
-    def __init__(self) -> None:
-        self._origins: dict[int, tuple[weakref.ref[Any], Origin]] = {}
-
-    def remember(self, thing: Any, origin: Origin) -> None:
-        key = id(thing)
-        self._origins[key] = weakref.ref(thing, lambda gone: self._forget(key, gone)), origin
-
-    def find(self, thing: Any) -> Origin | None:
-        reference, origin = self._origins.get(id(thing), (None, None))
-        return origin if reference is not None and reference() is thing else None
-
-    def _forget(self, key: int, gone: weakref.ref[Any]) -> None:
-        if self._origins.get(key, (None, None))[0] is gone:
-            self._origins.pop(key, None)
-
-    def __len__(self) -> int:
-        return len(self._origins)
+No lock: an identity is given to no other object before the callbacks of the old one have returned.
+"""
 
 
-_OF_LEAVES = _ByIdentity()
+def _remember(leaf: Any, origin: Origin) -> None:
+    key, origins = id(leaf), _OF_LEAVES  # a module's names may be gone when the interpreter ends
+
+    def forget(gone: weakref.ref[Any]) -> None:
+        if origins.get(key, (None, None))[0] is gone:
+            origins.pop(key, None)
+
+    origins[key] = weakref.ref(leaf, forget), origin
 
 
 def attach_record(output: Any, record: RunRecord, inputs: Any) -> Any:
@@ -67,7 +56,7 @@ def attach_record(output: Any, record: RunRecord, inputs: Any) -> Any:
     for leaf, own in positions.values():
         if id(leaf) not in given:
             with suppress(TypeError):  # a subclass without weak references
-                _OF_LEAVES.remember(leaf, Origin(record, tuple(own)))
+                _remember(leaf, Origin(record, tuple(own)))
     if not is_media(output) and not callable(output):  # a pipeline may return itself, which is not an output
         with suppress(AttributeError, TypeError):  # a list, a tuple, a slotted object: found by what is in it
             object.__setattr__(output, RECORD_ATTRIBUTE, record)
@@ -101,7 +90,8 @@ def record_of(output: Any) -> RunRecord:
 
 def origin_of(leaf: Any) -> Origin | None:
     """Return what generation an image, array or tensor came from, if one returned this very object."""
-    return _OF_LEAVES.find(leaf)
+    reference, origin = _OF_LEAVES.get(id(leaf), (None, None))
+    return origin if reference is not None and reference() is leaf else None
 
 
 def _media(output: Any) -> list[Any]:

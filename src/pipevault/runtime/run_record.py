@@ -16,11 +16,10 @@ from torch.utils._pytree import tree_leaves
 
 from pipevault.cache.keys import execution_device
 from pipevault.cache.loaded import LoadedState, loaded_state
-from pipevault.cache.outcome import Outcome
 from pipevault.calls.describe import digest_array
 from pipevault.calls.outputs import digests
 from pipevault.demo import MODEL_DIR
-from pipevault.determinism.levels import AchievedLevel, Level
+from pipevault.determinism.levels import AchievedLevel, parse_level
 from pipevault.digest import digest_bytes
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.fingerprint.toolchain import package_version, toolchain_factors
@@ -51,81 +50,57 @@ class PartTrace:
         return self.decoded[0] if self.decoded else None
 
 
-@dataclass(frozen=True)
-class FinishedGeneration:
-    """A generation that has ended; ``seconds`` are those of waiting for its turn and of drawing."""
-
-    method: str
-    call: Mapping[str, Any]
-    drawn: DrawnOutput
-    asked: Level
-    achieved: AchievedLevel
-    seen: PartTrace
-    seconds: Mapping[str, float]
-
-    def results(self) -> dict[str, Any]:
-        """Return the digests of noise, latents and output, and of each step for an audit."""
-        results: dict[str, Any] = {
-            "noise": self.drawn.noise,
-            "latents": self.seen.latents,
-            **digests(self.drawn.output),
-        }
-        if self.asked.audit:
-            results["steps"] = self.seen.steps
-        return results
+def weights_of(state: LoadedState, pipe: Pipeline) -> RecordedWeights:
+    """Return what knows the digests of a loaded pipeline's weights, made at its first generation."""
+    if not isinstance(state.weights, RecordedWeights):
+        state.weights = RecordedWeights(getattr(pipe, "__dict__", {}).get(ORIGINS))
+    return state.weights
 
 
-@dataclass(frozen=True)
-class Recorder:
-    """The facts that all records of a loaded pipeline share. ``load`` tells in plain JSON how it was loaded."""
-
-    outcome: Outcome
-    load: Mapping[str, Any] = field(default_factory=dict)
-    weights: RecordedWeights = field(default_factory=RecordedWeights)
-
-    def record(self, pipe: Pipeline, modules: Mapping[str, nn.Module], generation: FinishedGeneration) -> RunRecord:
-        """Return the record of a generation."""
-        drawn, achieved = generation.drawn, generation.achieved
-        scheduler = getattr(pipe, "scheduler", None)
-        notes = [*achieved.notes]
-        if drawn.layers and drawn.seeds.source != "global":
-            what = "was seeded with the root seed" if not drawn.seeds.streams else "went on from where it stood"
-            notes.append(f"The pipeline drew from a global generator ({', '.join(drawn.layers)}), which {what}.")
-        return RunRecord(
-            pipeline={
-                "class": type(pipe).__name__,
-                "model": _model_name(pipe),
-                "revision": None,
-                "scheduler": type(scheduler).__name__ if scheduler is not None else None,
-                "method": generation.method,
-                "load": self.load,
-            },
-            call=generation.call,
-            seeds=drawn.seeds.to_json(),
-            level={
-                "asked": str(generation.asked),
-                "achieved": achieved.level,
-                "flags": dict(achieved.flags),
-                "notes": notes,
-            },
-            results=generation.results(),
-            outcome=self.outcome.status,
-            key=self.outcome.key.hex if self.outcome.key else None,
-            manifest=self.outcome.manifest.hex if self.outcome.manifest else None,
-            graphs=generation.seen.graphs,
-            weights=self.weights.digests(modules),
-            versions=versions(),
-            machine=machine_factors(execution_device(pipe, modules)),
-            seconds={name: round(value, 6) for name, value in generation.seconds.items()},
-        )
-
-
-def recorder_of(state: LoadedState, pipe: Pipeline) -> Recorder:
-    """Return the recorder of a loaded pipeline, made at its first generation."""
-    if not isinstance(state.recorder, Recorder):
-        origins = getattr(pipe, "__dict__", {}).get(ORIGINS)
-        state.recorder = Recorder(state.outcome, state.load, RecordedWeights(origins))
-    return state.recorder
+def make_record(
+    pipe: Pipeline,
+    state: LoadedState,
+    modules: Mapping[str, nn.Module],
+    called: Mapping[str, Any],
+    drawn: DrawnOutput,
+    achieved: AchievedLevel,
+    seen: PartTrace,
+    seconds: Mapping[str, float],
+) -> RunRecord:
+    """Return the record of a generation that has ended: of its method and arguments, ``called``, and the ``seconds`` of
+    waiting for its turn and of drawing.
+    """
+    asked, outcome = parse_level(state.level), state.outcome
+    scheduler = getattr(pipe, "scheduler", None)
+    notes = [*achieved.notes]
+    if drawn.layers and drawn.seeds["source"] != "global":
+        what = "was seeded with the root seed" if not drawn.seeds["streams"] else "went on from where it stood"
+        notes.append(f"The pipeline drew from a global generator ({', '.join(drawn.layers)}), which {what}.")
+    results = {"noise": drawn.noise, "latents": seen.latents, **digests(drawn.output)}
+    if asked.audit:
+        results["steps"] = seen.steps
+    return RunRecord(
+        pipeline={
+            "class": type(pipe).__name__,
+            "model": _model_name(pipe),
+            "revision": None,
+            "scheduler": type(scheduler).__name__ if scheduler is not None else None,
+            "method": called["method"],
+            "load": state.load,
+        },
+        call=called["arguments"],
+        seeds=drawn.seeds,
+        level={"asked": str(asked), "achieved": achieved.level, "flags": dict(achieved.flags), "notes": notes},
+        results=results,
+        outcome=outcome.status,
+        key=outcome.key.hex if outcome.key else None,
+        manifest=outcome.manifest.hex if outcome.manifest else None,
+        graphs=seen.graphs,
+        weights=weights_of(state, pipe).digests(modules),
+        versions=versions(),
+        machine=machine_factors(execution_device(pipe, modules)),
+        seconds={name: round(value, 6) for name, value in seconds.items()},
+    )
 
 
 def _model_name(pipe: Pipeline) -> str | None:
