@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ import numpy as np
 from pipevault.calls.outputs import OutputPlace, Position, Sample, as_array, is_array, kind_of, leaves, samples
 from pipevault.calls.samples import recorded_samples
 from pipevault.errors import SettingsError, UnknownFormatError
+from pipevault.evidence.files import Array, write_data
+from pipevault.evidence.record_files.data_files import encode_arrays, encode_audio
 from pipevault.evidence.record_files.embed import (
     ARRAY_SUFFIXES,
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
-    write_arrays,
-    write_audio,
     write_image,
     write_sidecar,
     write_video,
@@ -33,8 +33,6 @@ _AUDIO_NAMES = ("audio", "sound", "speech", "wave", "music")
 _RATE_NAMES = ("sampling_rate", "sample_rate")
 _LISTED = 4
 
-Array = np.ndarray[Any, Any]
-
 
 @dataclass(frozen=True)
 class _Item:
@@ -43,14 +41,6 @@ class _Item:
     place: OutputPlace
     value: Any
     position: Position
-
-    @property
-    def index(self) -> int | None:
-        return self.position.index
-
-    @property
-    def batch(self) -> tuple[int, int]:
-        return self.position.number, self.position.count
 
 
 def save(output: Any, path: str | Path, *, fps: float = 8.0, sampling_rate: int | None = None) -> list[Path]:
@@ -83,31 +73,31 @@ def save(output: Any, path: str | Path, *, fps: float = 8.0, sampling_rate: int 
     suffix = path.suffix.lower()
     found = _placed(output, record)
     if suffix in IMAGE_SUFFIXES:
-
-        def write(one: _Item, to: Path) -> Path:
-            return write_image(one.value, to, record, index=one.index, batch=one.batch)
-
-        return _save_each(_images(output, found), path, record, write)
-    if suffix in VIDEO_SUFFIXES:
-
-        def write(one: _Item, to: Path) -> Path:
-            return write_video(one.value, to, record, fps=fps, index=one.index, batch=one.batch)
-
-        count = recorded_samples(record.call, pipeline=record.pipeline["class"]).count
-        return _save_each(_videos(output, found, count), path, record, write)
-    if suffix in AUDIO_SUFFIXES:
-        rate = _sampling_rate(output) if sampling_rate is None else sampling_rate
-
-        def write(one: _Item, to: Path) -> Path:
-            return write_audio(one.value, to, sampling_rate=rate)
-
-        return _save_each(_clips(output, found), path, record, write)
-    if suffix in ARRAY_SUFFIXES:
+        items = _images(output, found)
+    elif suffix in VIDEO_SUFFIXES:
+        items = _videos(output, found, recorded_samples(record.call, pipeline=record.pipeline["class"]).count)
+    elif suffix in AUDIO_SUFFIXES:
+        sampling_rate = _sampling_rate(output) if sampling_rate is None else sampling_rate
+        items = _clips(output, found)
+    elif suffix in ARRAY_SUFFIXES:
         return _save_arrays(output, found, path, record)
-    named = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
-    raise UnknownFormatError(
-        f"{path} has {named}; an output can be saved as {', '.join(_SUFFIXES)}.", path.suffix, _SUFFIXES
-    )
+    else:
+        named = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
+        raise UnknownFormatError(
+            f"{path} has {named}; an output can be saved as {', '.join(_SUFFIXES)}.", path.suffix, _SUFFIXES
+        )
+    written: list[Path] = []
+    for name, item in zip(_names([item.place for item in items]), items, strict=True):
+        to, index = path.with_stem(f"{path.stem}{name}"), item.position.index
+        batch = (item.position.number, item.position.count)
+        if suffix in IMAGE_SUFFIXES:
+            write_image(item.value, to, record, index=index, batch=batch)
+        elif suffix in VIDEO_SUFFIXES:
+            write_video(item.value, to, record, fps=fps, index=index, batch=batch)
+        else:
+            write_data(to, encode_audio(item.value, sampling_rate))
+        written += [to, write_sidecar(to, record.of_sample(index))]
+    return written
 
 
 def _placed(output: Any, record: RunRecord) -> list[Sample]:
@@ -232,17 +222,8 @@ def _save_arrays(output: Any, found: Sequence[Sample], path: Path, record: RunRe
     if not arrays:
         raise SettingsError(f"This output holds no arrays, tensors or images to save{_holds(output)}.")
     index = found[0].position.index if len(found) == 1 else None
-    return [write_arrays(arrays, path), write_sidecar(path, record.of_sample(index))]
-
-
-def _save_each(
-    items: Sequence[_Item], path: Path, record: RunRecord, write: Callable[[_Item, Path], Path]
-) -> list[Path]:
-    written: list[Path] = []
-    for name, item in zip(_names([item.place for item in items]), items, strict=True):
-        target = path.with_stem(f"{path.stem}{name}")
-        written += [write(item, target), write_sidecar(target, record.of_sample(item.index))]
-    return written
+    data = encode_arrays(arrays, path.suffix.lower())
+    return [write_data(path, data), write_sidecar(path, record.of_sample(index))]
 
 
 def _names(places: Sequence[OutputPlace]) -> list[str]:

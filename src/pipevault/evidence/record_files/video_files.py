@@ -15,8 +15,6 @@ from pipevault.runtime.record import RECORD_MARK, RunRecord
 if TYPE_CHECKING:
     import numpy as np
 
-SUFFIXES = (".mp4",)
-
 _RECORD_FIELD, _TEXT_FIELD = "comment", "description"  # MP4 has no field for names of one's own
 _FASTEST_FPS = 1000
 
@@ -25,22 +23,23 @@ def frame_arrays(frames: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
     """Return ``frames`` as uint8 arrays (height, width, 3) of one shape; :class:`SettingsError` if they cannot be."""
     import numpy as np
 
+    arrays: list[np.ndarray[Any, Any]] = []
     for index, frame in enumerate(frames):
         if hasattr(frame, "convert") and frame.mode.startswith(("I", "F")):
             raise SettingsError(
                 f"Frame {index} is an image of mode {frame.mode}, of which a video would lose bits. Save it as .png or "
                 ".npz; of an output with several fields, give one: save(output.frames, ...)."
             )
-    arrays = [np.asarray(frame.convert("RGB") if hasattr(frame, "convert") else frame) for frame in frames]
-    if not arrays:
-        raise SettingsError("A video needs at least one frame.")
-    for index, array in enumerate(arrays):
+        array = np.asarray(frame.convert("RGB") if hasattr(frame, "convert") else frame)
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
             raise SettingsError(
                 f"Frame {index} is {array.dtype} {array.shape}; give images, or uint8 arrays (height, width, 3)."
             )
+        arrays.append(array)
         if array.shape != arrays[0].shape:
             raise SettingsError(f"Frame {index} is {array.shape}, the first one {arrays[0].shape}; give one size.")
+    if not arrays:
+        raise SettingsError("A video needs at least one frame.")
     return arrays
 
 
