@@ -129,7 +129,7 @@ class GoldenFixture:
 
     def _rules(self, tolerance: Mapping[str, float]) -> Rules:
         from pipevault.evidence.golden.check import Rules
-        from pipevault.evidence.golden.suite import Limits
+        from pipevault.evidence.golden.suite_file import Limits
 
         try:
             limits = Limits.from_json(tolerance)

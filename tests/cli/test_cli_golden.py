@@ -15,7 +15,7 @@ from pipevault.errors import BadCallError
 from pipevault.evidence.golden import run as golden
 from pipevault.evidence.golden.draw import Drawn
 from pipevault.evidence.golden.drift import tolerance_of
-from pipevault.evidence.golden.suite import Case, Suite
+from pipevault.evidence.golden.suite_file import Case, Suite
 
 SUITE = """pipevault_suite = 1
 model = "demo"

@@ -52,7 +52,7 @@ def generate_in_fresh_process(
         shutil.rmtree(cache, ignore_errors=True)
     try:
         return GenerationResult.from_json(json.loads((folder / RESULT_FILE).read_text("utf-8")), folder)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise PipevaultError(
             f"{name} failed: its process ended without a result that can be read ({type(error).__name__}: {error}). "
             f"{printed(folder)}"

@@ -1,4 +1,4 @@
-"""The job of a fresh process and its result: two JSON documents in one folder.
+"""The job of a fresh process and its result, two JSON documents in one folder, and what moves bits there.
 
 ``job.json`` and ``result.json``::
 
@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from pipevault.errors import SettingsError
 from pipevault.evidence.request import Request
@@ -64,9 +66,9 @@ class GenerationJob:
         }
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> GenerationJob:
-        paths = {name: None if (path := document[name]) is None else Path(path) for name in ("dir", "artifacts")}
-        return cls(**{**document, **paths, "request": Request.from_json(document["request"])})
+    def from_json(cls, document: Any) -> GenerationJob:
+        """Read what :meth:`to_json` returned."""
+        return msgspec.convert(document, cls, dec_hook=lambda _, path: Path(path))
 
 
 @dataclass(frozen=True)
@@ -108,16 +110,20 @@ class GenerationResult:
         }
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any], folder: Path) -> GenerationResult:
-        latents = document["latents"]
-        return cls(
-            **{
-                **document,
-                "pictures": tuple(folder / name for name in document["pictures"]),
-                "pixels": tuple(document["pixels"]),
-                "warm_pixels": tuple(document["warm_pixels"]),
-                "latents": None if latents is None else folder / latents,
-                "calls_s": tuple(document.get("calls_s", ())),
-                "steps_s": tuple(document.get("steps_s", ())),
-            }
-        )
+    def from_json(cls, document: Any, folder: Path) -> GenerationResult:
+        """Read what :meth:`to_json` returned. ``ValueError`` for anything else."""
+        return msgspec.convert(document, cls, dec_hook=lambda _, name: folder / name)
+
+
+def other_threads(threads: int) -> dict[str, str]:
+    """Return the environment of a process on the CPU with another number of threads than ``threads``."""
+    # Where MKL has a count of its own, torch takes that one.
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1" if threads > 1 else "2")
+
+
+def smaller_kernels(capability: str) -> dict[str, str]:
+    """Return the environment of a process with the kernels of the instruction set below ``capability``, which is that
+    of ``torch.backends.cpu.get_cpu_capability()``; empty if there are none.
+    """
+    below = {"AVX512": "avx2", "AVX2": "default", "SVE256": "default", "VSX": "default"}
+    return {"ATEN_CPU_CAPABILITY": below[capability]} if capability in below else {}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from pipevault.compat.extras import import_extra
 from pipevault.evidence.compare.result import Comparison, FinishedRun
 from pipevault.evidence.files import Array, is_picture
 from pipevault.evidence.metrics import heat_map
@@ -74,15 +75,15 @@ def _differences(comparison: Comparison, run: FinishedRun) -> Gallery | None:
     """Return heat maps of the pixels where any differs, else of the latents; ``None`` where neither does."""
     assert run.plan.against is not None
     assert run.pixels_distance is not None
-    other = comparison.run(run.plan.against)
-    captions = _captions(comparison, run)
+    other, distance = comparison.run(run.plan.against), run.pixels_distance
+    pairs: Iterable[tuple[Array, Array]]
     if not run.equal and is_picture(run.pictures[0]):
-        maps, distance = _pixel_gaps(run.pictures, other.pictures), run.pixels_distance
+        pairs = zip(run.pictures, other.pictures, strict=False)
         scale = f"a difference of {distance.max_abs:g} of 255 in one channel of a pixel"
     elif run.latents_distance is not None and not run.latents_distance.equal:
         if run.latents is None or other.latents is None or run.latents.ndim < 4:
             return None
-        maps, distance = _latent_gaps(run.latents, other.latents), run.latents_distance
+        pairs, distance = _latent_gaps(run.latents, other.latents), run.latents_distance
         scale = f"a difference of {distance.max_abs:.2g} in one channel of the latents"
         if run.equal:
             scale += ", too small to move a pixel by one of 255"
@@ -93,8 +94,8 @@ def _differences(comparison: Comparison, run: FinishedRun) -> Gallery | None:
         title=f"{run.plan.name} against {run.plan.against}" + (f": {run.note}" if run.note else ""),
         note=f"Black is equal; white, the full scale, is {scale}.",
         pictures=tuple(
-            (_peaks(heat_map(gaps, np.zeros_like(gaps), full_scale=full_scale)), caption)
-            for gaps, caption in zip(maps, captions, strict=False)
+            (_peaks(heat_map(one, two, full_scale=full_scale)), caption)
+            for (one, two), caption in zip(pairs, _captions(comparison, run)[:SHOWN_PICTURES], strict=False)
         ),
     )
 
@@ -107,17 +108,12 @@ def _captions(comparison: Comparison, run: FinishedRun) -> list[str]:
     return [f"picture {number + 1}" for number in range(count)]
 
 
-def _pixel_gaps(pictures: Sequence[Array], others: Sequence[Array]) -> Iterator[Array]:
-    for one, other in zip(pictures[:SHOWN_PICTURES], others, strict=False):
+def _latent_gaps(latents: Array, others: Array) -> Iterator[tuple[Array, Array]]:
+    """Yield the largest difference over channels, and over frames if there are any, and what it is without one."""
+    for one, other in zip(latents, others, strict=False):
         gaps = np.abs(one.astype(np.float64) - other.astype(np.float64))
-        yield gaps if gaps.ndim == 2 else gaps.max(axis=-1)
-
-
-def _latent_gaps(latents: Array, others: Array) -> Iterator[Array]:
-    """Yield the largest difference over channels, and over frames if there are any."""
-    for one, other in zip(latents[:SHOWN_PICTURES], others, strict=False):
-        gaps = np.abs(one.astype(np.float64) - other.astype(np.float64))
-        yield gaps.max(axis=tuple(range(gaps.ndim - 2)))
+        largest = gaps.max(axis=tuple(range(gaps.ndim - 2)))
+        yield largest, np.zeros_like(largest)
 
 
 def _reduced(image: Image.Image) -> Image.Image:
@@ -129,13 +125,8 @@ def _reduced(image: Image.Image) -> Image.Image:
 def _peaks(image: Image.Image) -> Image.Image:
     """Make a heat map smaller and keep the hottest pixel of each block: an average would hide single ones."""
     block = -(-max(image.size) // _LARGEST_SIDE_PX)
-    if block == 1:
-        return image
-    values = np.asarray(image)
-    padding = [(0, -side % block) for side in values.shape[:2]]
-    padded = np.pad(values, [*padding, (0, 0)])
-    height, width = (side // block for side in padded.shape[:2])
-    return Image.fromarray(padded.reshape(height, block, width, block, -1).max(axis=(1, 3)))
+    measure = import_extra("skimage.measure", "scikit-image, which heat maps need,", "report")
+    return Image.fromarray(measure.block_reduce(np.asarray(image), (block, block, 1), np.max))
 
 
 def _facts(comparison: Comparison, command: str) -> Iterator[tuple[str, str]]:

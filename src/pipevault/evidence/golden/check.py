@@ -25,7 +25,7 @@ from pipevault.errors import (
 )
 from pipevault.evidence.files import Array
 from pipevault.evidence.golden.draw import Drawn, Sample
-from pipevault.evidence.golden.files import Golden, case_folder, machine_types
+from pipevault.evidence.golden.files import Golden, case_folder, machine_types, read_golden
 from pipevault.evidence.golden.machine import (
     build_differences,
     listed,
@@ -34,11 +34,8 @@ from pipevault.evidence.golden.machine import (
     run_differences,
 )
 from pipevault.evidence.golden.pictures import clear_pictures, write_failure
-from pipevault.evidence.golden.read import read_golden
-from pipevault.evidence.golden.suite import Limits
+from pipevault.evidence.golden.suite_file import Limits
 from pipevault.evidence.metrics import Distance, distance
-
-KINDS = ("pixels", "latents")
 
 
 @dataclass(frozen=True)
@@ -111,27 +108,31 @@ def check_drawn(golden: Golden, drawn: Drawn, rules: Rules, *, out: Path) -> Pas
     is_other_machine = machine_type(drawn.record.machine) != golden.machine_type
     is_other_key = golden.record.key != drawn.record.key
     differences = _differences(golden, drawn)
-    pairs = list(zip(golden.drawn.samples, drawn.samples, strict=False))
-    wrong = [index for index, (expected, actual) in enumerate(pairs) if not _is_equal(expected, actual)]
-    wrong += range(len(pairs), max(len(golden.drawn.samples), len(drawn.samples)))
+    pairs = zip(golden.drawn.samples, drawn.samples, strict=False)
+    equal = [_form(one) == _form(other) and one.tobytes() == other.tobytes() for one, other in pairs]
+    wrong = [index for index, is_equal in enumerate(equal) if not is_equal]
+    wrong += range(len(equal), max(len(golden.drawn.samples), len(drawn.samples)))
     if not wrong:
         return Passed(golden.path, "equal", differences)
     limits = _limits(golden, rules)
     is_allowed = rules.other_machine if is_other_machine else is_other_key and rules.other_key
     same_forms = list(map(_form, golden.drawn.samples)) == list(map(_form, drawn.samples))
     if is_allowed and limits.to_json() and same_forms:
-        passed = _measured(golden, drawn, differences)
-        over = _over(passed, limits)
+        found = distance_of(golden.drawn, drawn)
+        over = _over(found, limits)
         if not over:
-            return passed
+            return Passed(golden.path, "within tolerance", differences, found["pixels"], found.get("latents"))
         why = f"It is beyond the tolerance: {'; '.join(over)}."
     else:
         why = _why(golden, drawn, rules, is_other_machine=is_other_machine, is_other_key=is_other_key)
+    if differences:
+        why += f" Differences of the run: {listed(differences)}."
+    if not (golden.record.weights and drawn.record.weights):
+        why += " Whether the weights changed cannot be told: no digests of them were recorded."
     write_failure(out, golden, drawn, wrong)
     raise DifferentOutputError(
-        f"{golden.case!r} is not what its golden {golden.path} expects: {_described(golden, drawn, wrong)}. {why}"
-        f"{_listed_differences(differences)}{_weights_note(golden, drawn)} The pictures expected, actual and "
-        f"difference are in {out}."
+        f"{golden.case!r} is not what its golden {golden.path} expects: {_described(golden, drawn, wrong)}. {why} "
+        f"The pictures expected, actual and difference are in {out}."
     )
 
 
@@ -158,35 +159,18 @@ def _distance(expected: Sequence[Sample], actual: Sequence[Sample]) -> Distance:
     )
 
 
-def _measured(golden: Golden, drawn: Drawn, differences: tuple[str, ...]) -> Passed:
-    found = distance_of(golden.drawn, drawn)
-    return Passed(golden.path, "within tolerance", differences, found["pixels"], found.get("latents"))
-
-
-def _over(passed: Passed, limits: Limits) -> list[str]:
+def _over(found: Mapping[str, Distance], limits: Limits) -> list[str]:
     """Return each limit that the distance is beyond, in words."""
     over = []
-    for kind in KINDS:
-        found: Distance | None = getattr(passed, kind)
-        for measure in ("max_abs", "mean_abs"):
-            limit = getattr(limits, f"{kind}_{measure}")
-            if found is not None and limit is not None and not getattr(found, measure) <= limit:
-                over.append(f"{kind} {measure} is {getattr(found, measure):.4g}, the limit {limit:.4g}")
+    for name, limit in limits.to_json().items():
+        kind, _, measure = name.partition("_")
+        if kind in found and not (value := getattr(found[kind], measure)) <= limit:
+            over.append(f"{kind} {measure} is {value:.4g}, the limit {limit:.4g}")
     return over
 
 
 def _limits(golden: Golden, rules: Rules) -> Limits:
     return rules.limits.over(golden.tolerance.limits if golden.tolerance else Limits())
-
-
-def _is_equal(expected: Sample, actual: Sample) -> bool:
-    if isinstance(expected, Image.Image) != isinstance(actual, Image.Image):
-        return False
-    if isinstance(expected, Image.Image) and isinstance(actual, Image.Image):
-        same_form = (expected.mode, expected.size) == (actual.mode, actual.size)
-        return same_form and expected.tobytes() == actual.tobytes()
-    one, other = np.asarray(expected), np.asarray(actual)
-    return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
 
 
 def _check_weights(golden: Golden, drawn: Drawn) -> None:
@@ -201,26 +185,14 @@ def _check_weights(golden: Golden, drawn: Drawn) -> None:
         )
 
 
-def _weights_note(golden: Golden, drawn: Drawn) -> str:
-    if golden.record.weights and drawn.record.weights:
-        return ""
-    return " Whether the weights changed cannot be told: no digests of them were recorded."
-
-
 def _differences(golden: Golden, drawn: Drawn) -> tuple[str, ...]:
     builds: tuple[str, ...] = ()
     if golden.record.key != drawn.record.key:
-        builds = build_differences(
-            golden.record, drawn.record, golden_factors=golden.drawn.factors, factors=drawn.factors
-        )
-        builds = builds or (f"key: {_short(golden.record.key)} in the golden, {_short(drawn.record.key)} here",)
+        theirs, ours = (key[:12] if key else "none" for key in (golden.record.key, drawn.record.key))
+        builds = build_differences(golden.drawn, drawn) or (f"key: {theirs} in the golden, {ours} here",)
     elif golden.record.graphs != drawn.record.graphs:
         builds = ("other graphs ran, or they were frozen again",)
     return (*run_differences(golden.record, drawn.record), *builds)
-
-
-def _short(digest: str | None) -> str:
-    return digest[:12] if digest else "none"
 
 
 def _why(golden: Golden, drawn: Drawn, rules: Rules, *, is_other_machine: bool, is_other_key: bool) -> str:
@@ -235,18 +207,12 @@ def _why(golden: Golden, drawn: Drawn, rules: Rules, *, is_other_machine: bool, 
     return f"The key is the same. {again}"
 
 
-def _listed_differences(differences: Sequence[str]) -> str:
-    return f" Differences of the run: {listed(differences)}." if differences else ""
-
-
 def _described(golden: Golden, drawn: Drawn, wrong: Sequence[int]) -> str:
     """Tell how many samples differ and how far, and which of noise, latents and pixels differ."""
     expected, actual = golden.drawn.samples, drawn.samples
-    texts = []
+    texts = [f"{len(wrong)} of {len(expected)} samples differ"]
     if len(expected) != len(actual):
-        texts.append(f"{len(expected)} samples were expected, {len(actual)} came out")
-    else:
-        texts.append(f"{len(wrong)} of {len(expected)} samples differ")
+        texts = [f"{len(expected)} samples were expected, {len(actual)} came out"]
     texts += _far(expected, actual, wrong)
     for name, verb in (("noise", "is"), ("latents", "are")):
         before, now = golden.record.results.get(name), drawn.record.results.get(name)

@@ -29,25 +29,36 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from PIL import Image
 
 from pipevault.calls.describe import digest_array, pixels_sha256
 from pipevault.digest import canonical_json, digest_json
-from pipevault.errors import CannotSaveError, SettingsError
+from pipevault.errors import (
+    BadRecordError,
+    CannotSaveError,
+    NewerRecordError,
+    NoGoldenError,
+    RecordDigestError,
+    RecordError,
+    SettingsError,
+)
 from pipevault.evidence.files import Array, write_data
 from pipevault.evidence.golden.draw import Drawn, Sample
 from pipevault.evidence.golden.machine import machine_type
-from pipevault.evidence.golden.suite import Limits
+from pipevault.evidence.golden.suite_file import Limits
 from pipevault.evidence.record_files.embed import write_image
 from pipevault.evidence.record_files.infotext import asked_samples
 from pipevault.files.atomic import fsync_folder
+from pipevault.files.documents import Format, Problem, Sha256
+from pipevault.reading import read_file
 from pipevault.runtime.record import RunRecord
 
 GOLDEN_VERSION = 1
@@ -89,16 +100,6 @@ class Golden:
         return machine_type(self.record.machine)
 
 
-def suite_goldens(suite: Path) -> Path:
-    """Return the folder of a suite's goldens: ``digits.toml`` -> ``digits.goldens``."""
-    return suite.with_name(f"{suite.stem}.goldens")
-
-
-def suite_failures(suite: Path) -> Path:
-    """Return the folder for the pictures of failed checks unless another is given: ``digits.failures``."""
-    return suite.with_name(f"{suite.stem}.failures")
-
-
 def case_folder(goldens: Path, machine: str, case: str) -> Path:
     return goldens / machine / case
 
@@ -110,7 +111,7 @@ def machine_types(goldens: Path, case: str) -> list[str]:
     return sorted(path.parent.parent.name for path in goldens.glob(f"[!.]*/{case}/{GOLDEN_FILE}"))
 
 
-def write_golden(golden: Golden, *, overwrite: bool = False) -> Path:
+def write_golden(golden: Golden, *, overwrite: bool = False) -> None:
     """Write the golden to its ``path``, whole or not at all.
 
     :class:`SettingsError` if there is one and ``overwrite`` is not set, :class:`CannotSaveError`.
@@ -125,7 +126,6 @@ def write_golden(golden: Golden, *, overwrite: bool = False) -> Path:
             _publish(temporary, path, overwrite=overwrite)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return path
 
 
 def picture_file(path: Path, index: int) -> Path:
@@ -210,3 +210,104 @@ def _file_errors(path: Path) -> Iterator[None]:
 
 def sample_sha256(sample: Sample) -> str:
     return pixels_sha256(sample) if isinstance(sample, Image.Image) else digest_array(sample)
+
+
+class _Document(msgspec.Struct, forbid_unknown_fields=True):
+    pipevault_golden: int
+    case: str
+    machine_type: str
+    record: dict[str, Any]
+    request: dict[str, Any] | None
+    factors: dict[str, Any] | None
+    samples: list[Sha256]
+    latents: list[Sha256]
+    tolerance: Tolerance | None
+    digest: str
+
+
+def _edited(problem: Problem) -> RecordDigestError:
+    return _changed(problem.path, problem.what)
+
+
+_FORMAT = Format(
+    _Document,
+    GOLDEN_MARK,
+    GOLDEN_VERSION,
+    damaged=lambda found: BadRecordError(f"The golden {found} Record it again.", found.field, found.source),
+    newer=lambda found: NewerRecordError(f"The golden {found} Upgrade pipevault.", found.source),
+    foreign=_edited,
+    edited=_edited,
+    digest_field="digest",
+    canonical=False,
+)
+
+
+def read_golden(path: Path) -> Golden:
+    """Read and verify the golden in the folder ``path``.
+
+    :class:`NoGoldenError` if there is none; :class:`RecordDigestError` if a file of it was changed or lost,
+    :class:`NewerRecordError`, :class:`BadRecordError`.
+    """
+    file = path / GOLDEN_FILE
+    try:
+        document = _FORMAT.parse(read_file(file), file)
+    except FileNotFoundError:
+        raise NoGoldenError(f"The golden {path} does not exist. Record it first.") from None
+    except OSError as error:
+        raise RecordError(f"{file} cannot be read: {error.strerror}. Fix its permissions.", str(file)) from error
+    record = RunRecord.from_document(document.record, source=str(file))
+    samples, latents = _read_samples(path, document.samples), _read_latents(path, document.latents)
+    drawn = Drawn(record, samples, latents, document.factors)
+    return Golden(path, document.case, drawn, document.request, document.tolerance)
+
+
+def _read_samples(path: Path, digests: Sequence[str]) -> tuple[Sample, ...]:
+    arrays = _read_arrays(path / SAMPLES_FILE)
+    samples: list[Sample] = []
+    for index, digest in enumerate(digests):
+        array = arrays.get(str(index))
+        file = picture_file(path, index) if array is None else path / SAMPLES_FILE
+        sample = _read_picture(file) if array is None else array
+        if sample_sha256(sample) != digest:
+            raise _changed(file, f"sample {index} is not the one that {GOLDEN_FILE} names")
+        samples.append(sample)
+    return tuple(samples)
+
+
+def _read_latents(path: Path, digests: Sequence[str]) -> tuple[Array, ...]:
+    arrays = _read_arrays(path / LATENTS_FILE)
+    for index, digest in enumerate(digests):
+        if str(index) not in arrays or digest_array(arrays[str(index)]) != digest:
+            raise _changed(path / LATENTS_FILE, f"latents {index} are not those that {GOLDEN_FILE} names")
+    return tuple(arrays[str(index)] for index in range(len(digests)))
+
+
+def _read_picture(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as picture:
+            picture.load()
+            return picture
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, all
+        what = "it is missing" if isinstance(error, FileNotFoundError) else f"it is not a picture ({error})"
+        raise _changed(file, what) from error
+
+
+def _read_arrays(file: Path) -> dict[str, Array]:
+    if not file.is_file():
+        return {}
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        arrays: dict[str, Array] = load_file(file)
+        return arrays
+    except (OSError, SafetensorError) as error:
+        raise _changed(file, f"it cannot be read ({error})") from error
+
+
+def _changed(file: Path, what: str) -> RecordDigestError:
+    return RecordDigestError(
+        f"The golden {file.parent} was changed after it was recorded: {file.name}: {what}. Use its files as they were "
+        "recorded, or record it again.",
+        str(file),
+    )

@@ -60,19 +60,15 @@ def hold_suite(
     suite = read_suite(path)
     runner = SuiteRunner(suite, dir=dir)
     if is_recording:
-        here = machine_type(runner.machine())
-        missing = [c.name for c in suite.selected(names) if here not in machine_types(runner.goldens, c.name)]
-        wanted = [case.name for case in suite.selected(names)] if overwrite else missing
+        here, chosen = machine_type(runner.machine()), [case.name for case in suite.selected(names)]
+        wanted = [name for name in chosen if overwrite or here not in machine_types(runner.goldens, name)]
         if wanted:
             list(record_suite(runner, names=tuple(wanted), overwrite=overwrite))
-    checked = list(
-        check_suite(runner, names=names, other_machine=rules.other_machine, other_key=rules.other_key, out=out)
-    )
-    failed = [one for one in checked if one.error is not None]
-    if failed:
-        error = failed[0].error
-        assert error is not None
-        if others := [one.case for one in failed[1:]]:
+    allowed = {"other_machine": rules.other_machine, "other_key": rules.other_key}
+    checked = list(check_suite(runner, names=names, out=out, **allowed))
+    if failed := {one.case: one.error for one in checked if one.error is not None}:
+        error = next(iter(failed.values()))
+        if others := list(failed)[1:]:
             error.args = (f"{error} Failed too: {', '.join(others)}.", *error.args[1:])
         raise error
     return [one.passed for one in checked if one.passed is not None]

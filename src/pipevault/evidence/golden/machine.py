@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipevault.digest import digest_json
+from pipevault.evidence.golden.draw import Drawn
 from pipevault.key import Difference, leaf_differences
 from pipevault.runtime.record import RunRecord
 
@@ -41,20 +42,16 @@ def machine_differences(golden: Mapping[str, Any], here: Mapping[str, Any]) -> t
 
 def run_differences(golden: RunRecord, here: RunRecord) -> tuple[str, ...]:
     """Return the differences of two calls, in their arguments and their seed."""
-    return tuple(map(_text, leaf_differences(_call(here), _call(golden), "call")))
+    theirs, ours = ({**record.call, "seed": record.seeds["root"]} for record in (golden, here))
+    return tuple(map(_text, leaf_differences(ours, theirs, "call")))
 
 
-def build_differences(
-    golden: RunRecord,
-    here: RunRecord,
-    *,
-    golden_factors: Mapping[str, Any] | None,
-    factors: Mapping[str, Any] | None,
-) -> tuple[str, ...]:
+def build_differences(golden: Drawn, here: Drawn) -> tuple[str, ...]:
     """Return the differences of the graphs of two runs: the factors of their keys, or what their records hold."""
-    if golden_factors is None or factors is None:
-        golden_factors, factors = _conditions(golden), _conditions(here)
-    return tuple(map(_text, leaf_differences(factors, golden_factors)))
+    theirs, ours = golden.factors, here.factors
+    if theirs is None or ours is None:
+        theirs, ours = _conditions(golden.record), _conditions(here.record)
+    return tuple(map(_text, leaf_differences(ours, theirs)))
 
 
 def listed(differences: Sequence[str]) -> str:
@@ -68,15 +65,10 @@ def _counted(machine: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in machine.items() if name not in LIBRARIES}
 
 
-def _call(record: RunRecord) -> dict[str, Any]:
-    return {**record.call, "seed": record.seeds["root"]}
-
-
 def _conditions(record: RunRecord) -> dict[str, Any]:
     """Return what a record holds of the key's factors."""
-    pipeline = {name: record.pipeline.get(name) for name in ("class", "scheduler")}
     return {
-        "pipeline": pipeline,
+        "pipeline": {name: record.pipeline.get(name) for name in ("class", "scheduler")},
         "load": dict(record.pipeline.get("load") or {}),
         "machine": dict(record.machine),
         "toolchain": dict(record.versions),

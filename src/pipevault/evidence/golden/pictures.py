@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,16 +21,9 @@ KINDS = ("expected", "actual", "difference")
 _OURS = re.compile(rf"({'|'.join(KINDS)})(-\d+)?\.png")
 
 
-def failure_file(folder: Path, kind: str, index: int, count: int) -> Path:
-    """Return the file of a picture: ``expected.png``; with several samples ``expected-3.png``."""
-    return folder / (f"{kind}.png" if count == 1 else f"{kind}-{index}.png")
-
-
 def clear_pictures(folder: Path) -> None:
     """Take away what an earlier failed check left in ``folder``, and nothing else."""
-    if not folder.is_dir():
-        return
-    for path in list(folder.iterdir()):
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
         if _OURS.fullmatch(path.name):
             path.unlink()
     with suppress(OSError):  # something else is in it
@@ -39,14 +33,16 @@ def clear_pictures(folder: Path) -> None:
 def write_failure(folder: Path, golden: Golden, drawn: Drawn, indexes: list[int]) -> None:
     """Write pictures of the samples ``indexes``: the golden's, what came out, and a heat map of the difference.
 
-    Arrays are shown in shades of grey, their channels side by side. A sample that only one side has, or that has
+    They are ``expected.png``, ``actual.png`` and ``difference.png``, with several samples ``expected-3.png`` and so
+    on. Arrays are shown in shades of grey, their channels side by side. A sample that only one side has, or that has
     another size, has no heat map. :class:`CannotSaveError`.
     """
+    several = max(len(golden.drawn.samples), len(drawn.samples)) > 1
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        count = max(len(golden.drawn.samples), len(drawn.samples))
         for index in indexes:
-            _write_sample(folder, golden, drawn, index, count)
+            number = f"-{index}" if several else ""
+            _write_sample([folder / f"{kind}{number}.png" for kind in KINDS], golden, drawn, index)
     except OSError as error:
         raise CannotSaveError(
             f"The pictures of a failed check could not be written to {folder}: {error.strerror or error}. Give "
@@ -55,10 +51,10 @@ def write_failure(folder: Path, golden: Golden, drawn: Drawn, indexes: list[int]
         ) from error
 
 
-def _write_sample(folder: Path, golden: Golden, drawn: Drawn, index: int, count: int) -> None:
+def _write_sample(files: Sequence[Path], golden: Golden, drawn: Drawn, index: int) -> None:
     expected = golden.drawn.samples[index] if index < len(golden.drawn.samples) else None
     actual = drawn.samples[index] if index < len(drawn.samples) else None
-    expected_file, actual_file, difference_file = (failure_file(folder, kind, index, count) for kind in KINDS)
+    expected_file, actual_file, difference_file = files
     if isinstance(expected, Image.Image):
         write_data(expected_file, picture_file(golden.path, index).read_bytes())
     elif expected is not None:

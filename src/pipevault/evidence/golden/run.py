@@ -15,19 +15,11 @@ from pipevault.errors import PipevaultError, SettingsError
 from pipevault.evidence.golden.check import Passed, Rules, check_drawn, find_golden
 from pipevault.evidence.golden.draw import Drawn, samples_of, seen_latents
 from pipevault.evidence.golden.drift import measure_tolerances
-from pipevault.evidence.golden.files import (
-    Golden,
-    Tolerance,
-    case_folder,
-    suite_failures,
-    suite_goldens,
-    write_golden,
-)
+from pipevault.evidence.golden.files import Golden, Tolerance, case_folder, write_golden
 from pipevault.evidence.golden.machine import machine_type
-from pipevault.evidence.golden.suite import Case, Suite
+from pipevault.evidence.golden.suite_file import Case, Suite
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.graphs import parts as graph_parts
-from pipevault.opening import open_pipeline
 from pipevault.runtime.records import record_of
 
 
@@ -62,7 +54,7 @@ class SuiteRunner:
 
     @property
     def goldens(self) -> Path:
-        return suite_goldens(self.suite.path)
+        return self.suite.path.with_name(f"{self.suite.path.stem}.goldens")
 
     def machine(self) -> dict[str, Any]:
         """Return the machine factors of what is drawn here."""
@@ -75,14 +67,12 @@ class SuiteRunner:
         with seen_latents(pipe) as latents:
             output = pipe(**case.request.call_arguments(pipe), seed=case.request.seed)
         record = record_of(output)
-        return Drawn(record, samples_of(output), tuple(latents), self._factors(record.key))
+        entry = self._cache.find_entry(Digest(record.key)) if record.key else None
+        return Drawn(record, samples_of(output), tuple(latents), entry.key.factors if entry else None)
 
     def _open(self) -> Any:
         if self._pipe is None:
-            suite = self.suite
-            self._pipe = open_pipeline(
-                suite.model, dtype=suite.dtype, device=suite.device, pipeline_class=suite.pipeline_class
-            )
+            self._pipe = self.suite.open()
         return self._pipe
 
     def _load(self, case: Case) -> Any:
@@ -94,10 +84,6 @@ class SuiteRunner:
             self._cache.load(self._open(), **wanted)
             self._loaded = wanted
         return self._pipe
-
-    def _factors(self, key: str | None) -> Mapping[str, Any] | None:
-        found = self._cache.find_entry(Digest(key)) if key else None
-        return None if found is None else found.key.factors
 
 
 def record_suite(
@@ -117,9 +103,7 @@ def record_suite(
             "Pass --overwrite to record again, or --case for others."
         )
     drawn = {case.name: runner.draw(case) for case in cases}
-    tolerances: Mapping[str, Tolerance] = {}
-    if measure:
-        tolerances = measure_tolerances(suite, drawn)
+    tolerances: Mapping[str, Tolerance] = measure_tolerances(suite, drawn) if measure else {}
     for case in cases:
         # The record says on which machine it was drawn, also where drawing itself changed the number of threads.
         path = case_folder(runner.goldens, machine_type(drawn[case.name].record.machine), case.name)
@@ -142,7 +126,7 @@ def check_suite(
     An error of a case is in its result; :class:`SettingsError` for a name or a model that cannot be used is raised.
     """
     suite, cases = runner.suite, runner.suite.selected(names)
-    machine = runner.machine()
+    failures, machine = out or suite.path.with_name(f"{suite.path.stem}.failures"), runner.machine()
     for case in cases:
         rules = Rules(
             limits=case.limits,
@@ -153,7 +137,6 @@ def check_suite(
         )
         try:
             golden = find_golden(runner.goldens, case.name, machine, rules)
-            folder = (out or suite_failures(suite.path)) / case.name
-            yield Checked(case.name, passed=check_drawn(golden, runner.draw(case), rules, out=folder))
+            yield Checked(case.name, passed=check_drawn(golden, runner.draw(case), rules, out=failures / case.name))
         except PipevaultError as error:
             yield Checked(case.name, error=error)
