@@ -13,8 +13,15 @@ from typing import Any
 from pipevault.cache.outcome import Clock, Progress
 from pipevault.errors import BadCallError, PipevaultError, SettingsError
 from pipevault.evidence.compare.run import Run
-from pipevault.evidence.fresh_process import generate_in_fresh_process
-from pipevault.evidence.generation_job import COMPILED, COMPILED_BY_BLOCKS, GenerationJob, GenerationResult
+from pipevault.evidence.generation_job import (
+    COMPILED,
+    COMPILED_BY_BLOCKS,
+    COMPILING,
+    GenerationJob,
+    GenerationResult,
+    compile_caches,
+    generate_in_fresh_process,
+)
 from pipevault.evidence.request import Request
 from pipevault.files.scratch import scratch_folder
 from pipevault.fingerprint.machine import machine_record
@@ -69,7 +76,6 @@ class Measured:
     seconds: Mapping[str, float]
     peak_bytes: int
     runs: int
-    pixels: tuple[str, ...]
     start: Mapping[str, float] = field(default_factory=dict)
     calls_s: tuple[float, ...] = ()
     steps_s: tuple[float, ...] = ()
@@ -149,7 +155,7 @@ def bench(
 
 def _measure(way: Way, job: GenerationJob, runs: int, timeout_s: float | None, clock: Clock, generate: Run) -> Measured:
     with scratch_folder("bench") as scratch:
-        kept = {"TORCHINDUCTOR_CACHE_DIR": str(scratch / "cache"), "TRITON_CACHE_DIR": str(scratch / "cache/triton")}
+        keeps_cache = way.method in COMPILING and not way.mega_cache
         own = replace(
             job,
             method=way.method,
@@ -158,7 +164,7 @@ def _measure(way: Way, job: GenerationJob, runs: int, timeout_s: float | None, c
             load=way.load,
             dir=scratch / "vault",
             mode="compile",
-            environment=kept if way.method in (COMPILED, COMPILED_BY_BLOCKS) and not way.mega_cache else {},
+            environment=compile_caches(scratch / "cache") if keeps_cache else {},
             artifacts=scratch / "artifacts" if way.mega_cache else None,
         )
 
@@ -175,7 +181,6 @@ def _measure(way: Way, job: GenerationJob, runs: int, timeout_s: float | None, c
             {name: statistics.median(one.seconds[name] for one in later) for name in SECONDS},
             max(one.peak_bytes for one in later),
             len(later),
-            later[-1].pixels,
             {
                 name: statistics.median(one.load_seconds.get(name, 0.0) for one in later)
                 for name in later[0].load_seconds

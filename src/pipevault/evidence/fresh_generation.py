@@ -31,7 +31,7 @@ from pipevault.calls.describe import digest_array
 from pipevault.calls.outputs import as_array, of_first_field, samples
 from pipevault.calls.samples import samples_of
 from pipevault.errors import BadCallError, PipevaultError
-from pipevault.evidence.files import Array, write_sample
+from pipevault.evidence.files import Array
 from pipevault.evidence.generation_job import COMPILED_BY_BLOCKS, RESULT_FILE, GenerationJob, GenerationResult
 from pipevault.files.child import leave_error
 from pipevault.fingerprint.toolchain import toolchain_factors
@@ -85,7 +85,7 @@ def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> Ge
     if job.artifacts is not None and not job.artifacts.exists() and (kept := torch.compiler.save_cache_artifacts()):
         job.artifacts.write_bytes(kept[0])
     return GenerationResult(
-        pictures=tuple(write_sample(picture, folder / f"picture-{index}") for index, picture in enumerate(pictures)),
+        pictures=tuple(_saved(one, folder / f"picture-{index}.npy") for index, one in enumerate(pictures)),
         pixels=pixels[0] if pixels else (),
         warm_pixels=pixels[1] if len(pixels) > 1 else (),
         latents=steps.write(folder / "latents.npy"),
@@ -191,8 +191,12 @@ class _LastLatents:
         """Write them as float32, samples first; ``None`` where the pipeline showed none."""
         if not self._of_calls:
             return None
-        np.save(path, torch.cat(self._of_calls).detach().to("cpu", torch.float32).numpy())
-        return path
+        return _saved(torch.cat(self._of_calls).detach().to("cpu", torch.float32).numpy(), path)
+
+
+def _saved(array: Array, path: Path) -> Path:
+    np.save(path, array)
+    return path
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipevault.compat.extras import import_extra
 from pipevault.evidence.compare.result import Comparison, FinishedRun
-from pipevault.evidence.files import Array, is_picture
+from pipevault.evidence.files import Array
 from pipevault.evidence.metrics import heat_map
 from pipevault.report.page import render_page
 
@@ -58,7 +58,7 @@ def _pictures(comparison: Comparison) -> Iterator[Gallery]:
         drawn.setdefault(run.result.pixels, []).append(run)
     for runs in drawn.values():
         captions = _captions(comparison, runs[0])
-        shown = [picture for picture in runs[0].pictures[:SHOWN_PICTURES] if is_picture(picture)]
+        shown = [picture for picture in runs[0].pictures[:SHOWN_PICTURES] if _is_picture(picture)]
         left_out = len(runs[0].pictures) - len(shown)
         if shown:
             yield Gallery(
@@ -77,7 +77,7 @@ def _differences(comparison: Comparison, run: FinishedRun) -> Gallery | None:
     assert run.pixels_distance is not None
     other, distance = comparison.run(run.plan.against), run.pixels_distance
     pairs: Iterable[tuple[Array, Array]]
-    if not run.equal and is_picture(run.pictures[0]):
+    if not run.equal and _is_picture(run.pictures[0]):
         pairs = zip(run.pictures, other.pictures, strict=False)
         scale = f"a difference of {distance.max_abs:g} of 255 in one channel of a pixel"
     elif run.latents_distance is not None and not run.latents_distance.equal:
@@ -98,6 +98,11 @@ def _differences(comparison: Comparison, run: FinishedRun) -> Gallery | None:
             for (one, two), caption in zip(pairs, _captions(comparison, run)[:SHOWN_PICTURES], strict=False)
         ),
     )
+
+
+def _is_picture(sample: Array) -> bool:
+    """Return whether an array is a picture of 8 bits: grey, RGB or RGBA."""
+    return sample.dtype == "uint8" and (sample.ndim == 2 or (sample.ndim == 3 and sample.shape[-1] in (3, 4)))
 
 
 def _captions(comparison: Comparison, run: FinishedRun) -> list[str]:

@@ -17,9 +17,14 @@ from pipevault.cache.outcome import Clock, Progress
 from pipevault.determinism.seeds import effective_seed
 from pipevault.errors import NotComparableError, SettingsError
 from pipevault.evidence.compare.result import Comparison, FinishedRun, PlannedRun
-from pipevault.evidence.files import Array, read_sample
-from pipevault.evidence.fresh_process import generate_in_fresh_process
-from pipevault.evidence.generation_job import GenerationJob, GenerationResult, other_threads, smaller_kernels
+from pipevault.evidence.files import Array
+from pipevault.evidence.generation_job import (
+    GenerationJob,
+    GenerationResult,
+    generate_in_fresh_process,
+    other_threads,
+    smaller_kernels,
+)
 from pipevault.evidence.metrics import Distance, distance
 from pipevault.evidence.request import Request
 from pipevault.files.scratch import scratch_folder
@@ -117,7 +122,7 @@ def _other_batch(request: Request) -> Request | None:
 def _finished(plan: PlannedRun, result: GenerationResult, done: Mapping[str, FinishedRun]) -> FinishedRun | str:
     """Return the run with its distances, or why it says nothing."""
     latents = None if result.latents is None else np.load(result.latents)
-    finished = FinishedRun(plan, result, tuple(read_sample(path) for path in result.pictures), latents)
+    finished = FinishedRun(plan, result, tuple(map(np.load, result.pictures)), latents)
     if plan.against is None:
         return finished
     other = done[plan.against]

@@ -14,13 +14,12 @@ import pytest
 
 from pipevault.errors import CannotFreezeError, PipevaultError, SettingsError, TrainingModeError
 from pipevault.evidence.fresh_generation import main
-from pipevault.evidence.fresh_process import generate_in_fresh_process
-from pipevault.evidence.generation_job import GenerationJob, GenerationResult
+from pipevault.evidence.generation_job import GenerationJob, GenerationResult, generate_in_fresh_process
 from pipevault.evidence.request import Request
 
 JOB = GenerationJob("./model", Request(("a cat",), seed=3), "eager")
 RESULT: dict[str, Any] = {
-    "pictures": ["picture-0.png", "picture-1.png"],
+    "pictures": ["picture-0.npy", "picture-1.npy"],
     "pixels": ["a", "b"],
     "warm_pixels": ["a", "b"],
     "latents": "latents.npy",
@@ -79,7 +78,7 @@ def failure(job: GenerationJob, folder: Path, **options: Any) -> str:
 def test_a_result_comes_back_with_the_files_of_its_folder(child: Child, folder: Path) -> None:
     child.runs(WRITE_RESULT)
     result = generate_in_fresh_process(JOB, folder)
-    assert result.pictures == (folder / "picture-0.png", folder / "picture-1.png")
+    assert result.pictures == (folder / "picture-0.npy", folder / "picture-1.npy")
     assert result.latents == folder / "latents.npy"
     assert (result.pixels, result.outcome, result.seconds["first"]) == (("a", "b"), "hit", 1.5)
     assert GenerationResult.from_json(result.to_json(), folder) == result
