@@ -118,7 +118,14 @@ def read_record(path: Path | str) -> RunRecord:
         if not _is_file(sidecar):
             raise
     if text is not None:
-        return _parse_embedded(text, path)
+        try:
+            return RunRecord.from_json(text, source=str(path))
+        except NoRecordError as error:  # it stands where only a record can stand
+            raise RecordDigestError(
+                f"The run record of {path} was changed after it was written: it is not a record any more. Use the file "
+                "as it was saved, or its sidecar (.json).",
+                str(path),
+            ) from error
     if _is_file(sidecar):
         return _read_json(sidecar)
     raise NoRecordError(
@@ -126,17 +133,6 @@ def read_record(path: Path | str) -> RunRecord:
         "program saved it again and dropped the record. Give the file as it was saved, or its sidecar (.json).",
         str(path),
     )
-
-
-def _parse_embedded(text: str, path: Path) -> RunRecord:
-    try:
-        return RunRecord.from_json(text, source=str(path))
-    except NoRecordError as error:  # it stands where only a record can stand
-        raise RecordDigestError(
-            f"The run record of {path} was changed after it was written: it is not a record any more. Use the file as "
-            "it was saved, or its sidecar (.json).",
-            str(path),
-        ) from error
 
 
 def _read_json(path: Path) -> RunRecord:
