@@ -79,7 +79,7 @@ class GoldenFixture:
         ``{"pixels_max_abs": 3}``.
         """
         __tracebackhide__ = True
-        from pipevault.evidence.golden import fixture as golden_fixture
+        from pipevault.evidence.golden import run as goldens
         from pipevault.runtime.records import record_of
 
         if name in self._used:
@@ -87,7 +87,7 @@ class GoldenFixture:
         self._used.add(name)
         case = _file_name(f"{self._test}-{name}")
         _shortly(
-            lambda: golden_fixture.hold(
+            lambda: goldens.hold(
                 output,
                 record or record_of(output),
                 goldens=self._test_file.parent / GOLDENS_FOLDER / self._test_file.stem,
@@ -105,10 +105,10 @@ class GoldenFixture:
         ``suite`` is relative to the test file. The first error is raised once all cases were looked at.
         """
         __tracebackhide__ = True
-        from pipevault.evidence.golden import fixture as golden_fixture
+        from pipevault.evidence.golden import run as goldens
 
         return _shortly(
-            lambda: golden_fixture.hold_suite(
+            lambda: goldens.hold_suite(
                 self._test_file.parent / suite,
                 names=() if case is None else (case,),
                 dir=dir,

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -188,7 +190,7 @@ def main(job_file: Path) -> int:
     except PipevaultError as error:
         leave_error(folder, error)
         return 1
-    (folder / RESULT_FILE).write_text(json.dumps(result.to_json()), encoding="utf-8")
+    (folder / RESULT_FILE).write_text(json.dumps(asdict(result), default=os.fspath), encoding="utf-8")
     return 0
 
 

@@ -10,6 +10,7 @@ writes arrays and ``result.json`` next to it, or leaves its error (:mod:`pipevau
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -63,17 +64,9 @@ class GenerationJob:
         if self.method not in METHODS:
             raise SettingsError(f"Unknown method {self.method!r}. Methods: {', '.join(METHODS)}.")
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **asdict(self),
-            "request": self.request.to_json(),
-            "dir": None if self.dir is None else str(self.dir),
-            "artifacts": None if self.artifacts is None else str(self.artifacts),
-        }
-
     @classmethod
     def from_json(cls, document: Any) -> GenerationJob:
-        """Read what :meth:`to_json` returned."""
+        """Read a job from JSON, in which paths are text."""
         return msgspec.convert(document, cls, dec_hook=lambda _, path: Path(path))
 
 
@@ -105,17 +98,9 @@ class GenerationResult:
     calls_s: tuple[float, ...] = ()
     steps_s: tuple[float, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON, with files as their names, without the folder."""
-        return {
-            **asdict(self),
-            "pictures": [path.name for path in self.pictures],
-            "latents": None if self.latents is None else self.latents.name,
-        }
-
     @classmethod
     def from_json(cls, document: Any, folder: Path) -> GenerationResult:
-        """Read what :meth:`to_json` returned. ``ValueError`` for anything else."""
+        """Read a result from JSON, in which files of ``folder`` are text. ``ValueError`` for anything else."""
         return msgspec.convert(document, cls, dec_hook=lambda _, name: folder / name)
 
 
@@ -131,7 +116,7 @@ def generate_in_fresh_process(
     name = label or f"{job.method} generation of {job.model}"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        text = json.dumps({"job": job.to_json(), "started_at_s": time.time()})
+        text = json.dumps({"job": asdict(job), "started_at_s": time.time()}, default=os.fspath)
     except TypeError as error:
         raise SettingsError(f"The arguments of {name} must be plain JSON to go to another process: {error}.") from error
     (folder / JOB_FILE).write_text(text, encoding="utf-8")

@@ -41,14 +41,12 @@ def comparison_page(comparison: Comparison, *, command: str) -> str:
             "result": comparison.runs[0].result,
             "pictures": list(_pictures(comparison)),
             "differences": [gallery for run in compared if (gallery := _differences(comparison, run))],
-            "without_difference": [run for run in compared if _is_equal(run)],
+            "without_difference": [
+                run for run in compared if run.equal and (run.latents_distance is None or run.latents_distance.equal)
+            ],
             "facts": list(_facts(comparison, command)),
         },
     )
-
-
-def _is_equal(run: FinishedRun) -> bool:
-    return bool(run.equal) and (run.latents_distance is None or run.latents_distance.equal)
 
 
 def _pictures(comparison: Comparison) -> Iterator[Gallery]:

@@ -26,7 +26,6 @@ from pipevault.evidence.generation_job import (
     smaller_kernels,
 )
 from pipevault.evidence.metrics import Distance, distance
-from pipevault.evidence.request import Request
 from pipevault.files.scratch import scratch_folder
 from pipevault.fingerprint.machine import machine_record
 
@@ -100,8 +99,11 @@ def _changed(plan: PlannedRun, job: GenerationJob, first: FinishedRun | None) ->
         return job
     base = first.result
     if plan.change == "batch":
-        other = _other_batch(job.request)
-        return "the pipeline takes no prompt" if other is None else replace(job, request=other)
+        if not (prompts := job.request.prompts):
+            return "the pipeline takes no prompt"
+        # The first prompt alone; where it is alone already, twice.
+        other = prompts[:1] if len(prompts) > 1 else prompts * 2
+        return replace(job, request=replace(job.request, prompts=other))
     if base.device != "cpu":
         return f"the parts run on {base.device}, whose bits do not depend on it"
     if plan.change == "threads":
@@ -109,14 +111,6 @@ def _changed(plan: PlannedRun, job: GenerationJob, first: FinishedRun | None) ->
     if kernels := smaller_kernels(base.capability):
         return replace(job, environment=kernels)
     return f"torch has no kernels for less than {base.capability} here"
-
-
-def _other_batch(request: Request) -> Request | None:
-    """Return the request with the first prompt alone; where it is alone already, twice."""
-    if not request.prompts:
-        return None
-    first = request.prompts[0]
-    return replace(request, prompts=(first,) if len(request.prompts) > 1 else (first, first))
 
 
 def _finished(plan: PlannedRun, result: GenerationResult, done: Mapping[str, FinishedRun]) -> FinishedRun | str:

@@ -57,8 +57,11 @@ def measure_tolerances(suite: Suite, drawn: Mapping[str, Drawn]) -> dict[str, To
     distances: dict[str, dict[str, dict[str, Distance]]] = {name: {} for name in drawn}
     machine = next(iter(drawn.values())).record.machine
     for cause, environment in causes(machine).items():
-        for name, moved in _drawn_in_fresh_process(suite, drawn, cause, environment).items():
-            distances[name][cause] = distance_of(drawn[name], moved)
+        what = f"Measuring the tolerance of {suite.path} for {cause!r}"
+        with scratch_folder("golden") as folder:
+            run_child(_CHILD, [str(suite.path), str(folder), *drawn], folder, name=what, environment=environment)
+            for name, one in drawn.items():
+                distances[name][cause] = distance_of(one, _read(folder / f"{name}.npz", one))
     return {name: tolerance_of(found) for name, found in distances.items()}
 
 
@@ -73,15 +76,6 @@ def tolerance_of(distances: Mapping[str, Mapping[str, Distance]]) -> Tolerance:
                 limits[name] = max(MARGIN * max(getattr(one, measure) for one in found), getattr(SMALLEST, name))
     measured = {cause: {kind: one.to_json() for kind, one in by_kind.items()} for cause, by_kind in distances.items()}
     return Tolerance(Limits(**limits), MARGIN, measured)
-
-
-def _drawn_in_fresh_process(
-    suite: Suite, drawn: Mapping[str, Drawn], cause: str, environment: Mapping[str, str]
-) -> dict[str, Drawn]:
-    with scratch_folder("golden") as folder:
-        name = f"Measuring the tolerance of {suite.path} for {cause!r}"
-        run_child(_CHILD, [str(suite.path), str(folder), *drawn], folder, name=name, environment=environment)
-        return {name: _read(folder / f"{name}.npz", one) for name, one in drawn.items()}
 
 
 def _read(path: Path, like: Drawn) -> Drawn:
