@@ -22,7 +22,7 @@ from pipevault.errors import (
     SettingsError,
 )
 from pipevault.evidence.golden import drift as golden_drift
-from pipevault.evidence.golden.draw import seen_latents
+from pipevault.evidence.golden.drawn import seen_latents
 from pipevault.evidence.golden.drift import MARGIN, SMALLEST, causes, measure_tolerances, tolerance_of
 from pipevault.evidence.golden.files import read_golden
 from pipevault.evidence.golden.run import SuiteRunner, check_suite, record_suite

@@ -23,7 +23,7 @@ from pipevault.errors import (
     SettingsError,
 )
 from pipevault.evidence.golden import files as golden_files
-from pipevault.evidence.golden.draw import Drawn, samples_of
+from pipevault.evidence.golden.drawn import Drawn, samples_of
 from pipevault.evidence.golden.files import Golden, Tolerance, machine_types, read_golden, write_golden
 from pipevault.evidence.golden.suite_file import Limits
 

@@ -24,7 +24,7 @@ from pipevault.cache.outcome import Outcome
 from pipevault.errors import PipevaultError
 from pipevault.evidence.generation_job import other_threads, smaller_kernels
 from pipevault.evidence.golden.check import distance_of
-from pipevault.evidence.golden.draw import Drawn, samples_of, seen_latents
+from pipevault.evidence.golden.drawn import Drawn, samples_of, seen_latents
 from pipevault.evidence.golden.files import Tolerance
 from pipevault.evidence.golden.suite_file import Limits, Suite, read_suite
 from pipevault.evidence.metrics import Distance

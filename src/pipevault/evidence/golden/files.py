@@ -51,8 +51,7 @@ from pipevault.errors import (
     SettingsError,
 )
 from pipevault.evidence.files import Array, write_data
-from pipevault.evidence.golden.draw import Drawn, Sample
-from pipevault.evidence.golden.machine import machine_type
+from pipevault.evidence.golden.drawn import Drawn, Sample, machine_type
 from pipevault.evidence.golden.suite_file import Limits
 from pipevault.evidence.record_files.embed import write_image
 from pipevault.evidence.record_files.infotext import asked_samples

@@ -14,10 +14,9 @@ from pipevault.cache.search import open_vault
 from pipevault.digest import Digest
 from pipevault.errors import PipevaultError, SettingsError, VaultError
 from pipevault.evidence.golden.check import Passed, Rules, check_drawn, find_golden
-from pipevault.evidence.golden.draw import Drawn, samples_of, seen_latents
+from pipevault.evidence.golden.drawn import Drawn, machine_type, samples_of, seen_latents
 from pipevault.evidence.golden.drift import measure_tolerances
 from pipevault.evidence.golden.files import Golden, Tolerance, case_folder, machine_types, write_golden
-from pipevault.evidence.golden.machine import machine_type
 from pipevault.evidence.golden.suite_file import Case, Suite, read_suite
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.graphs import parts as graph_parts
