@@ -28,7 +28,6 @@ import msgspec
 import numpy as np
 
 from pipevault.compat.extras import import_extra
-from pipevault.determinism.seeds import MAX_SEED
 from pipevault.digest import canonical_json
 from pipevault.errors import SettingsError
 from pipevault.evidence.quality import SCORES
@@ -197,8 +196,6 @@ class SweepResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for name, values in (("prompts", sweep.prompts), ("seeds", sweep.seeds)):
             if len(set(values)) != len(values):
                 raise _FORMAT.bad(source, name, "it names one twice")
-        if max(sweep.seeds) > MAX_SEED:
-            raise _FORMAT.bad(source, "seeds", f"expected numbers up to {MAX_SEED}")
         if unknown := next((name for name in sweep.scores if name not in SCORES), None):
             raise _FORMAT.bad(source, f"scores.{unknown}", "unknown")
         rows, columns = len(sweep.prompts), len(sweep.seeds)

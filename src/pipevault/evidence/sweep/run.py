@@ -124,7 +124,7 @@ def check_prompts(pipe: Pipeline, prompts: Sequence[str]) -> tuple[str, ...]:
         verb = "needs prompts: give" if takes_prompts else "takes no prompts: leave out"
         raise SettingsError(f"{type(pipe).__name__} {verb} --prompts or --prompts-file.")
     for index, prompt in enumerate(prompts):
-        if not isinstance(prompt, str) or not prompt.strip():
+        if not prompt.strip():
             raise SettingsError(f"Prompt {index + 1} is {prompt!r}. Give a text to draw.")
     if twice := [prompt for prompt in prompts if prompts.count(prompt) > 1]:
         raise SettingsError(f"The prompt {twice[0]!r} is given twice. Give each once.")
@@ -133,11 +133,9 @@ def check_prompts(pipe: Pipeline, prompts: Sequence[str]) -> tuple[str, ...]:
 
 def check_seeds(seeds: Sequence[int], *, prompts: int) -> tuple[int, ...]:
     """Return the columns of a sweep. :class:`BadSeedError` for other values and for a seed that is given twice,
-    :class:`SettingsError` for none, too many, or too many pictures with so many ``prompts``.
+    :class:`SettingsError` for too many pictures with so many ``prompts``.
     """
     columns = tuple(map(check_seed, seeds))
-    if not 1 <= len(columns) <= MAX_SEEDS:
-        raise SettingsError(f"A sweep needs a seed, such as 0, and takes up to {MAX_SEEDS} seeds, not {len(columns)}.")
     if twice := [seed for seed in columns if columns.count(seed) > 1]:
         raise BadSeedError(f"The seed {twice[0]} is given twice. Give each once.", twice[0])
     if (count := prompts * len(columns)) > MAX_PICTURES:
