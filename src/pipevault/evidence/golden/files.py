@@ -27,10 +27,8 @@ Digests of samples are over pixels or values, so a picture may be compressed aga
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,15 +114,34 @@ def write_golden(golden: Golden, *, overwrite: bool = False) -> None:
     :class:`SettingsError` if there is one and ``overwrite`` is not set, :class:`CannotSaveError`.
     """
     path = golden.path
-    temporary = _unique(path)
-    with _file_errors(path):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        try:
-            _write_files(golden, temporary)
-            _publish(temporary, path, overwrite=overwrite)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        # No rename replaces a folder that holds something, so the old one steps aside first: a crash between the two
+        # renames leaves it next to its place in a folder whose name begins with a dot.
+        aside = tempfile.TemporaryDirectory(".tmp", f".{path.name}-", path.parent, ignore_cleanup_errors=True)
+        with aside as folder:
+            new, old = Path(folder, "new"), Path(folder, "old")
+            new.mkdir()
+            _write_files(golden, new)
+            if path.exists() and not overwrite:
+                raise SettingsError(f"{path} exists already. Record it again with overwrite.")
+            try:
+                if path.exists():
+                    os.rename(path, old)
+                os.rename(new, path)
+            except BaseException:  # an interrupt too
+                if old.exists() and not path.exists():
+                    os.rename(old, path)
+                raise
+            fsync_folder(path.parent)
+    except CannotSaveError as error:
+        raise CannotSaveError(f"The golden {path} could not be written: {error}", path) from error
+    except OSError as error:
+        raise CannotSaveError(
+            f"The golden {path} could not be written: {error.strerror or error}. Fix the permissions of the "
+            "folder, or make room.",
+            path,
+        ) from error
 
 
 def picture_file(path: Path, index: int) -> Path:
@@ -168,43 +185,6 @@ def _write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
         from safetensors.numpy import save
 
         write_data(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
-
-
-def _publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
-    """Move the folder ``temporary`` to ``path``. No rename replaces a folder that holds something, so the old one steps
-    aside first: a crash between the two renames leaves it next to its place under a name that begins with a dot.
-    """
-    if path.exists() and not overwrite:
-        raise SettingsError(f"{path} exists already. Record it again with overwrite.")
-    old = _unique(path)
-    if path.exists():
-        os.rename(path, old)
-    try:
-        os.rename(temporary, path)
-    except OSError:
-        if old.exists():
-            os.rename(old, path)
-        raise
-    fsync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _unique(path: Path) -> Path:
-    return path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
-
-
-@contextmanager
-def _file_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except CannotSaveError as error:
-        raise CannotSaveError(f"The golden {path} could not be written: {error}", path) from error
-    except OSError as error:
-        raise CannotSaveError(
-            f"The golden {path} could not be written: {error.strerror or error}. Fix the permissions of the "
-            "folder, or make room.",
-            path,
-        ) from error
 
 
 def sample_sha256(sample: Sample) -> str:
