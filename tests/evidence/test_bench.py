@@ -72,7 +72,7 @@ def test_each_way_is_run_from_nothing_and_then_again() -> None:
     assert table["eager"][5] == "1.00"
     document = result.to_json()
     assert document["measured"][0]["seconds"]["warm"] == 1.0
-    assert document["skipped"] == []
+    assert document["skipped"] == ()
 
 
 def test_ways_keep_their_own_folders_and_settings() -> None:

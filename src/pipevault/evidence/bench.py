@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipevault.cache.outcome import Clock, Progress
@@ -77,9 +77,7 @@ class Measured:
         return self.seconds["ready"] + self.seconds["first"]
 
     def to_json(self) -> dict[str, Any]:
-        own = {"name": self.name, "miss": dict(self.miss), "seconds": dict(self.seconds), "runs": self.runs}
-        split = {"start": dict(self.start), "calls_s": self.calls_s, "steps_s": self.steps_s}
-        return {**own, **split, "peak_bytes": self.peak_bytes, "miss_s": self.miss_s, "hit_s": self.hit_s}
+        return {**asdict(self), "miss_s": self.miss_s, "hit_s": self.hit_s}
 
 
 @dataclass(frozen=True)
@@ -94,14 +92,8 @@ class Bench:
     versions: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "request": self.request.to_json(),
-            "measured": [one.to_json() for one in self.measured],
-            "skipped": [list(pair) for pair in self.skipped],
-            "machine": dict(self.machine),
-            "versions": dict(self.versions),
-        }
+        measured = [one.to_json() for one in self.measured]
+        return {**asdict(self), "request": self.request.to_json(), "measured": measured}
 
 
 def bench(

@@ -65,7 +65,7 @@ def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> Ge
         raise BadCallError(f"{type(pipe).__name__} draws what a prompt says. Give at least one, with --prompt TEXT.")
     device = execution_device(pipe, graph_parts.find_parts(pipe))
     with clock.timed("ready"):
-        draw, loaded = _make_ready(pipe, job)
+        generate, loaded = _make_ready(pipe, job)
     load_seconds = dict(loaded.seconds) if loaded else {}
     pictures: list[Array] = []
     pixels: list[tuple[str, ...]] = []
@@ -77,7 +77,7 @@ def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> Ge
         steps = _LastLatents()
         call = {**arguments, _STEP_CALLBACK: steps} if _STEP_CALLBACK in parameters(pipe) else arguments
         begun_s = time.perf_counter()
-        output, noise = draw(call)
+        output, noise = generate(call)
         calls_s.append(time.perf_counter() - begun_s)
         steps_s = steps_s or tuple(ended_s - begun_s for ended_s in steps.ended_s)
         drawn = [as_array(one.content) for one in of_first_field(samples(output))]
@@ -106,13 +106,18 @@ def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> Ge
     )
 
 
-def _make_ready(pipe: Pipeline, job: GenerationJob) -> tuple[Draw, Outcome | None]:
+def _make_ready(pipe: Any, job: GenerationJob) -> tuple[Draw, Outcome | None]:
     seed = job.request.seed
     if job.method == "frozen":
         names = ("mode", "level", "regions", "jobs", "compile_profile", "build_config")
         cache = PipelineCache(job.dir, **{name: getattr(job, name) for name in names})
         cache.load(pipe, **{**job.request.load_arguments(pipe), **job.load})
-        return functools.partial(_draw_frozen, pipe, seed), outcome(pipe)
+
+        def draw_frozen(arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
+            output = pipe(**arguments, seed=seed)
+            return output, record_of(output).results["noise"]
+
+        return draw_frozen, outcome(pipe)
     if job.artifacts is not None and job.artifacts.exists():
         torch.compiler.load_cache_artifacts(job.artifacts.read_bytes())
     for part in graph_parts.find_parts(pipe).values():
@@ -121,22 +126,16 @@ def _make_ready(pipe: Pipeline, job: GenerationJob) -> tuple[Draw, Outcome | Non
             # Its own arithmetic must run as it would without pipevault, and a mode must not be traced.
             forward = module.forward if job.method == "eager" else torch.compile(module.forward)
             module.forward = _outside_modes(forward)
-    return functools.partial(_draw_plain, pipe, seed), None
 
+    def draw_plain(arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
+        accepted = parameters(pipe)
+        count = samples_of(arguments, accepted, pipeline=type(pipe)).count
+        sources = Sources.of_call(arguments, seed=seed, is_seeded=True, count=count, accepted=accepted)
+        on_host = needs_host_noise(graph_parts.find_parts(pipe).values())
+        drawn = draw(lambda given: pipe(**given), arguments, sources, count, is_alone=True, on_host=on_host)
+        return drawn.output, drawn.noise
 
-def _draw_frozen(pipe: Any, seed: int, arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
-    output = pipe(**arguments, seed=seed)
-    noise: str | None = record_of(output).results["noise"]
-    return output, noise
-
-
-def _draw_plain(pipe: Any, seed: int, arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
-    accepted = parameters(pipe)
-    count = samples_of(arguments, accepted, pipeline=type(pipe)).count
-    sources = Sources.of_call(arguments, seed=seed, is_seeded=True, count=count, accepted=accepted)
-    on_host = needs_host_noise(graph_parts.find_parts(pipe).values())
-    drawn = draw(lambda given: pipe(**given), arguments, sources, count, is_alone=True, on_host=on_host)
-    return drawn.output, drawn.noise
+    return draw_plain, None
 
 
 def _outside_modes(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -42,7 +42,7 @@ def contact_sheet(
         pen.text(middle, label, fill="black", font=font, anchor="lm")
     for column, seed in enumerate(seeds):
         centre_px = label_px + column * cell_px + cell_px // 2
-        number, frame = (OUTLIER_COLOUR,) * 2 if seed in outliers else ("black", "white")
+        number, frame = (OUTLIER_COLOUR, OUTLIER_COLOUR) if seed in outliers else ("black", "white")
         pen.text((centre_px, _TITLE_HEIGHT_PX // 2), str(seed), fill=number, font=font, anchor="mm")
         for row, of_prompt in enumerate(cells):
             framed = ImageOps.expand(of_prompt[column], _FRAME_PX, frame)

@@ -39,14 +39,20 @@ def strip_plot(
     named = [at for at, seed in enumerate(seeds) if seed in outliers] if len(outliers) <= _NAMED_OUTLIERS else []
     with _figure(width_in=max(6.0, 1.6 + 0.8 * len(prompts)), height_in=3.4) as figure:
         axes = figure.add_subplot()
-        rows, colour = range(len(prompts)), {"box": "#999", "whisker": "#bbb", "cap": "#bbb", "median": "#444"}
-        lines: dict[str, Any] = {f"{part}props": {"color": shade} for part, shade in colour.items()}
+        rows, greys = range(len(prompts)), {"box": "#999", "whisker": "#bbb", "cap": "#bbb", "median": "#444"}
+        lines: dict[str, Any] = {f"{part}props": {"color": grey} for part, grey in greys.items()}
         axes.boxplot([*table], positions=rows, widths=0.7, whis=(0, 100), manage_ticks=False, **lines)
         for row, scores in enumerate(table):
             axes.scatter([row + place for place in places], scores, 12, colours, alpha=0.85, zorder=3)
             for at in named:
-                point, words = (row + places[at], scores[at]), {"fontsize": 7, "color": OUTLIER_COLOUR}
-                axes.annotate(str(seeds[at]), point, xytext=(4, 3), textcoords="offset points", **words)
+                axes.annotate(
+                    str(seeds[at]),
+                    (row + places[at], scores[at]),
+                    xytext=(4, 3),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color=OUTLIER_COLOUR,
+                )
         axes.set_xticks(rows, labels=prompt_labels(prompts), parse_math=False, rotation=30, ha="right")
         axes.set_xlim(-0.6, len(prompts) - 0.4)
         axes.set_ylabel(unit, parse_math=False)

@@ -36,6 +36,8 @@ from typing import Any
 import msgspec
 import numpy as np
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from pipevault.calls.describe import digest_array, pixels_sha256
 from pipevault.digest import canonical_json, digest_json
@@ -182,8 +184,6 @@ def write_picture(picture: Image.Image, path: Path, record: RunRecord, index: in
 
 def _write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     if arrays:
-        from safetensors.numpy import save
-
         write_data(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
@@ -274,9 +274,6 @@ def _read_picture(file: Path) -> Image.Image:
 def _read_arrays(file: Path) -> dict[str, Array]:
     if not file.is_file():
         return {}
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     try:
         arrays: dict[str, Array] = load_file(file)
         return arrays
