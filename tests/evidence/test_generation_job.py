@@ -140,8 +140,9 @@ def test_an_unknown_method() -> None:
         GenerationJob("./model", Request(), "jit")
 
 
-def test_arguments_that_are_no_json(folder: Path) -> None:
-    job = GenerationJob("./model", Request(arguments={"image": object()}), "eager")
+@pytest.mark.parametrize("argument", [object(), b"bytes", {1, 2}])
+def test_arguments_that_are_no_json(folder: Path, argument: Any) -> None:
+    job = GenerationJob("./model", Request(arguments={"image": argument}), "eager")
     with pytest.raises(SettingsError, match="plain JSON"):
         generate_in_fresh_process(job, folder)
 

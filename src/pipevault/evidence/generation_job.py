@@ -117,7 +117,7 @@ def generate_in_fresh_process(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         text = json.dumps({"job": asdict(job), "started_at_s": time.time()}, default=os.fspath)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise SettingsError(f"The arguments of {name} must be plain JSON to go to another process: {error}.") from error
     (folder / JOB_FILE).write_text(text, encoding="utf-8")
     cache = folder / "compile-cache"
