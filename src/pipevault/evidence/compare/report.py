@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,6 @@ from pipevault.report.page import render_page
 SHOWN_PICTURES = 10
 """The most pictures that are shown of each run; the figures are over all of them."""
 _LARGEST_SIDE_PX = 256
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """A row of pictures under a title; ``note`` says what its colours mean or how many are left out."""
-
-    title: str
-    note: str
-    pictures: tuple[tuple[Image.Image, str], ...]
 
 
 def comparison_page(comparison: Comparison, *, command: str) -> str:
@@ -49,27 +40,25 @@ def comparison_page(comparison: Comparison, *, command: str) -> str:
     )
 
 
-def _pictures(comparison: Comparison) -> Iterator[Gallery]:
-    """Yield a row for each set of pictures; runs that drew the same one share it."""
+def _pictures(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """Yield a row for each set of pictures with a title and a note; runs that drew the same one share it."""
     drawn: dict[tuple[str, ...], list[FinishedRun]] = {}
     for run in comparison.runs:
         drawn.setdefault(run.result.pixels, []).append(run)
     for runs in drawn.values():
-        captions = _captions(comparison, runs[0])
-        shown = [picture for picture in runs[0].pictures[:SHOWN_PICTURES] if _is_picture(picture)]
-        left_out = len(runs[0].pictures) - len(shown)
+        arrays = runs[0].pictures
+        shown = [Image.fromarray(one) for one in arrays[:SHOWN_PICTURES] if _is_picture(one)]
+        for picture in shown:  # the page would hold tens of megabytes otherwise
+            picture.thumbnail((_LARGEST_SIDE_PX, _LARGEST_SIDE_PX))
         if shown:
-            yield Gallery(
-                title=", ".join(run.plan.name for run in runs),
-                note=f"{left_out} more are not shown." if left_out else "",
-                pictures=tuple(
-                    (_reduced(Image.fromarray(picture)), caption)
-                    for picture, caption in zip(shown, captions, strict=False)
-                ),
-            )
+            yield {
+                "title": ", ".join(run.plan.name for run in runs),
+                "note": f"{len(arrays) - len(shown)} more are not shown." if len(shown) < len(arrays) else "",
+                "pictures": list(zip(shown, _captions(comparison, runs[0]), strict=False)),
+            }
 
 
-def _differences(comparison: Comparison, run: FinishedRun) -> Gallery | None:
+def _differences(comparison: Comparison, run: FinishedRun) -> dict[str, Any] | None:
     """Return heat maps of the pixels where any differs, else of the latents; ``None`` where neither does."""
     assert run.plan.against is not None
     assert run.pixels_distance is not None
@@ -88,14 +77,13 @@ def _differences(comparison: Comparison, run: FinishedRun) -> Gallery | None:
     else:
         return None
     full_scale = distance.max_abs if math.isfinite(distance.max_abs) else None
-    return Gallery(
-        title=f"{run.plan.name} against {run.plan.against}" + (f": {run.note}" if run.note else ""),
-        note=f"Black is equal; white, the full scale, is {scale}.",
-        pictures=tuple(
-            (_peaks(heat_map(one, two, full_scale=full_scale)), caption)
-            for (one, two), caption in zip(pairs, _captions(comparison, run)[:SHOWN_PICTURES], strict=False)
-        ),
-    )
+    shown = itertools.islice(pairs, SHOWN_PICTURES)
+    maps = [_peaks(heat_map(one, two, full_scale=full_scale)) for one, two in shown]
+    return {
+        "title": f"{run.plan.name} against {run.plan.against}" + (f": {run.note}" if run.note else ""),
+        "note": f"Black is equal; white, the full scale, is {scale}.",
+        "pictures": list(zip(maps, _captions(comparison, run), strict=False)),
+    }
 
 
 def _is_picture(sample: Array) -> bool:
@@ -117,12 +105,6 @@ def _latent_gaps(latents: Array, others: Array) -> Iterator[tuple[Array, Array]]
         gaps = np.abs(one.astype(np.float64) - other.astype(np.float64))
         largest = gaps.max(axis=tuple(range(gaps.ndim - 2)))
         yield largest, np.zeros_like(largest)
-
-
-def _reduced(image: Image.Image) -> Image.Image:
-    """Make a picture small: the page would hold tens of megabytes otherwise."""
-    image.thumbnail((_LARGEST_SIDE_PX, _LARGEST_SIDE_PX))
-    return image
 
 
 def _peaks(image: Image.Image) -> Image.Image:
