@@ -174,14 +174,18 @@ def read_suite(path: str | Path) -> Suite:
     # A folder next to the suite is meant before one in the current folder, wherever the suite is run from.
     folder = path.parent / expand_user(suite.model)
     model = str(folder) if folder.is_dir() else suite.model
+    cases: list[Case] = []
     places: dict[str, int] = {}
     for index, case in enumerate(suite.case):
         _check_case(case, path, f"case[{index}]")
         if (first := places.setdefault(case.name.casefold(), index)) != index:
             raise _FORMAT.bad(path, f"case[{index}].name", f"{case.name!r} is the name of case[{first}] too")
-    cases = tuple(_case(case, model, suite.tolerance) for case in suite.case)
+        given = {item.name: getattr(case, item.name) for item in fields(Request) if item.name != "prompts"}
+        prompts = (case.prompt,) if case.prompt is not None else case.prompts or ()
+        request = Request(prompts=prompts, **given).with_defaults_of(model)
+        cases.append(Case(case.name, request, case.tolerance.over(suite.tolerance)))
     head = {name: getattr(suite, name) for name in _Head.__struct_fields__}
-    return Suite(path=path, cases=cases, **{**head, "model": model})
+    return Suite(path=path, cases=tuple(cases), **{**head, "model": model})
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -209,11 +213,3 @@ def _check_case(case: _Case, path: Path, field: str) -> None:
             canonical_json(value)
         except (TypeError, ValueError) as error:
             raise _FORMAT.bad(path, f"{field}.arguments.{name}", f"expected plain JSON: {error}") from error
-
-
-def _case(case: _Case, model: str, limits: Limits) -> Case:
-    request = Request(
-        prompts=(case.prompt,) if case.prompt is not None else case.prompts or (),
-        **{item.name: getattr(case, item.name) for item in fields(Request) if item.name != "prompts"},
-    )
-    return Case(case.name, request.with_defaults_of(model), case.tolerance.over(limits))

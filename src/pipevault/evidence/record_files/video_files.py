@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,21 +47,29 @@ def encode(frames: Sequence[np.ndarray[Any, Any]], path: Path, record: RunRecord
 
     :class:`SettingsError` (``fps``), :class:`MissingExtraError`, ``OSError`` for all that fails in writing.
     """
-    rate = _frame_rate(fps)
+    # "not <" so that NaN is refused as well.
+    if isinstance(fps, bool) or not isinstance(fps, (int, float, Fraction)) or not 0 < fps <= _FASTEST_FPS:
+        raise SettingsError(f"fps is {fps!r}; give frames per second above 0, at most {_FASTEST_FPS}.")
+    rate = Fraction(fps).limit_denominator(1001)  # 24000/1001 and the like exactly
     av = _pyav()
     height, width = frames[0].shape[:2]
-    with _failing_as_os_error(av), av.open(str(path), "w", format="mp4") as container:
-        container.metadata[_RECORD_FIELD] = record.to_json()
-        container.metadata[_TEXT_FIELD] = text
-        stream = container.add_stream("libx264", rate=rate)
-        stream.width, stream.height = width, height
-        # Players expect 4:2:0, which needs an even size.
-        stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
-        # With its macroblock tree, x264's vector code gave other bytes about once in 500 files of the same frames.
-        stream.options = {"crf": "16", "threads": "1", "x264-params": "mbtree=0"}
-        for array in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
-        container.mux(stream.encode())
+    try:
+        with av.open(str(path), "w", format="mp4") as container:
+            container.metadata[_RECORD_FIELD] = record.to_json()
+            container.metadata[_TEXT_FIELD] = text
+            stream = container.add_stream("libx264", rate=rate)
+            stream.width, stream.height = width, height
+            # Players expect 4:2:0, which needs an even size.
+            stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
+            # With its macroblock tree, x264's vector code gave other bytes about once in 500 files of the same frames.
+            stream.options = {"crf": "16", "threads": "1", "x264-params": "mbtree=0"}
+            for array in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+            container.mux(stream.encode())
+    except (av.FFmpegError, av.codec.codec.UnknownCodecError) as error:
+        if isinstance(error, OSError):
+            raise
+        raise OSError(f"FFmpeg failed: {error}") from error
 
 
 def record_text(path: Path) -> str | None:
@@ -82,23 +89,6 @@ def record_text(path: Path) -> str | None:
             str(path),
         ) from error
     return str(text) if text is not None and RECORD_MARK in text else None
-
-
-@contextmanager
-def _failing_as_os_error(av: Any) -> Iterator[None]:
-    try:
-        yield
-    except (av.FFmpegError, av.codec.codec.UnknownCodecError) as error:
-        if isinstance(error, OSError):
-            raise
-        raise OSError(f"FFmpeg failed: {error}") from error
-
-
-def _frame_rate(fps: float) -> Fraction:
-    # "not <" so that NaN is refused as well.
-    if isinstance(fps, bool) or not isinstance(fps, (int, float, Fraction)) or not 0 < fps <= _FASTEST_FPS:
-        raise SettingsError(f"fps is {fps!r}; give frames per second above 0, at most {_FASTEST_FPS}.")
-    return Fraction(fps).limit_denominator(1001)  # 24000/1001 and the like exactly
 
 
 def _pyav() -> Any:
