@@ -227,28 +227,22 @@ def _described(golden: Golden, drawn: Drawn, wrong: Sequence[int]) -> str:
     texts = [f"{len(wrong)} of {len(expected)} samples differ"]
     if len(expected) != len(actual):
         texts = [f"{len(expected)} samples were expected, {len(actual)} came out"]
-    texts += _far(expected, actual, wrong)
+    both = [(expected[index], actual[index]) for index in wrong if index < min(len(expected), len(actual))]
+    forms = ((_form(one), _form(other)) for one, other in both)
+    if unlike := next(((one, other) for one, other in forms if one != other), None):
+        texts.append(f"{unlike[0]} were expected and {unlike[1]} came out")
+    elif both:
+        with suppress(MissingExtraError):  # the outputs differ all the same; how far needs the extra
+            found = _distance([one for one, _ in both], [other for _, other in both])
+            texts.append(
+                f"{found.differing_share:.1%} of the pixels, by {found.max_abs:.4g} at most and {found.mean_abs:.4g} "
+                "on average"
+            )
     for name, verb in (("noise", "is"), ("latents", "are")):
         before, now = golden.record.results.get(name), drawn.record.results.get(name)
         if before and now:
             texts.append(f"the {name} {verb} {'equal' if before == now else 'other'}")
     return ", ".join(texts)
-
-
-def _far(expected: Sequence[Sample], actual: Sequence[Sample], wrong: Sequence[int]) -> list[str]:
-    both = [index for index in wrong if index < len(expected) and index < len(actual)]
-    if not both:
-        return []
-    for one, other in ((_form(expected[index]), _form(actual[index])) for index in both):
-        if one != other:
-            return [f"{one} were expected and {other} came out"]
-    try:
-        found = _distance([expected[index] for index in both], [actual[index] for index in both])
-    except MissingExtraError:
-        return []  # the outputs differ all the same; how far needs the extra
-    return [
-        f"{found.differing_share:.1%} of the pixels, by {found.max_abs:.4g} at most and {found.mean_abs:.4g} on average"
-    ]
 
 
 def _form(sample: Sample) -> str:

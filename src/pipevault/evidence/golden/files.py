@@ -4,7 +4,7 @@
 
     digits.toml
     digits.goldens/
-      cpu-avx512-1t-3f9a2c1b/        a machine type, see machine.py
+      cpu-avx512-1t-3f9a2c1b/        a machine type, see drawn.py
         seven/                       a case; appears whole or not at all
           golden.json
           0.png, 1.png, …            the expected pictures, each with its run record inside
