@@ -135,11 +135,6 @@ def test_the_compile_cache_is_gone_afterwards(child: Child, folder: Path) -> Non
     assert not (folder / "compile-cache").exists()
 
 
-def test_an_unknown_method() -> None:
-    with pytest.raises(SettingsError, match=r"'jit'.*eager, torch\.compile, .*frozen"):
-        GenerationJob("./model", Request(), "jit")
-
-
 @pytest.mark.parametrize("argument", [object(), b"bytes", {1, 2}])
 def test_arguments_that_are_no_json(folder: Path, argument: Any) -> None:
     job = GenerationJob("./model", Request(arguments={"image": argument}), "eager")

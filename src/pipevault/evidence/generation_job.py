@@ -25,7 +25,6 @@ from pipevault.evidence.request import Request
 from pipevault.files.child import printed, run_child
 
 COMPILED, COMPILED_BY_BLOCKS = COMPILING = ("torch.compile", "torch.compile by blocks")
-METHODS = ("eager", *COMPILING, "frozen")
 JOB_FILE, RESULT_FILE = "job.json", "result.json"
 _CHILD = "pipevault.evidence.fresh_generation"
 
@@ -59,10 +58,6 @@ class GenerationJob:
     compile_profile: str | None = None
     load: Mapping[str, Any] = field(default_factory=dict)
     artifacts: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise SettingsError(f"Unknown method {self.method!r}. Methods: {', '.join(METHODS)}.")
 
     @classmethod
     def from_json(cls, document: Any) -> GenerationJob:
