@@ -11,7 +11,7 @@ import pytest
 # Runs in this process forget what they import, and NumPy and torch cannot be imported twice.
 import skimage.metrics  # noqa: F401
 
-import pipevault.evidence.golden.fixture  # noqa: F401
+import pipevault.evidence.golden.run  # noqa: F401
 
 pytest_plugins = ["pytester"]
 
@@ -206,7 +206,6 @@ name = "two"
 seed = 2
 """
 CHECK_SUITE = """
-    from pipevault.evidence.golden import fixture as golden_fixture
     from pipevault.evidence.golden import run as golden
 
     class Painter(golden.SuiteRunner):
@@ -222,12 +221,12 @@ CHECK_SUITE = """
             return a_run(brighter(picture(case.request.seed), self.by))
 
     def test_suite(pipevault_golden, monkeypatch):
-        monkeypatch.setattr(golden_fixture, "SuiteRunner", Painter)
+        monkeypatch.setattr(golden, "SuiteRunner", Painter)
         found = pipevault_golden.check("suite.toml")
         assert [passed.status for passed in found] == ["equal", "equal"]
 
     def test_case(pipevault_golden, monkeypatch):
-        monkeypatch.setattr(golden_fixture, "SuiteRunner", Painter)
+        monkeypatch.setattr(golden, "SuiteRunner", Painter)
         assert len(pipevault_golden.check("suite.toml", case="two")) == 1
 """
 

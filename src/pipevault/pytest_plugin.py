@@ -73,7 +73,7 @@ class GoldenFixture:
         ``{"pixels_max_abs": 3}``.
         """
         __tracebackhide__ = True
-        from pipevault.evidence.golden import fixture as golden_fixture
+        from pipevault.evidence.golden import run as goldens
         from pipevault.runtime.records import record_of
 
         if name in self._used:
@@ -81,7 +81,7 @@ class GoldenFixture:
         self._used.add(name)
         case = _file_name(f"{self._test}-{name}")
         _shortly(
-            lambda: golden_fixture.hold(
+            lambda: goldens.hold(
                 output,
                 record or record_of(output),
                 goldens=self._test_file.parent / GOLDENS_FOLDER / self._test_file.stem,
@@ -96,10 +96,10 @@ class GoldenFixture:
         ``suite`` is relative to the test file. The first error is raised once all cases were looked at.
         """
         __tracebackhide__ = True
-        from pipevault.evidence.golden import fixture as golden_fixture
+        from pipevault.evidence.golden import run as goldens
 
         return _shortly(
-            lambda: golden_fixture.hold_suite(
+            lambda: goldens.hold_suite(
                 self._test_file.parent / suite,
                 names=() if case is None else (case,),
                 dir=dir,
@@ -113,7 +113,7 @@ class GoldenFixture:
     def _options(self, case: str, tolerance: Mapping[str, float]) -> dict[str, Any]:
         """What the options of pytest say about recording and checking ``case``; of a suite where it is empty."""
         from pipevault.evidence.golden.check import Rules
-        from pipevault.evidence.golden.suite import Limits
+        from pipevault.evidence.golden.suite_file import Limits
 
         try:
             limits = Limits.from_json(tolerance)

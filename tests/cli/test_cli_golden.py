@@ -13,9 +13,9 @@ from helpers.command_runner import Run
 from helpers.golden_runs import MACHINE, OTHER_KEY, a_run, brighter, picture
 from pipevault.errors import BadCallError
 from pipevault.evidence.golden import run as golden
-from pipevault.evidence.golden.draw import Drawn
+from pipevault.evidence.golden.drawn import Drawn
 from pipevault.evidence.golden.drift import tolerance_of
-from pipevault.evidence.golden.suite import Case, Suite
+from pipevault.evidence.golden.suite_file import Case, Suite
 
 SUITE = """pipevault_suite = 1
 model = "demo"

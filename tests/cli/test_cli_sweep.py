@@ -20,7 +20,7 @@ from pipevault.cli import sweep
 from pipevault.cli.seed_ranges import parse_seeds
 from pipevault.demo import DIGIT_WORDS
 from pipevault.errors import BadSeedError, SettingsError
-from pipevault.evidence.sweep import scoring as sweep_scoring
+from pipevault.evidence import quality
 
 
 class GuidedPainter(Painter):
@@ -47,7 +47,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return seen["pipe"]
 
     monkeypatch.setattr(sweep, "open_pipeline", open_pipeline)
-    monkeypatch.setattr(sweep_scoring, "lpips_metric", lambda: "the package lpips is not installed")
+    monkeypatch.setattr(quality, "lpips_metric", lambda: "the package lpips is not installed")
     return seen
 
 

@@ -1,15 +1,14 @@
-"""Files of evidence: whole or not at all; samples come back as they were."""
+"""Files of evidence: whole or not at all."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipevault.errors import CannotSaveError
-from pipevault.evidence.files import read_sample, replacing, write_data, write_sample
+from pipevault.evidence.files import replacing, write_data
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -33,23 +32,6 @@ def test_what_cannot_be_written_is_told_with_the_path(tmp_path: Path) -> None:
     with pytest.raises(CannotSaveError, match="could not be written: No such file") as caught:
         write_data(tmp_path / "none" / "a", b"")
     assert caught.value.path == tmp_path / "none" / "a"
-
-
-@pytest.mark.parametrize(
-    ("sample", "suffix"),
-    [
-        (np.arange(48, dtype=np.uint8).reshape(4, 4, 3), ".png"),
-        (np.arange(16, dtype=np.uint8).reshape(4, 4), ".png"),
-        (np.arange(32, dtype=np.uint8).reshape(4, 4, 2), ".npy"),
-        (np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4), ".npy"),
-    ],
-)
-def test_a_sample_comes_back(tmp_path: Path, sample: np.ndarray, suffix: str) -> None:
-    path = write_sample(sample, tmp_path / "picture-0")
-    assert path.suffix == suffix
-    read = read_sample(path)
-    assert read.dtype == sample.dtype
-    assert np.array_equal(read, sample)
 
 
 def test_what_is_written_follows_the_umask_in_a_folder_of_a_group_too(tmp_path: Path) -> None:

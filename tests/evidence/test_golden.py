@@ -22,10 +22,9 @@ from pipevault.errors import (
     SettingsError,
 )
 from pipevault.evidence.golden import drift as golden_drift
-from pipevault.evidence.golden.draw import seen_latents
+from pipevault.evidence.golden.drawn import seen_latents
 from pipevault.evidence.golden.drift import MARGIN, SMALLEST, causes, measure_tolerances, tolerance_of
-from pipevault.evidence.golden.files import suite_goldens
-from pipevault.evidence.golden.read import read_golden
+from pipevault.evidence.golden.files import read_golden
 from pipevault.evidence.golden.run import SuiteRunner, check_suite, record_suite
 from pipevault.evidence.golden.suite_file import read_suite
 from pipevault.key import Key
@@ -84,7 +83,7 @@ def test_what_was_recorded_comes_out_again(recorded: Path, frozen_vault: Path) -
 
 def test_a_golden_holds_pictures_latents_and_the_record(suite: Path, frozen_vault: Path) -> None:
     [golden] = record_suite(runner(suite, frozen_vault), names=("cat",))
-    assert golden.path.parent.parent == suite_goldens(suite)
+    assert golden.path.parent.parent == suite.with_suffix(".goldens")
     assert sorted(path.name for path in golden.path.iterdir()) == ["0.png", "golden.json", "latents.safetensors"]
     document = json.loads((golden.path / "golden.json").read_text("utf-8"))
     assert document["request"] == read_suite(suite).cases[0].request.to_json()
@@ -167,7 +166,7 @@ class TestDrift:
     def test_causes_of_a_cpu(self) -> None:
         assert causes({"type": "cpu", "threads": 1, "capability": "AVX512"}) == {
             "eager": {},
-            "eager, 2 threads": {"OMP_NUM_THREADS": "2"},
+            "eager, 2 threads": {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"},
             "eager, avx2 kernels": {"ATEN_CPU_CAPABILITY": "avx2"},
         }
         assert list(causes({"type": "cpu", "threads": 4, "capability": "DEFAULT"})) == ["eager", "eager, 1 thread"]
@@ -191,8 +190,8 @@ class TestDrift:
             )
 
     def test_a_process_that_fails_is_an_error_with_what_it_printed(self, recorded: Path, frozen_vault: Path) -> None:
-        drawn = {"cat": read_golden(next(suite_goldens(recorded).glob("*/cat"))).drawn}
-        shutil.rmtree(suite_goldens(recorded))
+        drawn = {"cat": read_golden(next(recorded.with_suffix(".goldens").glob("*/cat"))).drawn}
+        shutil.rmtree(recorded.with_suffix(".goldens"))
         recorded.write_text(SUITE.replace('model = "model"', 'model = "./nothing"'))
         with pytest.raises(PipevaultError, match=r"for 'eager' failed: The folder \./nothing does not exist"):
             measure_tolerances(read_suite(recorded), drawn)

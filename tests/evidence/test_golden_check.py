@@ -20,10 +20,9 @@ from pipevault.errors import (
     PipevaultError,
 )
 from pipevault.evidence.golden.check import Passed, Rules, check_drawn, find_golden
-from pipevault.evidence.golden.draw import Drawn
+from pipevault.evidence.golden.drawn import Drawn, machine_type
 from pipevault.evidence.golden.files import Golden, Tolerance, write_golden
-from pipevault.evidence.golden.machine import machine_type
-from pipevault.evidence.golden.suite import Limits
+from pipevault.evidence.golden.suite_file import Limits
 
 TWO_THREADS = {**MACHINE, "threads": 2}
 TOLERANCE = Tolerance(

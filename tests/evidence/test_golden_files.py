@@ -23,10 +23,9 @@ from pipevault.errors import (
     SettingsError,
 )
 from pipevault.evidence.golden import files as golden_files
-from pipevault.evidence.golden.draw import Drawn, samples_of
-from pipevault.evidence.golden.files import Golden, Tolerance, machine_types, write_golden
-from pipevault.evidence.golden.read import read_golden
-from pipevault.evidence.golden.suite import Limits
+from pipevault.evidence.golden.drawn import Drawn, samples_of
+from pipevault.evidence.golden.files import Golden, Tolerance, machine_types, read_golden, write_golden
+from pipevault.evidence.golden.suite_file import Limits
 
 TOLERANCE = Tolerance(Limits(pixels_max_abs=4, latents_max_abs=0.5), 2.0, {"eager": {"pixels": {"max_abs": 2.0}}})
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from pipevault.errors import BadSuiteError, SettingsError
-from pipevault.evidence.golden.suite import Limits
-from pipevault.evidence.golden.suite_file import SUITE_VERSION, read_suite
+from pipevault.evidence.golden.suite_file import SUITE_VERSION, Limits, read_suite
 from pipevault.evidence.request import Request
 
 HEAD = f'pipevault_suite = {SUITE_VERSION}\nmodel = "org/digits"\n'

@@ -61,8 +61,3 @@ def test_the_load_of_a_pipeline_that_counts_its_images() -> None:
     images = [object(), object()]
     assert load_arguments({"image": images}, pipeline="StableVideoDiffusionPipeline")["batch_size"] == 2
     assert load_arguments({"image": images})["batch_size"] == 1
-
-
-def test_there_and_back_through_json() -> None:
-    request = Request(("a", "b"), seed=7, steps=2, height=8, arguments={"eta": 0.5})
-    assert Request.from_json(request.to_json()) == request

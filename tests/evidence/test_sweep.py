@@ -20,17 +20,17 @@ from pipevault.calls.describe import pixels_sha256
 from pipevault.demo import named_digit
 from pipevault.digest import canonical_json
 from pipevault.errors import BadCallError, BadSeedError, SettingsError
+from pipevault.evidence import quality
 from pipevault.evidence.metrics import contrast, distance, reduced_luma, sharpness
 from pipevault.evidence.request import Request
-from pipevault.evidence.sweep import scoring as sweep_scoring
 from pipevault.evidence.sweep.drift import drift
 from pipevault.evidence.sweep.result import SWEEP_VERSION, SweepResult, read_sweep
-from pipevault.evidence.sweep.run import MAX_PICTURES, MAX_SEEDS, run_sweep, sweep_load_arguments
+from pipevault.evidence.sweep.run import MAX_PICTURES, run_sweep, sweep_load_arguments
 
 
 @pytest.fixture(autouse=True)
 def _without_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_scoring, "lpips_metric", lambda: "the package lpips is not installed")
+    monkeypatch.setattr(quality, "lpips_metric", lambda: "the package lpips is not installed")
 
 
 def eager(pipe: Any) -> Any:
@@ -158,7 +158,7 @@ class TestScores:
         }
 
     def test_scores_of_pairs_need_two_seeds(self, painter: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sweep_scoring, "lpips_metric", lambda: lambda one, other: 0.5)
+        monkeypatch.setattr(quality, "lpips_metric", lambda: lambda one, other: 0.5)
         result = run_sweep(painter, ["x"], [0], model="m").result
         assert result.not_available["similarity"] == result.not_available["lpips"]
         assert "only one" in result.not_available["lpips"]
@@ -201,12 +201,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("seeds", "error", "words"),
         [
-            ([], SettingsError, "needs a seed.*not 0"),
             ([1, 2, 1], BadSeedError, "seed 1 is given twice"),
             ([-1], BadSeedError, "out of range"),
             ([2**64], BadSeedError, "out of range"),
             ([1.5], BadSeedError, "integer"),
-            (range(MAX_SEEDS + 1), SettingsError, f"up to {MAX_SEEDS} seeds, not 257"),
         ],
     )
     def test_seeds(self, painter: Painter, seeds: Any, error: type[Exception], words: str) -> None:
@@ -216,7 +214,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize(
         ("prompts", "words"),
-        [([], "needs prompts"), (["x", " "], "Prompt 2"), (["x", "y", "x"], "'x' is given twice"), ([3], "Prompt 1")],
+        [([], "needs prompts"), (["x", " "], "Prompt 2"), (["x", "y", "x"], "'x' is given twice")],
     )
     def test_prompts(self, painter: Painter, prompts: Any, words: str) -> None:
         with pytest.raises(SettingsError, match=words):
@@ -226,11 +224,6 @@ class TestBadInput:
         prompts = [f"prompt {index}" for index in range(MAX_PICTURES // 100 + 1)]
         with pytest.raises(SettingsError, match=f"up to {MAX_PICTURES}"):
             run_sweep(painter, prompts, range(100), model="m")
-
-    @pytest.mark.parametrize("batch_size", [0, -1, True, 1.5])
-    def test_batch_sizes(self, painter: Painter, batch_size: Any) -> None:
-        with pytest.raises(SettingsError, match="batch size"):
-            run_sweep(painter, ["x"], [0], model="m", batch_size=batch_size)
 
     def test_several_pictures_of_a_prompt(self, painter: Painter) -> None:
         with pytest.raises(BadCallError, match="num_images_per_prompt"):
@@ -285,7 +278,8 @@ class TestDocument:
     def test_what_was_found_is_in_it(self) -> None:
         scores = {"contrast": ((0.1, 0.11, 0.12, 0.13, 0.14, 0.45),) * 2}
         found = json.loads(sweep_result(seeds=range(6), scores=scores).to_json())["found"]
-        assert found["variance_shares"]["contrast"] == {"prompt": 0.0, "seed": 1.0, "remainder": 0.0}
+        shares = {"prompt": 0.0, "seed": 1.0, "remainder": 0.0}
+        assert found["variance_shares"]["contrast"] == pytest.approx(shares, abs=1e-12)
         assert found["outlier_seeds"] == {"5": ["contrast"]}
 
     @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A Python child: what it is given, and how it ends; tests/evidence/test_fresh_process.py has further ways to fail."""
+"""A Python child: what it is given, and how it ends; tests/evidence/test_generation_job.py has further ways to fail."""
 
 from __future__ import annotations
 

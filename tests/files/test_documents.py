@@ -26,8 +26,7 @@ from pipevault.errors import (
     RecordDigestError,
     SettingsError,
 )
-from pipevault.evidence.golden import files as golden_files
-from pipevault.evidence.golden import read as golden
+from pipevault.evidence.golden import files as golden
 from pipevault.evidence.sweep import result as sweep
 from pipevault.evidence.sweep.result import SweepResult
 from pipevault.files.documents import Format
@@ -85,7 +84,7 @@ MANIFEST = json.loads(
     Manifest(Key({"dtype": {"unet": "float16"}}), {}, (ArtifactRef(digest_bytes(b"a"), 1, "a"),), {}, TIME).to_bytes()
 )
 RUN = a_run(picture(0))
-GOLDEN = golden_files._to_document(a_golden(Path(), RUN))
+GOLDEN = golden._to_document(a_golden(Path(), RUN))
 FORMATS = [
     case(pins._FORMAT, {"created_at": TIME, "key": SHA256, "pin_version": 1}, PinError),
     case(marker._FORMAT, {"pipevault_vault": 2}, DamagedVaultError, NewerVaultError, refuses_unknown=False),

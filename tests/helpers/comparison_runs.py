@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pipevault.evidence.compare.result import Comparison
 from pipevault.evidence.compare.run import GROUPS, compare
@@ -48,8 +47,8 @@ class FakeRuns:
             pictures = self._draw(label, pictures)
         files = []
         for index, picture in enumerate(pictures):
-            files.append(folder / f"{index}.png")
-            Image.fromarray(picture).save(files[-1])
+            files.append(folder / f"{index}.npy")
+            np.save(files[-1], picture)
         pixels = tuple(hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures)
         latents = self._latents(label, count) if self._latents and count else None
         if latents is not None:

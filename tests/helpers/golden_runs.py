@@ -10,9 +10,8 @@ from PIL import Image
 
 from pipevault.calls.describe import digest_array
 from pipevault.calls.outputs import digests
-from pipevault.evidence.golden.draw import Drawn
+from pipevault.evidence.golden.drawn import Drawn, machine_type
 from pipevault.evidence.golden.files import Golden, Tolerance, case_folder
-from pipevault.evidence.golden.machine import machine_type
 from pipevault.runtime.record import RunRecord
 
 KEY, OTHER_KEY, MANIFEST, WEIGHTS = "a" * 64, "b" * 64, "c" * 64, "d" * 64

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipevault.cache.outcome import Clock, Progress
 from pipevault.errors import BadCallError, PipevaultError, SettingsError
 from pipevault.evidence.compare.run import Run
-from pipevault.evidence.fresh_process import generate_in_fresh_process
-from pipevault.evidence.generation_job import COMPILED, COMPILED_BY_BLOCKS, GenerationJob, GenerationResult
+from pipevault.evidence.generation_job import (
+    COMPILED,
+    COMPILED_BY_BLOCKS,
+    COMPILING,
+    GenerationJob,
+    GenerationResult,
+    compile_caches,
+    generate_in_fresh_process,
+)
 from pipevault.evidence.request import Request
 from pipevault.files.scratch import scratch_folder
 from pipevault.fingerprint.machine import machine_record
@@ -24,34 +31,20 @@ from pipevault.graphs.inductor import GRAPH_FORMAT
 SECONDS = ("import", "open", "ready", "first", "warm")
 
 
-@dataclass(frozen=True)
-class Way:
-    """One way to run a pipeline. ``load`` are further arguments of the load; ``keeps`` something on disk."""
-
-    name: str
-    method: str
-    regions: str | None = None
-    compile_profile: str | None = None
-    load: Mapping[str, Any] = field(default_factory=dict)
-    mega_cache: bool = False
-
-    @property
-    def keeps(self) -> bool:
-        return self.method != "eager"
-
-
-WAYS = (
-    Way("eager", "eager"),
-    Way("torch.compile", COMPILED),
-    Way("torch.compile Mega-cache", COMPILED, mega_cache=True),
-    Way("torch.compile by blocks", COMPILED_BY_BLOCKS),
-    Way("whole", "frozen", "off"),
-    Way("blocks", "frozen", "blocks"),
-    Way("range", "frozen", "off", load={"dynamic": True}),
-    Way("whole fast", "frozen", "off", "fast"),
-    Way("whole max", "frozen", "off", "max"),
-)
-ALL_WAYS = tuple(way.name for way in WAYS)
+MEGA_CACHE = "torch.compile Mega-cache"
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "eager": {"method": "eager"},
+    "torch.compile": {"method": COMPILED},
+    MEGA_CACHE: {"method": COMPILED},
+    "torch.compile by blocks": {"method": COMPILED_BY_BLOCKS},
+    "whole": {"method": "frozen", "regions": "off"},
+    "blocks": {"method": "frozen", "regions": "blocks"},
+    "range": {"method": "frozen", "regions": "off", "load": {"dynamic": True}},
+    "whole fast": {"method": "frozen", "regions": "off", "compile_profile": "fast"},
+    "whole max": {"method": "frozen", "regions": "off", "compile_profile": "max"},
+}
+"""By name, the fields of a job. All but eager keep something on disk."""
+ALL_WAYS = tuple(WAYS)
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,6 @@ class Measured:
     seconds: Mapping[str, float]
     peak_bytes: int
     runs: int
-    pixels: tuple[str, ...]
     start: Mapping[str, float] = field(default_factory=dict)
     calls_s: tuple[float, ...] = ()
     steps_s: tuple[float, ...] = ()
@@ -85,9 +77,7 @@ class Measured:
         return self.seconds["ready"] + self.seconds["first"]
 
     def to_json(self) -> dict[str, Any]:
-        own = {"name": self.name, "miss": dict(self.miss), "seconds": dict(self.seconds), "runs": self.runs}
-        split = {"start": dict(self.start), "calls_s": self.calls_s, "steps_s": self.steps_s}
-        return {**own, **split, "peak_bytes": self.peak_bytes, "miss_s": self.miss_s, "hit_s": self.hit_s}
+        return {**asdict(self), "miss_s": self.miss_s, "hit_s": self.hit_s}
 
 
 @dataclass(frozen=True)
@@ -102,14 +92,8 @@ class Bench:
     versions: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "request": self.request.to_json(),
-            "measured": [one.to_json() for one in self.measured],
-            "skipped": [list(pair) for pair in self.skipped],
-            "machine": dict(self.machine),
-            "versions": dict(self.versions),
-        }
+        measured = [one.to_json() for one in self.measured]
+        return {**asdict(self), "request": self.request.to_json(), "measured": measured}
 
 
 def bench(
@@ -127,9 +111,8 @@ def bench(
     that fails is in ``skipped``. Raises :class:`SettingsError` for an unknown way, and what :class:`SettingsError` or
     :class:`BadCallError` the first way that runs meets: the others would open the same model for the same call.
     """
-    known = {way.name: way for way in WAYS}
-    if unknown := [name for name in ways if name not in known]:
-        raise SettingsError(f"Unknown way {unknown[0]!r}. Ways: {', '.join(known)}.")
+    if unknown := [name for name in ways if name not in WAYS]:
+        raise SettingsError(f"Unknown way {unknown[0]!r}. Ways: {', '.join(WAYS)}.")
     if runs < 1:
         raise SettingsError(f"runs must be 1 or more, not {runs}.")
     if job.generations < 2:
@@ -138,7 +121,7 @@ def bench(
     measured, skipped = [], []
     for name in ways:
         try:
-            measured.append(_measure(known[name], job, runs, timeout_s, clock, generate))
+            measured.append(_measure(name, job, runs, timeout_s, clock, generate))
         except PipevaultError as error:  # what one way cannot do, the others may
             if not measured and isinstance(error, (SettingsError, BadCallError)):
                 raise
@@ -147,35 +130,28 @@ def bench(
     return Bench(job.model, job.request, tuple(measured), tuple(skipped), machine_record(), versions)
 
 
-def _measure(way: Way, job: GenerationJob, runs: int, timeout_s: float | None, clock: Clock, generate: Run) -> Measured:
+def _measure(way: str, job: GenerationJob, runs: int, timeout_s: float | None, clock: Clock, generate: Run) -> Measured:
     with scratch_folder("bench") as scratch:
-        kept = {"TORCHINDUCTOR_CACHE_DIR": str(scratch / "cache"), "TRITON_CACHE_DIR": str(scratch / "cache/triton")}
-        own = replace(
-            job,
-            method=way.method,
-            regions=way.regions,
-            compile_profile=way.compile_profile,
-            load=way.load,
-            dir=scratch / "vault",
-            mode="compile",
-            environment=kept if way.method in (COMPILED, COMPILED_BY_BLOCKS) and not way.mega_cache else {},
-            artifacts=scratch / "artifacts" if way.mega_cache else None,
-        )
+        own = replace(job, **WAYS[way], dir=scratch / "vault", mode="compile")
+        if way == MEGA_CACHE:
+            own = replace(own, artifacts=scratch / "artifacts")
+        elif own.method in COMPILING:
+            own = replace(own, environment=compile_caches(scratch / "cache"))
+        keeps = own.method != "eager"
 
         def run(number: int) -> GenerationResult:
-            label = f"{way.name}, {'nothing on disk' if number == 0 and way.keeps else f'run {number + 1}'}"
+            label = f"{way}, {'nothing on disk' if number == 0 and keeps else f'run {number + 1}'}"
             with clock.step("running in a fresh process", label):
                 return generate(own, scratch / f"run-{number}", label=label, timeout_s=timeout_s)
 
         first = run(0)
-        later = [run(number) for number in range(1, runs + (1 if way.keeps else 0))] or [first]
+        later = [run(number) for number in range(1, runs + keeps)] or [first]
         return Measured(
-            way.name,
+            way,
             first.seconds,
             {name: statistics.median(one.seconds[name] for one in later) for name in SECONDS},
             max(one.peak_bytes for one in later),
             len(later),
-            later[-1].pixels,
             {
                 name: statistics.median(one.load_seconds.get(name, 0.0) for one in later)
                 for name in later[0].load_seconds

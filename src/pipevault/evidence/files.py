@@ -1,4 +1,4 @@
-"""Files of evidence: written whole or not at all, and the samples of a generation as pictures or arrays."""
+"""Files of evidence, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -39,32 +39,3 @@ def write_data(path: Path, data: bytes) -> Path:
     with replacing(path) as temporary:
         temporary.write_bytes(data)
     return path
-
-
-def is_picture(sample: Array) -> bool:
-    """Return whether an array is a picture of 8 bits: grey, RGB or RGBA."""
-    return sample.dtype == "uint8" and (sample.ndim == 2 or (sample.ndim == 3 and sample.shape[-1] in (3, 4)))
-
-
-def write_sample(sample: Array, path: Path) -> Path:
-    """Write a sample to ``path`` with the suffix ``.png`` if it is a picture, else ``.npy``; return that path."""
-    import numpy as np
-    from PIL import Image
-
-    if is_picture(sample):
-        Image.fromarray(sample).save(file := path.with_suffix(".png"))
-    else:
-        np.save(file := path.with_suffix(".npy"), sample)
-    return file
-
-
-def read_sample(path: Path) -> Array:
-    """Return the sample that :func:`write_sample` wrote."""
-    import numpy as np
-    from PIL import Image
-
-    if path.suffix == ".npy":
-        array: Array = np.load(path)
-        return array
-    with Image.open(path) as image:
-        return np.asarray(image)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,7 +25,7 @@ from torch.overrides import _pop_mode_temporarily
 
 from pipevault.cache.keys import execution_device
 from pipevault.cache.loaded import outcome
-from pipevault.cache.outcome import Outcome
+from pipevault.cache.outcome import Clock, Outcome
 from pipevault.cache.pipeline_cache import PipelineCache
 from pipevault.cache.regions import repeated_blocks
 from pipevault.calls.call import parameters
@@ -31,7 +33,7 @@ from pipevault.calls.describe import digest_array
 from pipevault.calls.outputs import as_array, of_first_field, samples
 from pipevault.calls.samples import samples_of
 from pipevault.errors import BadCallError, PipevaultError
-from pipevault.evidence.files import Array, write_sample
+from pipevault.evidence.files import Array
 from pipevault.evidence.generation_job import COMPILED_BY_BLOCKS, RESULT_FILE, GenerationJob, GenerationResult
 from pipevault.files.child import leave_error
 from pipevault.fingerprint.toolchain import toolchain_factors
@@ -55,14 +57,15 @@ def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> Ge
     """
     import diffusers  # noqa: F401 - its import counts as import and not as opening
 
-    seconds = {"import": time.time() - started_at_s}
-    with _timed(seconds, "open"):
+    clock, imported_s = Clock(None), time.time() - started_at_s
+    with clock.timed("open"):
         pipe = open_pipeline(job.model, dtype=job.dtype, device=job.device, pipeline_class=job.pipeline_class)
     arguments = job.request.call_arguments(pipe)
-    _check_prompt(pipe, arguments)
+    if "prompt" in parameters(pipe) and not any(name.startswith("prompt") for name in arguments):
+        raise BadCallError(f"{type(pipe).__name__} draws what a prompt says. Give at least one, with --prompt TEXT.")
     device = execution_device(pipe, graph_parts.find_parts(pipe))
-    with _timed(seconds, "ready"):
-        draw, loaded = _make_ready(pipe, job)
+    with clock.timed("ready"):
+        generate, loaded = _make_ready(pipe, job)
     load_seconds = dict(loaded.seconds) if loaded else {}
     pictures: list[Array] = []
     pixels: list[tuple[str, ...]] = []
@@ -70,22 +73,21 @@ def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> Ge
     steps = _LastLatents()
     steps_s: tuple[float, ...] = ()
     calls_s: list[float] = []
-    for number in range(job.generations):
-        steps.clear()
+    for _ in range(job.generations):
+        steps = _LastLatents()
         call = {**arguments, _STEP_CALLBACK: steps} if _STEP_CALLBACK in parameters(pipe) else arguments
         begun_s = time.perf_counter()
-        output, noise = draw(call)
+        output, noise = generate(call)
         calls_s.append(time.perf_counter() - begun_s)
-        if number == 0:
-            steps_s = tuple(ended_s - begun_s for ended_s in steps.ended_s)
+        steps_s = steps_s or tuple(ended_s - begun_s for ended_s in steps.ended_s)
         drawn = [as_array(one.content) for one in of_first_field(samples(output))]
         pictures = pictures or drawn
         pixels.append(tuple(map(digest_array, drawn)))
-    seconds |= dict(zip(("first", "warm"), calls_s, strict=False))
+    seconds = {"import": imported_s, **clock.seconds, **dict(zip(("first", "warm"), calls_s, strict=False))}
     if job.artifacts is not None and not job.artifacts.exists() and (kept := torch.compiler.save_cache_artifacts()):
         job.artifacts.write_bytes(kept[0])
     return GenerationResult(
-        pictures=tuple(write_sample(picture, folder / f"picture-{index}") for index, picture in enumerate(pictures)),
+        pictures=tuple(_saved(one, folder / f"picture-{index}.npy") for index, one in enumerate(pictures)),
         pixels=pixels[0] if pixels else (),
         warm_pixels=pixels[1] if len(pixels) > 1 else (),
         latents=steps.write(folder / "latents.npy"),
@@ -104,53 +106,36 @@ def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> Ge
     )
 
 
-def _check_prompt(pipe: Pipeline, arguments: Mapping[str, Any]) -> None:
-    takes_one = "prompt" in parameters(pipe)
-    if takes_one and not any(name.startswith("prompt") for name in arguments):
-        raise BadCallError(f"{type(pipe).__name__} draws what a prompt says. Give at least one, with --prompt TEXT.")
-
-
-def _make_ready(pipe: Pipeline, job: GenerationJob) -> tuple[Draw, Outcome | None]:
+def _make_ready(pipe: Any, job: GenerationJob) -> tuple[Draw, Outcome | None]:
     seed = job.request.seed
     if job.method == "frozen":
-        cache = PipelineCache(
-            job.dir,
-            mode=job.mode,
-            level=job.level,
-            regions=job.regions,
-            jobs=job.jobs,
-            compile_profile=job.compile_profile,
-            build_config=job.build_config,
-        )
+        names = ("mode", "level", "regions", "jobs", "compile_profile", "build_config")
+        cache = PipelineCache(job.dir, **{name: getattr(job, name) for name in names})
         cache.load(pipe, **{**job.request.load_arguments(pipe), **job.load})
-        return functools.partial(_draw_frozen, pipe, seed), outcome(pipe)
+
+        def draw_frozen(arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
+            output = pipe(**arguments, seed=seed)
+            return output, record_of(output).results["noise"]
+
+        return draw_frozen, outcome(pipe)
     if job.artifacts is not None and job.artifacts.exists():
         torch.compiler.load_cache_artifacts(job.artifacts.read_bytes())
     for part in graph_parts.find_parts(pipe).values():
-        blocks = dict(repeated_blocks(part)) if job.method == COMPILED_BY_BLOCKS else {}
-        for block in blocks.values():
-            block.forward = _outside_modes(torch.compile(block.forward))
-        if blocks:
-            continue
-        # The part's own arithmetic must run as it would without pipevault, and a mode must not be traced.
-        forward = part.forward if job.method == "eager" else torch.compile(part.forward)
-        part.forward = _outside_modes(forward)
-    return functools.partial(_draw_plain, pipe, seed), None
+        blocks = [block for _, block in repeated_blocks(part)] if job.method == COMPILED_BY_BLOCKS else []
+        for module in blocks or [part]:
+            # Its own arithmetic must run as it would without pipevault, and a mode must not be traced.
+            forward = module.forward if job.method == "eager" else torch.compile(module.forward)
+            module.forward = _outside_modes(forward)
 
+    def draw_plain(arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
+        accepted = parameters(pipe)
+        count = samples_of(arguments, accepted, pipeline=type(pipe)).count
+        sources = Sources.of_call(arguments, seed=seed, is_seeded=True, count=count, accepted=accepted)
+        on_host = needs_host_noise(graph_parts.find_parts(pipe).values())
+        drawn = draw(lambda given: pipe(**given), arguments, sources, count, is_alone=True, on_host=on_host)
+        return drawn.output, drawn.noise
 
-def _draw_frozen(pipe: Any, seed: int, arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
-    output = pipe(**arguments, seed=seed)
-    noise: str | None = record_of(output).results["noise"]
-    return output, noise
-
-
-def _draw_plain(pipe: Any, seed: int, arguments: Mapping[str, Any]) -> tuple[Any, str | None]:
-    accepted = parameters(pipe)
-    count = samples_of(arguments, accepted, pipeline=type(pipe)).count
-    sources = Sources.of_call(arguments, seed=seed, is_seeded=True, count=count, accepted=accepted)
-    on_host = needs_host_noise(graph_parts.find_parts(pipe).values())
-    drawn = draw(lambda given: pipe(**given), arguments, sources, count, is_alone=True, on_host=on_host)
-    return drawn.output, drawn.noise
+    return draw_plain, None
 
 
 def _outside_modes(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -175,10 +160,6 @@ class _LastLatents:
         self.ended_s: list[float] = []
         """When each step ended."""
 
-    def clear(self) -> None:
-        self._of_calls.clear()
-        self.ended_s.clear()
-
     def __call__(self, pipe: Pipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         self.ended_s.append(time.perf_counter())
         if isinstance(latents := tensors.get("latents"), torch.Tensor):
@@ -191,29 +172,24 @@ class _LastLatents:
         """Write them as float32, samples first; ``None`` where the pipeline showed none."""
         if not self._of_calls:
             return None
-        np.save(path, torch.cat(self._of_calls).detach().to("cpu", torch.float32).numpy())
-        return path
+        return _saved(torch.cat(self._of_calls).detach().to("cpu", torch.float32).numpy(), path)
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    started_s = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - started_s
+def _saved(array: Array, path: Path) -> Path:
+    np.save(path, array)
+    return path
 
 
 def main(job_file: Path) -> int:
     """Return the exit code of the child: 0 with a result, 1 with an error file; any other exception goes its way."""
     document = json.loads(job_file.read_text("utf-8"))
-    folder = job_file.parent
+    job, folder = GenerationJob.from_json(document["job"]), job_file.parent
     try:
-        result = generate_for(
-            GenerationJob.from_json(document["job"]), folder, started_at_s=float(document["started_at_s"])
-        )
+        result = generate_for(job, folder, started_at_s=document["started_at_s"])
     except PipevaultError as error:
         leave_error(folder, error)
         return 1
-    (folder / RESULT_FILE).write_text(json.dumps(result.to_json()), encoding="utf-8")
+    (folder / RESULT_FILE).write_text(json.dumps(asdict(result), default=os.fspath), encoding="utf-8")
     return 0
 
 

@@ -1,24 +1,32 @@
-"""The job of a fresh process and its result: two JSON documents in one folder.
+"""One generation in a Python process of its own, so that nothing in memory is shared with any other.
 
-``job.json`` and ``result.json``::
+The parent writes ``job.json`` into an empty folder and starts :mod:`pipevault.evidence.fresh_generation`; the child
+writes arrays and ``result.json`` next to it, or leaves its error (:mod:`pipevault.files.child`)::
 
     {"job": {"model": "demo", "method": "eager", …}, "started_at_s": 1735689600.0}
-    {"pictures": ["picture-0.png"], "pixels": ["<sha256>"], "seconds": {"open": 0.2, …}, "threads": 1, …}
+    {"pictures": ["picture-0.npy"], "pixels": ["<sha256>"], "seconds": {"open": 0.2, …}, "threads": 1, …}
 """
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipevault.errors import SettingsError
-from pipevault.evidence.request import Request
+import msgspec
 
-COMPILED, COMPILED_BY_BLOCKS = "torch.compile", "torch.compile by blocks"
-METHODS = ("eager", COMPILED, COMPILED_BY_BLOCKS, "frozen")
+from pipevault.errors import PipevaultError, SettingsError
+from pipevault.evidence.request import Request
+from pipevault.files.child import printed, run_child
+
+COMPILED, COMPILED_BY_BLOCKS = COMPILING = ("torch.compile", "torch.compile by blocks")
 JOB_FILE, RESULT_FILE = "job.json", "result.json"
+_CHILD = "pipevault.evidence.fresh_generation"
 
 
 @dataclass(frozen=True)
@@ -51,35 +59,21 @@ class GenerationJob:
     load: Mapping[str, Any] = field(default_factory=dict)
     artifacts: Path | None = None
 
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise SettingsError(f"Unknown method {self.method!r}. Methods: {', '.join(METHODS)}.")
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **asdict(self),
-            "request": self.request.to_json(),
-            "dir": None if self.dir is None else str(self.dir),
-            "artifacts": None if self.artifacts is None else str(self.artifacts),
-        }
-
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> GenerationJob:
-        paths = {name: None if (path := document[name]) is None else Path(path) for name in ("dir", "artifacts")}
-        return cls(**{**document, **paths, "request": Request.from_json(document["request"])})
+    def from_json(cls, document: Any) -> GenerationJob:
+        """Read a job from JSON, in which paths are text."""
+        return msgspec.convert(document, cls, dec_hook=lambda _, path: Path(path))
 
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """The result of a job. ``pictures`` are PNG files, or ``.npy`` files of other arrays; ``pixels`` are their SHA-256,
-    in order.
+    """The result of a job. ``pictures`` are ``.npy`` files; ``pixels`` are their SHA-256, in order.
 
     ``warm_pixels`` is of the second generation. ``latents`` is a ``.npy`` file where the pipeline shows its steps.
     ``seconds``: ``import`` (from the start of the process), ``open``, ``ready`` (from the constructed pipeline),
     ``first`` and ``warm`` (the first two generations). ``load_seconds`` are the steps of the load, if frozen;
     ``calls_s`` the generations, ``steps_s`` when the steps of the first one ended, counted from its begin. ``outcome``
-    is that of the load, empty unless frozen.
-    ``peak_bytes`` is the largest resident memory of the process.
+    is that of the load, empty unless frozen. ``peak_bytes`` is the largest resident memory of the process.
     """
 
     pictures: tuple[Path, ...]
@@ -99,25 +93,57 @@ class GenerationResult:
     calls_s: tuple[float, ...] = ()
     steps_s: tuple[float, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON, with files as their names, without the folder."""
-        return {
-            **asdict(self),
-            "pictures": [path.name for path in self.pictures],
-            "latents": None if self.latents is None else self.latents.name,
-        }
-
     @classmethod
-    def from_json(cls, document: Mapping[str, Any], folder: Path) -> GenerationResult:
-        latents = document["latents"]
-        return cls(
-            **{
-                **document,
-                "pictures": tuple(folder / name for name in document["pictures"]),
-                "pixels": tuple(document["pixels"]),
-                "warm_pixels": tuple(document["warm_pixels"]),
-                "latents": None if latents is None else folder / latents,
-                "calls_s": tuple(document.get("calls_s", ())),
-                "steps_s": tuple(document.get("steps_s", ())),
-            }
-        )
+    def from_json(cls, document: Any, folder: Path) -> GenerationResult:
+        """Read a result from JSON, in which files of ``folder`` are text. ``ValueError`` for anything else."""
+        return msgspec.convert(document, cls, dec_hook=lambda _, name: folder / name)
+
+
+def generate_in_fresh_process(
+    job: GenerationJob, folder: Path, *, label: str = "", timeout_s: float | None = None
+) -> GenerationResult:
+    """Return what the job gave; its files are in ``folder``, which is made and must be empty. ``label`` names it in
+    errors.
+
+    Raises what :func:`~pipevault.files.child.run_child` raises, and :class:`PipevaultError` for a child that left no
+    result.
+    """
+    name = label or f"{job.method} generation of {job.model}"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        text = json.dumps({"job": asdict(job), "started_at_s": time.time()}, default=os.fspath)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"The arguments of {name} must be plain JSON to go to another process: {error}.") from error
+    (folder / JOB_FILE).write_text(text, encoding="utf-8")
+    cache = folder / "compile-cache"
+    environment = {**(compile_caches(cache) if job.method in COMPILING else {}), **job.environment}
+    try:
+        run_child(_CHILD, [str(folder / JOB_FILE)], folder, name=name, environment=environment, timeout_s=timeout_s)
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+    try:
+        return GenerationResult.from_json(json.loads((folder / RESULT_FILE).read_text("utf-8")), folder)
+    except (OSError, ValueError) as error:
+        raise PipevaultError(
+            f"{name} failed: its process ended without a result that can be read ({type(error).__name__}: {error}). "
+            f"{printed(folder)}"
+        ) from error
+
+
+def compile_caches(folder: Path) -> dict[str, str]:
+    """Return the environment of a process that keeps in ``folder`` what torch.compile makes."""
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TRITON_CACHE_DIR": str(folder / "triton")}
+
+
+def other_threads(threads: int) -> dict[str, str]:
+    """Return the environment of a process on the CPU with another number of threads than ``threads``."""
+    # Where MKL has a count of its own, torch takes that one.
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1" if threads > 1 else "2")
+
+
+def smaller_kernels(capability: str) -> dict[str, str]:
+    """Return the environment of a process with the kernels of the instruction set below ``capability``, which is that
+    of ``torch.backends.cpu.get_cpu_capability()``; empty if there are none.
+    """
+    below = {"AVX512": "avx2", "AVX2": "default", "SVE256": "default", "VSX": "default"}
+    return {"ATEN_CPU_CAPABILITY": below[capability]} if capability in below else {}

@@ -7,23 +7,20 @@ Luma is 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601) of uint8 channels divided by 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from pipevault.compat.extras import import_extra
 from pipevault.errors import NotComparableError
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from PIL import Image
-
-Item = TypeVar("Item")
-
 _CHANNELS = (1, 2, 3, 4)
 _SSIM_SIDE_PX = 256
 _WIDEST_WINDOW_PIXELS, _NARROWEST_WINDOW_PIXELS = 7, 3
+"""SSIM's window has 7 pixels on a side as in scikit-image, fewer for a smaller picture."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +45,8 @@ class Distance:
 
     def to_json(self) -> dict[str, float | str | None]:
         """Return plain JSON, in which what is infinite is the text ``inf`` or ``-inf``."""
-        return {
-            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in asdict(self).items()
-        }
+        values = asdict(self).items()
+        return {name: value if value is None or math.isfinite(value) else str(value) for name, value in values}
 
 
 def distance(a: Any, b: Any, *, data_range: float | None = None) -> Distance:
@@ -63,8 +58,6 @@ def distance(a: Any, b: Any, *, data_range: float | None = None) -> Distance:
     values, for PSNR and SSIM: 255 for uint8 and 1.0 for floats unless given. NaN equals NaN, and 0.0 equals -0.0;
     NaN is infinitely far from all else. :class:`NotComparableError`, :class:`MissingExtraError` without scikit-image.
     """
-    import numpy as np
-
     first, second = _pair(a, b)
     width = data_range if data_range is not None else (255.0 if first.dtype == np.uint8 else 1.0)
     gaps = _gaps(first, second)
@@ -87,9 +80,6 @@ def heat_map(a: Any, b: Any, *, full_scale: float | None = None) -> Image.Image:
     the largest difference there is. Arrays are (height, width) or (height, width, channels).
     :class:`NotComparableError`.
     """
-    import numpy as np
-    from PIL import Image
-
     first, second = _pair(a, b)
     gaps = _gaps(first, second)
     if gaps.ndim == 3 and _has_channels(first):
@@ -106,8 +96,6 @@ def heat_map(a: Any, b: Any, *, full_scale: float | None = None) -> Image.Image:
 
 def luma(image: Image.Image) -> npt.NDArray[np.float64]:
     """Return the luma of a picture of any mode; transparency is ignored."""
-    import numpy as np
-
     weights = np.array([0.299, 0.587, 0.114]) / 255
     return np.asarray(np.asarray(image.convert("RGB"), dtype=np.float64) @ weights)
 
@@ -132,8 +120,6 @@ def reduced_luma(image: Image.Image) -> npt.NDArray[np.float64]:
 
     So advised for SSIM, https://ece.uwaterloo.ca/~z70wang/research/ssim/. What fills no block is left out.
     """
-    import numpy as np
-
     values = luma(image)
     factor = max(1, round(min(values.shape) / _SSIM_SIDE_PX))
     height, width = (side // factor for side in values.shape)
@@ -141,22 +127,8 @@ def reduced_luma(image: Image.Image) -> npt.NDArray[np.float64]:
     return np.asarray(blocks.mean(axis=(1, 3)))
 
 
-def mean_to_others(items: Sequence[Item], metric: Callable[[Item, Item], float | None]) -> list[float] | None:
-    """Return for each of two items or more the mean of a symmetric ``metric`` to all others; ``None`` if one is."""
-    sums = [0.0] * len(items)
-    for i, one in enumerate(items):
-        for j, other in enumerate(items[:i]):
-            if (value := metric(one, other)) is None:
-                return None
-            sums[i] += value
-            sums[j] += value
-    return [total / (len(items) - 1) for total in sums]
-
-
 def _pair(a: Any, b: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Return both as uint8, or both as float64."""
-    import numpy as np
-
     first, second = np.asarray(a), np.asarray(b)
     if first.shape != second.shape:
         raise NotComparableError(
@@ -175,8 +147,6 @@ def _pair(a: Any, b: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
 
 def _gaps(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Return absolute differences; infinite where only one is NaN or they are unequal infinities."""
-    import numpy as np
-
     one, other = first.astype(np.float64), second.astype(np.float64)
     same = (one == other) | (np.isnan(one) & np.isnan(other))
     with np.errstate(invalid="ignore"):
@@ -191,24 +161,15 @@ def _has_channels(array: npt.NDArray[Any]) -> bool:
 
 
 def _ssim(first: npt.NDArray[Any], second: npt.NDArray[Any], data_range: float) -> float | None:
-    import numpy as np
-
     metrics = import_extra("skimage.metrics", "scikit-image, which SSIM needs,", "report")
     if first.ndim == 2:
         first, second = first[..., None], second[..., None]
     if not _has_channels(first) or not (np.isfinite(first).all() and np.isfinite(second).all()):
         return None
-    window = _window(*first.shape[-3:-1])
-    if window is None:
+    window = min(*first.shape[-3:-1], _WIDEST_WINDOW_PIXELS)
+    window -= 1 - window % 2  # odd, as it must be
+    if window < _NARROWEST_WINDOW_PIXELS:
         return None
     pictures = zip(first.reshape(-1, *first.shape[-3:]), second.reshape(-1, *second.shape[-3:]), strict=True)
     options = {"win_size": window, "data_range": data_range, "channel_axis": -1}
-    values = [metrics.structural_similarity(one, other, **options) for one, other in pictures]
-    return float(np.mean(values))
-
-
-def _window(height: int, width: int) -> int | None:
-    """Return the side of SSIM's window in pixels: 7 as in scikit-image, smaller and odd for a smaller picture."""
-    largest = min(height, width, _WIDEST_WINDOW_PIXELS)
-    odd = largest if largest % 2 else largest - 1
-    return odd if odd >= _NARROWEST_WINDOW_PIXELS else None
+    return float(np.mean([metrics.structural_similarity(one, other, **options) for one, other in pictures]))

@@ -1,27 +1,30 @@
-"""Scores of the quality of pictures. What each means stands in the template of a sweep's report.
+"""Scores of the quality of pictures, in tables. What each means stands in the template of a sweep's report.
 
 Some need a model of their own: CLIP score, LPIPS, and the demo's classifier. Nothing here downloads anything.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from pipevault.demo import named_digit
-from pipevault.errors import SettingsError
-from pipevault.evidence.metrics import contrast, sharpness
+from pipevault.errors import MissingExtraError, SettingsError
+from pipevault.evidence.metrics import contrast, distance, reduced_luma, sharpness
 from pipevault.opening import DEMO_MODEL
 from pipevault.settings.user_folders import expand_user
 
 TextScorer: TypeAlias = "Callable[[Sequence[Image.Image], Sequence[str]], list[float]]"
-PairMetric: TypeAlias = "Callable[[Image.Image, Image.Image], float | None]"
+PairMetric: TypeAlias = "Callable[[Any, Any], float | None]"
 
+THUMBNAIL_SIDE_PX = 256
 LPIPS_SIDE_PX = 64
 """Smaller pictures are enlarged to this shorter side: AlexNet's pooling leaves nothing of them."""
 
@@ -50,14 +53,78 @@ SCORES: Mapping[str, Score] = {
 """In the order of reports."""
 
 
-def picture_scorers(model: str, prompts: Sequence[str], clip: TextScorer | None) -> dict[str, TextScorer | str]:
+class Scoring:
+    """Scores the pictures of a sweep as they come and keeps of each only a thumbnail and what SSIM needs.
+
+    ``model`` tells whether the digit classifier applies; ``clip`` comes from :func:`clip_scorer`.
+    """
+
+    def __init__(self, model: str, prompts: Sequence[str], seeds: int, clip: TextScorer | None) -> None:
+        self._prompts, shape = prompts, (len(prompts), seeds)
+        self._scorers = _picture_scorers(model, prompts, clip)
+        self._found: dict[str, Any] = {
+            name: scorer if isinstance(scorer, str) else np.full(shape, np.nan)
+            for name, scorer in self._scorers.items()
+        }
+        self._lumas, self.thumbnails = np.empty(shape, object), np.empty(shape, object)
+
+    def add(self, cells: Sequence[tuple[int, int]], pictures: Sequence[Image.Image]) -> None:
+        """Score the pictures of these cells: rows (prompts) and columns (seeds)."""
+        at = tuple(zip(*cells, strict=True))
+        for name, scorer in self._scorers.items():
+            if not isinstance(scorer, str):
+                self._found[name][at] = scorer(pictures, [self._prompts[row] for row, _ in cells])
+        for cell, picture in zip(cells, pictures, strict=True):
+            self._lumas[cell], small = reduced_luma(picture), picture.convert("RGB")
+            small.thumbnail((THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX), Image.Resampling.LANCZOS)
+            self.thumbnails[cell] = small
+
+    def tables(self) -> tuple[dict[str, tuple[tuple[float, ...], ...]], dict[str, str]]:
+        """Return the table of each score, and why the others are not available, both in the order of reports."""
+        lpips = lpips_metric()
+        found = self._found | {
+            "similarity": _to_others(self._lumas, lambda one, other: distance(one, other, data_range=1.0).ssim),
+            "lpips": lpips if isinstance(lpips, str) else _to_others(self.thumbnails, lpips),
+        }
+        tables, missing = {}, {}
+        for name in SCORES:
+            if isinstance(found[name], str):
+                missing[name] = found[name]
+            elif not np.isfinite(found[name]).all():
+                missing[name] = "some picture has a score that is not finite"
+            else:
+                tables[name] = as_table(found[name])
+        return tables, missing
+
+
+def as_table(values: Any) -> tuple[tuple[Any, ...], ...]:
+    """Return an array of two dimensions as rows."""
+    return tuple(map(tuple, values.tolist()))
+
+
+def _to_others(items: Any, metric: PairMetric) -> Any:
+    """Return each picture's mean of a symmetric ``metric`` to the others of its prompt, or why there is none."""
+    if items.shape[1] < 2:
+        return "it compares seeds, and there is only one"
+    sums = np.zeros(items.shape)
+    try:
+        for row, (i, j) in itertools.product(range(len(items)), itertools.combinations(range(items.shape[1]), 2)):
+            if (value := metric(items[row, j], items[row, i])) is None:
+                return "it is not defined for pictures with fewer than 3 pixels on a side"
+            sums[row, [i, j]] += value
+    except MissingExtraError as error:
+        return str(error)
+    return sums / (items.shape[1] - 1)
+
+
+def _picture_scorers(model: str, prompts: Sequence[str], clip: TextScorer | None) -> dict[str, TextScorer | str]:
     """Return what scores pictures and their prompts, or why it is not available."""
     nameless = [prompt for prompt in prompts if named_digit(prompt) is None]
     digits: TextScorer | str = _digit_confidence
-    if nameless:
-        digits = f"the prompt {nameless[0]!r} does not name one digit"
     if model != DEMO_MODEL:
         digits = "the digit classifier knows the demo model's pictures only"
+    elif nameless:
+        digits = f"the prompt {nameless[0]!r} does not name one digit"
     text: TextScorer | str = clip or "no CLIP model was named: give --clip-model"
     return {
         "digit_confidence": digits,
@@ -109,32 +176,20 @@ def lpips_metric() -> PairMetric | str:
         lpips: Any = import_module("lpips")
     except ImportError:
         return "the package lpips is not installed"
-    if not _has_alexnet():
-        return "torch's hub cache lacks the AlexNet weights that lpips uses; fetch them with lpips.LPIPS(net='alex')"
     import torch
 
+    if not any((Path(torch.hub.get_dir()) / "checkpoints").glob("alexnet-*.pth")):
+        return "torch's hub cache lacks the AlexNet weights that lpips uses; fetch them with lpips.LPIPS(net='alex')"
     network = lpips.LPIPS(net="alex", verbose=False).eval()
+
+    def tensor(image: Image.Image) -> torch.Tensor:  # (1, 3, height, width), 0 to 1
+        rgb = image.convert("RGB")
+        if min(rgb.size) < LPIPS_SIDE_PX:
+            rgb = ImageOps.cover(rgb, (LPIPS_SIDE_PX, LPIPS_SIDE_PX), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.asarray(rgb, dtype=np.float32).transpose(2, 0, 1)[None] / 255.0)
 
     def metric(first: Image.Image, second: Image.Image) -> float:
         with torch.inference_mode():
-            return float(network(_tensor(first), _tensor(second), normalize=True).item())
+            return float(network(tensor(first), tensor(second), normalize=True).item())
 
     return metric
-
-
-def _has_alexnet() -> bool:
-    import torch
-
-    return any((Path(torch.hub.get_dir()) / "checkpoints").glob("alexnet-*.pth"))
-
-
-def _tensor(image: Image.Image) -> Any:
-    """Return a picture as (1, 3, height, width), 0 to 1."""
-    import numpy as np
-    import torch
-
-    factor = max(1.0, LPIPS_SIDE_PX / min(image.size))
-    enlarged = image.convert("RGB").resize(
-        (round(image.width * factor), round(image.height * factor)), Image.Resampling.BILINEAR
-    )
-    return torch.from_numpy(np.asarray(enlarged, dtype=np.float32).transpose(2, 0, 1)[None] / 255.0)

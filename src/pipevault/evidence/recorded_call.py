@@ -18,22 +18,13 @@ from pipevault.pipeline import Pipeline
 from pipevault.runtime.record import RunRecord
 
 REPLAY_LIMITS: Mapping[str, int] = {
-    "num_inference_steps": 10_000,
-    "prior_num_inference_steps": 10_000,
-    "decoder_num_inference_steps": 10_000,
-    "video_num_inference_steps": 10_000,
-    "height": 16_384,
-    "width": 16_384,
-    "num_frames": 4_096,
-    "video_length": 4_096,
+    **{f"{stage}num_inference_steps": 10_000 for stage in ("", "prior_", "decoder_", "video_")},
+    **dict.fromkeys(("height", "width", "max_sequence_length"), 16_384),
+    **dict.fromkeys(("num_frames", "video_length"), 4_096),
     "temp": 512,
-    "num_images_per_prompt": 1_024,
-    "num_videos_per_prompt": 1_024,
-    "num_waveforms_per_prompt": 1_024,
+    **{f"num_{what}_per_prompt": 1_024 for what in ("images", "videos", "waveforms")},
     "batch_size": 1_024,
-    "max_sequence_length": 16_384,
-    "audio_length_in_s": 3_600,
-    "audio_end_in_s": 3_600,
+    **dict.fromkeys(("audio_length_in_s", "audio_end_in_s"), 3_600),
 }
 """The largest number that a replay takes for an argument, or for an item of one that is a list of numbers, such as the
 steps of each stage; a generation of one's own may go beyond.
@@ -174,15 +165,12 @@ def recorded_noise(record: RunRecord) -> dict[str, Any]:
     return {"generator": made if isinstance(described, list) else made[0]}
 
 
-def _is_device(device: Any) -> bool:
-    return isinstance(device, str) and re.fullmatch(r"[a-z]{2,8}(:[0-9]{1,2})?", device) is not None
-
-
 def _generator(described: Any) -> torch.Generator:
     field = "call.generator"
-    seed = described.get("seed") if isinstance(described, Mapping) else None
-    device = described.get("device") if isinstance(described, Mapping) else None
-    if type(seed) is not int or not 0 <= seed < 2**64 or not _is_device(device):
+    described = described if isinstance(described, Mapping) else {}
+    seed, device = described.get("seed"), described.get("device")
+    is_device = isinstance(device, str) and re.fullmatch(r"[a-z]{2,8}(:[0-9]{1,2})?", device)
+    if type(seed) is not int or not 0 <= seed < 2**64 or not is_device:
         raise BadRecordError(f"Field {field!r} of the run record describes no generator.", field)
     try:
         generator = torch.Generator(device).manual_seed(seed)

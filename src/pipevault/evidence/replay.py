@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Replay:
     def to_json(self) -> dict[str, Any]:
         return {
             "equal": self.equal,
-            "divergences": [{"what": one.what, "detail": one.detail} for one in self.divergences],
+            "divergences": list(map(asdict, self.divergences)),
             "expected": self.record.results,
             "actual": self.again.results,
             "distance": None if self.distance is None else self.distance.to_json(),
@@ -128,12 +128,15 @@ def replay(
     record = source if isinstance(source, RunRecord) else read_record(source)
     check_limits(record)
     _check_pipeline(record, pipe)
-    picture = _picture(source)
+    is_file = not isinstance(source, RunRecord) and Path(source).suffix.lower() in LOSSLESS_SUFFIXES
+    picture = image_files.picture(Path(source)) if is_file else None
     arguments = recorded_arguments(record, pipe, dict(inputs or {}))
     streams, noise = recorded_streams(record), recorded_noise(record)
     if not allow_other_machine:
         _check_machine(record, pipe)
-    found = list(_divergent_versions(record))
+    found: list[Divergence] = []
+    if differences := leaf_differences(versions(), record.versions):
+        found.append(Divergence("version", _listed(differences)))
     _check_weights(record, pipe)
     with ExitStack() as stack:
         loaded = loaded_state(pipe)
@@ -143,46 +146,36 @@ def replay(
             stack.enter_context(policies(loaded.states(pipe), "compile" if compile else "error"))
         else:
             loaded = None
-            found += _load(record, pipe, dir, progress, found, is_exact=not allow_other_machine, compile=compile)
+            cache = _cache(record, dir, progress, compile=compile)
+            if not allow_other_machine:
+                found += list(_divergent_graphs(record, pipe, cache, found))
+            _load(record, pipe, cache)
         if streams:
             stack.enter_context(kept())
             _put(streams)
         output = _draw(record, pipe, {**arguments, **noise})
     again = record_of(output)
     if loaded is not None and not allow_other_machine:
-        found += _other_graphs(record, again)
+        for part in sorted({*record.graphs, *again.graphs}):
+            if record.graphs.get(part) != again.graphs.get(part):
+                found.append(Divergence("entry", f"other graphs of {part} ran than those of the record"))
     if record.seeds["samples"] != again.seeds["samples"]:
         found.append(Divergence("seeds", "the seeds of the samples are not those of the record"))
     found += _divergent_results(record.results, again.results)
     if picture is not None and (damage := _divergent_file(record, picture)):
         found.insert(0, damage)
-    measured = None
-    if allow_other_machine and picture is not None:
-        drawn = _new_picture(output, again.results["undigested"], record.sample or 0)
-        measured = None if drawn is None else distance(picture, drawn.convert(picture.mode))
+    drawn = _new_picture(output, again.results["undigested"], record.sample or 0) if allow_other_machine else None
+    measured = distance(picture, drawn.convert(picture.mode)) if picture is not None and drawn is not None else None
     return Replay(record, again, tuple(found), output, measured)
 
 
-def _load(
-    record: RunRecord,
-    pipe: Pipeline,
-    dir: str | Path | None,
-    progress: Progress | None,
-    found: Sequence[Divergence],
-    *,
-    is_exact: bool,
-    compile: bool,
-) -> list[Divergence]:
-    """Give ``pipe`` the graphs of the vault, and return what differs from those of the record."""
-    cache = _cache(record, dir, progress, compile=compile)
-    divergences = list(_divergent_graphs(record, pipe, cache, found)) if is_exact else []
+def _load(record: RunRecord, pipe: Pipeline, cache: PipelineCache) -> None:
     try:
-        cache.load(pipe, parts=_load_field(record, "parts", list, type(None)))
+        cache.load(pipe, parts=_load_field(record, "parts"))
     except MissError as error:
         # What a load advises freezes the default call, and not the recorded one.
         what = f"The vault has no graphs for {type(pipe).__name__} as it is here: {error.reason.rstrip('.')}."
         raise UnknownRecordKeyError(f"{what} {_COMPILE_HINT}", "") from error
-    return divergences
 
 
 def _draw(record: RunRecord, pipe: Pipeline, arguments: Mapping[str, Any]) -> Any:
@@ -204,12 +197,7 @@ def _draw(record: RunRecord, pipe: Pipeline, arguments: Mapping[str, Any]) -> An
 def _put(streams: Mapping[str, Any]) -> None:
     try:
         put(streams)
-    except (
-        RuntimeError,
-        ValueError,
-        LookupError,
-        StopIteration,
-    ) as error:  # bytes that hold no state, or a GPU that is not here
+    except (RuntimeError, ValueError, LookupError, StopIteration) as error:  # no state, or of a GPU that is not here
         raise BadRecordError(
             f"The random streams of the record cannot be set here: {error}.", "seeds.streams"
         ) from error
@@ -221,12 +209,6 @@ def _check_level(record: RunRecord, loaded: LoadedState) -> None:
             f"The record is of level {record.level['asked']}, and the pipeline was loaded at {loaded.level}. Load it "
             "at the recorded level, or construct it again."
         )
-
-
-def _other_graphs(record: RunRecord, again: RunRecord) -> Iterator[Divergence]:
-    for part in sorted({*record.graphs, *again.graphs}):
-        if record.graphs.get(part) != again.graphs.get(part):
-            yield Divergence("entry", f"other graphs of {part} ran than those of the record")
 
 
 def _check_pipeline(record: RunRecord, pipe: Pipeline) -> None:
@@ -264,8 +246,8 @@ def _cache(record: RunRecord, dir: str | Path | None, progress: Progress | None,
     """Open this user's vault, with the build options under which it has the recorded graphs."""
     options: dict[str, Any] = {
         "mode": "compile" if compile else "require",
-        "backend": _load_field(record, "backend", str),
-        "weights": _load_field(record, "weights", str),
+        "backend": _load_field(record, "backend"),
+        "weights": _load_field(record, "weights"),
         "regions": record.pipeline["load"].get("regions"),
         "level": record.level["asked"],
         "progress": progress,
@@ -277,7 +259,7 @@ def _cache(record: RunRecord, dir: str | Path | None, progress: Progress | None,
 
 def _build_options(record: RunRecord, cache: PipelineCache) -> BuildOptions | None:
     """Return the build options of a recorded graph from the vault; the record has but their digest."""
-    wanted = _load_field(record, "build", str)
+    wanted = _load_field(record, "build")
     for part, graphs in record.graphs.items():
         for key in graphs:
             manifest = cache.find_entry(_digest(key, f"graphs.{part}"))
@@ -288,19 +270,12 @@ def _build_options(record: RunRecord, cache: PipelineCache) -> BuildOptions | No
     return None
 
 
-def _load_field(record: RunRecord, name: str, *types: type) -> Any:
-    load = record.pipeline["load"]
-    value = load.get(name, ...) if isinstance(load, Mapping) else ...
-    if not isinstance(value, types) or (isinstance(value, list) and not all(isinstance(one, str) for one in value)):
+def _load_field(record: RunRecord, name: str) -> Any:
+    if name not in record.pipeline["load"]:
         raise BadRecordError(
             f"The record does not tell with which {name} its pipeline was loaded.", f"pipeline.load.{name}"
         )
-    return value
-
-
-def _divergent_versions(record: RunRecord) -> Iterator[Divergence]:
-    if differences := leaf_differences(versions(), record.versions, ""):
-        yield Divergence("version", _listed(differences))
+    return record.pipeline["load"][name]
 
 
 def _divergent_graphs(
@@ -382,13 +357,6 @@ def _divergent_results(expected: Mapping[str, Any], actual: Mapping[str, Any]) -
         differing = [str(i) for i, pair in enumerate(zip(then, now, strict=False)) if pair[0] != pair[1]]
         counts = "" if len(then) == len(now) else f"; {len(now)} samples, {len(then)} recorded"
         yield Divergence("pixels", f"samples {', '.join(differing) or 'none'} of {len(then)} differ{counts}")
-
-
-def _picture(source: Any) -> Image.Image | None:
-    """Return the picture of a file that keeps every bit."""
-    if isinstance(source, RunRecord) or Path(source).suffix.lower() not in LOSSLESS_SUFFIXES:
-        return None
-    return image_files.picture(Path(source))
 
 
 def _divergent_file(record: RunRecord, picture: Image.Image) -> Divergence | None:

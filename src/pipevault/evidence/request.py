@@ -67,10 +67,6 @@ class Request:
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "prompts": list(self.prompts), "arguments": dict(self.arguments)}
 
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Request:
-        return cls(**{**document, "prompts": tuple(document.get("prompts", ()))})
-
 
 def load_arguments(arguments: Mapping[str, Any], *, pipeline: str | type = "") -> dict[str, Any]:
     """Return keyword arguments of :meth:`~pipevault.PipelineCache.load` that freeze a call with these ``arguments``.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ import numpy as np
 from pipevault.calls.outputs import OutputPlace, Position, Sample, as_array, is_array, kind_of, leaves, samples
 from pipevault.calls.samples import recorded_samples
 from pipevault.errors import SettingsError, UnknownFormatError
+from pipevault.evidence.files import Array, write_data
+from pipevault.evidence.record_files.data_files import encode_arrays, encode_audio
 from pipevault.evidence.record_files.embed import (
     ARRAY_SUFFIXES,
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
-    write_arrays,
-    write_audio,
     write_image,
     write_sidecar,
     write_video,
@@ -32,25 +32,6 @@ _SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *AUDIO_SUFFIXES, *ARRAY_SUFFIXES)
 _AUDIO_NAMES = ("audio", "sound", "speech", "wave", "music")
 _RATE_NAMES = ("sampling_rate", "sample_rate")
 _LISTED = 4
-
-Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class _Item:
-    """The content of one file: an image, the frames of a video, a clip. ``position`` is that of its first sample."""
-
-    place: OutputPlace
-    value: Any
-    position: Position
-
-    @property
-    def index(self) -> int | None:
-        return self.position.index
-
-    @property
-    def batch(self) -> tuple[int, int]:
-        return self.position.number, self.position.count
 
 
 def save(output: Any, path: str | Path, *, fps: float = 8.0, sampling_rate: int | None = None) -> list[Path]:
@@ -83,31 +64,40 @@ def save(output: Any, path: str | Path, *, fps: float = 8.0, sampling_rate: int 
     suffix = path.suffix.lower()
     found = _placed(output, record)
     if suffix in IMAGE_SUFFIXES:
-
-        def write(one: _Item, to: Path) -> Path:
-            return write_image(one.value, to, record, index=one.index, batch=one.batch)
-
-        return _save_each(_images(output, found), path, record, write)
-    if suffix in VIDEO_SUFFIXES:
-
-        def write(one: _Item, to: Path) -> Path:
-            return write_video(one.value, to, record, fps=fps, index=one.index, batch=one.batch)
-
-        count = recorded_samples(record.call, pipeline=record.pipeline["class"]).count
-        return _save_each(_videos(output, found, count), path, record, write)
-    if suffix in AUDIO_SUFFIXES:
-        rate = _sampling_rate(output) if sampling_rate is None else sampling_rate
-
-        def write(one: _Item, to: Path) -> Path:
-            return write_audio(one.value, to, sampling_rate=rate)
-
-        return _save_each(_clips(output, found), path, record, write)
-    if suffix in ARRAY_SUFFIXES:
+        items = [one for one in found if one.is_image]
+        kind, advice = "PIL images", "Call the pipeline with output_type='pil', or save it as .npz."
+    elif suffix in VIDEO_SUFFIXES:
+        items = _videos(found, recorded_samples(record.call, pipeline=record.pipeline["class"]).count)
+        kind, advice = "video", "Call the pipeline with output_type='pil' or 'np', or save it as .npz."
+    elif suffix in AUDIO_SUFFIXES:
+        if sampling_rate is None:
+            rates = [value for path, value in leaves(output) if path.rpartition(".")[2] in _RATE_NAMES]
+            if not rates:
+                raise SettingsError("A WAV file needs the sampling rate of the audio: save(..., sampling_rate=44100).")
+            sampling_rate = rates[0]
+        items = _clips(found)
+        kind, advice = "audio", "Save it as .npz."
+    elif suffix in ARRAY_SUFFIXES:
         return _save_arrays(output, found, path, record)
-    named = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
-    raise UnknownFormatError(
-        f"{path} has {named}; an output can be saved as {', '.join(_SUFFIXES)}.", path.suffix, _SUFFIXES
-    )
+    else:
+        named = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
+        raise UnknownFormatError(
+            f"{path} has {named}; an output can be saved as {', '.join(_SUFFIXES)}.", path.suffix, _SUFFIXES
+        )
+    if not items:
+        raise SettingsError(f"This output holds no {kind} to save{_holds(output)}. {advice}")
+    written: list[Path] = []
+    for name, item in zip(_names([item.place for item in items]), items, strict=True):
+        to, index = path.with_stem(f"{path.stem}{name}"), item.position.index
+        batch = (item.position.number, item.position.count)
+        if suffix in IMAGE_SUFFIXES:
+            write_image(item.leaf, to, record, index=index, batch=batch)
+        elif suffix in VIDEO_SUFFIXES:
+            write_video(item.leaf, to, record, fps=fps, index=index, batch=batch)
+        else:
+            write_data(to, encode_audio(item.leaf, sampling_rate))
+        written += [to, write_sidecar(to, record.of_sample(index))]
+    return written
 
 
 def _placed(output: Any, record: RunRecord) -> list[Sample]:
@@ -124,17 +114,7 @@ def _placed(output: Any, record: RunRecord) -> list[Sample]:
     return placed
 
 
-def _images(output: Any, found: Sequence[Sample]) -> list[_Item]:
-    images = [_Item(one.place, one.leaf, one.position) for one in found if one.is_image]
-    if not images:
-        raise SettingsError(
-            f"This output holds no PIL images to save{_holds(output)}. Call the pipeline with output_type='pil', or "
-            "save it as .npz."
-        )
-    return images
-
-
-def _videos(output: Any, found: Sequence[Sample], count: int) -> list[_Item]:
+def _videos(found: Sequence[Sample], count: int) -> list[Sample]:
     videos: dict[tuple[str, tuple[int, ...]], list[Sample]] = {}
     for one in found:
         if one.is_image and one.place.numbers:
@@ -143,34 +123,29 @@ def _videos(output: Any, found: Sequence[Sample], count: int) -> list[_Item]:
         return [
             item for key, frames in videos.items() for item in _videos_of_images(OutputPlace("", *key), frames, count)
         ]
-    arrays = [item for of_leaf in _by_leaf(found) for item in _videos_of_array(of_leaf)]
-    if not arrays:
-        raise SettingsError(
-            f"This output holds no video to save{_holds(output)}. Call the pipeline with output_type='pil' or 'np', or "
-            "save it as .npz."
-        )
-    return arrays
+    return [item for of_leaf in _by_leaf(found) for item in _videos_of_array(of_leaf)]
 
 
-def _videos_of_images(place: OutputPlace, frames: Sequence[Sample], count: int) -> list[_Item]:
+def _videos_of_images(place: OutputPlace, frames: Sequence[Sample], count: int) -> list[Sample]:
     """Return the videos of a list of frames; one list may hold those of all ``count`` samples, one after the other."""
     if place.numbers:
-        return [_Item(place, [one.leaf for one in frames], frames[0].position)]
+        return [replace(frames[0], place=place, leaf=[one.leaf for one in frames])]
     several = len(frames) > count and len(frames) % count == 0
     length = len(frames) // count if several else len(frames)
     videos = [frames[start : start + length] for start in range(0, len(frames), length)]
     # In a list that is not one of several, a frame's number is not that of a sample.
     return [
-        _Item(
-            place.numbered(number) if len(videos) > 1 else place,
-            [one.leaf for one in video],
-            Position(video[0].position.index, number, len(videos)),
+        replace(
+            video[0],
+            place=place.numbered(number) if len(videos) > 1 else place,
+            leaf=[one.leaf for one in video],
+            position=Position(video[0].position.index, number, len(videos)),
         )
         for number, video in enumerate(videos)
     ]
 
 
-def _videos_of_array(of_leaf: Sequence[Sample]) -> list[_Item]:
+def _videos_of_array(of_leaf: Sequence[Sample]) -> list[Sample]:
     first = of_leaf[0]
     if first.is_image or first.leaf.ndim not in (4, 5) or first.leaf.shape[-1] != 3:
         return []
@@ -179,11 +154,11 @@ def _videos_of_array(of_leaf: Sequence[Sample]) -> list[_Item]:
         return []
     if array.ndim == 5:
         return [
-            _Item(one.place.numbered(one.part or 0), _frames(one.place, array[one.part or 0]), one.position)
+            replace(one, place=one.place.numbered(one.part or 0), leaf=_frames(one.place, array[one.part or 0]))
             for one in of_leaf
         ]
     position = first.position if first.place.numbers else Position(first.position.index, 0, 1)
-    return [_Item(first.place, _frames(first.place, array), position)]
+    return [replace(first, leaf=_frames(first.place, array), position=position)]
 
 
 def _frames(place: OutputPlace, array: Array) -> list[Array]:
@@ -194,12 +169,10 @@ def _frames(place: OutputPlace, array: Array) -> list[Array]:
     return list(np.round(np.clip(array, 0.0, 1.0) * 255.0).astype(np.uint8))
 
 
-def _clips(output: Any, found: Sequence[Sample]) -> list[_Item]:
+def _clips(found: Sequence[Sample]) -> list[Sample]:
     arrays = [of_leaf for of_leaf in _by_leaf(found) if is_array(of_leaf[0].leaf) and 1 <= of_leaf[0].leaf.ndim <= 3]
     named = [own for own in arrays if any(name in own[0].place.field.lower() for name in _AUDIO_NAMES)]
     arrays = named or arrays
-    if not arrays:
-        raise SettingsError(f"This output holds no audio to save{_holds(output)}. Save it as .npz.")
     if len(fields := dict.fromkeys(own[0].place.field for own in arrays)) > 1:
         raise SettingsError(
             f"This output has several fields that may be audio: {', '.join(fields)}. Give the one that is: "
@@ -208,23 +181,16 @@ def _clips(output: Any, found: Sequence[Sample]) -> list[_Item]:
     return [item for own in arrays for item in _clips_of_array(own)]
 
 
-def _clips_of_array(of_leaf: Sequence[Sample]) -> list[_Item]:
+def _clips_of_array(of_leaf: Sequence[Sample]) -> list[Sample]:
     first, array = of_leaf[0], _array(of_leaf[0])
     if array.ndim == 1 or (array.ndim == 2 and first.place.numbers):
-        return [_Item(first.place, array, first.position)]
+        return [replace(first, leaf=array)]
     if array.ndim == 2 and len(array) > array.shape[1]:
         raise SettingsError(
             f"{first.place} is {list(array.shape)}, which would be {len(array)} clips of {array.shape[1]} samples. "
             "Save its transpose in a list, or save it as .npy."
         )
-    return [_Item(first.place.numbered(one.part or 0), array[one.part or 0], one.position) for one in of_leaf]
-
-
-def _sampling_rate(output: Any) -> Any:
-    rates = [value for path, value in leaves(output) if path.rpartition(".")[2] in _RATE_NAMES]
-    if not rates:
-        raise SettingsError("A WAV file needs the sampling rate of the audio: save(..., sampling_rate=44100).")
-    return rates[0]
+    return [replace(one, place=first.place.numbered(one.part or 0), leaf=array[one.part or 0]) for one in of_leaf]
 
 
 def _save_arrays(output: Any, found: Sequence[Sample], path: Path, record: RunRecord) -> list[Path]:
@@ -232,17 +198,8 @@ def _save_arrays(output: Any, found: Sequence[Sample], path: Path, record: RunRe
     if not arrays:
         raise SettingsError(f"This output holds no arrays, tensors or images to save{_holds(output)}.")
     index = found[0].position.index if len(found) == 1 else None
-    return [write_arrays(arrays, path), write_sidecar(path, record.of_sample(index))]
-
-
-def _save_each(
-    items: Sequence[_Item], path: Path, record: RunRecord, write: Callable[[_Item, Path], Path]
-) -> list[Path]:
-    written: list[Path] = []
-    for name, item in zip(_names([item.place for item in items]), items, strict=True):
-        target = path.with_stem(f"{path.stem}{name}")
-        written += [write(item, target), write_sidecar(target, record.of_sample(item.index))]
-    return written
+    data = encode_arrays(arrays, path.suffix.lower())
+    return [write_data(path, data), write_sidecar(path, record.of_sample(index))]
 
 
 def _names(places: Sequence[OutputPlace]) -> list[str]:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pipevault.report.plots import OUTLIER_COLOUR, prompt_labels
 
-if TYPE_CHECKING:
-    from PIL import Image, ImageFont
-
 _PICTURES_WIDTH_PX = 1000
 _NARROWEST_PX, _WIDEST_PX = 64, 160
-_GAP_PX = 8
-_FRAME_PX = 3
-_FONT_PX = 14
-_TITLE_HEIGHT_PX = 24
+_GAP_PX, _FRAME_PX = 8, 3
+_FONT_PX, _TITLE_HEIGHT_PX = 14, 24
 
 
 def contact_sheet(
@@ -29,16 +25,14 @@ def contact_sheet(
 
     Pictures are 64 to 160 pixels wide: enlarged by whole factors so that each pixel stays one, or reduced.
     """
-    from PIL import Image, ImageDraw, ImageFont
-
     font = ImageFont.load_default(_FONT_PX)
+    labels = prompt_labels(prompts)
     side_px = min(max(_PICTURES_WIDTH_PX // len(seeds), _NARROWEST_PX), _WIDEST_PX)
     cells = [[_fitted(picture, side_px) for picture in row] for row in pictures]
-    labels = prompt_labels(prompts)
-    names = [str(seed) for seed in seeds]
-    label_px = max(_width(font, text) for text in [*labels, "seed"]) + 2 * _GAP_PX
-    cell_px = max([cell.width for row in cells for cell in row] + [_width(font, name) for name in names]) + _GAP_PX
-    row_px = max(max(cell.height for row in cells for cell in row), _FONT_PX) + _GAP_PX
+    label_px = round(max(font.getlength(text) for text in [*labels, "seed"])) + 2 * _GAP_PX
+    number_px = round(max(font.getlength(str(seed)) for seed in seeds))
+    cell_px = max(number_px, *(cell.width for row in cells for cell in row)) + _GAP_PX
+    row_px = max(_FONT_PX, *(cell.height for row in cells for cell in row)) + _GAP_PX
     size = (label_px + len(seeds) * cell_px + _GAP_PX, _TITLE_HEIGHT_PX + len(prompts) * row_px + _GAP_PX)
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
@@ -46,33 +40,18 @@ def contact_sheet(
     for row, label in enumerate(labels):
         middle = (_GAP_PX, _TITLE_HEIGHT_PX + row * row_px + row_px // 2)
         pen.text(middle, label, fill="black", font=font, anchor="lm")
-    for column, (seed, name) in enumerate(zip(seeds, names, strict=True)):
-        marked = seed in outliers
+    for column, seed in enumerate(seeds):
         centre_px = label_px + column * cell_px + cell_px // 2
-        colour = OUTLIER_COLOUR if marked else "black"
-        pen.text((centre_px, _TITLE_HEIGHT_PX // 2), name, fill=colour, font=font, anchor="mm")
-        for row in range(len(prompts)):
-            cell = cells[row][column]
-            left_px = centre_px - cell.width // 2
-            top_px = _TITLE_HEIGHT_PX + row * row_px + (row_px - cell.height) // 2
-            if marked:
-                box = (left_px - _FRAME_PX, top_px - _FRAME_PX)
-                end = (left_px + cell.width + _FRAME_PX - 1, top_px + cell.height + _FRAME_PX - 1)
-                pen.rectangle((box, end), fill=OUTLIER_COLOUR)
-            sheet.paste(cell, (left_px, top_px))
+        number, frame = (OUTLIER_COLOUR, OUTLIER_COLOUR) if seed in outliers else ("black", "white")
+        pen.text((centre_px, _TITLE_HEIGHT_PX // 2), str(seed), fill=number, font=font, anchor="mm")
+        for row, of_prompt in enumerate(cells):
+            framed = ImageOps.expand(of_prompt[column], _FRAME_PX, frame)
+            top_px = _TITLE_HEIGHT_PX + row * row_px + (row_px - framed.height) // 2
+            sheet.paste(framed, (centre_px - framed.width // 2, top_px))
     return sheet
 
 
 def _fitted(picture: Image.Image, side_px: int) -> Image.Image:
-    from PIL import Image
-
-    factor = side_px // max(picture.size)
-    if factor >= 1:
-        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    small = picture.copy()
-    small.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
-    return small
-
-
-def _width(font: ImageFont.ImageFont | ImageFont.FreeTypeFont, text: str) -> int:
-    return round(font.getlength(text))
+    if factor := side_px // max(picture.size):
+        return ImageOps.scale(picture, factor, Image.Resampling.NEAREST)
+    return ImageOps.contain(picture, (side_px, side_px), Image.Resampling.LANCZOS)

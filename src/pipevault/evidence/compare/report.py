@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from pipevault.compat.extras import import_extra
 from pipevault.evidence.compare.result import Comparison, FinishedRun
-from pipevault.evidence.files import Array, is_picture
+from pipevault.evidence.files import Array
 from pipevault.evidence.metrics import heat_map
 from pipevault.report.page import render_page
 
 SHOWN_PICTURES = 10
 """The most pictures that are shown of each run; the figures are over all of them."""
 _LARGEST_SIDE_PX = 256
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """A row of pictures under a title; ``note`` says what its colours mean or how many are left out."""
-
-    title: str
-    note: str
-    pictures: tuple[tuple[Image.Image, str], ...]
 
 
 def comparison_page(comparison: Comparison, *, command: str) -> str:
@@ -40,63 +32,63 @@ def comparison_page(comparison: Comparison, *, command: str) -> str:
             "result": comparison.runs[0].result,
             "pictures": list(_pictures(comparison)),
             "differences": [gallery for run in compared if (gallery := _differences(comparison, run))],
-            "without_difference": [run for run in compared if _is_equal(run)],
+            "without_difference": [
+                run for run in compared if run.equal and (run.latents_distance is None or run.latents_distance.equal)
+            ],
             "facts": list(_facts(comparison, command)),
         },
     )
 
 
-def _is_equal(run: FinishedRun) -> bool:
-    return bool(run.equal) and (run.latents_distance is None or run.latents_distance.equal)
-
-
-def _pictures(comparison: Comparison) -> Iterator[Gallery]:
-    """Yield a row for each set of pictures; runs that drew the same one share it."""
+def _pictures(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """Yield a row for each set of pictures with a title and a note; runs that drew the same one share it."""
     drawn: dict[tuple[str, ...], list[FinishedRun]] = {}
     for run in comparison.runs:
         drawn.setdefault(run.result.pixels, []).append(run)
     for runs in drawn.values():
-        captions = _captions(comparison, runs[0])
-        shown = [picture for picture in runs[0].pictures[:SHOWN_PICTURES] if is_picture(picture)]
-        left_out = len(runs[0].pictures) - len(shown)
+        arrays = runs[0].pictures
+        shown = [Image.fromarray(one) for one in arrays[:SHOWN_PICTURES] if _is_picture(one)]
+        for picture in shown:  # the page would hold tens of megabytes otherwise
+            picture.thumbnail((_LARGEST_SIDE_PX, _LARGEST_SIDE_PX))
         if shown:
-            yield Gallery(
-                title=", ".join(run.plan.name for run in runs),
-                note=f"{left_out} more are not shown." if left_out else "",
-                pictures=tuple(
-                    (_reduced(Image.fromarray(picture)), caption)
-                    for picture, caption in zip(shown, captions, strict=False)
-                ),
-            )
+            yield {
+                "title": ", ".join(run.plan.name for run in runs),
+                "note": f"{len(arrays) - len(shown)} more are not shown." if len(shown) < len(arrays) else "",
+                "pictures": list(zip(shown, _captions(comparison, runs[0]), strict=False)),
+            }
 
 
-def _differences(comparison: Comparison, run: FinishedRun) -> Gallery | None:
+def _differences(comparison: Comparison, run: FinishedRun) -> dict[str, Any] | None:
     """Return heat maps of the pixels where any differs, else of the latents; ``None`` where neither does."""
     assert run.plan.against is not None
     assert run.pixels_distance is not None
-    other = comparison.run(run.plan.against)
-    captions = _captions(comparison, run)
-    if not run.equal and is_picture(run.pictures[0]):
-        maps, distance = _pixel_gaps(run.pictures, other.pictures), run.pixels_distance
+    other, distance = comparison.run(run.plan.against), run.pixels_distance
+    pairs: Iterable[tuple[Array, Array]]
+    if not run.equal and _is_picture(run.pictures[0]):
+        pairs = zip(run.pictures, other.pictures, strict=False)
         scale = f"a difference of {distance.max_abs:g} of 255 in one channel of a pixel"
     elif run.latents_distance is not None and not run.latents_distance.equal:
         if run.latents is None or other.latents is None or run.latents.ndim < 4:
             return None
-        maps, distance = _latent_gaps(run.latents, other.latents), run.latents_distance
+        pairs, distance = _latent_gaps(run.latents, other.latents), run.latents_distance
         scale = f"a difference of {distance.max_abs:.2g} in one channel of the latents"
         if run.equal:
             scale += ", too small to move a pixel by one of 255"
     else:
         return None
     full_scale = distance.max_abs if math.isfinite(distance.max_abs) else None
-    return Gallery(
-        title=f"{run.plan.name} against {run.plan.against}" + (f": {run.note}" if run.note else ""),
-        note=f"Black is equal; white, the full scale, is {scale}.",
-        pictures=tuple(
-            (_peaks(heat_map(gaps, np.zeros_like(gaps), full_scale=full_scale)), caption)
-            for gaps, caption in zip(maps, captions, strict=False)
-        ),
-    )
+    shown = itertools.islice(pairs, SHOWN_PICTURES)
+    maps = [_peaks(heat_map(one, two, full_scale=full_scale)) for one, two in shown]
+    return {
+        "title": f"{run.plan.name} against {run.plan.against}" + (f": {run.note}" if run.note else ""),
+        "note": f"Black is equal; white, the full scale, is {scale}.",
+        "pictures": list(zip(maps, _captions(comparison, run), strict=False)),
+    }
+
+
+def _is_picture(sample: Array) -> bool:
+    """Return whether an array is a picture of 8 bits: grey, RGB or RGBA."""
+    return sample.dtype == "uint8" and (sample.ndim == 2 or (sample.ndim == 3 and sample.shape[-1] in (3, 4)))
 
 
 def _captions(comparison: Comparison, run: FinishedRun) -> list[str]:
@@ -107,35 +99,19 @@ def _captions(comparison: Comparison, run: FinishedRun) -> list[str]:
     return [f"picture {number + 1}" for number in range(count)]
 
 
-def _pixel_gaps(pictures: Sequence[Array], others: Sequence[Array]) -> Iterator[Array]:
-    for one, other in zip(pictures[:SHOWN_PICTURES], others, strict=False):
+def _latent_gaps(latents: Array, others: Array) -> Iterator[tuple[Array, Array]]:
+    """Yield the largest difference over channels, and over frames if there are any, and what it is without one."""
+    for one, other in zip(latents, others, strict=False):
         gaps = np.abs(one.astype(np.float64) - other.astype(np.float64))
-        yield gaps if gaps.ndim == 2 else gaps.max(axis=-1)
-
-
-def _latent_gaps(latents: Array, others: Array) -> Iterator[Array]:
-    """Yield the largest difference over channels, and over frames if there are any."""
-    for one, other in zip(latents[:SHOWN_PICTURES], others, strict=False):
-        gaps = np.abs(one.astype(np.float64) - other.astype(np.float64))
-        yield gaps.max(axis=tuple(range(gaps.ndim - 2)))
-
-
-def _reduced(image: Image.Image) -> Image.Image:
-    """Make a picture small: the page would hold tens of megabytes otherwise."""
-    image.thumbnail((_LARGEST_SIDE_PX, _LARGEST_SIDE_PX))
-    return image
+        largest = gaps.max(axis=tuple(range(gaps.ndim - 2)))
+        yield largest, np.zeros_like(largest)
 
 
 def _peaks(image: Image.Image) -> Image.Image:
     """Make a heat map smaller and keep the hottest pixel of each block: an average would hide single ones."""
     block = -(-max(image.size) // _LARGEST_SIDE_PX)
-    if block == 1:
-        return image
-    values = np.asarray(image)
-    padding = [(0, -side % block) for side in values.shape[:2]]
-    padded = np.pad(values, [*padding, (0, 0)])
-    height, width = (side // block for side in padded.shape[:2])
-    return Image.fromarray(padded.reshape(height, block, width, block, -1).max(axis=(1, 3)))
+    measure = import_extra("skimage.measure", "scikit-image, which heat maps need,", "report")
+    return Image.fromarray(measure.block_reduce(np.asarray(image), (block, block, 1), np.max))
 
 
 def _facts(comparison: Comparison, command: str) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipevault.errors import DifferentOutputError
@@ -47,7 +47,7 @@ class FinishedRun:
     same_noise: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
-        result = self.result.to_json()
+        result = asdict(self.result)
         for files in ("pictures", "latents"):
             del result[files]
         return {
@@ -112,7 +112,7 @@ class Comparison:
             "request": self.request.to_json(),
             "runs": [run.to_json() for run in self.runs],
             "skipped": [{"run": name, "reason": reason} for name, reason in self.skipped],
-            "prewarm": None if self.prewarm is None else self.prewarm.to_json(),
+            "prewarm": None if self.prewarm is None else asdict(self.prewarm),
             "frozen_equal": self.frozen_equal,
             "broken_promises": list(self.broken_promises),
             "machine": dict(self.machine),

@@ -6,10 +6,10 @@ machine: another thread count, another instruction set, another batch size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 
@@ -17,11 +17,15 @@ from pipevault.cache.outcome import Clock, Progress
 from pipevault.determinism.seeds import effective_seed
 from pipevault.errors import NotComparableError, SettingsError
 from pipevault.evidence.compare.result import Comparison, FinishedRun, PlannedRun
-from pipevault.evidence.files import Array, read_sample
-from pipevault.evidence.fresh_process import generate_in_fresh_process
-from pipevault.evidence.generation_job import GenerationJob, GenerationResult
+from pipevault.evidence.files import Array
+from pipevault.evidence.generation_job import (
+    GenerationJob,
+    GenerationResult,
+    generate_in_fresh_process,
+    other_threads,
+    smaller_kernels,
+)
 from pipevault.evidence.metrics import Distance, distance
-from pipevault.evidence.request import Request
 from pipevault.files.scratch import scratch_folder
 from pipevault.fingerprint.machine import machine_record
 
@@ -42,16 +46,8 @@ RUNS = (
 GROUPS = tuple(dict.fromkeys(run.group for run in RUNS))
 PREWARM = "prewarm"
 ACTION = "running in a fresh process"
-_ISA_BELOW: Mapping[str, str] = {"AVX512": "avx2", "AVX2": "default", "SVE256": "default", "VSX": "default"}
-"""By ``torch.backends.cpu.get_cpu_capability()``: the value of ``ATEN_CPU_CAPABILITY`` for the one below it."""
-
-
-class Run(Protocol):
-    """The type of :func:`generate_in_fresh_process`, which tests replace."""
-
-    def __call__(
-        self, job: GenerationJob, folder: Path, *, label: str = "", timeout_s: float | None = None
-    ) -> GenerationResult: ...
+Run: TypeAlias = Callable[..., GenerationResult]
+"""The type of :func:`generate_in_fresh_process`, which tests replace."""
 
 
 def compare(
@@ -85,17 +81,15 @@ def compare(
                 with clock.step(ACTION, PREWARM):
                     freezing = replace(job, mode="compile", generations=0)
                     prewarm = run(freezing, Path(scratch, PREWARM), label=PREWARM, timeout_s=timeout_s)
-            changed = _changed(plan, replace(job, method=plan.method), done.get(FIRST))
-            if isinstance(changed, str):
-                skipped.append((plan.name, changed))
-                continue
-            with clock.step(ACTION, plan.name):
-                result = run(changed, Path(scratch, f"run-{len(done)}"), label=plan.name, timeout_s=timeout_s)
-            finished = _finished(plan, result, done)
-            if isinstance(finished, str):
-                skipped.append((plan.name, finished))
+            made: GenerationJob | FinishedRun | str = _changed(plan, replace(job, method=plan.method), done.get(FIRST))
+            if isinstance(made, GenerationJob):
+                with clock.step(ACTION, plan.name):
+                    result = run(made, Path(scratch, f"run-{len(done)}"), label=plan.name, timeout_s=timeout_s)
+                made = _finished(plan, result, done)
+            if isinstance(made, FinishedRun):
+                done[plan.name] = made
             else:
-                done[plan.name] = finished
+                skipped.append((plan.name, made))
     return Comparison(job.model, job.request, tuple(done.values()), tuple(skipped), prewarm, machine_record())
 
 
@@ -105,32 +99,24 @@ def _changed(plan: PlannedRun, job: GenerationJob, first: FinishedRun | None) ->
         return job
     base = first.result
     if plan.change == "batch":
-        other = _other_batch(job.request)
-        return "the pipeline takes no prompt" if other is None else replace(job, request=other)
+        if not (prompts := job.request.prompts):
+            return "the pipeline takes no prompt"
+        # The first prompt alone; where it is alone already, twice.
+        other = prompts[:1] if len(prompts) > 1 else prompts * 2
+        return replace(job, request=replace(job.request, prompts=other))
     if base.device != "cpu":
         return f"the parts run on {base.device}, whose bits do not depend on it"
     if plan.change == "threads":
-        threads = "1" if base.threads > 1 else "2"
-        # Where MKL has a count of its own, torch takes that one.
-        return replace(job, environment={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads})
-    below = _ISA_BELOW.get(base.capability)
-    if below is None:
-        return f"torch has no kernels for less than {base.capability} here"
-    return replace(job, environment={"ATEN_CPU_CAPABILITY": below})
-
-
-def _other_batch(request: Request) -> Request | None:
-    """Return the request with the first prompt alone; where it is alone already, twice."""
-    if not request.prompts:
-        return None
-    first = request.prompts[0]
-    return replace(request, prompts=(first,) if len(request.prompts) > 1 else (first, first))
+        return replace(job, environment=other_threads(base.threads))
+    if kernels := smaller_kernels(base.capability):
+        return replace(job, environment=kernels)
+    return f"torch has no kernels for less than {base.capability} here"
 
 
 def _finished(plan: PlannedRun, result: GenerationResult, done: Mapping[str, FinishedRun]) -> FinishedRun | str:
     """Return the run with its distances, or why it says nothing."""
     latents = None if result.latents is None else np.load(result.latents)
-    finished = FinishedRun(plan, result, tuple(read_sample(path) for path in result.pictures), latents)
+    finished = FinishedRun(plan, result, tuple(map(np.load, result.pictures)), latents)
     if plan.against is None:
         return finished
     other = done[plan.against]
@@ -139,12 +125,17 @@ def _finished(plan: PlannedRun, result: GenerationResult, done: Mapping[str, Fin
         return f"the change had no effect: {result.threads} threads and {result.capability} kernels in both runs"
     is_batch = plan.change == "batch"
     count = min(len(finished.pictures), len(other.pictures)) if is_batch else None
+    latents_distance = None
+    if latents is not None and other.latents is not None:
+        common = min(len(latents), len(other.latents)) if is_batch else None
+        if latents[:common].shape == other.latents[:common].shape:
+            latents_distance = distance(latents[:common], other.latents[:common])
     return replace(
         finished,
         note=note,
         equal=result.pixels[:count] == other.result.pixels[:count],
         pixels_distance=_distance(finished.pictures[:count], other.pictures[:count], plan.name, other.plan.name),
-        latents_distance=_latents_distance(latents, other.latents, only_common=is_batch),
+        latents_distance=latents_distance,
         same_noise=None if is_batch else result.noise == other.result.noise,
     )
 
@@ -161,18 +152,8 @@ def _note(change: str, result: GenerationResult, base: GenerationResult) -> str 
 
 
 def _distance(pictures: Sequence[Array], others: Sequence[Array], name: str, other: str) -> Distance:
-    """Return the distance over all pictures of both runs."""
     if not pictures or len(pictures) != len(others):
         raise NotComparableError(f"{name} gave {len(pictures)} pictures and {other} {len(others)}: nothing to compare.")
     if len({picture.shape for picture in (*pictures, *others)}) > 1:
         raise NotComparableError(f"The pictures of {name} and {other} have several sizes. Give a size.")
     return distance(np.stack(pictures), np.stack(others))
-
-
-def _latents_distance(latents: Array | None, others: Array | None, *, only_common: bool) -> Distance | None:
-    if latents is None or others is None:
-        return None
-    if only_common:
-        count = min(len(latents), len(others))
-        latents, others = latents[:count], others[:count]
-    return distance(latents, others) if latents.shape == others.shape else None

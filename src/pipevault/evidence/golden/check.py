@@ -7,7 +7,9 @@ that the suite gives.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pipevault.errors import (
+    CannotSaveError,
     ChangedWeightsError,
     DifferentOutputError,
     MissingExtraError,
@@ -23,22 +26,30 @@ from pipevault.errors import (
     NotComparableError,
     OtherMachineError,
 )
-from pipevault.evidence.files import Array
-from pipevault.evidence.golden.draw import Drawn, Sample
-from pipevault.evidence.golden.files import Golden, case_folder, machine_types
-from pipevault.evidence.golden.machine import (
+from pipevault.evidence.files import Array, write_data
+from pipevault.evidence.golden.drawn import (
+    Drawn,
+    Sample,
     build_differences,
     listed,
     machine_differences,
     machine_type,
     run_differences,
 )
-from pipevault.evidence.golden.pictures import clear_pictures, write_failure
-from pipevault.evidence.golden.read import read_golden
-from pipevault.evidence.golden.suite import Limits
-from pipevault.evidence.metrics import Distance, distance
+from pipevault.evidence.golden.files import (
+    Golden,
+    case_folder,
+    machine_types,
+    picture_file,
+    read_golden,
+    write_picture,
+)
+from pipevault.evidence.golden.suite_file import Limits
+from pipevault.evidence.metrics import Distance, distance, heat_map
+from pipevault.report.page import png_bytes
 
-KINDS = ("pixels", "latents")
+KINDS = ("expected", "actual", "difference")
+_OURS = re.compile(rf"({'|'.join(KINDS)})(-\d+)?\.png")
 
 
 @dataclass(frozen=True)
@@ -106,32 +117,36 @@ def check_drawn(golden: Golden, drawn: Drawn, rules: Rules, *, out: Path) -> Pas
 
     :class:`ChangedWeightsError`, :class:`DifferentOutputError`.
     """
-    clear_pictures(out)
+    _clear_pictures(out)
     _check_weights(golden, drawn)
     is_other_machine = machine_type(drawn.record.machine) != golden.machine_type
     is_other_key = golden.record.key != drawn.record.key
     differences = _differences(golden, drawn)
-    pairs = list(zip(golden.drawn.samples, drawn.samples, strict=False))
-    wrong = [index for index, (expected, actual) in enumerate(pairs) if not _is_equal(expected, actual)]
-    wrong += range(len(pairs), max(len(golden.drawn.samples), len(drawn.samples)))
+    pairs = zip(golden.drawn.samples, drawn.samples, strict=False)
+    equal = [_form(one) == _form(other) and one.tobytes() == other.tobytes() for one, other in pairs]
+    wrong = [index for index, is_equal in enumerate(equal) if not is_equal]
+    wrong += range(len(equal), max(len(golden.drawn.samples), len(drawn.samples)))
     if not wrong:
         return Passed(golden.path, "equal", differences)
     limits = _limits(golden, rules)
     is_allowed = rules.other_machine if is_other_machine else is_other_key and rules.other_key
     same_forms = list(map(_form, golden.drawn.samples)) == list(map(_form, drawn.samples))
     if is_allowed and limits.to_json() and same_forms:
-        passed = _measured(golden, drawn, differences)
-        over = _over(passed, limits)
+        found = distance_of(golden.drawn, drawn)
+        over = _over(found, limits)
         if not over:
-            return passed
+            return Passed(golden.path, "within tolerance", differences, found["pixels"], found.get("latents"))
         why = f"It is beyond the tolerance: {'; '.join(over)}."
     else:
         why = _why(golden, drawn, rules, is_other_machine=is_other_machine, is_other_key=is_other_key)
-    write_failure(out, golden, drawn, wrong)
+    if differences:
+        why += f" Differences of the run: {listed(differences)}."
+    if not (golden.record.weights and drawn.record.weights):
+        why += " Whether the weights changed cannot be told: no digests of them were recorded."
+    _write_failure(out, golden, drawn, wrong)
     raise DifferentOutputError(
-        f"{golden.case!r} is not what its golden {golden.path} expects: {_described(golden, drawn, wrong)}. {why}"
-        f"{_listed_differences(differences)}{_weights_note(golden, drawn)} The pictures expected, actual and "
-        f"difference are in {out}."
+        f"{golden.case!r} is not what its golden {golden.path} expects: {_described(golden, drawn, wrong)}. {why} "
+        f"The pictures expected, actual and difference are in {out}."
     )
 
 
@@ -158,35 +173,18 @@ def _distance(expected: Sequence[Sample], actual: Sequence[Sample]) -> Distance:
     )
 
 
-def _measured(golden: Golden, drawn: Drawn, differences: tuple[str, ...]) -> Passed:
-    found = distance_of(golden.drawn, drawn)
-    return Passed(golden.path, "within tolerance", differences, found["pixels"], found.get("latents"))
-
-
-def _over(passed: Passed, limits: Limits) -> list[str]:
+def _over(found: Mapping[str, Distance], limits: Limits) -> list[str]:
     """Return each limit that the distance is beyond, in words."""
     over = []
-    for kind in KINDS:
-        found: Distance | None = getattr(passed, kind)
-        for measure in ("max_abs", "mean_abs"):
-            limit = getattr(limits, f"{kind}_{measure}")
-            if found is not None and limit is not None and not getattr(found, measure) <= limit:
-                over.append(f"{kind} {measure} is {getattr(found, measure):.4g}, the limit {limit:.4g}")
+    for name, limit in limits.to_json().items():
+        kind, _, measure = name.partition("_")
+        if kind in found and not (value := getattr(found[kind], measure)) <= limit:
+            over.append(f"{kind} {measure} is {value:.4g}, the limit {limit:.4g}")
     return over
 
 
 def _limits(golden: Golden, rules: Rules) -> Limits:
     return rules.limits.over(golden.tolerance.limits if golden.tolerance else Limits())
-
-
-def _is_equal(expected: Sample, actual: Sample) -> bool:
-    if isinstance(expected, Image.Image) != isinstance(actual, Image.Image):
-        return False
-    if isinstance(expected, Image.Image) and isinstance(actual, Image.Image):
-        same_form = (expected.mode, expected.size) == (actual.mode, actual.size)
-        return same_form and expected.tobytes() == actual.tobytes()
-    one, other = np.asarray(expected), np.asarray(actual)
-    return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
 
 
 def _check_weights(golden: Golden, drawn: Drawn) -> None:
@@ -201,26 +199,14 @@ def _check_weights(golden: Golden, drawn: Drawn) -> None:
         )
 
 
-def _weights_note(golden: Golden, drawn: Drawn) -> str:
-    if golden.record.weights and drawn.record.weights:
-        return ""
-    return " Whether the weights changed cannot be told: no digests of them were recorded."
-
-
 def _differences(golden: Golden, drawn: Drawn) -> tuple[str, ...]:
     builds: tuple[str, ...] = ()
     if golden.record.key != drawn.record.key:
-        builds = build_differences(
-            golden.record, drawn.record, golden_factors=golden.drawn.factors, factors=drawn.factors
-        )
-        builds = builds or (f"key: {_short(golden.record.key)} in the golden, {_short(drawn.record.key)} here",)
+        theirs, ours = (key[:12] if key else "none" for key in (golden.record.key, drawn.record.key))
+        builds = build_differences(golden.drawn, drawn) or (f"key: {theirs} in the golden, {ours} here",)
     elif golden.record.graphs != drawn.record.graphs:
         builds = ("other graphs ran, or they were frozen again",)
     return (*run_differences(golden.record, drawn.record), *builds)
-
-
-def _short(digest: str | None) -> str:
-    return digest[:12] if digest else "none"
 
 
 def _why(golden: Golden, drawn: Drawn, rules: Rules, *, is_other_machine: bool, is_other_key: bool) -> str:
@@ -235,19 +221,23 @@ def _why(golden: Golden, drawn: Drawn, rules: Rules, *, is_other_machine: bool, 
     return f"The key is the same. {again}"
 
 
-def _listed_differences(differences: Sequence[str]) -> str:
-    return f" Differences of the run: {listed(differences)}." if differences else ""
-
-
 def _described(golden: Golden, drawn: Drawn, wrong: Sequence[int]) -> str:
     """Tell how many samples differ and how far, and which of noise, latents and pixels differ."""
     expected, actual = golden.drawn.samples, drawn.samples
-    texts = []
+    texts = [f"{len(wrong)} of {len(expected)} samples differ"]
     if len(expected) != len(actual):
-        texts.append(f"{len(expected)} samples were expected, {len(actual)} came out")
-    else:
-        texts.append(f"{len(wrong)} of {len(expected)} samples differ")
-    texts += _far(expected, actual, wrong)
+        texts = [f"{len(expected)} samples were expected, {len(actual)} came out"]
+    both = [(expected[index], actual[index]) for index in wrong if index < min(len(expected), len(actual))]
+    forms = ((_form(one), _form(other)) for one, other in both)
+    if unlike := next(((one, other) for one, other in forms if one != other), None):
+        texts.append(f"{unlike[0]} were expected and {unlike[1]} came out")
+    elif both:
+        with suppress(MissingExtraError):  # the outputs differ all the same; how far needs the extra
+            found = _distance([one for one, _ in both], [other for _, other in both])
+            texts.append(
+                f"{found.differing_share:.1%} of the pixels, by {found.max_abs:.4g} at most and {found.mean_abs:.4g} "
+                "on average"
+            )
     for name, verb in (("noise", "is"), ("latents", "are")):
         before, now = golden.record.results.get(name), drawn.record.results.get(name)
         if before and now:
@@ -255,24 +245,73 @@ def _described(golden: Golden, drawn: Drawn, wrong: Sequence[int]) -> str:
     return ", ".join(texts)
 
 
-def _far(expected: Sequence[Sample], actual: Sequence[Sample], wrong: Sequence[int]) -> list[str]:
-    both = [index for index in wrong if index < len(expected) and index < len(actual)]
-    if not both:
-        return []
-    for one, other in ((_form(expected[index]), _form(actual[index])) for index in both):
-        if one != other:
-            return [f"{one} were expected and {other} came out"]
-    try:
-        found = _distance([expected[index] for index in both], [actual[index] for index in both])
-    except MissingExtraError:
-        return []  # the outputs differ all the same; how far needs the extra
-    return [
-        f"{found.differing_share:.1%} of the pixels, by {found.max_abs:.4g} at most and {found.mean_abs:.4g} on average"
-    ]
-
-
 def _form(sample: Sample) -> str:
     if isinstance(sample, Image.Image):
         return f"{sample.width}x{sample.height} pixels of mode {sample.mode}"
     array: Array = np.asarray(sample)
     return f"{array.dtype} arrays of shape {array.shape}"
+
+
+def _clear_pictures(folder: Path) -> None:
+    """Take away what an earlier failed check left in ``folder``, and nothing else."""
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        if _OURS.fullmatch(path.name):
+            path.unlink()
+    with suppress(OSError):  # something else is in it
+        folder.rmdir()
+
+
+def _write_failure(folder: Path, golden: Golden, drawn: Drawn, indexes: list[int]) -> None:
+    """Write pictures of the samples ``indexes``: the golden's, what came out, and a heat map of the difference.
+
+    They are ``expected.png``, ``actual.png`` and ``difference.png``, with several samples ``expected-3.png`` and so
+    on. Arrays are shown in shades of grey, their channels side by side. A sample that only one side has, or that has
+    another size, has no heat map. :class:`CannotSaveError`.
+    """
+    several = max(len(golden.drawn.samples), len(drawn.samples)) > 1
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for index in indexes:
+            number = f"-{index}" if several else ""
+            _write_sample([folder / f"{kind}{number}.png" for kind in KINDS], golden, drawn, index)
+    except OSError as error:
+        raise CannotSaveError(
+            f"The pictures of a failed check could not be written to {folder}: {error.strerror or error}. Give "
+            "another folder.",
+            folder,
+        ) from error
+
+
+def _write_sample(files: Sequence[Path], golden: Golden, drawn: Drawn, index: int) -> None:
+    expected = golden.drawn.samples[index] if index < len(golden.drawn.samples) else None
+    actual = drawn.samples[index] if index < len(drawn.samples) else None
+    expected_file, actual_file, difference_file = files
+    if isinstance(expected, Image.Image):
+        write_data(expected_file, picture_file(golden.path, index).read_bytes())
+    elif expected is not None:
+        write_data(expected_file, png_bytes(_in_grey(expected, like=expected)))
+    if isinstance(actual, Image.Image):
+        write_picture(actual, actual_file, drawn.record, index)
+    elif actual is not None:
+        like = expected if isinstance(expected, np.ndarray) else actual
+        write_data(actual_file, png_bytes(_in_grey(actual, like=like)))
+    if expected is not None and actual is not None:
+        with suppress(NotComparableError):  # of another size or type, which the message says
+            write_data(difference_file, png_bytes(heat_map(_plane(expected), _plane(actual))))
+
+
+def _plane(sample: Sample) -> Array:
+    """Return an array as rows and columns, one channel next to the other; a picture as it is."""
+    array = np.asarray(sample)
+    if isinstance(sample, Image.Image) or array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4)):
+        return array
+    if array.ndim < 2:
+        return array.reshape(1, -1)
+    return np.concatenate(list(array.reshape(-1, *array.shape[-2:])), axis=1)
+
+
+def _in_grey(array: Array, *, like: Array) -> Image.Image:
+    plane, scale = np.nan_to_num(_plane(array).astype(np.float64)), np.nan_to_num(like.astype(np.float64))
+    low, high = float(scale.min()), float(scale.max())
+    shades = np.clip((plane - low) / ((high - low) or 1.0), 0.0, 1.0)
+    return Image.fromarray(np.rint(shades * 255).astype(np.uint8).squeeze())

@@ -22,17 +22,15 @@ import numpy as np
 from pipevault.cache.loaded import LoadedState
 from pipevault.cache.outcome import Outcome
 from pipevault.errors import PipevaultError
+from pipevault.evidence.generation_job import other_threads, smaller_kernels
 from pipevault.evidence.golden.check import distance_of
-from pipevault.evidence.golden.draw import Drawn, samples_of, seen_latents
+from pipevault.evidence.golden.drawn import Drawn, samples_of, seen_latents
 from pipevault.evidence.golden.files import Tolerance
-from pipevault.evidence.golden.suite import Limits, Suite
-from pipevault.evidence.golden.suite_file import read_suite
+from pipevault.evidence.golden.suite_file import Limits, Suite, read_suite
 from pipevault.evidence.metrics import Distance
 from pipevault.files.child import leave_error, run_child
 from pipevault.files.scratch import scratch_folder
-from pipevault.opening import open_pipeline
 from pipevault.runtime.generation import generate
-from pipevault.runtime.records import record_of
 from pipevault.settings import Settings
 
 MARGIN = 2.0
@@ -41,19 +39,16 @@ SMALLEST = Limits(pixels_max_abs=2.0, pixels_mean_abs=0.05, latents_max_abs=1e-5
 latents of the size that they have.
 """
 
-_SMALLER_INSTRUCTION_SET = {"avx512": "avx2", "avx2": "default"}
 _CHILD = "pipevault.evidence.golden.drift"
 
 
 def causes(machine: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Return the environment variables of each cause of drift that this machine can show."""
     found: dict[str, dict[str, str]] = {"eager": {}}
-    if machine.get("type") != "cpu":
-        return found
-    threads = 2 if machine.get("threads") == 1 else 1
-    found[f"eager, {threads} {'thread' if threads == 1 else 'threads'}"] = {"OMP_NUM_THREADS": str(threads)}
-    if smaller := _SMALLER_INSTRUCTION_SET.get(str(machine.get("capability")).lower()):
-        found[f"eager, {smaller} kernels"] = {"ATEN_CPU_CAPABILITY": smaller}
+    if machine.get("type") == "cpu":
+        threads, kernels = other_threads(machine["threads"]), smaller_kernels(machine["capability"])
+        found["eager, 2 threads" if machine["threads"] == 1 else "eager, 1 thread"] = threads
+        found |= {f"eager, {name} kernels": kernels for name in kernels.values()}
     return found
 
 
@@ -62,8 +57,11 @@ def measure_tolerances(suite: Suite, drawn: Mapping[str, Drawn]) -> dict[str, To
     distances: dict[str, dict[str, dict[str, Distance]]] = {name: {} for name in drawn}
     machine = next(iter(drawn.values())).record.machine
     for cause, environment in causes(machine).items():
-        for name, moved in _drawn_in_fresh_process(suite, drawn, cause, environment).items():
-            distances[name][cause] = distance_of(drawn[name], moved)
+        what = f"Measuring the tolerance of {suite.path} for {cause!r}"
+        with scratch_folder("golden") as folder:
+            run_child(_CHILD, [str(suite.path), str(folder), *drawn], folder, name=what, environment=environment)
+            for name, one in drawn.items():
+                distances[name][cause] = distance_of(one, _read(folder / f"{name}.npz", one))
     return {name: tolerance_of(found) for name, found in distances.items()}
 
 
@@ -80,43 +78,26 @@ def tolerance_of(distances: Mapping[str, Mapping[str, Distance]]) -> Tolerance:
     return Tolerance(Limits(**limits), MARGIN, measured)
 
 
-def _drawn_in_fresh_process(
-    suite: Suite, drawn: Mapping[str, Drawn], cause: str, environment: Mapping[str, str]
-) -> dict[str, Drawn]:
-    with scratch_folder("golden") as folder:
-        name = f"Measuring the tolerance of {suite.path} for {cause!r}"
-        run_child(_CHILD, [str(suite.path), str(folder), *drawn], folder, name=name, environment=environment)
-        return {name: _read(folder / f"{name}.npz", one) for name, one in drawn.items()}
-
-
 def _read(path: Path, like: Drawn) -> Drawn:
     """Return what a child drew. Only its arrays count; the record is that of ``like``."""
     with np.load(path, allow_pickle=False) as arrays:
-        samples = tuple(arrays[f"sample-{index}"] for index in range(int(arrays["samples"])))
-        latents = tuple(arrays[f"latents-{index}"] for index in range(int(arrays["latents"])))
+        samples, latents = (
+            tuple(array for name, array in arrays.items() if name.startswith(kind)) for kind in ("sample", "latents")
+        )
     return Drawn(like.record, samples, latents)
-
-
-def _write(path: Path, drawn: Drawn) -> None:
-    arrays = {f"sample-{index}": np.asarray(sample) for index, sample in enumerate(drawn.samples)}
-    arrays |= {f"latents-{index}": array for index, array in enumerate(drawn.latents)}
-    counts = {"samples": np.array(len(drawn.samples)), "latents": np.array(len(drawn.latents))}
-    np.savez(path, allow_pickle=False, **arrays, **counts)
 
 
 def _draw_eagerly(suite: Suite, names: tuple[str, ...], folder: Path) -> None:
     level = Settings.resolve(level=suite.level).level
     for case in suite.selected(names):
-        pipe = open_pipeline(suite.model, dtype=suite.dtype, device=suite.device, pipeline_class=suite.pipeline_class)
+        pipe = suite.open()
         arguments = {**case.request.call_arguments(pipe), "seed": case.request.seed}
         state = LoadedState(Outcome("off"), weakref.ref(pipe), level=level)
         with seen_latents(pipe) as latents:
-            output = generate(pipe, type(pipe).__call__, (), arguments, partial(_given, state))
-        _write(folder / f"{case.name}.npz", Drawn(record_of(output), samples_of(output), tuple(latents)))
-
-
-def _given(state: LoadedState) -> LoadedState:
-    return state
+            output = generate(pipe, type(pipe).__call__, (), arguments, partial(lambda found: found, state))
+        arrays = {f"sample-{index}": np.asarray(sample) for index, sample in enumerate(samples_of(output))}
+        arrays |= {f"latents-{index}": array for index, array in enumerate(latents)}
+        np.savez(folder / f"{case.name}.npz", allow_pickle=False, **arrays)
 
 
 def main(arguments: list[str]) -> int:

@@ -4,7 +4,7 @@
 
     digits.toml
     digits.goldens/
-      cpu-avx512-1t-3f9a2c1b/        a machine type, see machine.py
+      cpu-avx512-1t-3f9a2c1b/        a machine type, see drawn.py
         seven/                       a case; appears whole or not at all
           golden.json
           0.png, 1.png, …            the expected pictures, each with its run record inside
@@ -27,27 +27,37 @@ Digests of samples are over pixels or values, so a picture may be compressed aga
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from pipevault.calls.describe import digest_array, pixels_sha256
 from pipevault.digest import canonical_json, digest_json
-from pipevault.errors import CannotSaveError, SettingsError
+from pipevault.errors import (
+    BadRecordError,
+    CannotSaveError,
+    NewerRecordError,
+    NoGoldenError,
+    RecordDigestError,
+    RecordError,
+    SettingsError,
+)
 from pipevault.evidence.files import Array, write_data
-from pipevault.evidence.golden.draw import Drawn, Sample
-from pipevault.evidence.golden.machine import machine_type
-from pipevault.evidence.golden.suite import Limits
+from pipevault.evidence.golden.drawn import Drawn, Sample, machine_type
+from pipevault.evidence.golden.suite_file import Limits
 from pipevault.evidence.record_files.embed import write_image
 from pipevault.evidence.record_files.infotext import asked_samples
 from pipevault.files.atomic import fsync_folder
+from pipevault.files.documents import Format, Problem, Sha256
+from pipevault.reading import read_file
 from pipevault.runtime.record import RunRecord
 
 GOLDEN_VERSION = 1
@@ -89,16 +99,6 @@ class Golden:
         return machine_type(self.record.machine)
 
 
-def suite_goldens(suite: Path) -> Path:
-    """Return the folder of a suite's goldens: ``digits.toml`` -> ``digits.goldens``."""
-    return suite.with_name(f"{suite.stem}.goldens")
-
-
-def suite_failures(suite: Path) -> Path:
-    """Return the folder for the pictures of failed checks unless another is given: ``digits.failures``."""
-    return suite.with_name(f"{suite.stem}.failures")
-
-
 def case_folder(goldens: Path, machine: str, case: str) -> Path:
     return goldens / machine / case
 
@@ -110,22 +110,40 @@ def machine_types(goldens: Path, case: str) -> list[str]:
     return sorted(path.parent.parent.name for path in goldens.glob(f"[!.]*/{case}/{GOLDEN_FILE}"))
 
 
-def write_golden(golden: Golden, *, overwrite: bool = False) -> Path:
+def write_golden(golden: Golden, *, overwrite: bool = False) -> None:
     """Write the golden to its ``path``, whole or not at all.
 
     :class:`SettingsError` if there is one and ``overwrite`` is not set, :class:`CannotSaveError`.
     """
     path = golden.path
-    temporary = _unique(path)
-    with _file_errors(path):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        try:
-            _write_files(golden, temporary)
-            _publish(temporary, path, overwrite=overwrite)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return path
+        # No rename replaces a folder that holds something, so the old one steps aside first: a crash between the two
+        # renames leaves it next to its place in a folder whose name begins with a dot.
+        aside = tempfile.TemporaryDirectory(".tmp", f".{path.name}-", path.parent, ignore_cleanup_errors=True)
+        with aside as folder:
+            new, old = Path(folder, "new"), Path(folder, "old")
+            new.mkdir()
+            _write_files(golden, new)
+            if path.exists() and not overwrite:
+                raise SettingsError(f"{path} exists already. Record it again with overwrite.")
+            try:
+                if path.exists():
+                    os.rename(path, old)
+                os.rename(new, path)
+            except BaseException:  # an interrupt too
+                if old.exists() and not path.exists():
+                    os.rename(old, path)
+                raise
+            fsync_folder(path.parent)
+    except CannotSaveError as error:
+        raise CannotSaveError(f"The golden {path} could not be written: {error}", path) from error
+    except OSError as error:
+        raise CannotSaveError(
+            f"The golden {path} could not be written: {error.strerror or error}. Fix the permissions of the "
+            "folder, or make room.",
+            path,
+        ) from error
 
 
 def picture_file(path: Path, index: int) -> Path:
@@ -166,47 +184,106 @@ def write_picture(picture: Image.Image, path: Path, record: RunRecord, index: in
 
 def _write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     if arrays:
-        from safetensors.numpy import save
-
         write_data(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
-
-
-def _publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
-    """Move the folder ``temporary`` to ``path``. No rename replaces a folder that holds something, so the old one steps
-    aside first: a crash between the two renames leaves it next to its place under a name that begins with a dot.
-    """
-    if path.exists() and not overwrite:
-        raise SettingsError(f"{path} exists already. Record it again with overwrite.")
-    old = _unique(path)
-    if path.exists():
-        os.rename(path, old)
-    try:
-        os.rename(temporary, path)
-    except OSError:
-        if old.exists():
-            os.rename(old, path)
-        raise
-    fsync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _unique(path: Path) -> Path:
-    return path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
-
-
-@contextmanager
-def _file_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except CannotSaveError as error:
-        raise CannotSaveError(f"The golden {path} could not be written: {error}", path) from error
-    except OSError as error:
-        raise CannotSaveError(
-            f"The golden {path} could not be written: {error.strerror or error}. Fix the permissions of the "
-            "folder, or make room.",
-            path,
-        ) from error
 
 
 def sample_sha256(sample: Sample) -> str:
     return pixels_sha256(sample) if isinstance(sample, Image.Image) else digest_array(sample)
+
+
+class _Document(msgspec.Struct, forbid_unknown_fields=True):
+    pipevault_golden: int
+    case: str
+    machine_type: str
+    record: dict[str, Any]
+    request: dict[str, Any] | None
+    factors: dict[str, Any] | None
+    samples: list[Sha256]
+    latents: list[Sha256]
+    tolerance: Tolerance | None
+    digest: str
+
+
+def _edited(problem: Problem) -> RecordDigestError:
+    return _changed(problem.path, problem.what)
+
+
+_FORMAT = Format(
+    _Document,
+    GOLDEN_MARK,
+    GOLDEN_VERSION,
+    damaged=lambda found: BadRecordError(f"The golden {found} Record it again.", found.field, found.source),
+    newer=lambda found: NewerRecordError(f"The golden {found} Upgrade pipevault.", found.source),
+    foreign=_edited,
+    edited=_edited,
+    digest_field="digest",
+    canonical=False,
+)
+
+
+def read_golden(path: Path) -> Golden:
+    """Read and verify the golden in the folder ``path``.
+
+    :class:`NoGoldenError` if there is none; :class:`RecordDigestError` if a file of it was changed or lost,
+    :class:`NewerRecordError`, :class:`BadRecordError`.
+    """
+    file = path / GOLDEN_FILE
+    try:
+        document = _FORMAT.parse(read_file(file), file)
+    except FileNotFoundError:
+        raise NoGoldenError(f"The golden {path} does not exist. Record it first.") from None
+    except OSError as error:
+        raise RecordError(f"{file} cannot be read: {error.strerror}. Fix its permissions.", str(file)) from error
+    record = RunRecord.from_document(document.record, source=str(file))
+    samples, latents = _read_samples(path, document.samples), _read_latents(path, document.latents)
+    drawn = Drawn(record, samples, latents, document.factors)
+    return Golden(path, document.case, drawn, document.request, document.tolerance)
+
+
+def _read_samples(path: Path, digests: Sequence[str]) -> tuple[Sample, ...]:
+    arrays = _read_arrays(path / SAMPLES_FILE)
+    samples: list[Sample] = []
+    for index, digest in enumerate(digests):
+        array = arrays.get(str(index))
+        file = picture_file(path, index) if array is None else path / SAMPLES_FILE
+        sample = _read_picture(file) if array is None else array
+        if sample_sha256(sample) != digest:
+            raise _changed(file, f"sample {index} is not the one that {GOLDEN_FILE} names")
+        samples.append(sample)
+    return tuple(samples)
+
+
+def _read_latents(path: Path, digests: Sequence[str]) -> tuple[Array, ...]:
+    arrays = _read_arrays(path / LATENTS_FILE)
+    for index, digest in enumerate(digests):
+        if str(index) not in arrays or digest_array(arrays[str(index)]) != digest:
+            raise _changed(path / LATENTS_FILE, f"latents {index} are not those that {GOLDEN_FILE} names")
+    return tuple(arrays[str(index)] for index in range(len(digests)))
+
+
+def _read_picture(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as picture:
+            picture.load()
+            return picture
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, all
+        what = "it is missing" if isinstance(error, FileNotFoundError) else f"it is not a picture ({error})"
+        raise _changed(file, what) from error
+
+
+def _read_arrays(file: Path) -> dict[str, Array]:
+    if not file.is_file():
+        return {}
+    try:
+        arrays: dict[str, Array] = load_file(file)
+        return arrays
+    except (OSError, SafetensorError) as error:
+        raise _changed(file, f"it cannot be read ({error})") from error
+
+
+def _changed(file: Path, what: str) -> RecordDigestError:
+    return RecordDigestError(
+        f"The golden {file.parent} was changed after it was recorded: {file.name}: {what}. Use its files as they were "
+        "recorded, or record it again.",
+        str(file),
+    )

@@ -1,4 +1,4 @@
-"""The goldens of a suite: recording them, and checking a model against them."""
+"""Goldens recorded and checked: those of a suite, and those of a test for the fixture of the pytest plugin."""
 
 from __future__ import annotations
 
@@ -10,25 +10,19 @@ from typing import Any
 from pipevault.cache.keys import execution_device
 from pipevault.cache.outcome import Progress
 from pipevault.cache.pipeline_cache import PipelineCache
+from pipevault.cache.search import open_vault
 from pipevault.digest import Digest
-from pipevault.errors import PipevaultError, SettingsError
+from pipevault.errors import PipevaultError, SettingsError, VaultError
 from pipevault.evidence.golden.check import Passed, Rules, check_drawn, find_golden
-from pipevault.evidence.golden.draw import Drawn, samples_of, seen_latents
+from pipevault.evidence.golden.drawn import Drawn, machine_type, samples_of, seen_latents
 from pipevault.evidence.golden.drift import measure_tolerances
-from pipevault.evidence.golden.files import (
-    Golden,
-    Tolerance,
-    case_folder,
-    suite_failures,
-    suite_goldens,
-    write_golden,
-)
-from pipevault.evidence.golden.machine import machine_type
-from pipevault.evidence.golden.suite import Case, Suite
+from pipevault.evidence.golden.files import Golden, Tolerance, case_folder, machine_types, write_golden
+from pipevault.evidence.golden.suite_file import Case, Suite, read_suite
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.graphs import parts as graph_parts
-from pipevault.opening import open_pipeline
+from pipevault.runtime.record import RunRecord
 from pipevault.runtime.records import record_of
+from pipevault.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ class SuiteRunner:
 
     @property
     def goldens(self) -> Path:
-        return suite_goldens(self.suite.path)
+        return self.suite.path.with_name(f"{self.suite.path.stem}.goldens")
 
     def machine(self) -> dict[str, Any]:
         """Return the machine factors of what is drawn here."""
@@ -75,14 +69,12 @@ class SuiteRunner:
         with seen_latents(pipe) as latents:
             output = pipe(**case.request.call_arguments(pipe), seed=case.request.seed)
         record = record_of(output)
-        return Drawn(record, samples_of(output), tuple(latents), self._factors(record.key))
+        entry = self._cache.find_entry(Digest(record.key)) if record.key else None
+        return Drawn(record, samples_of(output), tuple(latents), entry.key.factors if entry else None)
 
     def _open(self) -> Any:
         if self._pipe is None:
-            suite = self.suite
-            self._pipe = open_pipeline(
-                suite.model, dtype=suite.dtype, device=suite.device, pipeline_class=suite.pipeline_class
-            )
+            self._pipe = self.suite.open()
         return self._pipe
 
     def _load(self, case: Case) -> Any:
@@ -94,10 +86,6 @@ class SuiteRunner:
             self._cache.load(self._open(), **wanted)
             self._loaded = wanted
         return self._pipe
-
-    def _factors(self, key: str | None) -> Mapping[str, Any] | None:
-        found = self._cache.find_entry(Digest(key)) if key else None
-        return None if found is None else found.key.factors
 
 
 def record_suite(
@@ -117,9 +105,7 @@ def record_suite(
             "Pass --overwrite to record again, or --case for others."
         )
     drawn = {case.name: runner.draw(case) for case in cases}
-    tolerances: Mapping[str, Tolerance] = {}
-    if measure:
-        tolerances = measure_tolerances(suite, drawn)
+    tolerances: Mapping[str, Tolerance] = measure_tolerances(suite, drawn) if measure else {}
     for case in cases:
         # The record says on which machine it was drawn, also where drawing itself changed the number of threads.
         path = case_folder(runner.goldens, machine_type(drawn[case.name].record.machine), case.name)
@@ -142,7 +128,7 @@ def check_suite(
     An error of a case is in its result; :class:`SettingsError` for a name or a model that cannot be used is raised.
     """
     suite, cases = runner.suite, runner.suite.selected(names)
-    machine = runner.machine()
+    failures, machine = out or suite.path.with_name(f"{suite.path.stem}.failures"), runner.machine()
     for case in cases:
         rules = Rules(
             limits=case.limits,
@@ -153,7 +139,71 @@ def check_suite(
         )
         try:
             golden = find_golden(runner.goldens, case.name, machine, rules)
-            folder = (out or suite_failures(suite.path)) / case.name
-            yield Checked(case.name, passed=check_drawn(golden, runner.draw(case), rules, out=folder))
+            yield Checked(case.name, passed=check_drawn(golden, runner.draw(case), rules, out=failures / case.name))
         except PipevaultError as error:
             yield Checked(case.name, error=error)
+
+
+def hold(
+    output: Any,
+    record: RunRecord,
+    *,
+    goldens: Path,
+    case: str,
+    rules: Rules,
+    out: Path,
+    is_recording: bool,
+    overwrite: bool,
+) -> Passed | Golden:
+    """Hold an output to the golden of ``case`` for its machine type; with ``is_recording`` record one that is missing.
+
+    Raises what :func:`find_golden` and :func:`check_drawn` raise. The latents themselves are not in an output, so that
+    only their digest is kept.
+    """
+    drawn = Drawn(record, samples_of(output), factors=_factors(record.key))
+    here = machine_type(record.machine)
+    if is_recording and (overwrite or here not in machine_types(goldens, case)):
+        golden = Golden(case_folder(goldens, here, case), case, drawn)
+        write_golden(golden, overwrite=overwrite)
+        return golden
+    return check_drawn(find_golden(goldens, case, record.machine, rules), drawn, rules, out=out)
+
+
+def hold_suite(
+    path: Path,
+    *,
+    names: tuple[str, ...],
+    dir: str | Path | None,
+    rules: Rules,
+    out: Path,
+    is_recording: bool,
+    overwrite: bool,
+) -> list[Passed]:
+    """Hold the cases of a suite to its goldens; with ``is_recording`` record those that are missing, with ``overwrite``
+    all of them. Raises the first error once all cases were looked at.
+    """
+    suite = read_suite(path)
+    runner = SuiteRunner(suite, dir=dir)
+    if is_recording:
+        here, chosen = machine_type(runner.machine()), [case.name for case in suite.selected(names)]
+        wanted = [name for name in chosen if overwrite or here not in machine_types(runner.goldens, name)]
+        if wanted:
+            list(record_suite(runner, names=tuple(wanted), overwrite=overwrite))
+    allowed = {"other_machine": rules.other_machine, "other_key": rules.other_key}
+    checked = list(check_suite(runner, names=names, out=out, **allowed))
+    if failed := {one.case: one.error for one in checked if one.error is not None}:
+        error = next(iter(failed.values()))
+        if others := list(failed)[1:]:
+            error.args = (f"{error} Failed too: {', '.join(others)}.", *error.args[1:])
+        raise error
+    return [one.passed for one in checked if one.passed is not None]
+
+
+def _factors(key: str | None) -> Mapping[str, Any] | None:
+    """Return the factors of a key, where the vault in force has its entry: they make a message more precise."""
+    try:
+        vault = open_vault(Settings.resolve(), create=False)
+        found = vault.lookup(Digest(key)) if vault is not None and key is not None else None
+    except VaultError:
+        return None
+    return None if found is None else found.key.factors

@@ -1,4 +1,4 @@
-"""The TOML file of a suite of goldens.
+"""A suite of goldens, a model and the fixed-seed generations to hold it to, and its TOML file.
 
 ::
 
@@ -33,7 +33,7 @@ Cases that differ in size, batch or guidance need graphs of their own, so cases 
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -41,10 +41,9 @@ import msgspec
 
 from pipevault.digest import canonical_json
 from pipevault.errors import BadSuiteError, SettingsError
-from pipevault.evidence.golden.suite import Case, Limits, Suite
 from pipevault.evidence.request import Request
-from pipevault.files.documents import Format, Problem
-from pipevault.opening import DTYPES
+from pipevault.files.documents import Format
+from pipevault.opening import DTYPES, open_pipeline
 from pipevault.reading import read_file
 from pipevault.settings import split_level
 from pipevault.settings.user_folders import expand_user
@@ -65,6 +64,41 @@ _LAST_SEED = 2**64 - 1
 _Text: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
 _Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 _Finite: TypeAlias = int | Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+_Distance: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The largest distances that pass, in the units of the output: 0 to 255 for uint8 pixels.
+
+    ``None``: not limited here.
+    """
+
+    pixels_max_abs: _Distance | None = None
+    pixels_mean_abs: _Distance | None = None
+    latents_max_abs: _Distance | None = None
+    latents_mean_abs: _Distance | None = None
+
+    def over(self, base: Limits) -> Limits:
+        """Return these limits, and those of ``base`` where there is none here."""
+        return Limits(**{**base.to_json(), **self.to_json()})
+
+    def to_json(self) -> dict[str, float]:
+        """Return the limits that are given."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, table: Any) -> Limits:
+        """Read limits from plain JSON. ``ValueError`` says which field is wrong, and how."""
+        return msgspec.convert(table, cls)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One generation of a suite. ``name`` is safe as the name of a folder."""
+
+    name: str
+    request: Request
+    limits: Limits
 
 
 class _Case(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -81,28 +115,49 @@ class _Case(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tolerance: Limits = Limits()
 
 
-class _Suite(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    pipevault_suite: int
+class _Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: _Text
-    case: Annotated[list[_Case], msgspec.Meta(min_length=1)]
     dtype: str | None = None
     device: _Text | None = None
     pipeline_class: _Text | None = None
     level: str | None = None
     other_machine: bool = False
     other_key: bool = False
+
+
+class _File(_Head, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pipevault_suite: int
+    case: Annotated[list[_Case], msgspec.Meta(min_length=1)]
     tolerance: Limits = Limits()
 
 
-def _bad(problem: Problem) -> BadSuiteError:
-    return BadSuiteError(f"The suite {problem.source} cannot be used: {problem.what}. Correct it.", problem.field)
+class Suite(_Head, frozen=True, kw_only=True):
+    """A suite as it was read. ``level`` is ``None`` where it follows the settings."""
+
+    path: Path
+    cases: tuple[Case, ...]
+
+    def selected(self, names: tuple[str, ...]) -> tuple[Case, ...]:
+        """Return the cases of these names, all of them for none. :class:`SettingsError` for a name that no case has."""
+        known = [case.name for case in self.cases]
+        if unknown := [name for name in names if name not in known]:
+            raise SettingsError(f"{self.path} has no case {unknown[0]!r}. Its cases: {', '.join(known)}.")
+        return tuple(case for case in self.cases if not names or case.name in names)
+
+    def open(self) -> Any:
+        """Open the model. Raises what :func:`~pipevault.opening.open_pipeline` raises."""
+        return open_pipeline(self.model, dtype=self.dtype, device=self.device, pipeline_class=self.pipeline_class)
 
 
-def _newer(problem: Problem) -> BadSuiteError:
-    return BadSuiteError(f"The suite {problem} Upgrade pipevault.", problem.field)
-
-
-_FORMAT = Format(_Suite, SUITE_MARK, SUITE_VERSION, damaged=_bad, newer=_newer)
+_FORMAT = Format(
+    _File,
+    SUITE_MARK,
+    SUITE_VERSION,
+    damaged=lambda found: BadSuiteError(
+        f"The suite {found.source} cannot be used: {found.what}. Correct it.", found.field
+    ),
+    newer=lambda found: BadSuiteError(f"The suite {found} Upgrade pipevault.", found.field),
+)
 
 
 def read_suite(path: str | Path) -> Suite:
@@ -119,22 +174,18 @@ def read_suite(path: str | Path) -> Suite:
     # A folder next to the suite is meant before one in the current folder, wherever the suite is run from.
     folder = path.parent / expand_user(suite.model)
     model = str(folder) if folder.is_dir() else suite.model
+    cases: list[Case] = []
     places: dict[str, int] = {}
     for index, case in enumerate(suite.case):
         _check_case(case, path, f"case[{index}]")
         if (first := places.setdefault(case.name.casefold(), index)) != index:
             raise _FORMAT.bad(path, f"case[{index}].name", f"{case.name!r} is the name of case[{first}] too")
-    return Suite(
-        path=path,
-        model=model,
-        cases=tuple(_case(case, model, suite.tolerance) for case in suite.case),
-        dtype=suite.dtype,
-        device=suite.device,
-        pipeline_class=suite.pipeline_class,
-        level=suite.level,
-        other_machine=suite.other_machine,
-        other_key=suite.other_key,
-    )
+        given = {item.name: getattr(case, item.name) for item in fields(Request) if item.name != "prompts"}
+        prompts = (case.prompt,) if case.prompt is not None else case.prompts or ()
+        request = Request(prompts=prompts, **given).with_defaults_of(model)
+        cases.append(Case(case.name, request, case.tolerance.over(suite.tolerance)))
+    head = {name: getattr(suite, name) for name in _Head.__struct_fields__}
+    return Suite(path=path, cases=tuple(cases), **{**head, "model": model})
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -162,11 +213,3 @@ def _check_case(case: _Case, path: Path, field: str) -> None:
             canonical_json(value)
         except (TypeError, ValueError) as error:
             raise _FORMAT.bad(path, f"{field}.arguments.{name}", f"expected plain JSON: {error}") from error
-
-
-def _case(case: _Case, model: str, limits: Limits) -> Case:
-    request = Request(
-        prompts=(case.prompt,) if case.prompt is not None else case.prompts or (),
-        **{item.name: getattr(case, item.name) for item in fields(Request) if item.name != "prompts"},
-    )
-    return Case(case.name, request.with_defaults_of(model), case.tolerance.over(limits))

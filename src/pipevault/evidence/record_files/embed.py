@@ -19,44 +19,36 @@ all.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipevault.errors import MissingExtraError, NoRecordError, RecordDigestError, UnknownFormatError
+from pipevault.errors import MissingExtraError, NoRecordError, RecordDigestError
 from pipevault.evidence.files import replacing, write_data
-from pipevault.evidence.record_files import array_files, audio_files, image_files, video_files
+from pipevault.evidence.record_files import image_files, video_files
 from pipevault.evidence.record_files.infotext import asked_samples, parameters_text
 from pipevault.runtime.record import RECORD_LIMIT_BYTES, RunRecord
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
 
-IMAGE_SUFFIXES = image_files.SUFFIXES
-VIDEO_SUFFIXES = video_files.SUFFIXES
-AUDIO_SUFFIXES = audio_files.SUFFIXES
-ARRAY_SUFFIXES = array_files.SUFFIXES
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+VIDEO_SUFFIXES = (".mp4",)
+AUDIO_SUFFIXES = (".wav",)
+ARRAY_SUFFIXES = (".npy", ".npz")
 
 
 def write_image(
-    image: Image.Image,
-    path: Path | str,
-    record: RunRecord,
-    *,
-    index: int | None,
-    batch: tuple[int, int] | None = None,
+    image: Image.Image, path: Path, record: RunRecord, *, index: int | None, batch: tuple[int, int] | None = None
 ) -> Path:
-    """Write ``image``, whose digest is number ``index`` of the record's, with it inside; the path that was written.
+    """Write ``image``, whose digest is number ``index`` of the record's, with it inside; return ``path``.
 
     ``batch`` tells which sample of how many it shows, where that is not the index: frames, or a depth map next to
-    its picture. The format follows the suffix.
+    its picture. The format follows the suffix, one of :data:`IMAGE_SUFFIXES`.
 
-    :class:`UnknownFormatError`, :class:`SettingsError` (an index that the batch does not have, a mode or size that the
-    format cannot hold), :class:`RecordTooLargeError` (JPEG), :class:`CannotSaveError`.
+    :class:`SettingsError` (an index that the batch does not have, a mode or size that the format cannot hold),
+    :class:`RecordTooLargeError` (JPEG), :class:`CannotSaveError`.
     """
-    path = Path(path)
-    _check_suffix(path, "an image", IMAGE_SUFFIXES)
     number, count = batch or (index or 0, len(record.results["pixels"]))
     text = parameters_text(record, index=number, count=max(asked_samples(record), count), size=image.size)
     return write_data(path, image_files.encode(image, path.suffix, record.of_sample(index), text))
@@ -64,23 +56,21 @@ def write_image(
 
 def write_video(
     frames: Sequence[Any],
-    path: Path | str,
+    path: Path,
     record: RunRecord,
     *,
     fps: float,
     index: int | None = 0,
     batch: tuple[int, int] | None = None,
 ) -> Path:
-    """Write ``frames`` as H.264 with ``record`` inside; the path that was written.
+    """Write ``frames`` as H.264 with ``record`` inside; return ``path``.
 
     The digest of the first frame is number ``index`` of the record's. ``batch`` tells which sample of how many the
     video is, where that is not the index. A frame is an image or a uint8 array (height, width, 3), all of one size.
 
-    :class:`UnknownFormatError`, :class:`SettingsError` (no frames, other types, unequal sizes, ``fps``, ``index``),
-    :class:`MissingExtraError` without PyAV, :class:`CannotSaveError`.
+    :class:`SettingsError` (no frames, other types, unequal sizes, ``fps``, ``index``), :class:`MissingExtraError`
+    without PyAV, :class:`CannotSaveError`.
     """
-    path = Path(path)
-    _check_suffix(path, "a video", VIDEO_SUFFIXES)
     arrays = video_files.frame_arrays(frames)
     height, width = arrays[0].shape[:2]
     # The digests of pixels are those of frames here, so they do not tell how many samples there are.
@@ -91,42 +81,18 @@ def write_video(
     return path
 
 
-def write_audio(clip: np.ndarray[Any, Any], path: Path | str, *, sampling_rate: Any) -> Path:
-    """Write ``clip``, (channels, samples) or (samples,), with 16 bits for a sample; the path that was written.
-
-    :class:`UnknownFormatError`, :class:`SettingsError` (other numbers or shapes, the sampling rate),
-    :class:`CannotSaveError`.
-    """
-    path = Path(path)
-    _check_suffix(path, "audio", AUDIO_SUFFIXES)
-    return write_data(path, audio_files.encode(clip, sampling_rate))
-
-
-def write_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], path: Path | str) -> Path:
-    """Write ``arrays`` by their names, or a single one as ``.npy``; the path that was written.
-
-    :class:`UnknownFormatError`, :class:`SettingsError` (several arrays in a ``.npy``, Python objects),
-    :class:`CannotSaveError`.
-    """
-    path = Path(path)
-    _check_suffix(path, "an array", ARRAY_SUFFIXES)
-    return write_data(path, array_files.encode(arrays, path.suffix))
-
-
-def sidecar_path(path: Path | str) -> Path:
+def sidecar_path(path: Path) -> Path:
     """Return the path of the sidecar: ``out.png`` -> ``out.png.json``."""
-    path = Path(path)
     return path.with_name(f"{path.name}.json")
 
 
-def write_sidecar(path: Path | str, record: RunRecord) -> Path:
+def write_sidecar(path: Path, record: RunRecord) -> Path:
     """Write ``record`` next to the output ``path`` as ``PATH.json``, indented; return the sidecar's path.
 
     :class:`CannotSaveError`.
     """
-    sidecar = sidecar_path(path)
     text = json.dumps(record.to_document(), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
-    return write_data(sidecar, text.encode("utf-8"))
+    return write_data(sidecar_path(path), text.encode("utf-8"))
 
 
 def read_record(path: Path | str) -> RunRecord:
@@ -139,17 +105,27 @@ def read_record(path: Path | str) -> RunRecord:
     path = Path(path)
     if not _is_file(path):
         raise NoRecordError(f"No file {path}. Give an image, a video or a record (.json).", str(path))
-    if path.suffix.lower() == ".json":
+    suffix, sidecar = path.suffix.lower(), sidecar_path(path)
+    if suffix == ".json":
         return _read_json(path)
-    sidecar = sidecar_path(path)
+    text: str | None = None
     try:
-        text = _embedded_text(path)
+        if suffix in VIDEO_SUFFIXES:
+            text = video_files.record_text(path)
+        elif suffix not in (*AUDIO_SUFFIXES, *ARRAY_SUFFIXES):
+            text = image_files.record_text(path)
     except MissingExtraError:
         if not _is_file(sidecar):
             raise
-        text = None
     if text is not None:
-        return _parse_embedded(text, path)
+        try:
+            return RunRecord.from_json(text, source=str(path))
+        except NoRecordError as error:  # it stands where only a record can stand
+            raise RecordDigestError(
+                f"The run record of {path} was changed after it was written: it is not a record any more. Use the file "
+                "as it was saved, or its sidecar (.json).",
+                str(path),
+            ) from error
     if _is_file(sidecar):
         return _read_json(sidecar)
     raise NoRecordError(
@@ -157,23 +133,6 @@ def read_record(path: Path | str) -> RunRecord:
         "program saved it again and dropped the record. Give the file as it was saved, or its sidecar (.json).",
         str(path),
     )
-
-
-def _embedded_text(path: Path) -> str | None:
-    if _has_suffix(path, (*AUDIO_SUFFIXES, *ARRAY_SUFFIXES)):
-        return None
-    return video_files.record_text(path) if _has_suffix(path, VIDEO_SUFFIXES) else image_files.record_text(path)
-
-
-def _parse_embedded(text: str, path: Path) -> RunRecord:
-    try:
-        return RunRecord.from_json(text, source=str(path))
-    except NoRecordError as error:  # it stands where only a record can stand
-        raise RecordDigestError(
-            f"The run record of {path} was changed after it was written: it is not a record any more. Use the file as "
-            "it was saved, or its sidecar (.json).",
-            str(path),
-        ) from error
 
 
 def _read_json(path: Path) -> RunRecord:
@@ -190,17 +149,3 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # a name that is too long, or a folder that may not be searched
         return False
-
-
-def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
-    return path.suffix.lower() in suffixes
-
-
-def _check_suffix(path: Path, what: str, suffixes: tuple[str, ...]) -> None:
-    if not _has_suffix(path, suffixes):
-        named = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
-        raise UnknownFormatError(
-            f"{path} has {named}; with its record inside, {what} can be saved as {', '.join(suffixes)}.",
-            path.suffix,
-            suffixes,
-        )

@@ -25,8 +25,6 @@ from pipevault.runtime.record import RECORD_LIMIT_BYTES, RECORD_MARK, RunRecord
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_KEYWORD = "pipevault"
 _IMAGE_DESCRIPTION, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x8769, 0x9286
@@ -35,8 +33,6 @@ _JPEG_EXIF_LIMIT_BYTES = 65533  # a segment's length has 16 bits and counts its 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 """The only ones that are opened: others start programs (Ghostscript for EPS), or parse far more than they need to."""
 _CHUNK_HEAD_BYTES = 1024  # of an iTXt chunk before its text: keyword, language, translated keyword
-
-
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"})
 _WEBP_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
 """Pillow converts any other one without a word, and what that loses is lost."""
@@ -44,6 +40,8 @@ _WEBP_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
 
 def encode(image: Image.Image, suffix: str, record: RunRecord, text: str) -> bytes:
     """Return ``image`` as a file of the format of ``suffix``. :class:`SettingsError`, :class:`RecordTooLargeError`."""
+    from PIL.PngImagePlugin import PngInfo
+
     modes = {".png": _PNG_MODES, ".webp": _WEBP_MODES}.get(suffix.lower())
     if modes is not None and image.mode not in modes:
         raise SettingsError(
@@ -52,7 +50,10 @@ def encode(image: Image.Image, suffix: str, record: RunRecord, text: str) -> byt
         )
     match suffix.lower():
         case ".png":
-            return _png(image, record, text)
+            chunks = PngInfo()
+            chunks.add_itxt(_PNG_KEYWORD, record.to_json())
+            chunks.add_text("parameters", text)  # becomes iTXt where Latin-1 does not suffice
+            return _saved(image, "PNG", pnginfo=chunks)
         case ".webp":
             # Without `exact`, colours under transparent pixels would be changed.
             return _saved(image, "WEBP", exif=_exif(_ascii_json(record), text), lossless=True, exact=True)
@@ -65,26 +66,24 @@ def record_text(path: Path) -> str | None:
 
     The format is recognised by the content. :class:`NoRecordError` if the file cannot be read as an image.
     """
+    from PIL import Image
+
     with _reading(path):
         with path.open("rb") as file:
             if file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE:
                 return _png_text(file)
-        with _opened(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             description = image.getexif().get(_IMAGE_DESCRIPTION)
     return _from_description(description)
 
 
 def picture(path: Path) -> Image.Image:
     """Return the picture in the image ``path``. :class:`NoRecordError` if it cannot be read."""
-    with _reading(path), _opened(path) as image:
-        image.load()
-        return image
-
-
-def _opened(path: Path) -> Image.Image:
     from PIL import Image
 
-    return Image.open(path, formats=_FORMATS)
+    with _reading(path), Image.open(path, formats=_FORMATS) as image:
+        image.load()
+        return image
 
 
 @contextmanager
@@ -98,15 +97,6 @@ def _reading(path: Path) -> Iterator[None]:
             f"{path} cannot be read as an image: {error}. Give the file as it was saved, or its sidecar (.json).",
             str(path),
         ) from error
-
-
-def _png(image: Image.Image, record: RunRecord, text: str) -> bytes:
-    from PIL.PngImagePlugin import PngInfo
-
-    chunks = PngInfo()
-    chunks.add_itxt(_PNG_KEYWORD, record.to_json())
-    chunks.add_text("parameters", text)  # becomes iTXt where Latin-1 does not suffice
-    return _saved(image, "PNG", pnginfo=chunks)
 
 
 def _jpeg_exif(record: RunRecord, text: str) -> bytes:
@@ -186,17 +176,15 @@ def _ascii_json(record: RunRecord) -> str:
 
 
 def _from_description(description: Any) -> str | None:
-    """Return the unchecked record of an EXIF description; ``None`` if that is a caption of someone else."""
+    """Return the unchecked record of an EXIF description; ``None`` if that is a caption of someone else.
+
+    What does not decompress is handed on as it is, to be refused as a changed record.
+    """
     if not isinstance(description, str):
         return None
     if description.startswith(_COMPRESSED_PREFIX):
-        return _decompressed(description.removeprefix(_COMPRESSED_PREFIX))
+        with suppress(ValueError, zlib.error):  # Base64 and ASCII errors are ValueErrors
+            packed = base64.b64decode(description.removeprefix(_COMPRESSED_PREFIX), validate=True)
+            return _inflated(packed).decode("ascii")
+        return description
     return description if RECORD_MARK in description else None
-
-
-def _decompressed(packed: str) -> str:
-    """Decompress a record. What does not decompress is handed on as it is, to be refused as a changed record."""
-    try:
-        return _inflated(base64.b64decode(packed, validate=True)).decode("ascii")
-    except (ValueError, zlib.error):  # Base64 and ASCII errors are ValueErrors
-        return packed

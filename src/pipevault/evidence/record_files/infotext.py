@@ -38,7 +38,7 @@ def parameters_text(record: RunRecord, *, index: int, count: int, size: tuple[in
         "Seed": _seed(record, index, count),
         "Size": f"{size[0]}x{size[1]}",
         "Model": _model(record.pipeline["model"]),
-        **_place_in_batch(record, index, count),
+        **({"Batch size": count, "Batch pos": index} if 1 < count > len(record.seeds["samples"]) else {}),
         "Version": f"pipevault {record.versions['pipevault']}" if record.versions.get("pipevault") else None,
     }
     lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in values.items() if value is not None))
@@ -57,11 +57,6 @@ def _seed(record: RunRecord, index: int, count: int) -> int | None:
         return samples[index] if len(samples) == count else None
     root: int | None = record.seeds["root"]
     return samples[0] if samples else root
-
-
-def _place_in_batch(record: RunRecord, index: int, count: int) -> dict[str, int]:
-    shared = count > 1 and len(record.seeds["samples"]) < count
-    return {"Batch size": count, "Batch pos": index} if shared else {}
 
 
 def _number(call: Mapping[str, Any], name: str) -> int | float | None:

@@ -8,8 +8,7 @@ from typing import Any
 
 from pipevault.errors import SettingsError
 from pipevault.evidence.quality import SCORES
-from pipevault.evidence.sweep.result import SweepResult
-from pipevault.evidence.sweep.variance import Shift, paired_shift
+from pipevault.evidence.sweep.result import Shift, SweepResult, paired_shift
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Drift:
 
 
 def check_baseline(baseline: SweepResult, model: str) -> None:
-    """Raise :class:`SettingsError` for a sweep of another model."""
+    """Check that the sweep is of this model. :class:`SettingsError`."""
     if baseline.model != model:
         raise SettingsError(f"The baseline is a sweep of {baseline.model}, not of {model}: give one of this model.")
 
@@ -68,9 +67,9 @@ def drift(new: SweepResult, baseline: SweepResult) -> Drift:
             shifts[name] = paired_shift([old[pair] for pair in pairs], [own[pair] for pair in pairs])
     changed = tuple(pair for pair in pairs if before[pair] != now[pair])
     then, here = _facts(baseline), _facts(new)
-    context = [name for name in {**then, **here} if then.get(name, "none") != here.get(name, "none")]
-    told = (f"{name}: {_short(then.get(name, 'none'))} then, {_short(here.get(name, 'none'))} now" for name in context)
-    return Drift(len(pairs), changed, shifts, tuple(told))
+    both = {name: (then.get(name, "none"), here.get(name, "none")) for name in {**then, **here}}
+    context = (f"{name}: {_short(one)} then, {_short(two)} now" for name, (one, two) in both.items() if one != two)
+    return Drift(len(pairs), changed, shifts, tuple(context))
 
 
 def _facts(sweep: SweepResult) -> dict[str, str]:
@@ -79,8 +78,8 @@ def _facts(sweep: SweepResult) -> dict[str, str]:
     facts |= {"outlier seeds": ", ".join(map(str, sweep.outlier_seeds())) or "none", "batch size": sweep.batch_size}
     groups = {"call": sweep.call, "level": sweep.level, "weights": sweep.weights, "version": sweep.versions}
     for group, values in {**groups, "machine": sweep.machine}.items():
-        facts |= {f"{group} {name}": "none" if value is None else value for name, value in sorted(values.items())}
-    return {name: str(value) for name, value in {**facts, "key": sweep.key or "none"}.items()}
+        facts |= {f"{group} {name}": value for name, value in sorted(values.items())}
+    return {name: "none" if value is None else str(value) for name, value in {**facts, "key": sweep.key}.items()}
 
 
 def _short(text: str) -> str:

@@ -27,10 +27,9 @@ from pipevault.calls.sample_roles import REPEATS
 from pipevault.determinism.seeds import check_seed
 from pipevault.determinism.streams import generators
 from pipevault.errors import BadCallError, BadSeedError, SettingsError
-from pipevault.evidence.quality import TextScorer
+from pipevault.evidence.quality import Scoring, TextScorer, as_table
 from pipevault.evidence.request import Request, load_arguments
 from pipevault.evidence.sweep.result import SweepResult
-from pipevault.evidence.sweep.scoring import Scoring, as_table
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.fingerprint.toolchain import package_version
 from pipevault.graphs import parts as graph_parts
@@ -66,14 +65,12 @@ def run_sweep(
     """Draw and score each prompt with each seed with a pipeline that :class:`~pipevault.PipelineCache` loaded.
 
     ``request`` gives the other arguments of the call. ``model`` is the name that the result bears; ``demo`` has the
-    digit classifier's score, and ``clip`` (from :func:`~pipevault.evidence.quality.clip_scorer`) adds the
-    CLIP score. Of a video the middle frame is scored. Raises what :func:`check_prompts`, :func:`check_seeds` and the
-    pipeline raise, :class:`SettingsError` for an output without pictures, and :class:`BadCallError`.
+    digit classifier's score, and ``clip`` adds the CLIP score. Of a video the middle frame is scored. Raises what
+    :func:`check_prompts`, :func:`check_seeds` and the pipeline raise, :class:`SettingsError` for an output without
+    pictures, and :class:`BadCallError`.
     """
     request, rows = request or Request(), check_prompts(pipe, prompts)
     columns = check_seeds(seeds, prompts=len(rows))
-    if type(batch_size) is not int or batch_size < 1:
-        raise SettingsError(f"The batch size must be a whole number above 0, not {batch_size!r}.")
     if repeats := [name for name in REPEATS if request.arguments.get(name) not in (None, 1)]:
         raise BadCallError(f"A sweep draws one picture for each prompt and seed: leave out {repeats[0]}.")
     clock, scoring = Clock(progress), Scoring(model, rows, len(columns), clip)
@@ -92,15 +89,15 @@ def run_sweep(
             facts = facts or _facts(pipe, record)
             notes |= dict.fromkeys(record.level["notes"] if record else ())
             for cell, frames in zip(batch, videos, strict=True):
-                pixels[cell] = _frames_sha256(frames)
+                several = hashlib.sha256(b"".join(frame.tobytes() for frame in frames)).hexdigest()
+                pixels[cell] = several if len(frames) > 1 else pixels_sha256(frames[0])
             scoring.add(batch, [frames[len(frames) // 2] for frames in videos])
     with clock.step("comparing the seeds' pictures"):
         scores, not_available = scoring.tables()
-    call = describe(request.to_json())
     result = SweepResult(
         model=model,
         pipeline=type(pipe).__name__,
-        call={name: value for name, value in call.items() if name not in ("prompts", "seed")},
+        call={name: value for name, value in describe(request.to_json()).items() if name not in ("prompts", "seed")},
         batch_size=batch_size,
         prompts=rows,
         seeds=columns,
@@ -115,11 +112,7 @@ def run_sweep(
 
 
 def sweep_load_arguments(pipe: Pipeline, prompts: Sequence[str], request: Request, batch_size: int) -> dict[str, Any]:
-    """Return keyword arguments of :meth:`~pipevault.PipelineCache.load` that freeze the one call that a sweep makes.
-
-    Raises what :func:`check_prompts` raises.
-    """
-    check_prompts(pipe, prompts)
+    """Return keyword arguments of :meth:`~pipevault.PipelineCache.load` that freeze the one call that a sweep makes."""
     arguments = _call_arguments(pipe, tuple(prompts[:1]) * batch_size, request, batch_size)
     return load_arguments(arguments, pipeline=type(pipe))
 
@@ -131,7 +124,7 @@ def check_prompts(pipe: Pipeline, prompts: Sequence[str]) -> tuple[str, ...]:
         verb = "needs prompts: give" if takes_prompts else "takes no prompts: leave out"
         raise SettingsError(f"{type(pipe).__name__} {verb} --prompts or --prompts-file.")
     for index, prompt in enumerate(prompts):
-        if not isinstance(prompt, str) or not prompt.strip():
+        if not prompt.strip():
             raise SettingsError(f"Prompt {index + 1} is {prompt!r}. Give a text to draw.")
     if twice := [prompt for prompt in prompts if prompts.count(prompt) > 1]:
         raise SettingsError(f"The prompt {twice[0]!r} is given twice. Give each once.")
@@ -140,11 +133,9 @@ def check_prompts(pipe: Pipeline, prompts: Sequence[str]) -> tuple[str, ...]:
 
 def check_seeds(seeds: Sequence[int], *, prompts: int) -> tuple[int, ...]:
     """Return the columns of a sweep. :class:`BadSeedError` for other values and for a seed that is given twice,
-    :class:`SettingsError` for none, too many, or too many pictures with so many ``prompts``.
+    :class:`SettingsError` for too many pictures with so many ``prompts``.
     """
     columns = tuple(map(check_seed, seeds))
-    if not 1 <= len(columns) <= MAX_SEEDS:
-        raise SettingsError(f"A sweep needs a seed, such as 0, and takes up to {MAX_SEEDS} seeds, not {len(columns)}.")
     if twice := [seed for seed in columns if columns.count(seed) > 1]:
         raise BadSeedError(f"The seed {twice[0]} is given twice. Give each once.", twice[0])
     if (count := prompts * len(columns)) > MAX_PICTURES:
@@ -194,9 +185,3 @@ def _facts(pipe: Pipeline, record: RunRecord | None) -> dict[str, Any]:
         "versions": {**(record.versions if record else versions()), **scoring},
         "machine": dict(machine),
     }
-
-
-def _frames_sha256(frames: Sequence[Image.Image]) -> str:
-    """Return the SHA-256 of a picture's bytes; of a video's frames one after the other."""
-    several = b"".join(frame.tobytes() for frame in frames)
-    return pixels_sha256(frames[0]) if len(frames) == 1 else hashlib.sha256(several).hexdigest()

@@ -6,6 +6,7 @@ import json
 import pickle
 import stat
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,12 @@ import pytest
 
 from pipevault.errors import CannotFreezeError, PipevaultError, SettingsError, TrainingModeError
 from pipevault.evidence.fresh_generation import main
-from pipevault.evidence.fresh_process import generate_in_fresh_process
-from pipevault.evidence.generation_job import GenerationJob, GenerationResult
+from pipevault.evidence.generation_job import GenerationJob, generate_in_fresh_process
 from pipevault.evidence.request import Request
 
 JOB = GenerationJob("./model", Request(("a cat",), seed=3), "eager")
 RESULT: dict[str, Any] = {
-    "pictures": ["picture-0.png", "picture-1.png"],
+    "pictures": ["picture-0.npy", "picture-1.npy"],
     "pixels": ["a", "b"],
     "warm_pixels": ["a", "b"],
     "latents": "latents.npy",
@@ -79,10 +79,9 @@ def failure(job: GenerationJob, folder: Path, **options: Any) -> str:
 def test_a_result_comes_back_with_the_files_of_its_folder(child: Child, folder: Path) -> None:
     child.runs(WRITE_RESULT)
     result = generate_in_fresh_process(JOB, folder)
-    assert result.pictures == (folder / "picture-0.png", folder / "picture-1.png")
+    assert result.pictures == (folder / "picture-0.npy", folder / "picture-1.npy")
     assert result.latents == folder / "latents.npy"
     assert (result.pixels, result.outcome, result.seconds["first"]) == (("a", "b"), "hit", 1.5)
-    assert GenerationResult.from_json(result.to_json(), folder) == result
 
 
 def test_the_child_is_given_the_job(child: Child, folder: Path) -> None:
@@ -136,13 +135,9 @@ def test_the_compile_cache_is_gone_afterwards(child: Child, folder: Path) -> Non
     assert not (folder / "compile-cache").exists()
 
 
-def test_an_unknown_method() -> None:
-    with pytest.raises(SettingsError, match=r"'jit'.*eager, torch\.compile, .*frozen"):
-        GenerationJob("./model", Request(), "jit")
-
-
-def test_arguments_that_are_no_json(folder: Path) -> None:
-    job = GenerationJob("./model", Request(arguments={"image": object()}), "eager")
+@pytest.mark.parametrize("argument", [object(), b"bytes", {1, 2}])
+def test_arguments_that_are_no_json(folder: Path, argument: Any) -> None:
+    job = GenerationJob("./model", Request(arguments={"image": argument}), "eager")
     with pytest.raises(SettingsError, match="plain JSON"):
         generate_in_fresh_process(job, folder)
 
@@ -176,7 +171,6 @@ def test_what_is_printed_need_not_be_text(child: Child, folder: Path) -> None:
         "null",
         json.dumps({name: value for name, value in RESULT.items() if name != "pixels"}),
         json.dumps({**RESULT, "pictures": 7}),
-        json.dumps({**RESULT, "colour": "red"}),
     ],
 )
 def test_a_child_that_writes_garbage(child: Child, folder: Path, document: str) -> None:
@@ -226,7 +220,7 @@ def test_the_child_writes_an_error_of_pipevault_and_leaves_with_1(
         raise TrainingModeError("in training mode", "unet")
 
     monkeypatch.setattr("pipevault.evidence.fresh_generation.generate_for", generate_for)
-    (tmp_path / "job.json").write_text(json.dumps({"job": JOB.to_json(), "started_at_s": 12.5}))
+    (tmp_path / "job.json").write_text(json.dumps({"job": asdict(JOB), "started_at_s": 12.5}))
     assert main(tmp_path / "job.json") == 1
     error = pickle.loads((tmp_path / "error.pickle").read_bytes())
     assert (type(error), error.part, str(error)) == (TrainingModeError, "unet", "in training mode")
