@@ -27,7 +27,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "pin": "pins:pin",
         "unpin": "pins:unpin",
         "pins": "pins:pins",
-        "prune": "prune:prune",
+        "prune": "removal:prune",
         "rm": "removal:remove",
         "verify": "verify:verify",
     },

@@ -110,19 +110,20 @@ KINDS: Mapping[type[PipevaultError], tuple[Exit, str]] = {
 """Exit code and code word of each error class. Both are promised to scripts: add rows, change none."""
 
 
-def kind_of(error: BaseException) -> tuple[Exit, str]:
+Failure = tuple[Exit, "str | None"]
+"""Exit code and code word; :attr:`Exit.DONE` and ``None`` where nothing failed."""
+
+
+def kind_of(error: BaseException | None) -> Failure:
     """Return the exit code and the code word of ``error``; those of the root for an error of another library."""
+    if error is None:
+        return Exit.DONE, None
     return next((KINDS[base] for base in type(error).__mro__ if base in KINDS), KINDS[PipevaultError])
 
 
-def code_of(error: BaseException | None) -> str | None:
-    """Return the code word of ``error``, ``None`` for none."""
-    return None if error is None else kind_of(error)[1]
-
-
-def first_of(errors: Iterable[BaseException | None]) -> tuple[Exit, str | None]:
-    """Return the exit code and the code word of the first of ``errors``, :attr:`Exit.DONE` where there is none."""
-    return next((kind_of(error) for error in errors if error is not None), (Exit.DONE, None))
+def first_of(failures: Iterable[Failure]) -> Failure:
+    """Return the first of ``failures`` that is one."""
+    return next((failure for failure in failures if failure[0]), (Exit.DONE, None))
 
 
 def message_of(error: BaseException) -> str:

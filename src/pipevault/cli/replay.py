@@ -33,7 +33,7 @@ class FileResult:
     error: PipevaultError | None = None
 
     @property
-    def failure(self) -> tuple[Exit, str | None]:
+    def failure(self) -> exits.Failure:
         """Return its part in the exit code of the command, and the code word."""
         if self.error is not None:
             return exits.kind_of(self.error)
@@ -55,16 +55,7 @@ class FileResult:
 @click.option("--compile", is_flag=True, help="Compile what the vault lacks, with your own settings.")
 @path_option("--save", metavar="FILE", help="Where the new output of a single FILE goes.")
 @vault_options
-def replay(
-    files: tuple[Path, ...],
-    model: str | None,
-    inputs: tuple[str, ...],
-    allow_other_machine: bool,
-    compile: bool,
-    save: Path | None,
-    dir: Path | None,
-    as_json: bool,
-) -> None:
+def replay(files: tuple[Path, ...], inputs: tuple[str, ...], save: Path | None, as_json: bool, **asked: Any) -> None:
     """Build the pipeline of each FILE's run record from the vault, generate again, compare bit by bit.
 
     FILE is an output that pipevault saved (PNG, JPEG, WebP, MP4), or a record (.json). Succeeds only if every result
@@ -90,12 +81,12 @@ def replay(
         raise SettingsError(f"--save takes the output of one file, and {len(files)} are given.")
     pictures = _pictures(inputs)
     with StepProgress() as progress:
-        session = _Session(model, dir, pictures, progress, allow_other_machine, compile)
+        session = _Session(asked.pop("model"), {**asked, "inputs": pictures}, progress)
         results = [session.replay(file) for file in files]
     if save is not None and results[0].replay is not None:
         saved = _save(results[0].replay, save)
         render.note(f"Saved {', '.join(map(str, saved))}")
-    code, word = next((result.failure for result in results if result.failure[0]), (Exit.DONE, None))
+    code, word = exits.first_of(result.failure for result in results)
     if as_json:
         render.print_json({"code": word, "files": [_document(result) for result in results]})
     else:
@@ -105,14 +96,14 @@ def replay(
 
 @dataclass
 class _Session:
-    """The files of one command, replayed one after the other; each recorded pipeline is opened once."""
+    """The files of one command, replayed one after the other with the same ``options`` of :func:`pipevault.replay`.
+
+    Each recorded pipeline is opened once.
+    """
 
     model: str | None
-    dir: Path | None
-    inputs: dict[str, Any]
+    options: dict[str, Any]
     progress: StepProgress
-    allow_other_machine: bool
-    compile: bool
     pipes: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def replay(self, file: Path) -> FileResult:
@@ -122,15 +113,7 @@ class _Session:
         self.progress.subject = file.name
         try:
             pipe = self._pipeline(read_record(file))
-            result = replay_record(
-                file,
-                pipe,
-                dir=self.dir,
-                inputs=self.inputs,
-                allow_other_machine=self.allow_other_machine,
-                compile=self.compile,
-                progress=self.progress,
-            )
+            result = replay_record(file, pipe, progress=self.progress, **self.options)
         except PipevaultError as error:
             return FileResult(file, error=error)
         return FileResult(file, replay=result)
@@ -144,17 +127,12 @@ class _Session:
                 f"The recorded pipeline had parts of several dtypes ({', '.join(sorted(dtypes))}). Construct it "
                 "yourself and call pipevault.replay(file, pipe)."
             )
-        device = None if self.allow_other_machine else load.get("device", "cpu").partition(":")[0]
-        opened = (model, next(iter(dtypes), None), device, record.pipeline["class"])
+        device = None if self.options["allow_other_machine"] else load.get("device", "cpu").partition(":")[0]
+        opening = {"dtype": next(iter(dtypes), None), "device": device, "pipeline_class": record.pipeline["class"]}
+        opened = (model, *opening.values())
         if opened not in self.pipes:
             with self.progress.step("open"):
-                self.pipes[opened] = open_pipeline(
-                    model,
-                    dtype=opened[1],
-                    device=device,
-                    pipeline_class=opened[3],
-                    local_only=self.model is None,
-                )
+                self.pipes[opened] = open_pipeline(model, **opening, local_only=self.model is None)
         return self.pipes[opened]
 
 
@@ -206,9 +184,9 @@ def _pictures(inputs: Sequence[str]) -> dict[str, Any]:
 
 def _document(result: FileResult) -> dict[str, Any]:
     if result.error is not None:
-        return {"file": str(result.file), **exits.error_document(result.error)}
+        return {"file": result.file, **exits.error_document(result.error)}
     assert result.replay is not None
-    return {"file": str(result.file), "code": result.failure[1], **result.replay.to_json()}
+    return {"file": result.file, "code": result.failure[1], **result.replay.to_json()}
 
 
 def _row(result: FileResult) -> tuple[str, str, str]:
