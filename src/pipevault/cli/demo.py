@@ -58,6 +58,7 @@ def demo(dir: Path | None, out: Path, seed: int, mode: str | None, as_json: bool
       pipevault demo --mode require --json
     """
     from pipevault import PipelineCache, outcome
+    from pipevault.cache.outcome import Clock
 
     with StepProgress() as progress:
         cache = PipelineCache(dir, mode=mode, progress=progress)
@@ -65,7 +66,7 @@ def demo(dir: Path | None, out: Path, seed: int, mode: str | None, as_json: bool
         started_s = time.perf_counter()
         pipe = cache.load(pipe, **DEMO_SHAPE)
         ready_s = time.perf_counter() - started_s
-        with progress.step("draw"):
+        with Clock(progress).step("draw"):
             pictures = draw(pipe, seed=seed)
     save_grid(pictures, out)
     report = outcome(pipe)

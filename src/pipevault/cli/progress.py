@@ -50,7 +50,6 @@ class StepProgress:
         self.subject = ""
         self._graphs: Counter[tuple[str, str, str]] = Counter()
         self._stream = sys.stderr if stream is None else stream
-        self._started_s = time.monotonic()
         self._live: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
@@ -68,22 +67,11 @@ class StepProgress:
         if self._live is not None:
             self._live.stop()
 
-    @contextmanager
-    def step(self, action: str) -> Iterator[None]:
-        """Report the block as a step of the whole."""
-        from pipevault.cache.outcome import Step
-
-        started_s = time.monotonic()
-        self(Step("", action))
-        yield
-        self(Step("", action, time.monotonic() - started_s))
-
     def __call__(self, step: Step) -> None:
         if step.action in BRIEF_ACTIONS and (step.seconds is None or step.seconds < NOTABLE_S):
             return
         if step.part and step.action in GRAPH_ACTIONS:
-            counted = self._count_graph(step)
-            if counted is None:
+            if (counted := self._count_graph(step)) is None:
                 return
             step = counted
         label = printable(f"{self.subject} {step_label(step)}".lstrip())

@@ -119,6 +119,8 @@ class _Session:
         return FileResult(file, replay=result)
 
     def _pipeline(self, record: RunRecord) -> Any:
+        from pipevault.cache.outcome import Clock
+
         load = record.pipeline.get("load", {})
         model = self.model or _recorded_model(record)
         dtypes = {dtype for dtype in load.get("dtype", {}).values() if dtype}
@@ -131,7 +133,7 @@ class _Session:
         opening = {"dtype": next(iter(dtypes), None), "device": device, "pipeline_class": record.pipeline["class"]}
         opened = (model, *opening.values())
         if opened not in self.pipes:
-            with self.progress.step("open"):
+            with Clock(self.progress).step("open"):
                 self.pipes[opened] = open_pipeline(model, **opening, local_only=self.model is None)
         return self.pipes[opened]
 
