@@ -22,7 +22,6 @@ _UNITS: Mapping[str, int] = {
 }
 _SIZE = re.compile(r"(-?\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 _LONGEST_SIZE = 32
-NO_LIMIT = "none"
 _TRUTHS: Mapping[str, bool] = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -77,17 +76,12 @@ def parse_size(name: str, value: Any) -> int:
 
 def parse_limit(name: str, value: Any) -> int | None:
     """Return bytes like :func:`parse_size`; ``None`` for ``none``, no limit. :class:`SettingsError`: negative."""
-    if value is None or (isinstance(value, str) and value.strip().lower() == NO_LIMIT):
+    if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
         return None
     size_bytes = parse_size(name, value)
     if size_bytes < 0:
         raise invalid(name, value, "0 or more bytes, or none")
     return size_bytes
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise invalid(name, value, f"one of {', '.join(allowed)}")
 
 
 def _folder(name: str, value: Any, base: Path) -> Path:
