@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,14 +14,13 @@ from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, NewerVaultError, SettingsError
 from pipevault.fingerprint.toolchain import package_version
 from pipevault.settings import Settings
-from pipevault.settings.values import parse_limit
+from pipevault.settings.values import parse_amount, parse_limit
 from pipevault.store.manifest import Manifest
 from pipevault.store.matching import matching
 from pipevault.store.retention.prune import PrunePlan, PruneReport, carry_out, plan_prune
 from pipevault.store.retention.removal import RemovalPlan, find_orphans, plan_orphans_removal, refuse_in_use
 from pipevault.store.vault import Vault
 
-_AGE = re.compile(r"(-?\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 _AGE_UNITS_S = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
@@ -224,16 +222,15 @@ def _chosen(vault: Vault, wanted: Mapping[str, str]) -> dict[Digest, str]:
 def _age_s(text: str | None) -> float | None:
     if text is None:
         return None
-    match = _AGE.fullmatch(text.strip())
-    unit_s = _AGE_UNITS_S.get(match[2].lower()) if match else None
-    if match is None or unit_s is None:
+    age_s = parse_amount(text, _AGE_UNITS_S)
+    if age_s is None:
         units = ", ".join(_AGE_UNITS_S)
         raise SettingsError(
             f"Invalid age {text!r} for --older-than: expected a number and one of {units}, such as 30d."
         )
-    if match[1].startswith("-"):
+    if age_s < 0:
         raise SettingsError(f"Invalid age {text!r} for --older-than: expected 0 or more.")
-    return float(match[1]) * unit_s
+    return age_s
 
 
 def _report_pruning(plan: PrunePlan, done: PruneReport, *, dry_run: bool) -> None:

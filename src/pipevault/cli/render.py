@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -53,9 +53,9 @@ def printable(text: str) -> str:
     return _CONTROLS.sub("", _ESCAPES.sub("", plain))
 
 
-def say(text: str, *, err: bool = False, nl: bool = True, stream: TextIO | None = None) -> None:
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
     """Print text for people; every command prints through this, a table of this module, or :func:`print_json`."""
-    _echo(printable(text), err=err, nl=nl, stream=stream)
+    _echo(printable(text), err=err, nl=nl)
 
 
 def print_json(document: Any) -> None:
@@ -85,16 +85,16 @@ def has_answered() -> bool:
     return context is not None and _ANSWERED in context.meta
 
 
-def _echo(text: str = "", *, err: bool = False, nl: bool = True, stream: TextIO | None = None) -> None:
+def _echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
     """Print; where the reader has left, as ``head`` does, the rest goes nowhere and the command goes on.
 
     :class:`CannotSaveError` where the system refuses it, as for a full disk; there too the rest goes nowhere.
     """
     try:
-        click.echo(text, file=stream, err=err, nl=nl)
+        click.echo(text, err=err, nl=nl)
     except OSError as error:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, (stream or (sys.stderr if err else sys.stdout)).fileno())
+        os.dup2(nowhere, (sys.stderr if err else sys.stdout).fileno())
         os.close(nowhere)
         if not isinstance(error, BrokenPipeError):
             name = "error" if err else "output"
