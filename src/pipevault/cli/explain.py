@@ -9,7 +9,7 @@ import click
 
 from pipevault.cli import render
 from pipevault.cli.options import Parts, call_options, mode_option, model_argument, take, vault_options
-from pipevault.cli.pipelines import shapes_of
+from pipevault.cli.pipelines import shape_of
 from pipevault.errors import NotAVaultError
 from pipevault.opening import open_pipeline
 from pipevault.settings import Settings
@@ -21,7 +21,7 @@ from pipevault.store.vault import Vault
 @call_options()
 @mode_option("compile", "require", "off")
 @vault_options
-def explain(model: str, size: str | None, parts: Parts, dir: Path | None, as_json: bool, **asked: Any) -> None:
+def explain(model: str, parts: Parts, dir: Path | None, as_json: bool, **asked: Any) -> None:
     """Say what a load of MODEL would do and, on a miss, which factors differ from the nearest entry.
 
     MODEL is a folder, a repository id, or `demo` for the pipeline that ships. The status is hit, partial (an entry
@@ -35,8 +35,7 @@ def explain(model: str, size: str | None, parts: Parts, dir: Path | None, as_jso
     """
     from pipevault import PipelineCache
 
-    sizes = [] if size is None else [size]
-    [shape] = shapes_of(model, sizes, **take(asked, "batch_size", "num_frames", "guidance"))
+    shape = shape_of(model, **take(asked, "size", "batch_size", "num_frames", "guidance"))
     opening = take(asked, "dtype", "device")
     cache = PipelineCache(dir, **asked)
     pipe = open_pipeline(model, **opening)

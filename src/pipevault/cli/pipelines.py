@@ -28,27 +28,19 @@ def parse_size(text: str) -> dict[str, int]:
     raise SettingsError(f"Invalid size {text!r}: expected WIDTHxHEIGHT, for example 768x512.")
 
 
-def shapes_of(
-    model: str,
-    sizes: Sequence[str],
-    *,
-    batch_size: int | tuple[int, int] | None = None,
-    num_frames: int | tuple[int, int] | None = None,
-    guidance: bool | None = None,
-) -> list[dict[str, Any]]:
-    """Return the calls to freeze, each as arguments of ``PipelineCache.load``; no size means the pipeline's own.
+def shape_of(model: str, size: str | None = None, **given: Any) -> dict[str, Any]:
+    """Return the call to freeze, as arguments of ``PipelineCache.load``; what is ``None`` is the pipeline's own.
 
-    A size may be a range, ``512x512..1024x768``.
+    ``size`` may be a range, ``512x512..1024x768``. ``given``: ``batch_size``, ``num_frames`` and ``guidance``.
     """
-    given = {"batch_size": batch_size, "num_frames": num_frames, "guidance": guidance}
     defaults = DEMO_SHAPE if model == DEMO_MODEL else {}
-    call = {**defaults, **{name: value for name, value in given.items() if value is not None}}
-    shapes = []
-    for size in sizes:
+    shape = {**defaults, **{name: value for name, value in given.items() if value is not None}}
+    if size is not None:
         ends = [parse_size(end) for end in size.split("..", 1)]
-        sides = {name: (first, ends[-1][name]) for name, first in ends[0].items()}
-        shapes.append({**call, **{name: side if side[0] != side[1] else side[0] for name, side in sides.items()}})
-    return shapes or [call]
+        for name, first in ends[0].items():
+            last = ends[-1][name]
+            shape[name] = first if first == last else (first, last)
+    return shape
 
 
 def parse_seeds(text: str, *, most: int) -> tuple[int, ...]:

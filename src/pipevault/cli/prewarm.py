@@ -12,7 +12,7 @@ import click
 
 from pipevault.cli import exits, interrupts, options, render
 from pipevault.cli.exits import Exit
-from pipevault.cli.pipelines import shapes_of
+from pipevault.cli.pipelines import shape_of
 from pipevault.cli.progress import StepProgress
 from pipevault.errors import MissError
 from pipevault.opening import open_pipeline
@@ -124,10 +124,10 @@ def _asked_calls(
 ) -> list[Call]:
     """Return the product of what was asked for, calls of one dtype together."""
     calls = []
-    for dtype, size, batch in product(dtypes or (None,), sizes or ("",), batch_sizes or (None,)):
-        [shape] = shapes_of(model, [size] if size else [], batch_size=batch, **call)
+    for dtype, size, batch in product(dtypes or (None,), sizes or (None,), batch_sizes or (None,)):
+        shape = shape_of(model, size, batch_size=batch, **call)
         text = "..".join(map(str, batch)) if isinstance(batch, tuple) else str(batch or "")
-        calls.append(Call(size.strip() or "default size", text, dtype, shape))
+        calls.append(Call((size or "default size").strip(), text, dtype, shape))
     return calls
 
 
@@ -166,15 +166,9 @@ def _row(call: Call) -> tuple[str, ...]:
     if report is None:
         return (call.label, "", "failed", "", "no", "", _reason(call))
     frozen = [name for name, part in report.parts.items() if part.status == "frozen"]
-    return (
-        call.label,
-        "none" if report.key is None else report.key.short,
-        report.status,
-        ", ".join(frozen) or "none",
-        "yes" if report.stored else "no",
-        f"{sum(report.seconds.values()):.1f}",
-        report.reason,
-    )
+    key = "none" if report.key is None else report.key.short
+    stored, seconds = "yes" if report.stored else "no", f"{sum(report.seconds.values()):.1f}"
+    return (call.label, key, report.status, ", ".join(frozen) or "none", stored, seconds, report.reason)
 
 
 def _reason(call: Call) -> str:
