@@ -8,13 +8,12 @@ from pathlib import Path
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import keys_argument, open_vault, path_option, vault_options
+from pipevault.cli.options import keys_argument, keys_in, open_vault, path_option, vault_options
 from pipevault.cli.progress import byte_bar
 from pipevault.digest import Digest
 from pipevault.errors import SettingsError, UnknownKeyError
 from pipevault.settings import Settings
 from pipevault.store.bundle import bundle_keys, export_bundle, import_bundle
-from pipevault.store.places import iter_keys
 from pipevault.store.trust.signature import check_signature
 from pipevault.store.trust.signing_keys import load_trusted
 from pipevault.store.vault import Vault
@@ -41,8 +40,11 @@ def export(keys: tuple[str, ...], every: bool, output: Path, overwrite: bool, di
     if bool(keys) is every:
         raise SettingsError("export takes the beginnings of KEYs, or --all alone.")
     vault = open_vault(dir)
+    wanted = keys_in(vault, keys)
+    if not wanted:
+        raise UnknownKeyError(f"{vault.root} holds no entries, so there is nothing to export.", "")
     with byte_bar("exporting") as progress:
-        report = export_bundle(vault, _keys(vault, keys), output, overwrite=overwrite, progress=progress)
+        report = export_bundle(vault, wanted, output, overwrite=overwrite, progress=progress)
     if as_json:
         render.print_json({"bundle": output, **vars(report)})
         return
@@ -96,13 +98,3 @@ def _tell_unsigned(settings: Settings, vault: Vault, keys: Sequence[Digest]) -> 
             f"{number} no signature by a trusted key, and will not be loaded while signature is 'require': "
             f"pipevault sign {unsigned[0].key.digest.short} --key FILE"
         )
-
-
-def _keys(vault: Vault, prefixes: Sequence[str]) -> list[Digest]:
-    """Return the keys that begin with ``prefixes``, or all if there are none."""
-    if prefixes:
-        return [vault.find(prefix).key.digest for prefix in prefixes]
-    keys = list(iter_keys(vault.layout))
-    if not keys:
-        raise UnknownKeyError(f"{vault.root} holds no entries, so there is nothing to export.", "")
-    return keys

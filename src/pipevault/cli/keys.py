@@ -8,11 +8,10 @@ from pathlib import Path
 import click
 
 from pipevault.cli import exits, render
-from pipevault.cli.options import json_option, keys_argument, open_vault, path_option, vault_options
+from pipevault.cli.options import json_option, keys_argument, keys_in, open_vault, path_option, vault_options
 from pipevault.digest import Digest
 from pipevault.errors import PipevaultError, SettingsError, UnknownKeyError
 from pipevault.store.needs import needed_by, needs_in
-from pipevault.store.places import iter_keys
 from pipevault.store.trust.signing_keys import PUBLIC_SUFFIX, PrivateKey, read_private_key, write_key_pair
 from pipevault.store.vault import Vault
 
@@ -68,10 +67,9 @@ def sign(keys: tuple[str, ...], all_entries: bool, key_file: Path, dir: Path | N
         raise SettingsError("sign needs entries: give the beginning of one KEY or more, or --all alone.")
     private = read_private_key(key_file)
     vault = open_vault(dir)
-    if all_entries:
-        wanted = list(iter_keys(vault.layout))
-    else:
-        wanted = _with_needed(vault, list(dict.fromkeys(vault.find(key).key.digest for key in keys)))
+    wanted = keys_in(vault, keys)
+    if not all_entries:
+        wanted = _with_needed(vault, wanted)
     results = [(key, *_sign(vault, key, private)) for key in wanted]
     code, word = exits.first_of(exits.kind_of(error) for _, _, error in results)
     if as_json:

@@ -9,8 +9,10 @@ from typing import Any, Literal, TypeVar
 
 import click
 
+from pipevault.digest import Digest
 from pipevault.errors import SettingsError
 from pipevault.settings import Settings
+from pipevault.store.places import iter_keys
 from pipevault.store.vault import Vault
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -20,6 +22,13 @@ Parts = tuple[str, ...] | Literal["auto"] | None
 def open_vault(dir: Path | None) -> Vault:
     """Open the vault in ``dir`` or, without it, that of the settings; it must exist."""
     return Vault.of(Settings.resolve(dir=dir))
+
+
+def keys_in(vault: Vault, prefixes: Sequence[str]) -> list[Digest]:
+    """Return the keys that begin with ``prefixes``, each once; all keys of the vault for none."""
+    if not prefixes:
+        return list(iter_keys(vault.layout))
+    return list(dict.fromkeys(vault.find(prefix).key.digest for prefix in prefixes))
 
 
 def together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
