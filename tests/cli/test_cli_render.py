@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from contextlib import suppress
 from datetime import datetime, timezone
+from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from rich.console import Console
@@ -13,6 +16,7 @@ from rich.console import Console
 from pipevault.cache.outcome import Step
 from pipevault.cli import render
 from pipevault.cli.progress import DETAIL_LENGTH, StepProgress, step_label
+from pipevault.digest import Digest
 
 NOW = datetime(2025, 2, 1, 12, tzinfo=timezone.utc)
 
@@ -54,6 +58,24 @@ def test_a_value_with_markup_is_shown_as_it_stands() -> None:
     text = console.export_text()
     assert "[bold]x[/bold]" in text
     assert "[red]y" in text
+
+
+def test_a_table_without_rows_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    render.show(render.table(("A",), []), render.facts([("name", "y")]), render.table(("B",), []))
+    assert capsys.readouterr().out == "name  y\n"
+
+
+def test_digests_paths_and_dataclasses_in_a_document(capsys: pytest.CaptureFixture[str]) -> None:
+    step = Step("unet", "compile", 1.5)
+    render.print_json({"key": Digest("a" * 64), "path": Path("/vault"), "steps": (step,), "map": MappingProxyType({})})
+    assert json.loads(capsys.readouterr().out) == {
+        "key": "a" * 64,
+        "path": "/vault",
+        "steps": [{"part": "unet", "action": "compile", "seconds": 1.5, "detail": "", "position": ""}],
+        "map": {},
+    }
+    with pytest.raises(TypeError, match="A set cannot stand in a document"):
+        render.print_json({"keys": {1}})
 
 
 @pytest.mark.parametrize("width", [80, 40, 20])

@@ -76,7 +76,7 @@ def _plain(value: Any) -> Any:
         return {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"{type(value).__name__} is no part of a document")
+    raise TypeError(f"A {type(value).__name__} cannot stand in a document: {value!r}.")
 
 
 def has_answered() -> bool:
