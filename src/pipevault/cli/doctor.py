@@ -16,19 +16,12 @@ from pathlib import Path
 
 import click
 
+from pipevault import errors
 from pipevault.cli import render
 from pipevault.cli.exits import Exit
 from pipevault.cli.options import vault_options
 from pipevault.compat.nexfort import require_nexfort
 from pipevault.compat.versions import OLDEST_TORCH, is_too_old, untried_text
-from pipevault.errors import (
-    NoHomeError,
-    PipevaultError,
-    TemporaryFolderError,
-    UnsafeVaultError,
-    UnusableBackendError,
-    VaultError,
-)
 from pipevault.files.atomic import is_shared
 from pipevault.files.scratch import scratch_folder, scratch_places, scratch_root
 from pipevault.settings import Settings
@@ -100,7 +93,7 @@ def check_torch() -> Check:
         return Check("torch", True, version, untried_text(version) or "")
     try:
         require_nexfort()
-    except UnusableBackendError:
+    except errors.UnusableBackendError:
         return Check("torch", False, version, _INSTALL_TORCH)
     return Check("torch", True, f"{version}, for backend nexfort alone", f"For backend inductor: {_INSTALL_TORCH}")
 
@@ -118,7 +111,7 @@ def check_temporary_folder() -> Check:
     name, places = "temporary folder", scratch_places()
     try:
         root = scratch_root()
-    except TemporaryFolderError as error:
+    except errors.TemporaryFolderError as error:
         remedy = f"{error} Where Python finds none either, torch needs TORCHINDUCTOR_CACHE_DIR to be imported at all."
         return Check(name, False, "none can be used to compile in", remedy)
     detail = f"{root}, {render.size_text(shutil.disk_usage(root).free)} free"
@@ -141,7 +134,7 @@ def check_compiler() -> Check:
             source.write_text(_PROGRAM, "utf-8")
             command = [found, "-std=c++17", "-o", str(source.with_suffix(".out")), str(source)]
             result = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILER_TIMEOUT_S)
-    except TemporaryFolderError:
+    except errors.TemporaryFolderError:
         return Check(name, False, f"{found} was not tried", "Fix the temporary folder first.")
     except (OSError, subprocess.TimeoutExpired) as error:
         return Check(name, False, f"{found} does not run ({error})", "Install g++ again.")
@@ -173,7 +166,7 @@ def check_user_folders() -> Iterator[Check]:
         name = f"{kind} folder"
         try:
             folder = user_folder(kind)
-        except NoHomeError as error:
+        except errors.NoHomeError as error:
             yield Check(name, True, "none, and nothing is kept there", str(error))
             continue
         if kind == "config" or os.access(_existing(folder), os.W_OK | os.X_OK):
@@ -187,7 +180,7 @@ def check_settings(dir: Path | None) -> Iterator[Check]:
     """Check the vault that the settings name, its tiers and the keys that they trust."""
     try:
         settings = Settings.resolve(dir=dir)
-    except NoHomeError as error:
+    except errors.NoHomeError as error:
         yield Check("vault", False, "no folder is set for it", str(error))
         return
     yield from check_vault(settings)
@@ -200,7 +193,7 @@ def check_vault(settings: Settings) -> Iterator[Check]:
     try:
         is_made = root.exists() and not (root.is_dir() and not any(root.iterdir()))
         vault = Vault.of(settings) if is_made else None
-    except (VaultError, OSError) as error:
+    except (errors.VaultError, OSError) as error:
         yield Check("vault", False, f"{root} cannot be used", str(error))
         return
     place = _existing(root)
@@ -214,7 +207,7 @@ def check_vault(settings: Settings) -> Iterator[Check]:
         ):
             try:
                 yield check(vault)
-            except PipevaultError as error:  # the others still run
+            except errors.PipevaultError as error:  # the others still run
                 yield Check(name, False, "could not be checked", str(error))
     elif place.is_dir() and os.access(place, os.W_OK | os.X_OK):
         yield Check("vault", True, f"{root} will be made at the first freeze")
@@ -236,7 +229,7 @@ def _check_permissions(vault: Vault) -> Check:
     try:
         check_root(vault.root, trust=vault.trust)
         check_ownership(vault.layout.vault_file, root=vault.root, trust=vault.trust)
-    except UnsafeVaultError as error:
+    except errors.UnsafeVaultError as error:
         return Check("permissions", False, "native code is not loaded from here", str(error))
     if vault.writable:
         whose = f"shared by the group {vault.root.stat().st_gid}" if is_shared(vault.root) else "by this user alone"
@@ -290,7 +283,7 @@ def check_tiers(settings: Settings) -> Iterator[Check]:
         name = f"tier {tier.dir}"
         try:
             access = "writable" if tiers.is_writable(tier) else "read-only"
-        except VaultError as error:
+        except errors.VaultError as error:
             yield Check(name, False, "every load leaves it out", str(error))
             continue
         copied = "hits are copied" if tier.copy else "hits are not copied"
@@ -301,7 +294,7 @@ def check_signatures(settings: Settings) -> Check:
     """Check that the trusted keys can be read, and are enough for the policy."""
     try:
         trusted = load_trusted(settings.trusted_keys)
-    except PipevaultError as error:
+    except errors.PipevaultError as error:
         return Check("signatures", False, "trusted_keys cannot be used", str(error))
     policies = {settings.signature, *(tier.signature for tier in settings.tiers)}
     if "require" in policies and not trusted:
