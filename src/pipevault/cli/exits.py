@@ -109,15 +109,12 @@ KINDS: Mapping[type[PipevaultError], tuple[Exit, str]] = {
 }
 """Exit code and code word of each error class. Both are promised to scripts: add rows, change none."""
 
-
 Failure = tuple[Exit, "str | None"]
 """Exit code and code word; :attr:`Exit.DONE` and ``None`` where nothing failed."""
 
 
-def kind_of(error: BaseException | None) -> Failure:
+def kind_of(error: BaseException) -> tuple[Exit, str]:
     """Return the exit code and the code word of ``error``; those of the root for an error of another library."""
-    if error is None:
-        return Exit.DONE, None
     return next((KINDS[base] for base in type(error).__mro__ if base in KINDS), KINDS[PipevaultError])
 
 

@@ -106,7 +106,7 @@ def check(suite: Path, as_json: bool, **asked: Any) -> None:
     with StepProgress() as progress:
         runner = SuiteRunner(read_suite(suite), **take(asked, "dir", "mode"), progress=progress)
         checked = list(check_suite(runner, **asked))
-    code, word = exits.first_of(exits.kind_of(one.error) for one in checked)
+    code, word = exits.first_of(exits.kind_of(one.error) for one in checked if one.error)
     if as_json:
         render.print_json({"suite": suite, "code": word, "cases": [_checked_document(one) for one in checked]})
     else:

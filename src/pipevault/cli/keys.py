@@ -71,7 +71,7 @@ def sign(keys: tuple[str, ...], all_entries: bool, key_file: Path, dir: Path | N
     if not all_entries:
         wanted = _with_needed(vault, wanted)
     results = [(key, *_sign(vault, key, private)) for key in wanted]
-    code, word = exits.first_of(exits.kind_of(error) for _, _, error in results)
+    code, word = exits.first_of(exits.kind_of(error) for _, _, error in results if error)
     if as_json:
         documents = [
             {"key": key, "state": state, **(exits.error_document(error) if error else {"code": None, "message": ""})}

@@ -40,12 +40,12 @@ def verify(fix: bool, dir: Path | None, as_json: bool) -> None:
     vault = Vault.of(settings)
     with byte_bar("verifying") as progress:
         report = verify_vault(vault, fix=fix, progress=progress, trusted=trusted, policy=settings.signature)
-    code, word = (exits.Exit.DONE, None) if report.sound else exits.KINDS[CorruptEntryError]
+    failure: exits.Failure = (exits.Exit.DONE, None) if report.sound else exits.KINDS[CorruptEntryError]
     if as_json:
         render.print_json(
             {
                 "vault": vault.root,
-                "code": word,
+                "code": failure[1],
                 "sound": report.sound,
                 "entries": report.entries,
                 "broken": report.broken_keys,
@@ -57,7 +57,7 @@ def verify(fix: bool, dir: Path | None, as_json: bool) -> None:
         )
     else:
         _tell(report, vault.root, fix)
-    click.get_current_context().exit(code)
+    click.get_current_context().exit(failure[0])
 
 
 def _document(finding: Finding) -> dict[str, Any]:
