@@ -129,6 +129,11 @@ def message_of(error: BaseException) -> str:
     return text if isinstance(error, PipevaultError) else f"{type(error).__name__}: {text}"
 
 
+def text_of(error: BaseException | None) -> str:
+    """Return the code word and the message of ``error``, such as ``miss: There is none.``; empty for ``None``."""
+    return f"{kind_of(error)[1]}: {message_of(error)}" if error else ""
+
+
 def error_document(error: BaseException) -> dict[str, Any]:
     """Return ``code`` and ``message`` of a failure, as they stand in JSON."""
     return {"code": kind_of(error)[1], "message": message_of(error)}

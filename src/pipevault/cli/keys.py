@@ -83,7 +83,7 @@ def sign(keys: tuple[str, ...], all_entries: bool, key_file: Path, dir: Path | N
         for key, state, error in results:
             render.say(f"{key.short} {state}")
             if error:
-                render.note(f"{key.short}: {exits.kind_of(error)[1]}: {exits.message_of(error)}")
+                render.note(f"{key.short}: {exits.text_of(error)}")
         signed = sum(error is None for _, _, error in results)
         of = "" if signed == len(results) else f" of {len(results)}"
         render.note(f"{signed}{of} {'entry has' if signed == 1 and not of else 'entries have'} a signature by the key")

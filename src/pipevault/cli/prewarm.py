@@ -155,7 +155,7 @@ def _document(call: Call) -> dict[str, Any]:
 
 def _planned_row(call: Call) -> tuple[str, ...]:
     if call.explanation is None:
-        return (call.label, "", "failed", "", _reason(call))
+        return (call.label, "", "failed", "", exits.text_of(call.error))
     found = call.explanation
     action = "nothing to do" if found.status == "hit" else "would be frozen"
     return (call.label, found.key.digest.short, found.status, action, found.reason)
@@ -164,13 +164,8 @@ def _planned_row(call: Call) -> tuple[str, ...]:
 def _row(call: Call) -> tuple[str, ...]:
     report = call.outcome
     if report is None:
-        return (call.label, "", "failed", "", "no", "", _reason(call))
+        return (call.label, "", "failed", "", "no", "", exits.text_of(call.error))
     frozen = [name for name, part in report.parts.items() if part.status == "frozen"]
     key = "none" if report.key is None else report.key.short
     stored, seconds = "yes" if report.stored else "no", f"{sum(report.seconds.values()):.1f}"
     return (call.label, key, report.status, ", ".join(frozen) or "none", stored, seconds, report.reason)
-
-
-def _reason(call: Call) -> str:
-    assert call.error is not None
-    return f"{call.failure[1]}: {exits.message_of(call.error)}"

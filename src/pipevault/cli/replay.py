@@ -193,7 +193,7 @@ def _document(result: FileResult) -> dict[str, Any]:
 
 def _row(result: FileResult) -> tuple[str, str, str]:
     if result.error is not None:
-        return (str(result.file), "not replayed", f"{result.failure[1]}: {exits.message_of(result.error)}")
+        return (str(result.file), "not replayed", exits.text_of(result.error))
     assert result.replay is not None
     details = [str(divergence) for divergence in result.replay.divergences]
     if measured := result.replay.distance:
