@@ -129,9 +129,9 @@ def message_of(error: BaseException) -> str:
     return text if isinstance(error, PipevaultError) else f"{type(error).__name__}: {text}"
 
 
-def text_of(error: BaseException | None) -> str:
-    """Return the code word and the message of ``error``, such as ``miss: There is none.``; empty for ``None``."""
-    return f"{kind_of(error)[1]}: {message_of(error)}" if error else ""
+def text_of(error: BaseException) -> str:
+    """Return the code word and the message of ``error``, such as ``miss: There is none.``."""
+    return f"{kind_of(error)[1]}: {message_of(error)}"
 
 
 def error_document(error: BaseException) -> dict[str, Any]:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from pipevault.cache.outcome import Explanation, Outcome
 from pipevault.cli import exits, interrupts, options, render
 from pipevault.cli.exits import Exit
 from pipevault.cli.pipelines import shape_of
@@ -17,21 +18,16 @@ from pipevault.cli.progress import StepProgress
 from pipevault.errors import MissError
 from pipevault.opening import open_pipeline
 
-if TYPE_CHECKING:
-    from pipevault.cache.outcome import Explanation, Outcome
-
 
 @dataclass(frozen=True)
 class Call:
-    """A call to freeze, what the vault has of it, and what became of it. With ``error`` it failed."""
+    """A call to freeze, and what was ``found`` of it: what a load would do, what one did, or why it failed."""
 
     size: str
     batch_size: str
     dtype: str | None
     shape: dict[str, Any]
-    explanation: Explanation | None = None
-    outcome: Outcome | None = None
-    error: Exception | None = None
+    found: Explanation | Outcome | Exception | None = None
 
     @property
     def label(self) -> str:
@@ -40,14 +36,18 @@ class Call:
         return ", ".join(word for word in (self.size, batch, self.dtype) if word)
 
     @property
+    def is_hit(self) -> bool:
+        """True if the vault has it already."""
+        return isinstance(self.found, Explanation) and self.found.status == "hit"
+
+    @property
     def failure(self) -> exits.Failure:
         """Return its part in the exit code of the command, and the code word."""
-        if self.error is not None:
-            return exits.kind_of(self.error)
-        if self.outcome is not None:
-            return (Exit.DONE, None) if self.outcome.stored else (Exit.NOT_NOW, "not-stored")
-        is_hit = self.explanation is not None and self.explanation.status == "hit"
-        return (Exit.DONE, None) if is_hit else exits.KINDS[MissError]
+        if isinstance(self.found, Exception):
+            return exits.kind_of(self.found)
+        if isinstance(self.found, Outcome):
+            return (Exit.DONE, None) if self.found.stored else (Exit.NOT_NOW, "not-stored")
+        return (Exit.DONE, None) if self.is_hit else exits.KINDS[MissError]
 
 
 @click.command("prewarm", short_help="Freeze a model without an application.")
@@ -84,23 +84,23 @@ def prewarm(model: str, parts: options.Parts, dry_run: bool, dir: Path | None, a
             kept[dtype] = open_pipeline(model, dtype=dtype, **opening)
         return kept[dtype]
 
-    def look_up(call: Call) -> Call:
-        return replace(call, explanation=cache.explain(opened(call.dtype), parts=parts, **call.shape))
+    def look_up(call: Call) -> Explanation:
+        return cache.explain(opened(call.dtype), parts=parts, **call.shape)
 
-    def freeze(call: Call) -> Call:
-        return replace(call, outcome=outcome(cache.load(opened(call.dtype), shapes=[call.shape], parts=parts)))
+    def freeze(call: Call) -> Outcome:
+        return outcome(cache.load(opened(call.dtype), shapes=[call.shape], parts=parts))
 
     with StepProgress() as progress:
         cache = PipelineCache(dir, mode="compile", progress=progress, **asked)
         calls = [_attempt(look_up, call) for call in calls]
         if not dry_run:
-            there = sum(call.explanation is not None and call.explanation.status == "hit" for call in calls)
-            failed = sum(call.error is not None for call in calls)
+            there = sum(call.is_hit for call in calls)
+            failed = sum(isinstance(call.found, Exception) for call in calls)
             new = len(calls) - there - failed
             render.note(f"{len(calls)} planned: {there} in the vault, {failed} failed, {new} to freeze.")
             for number, call in enumerate(calls):
                 progress.subject = f"{call.label} ({number + 1} of {len(calls)})" if len(calls) > 1 else call.label
-                if call.error is None:
+                if not isinstance(call.found, Exception):
                     calls[number] = _attempt(freeze, call)
     code, word = exits.first_of(call.failure for call in calls)
     if as_json:
@@ -131,40 +131,40 @@ def _asked_calls(
     return calls
 
 
-def _attempt(act: Callable[[Call], Call], call: Call) -> Call:
+def _attempt(act: Callable[[Call], Explanation | Outcome], call: Call) -> Call:
     try:
-        return act(call)
+        return replace(call, found=act(call))
     except Exception as error:  # such as torch's own when memory runs out for one call: the others may still fit
         if interrupts.has_struck():
             raise
         exits.show_traceback(error)
-        return replace(call, error=error)
+        return replace(call, found=error)
 
 
 def _document(call: Call) -> dict[str, Any]:
     asked = {"size": call.size, "batch_size": call.batch_size or None, "dtype": call.dtype}
-    if call.error is not None:
-        return {**asked, "status": "failed", **exits.error_document(call.error)}
-    if call.outcome is not None:
-        return {**asked, "code": call.failure[1], **call.outcome.to_json()}
-    found = call.explanation
-    assert found is not None
-    explained = {"status": found.status, "key": found.key.digest, "reason": found.reason}
+    if isinstance(call.found, Exception):
+        return {**asked, "status": "failed", **exits.error_document(call.found)}
+    if isinstance(call.found, Outcome):
+        return {**asked, "code": call.failure[1], **call.found.to_json()}
+    assert isinstance(call.found, Explanation)
+    explained = {"status": call.found.status, "key": call.found.key.digest, "reason": call.found.reason}
     return {**asked, "code": call.failure[1], **explained}
 
 
 def _planned_row(call: Call) -> tuple[str, ...]:
-    if call.explanation is None:
-        return (call.label, "", "failed", "", exits.text_of(call.error))
-    found = call.explanation
-    action = "nothing to do" if found.status == "hit" else "would be frozen"
-    return (call.label, found.key.digest.short, found.status, action, found.reason)
+    if isinstance(call.found, Exception):
+        return (call.label, "", "failed", "", exits.text_of(call.found))
+    assert isinstance(call.found, Explanation)
+    action = "nothing to do" if call.is_hit else "would be frozen"
+    return (call.label, call.found.key.digest.short, call.found.status, action, call.found.reason)
 
 
 def _row(call: Call) -> tuple[str, ...]:
-    report = call.outcome
-    if report is None:
-        return (call.label, "", "failed", "", "no", "", exits.text_of(call.error))
+    report = call.found
+    if isinstance(report, Exception):
+        return (call.label, "", "failed", "", "no", "", exits.text_of(report))
+    assert isinstance(report, Outcome)
     frozen = [name for name, part in report.parts.items() if part.status == "frozen"]
     key = "none" if report.key is None else report.key.short
     stored, seconds = "yes" if report.stored else "no", f"{sum(report.seconds.values()):.1f}"
