@@ -153,13 +153,12 @@ def report(error: BaseException, *, as_json: bool = False) -> Exit:
     With ``as_json`` it is the document on standard output too, unless a command has printed its own.
     """
     show_traceback(error)
-    code, word = kind_of(error)
-    text = message_of(error)
+    text = text_of(error)
     if not isinstance(error, PipevaultError):
         text = f"{text.rstrip('.')}. {DEBUG_VARIABLE}=1 shows where it was raised."
     with suppress(CannotSaveError):  # of a full disk behind both: the exit code is all that is left
-        render.say(f"pipevault: {word}: {text}", err=True)
+        render.note(f"pipevault: {text}")
     with suppress(CannotSaveError):
         if as_json and not render.has_answered():
             render.print_json(error_document(error))
-    return code
+    return kind_of(error)[0]
