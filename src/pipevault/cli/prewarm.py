@@ -84,14 +84,15 @@ def prewarm(model: str, parts: options.Parts, dry_run: bool, dir: Path | None, a
             kept[dtype] = open_pipeline(model, dtype=dtype, **opening)
         return kept[dtype]
 
-    def look_up(call: Call) -> Explanation:
-        return cache.explain(opened(call.dtype), parts=parts, **call.shape)
-
-    def freeze(call: Call) -> Outcome:
-        return outcome(cache.load(opened(call.dtype), shapes=[call.shape], parts=parts))
-
     with StepProgress() as progress:
         cache = PipelineCache(dir, mode="compile", progress=progress, **asked)
+
+        def look_up(call: Call) -> Explanation:
+            return cache.explain(opened(call.dtype), parts=parts, **call.shape)
+
+        def freeze(call: Call) -> Outcome:
+            return outcome(cache.load(opened(call.dtype), shapes=[call.shape], parts=parts))
+
         calls = [_attempt(look_up, call) for call in calls]
         if not dry_run:
             there = sum(call.is_hit for call in calls)
