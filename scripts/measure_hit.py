@@ -56,9 +56,9 @@ def open_model(model: str) -> Any:
 
 
 def shapes(model: str) -> list[Any]:
-    from pipevault.cli.pipelines import shapes_of
+    from pipevault.cli.pipelines import shape_of
 
-    return [{"call": dict(sd15.CALL)}] if model == SD15 else shapes_of(model, [])
+    return [{"call": dict(sd15.CALL)} if model == SD15 else shape_of(model)]
 
 
 def freeze(model: str, vault: Path) -> dict[str, Any]:

@@ -108,8 +108,7 @@ def _torch_dtype(name: str | None) -> torch.dtype:
         raise SettingsError(f"Unknown dtype {name!r}. Dtypes: {', '.join(DTYPES)}.")
     import torch
 
-    dtype = getattr(torch, name or "float32")
-    assert isinstance(dtype, torch.dtype)
+    dtype: torch.dtype = getattr(torch, name or "float32")
     return dtype
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from helpers.command_runner import Run
 from helpers.planned_entries import Planned
-from pipevault.cli.commands import _call_text
+from pipevault.cli.listing import call_text
 from pipevault.digest import Digest, digest_bytes
 from pipevault.key import Key
 from pipevault.store.manifest import Manifest
@@ -67,7 +67,7 @@ class TestLs:
         ],
     )
     def test_calls_are_told_apart(self, call: object, text: str) -> None:
-        assert _call_text(call) == text
+        assert call_text(call) == text
 
     def test_a_pipe_gets_the_width_of_columns_and_no_trailing_blanks(self, run: Run, vault: Vault) -> None:
         wide = run("ls", "--dir", vault.root).stdout.splitlines()

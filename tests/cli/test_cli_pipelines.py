@@ -10,14 +10,14 @@ import pytest
 
 from pipevault import opening
 from pipevault.cli.options import CountRange
-from pipevault.cli.pipelines import DEMO_SHAPE, Size, parse_size, shapes_of
+from pipevault.cli.pipelines import DEMO_SHAPE, parse_size, shape_of
 from pipevault.errors import SettingsError
 from pipevault.opening import open_pipeline
 
 
 @pytest.mark.parametrize("text", ["768x512", "768X512", " 768x512 ", "768×512"])  # noqa: RUF001
 def test_size_is_width_times_height(text: str) -> None:
-    assert parse_size(text) == Size(width=768, height=512)
+    assert parse_size(text) == {"width": 768, "height": 512}
 
 
 @pytest.mark.parametrize("text", ["", "512", "0x512", "512x", "x512", "-8x8", "8x8x8", "5.5x8", "1e3x8", "9999999x8"])
@@ -27,20 +27,24 @@ def test_text_that_is_no_size(text: str) -> None:
 
 
 class TestShapes:
-    def test_one_for_each_size(self) -> None:
-        assert shapes_of("m", ["512x256", "64x64"], batch_size=2, num_frames=9, guidance=False) == [
-            {"batch_size": 2, "num_frames": 9, "guidance": False, "height": 256, "width": 512},
-            {"batch_size": 2, "num_frames": 9, "guidance": False, "height": 64, "width": 64},
-        ]
+    def test_a_size_and_what_is_given(self) -> None:
+        assert shape_of("m", "512x256", batch_size=2, num_frames=9, guidance=False) == {
+            **{"batch_size": 2, "num_frames": 9, "guidance": False},
+            **{"height": 256, "width": 512},
+        }
 
     def test_nothing_given_leaves_everything_to_the_pipeline(self) -> None:
-        assert shapes_of("m", []) == [{}]
+        assert shape_of("m", batch_size=None) == {}
 
     def test_the_demo_has_its_own_call(self) -> None:
-        assert shapes_of("demo", []) == [dict(DEMO_SHAPE)]
-        assert shapes_of("demo", ["64x64"], batch_size=1) == [
-            {**DEMO_SHAPE, "batch_size": 1, "height": 64, "width": 64}
-        ]
+        assert shape_of("demo") == DEMO_SHAPE
+        assert shape_of("demo", "64x64", batch_size=1) == {**DEMO_SHAPE, "batch_size": 1, "height": 64, "width": 64}
+
+    def test_a_range_of_sizes_is_two_with_dots_between(self) -> None:
+        found = shape_of("./model", "512x256..1024x256", batch_size=(1, 4))
+        assert found == {"height": 256, "width": (512, 1024), "batch_size": (1, 4)}
+        with pytest.raises(SettingsError, match="Invalid size"):
+            shape_of("./model", "512x512..")
 
 
 class TestOpenPipeline:
@@ -143,14 +147,6 @@ class TestOpenPipeline:
         assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.bfloat16}
         assert pipe.device.type == "cpu"
         assert open_pipeline("demo").unet.dtype == torch.float32
-
-
-def test_a_range_of_sizes_is_two_with_dots_between() -> None:
-    assert shapes_of("./model", ["512x256..1024x256"], batch_size=(1, 4)) == [
-        {"height": 256, "width": (512, 1024), "batch_size": (1, 4)}
-    ]
-    with pytest.raises(SettingsError, match="Invalid size"):
-        shapes_of("./model", ["512x512.."])
 
 
 @pytest.mark.parametrize(("text", "value"), [("4", 4), ("1..4", (1, 4)), (" 2 .. 8 ", (2, 8))])

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
+import sys
 from contextlib import suppress
 from datetime import datetime, timezone
+from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from rich.console import Console
@@ -12,6 +16,7 @@ from rich.console import Console
 from pipevault.cache.outcome import Step
 from pipevault.cli import render
 from pipevault.cli.progress import DETAIL_LENGTH, StepProgress, step_label
+from pipevault.digest import Digest
 
 NOW = datetime(2025, 2, 1, 12, tzinfo=timezone.utc)
 
@@ -55,6 +60,24 @@ def test_a_value_with_markup_is_shown_as_it_stands() -> None:
     assert "[red]y" in text
 
 
+def test_a_table_without_rows_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    render.show(render.table(("A",), []), render.facts([("name", "y")]), render.table(("B",), []))
+    assert capsys.readouterr().out == "name  y\n"
+
+
+def test_digests_paths_and_dataclasses_in_a_document(capsys: pytest.CaptureFixture[str]) -> None:
+    step = Step("unet", "compile", 1.5)
+    render.print_json({"key": Digest("a" * 64), "path": Path("/vault"), "steps": (step,), "map": MappingProxyType({})})
+    assert json.loads(capsys.readouterr().out) == {
+        "key": "a" * 64,
+        "path": "/vault",
+        "steps": [{"part": "unet", "action": "compile", "seconds": 1.5, "detail": "", "position": ""}],
+        "map": {},
+    }
+    with pytest.raises(TypeError, match="A set cannot stand in a document"):
+        render.print_json({"keys": {1}})
+
+
 @pytest.mark.parametrize("width", [80, 40, 20])
 def test_a_key_is_never_broken_across_lines(width: int) -> None:
     key = "6754ab906843"
@@ -87,13 +110,34 @@ def test_value(value: object, text: str) -> None:
     assert render.value_text(value) == text
 
 
+@pytest.fixture
+def stderr(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """Standard error that is no terminal."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    return stream
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> TerminalText:
+    """Standard error that is a terminal."""
+    stream = TerminalText()
+    monkeypatch.setattr(sys, "stderr", stream)
+    return stream
+
+
 class TestPlainProgress:
+    @pytest.fixture(autouse=True)
+    def _stream(self, stderr: io.StringIO) -> None:
+        self.stream = stderr
+
     def shown(self, *steps: Step) -> list[str]:
-        stream = io.StringIO()
-        with StepProgress(stream) as progress:
+        self.stream.seek(0)
+        self.stream.truncate()
+        with StepProgress() as progress:
             for step in steps:
                 progress(step)
-        return stream.getvalue().splitlines()
+        return self.stream.getvalue().splitlines()
 
     def test_a_step_has_a_line_when_it_begins_and_when_it_ends(self) -> None:
         begins, ends = self.shown(Step("unet", "compile"), Step("unet", "compile", 12.345))
@@ -129,11 +173,10 @@ class TestPlainProgress:
         assert "graph" not in "".join(self.shown(*steps, Step("unet", "compile", 2.0), *steps))
 
     def test_the_subject_stands_before_each_step(self) -> None:
-        stream = io.StringIO()
-        with StepProgress(stream) as progress:
+        with StepProgress() as progress:
             progress.subject = "512x512 (1 of 2)"
             progress(Step("unet", "compile"))
-        assert stream.getvalue().endswith("] 512x512 (1 of 2) unet: compiling\n")
+        assert self.stream.getvalue().endswith("] 512x512 (1 of 2) unet: compiling\n")
 
     def test_an_unknown_action_is_shown_by_its_name(self) -> None:
         assert step_label(Step("vae", "tune", None, "3 of 9")) == "vae: tune (3 of 9)"
@@ -144,9 +187,8 @@ class TestPlainProgress:
         assert "x" * (DETAIL_LENGTH - 1) + "…" in label
 
 
-def test_live_progress_has_a_row_for_each_part_that_can_begin_anew() -> None:
-    stream = TerminalText()
-    with StepProgress(stream) as progress:
+def test_live_progress_has_a_row_for_each_part_that_can_begin_anew(terminal: TerminalText) -> None:
+    with StepProgress() as progress:
         for step in (
             Step("", "capture"),
             Step("", "capture", 0.5),
@@ -162,19 +204,19 @@ def test_live_progress_has_a_row_for_each_part_that_can_begin_anew() -> None:
         assert rows == {"recording every part's calls": True, "unet: compiling": False}
         progress(Step("unet", "compile", 1.0))
         assert all(task.finished for task in live.tasks)
-    assert "unet: compiling" in stream.getvalue()
+    assert "unet: compiling" in terminal.getvalue()
 
 
-def test_live_progress_has_rows_of_its_own_for_each_subject() -> None:
-    with StepProgress(TerminalText()) as progress:
+def test_live_progress_has_rows_of_its_own_for_each_subject(terminal: TerminalText) -> None:
+    with StepProgress() as progress:
         for progress.subject in ("8x8", "16x16"):
             progress(Step("unet", "compile"))
         assert progress._live is not None
         assert [task.description for task in progress._live.tasks] == ["8x8 unet: compiling", "16x16 unet: compiling"]
 
 
-def test_the_display_stops_after_an_error() -> None:
-    progress = StepProgress(TerminalText())
+def test_the_display_stops_after_an_error(terminal: TerminalText) -> None:
+    progress = StepProgress()
     with suppress(ZeroDivisionError), progress:
         raise ZeroDivisionError
     assert progress._live is not None

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,7 +13,6 @@ from PIL import Image
 from helpers.command_runner import Run
 from helpers.golden_runs import a_run, picture
 from pipevault.cli import replay as replay_command
-from pipevault.cli.replay import FileResult
 from pipevault.errors import OtherMachineError, PipevaultError, RecordDigestError
 from pipevault.evidence.replay import Divergence, Replay
 from pipevault.runtime.records import attach_record
@@ -25,11 +23,7 @@ DIFFERENT = replace(RECORD, results={**RECORD.results, "noise": "0" * 64})
 
 
 def results(monkeypatch: pytest.MonkeyPatch, **of_file: Replay | PipevaultError) -> None:
-    def stand(self: Any, file: Path) -> FileResult:
-        one = of_file[file.stem]
-        return FileResult(file, replay=one) if isinstance(one, Replay) else FileResult(file, error=one)
-
-    monkeypatch.setattr(replay_command._Session, "replay", stand)
+    monkeypatch.setattr(replay_command._Session, "replay", lambda self, file: of_file[file.stem])
 
 
 def test_the_exit_code_is_that_of_the_first_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

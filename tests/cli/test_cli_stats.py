@@ -10,8 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from helpers.command_runner import Run
-from pipevault.cli.prometheus import exposition
-from pipevault.cli.stats import duration_text
+from pipevault.cli.stats import duration_text, exposition
 from pipevault.digest import Digest, digest_bytes
 from pipevault.store.stats.summary import Counts, Statistics, count, summary
 from pipevault.store.vault import Vault

@@ -17,7 +17,7 @@ from helpers import browser
 from helpers.command_runner import Run
 from helpers.sweeps import Painter, sweep_result
 from pipevault.cli import sweep
-from pipevault.cli.seed_ranges import parse_seeds
+from pipevault.cli.pipelines import parse_seeds
 from pipevault.demo import DIGIT_WORDS
 from pipevault.errors import BadSeedError, SettingsError
 from pipevault.evidence import quality

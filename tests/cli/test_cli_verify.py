@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,9 +114,10 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_sees_a_bar_and_others_nothing() -> None:
+def test_a_terminal_sees_a_bar_and_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for stream in (terminal := Terminal(), file := io.StringIO()):
-        with byte_bar("verifying", stream) as progress:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with byte_bar("verifying") as progress:
             progress(1_000_000, 4_000_000)
             progress(4_000_000, 4_000_000)
     assert "verifying" in terminal.getvalue()

@@ -10,43 +10,26 @@ from typing import Any
 
 import click
 
+from pipevault import __version__
 from pipevault.cli import exits, interrupts, render
 from pipevault.settings import DEBUG_VARIABLE
 
-GROUPS: Mapping[str, Mapping[str, str]] = {
-    "Freeze and run": {"demo": "demo:demo", "prewarm": "prewarm:prewarm", "bench": "bench:bench"},
-    "Look": {
-        "ls": "commands:list_entries",
-        "show": "commands:show",
-        "explain": "explain:explain",
-        "stats": "stats:stats",
-        "where": "commands:where",
-        "doctor": "doctor:doctor",
-    },
-    "Keep": {
-        "pin": "pins:pin",
-        "unpin": "pins:unpin",
-        "pins": "pins:pins",
-        "prune": "prune:prune",
-        "rm": "removal:remove",
-        "verify": "verify:verify",
-    },
-    "Share": {
-        "export": "bundle:export",
-        "import": "bundle:import_",
-        "keygen": "keys:keygen",
-        "sign": "keys:sign",
-    },
-    "Prove": {
-        "replay": "replay:replay",
-        "compare": "compare:compare",
-        "golden": "golden:golden",
-        "sweep": "sweep:sweep",
-    },
+GROUPS: Mapping[str, Sequence[str]] = {
+    "Freeze and run": ("demo", "prewarm", "bench"),
+    "Look": ("ls", "show", "explain", "stats", "where", "doctor"),
+    "Keep": ("pin", "unpin", "pins", "prune", "rm", "verify"),
+    "Share": ("export", "import", "keygen", "sign"),
+    "Prove": ("replay", "compare", "golden", "sweep"),
 }
-"""The module and the function of each command, imported when it is called, so that a quick one stays quick."""
-
-COMMANDS: Mapping[str, str] = {name: home for group in GROUPS.values() for name, home in group.items()}
+COMMANDS = tuple(name for names in GROUPS.values() for name in names)
+_HOMES: Mapping[str, str] = {
+    **dict.fromkeys(("ls", "show", "where"), "commands"),
+    **dict.fromkeys(("pin", "unpin"), "pins"),
+    **dict.fromkeys(("prune", "rm"), "removal"),
+    **dict.fromkeys(("export", "import"), "bundle"),
+    **dict.fromkeys(("keygen", "sign"), "keys"),
+}
+"""The modules of commands that have none of their name. Each is imported when it is called: a quick one stays quick."""
 
 _AS_JSON = "pipevault.as_json"
 
@@ -60,10 +43,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _, name = COMMANDS[cmd_name].partition(":")
-        command = getattr(import_module(f"pipevault.cli.{module}"), name)
-        assert isinstance(command, click.Command)
-        return command
+        module = import_module(f"pipevault.cli.{_HOMES.get(cmd_name, cmd_name)}")
+        return next(one for one in vars(module).values() if isinstance(one, click.Command) and one.name == cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -113,25 +94,10 @@ class Commands(click.Group):
         )
 
 
-def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        from pipevault import __version__
-
-        render.say(f"pipevault {__version__}")
-        ctx.exit()
-
-
 @click.command(
     "pipevault", cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_print_version,
-    help="Show the version and exit.",
-)
+@click.version_option(__version__, message="pipevault %(version)s")
 def app() -> None:
     """Freeze the compiled graphs of a diffusion pipeline once, load the same graphs everywhere."""
 

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipevault.cli import render
+from pipevault.cli import options, render
 from pipevault.cli.exits import Exit
-from pipevault.cli.options import jobs_option, json_option, model_argument, names_in, take, timeout_option
-from pipevault.cli.outputs import OutputFile
+from pipevault.cli.pipelines import request_from
 from pipevault.cli.progress import StepProgress
-from pipevault.cli.request_options import OPENING, opening_options, request_from, request_options
 
 if TYPE_CHECKING:
     from pipevault.evidence.bench import Bench
@@ -22,16 +20,16 @@ COLUMNS = ("WAY", "MISS s", "READY s", "FIRST s", "WARM s", "READY+FIRST s", "WA
 
 
 @click.command("bench", short_help="Measure how soon a model is ready and how fast it runs.")
-@model_argument
-@request_options
-@opening_options
+@options.model_argument
+@options.request_options
+@options.opening_options
 @click.option("--ways", metavar="NAMES", multiple=True, help="With commas or the option again. Default: all.")
 @click.option("--runs", metavar="NUMBER", type=click.IntRange(min=1), default=3, help="Fresh processes. Default: 3.")
 @click.option("--calls", metavar="NUMBER", type=click.IntRange(min=2), default=2, help="In each process. Default: 2.")
-@jobs_option
-@timeout_option
-@click.option("--plot", metavar="SVG", type=OutputFile(), help="Write bars. Needs the extra `report`.")
-@json_option
+@options.jobs_option
+@options.timeout_option
+@click.option("--plot", metavar="SVG", type=options.OutputFile(), help="Write bars. Needs the extra `report`.")
+@options.json_option
 def bench(model: str, ways: tuple[str, ...], plot: Path | None, as_json: bool, **asked: Any) -> None:
     """Run MODEL in fresh processes: eager, torch.compile whole and by blocks; frozen whole, by blocks and as a range.
 
@@ -50,11 +48,11 @@ def bench(model: str, ways: tuple[str, ...], plot: Path | None, as_json: bool, *
     from pipevault.evidence.files import write_data
     from pipevault.evidence.generation_job import GenerationJob
 
-    opening, how = take(asked, *OPENING, "jobs"), take(asked, "runs", "timeout_s")
+    opening, how = options.take(asked, *options.OPENING, "jobs"), options.take(asked, "runs", "timeout_s")
     calls = asked.pop("calls")
     job = GenerationJob(model, request_from(model, **asked), **opening, generations=calls)
     with StepProgress() as progress:
-        result = run_bench(job, ways=names_in(ways) or ALL_WAYS, progress=progress, **how)
+        result = run_bench(job, ways=options.names_in(ways) or ALL_WAYS, progress=progress, **how)
     if plot is not None:
         from pipevault.report.plots import time_bars
 
@@ -64,9 +62,7 @@ def bench(model: str, ways: tuple[str, ...], plot: Path | None, as_json: bool, *
         render.print_json({**result.to_json(), "code": "skipped" if result.skipped else None})
     else:
         skipped = [(f"skipped {name}", reason) for name, reason in result.skipped]
-        render.show(
-            render.table(COLUMNS, rows(result), right=COLUMNS[1:]), *([render.facts(skipped)] if skipped else [])
-        )
+        render.show(render.table(COLUMNS, rows(result), right=COLUMNS[1:]), render.facts(skipped))
     click.get_current_context().exit(Exit.NOT_NOW if result.skipped else Exit.DONE)
 
 

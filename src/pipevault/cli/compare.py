@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipevault.cli import exits, render
-from pipevault.cli.options import model_argument, names_in, take, timeout_option, vault_options
-from pipevault.cli.outputs import OutputFile
+from pipevault.cli import exits, options, render
+from pipevault.cli.pipelines import request_from
 from pipevault.cli.progress import StepProgress
-from pipevault.cli.request_options import OPENING, opening_options, request_from, request_options
 from pipevault.errors import DifferentOutputError
 
 if TYPE_CHECKING:
     from pipevault.evidence.compare.result import Comparison, FinishedRun
+    from pipevault.evidence.metrics import Distance
 
 DISTANCES = ("RUN", "WITH", "EQUAL", "PIXELS", "MAX", "MEAN", "PSNR", "SSIM", "LATENTS")
 SECONDS = ("RUN", "READY s", "FIRST s", "WARM s")
 
 
 @click.command("compare", short_help="Show whether a seed gives the same picture again, and what moves it.")
-@model_argument
-@request_options
-@opening_options
+@options.model_argument
+@options.request_options
+@options.opening_options
 @click.option(
     "--runs",
     metavar="NAMES",
@@ -35,19 +33,10 @@ SECONDS = ("RUN", "READY s", "FIRST s", "WARM s")
     help="Of eager, torch.compile, frozen, threads, isa, batch; with commas or the option again. Default: all.",
 )
 @click.option("--without-torch-compile", is_flag=True, help="Leave out the runs that compile each time.")
-@timeout_option
-@click.option("--report", metavar="HTML", type=OutputFile(), help="Write a page with pictures and heat maps.")
-@vault_options
-def compare(
-    model: str,
-    runs: tuple[str, ...],
-    without_torch_compile: bool,
-    timeout_s: float | None,
-    report: Path | None,
-    dir: Path | None,
-    as_json: bool,
-    **asked: Any,
-) -> None:
+@options.timeout_option
+@click.option("--report", metavar="HTML", type=options.OutputFile(), help="Write a page with pictures and heat maps.")
+@options.vault_options
+def compare(model: str, runs: tuple[str, ...], report: Path | None, as_json: bool, **asked: Any) -> None:
     """Generate from one seed in fresh processes, twice each: eager, torch.compile, frozen; and measure how far the
     pictures are apart. Then eager with another thread count, instruction set and batch size.
 
@@ -63,6 +52,7 @@ def compare(
       pipevault compare ./my-model --prompt "a lighthouse at dusk" --seed 7 --size 512x512 --runs eager,frozen
     """
     from pipevault.evidence.compare.report import comparison_page
+    from pipevault.evidence.compare.run import GROUPS
     from pipevault.evidence.compare.run import compare as run_comparison
     from pipevault.evidence.files import write_data
     from pipevault.evidence.generation_job import GenerationJob
@@ -70,42 +60,25 @@ def compare(
 
     if report is not None:
         render_page("base.html.j2", {"title": ""})  # what the extra lacks is said before anything is generated
-    opening = take(asked, *OPENING)
+    opening, timeout_s = options.take(asked, *options.OPENING, "dir"), asked.pop("timeout_s")
+    without = {"torch.compile"} if asked.pop("without_torch_compile") else set()
+    groups = tuple(name for name in options.names_in(runs) or GROUPS if name not in without)
     request = request_from(model, **asked)
-    groups = _groups(runs, without_torch_compile)
     with StepProgress() as progress:
-        job = GenerationJob(model, request, **opening, dir=dir)
+        job = GenerationJob(model, request, **opening)
         comparison = run_comparison(job, groups=groups, timeout_s=timeout_s, progress=progress)
     if report is not None:
         command = _command(click.get_current_context(), seed=request.seed)
         write_data(report, comparison_page(comparison, command=command).encode())
-    failure = _failure(comparison)
     if as_json:
-        render.print_json({**comparison.to_json(), "code": exits.code_of(failure)})
+        word = exits.KINDS[DifferentOutputError][1] if comparison.broken_promises else None
+        render.print_json({**comparison.to_json(), "code": word})
     else:
         _show(comparison, report)
-    if failure:
-        raise failure
-
-
-def _failure(comparison: Comparison) -> DifferentOutputError | None:
-    try:
-        comparison.check()
-    except DifferentOutputError as error:
-        return error
-    return None
-
-
-def _groups(runs: Sequence[str], without_torch_compile: bool) -> tuple[str, ...]:
-    from pipevault.evidence.compare.run import GROUPS
-
-    return tuple(name for name in names_in(runs) or GROUPS if not (without_torch_compile and name == "torch.compile"))
+    comparison.check()
 
 
 def _show(comparison: Comparison, report: Path | None) -> None:
-    compared = [_distances(run) for run in comparison.runs if run.pixels_distance is not None]
-    distances = [render.table(DISTANCES, compared, right=DISTANCES[3:])] if compared else []
-    seconds = render.table(SECONDS, map(_seconds, comparison.runs), right=SECONDS[1:])
     verdict = {
         None: "not run",
         True: "equal in every process and generation",
@@ -116,12 +89,16 @@ def _show(comparison: Comparison, report: Path | None) -> None:
         facts.append(("prewarm", f"{comparison.prewarm.outcome} in {comparison.prewarm.seconds['ready']:.1f} s"))
     if report is not None:
         facts.append(("report", str(report)))
-    render.show(*distances, seconds, render.facts(facts))
+    distances = [_distances(run, run.pixels_distance) for run in comparison.runs if run.pixels_distance is not None]
+    render.show(
+        render.table(DISTANCES, distances, right=DISTANCES[3:]),
+        render.table(SECONDS, map(_seconds, comparison.runs), right=SECONDS[1:]),
+        render.facts(facts),
+    )
 
 
-def _distances(run: FinishedRun) -> tuple[str, ...]:
-    pixels, latents = run.pixels_distance, run.latents_distance
-    assert pixels is not None
+def _distances(run: FinishedRun, pixels: Distance) -> tuple[str, ...]:
+    latents = run.latents_distance
     return (
         run.plan.name,
         run.plan.against or "",

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import dir_option, json_option, mode_option
-from pipevault.cli.outputs import OutputFile
+from pipevault.cli.options import OutputFile, dir_option, json_option, mode_option
 from pipevault.cli.pipelines import DEMO_SHAPE
 from pipevault.cli.progress import StepProgress
 from pipevault.demo import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, DIGIT_WORDS, prompt
+from pipevault.digest import digest_chunks
 from pipevault.opening import DEMO_MODEL, open_pipeline
 
 if TYPE_CHECKING:
@@ -60,6 +58,7 @@ def demo(dir: Path | None, out: Path, seed: int, mode: str | None, as_json: bool
       pipevault demo --mode require --json
     """
     from pipevault import PipelineCache, outcome
+    from pipevault.cache.outcome import Clock
 
     with StepProgress() as progress:
         cache = PipelineCache(dir, mode=mode, progress=progress)
@@ -67,36 +66,27 @@ def demo(dir: Path | None, out: Path, seed: int, mode: str | None, as_json: bool
         started_s = time.perf_counter()
         pipe = cache.load(pipe, **DEMO_SHAPE)
         ready_s = time.perf_counter() - started_s
-        with progress.step("draw"):
+        with Clock(progress).step("draw"):
             pictures = draw(pipe, seed=seed)
-    digest = pixels_sha256(pictures)
     save_grid(pictures, out)
     report = outcome(pipe)
+    answer = {
+        "outcome": report.status,
+        "key": report.key,
+        "ready_s": round(ready_s, 4),
+        "pixels_sha256": pixels_sha256(pictures),
+        "picture": out,
+    }
     if as_json:
-        render.print_json(
-            {
-                "outcome": report.status,
-                "key": None if report.key is None else report.key.hex,
-                "ready_s": round(ready_s, 4),
-                "pixels_sha256": digest,
-                "picture": str(out),
-                "parts": {name: asdict(part) for name, part in report.parts.items()},
-            }
-        )
+        render.print_json({**answer, "parts": report.parts})
         return
     reason = f" ({report.reason})" if report.reason else ""
-    facts = render.facts(
-        [
-            ("outcome", f"{report.status}{reason}"),
-            ("key", "none" if report.key is None else report.key.hex),
-            ("ready_s", f"{ready_s:.4f}"),
-            ("pixels_sha256", digest),
-            ("picture", str(out)),
-        ]
-    )
+    shown = {**answer, "outcome": f"{report.status}{reason}", "key": report.key or "none", "ready_s": f"{ready_s:.4f}"}
     rows = [(name, part.status, str(part.graphs), part.reason) for name, part in report.parts.items()]
-    parts = [render.table(("PART", "STATE", "GRAPHS", "REASON"), rows, right=("GRAPHS",))] if rows else []
-    render.show(facts, *parts)
+    render.show(
+        render.facts((name, str(value)) for name, value in shown.items()),
+        render.table(("PART", "STATE", "GRAPHS", "REASON"), rows, right=("GRAPHS",)),
+    )
 
 
 def draw(pipe: Any, *, seed: int) -> list[Image]:
@@ -115,10 +105,7 @@ def draw(pipe: Any, *, seed: int) -> list[Image]:
 
 def pixels_sha256(pictures: Sequence[Image]) -> str:
     """Return the SHA-256 of the pictures' RGB bytes, row by row, one picture after the other."""
-    hasher = hashlib.sha256()
-    for picture in pictures:
-        hasher.update(picture.convert("RGB").tobytes())
-    return hasher.hexdigest()
+    return digest_chunks(picture.convert("RGB").tobytes() for picture in pictures).hex
 
 
 def save_grid(pictures: Sequence[Image], path: Path) -> None:

@@ -109,26 +109,29 @@ KINDS: Mapping[type[PipevaultError], tuple[Exit, str]] = {
 }
 """Exit code and code word of each error class. Both are promised to scripts: add rows, change none."""
 
+Failure = tuple[Exit, "str | None"]
+"""Exit code and code word; :attr:`Exit.DONE` and ``None`` where nothing failed."""
+
 
 def kind_of(error: BaseException) -> tuple[Exit, str]:
     """Return the exit code and the code word of ``error``; those of the root for an error of another library."""
     return next((KINDS[base] for base in type(error).__mro__ if base in KINDS), KINDS[PipevaultError])
 
 
-def code_of(error: BaseException | None) -> str | None:
-    """Return the code word of ``error``, ``None`` for none."""
-    return None if error is None else kind_of(error)[1]
-
-
-def first_of(errors: Iterable[BaseException | None]) -> tuple[Exit, str | None]:
-    """Return the exit code and the code word of the first of ``errors``, :attr:`Exit.DONE` where there is none."""
-    return next((kind_of(error) for error in errors if error is not None), (Exit.DONE, None))
+def first_of(failures: Iterable[Failure]) -> Failure:
+    """Return the first of ``failures`` that is one."""
+    return next((failure for failure in failures if failure[0]), (Exit.DONE, None))
 
 
 def message_of(error: BaseException) -> str:
     """Return the message of ``error`` in one line, with the class of an error of another library before it."""
     text = " ".join(str(error).split())
     return text if isinstance(error, PipevaultError) else f"{type(error).__name__}: {text}"
+
+
+def text_of(error: BaseException) -> str:
+    """Return the code word and the message of ``error``, such as ``miss: There is none.``."""
+    return f"{kind_of(error)[1]}: {message_of(error)}"
 
 
 def error_document(error: BaseException) -> dict[str, Any]:
@@ -150,13 +153,12 @@ def report(error: BaseException, *, as_json: bool = False) -> Exit:
     With ``as_json`` it is the document on standard output too, unless a command has printed its own.
     """
     show_traceback(error)
-    code, word = kind_of(error)
-    text = message_of(error)
+    text = text_of(error)
     if not isinstance(error, PipevaultError):
         text = f"{text.rstrip('.')}. {DEBUG_VARIABLE}=1 shows where it was raised."
     with suppress(CannotSaveError):  # of a full disk behind both: the exit code is all that is left
-        render.say(f"pipevault: {word}: {text}", err=True)
+        render.note(f"pipevault: {text}")
     with suppress(CannotSaveError):
         if as_json and not render.has_answered():
             render.print_json(error_document(error))
-    return code
+    return kind_of(error)[0]

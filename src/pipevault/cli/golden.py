@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipevault.cli import exits, render
-from pipevault.cli.options import mode_option, path_option, vault_options
+from pipevault.cli.options import mode_option, path_option, take, together, vault_options
 from pipevault.cli.progress import StepProgress
 
 if TYPE_CHECKING:
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from pipevault.evidence.golden.run import Checked
     from pipevault.evidence.metrics import Distance
 
-suite_argument = click.argument("suite", metavar="SUITE", type=click.Path(path_type=Path))
-case_option = click.option(
-    "--case", "names", metavar="NAME", multiple=True, help="Only this case; any number of times."
+_suite_options = together(
+    click.argument("suite", metavar="SUITE", type=click.Path(path_type=Path)),
+    click.option("--case", "names", metavar="NAME", multiple=True, help="Only this case; any number of times."),
 )
+_run_options = together(mode_option("compile", "require"), vault_options)
 
 
 @click.group("golden", short_help="Record what a model draws, and check it against that.")
@@ -37,25 +38,15 @@ def golden() -> None:
 
 
 @golden.command("record", short_help="Record the goldens of a suite.")
-@suite_argument
-@case_option
+@_suite_options
 @click.option("--overwrite", is_flag=True, help="Replace what was recorded already.")
 @click.option(
     "--measure-tolerance",
     is_flag=True,
     help="Also measure in fresh processes how far outputs move without frozen graphs, with other threads and kernels.",
 )
-@mode_option("compile", "require")
-@vault_options
-def record(
-    suite: Path,
-    names: tuple[str, ...],
-    overwrite: bool,
-    measure_tolerance: bool,
-    mode: str | None,
-    dir: Path | None,
-    as_json: bool,
-) -> None:
+@_run_options
+def record(suite: Path, measure_tolerance: bool, as_json: bool, **asked: Any) -> None:
     """Draw the cases of SUITE with frozen graphs and keep the pictures, latents and run records as goldens.
 
     With --measure-tolerance a golden also says how far other machines may be from it (`check --other-machine`): twice
@@ -72,18 +63,17 @@ def record(
     from pipevault.evidence.golden.suite_file import read_suite
 
     with StepProgress() as progress:
-        runner = SuiteRunner(read_suite(suite), dir=dir, mode=mode, progress=progress)
-        recorded = list(record_suite(runner, names=names, overwrite=overwrite, measure=measure_tolerance))
+        runner = SuiteRunner(read_suite(suite), **take(asked, "dir", "mode"), progress=progress)
+        recorded = list(record_suite(runner, measure=measure_tolerance, **asked))
     if as_json:
-        render.print_json({"suite": str(suite), "goldens": [_golden_document(one) for one in recorded]})
+        render.print_json({"suite": suite, "goldens": [_golden_document(one) for one in recorded]})
         return
     columns = ("CASE", "MACHINE TYPE", "KEY", "SAMPLES", "TOLERANCE", "GOLDEN")
     render.show(render.table(columns, map(_golden_row, recorded), right=("SAMPLES",)))
 
 
 @golden.command("check", short_help="Check a model against the goldens of a suite.")
-@suite_argument
-@case_option
+@_suite_options
 @path_option(
     "--out",
     metavar="FOLDER",
@@ -97,18 +87,8 @@ def record(
 @click.option(
     "--other-key", is_flag=True, help="With a golden of another key (other versions), compare within its tolerance."
 )
-@mode_option("compile", "require")
-@vault_options
-def check(
-    suite: Path,
-    names: tuple[str, ...],
-    out: Path | None,
-    other_machine: bool,
-    other_key: bool,
-    mode: str | None,
-    dir: Path | None,
-    as_json: bool,
-) -> None:
+@_run_options
+def check(suite: Path, as_json: bool, **asked: Any) -> None:
     """Draw the cases of SUITE again and compare: for the same key every byte of every pixel must be equal.
 
     Of a case that differs, expected.png, actual.png and difference.png are left in a folder. A case that fails does
@@ -124,12 +104,11 @@ def check(
     from pipevault.evidence.golden.suite_file import read_suite
 
     with StepProgress() as progress:
-        runner = SuiteRunner(read_suite(suite), dir=dir, mode=mode, progress=progress)
-        checked = list(check_suite(runner, names=names, other_machine=other_machine, other_key=other_key, out=out))
-    code, word = exits.first_of(one.error for one in checked)
+        runner = SuiteRunner(read_suite(suite), **take(asked, "dir", "mode"), progress=progress)
+        checked = list(check_suite(runner, **asked))
+    code, word = exits.first_of(exits.kind_of(one.error) for one in checked if one.error)
     if as_json:
-        documents = [_checked_document(one) for one in checked]
-        render.print_json({"suite": str(suite), "code": word, "cases": documents})
+        render.print_json({"suite": suite, "code": word, "cases": [_checked_document(one) for one in checked]})
     else:
         columns = ("CASE", "RESULT", "PIXELS", "LATENTS", "NOTES")
         render.show(render.table(columns, map(_checked_row, checked)))
@@ -143,9 +122,9 @@ def _golden_document(golden: Golden) -> dict[str, Any]:
     return {
         "case": golden.case,
         "machine_type": golden.machine_type,
-        "golden": str(golden.path),
+        "golden": golden.path,
         "key": golden.record.key,
-        "results": dict(golden.record.results),
+        "results": golden.record.results,
         "tolerance": golden.tolerance.to_json() if golden.tolerance else None,
     }
 
@@ -170,8 +149,8 @@ def _checked_document(checked: Checked) -> dict[str, Any]:
     return {
         "case": checked.case,
         "result": passed.status,
-        "golden": str(passed.golden),
-        "differences": list(passed.differences),
+        "golden": passed.golden,
+        "differences": passed.differences,
         "pixels": passed.pixels.to_json() if passed.pixels else None,
         "latents": passed.latents.to_json() if passed.latents else None,
     }
@@ -182,13 +161,8 @@ def _checked_row(checked: Checked) -> tuple[str, ...]:
         return (checked.case, "failed", "", "", exits.kind_of(checked.error)[1])
     passed = checked.passed
     assert passed is not None
-    return (
-        checked.case,
-        passed.status,
-        _distance_text(passed.pixels),
-        _distance_text(passed.latents),
-        "; ".join(passed.differences),
-    )
+    distances = (_distance_text(passed.pixels), _distance_text(passed.latents))
+    return (checked.case, passed.status, *distances, "; ".join(passed.differences))
 
 
 def _distance_text(distance: Distance | None) -> str:

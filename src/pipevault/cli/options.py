@@ -1,17 +1,34 @@
-"""Options that several commands share, each written once."""
+"""Options that several commands share, each written once, and the vault that they name."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
 
+from pipevault.digest import Digest
 from pipevault.errors import SettingsError
+from pipevault.settings import Settings
+from pipevault.store.places import iter_keys
+from pipevault.store.vault import Vault
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Parts = tuple[str, ...] | Literal["auto"] | None
+
+
+def open_vault(dir: Path | None) -> Vault:
+    """Open the vault in ``dir`` or, without it, that of the settings; it must exist."""
+    return Vault.of(Settings.resolve(dir=dir))
+
+
+def keys_in(vault: Vault, prefixes: Sequence[str]) -> list[Digest]:
+    """Return the keys that begin with ``prefixes``, each once; all keys of the vault for none."""
+    if not prefixes:
+        return list(iter_keys(vault.layout))
+    return list(dict.fromkeys(vault.find(prefix).key.digest for prefix in prefixes))
 
 
 def together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
@@ -30,6 +47,11 @@ def names_in(values: Sequence[str]) -> tuple[str, ...]:
     return tuple(name.strip() for value in values for name in value.split(","))
 
 
+def take(given: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Return the options ``names`` of a command, and remove them from those that were ``given``."""
+    return {name: given.pop(name) for name in names}
+
+
 class CountRange(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.3 on
     """A whole number above 0, or two of them with dots between: ``1..4``."""
 
@@ -45,20 +67,6 @@ class CountRange(click.ParamType):  # type: ignore[type-arg,unused-ignore] # gen
         return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
-def _part_names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> Parts:
-    if list(values) == ["auto"]:
-        return "auto"
-    names = names_in(values)
-    if not all(names):
-        raise SettingsError("Empty name in --parts. Give names with commas between them, such as unet,vae.decoder.")
-    return names or None
-
-
-def take(given: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Return the options ``names`` of a command, and remove them from those that were ``given``."""
-    return {name: given.pop(name) for name in names}
-
-
 class _GivenPath(click.Path):
     """A path; an empty one, as of a variable that is not set, would be the current folder."""
 
@@ -68,15 +76,31 @@ class _GivenPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class OutputFile(click.Path):
+    """The path of a file to write in a folder that exists, refused before anything is compiled."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            self.fail(f"{path} cannot be written: give a file in a folder that exists.", param, ctx)
+        return path
+
+
 def path_option(*names: str, metavar: str, help: str, **more: Any) -> Callable[[Function], Function]:
     """Return an option that takes the path of a file or folder."""
     return click.option(*names, metavar=metavar, type=_GivenPath(path_type=Path), help=help, **more)
+
+
+def mode_option(*modes: str) -> Callable[[Function], Function]:
+    """Return the option for one of ``modes``."""
+    return click.option("--mode", metavar="NAME", help=f"{' or '.join(modes)}. Default: the setting, compile.")
 
 
 dir_option = path_option("--dir", metavar="FOLDER", help="The vault. Default: the setting, the user's cache.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 vault_options = together(dir_option, json_option)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+keys_argument = click.argument("keys", metavar="[KEY]...", nargs=-1)
 model_argument = click.argument("model", metavar="MODEL")
 device_option = click.option("--device", metavar="NAME", help="cpu, cuda, ... Default: the GPU if there is one.")
 class_option = click.option("--pipeline-class", metavar="NAME", help="A class of diffusers in place of the model's.")
@@ -87,10 +111,35 @@ timeout_option = click.option(
     "--timeout", "timeout_s", metavar="SECONDS", type=click.FloatRange(min=1), help="For each process."
 )
 
+OPENING = ("dtype", "device", "pipeline_class")
+opening_options = together(
+    click.option("--dtype", metavar="NAME", help="float32, float16 or bfloat16. Default: float32."),
+    device_option,
+    class_option,
+)
+"""Adds :data:`OPENING`, which ``open_pipeline`` takes."""
 
-def mode_option(*modes: str) -> Callable[[Function], Function]:
-    """Return the option for one of ``modes``."""
-    return click.option("--mode", metavar="NAME", help=f"{' or '.join(modes)}. Default: the setting, compile.")
+request_options = together(
+    click.option(
+        "--prompt",
+        "prompts",
+        metavar="TEXT",
+        multiple=True,
+        help="A picture for each; the option any number of times. Default for demo: the ten digits.",
+    ),
+    click.option("--steps", metavar="NUMBER", type=click.IntRange(min=1), help="Default: the model's."),
+    click.option("--guidance-scale", metavar="NUMBER", type=float, help="Default: the model's."),
+    click.option("--size", metavar="WxH", help="Pixels. Default: the model's."),
+    click.option(
+        "--seed",
+        metavar="NUMBER",
+        type=int,
+        default=0,
+        show_default=True,
+        help="-1 draws one, which is then reported.",
+    ),
+)
+"""Adds what :func:`pipevault.cli.pipelines.request_from` takes."""
 
 
 def call_options(*, several: bool = False) -> Callable[[Function], Function]:
@@ -140,3 +189,12 @@ def call_options(*, several: bool = False) -> Callable[[Function], Function]:
             help="Parts to freeze, with commas or the option again; auto: those that gain 3 %. Default: all.",
         ),
     )
+
+
+def _part_names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> Parts:
+    if list(values) == ["auto"]:
+        return "auto"
+    names = names_in(values)
+    if not all(names):
+        raise SettingsError("Empty name in --parts. Give names with commas between them, such as unet,vae.decoder.")
+    return names or None

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import vault_options
-from pipevault.cli.vaults import open_vault
+from pipevault.cli.options import open_vault, vault_options
+from pipevault.digest import Digest
 from pipevault.errors import PinError, VaultError
-
-if TYPE_CHECKING:
-    from pipevault.digest import Digest
-    from pipevault.store.layout import Layout
+from pipevault.store.layout import Layout
+from pipevault.store.retention.pins import pin_names, read_pin
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,6 @@ class Pin:
 
 def read_pins(layout: Layout) -> list[Pin]:
     """Return the pins, sorted by name, those that cannot be read too."""
-    from pipevault.store.retention.pins import pin_names, read_pin
-
     pins = []
     for name in pin_names(layout):
         try:
@@ -61,7 +56,7 @@ def pin(key: str, name: str, move: bool, dir: Path | None, as_json: bool) -> Non
     found = vault.find(key).key.digest
     before = vault.pin(found, name, move=move)
     if as_json:
-        render.print_json({"name": name, "key": found.hex, "moved_from": before.hex if before else None})
+        render.print_json({"name": name, "key": found, "moved_from": before})
         return
     render.say(f"Pinned {found.short} as {name}{f', moved from {before.short}' if before else ''}")
 
@@ -78,7 +73,7 @@ def unpin(name: str, dir: Path | None, as_json: bool) -> None:
     """
     key = open_vault(dir).unpin(name)
     if as_json:
-        render.print_json({"name": name, "key": key.hex if key else None})
+        render.print_json({"name": name, "key": key})
         return
     render.say(f"Unpinned {name}{f', which was {key.short}' if key else ', which could not be read'}")
 
@@ -93,14 +88,12 @@ def pins(dir: Path | None, as_json: bool) -> None:
       pipevault pins
       pipevault pins --json
     """
-    rows = read_pins(open_vault(dir).layout)
+    found = read_pins(open_vault(dir).layout)
     if as_json:
-        pins = [{"name": pin.name, "key": pin.key.hex if pin.key else None, "problem": pin.problem} for pin in rows]
-        render.print_json({"pins": pins})
+        render.print_json({"pins": found})
         return
-    for pin in rows:
+    for pin in found:
         if pin.problem:
             render.note(f"{pin.name}: {pin.problem}")
-    if rows:
-        render.show(render.table(("NAME", "KEY"), [(pin.name, pin.key.short if pin.key else "?") for pin in rows]))
-    render.note(render.count_text(len(rows), "pin", "pins"))
+    render.show(render.table(("NAME", "KEY"), [(pin.name, pin.key.short if pin.key else "?") for pin in found]))
+    render.note(render.count_text(len(found), "pin"))

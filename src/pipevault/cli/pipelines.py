@@ -1,58 +1,77 @@
-"""The calls to freeze, from what a person types: ``512x512``, ``512x512..1024x768``."""
+"""Sizes, seeds, calls and requests from what a person types: ``512x512``, ``512x512..1024x768``, ``0..31``."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pipevault.demo import DIGIT_WORDS
-from pipevault.errors import SettingsError
+from pipevault.demo import prompt as digit_prompt
+from pipevault.errors import BadSeedError, SettingsError
 from pipevault.opening import DEMO_MODEL
+
+if TYPE_CHECKING:
+    from pipevault.evidence.request import Request
 
 DEMO_SHAPE: Mapping[str, Any] = {"batch_size": len(DIGIT_WORDS), "guidance": True}
 """The one call of ``pipevault demo``: every digit once, at the model's own size."""
 
 _SIZE = re.compile(r"([1-9]\d{0,5})[xX×]([1-9]\d{0,5})")  # noqa: RUF001 - people type the multiplication sign
+_SEEDS = re.compile(r"(-?\d{1,20})(?:\s*\.\.\s*(-?\d{1,20}))?")
 
 
-class Size(NamedTuple):
-    """Pixels of a picture, typed as ``WIDTHxHEIGHT``."""
-
-    width: int
-    height: int
-
-
-def parse_size(text: str) -> Size:
-    """Return the size of ``768x512``; raise :class:`SettingsError` for other text."""
+def parse_size(text: str) -> dict[str, int]:
+    """Return ``height`` and ``width`` of ``768x512`` in pixels; raise :class:`SettingsError` for other text."""
     if match := _SIZE.fullmatch(text.strip()):
-        return Size(int(match[1]), int(match[2]))
+        return {"height": int(match[2]), "width": int(match[1])}
     raise SettingsError(f"Invalid size {text!r}: expected WIDTHxHEIGHT, for example 768x512.")
 
 
-def parse_sizes(text: str) -> dict[str, int | tuple[int, int]]:
-    """Return ``height`` and ``width`` of ``768x512``, or of a range of sizes, ``512x512..1024x768``."""
-    least, dots, most = text.partition("..")
-    if not dots:
-        size = parse_size(text)
-        return {"height": size.height, "width": size.width}
-    first, last = parse_size(least), parse_size(most)
-    ends = {"height": (first.height, last.height), "width": (first.width, last.width)}
-    return {name: end if end[0] != end[1] else end[0] for name, end in ends.items()}
+def shape_of(model: str, size: str | None = None, **given: Any) -> dict[str, Any]:
+    """Return the call to freeze, as arguments of ``PipelineCache.load``; what is ``None`` is the pipeline's own.
 
-
-def shapes_of(
-    model: str,
-    sizes: Sequence[str],
-    *,
-    batch_size: int | tuple[int, int] | None = None,
-    num_frames: int | tuple[int, int] | None = None,
-    guidance: bool | None = None,
-) -> list[dict[str, Any]]:
-    """Return the calls to freeze, each as arguments of ``PipelineCache.load``; no size means the pipeline's own."""
-    given = {"batch_size": batch_size, "num_frames": num_frames, "guidance": guidance}
+    ``size`` may be a range, ``512x512..1024x768``. ``given``: ``batch_size``, ``num_frames`` and ``guidance``.
+    """
     defaults = DEMO_SHAPE if model == DEMO_MODEL else {}
-    call = {**defaults, **{name: value for name, value in given.items() if value is not None}}
-    if not sizes:
-        return [call]
-    return [{**call, **parse_sizes(size)} for size in sizes]
+    shape = {**defaults, **{name: value for name, value in given.items() if value is not None}}
+    if size is not None:
+        ends = [parse_size(end) for end in size.split("..", 1)]
+        for name, first in ends[0].items():
+            last = ends[-1][name]
+            shape[name] = first if first == last else (first, last)
+    return shape
+
+
+def parse_seeds(text: str, *, most: int) -> tuple[int, ...]:
+    """Return the seeds of ``0..31``, ``0,5,9`` or ``0..3,10`` in this order; both ends of a range belong to it.
+
+    :class:`BadSeedError` for other text, :class:`SettingsError` for more than ``most``.
+    """
+    seeds: list[int] = []
+    for item in map(str.strip, text.split(",")):
+        if (match := _SEEDS.fullmatch(item)) is None:
+            raise BadSeedError(f"Invalid seeds {text!r}: expected seeds such as 0..31, 0,5,9 or 0..3,10.", item)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise BadSeedError(f"Invalid seeds {text!r}: {item} runs downwards. Write {last}..{first}.", item)
+        if len(seeds) + last - first + 1 > most:
+            raise SettingsError(f"Invalid seeds {text!r}: more than {most} seeds. Give up to {most}.")
+        seeds += range(first, last + 1)
+    return tuple(seeds)
+
+
+def request_from(model: str, *, prompts: Sequence[str], seed: int, size: str | None, **asked: Any) -> Request:
+    """Return what to generate, with the demo's own defaults and a seed that is known; ``asked`` are further fields.
+
+    Raises :class:`~pipevault.errors.SettingsError` for an invalid size and :class:`~pipevault.errors.BadSeedError` for
+    an invalid seed.
+    """
+    sides = {} if size is None else parse_size(size)
+    from pipevault.determinism.seeds import effective_seed
+    from pipevault.evidence.request import Request
+
+    if model == DEMO_MODEL and not prompts:
+        prompts = [digit_prompt(digit) for digit in range(len(DIGIT_WORDS))]
+    request = Request(prompts=tuple(prompts), seed=effective_seed(seed), **sides, **asked)
+    return request.with_defaults_of(model)

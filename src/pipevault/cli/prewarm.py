@@ -2,49 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from pipevault.cli import exits, interrupts, render
+from pipevault.cache.outcome import Explanation, Outcome
+from pipevault.cli import exits, interrupts, options, render
 from pipevault.cli.exits import Exit
-from pipevault.cli.options import (
-    Parts,
-    call_options,
-    class_option,
-    dry_run_option,
-    jobs_option,
-    model_argument,
-    take,
-    vault_options,
-)
-from pipevault.cli.pipelines import shapes_of
+from pipevault.cli.pipelines import shape_of
 from pipevault.cli.progress import StepProgress
 from pipevault.errors import MissError
 from pipevault.opening import open_pipeline
 
-if TYPE_CHECKING:
-    from pipevault.cache.outcome import Explanation, Outcome
-
-OWN_SIZE = "default size"
-Open = Callable[["str | None"], Any]
-
 
 @dataclass(frozen=True)
 class Call:
-    """A call to freeze, what the vault has of it, and what became of it. With ``error`` it failed."""
+    """A call to freeze, and what was ``found`` of it: what a load would do, what one did, or why it failed."""
 
     size: str
     batch_size: str
     dtype: str | None
     shape: dict[str, Any]
-    explanation: Explanation | None = None
-    outcome: Outcome | None = None
-    error: Exception | None = None
+    found: Explanation | Outcome | Exception | None = None
 
     @property
     def label(self) -> str:
@@ -53,25 +36,29 @@ class Call:
         return ", ".join(word for word in (self.size, batch, self.dtype) if word)
 
     @property
-    def failure(self) -> tuple[Exit, str | None]:
+    def is_hit(self) -> bool:
+        """True if the vault has it already."""
+        return isinstance(self.found, Explanation) and self.found.status == "hit"
+
+    @property
+    def failure(self) -> exits.Failure:
         """Return its part in the exit code of the command, and the code word."""
-        if self.error is not None:
-            return exits.kind_of(self.error)
-        if self.outcome is not None:
-            return (Exit.DONE, None) if self.outcome.stored else (Exit.NOT_NOW, "not-stored")
-        is_hit = self.explanation is not None and self.explanation.status == "hit"
-        return (Exit.DONE, None) if is_hit else exits.KINDS[MissError]
+        if isinstance(self.found, Exception):
+            return exits.kind_of(self.found)
+        if isinstance(self.found, Outcome):
+            return (Exit.DONE, None) if self.found.stored else (Exit.NOT_NOW, "not-stored")
+        return (Exit.DONE, None) if self.is_hit else exits.KINDS[MissError]
 
 
 @click.command("prewarm", short_help="Freeze a model without an application.")
-@model_argument
-@call_options(several=True)
-@class_option
+@options.model_argument
+@options.call_options(several=True)
+@options.class_option
 @click.option("--profile", "compile_profile", metavar="NAME", help="fast, balanced or max. Default: balanced.")
-@jobs_option
-@dry_run_option
-@vault_options
-def prewarm(model: str, parts: Parts, dry_run: bool, dir: Path | None, as_json: bool, **asked: Any) -> None:
+@options.jobs_option
+@options.dry_run_option
+@options.vault_options
+def prewarm(model: str, parts: options.Parts, dry_run: bool, dir: Path | None, as_json: bool, **asked: Any) -> None:
     """Freeze MODEL for each size with each batch size and dtype; what is frozen already is loaded and left as it is.
 
     MODEL is a folder, a repository id, or `demo` for the pipeline that ships. All calls are looked up first: --dry-run
@@ -87,32 +74,39 @@ def prewarm(model: str, parts: Parts, dry_run: bool, dir: Path | None, as_json: 
     """
     from pipevault import PipelineCache, outcome
 
-    calls = asked_calls(model, **take(asked, "sizes", "batch_sizes", "dtypes", "num_frames", "guidance"))
-    opening = take(asked, "device", "pipeline_class")
+    calls = _asked_calls(model, **options.take(asked, "sizes", "batch_sizes", "dtypes", "num_frames", "guidance"))
+    opening = options.take(asked, "device", "pipeline_class")
+    kept: dict[str | None, Any] = {}
+
+    def opened(dtype: str | None) -> Any:
+        if dtype not in kept:
+            kept.clear()  # one model is in memory at a time
+            kept[dtype] = open_pipeline(model, dtype=dtype, **opening)
+        return kept[dtype]
+
     with StepProgress() as progress:
         cache = PipelineCache(dir, mode="compile", progress=progress, **asked)
-        opened = one_at_a_time(lambda dtype: open_pipeline(model, dtype=dtype, **opening))
-        calls = [
-            attempt(call, lambda call: {"explanation": cache.explain(opened(call.dtype), parts=parts, **call.shape)})
-            for call in calls
-        ]
+
+        def look_up(call: Call) -> Explanation:
+            return cache.explain(opened(call.dtype), parts=parts, **call.shape)
+
+        def freeze(call: Call) -> Outcome:
+            return outcome(cache.load(opened(call.dtype), shapes=[call.shape], parts=parts))
+
+        calls = [_attempt(look_up, call) for call in calls]
         if not dry_run:
-            there = sum(call.explanation is not None and call.explanation.status == "hit" for call in calls)
-            failed = sum(call.error is not None for call in calls)
+            there = sum(call.is_hit for call in calls)
+            failed = sum(isinstance(call.found, Exception) for call in calls)
             new = len(calls) - there - failed
             render.note(f"{len(calls)} planned: {there} in the vault, {failed} failed, {new} to freeze.")
-            calls = list(
-                freeze_calls(
-                    lambda call: outcome(cache.load(opened(call.dtype), shapes=[call.shape], parts=parts)),
-                    calls,
-                    progress,
-                )
-            )
-    failures = [call.failure for call in calls if call.failure[0]]
-    code, word = next(iter(failures), (Exit.DONE, None))
+            for number, call in enumerate(calls):
+                progress.subject = f"{call.label} ({number + 1} of {len(calls)})" if len(calls) > 1 else call.label
+                if not isinstance(call.found, Exception):
+                    calls[number] = _attempt(freeze, call)
+    code, word = exits.first_of(call.failure for call in calls)
     if as_json:
         documents = [_document(call) for call in calls]
-        render.print_json({"vault": str(cache.settings.dir), "dry_run": dry_run, "code": word, "calls": documents})
+        render.print_json({"vault": cache.settings.dir, "dry_run": dry_run, "code": word, "calls": documents})
     elif dry_run:
         render.show(render.table(("CALL", "KEY", "STATUS", "ACTION", "REASON"), map(_planned_row, calls)))
     else:
@@ -121,7 +115,7 @@ def prewarm(model: str, parts: Parts, dry_run: bool, dir: Path | None, as_json: 
     click.get_current_context().exit(code)
 
 
-def asked_calls(
+def _asked_calls(
     model: str,
     *,
     sizes: Sequence[str],
@@ -131,80 +125,48 @@ def asked_calls(
 ) -> list[Call]:
     """Return the product of what was asked for, calls of one dtype together."""
     calls = []
-    for dtype, size, batch in product(dtypes or (None,), sizes or ("",), batch_sizes or (None,)):
-        [shape] = shapes_of(model, [size] if size else [], batch_size=batch, **call)
+    for dtype, size, batch in product(dtypes or (None,), sizes or (None,), batch_sizes or (None,)):
+        shape = shape_of(model, size, batch_size=batch, **call)
         text = "..".join(map(str, batch)) if isinstance(batch, tuple) else str(batch or "")
-        calls.append(Call(size.strip() or OWN_SIZE, text, dtype, shape))
+        calls.append(Call((size or "default size").strip(), text, dtype, shape))
     return calls
 
 
-def one_at_a_time(open: Open) -> Open:
-    """Return ``open`` so that it keeps the pipeline of the dtype that was asked for last, and no other."""
-    kept: dict[str | None, Any] = {}
-
-    def opened(dtype: str | None) -> Any:
-        if dtype not in kept:
-            kept.clear()
-            kept[dtype] = open(dtype)
-        return kept[dtype]
-
-    return opened
-
-
-def attempt(call: Call, act: Callable[[Call], dict[str, Any]]) -> Call:
-    """Return ``call`` with what ``act`` gives, or with its error."""
+def _attempt(act: Callable[[Call], Explanation | Outcome], call: Call) -> Call:
     try:
-        return replace(call, **act(call))
+        return replace(call, found=act(call))
     except Exception as error:  # such as torch's own when memory runs out for one call: the others may still fit
         if interrupts.has_struck():
             raise
         exits.show_traceback(error)
-        return replace(call, error=error)
-
-
-def freeze_calls(freeze: Callable[[Call], Outcome], calls: Sequence[Call], progress: StepProgress) -> Iterator[Call]:
-    """Yield what became of each call, in order; those that failed before are left as they are."""
-    for number, call in enumerate(calls):
-        progress.subject = f"{call.label} ({number + 1} of {len(calls)})" if len(calls) > 1 else call.label
-        yield call if call.error else attempt(call, lambda call: {"outcome": freeze(call)})
+        return replace(call, found=error)
 
 
 def _document(call: Call) -> dict[str, Any]:
     asked = {"size": call.size, "batch_size": call.batch_size or None, "dtype": call.dtype}
-    if call.error is not None:
-        return {**asked, "status": "failed", **exits.error_document(call.error)}
-    if call.outcome is not None:
-        return {**asked, "code": call.failure[1], **call.outcome.to_json()}
-    found = call.explanation
-    assert found is not None
-    explained = {"status": found.status, "key": found.key.digest.hex, "reason": found.reason}
+    if isinstance(call.found, Exception):
+        return {**asked, "status": "failed", **exits.error_document(call.found)}
+    if isinstance(call.found, Outcome):
+        return {**asked, "code": call.failure[1], **call.found.to_json()}
+    assert isinstance(call.found, Explanation)
+    explained = {"status": call.found.status, "key": call.found.key.digest, "reason": call.found.reason}
     return {**asked, "code": call.failure[1], **explained}
 
 
 def _planned_row(call: Call) -> tuple[str, ...]:
-    if call.explanation is None:
-        return (call.label, "", "failed", "", _reason(call))
-    found = call.explanation
-    action = "nothing to do" if found.status == "hit" else "would be frozen"
-    return (call.label, found.key.digest.short, found.status, action, found.reason)
+    if isinstance(call.found, Exception):
+        return (call.label, "", "failed", "", exits.text_of(call.found))
+    assert isinstance(call.found, Explanation)
+    action = "nothing to do" if call.is_hit else "would be frozen"
+    return (call.label, call.found.key.digest.short, call.found.status, action, call.found.reason)
 
 
 def _row(call: Call) -> tuple[str, ...]:
-    report = call.outcome
-    if report is None:
-        return (call.label, "", "failed", "", "no", "", _reason(call))
+    report = call.found
+    if isinstance(report, Exception):
+        return (call.label, "", "failed", "", "no", "", exits.text_of(report))
+    assert isinstance(report, Outcome)
     frozen = [name for name, part in report.parts.items() if part.status == "frozen"]
-    return (
-        call.label,
-        "none" if report.key is None else report.key.short,
-        report.status,
-        ", ".join(frozen) or "none",
-        "yes" if report.stored else "no",
-        f"{sum(report.seconds.values()):.1f}",
-        report.reason,
-    )
-
-
-def _reason(call: Call) -> str:
-    assert call.error is not None
-    return f"{call.failure[1]}: {exits.message_of(call.error)}"
+    key = "none" if report.key is None else report.key.short
+    stored, seconds = "yes" if report.stored else "no", f"{sum(report.seconds.values()):.1f}"
+    return (call.label, key, report.status, ", ".join(frozen) or "none", stored, seconds, report.reason)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
-from pipevault.cli.render import printable, say
+from pipevault.cli.render import note, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -46,19 +46,22 @@ class StepProgress:
     ``subject``, which may be set at any time, is what the steps that follow are about, such as a size.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self) -> None:
         self.subject = ""
         self._graphs: Counter[tuple[str, str, str]] = Counter()
-        self._stream = sys.stderr if stream is None else stream
-        self._started_s = time.monotonic()
         self._live: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> StepProgress:
         # Made here and not at the first step: importing it must not count as a part of the load.
         self._started_s = time.monotonic()
-        if self._stream.isatty():
-            self._live = _live_display(self._stream)
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+            spinner = SpinnerColumn(finished_text="[green]✓[/]")
+            label = TextColumn("{task.description}", markup=False)
+            self._live = Progress(spinner, TimeElapsedColumn(), label, console=Console(stderr=True))
             self._live.start()
         return self
 
@@ -68,22 +71,11 @@ class StepProgress:
         if self._live is not None:
             self._live.stop()
 
-    @contextmanager
-    def step(self, action: str) -> Iterator[None]:
-        """Report the block as a step of the whole."""
-        from pipevault.cache.outcome import Step
-
-        started_s = time.monotonic()
-        self(Step("", action))
-        yield
-        self(Step("", action, time.monotonic() - started_s))
-
     def __call__(self, step: Step) -> None:
         if step.action in BRIEF_ACTIONS and (step.seconds is None or step.seconds < NOTABLE_S):
             return
         if step.part and step.action in GRAPH_ACTIONS:
-            counted = self._count_graph(step)
-            if counted is None:
+            if (counted := self._count_graph(step)) is None:
                 return
             step = counted
         label = printable(f"{self.subject} {step_label(step)}".lstrip())
@@ -92,7 +84,7 @@ class StepProgress:
             return
         elapsed_s = time.monotonic() - self._started_s
         ended = "" if step.seconds is None else f" - done in {step.seconds:.2f} s"
-        say(f"[{elapsed_s:7.1f} s] {label}{ended}", stream=self._stream)
+        note(f"[{elapsed_s:7.1f} s] {label}{ended}")
 
     def _count_graph(self, step: Step) -> Step | None:
         """Return the step with its graph's number, from 2, or its place among all, in place of a signature.
@@ -135,29 +127,16 @@ def step_label(step: Step) -> str:
     return f"{label} ({detail})"
 
 
-def _live_display(stream: TextIO) -> Progress:
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    return Progress(
-        SpinnerColumn(finished_text="[green]✓[/]"),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}", markup=False),
-        console=Console(file=stream),
-    )
-
-
 @contextmanager
-def byte_bar(label: str, stream: TextIO | None = None) -> Iterator[Callable[[int, int], None]]:
+def byte_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on a terminal. Give a function to pass as ``progress=``: it takes the bytes done and those in all."""
-    stream = sys.stderr if stream is None else stream
-    if not stream.isatty():
+    if not sys.stderr.isatty():
         yield lambda done_bytes, total_bytes: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=stream), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(printable(label), total=None)
         yield lambda done_bytes, total_bytes: bar.update(task, completed=done_bytes, total=total_bytes)

@@ -9,12 +9,14 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from pipevault.digest import Digest
 from pipevault.errors import CannotSaveError
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 PIPED_WIDTH = 180
 """Columns of a wrapped table where the output is not a terminal and ``COLUMNS`` is not set."""
 
-_SIZE_UNITS = ("B", "kB", "MB", "GB", "TB")
 _AGE_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 _LONGEST_AGE_S = 30 * 86_400
 _NARROWEST = 6
@@ -39,7 +40,7 @@ _ESCAPES = re.compile(
     "|\x1b[ -/]*[0-~]?"
 )
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
-_HIDDEN_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
+_HIDDEN_IN_JSON = re.compile("[\ud800-\udfff\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
 
 
 def printable(text: str) -> str:
@@ -52,18 +53,30 @@ def printable(text: str) -> str:
     return _CONTROLS.sub("", _ESCAPES.sub("", plain))
 
 
-def say(text: str, *, err: bool = False, nl: bool = True, stream: TextIO | None = None) -> None:
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
     """Print text for people; every command prints through this, a table of this module, or :func:`print_json`."""
-    _echo(printable(text), err=err, nl=nl, stream=stream)
+    _echo(printable(text), err=err, nl=nl)
 
 
 def print_json(document: Any) -> None:
-    """Print a document for programs; characters that a terminal would obey are escaped."""
-    text = json.dumps(document, indent=2, ensure_ascii=False)
-    text = "".join(f"\\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else c for c in text)
+    """Print a document for programs; characters that a terminal would obey are escaped.
+
+    Digests and paths in it become text, dataclasses and other mappings become objects.
+    """
+    text = json.dumps(document, indent=2, ensure_ascii=False, default=_plain)
     _echo(_HIDDEN_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
     if context := click.get_current_context(silent=True):
         context.meta[_ANSWERED] = True
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (Digest, Path)):
+        return str(value)
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"A {type(value).__name__} cannot stand in a document: {value!r}.")
 
 
 def has_answered() -> bool:
@@ -72,16 +85,16 @@ def has_answered() -> bool:
     return context is not None and _ANSWERED in context.meta
 
 
-def _echo(text: str = "", *, err: bool = False, nl: bool = True, stream: TextIO | None = None) -> None:
+def _echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
     """Print; where the reader has left, as ``head`` does, the rest goes nowhere and the command goes on.
 
     :class:`CannotSaveError` where the system refuses it, as for a full disk; there too the rest goes nowhere.
     """
     try:
-        click.echo(text, file=stream, err=err, nl=nl)
+        click.echo(text, err=err, nl=nl)
     except OSError as error:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, (stream or (sys.stderr if err else sys.stdout)).fileno())
+        os.dup2(nowhere, (sys.stderr if err else sys.stdout).fileno())
         os.close(nowhere)
         if not isinstance(error, BrokenPipeError):
             name = "error" if err else "output"
@@ -97,17 +110,16 @@ def note(text: str) -> None:
 
 
 def show(*tables: Table) -> None:
-    """Print the tables with a blank line between two; where the output is not a terminal, without trailing blanks."""
+    """Print the tables that have rows with a blank line between two; where the output is not a terminal, without
+    trailing blanks.
+    """
     console = _console()
-    if console.is_terminal:
-        for number, block in enumerate(tables):
-            if number:
-                console.print()
-            console.print(block)
-        return
-    for number, block in enumerate(tables):
+    for number, block in enumerate(one for one in tables if one.row_count):
         if number:
             _echo()
+        if console.is_terminal:
+            console.print(block)
+            continue
         console.file = io.StringIO()
         console.print(block)
         _echo("\n".join(line.rstrip() for line in console.file.getvalue().removesuffix("\n").split("\n")))
@@ -182,17 +194,18 @@ def facts(rows: Iterable[tuple[str, str]]) -> Table:
     return made
 
 
-def size_text(size_bytes: int) -> str:
-    size = float(size_bytes)
-    for unit in _SIZE_UNITS:
-        if size < 1000 or unit == _SIZE_UNITS[-1]:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError("the last unit holds every size")
+def size_text(size_bytes: float) -> str:
+    size, unit = size_bytes, "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
 
 
-def count_text(number: int, one: str, several: str) -> str:
-    return f"{number} {one if number == 1 else several}"
+def count_text(number: int, one: str, several: str = "") -> str:
+    """Return ``1 artifact`` or ``2 artifacts``; ``several`` is the plural where it is not ``one`` with an s."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
 
 
 def age_text(created_at: str, now: datetime | None = None) -> str:

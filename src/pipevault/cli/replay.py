@@ -24,23 +24,6 @@ if TYPE_CHECKING:
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-@dataclass(frozen=True)
-class FileResult:
-    """The result of one file; exactly one of ``replay`` and ``error`` is given."""
-
-    file: Path
-    replay: Replay | None = None
-    error: PipevaultError | None = None
-
-    @property
-    def failure(self) -> tuple[Exit, str | None]:
-        """Return its part in the exit code of the command, and the code word."""
-        if self.error is not None:
-            return exits.kind_of(self.error)
-        is_equal = self.replay is not None and self.replay.equal
-        return (Exit.DONE, None) if is_equal else exits.KINDS[DifferentOutputError]
-
-
 @click.command("replay", short_help="Draw saved outputs again, compare bit by bit.")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", metavar="MODEL", help="The recorded model, where it lies elsewhere now.")
@@ -55,16 +38,7 @@ class FileResult:
 @click.option("--compile", is_flag=True, help="Compile what the vault lacks, with your own settings.")
 @path_option("--save", metavar="FILE", help="Where the new output of a single FILE goes.")
 @vault_options
-def replay(
-    files: tuple[Path, ...],
-    model: str | None,
-    inputs: tuple[str, ...],
-    allow_other_machine: bool,
-    compile: bool,
-    save: Path | None,
-    dir: Path | None,
-    as_json: bool,
-) -> None:
+def replay(files: tuple[Path, ...], inputs: tuple[str, ...], save: Path | None, as_json: bool, **asked: Any) -> None:
     """Build the pipeline of each FILE's run record from the vault, generate again, compare bit by bit.
 
     FILE is an output that pipevault saved (PNG, JPEG, WebP, MP4), or a record (.json). Succeeds only if every result
@@ -90,52 +64,45 @@ def replay(
         raise SettingsError(f"--save takes the output of one file, and {len(files)} are given.")
     pictures = _pictures(inputs)
     with StepProgress() as progress:
-        session = _Session(model, dir, pictures, progress, allow_other_machine, compile)
-        results = [session.replay(file) for file in files]
-    if save is not None and results[0].replay is not None:
-        saved = _save(results[0].replay, save)
-        render.note(f"Saved {', '.join(map(str, saved))}")
-    code, word = next((result.failure for result in results if result.failure[0]), (Exit.DONE, None))
+        session = _Session(asked.pop("model"), {**asked, "inputs": pictures}, progress)
+        results = [(file, session.replay(file)) for file in files]
+    if save is not None and not isinstance(first := results[0][1], PipevaultError):
+        render.note(f"Saved {', '.join(map(str, _save(first, save)))}")
+    code, word = exits.first_of(_failure(result) for _, result in results)
     if as_json:
-        render.print_json({"code": word, "files": [_document(result) for result in results]})
+        render.print_json({"code": word, "files": [{"file": file, **_document(result)} for file, result in results]})
     else:
-        render.show(render.table(("FILE", "RESULT", "DETAIL"), map(_row, results)))
+        rows = [(str(file), *_cells(result)) for file, result in results]
+        render.show(render.table(("FILE", "RESULT", "DETAIL"), rows))
     click.get_current_context().exit(code)
 
 
 @dataclass
 class _Session:
-    """The files of one command, replayed one after the other; each recorded pipeline is opened once."""
+    """The files of one command, replayed one after the other with the same ``options`` of :func:`pipevault.replay`.
+
+    Each recorded pipeline is opened once.
+    """
 
     model: str | None
-    dir: Path | None
-    inputs: dict[str, Any]
+    options: dict[str, Any]
     progress: StepProgress
-    allow_other_machine: bool
-    compile: bool
     pipes: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
-    def replay(self, file: Path) -> FileResult:
+    def replay(self, file: Path) -> Replay | PipevaultError:
         from pipevault import read_record
         from pipevault import replay as replay_record
 
         self.progress.subject = file.name
         try:
             pipe = self._pipeline(read_record(file))
-            result = replay_record(
-                file,
-                pipe,
-                dir=self.dir,
-                inputs=self.inputs,
-                allow_other_machine=self.allow_other_machine,
-                compile=self.compile,
-                progress=self.progress,
-            )
+            return replay_record(file, pipe, progress=self.progress, **self.options)
         except PipevaultError as error:
-            return FileResult(file, error=error)
-        return FileResult(file, replay=result)
+            return error
 
     def _pipeline(self, record: RunRecord) -> Any:
+        from pipevault.cache.outcome import Clock
+
         load = record.pipeline.get("load", {})
         model = self.model or _recorded_model(record)
         dtypes = {dtype for dtype in load.get("dtype", {}).values() if dtype}
@@ -144,17 +111,12 @@ class _Session:
                 f"The recorded pipeline had parts of several dtypes ({', '.join(sorted(dtypes))}). Construct it "
                 "yourself and call pipevault.replay(file, pipe)."
             )
-        device = None if self.allow_other_machine else load.get("device", "cpu").partition(":")[0]
-        opened = (model, next(iter(dtypes), None), device, record.pipeline["class"])
+        device = None if self.options["allow_other_machine"] else load.get("device", "cpu").partition(":")[0]
+        opening = {"dtype": next(iter(dtypes), None), "device": device, "pipeline_class": record.pipeline["class"]}
+        opened = (model, *opening.values())
         if opened not in self.pipes:
-            with self.progress.step("open"):
-                self.pipes[opened] = open_pipeline(
-                    model,
-                    dtype=opened[1],
-                    device=device,
-                    pipeline_class=opened[3],
-                    local_only=self.model is None,
-                )
+            with Clock(self.progress).step("open"):
+                self.pipes[opened] = open_pipeline(model, **opening, local_only=self.model is None)
         return self.pipes[opened]
 
 
@@ -204,21 +166,25 @@ def _pictures(inputs: Sequence[str]) -> dict[str, Any]:
     return pictures
 
 
-def _document(result: FileResult) -> dict[str, Any]:
-    if result.error is not None:
-        return {"file": str(result.file), **exits.error_document(result.error)}
-    assert result.replay is not None
-    return {"file": str(result.file), "code": result.failure[1], **result.replay.to_json()}
+def _failure(result: Replay | PipevaultError) -> exits.Failure:
+    if isinstance(result, PipevaultError):
+        return exits.kind_of(result)
+    return (Exit.DONE, None) if result.equal else exits.KINDS[DifferentOutputError]
 
 
-def _row(result: FileResult) -> tuple[str, str, str]:
-    if result.error is not None:
-        return (str(result.file), "not replayed", f"{result.failure[1]}: {exits.message_of(result.error)}")
-    assert result.replay is not None
-    details = [str(divergence) for divergence in result.replay.divergences]
-    if measured := result.replay.distance:
+def _document(result: Replay | PipevaultError) -> dict[str, Any]:
+    if isinstance(result, PipevaultError):
+        return exits.error_document(result)
+    return {"code": _failure(result)[1], **result.to_json()}
+
+
+def _cells(result: Replay | PipevaultError) -> tuple[str, str]:
+    if isinstance(result, PipevaultError):
+        return "not replayed", exits.text_of(result)
+    details = [str(divergence) for divergence in result.divergences]
+    if measured := result.distance:
         details.append(
             f"{measured.differing_share:.2%} of the pixels differ, by {measured.max_abs:.0f} at most"
             f" and {measured.mean_abs:.3g} in the mean"
         )
-    return (str(result.file), "equal" if result.replay.equal else "different", "; ".join(details))
+    return "equal" if result.equal else "different", "; ".join(details)

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import vault_options
-from pipevault.cli.vaults import open_vault
+from pipevault.cli.options import open_vault, vault_options
 from pipevault.errors import CannotSaveError, SettingsError, VaultError
-
-if TYPE_CHECKING:
-    from pipevault.digest import Digest
-    from pipevault.store.stats.summary import Counts, Statistics
+from pipevault.files.atomic import write_file
+from pipevault.store.stats.summary import Counts, Statistics, find_entry, summary
 
 _SHOWN_ENTRIES = 30
+_COLUMNS = ("HITS", "MISSES", "HIT RATE", "COMPILE TIME", "SAVED", "PUBLISHED")
+"""The measures of each entry that fit 80 columns; --json has all."""
+_MEASURES: Mapping[str, Callable[[Counts], str]] = {
+    "HITS": lambda counts: str(counts.hits),
+    "MISSES": lambda counts: str(counts.missed),
+    "HIT RATE": lambda counts: "-" if counts.hit_rate is None else f"{100 * counts.hit_rate:.1f} %",
+    "COMPILED": lambda counts: str(counts.compiled),
+    "COMPILE TIME": lambda counts: duration_text(counts.compile_s),
+    "SAVED": lambda counts: duration_text(counts.saved_s),
+    "REBUILT": lambda counts: str(counts.rebuilt),
+    "QUARANTINED": lambda counts: str(counts.quarantined),
+    "PUBLISHED": lambda counts: f"{counts.published}, {render.size_text(counts.published_bytes)}",
+}
+_COUNTERS = (
+    ("hits_total", "hits", "Loads that found their entry."),
+    ("compiles_total", "compiled", "Times that graphs were compiled."),
+    ("compile_seconds_total", "compile_s", "Seconds spent compiling."),
+    ("saved_seconds_total", "saved_s", "Compile seconds that hits did not spend."),
+    ("rebuilds_total", "rebuilt", "Entries that were there and were frozen again."),
+    ("quarantined_total", "quarantined", "Bad files that were moved away."),
+    ("published_total", "published", "Entries published."),
+    ("published_bytes_total", "published_bytes", "Bytes of artifacts published."),
+)
+"""Names of counters for Prometheus, the fields of :class:`Counts` that they show, and what they count."""
 
 
 @click.command("stats", short_help="Show hits, misses, and the compile time that they saved or cost.")
@@ -40,8 +60,6 @@ def stats(key: str | None, prometheus: Path | None, dir: Path | None, as_json: b
       pipevault stats 3f9a2c --json
       pipevault stats --prometheus /var/lib/node_exporter/pipevault.prom
     """
-    from pipevault.store.stats.summary import Counts, find_entry, summary
-
     if prometheus is not None and (key is not None or as_json):
         raise SettingsError("--prometheus writes all entries in its own format: leave out KEY and --json.")
     vault = open_vault(dir)
@@ -54,11 +72,11 @@ def stats(key: str | None, prometheus: Path | None, dir: Path | None, as_json: b
         digest = find_entry(vault.layout, found, key)
         counts = found.entries.get(digest, Counts())
         if as_json:
-            render.print_json({"vault": str(vault.root), "key": digest.hex, **counts.to_json()})
+            render.print_json({"vault": vault.root, "key": digest, **counts.to_json()})
         else:
             render.show(render.facts([("key", digest.hex), *_facts(counts)]))
     elif as_json:
-        render.print_json({"vault": str(vault.root), **found.to_json()})
+        render.print_json({"vault": vault.root, **found.to_json()})
     else:
         _show(found, vault.root)
 
@@ -74,8 +92,8 @@ def _show(found: Statistics, root: Path) -> None:
         ]
     )
     busiest = sorted(found.entries.items(), key=lambda item: (-item[1].hits, -item[1].missed, item[0]))
-    rows = [_row(key, counts) for key, counts in busiest[:_SHOWN_ENTRIES]]
-    render.show(facts, *([render.table(("KEY", *_COLUMNS), rows, right=_COLUMNS)] if rows else []))
+    rows = [(key.short, *(_MEASURES[name](counts) for name in _COLUMNS)) for key, counts in busiest[:_SHOWN_ENTRIES]]
+    render.show(facts, render.table(("KEY", *_COLUMNS), rows, right=_COLUMNS))
     if len(busiest) > _SHOWN_ENTRIES:
         render.note(f"{len(busiest) - _SHOWN_ENTRIES} more entries; --json lists all.")
 
@@ -84,14 +102,6 @@ def _facts(counts: Counts) -> list[tuple[str, str]]:
     reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.misses.items()))
     texts = {name.lower(): text(counts) for name, text in _MEASURES.items()}
     return list({**texts, "misses": f"{counts.missed} ({reasons})" if reasons else "0"}.items())
-
-
-def _row(key: Digest, counts: Counts) -> tuple[str, ...]:
-    return (key.short, *(_MEASURES[name](counts) for name in _COLUMNS))
-
-
-def _rate(counts: Counts) -> str:
-    return "-" if counts.hit_rate is None else f"{100 * counts.hit_rate:.1f} %"
 
 
 def duration_text(seconds: float) -> str:
@@ -104,9 +114,6 @@ def duration_text(seconds: float) -> str:
 
 
 def _write_prometheus(path: Path, found: Statistics, root: Path) -> None:
-    from pipevault.cli.prometheus import exposition
-    from pipevault.files.atomic import write_file
-
     text = exposition(found, root)
     if str(path) == "-":
         render.say(text, nl=False)
@@ -119,16 +126,35 @@ def _write_prometheus(path: Path, found: Statistics, root: Path) -> None:
         raise CannotSaveError(str(error), path) from error
 
 
-_MEASURES: Mapping[str, Callable[[Counts], str]] = {
-    "HITS": lambda counts: str(counts.hits),
-    "MISSES": lambda counts: str(counts.missed),
-    "HIT RATE": _rate,
-    "COMPILED": lambda counts: str(counts.compiled),
-    "COMPILE TIME": lambda counts: duration_text(counts.compile_s),
-    "SAVED": lambda counts: duration_text(counts.saved_s),
-    "REBUILT": lambda counts: str(counts.rebuilt),
-    "QUARANTINED": lambda counts: str(counts.quarantined),
-    "PUBLISHED": lambda counts: f"{counts.published}, {render.size_text(counts.published_bytes)}",
-}
-_COLUMNS = ("HITS", "MISSES", "HIT RATE", "COMPILE TIME", "SAVED", "PUBLISHED")
-"""The measures of each entry that fit 80 columns; --json has all."""
+def exposition(found: Statistics, root: Path) -> str:
+    """Return all of ``found`` in Prometheus' text format 0.0.4, as node_exporter's textfile collector reads it.
+
+    Every sample has the label ``vault``, those of ``pipevault_entry_…`` also ``key``.
+    https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
+    """
+    vault, total = {"vault": str(root)}, found.total
+    size = "Bytes of manifests and artifacts in the vault."
+    misses = [({**vault, "reason": reason}, count) for reason, count in sorted(total.misses.items())]
+    lines = [
+        *_family("entries", "gauge", "Entries in the vault.", [(vault, found.stored_entries)]),
+        *_family("size_bytes", "gauge", size, [(vault, found.stored_bytes)]),
+        *_family("misses_total", "counter", "Loads that found no usable entry, by reason.", misses),
+    ]
+    for name, field, text in _COUNTERS:
+        lines += _family(name, "counter", text, [(vault, getattr(total, field))])
+    for name, field, text in (("misses_total", "missed", "Loads that found no usable entry."), *_COUNTERS):
+        by_key = [({**vault, "key": key.hex}, getattr(counts, field)) for key, counts in found.entries.items()]
+        lines += _family(f"entry_{name}", "counter", f"{text} By entry.", by_key)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _family(name: str, kind: str, text: str, samples: Sequence[tuple[Mapping[str, str], float]]) -> Iterator[str]:
+    yield f"# HELP pipevault_{name} {text}"
+    yield f"# TYPE pipevault_{name} {kind}"
+    for labels, value in samples:
+        listed = ",".join(f'{label}="{_escaped(given)}"' for label, given in labels.items())
+        yield f"pipevault_{name}{{{listed}}} {value!r}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import dir_option, json_option, model_argument
-from pipevault.cli.pipelines import DEMO_SHAPE
+from pipevault.cli.options import OPENING, model_argument, opening_options, take, vault_options
+from pipevault.cli.pipelines import DEMO_SHAPE, parse_seeds, request_from
 from pipevault.cli.progress import StepProgress
-from pipevault.cli.request_options import opening_options, request_from
-from pipevault.cli.seed_ranges import parse_seeds
 from pipevault.compat.extras import import_extra
 from pipevault.errors import CannotSaveError, DifferentOutputError, SettingsError
 from pipevault.opening import DEMO_MODEL, open_pipeline
@@ -24,6 +22,7 @@ from pipevault.settings.user_folders import expand_user
 if TYPE_CHECKING:
     from pipevault.evidence.sweep.drift import Drift
     from pipevault.evidence.sweep.result import SweepResult
+    from pipevault.evidence.sweep.run import Sweep
 
 _REPORT_PACKAGES = {"matplotlib": "matplotlib", "jinja2": "Jinja2", "skimage": "scikit-image", "scipy": "SciPy"}
 
@@ -45,8 +44,7 @@ _REPORT_PACKAGES = {"matplotlib": "matplotlib", "jinja2": "Jinja2", "skimage": "
 @opening_options
 @click.option("--mode", metavar="NAME", help="compile, require or off. Default: the setting, compile.")
 @click.option("--level", metavar="NAME", help="Determinism. Default: the setting, repeatable.")
-@dir_option
-@json_option
+@vault_options
 def sweep(model: str, out: Path, baseline: Path | None, fail_on_drift: bool, as_json: bool, **given: Any) -> None:
     """Draw every prompt with every seed, score the pictures, and tell prompt, seed and their interplay apart.
 
@@ -66,12 +64,12 @@ def sweep(model: str, out: Path, baseline: Path | None, fail_on_drift: bool, as_
     from pipevault.evidence.quality import clip_scorer
     from pipevault.evidence.sweep.drift import check_baseline, drift
     from pipevault.evidence.sweep.result import read_sweep
-    from pipevault.evidence.sweep.run import MAX_SEEDS, check_prompts, check_seeds, run_sweep, sweep_load_arguments
+    from pipevault.evidence.sweep.run import MAX_SEEDS, check_seeds, run_sweep, sweep_load_arguments
 
     seeds = parse_seeds(given["seeds"], most=MAX_SEEDS)
     prompts = _prompts(given["prompts"], given["prompts_file"])
-    asked = {name: given[name] for name in ("steps", "guidance_scale", "size")}
-    request = replace(request_from(model, prompts=prompts, seed=0, **asked), num_frames=given["frames"])
+    asked = take(given, "steps", "guidance_scale", "size")
+    request = request_from(model, prompts=prompts, seed=0, num_frames=given["frames"], **asked)
     if fail_on_drift and baseline is None:
         raise SettingsError("--fail-on-drift needs the earlier sweep: give --baseline.")
     label, earlier = model_label(model), None if baseline is None else read_sweep(baseline)
@@ -84,19 +82,15 @@ def sweep(model: str, out: Path, baseline: Path | None, fail_on_drift: bool, as_
     clip = None if given["clip_model"] is None else clip_scorer(given["clip_model"])
     size = given["batch_size"] or (DEMO_SHAPE["batch_size"] if model == DEMO_MODEL else 1)
     with StepProgress() as progress:
-        cache = PipelineCache(given["dir"], mode=given["mode"], level=given["level"], progress=progress)
-        pipe = open_pipeline(model, **{name: given[name] for name in ("dtype", "device", "pipeline_class")})
-        check_prompts(pipe, request.prompts)
+        cache = PipelineCache(**take(given, "dir", "mode", "level"), progress=progress)
+        pipe = open_pipeline(model, **take(given, *OPENING))
         pipe = cache.load(pipe, **sweep_load_arguments(pipe, request.prompts, request, size))
         options: dict[str, Any] = {"model": label, "batch_size": size, "clip": clip, "progress": progress}
         done = run_sweep(pipe, request.prompts, seeds, request, **options)
     moved = None if earlier is None else drift(done.result, earlier)
-    from pipevault.cli.sweep_report import report_files
-
-    files = _write(out, report_files(done, moved))
+    files = _write(out, _report_files(done, moved))
     if as_json:
-        document = {"sweep": done.result.to_document(), "drift": moved and moved.to_json()}
-        render.print_json({**document, "files": {name: str(path) for name, path in files.items()}})
+        render.print_json({"sweep": done.result.to_document(), "drift": moved and moved.to_json(), "files": files})
     else:
         _show(done.result, moved, files["report"])
     if fail_on_drift and moved is not None and moved.changed:
@@ -139,17 +133,12 @@ def _write(out: Path, files: Mapping[str, tuple[str, bytes]]) -> dict[str, Path]
 
 
 def _show(result: SweepResult, moved: Drift | None, report: Path) -> None:
-    from pipevault.cli.sweep_report import percent
     from pipevault.evidence.quality import SCORES
 
+    prompts, seeds = render.count_text(len(result.prompts), "prompt"), render.count_text(len(result.seeds), "seed")
     facts = {
         "model": result.model,
-        "pictures": " by ".join(
-            (
-                render.count_text(len(result.prompts), "prompt", "prompts"),
-                render.count_text(len(result.seeds), "seed", "seeds"),
-            )
-        ),
+        "pictures": f"{prompts} by {seeds}",
         "outcome": result.outcome,
         "key": result.key or "none",
         "level": result.level["achieved"],
@@ -158,7 +147,7 @@ def _show(result: SweepResult, moved: Drift | None, report: Path) -> None:
     }
     rows, effects = [], result.seed_effects()
     for name, one in result.variance_shares().items():
-        shares = tuple(map(percent, vars(one).values())) if any(vars(one).values()) else ("constant", "", "")
+        shares = tuple(map(_percent, vars(one).values())) if any(vars(one).values()) else ("constant", "", "")
         mean = sum(map(sum, result.scores[name])) / len(result.prompts) / len(result.seeds)
         flagged = ", ".join(str(result.seeds[column]) for column in effects[name].outliers)
         rows.append((SCORES[name].title, *shares, f"{mean:.4g}", flagged))
@@ -173,3 +162,51 @@ def _show(result: SweepResult, moved: Drift | None, report: Path) -> None:
         render.show(render.table(named, shifts, right=named[1:]))
         for entry in moved.context:
             render.say(entry)
+
+
+def _report_files(sweep: Sweep, drift: Drift | None) -> Mapping[str, tuple[str, bytes]]:
+    """Return the files of a sweep by what they are: their paths in a folder and their contents.
+
+    The report is one HTML page that needs no other file. :class:`MissingExtraError` where the extra is not installed.
+    """
+    import numpy as np
+
+    from pipevault.evidence.quality import SCORES
+    from pipevault.report.contact_sheet import contact_sheet
+    from pipevault.report.page import png_bytes, render_page
+    from pipevault.report.plots import prompt_labels, share_bars, strip_plot
+
+    result, shares, effects = sweep.result, sweep.result.variance_shares(), sweep.result.seed_effects()
+    outliers = result.outlier_seeds()
+    sheet = contact_sheet(sweep.thumbnails, result.prompts, result.seeds, outliers=outliers)
+    plots = {"shares": share_bars({SCORES[name].title: asdict(one) for name, one in shares.items()})}
+    for name, table in result.scores.items():
+        flagged = [result.seeds[column] for column in effects[name].outliers]
+        labels = {"title": SCORES[name].title, "unit": SCORES[name].unit}
+        plots[name] = strip_plot(table, result.prompts, result.seeds, **labels, outliers=flagged)
+    content = {
+        "title": f"Seed sweep of {result.model}",
+        "result": result,
+        "tables": {name: np.asarray(table) for name, table in result.scores.items()},
+        "SCORES": SCORES,
+        "shares": shares,
+        "effects": effects,
+        "outliers": outliers,
+        "drift": drift,
+        "labels": prompt_labels(result.prompts),
+        "thumbnails": sweep.thumbnails,
+        "sheet": sheet,
+        "plots": plots,
+        "percent": _percent,
+    }
+    return {
+        "sweep": ("sweep.json", f"{result.to_json()}\n".encode()),
+        "contact_sheet": ("contact-sheet.png", png_bytes(sheet)),
+        **{f"plot {name}": (f"plots/{name}.svg", svg.encode()) for name, svg in plots.items()},
+        "report": ("report.html", render_page("sweep.html.j2", content).encode()),
+    }
+
+
+def _percent(share: float) -> str:
+    """Return a share as a text such as ``12.5 %``."""
+    return f"{100 * share:.1f} %"

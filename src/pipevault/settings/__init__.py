@@ -32,19 +32,12 @@ from pipevault.errors import (
 from pipevault.reading import read_open
 from pipevault.settings.ownership import open_owned
 from pipevault.settings.user_folders import expand_user, user_folder
-from pipevault.settings.values import Tier, convert, invalid, one_of, refuse_unknown
+from pipevault.settings.values import Tier, convert, invalid, refuse_unknown
 
 __all__ = ["LEVELS", "PROFILES", "Settings", "Tier", "config_file", "default_dir", "split_level"]
 
 MODES = ("compile", "require", "off")
-WEIGHTS_POLICIES = ("bound", "baked")
 BACKENDS = ("inductor", "nexfort", "oneflow")
-UNFROZEN_POLICIES = ("compile", "eager", "background", "error")
-LOCK_TIMEOUT_POLICIES = ("error", "compile")
-SIGNATURE_POLICIES = ("off", "warn", "require")
-SHARED_MODES = ("no", "group")
-REGIONS = ("auto", "blocks", "off")
-COMPILE_PROFILES = ("fast", "balanced", "max")
 LEVELS = ("off", "seeded", "repeatable", "strict", "invariant")
 PROFILES: Mapping[str, str] = {"development": "seeded", "test": "strict", "production": "repeatable"}
 """Names for levels by what a program is for.
@@ -60,10 +53,16 @@ _CONFIG_LIMIT_BYTES = 1 << 20
 # Kubernetes puts the services of a namespace into every container's environment; one of them may be called pipevault.
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 _SERVICE_VARIABLE = re.compile(r"PIPEVAULT_(\w+_)?(SERVICE_(HOST|PORT)|PORT_\d+_(TCP|UDP|SCTP))(_\w+)?|PIPEVAULT_PORT")
-
-
-DEFAULT_MAX_SIZE = 50_000_000_000
-"""Bytes that a vault may hold if nothing says otherwise."""
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "weights": ("bound", "baked"),
+    "on_unfrozen": ("compile", "eager", "background", "error"),
+    "on_lock_timeout": ("error", "compile"),
+    "signature": ("off", "warn", "require"),
+    "shared": ("no", "group"),
+    "regions": ("auto", "blocks", "off"),
+    "compile_profile": ("fast", "balanced", "max"),
+}
+"""The values of each setting that is one of a few words; ``on_unfrozen`` may be ``None`` too."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class Settings:
     turn_timeout_s: float = 3600.0
     tiers: tuple[Tier, ...] = ()
     tier_timeout_s: float = 5.0
-    max_size: int | None = DEFAULT_MAX_SIZE
+    max_size: int | None = 50_000_000_000
     signature: str = "off"
     trusted_keys: tuple[str, ...] = ()
     trusted_users: tuple[str, ...] = ()
@@ -122,20 +121,15 @@ class Settings:
             raise UnknownModeError(self.mode, MODES)
         if self.backend not in BACKENDS:
             raise UnknownBackendError(self.backend, BACKENDS)
-        one_of("weights", self.weights, WEIGHTS_POLICIES)
-        if self.on_unfrozen is not None:
-            one_of("on_unfrozen", self.on_unfrozen, UNFROZEN_POLICIES)
-            if self.mode == "require" and self.on_unfrozen in ("compile", "background"):
-                raise SettingsError(
-                    f"on_unfrozen {self.on_unfrozen!r} compiles, and mode 'require' never does. Use on_unfrozen "
-                    "'eager' or 'error', or mode 'compile'."
-                )
         split_level(self.level)
-        one_of("on_lock_timeout", self.on_lock_timeout, LOCK_TIMEOUT_POLICIES)
-        one_of("signature", self.signature, SIGNATURE_POLICIES)
-        one_of("shared", self.shared, SHARED_MODES)
-        one_of("regions", self.regions, REGIONS)
-        one_of("compile_profile", self.compile_profile, COMPILE_PROFILES)
+        for name, allowed in _CHOICES.items():
+            if name != "on_unfrozen" or self.on_unfrozen is not None:
+                _check_choice(name, getattr(self, name), allowed)
+        if self.mode == "require" and self.on_unfrozen in ("compile", "background"):
+            raise SettingsError(
+                f"on_unfrozen {self.on_unfrozen!r} compiles, and mode 'require' never does. Use on_unfrozen "
+                "'eager' or 'error', or mode 'compile'."
+            )
         if self.backend != "inductor" and self.compile_profile != "balanced":
             raise SettingsError(
                 f"compile_profile {self.compile_profile!r} is one of backend 'inductor'. Give {self.backend} its own "
@@ -144,7 +138,7 @@ class Settings:
         if self.jobs < 0:
             raise invalid("jobs", self.jobs, "0 (as many as there are cores) or more")
         for tier in self.tiers:
-            one_of(f"signature of the tier {tier.dir}", tier.signature or "off", SIGNATURE_POLICIES)
+            _check_choice(f"signature of the tier {tier.dir}", tier.signature or "off", _CHOICES["signature"])
         for name in ("lock_timeout_s", "turn_timeout_s", "tier_timeout_s"):
             if not getattr(self, name) >= 0:
                 raise invalid(name, getattr(self, name), "0 or more seconds")
@@ -192,16 +186,12 @@ class Settings:
         kinds: dict[str, str] = {}
         for name in names:
             variable = ENVIRONMENT_PREFIX + name.upper()
-            base = Path()
-            if arguments.get(name) is not None:
-                given, source = arguments[name], f"the argument {name}"
-                kinds[name] = "an argument"
-            elif environ.get(variable):
-                given, source = environ[variable], f"the environment variable {variable}"
-                kinds[name] = "the environment"
+            if (given := arguments.get(name)) is not None:
+                kind, source, base = "an argument", f"the argument {name}", Path()
+            elif given := environ.get(variable):
+                kind, source, base = "the environment", f"the environment variable {variable}", Path()
             elif file is not None and name in in_file:
-                given, source, base = in_file[name], f"the config file {file}", file.parent
-                kinds[name] = "the config file"
+                given, kind, source, base = in_file[name], "the config file", f"the config file {file}", file.parent
             else:
                 continue
             try:
@@ -210,7 +200,7 @@ class Settings:
             except SettingsError as error:
                 error.args = (f"{error} It was set by {source}.",)
                 raise
-            values[name] = value
+            values[name], kinds[name] = value, kind
         if "dir" not in values:
             values["dir"] = default_dir()
         settings = cls(**values)
@@ -228,6 +218,11 @@ def split_level(text: str) -> tuple[str, bool]:
     if name not in LEVELS or modifier != ("audit" if plus else ""):
         raise UnknownLevelError(text, (*LEVELS, *PROFILES))
     return name, bool(plus)
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise invalid(name, value, f"one of {', '.join(allowed)}")
 
 
 def default_dir() -> Path:
@@ -249,14 +244,17 @@ def config_file(environ: Mapping[str, str] | None = None) -> Path | None:
 def _refuse_unknown_variables(environ: Mapping[str, str], names: tuple[str, ...]) -> None:
     given = [name for name, value in environ.items() if value and name.startswith(ENVIRONMENT_PREFIX)]
     asked = [name.removeprefix(ENVIRONMENT_PREFIX) for name in given if not _SERVICE_VARIABLE.fullmatch(name)]
-    others = [name.removeprefix(ENVIRONMENT_PREFIX) for name in (CONFIG_VARIABLE, DEBUG_VARIABLE)]
-    refuse_unknown("setting", asked, [*map(str.upper, names), *others], prefix=ENVIRONMENT_PREFIX)
+    refuse_unknown("setting", asked, [*map(str.upper, names), "CONFIG", "DEBUG"], prefix=ENVIRONMENT_PREFIX)
 
 
 def _read_config_file(path: Path, environ: Mapping[str, str], names: tuple[str, ...]) -> dict[str, Any]:
     try:
         data = read_open(open_owned(path), path, limit_bytes=_CONFIG_LIMIT_BYTES)
-        values = _parse_toml(data.decode("utf-8"))
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
+        values: dict[str, Any] = tomllib.loads(data.decode("utf-8"))
     except UnsafeVaultError as error:  # an OSError too
         raise SettingsError(
             f"The config file {path} is not read, for it decides which code is loaded: {error}"
@@ -281,11 +279,3 @@ def _refuse_weaker_tiers(settings: Settings, kinds: Mapping[str, str]) -> None:
             f"signature is 'require', set by {kinds['signature']}, and {kinds['tiers']} weakens it to "
             f"{weaker[0].signature!r} for the tier {weaker[0].dir}. Say both in one place, or leave the tier's out."
         )
-
-
-def _parse_toml(text: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads(text)

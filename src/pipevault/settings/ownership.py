@@ -121,9 +121,15 @@ def check_parent(place: Path, child: Path, status: os.stat_result, trust: Trust)
     """Do the same for ``place``, above ``child``: it may let others replace what is below, hence the sticky bit."""
     user = os.geteuid()
     if owner := trust.owner_problem(status):
+        advice = f"If you trust it: chown root {place}; else move to a folder of your own."
+        if place == place.parent:
+            advice = (
+                f"If you trust it: chown root {place} where the container's image is built, or map the owner to root "
+                "or to this user where the container is started."
+            )
         raise UnsafeVaultError(
             f"{place}, above {child}, belongs to {owner}, neither to this user ({user}) nor to "
-            f"root. Its owner could put another folder in place of this one, so no code is loaded. {_advice(place)}",
+            f"root. Its owner could put another folder in place of this one, so no code is loaded. {advice}",
             place,
         )
     if status.st_mode & stat.S_ISVTX:
@@ -144,15 +150,6 @@ def _owner_text(user: int) -> str:
     if user != _overflow_id():
         return f"user {user}"
     return f"user {user}, which may stand for an owner that this container or file server does not map to one here"
-
-
-def _advice(place: Path) -> str:
-    if place == place.parent:
-        return (
-            f"If you trust it: chown root {place} where the container's image is built, or map the owner to root or to "
-            "this user where the container is started."
-        )
-    return f"If you trust it: chown root {place}; else move to a folder of your own."
 
 
 def _overflow_id() -> int:

@@ -21,8 +21,8 @@ def user_folder(kind: str) -> Path:
         path = Path()
     if not path.is_absolute():  # what its older versions return there: a folder "~" in the current one
         raise NoHomeError(
-            f"{_who()}, and so no {kind} folder. Set HOME, or XDG_{kind.upper()}_HOME; the vault's folder is set "
-            "by PIPEVAULT_DIR, the config file by PIPEVAULT_CONFIG."
+            f"HOME is not set and the user {os.getuid()} has no home folder, and so no {kind} folder. Set HOME, or "
+            f"XDG_{kind.upper()}_HOME; the vault's folder is set by PIPEVAULT_DIR, the config file by PIPEVAULT_CONFIG."
         )
     return path
 
@@ -33,7 +33,3 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise NoHomeError(f"{os.fspath(path)!r} begins with ~, and {error} Give a path without ~.") from error
-
-
-def _who() -> str:
-    return f"HOME is not set and the user {os.getuid()} has no home folder"

@@ -20,9 +20,8 @@ _UNITS: Mapping[str, int] = {
     **{unit: 1000**power for power, unit in enumerate(("kb", "mb", "gb", "tb"), start=1)},
     **{unit: 1024**power for power, unit in enumerate(("kib", "mib", "gib", "tib"), start=1)},
 }
-_SIZE = re.compile(r"(-?\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
-_LONGEST_SIZE = 32
-NO_LIMIT = "none"
+_AMOUNT = re.compile(r"(-?\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+_LONGEST_AMOUNT = 32
 _TRUTHS: Mapping[str, bool] = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -64,30 +63,33 @@ def refuse_unknown(kind: str, given: Iterable[str], known: Sequence[str], where:
         raise SettingsError(f"Unknown {kind} {prefix}{name}{where}. {advice}")
 
 
+def parse_amount(text: str, units: Mapping[str, float]) -> float | None:
+    """Return ``1.5 GiB`` times what ``units`` has for ``gib``; ``None`` for other text. It may be negative."""
+    match = _AMOUNT.fullmatch(text.strip()) if len(text) <= _LONGEST_AMOUNT else None
+    unit = units.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        return None
+    return unit * (float(match[1]) if "." in match[1] else int(match[1]))
+
+
 def parse_size(name: str, value: Any) -> int:
     """Return the bytes of ``20GB``, ``1.5 GiB`` or a plain number, which may be negative; :class:`SettingsError`."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) and len(value) <= _LONGEST_SIZE else None
-    unit = _UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None:
+    size_bytes = parse_amount(value, _UNITS) if isinstance(value, str) else None
+    if size_bytes is None:
         raise invalid(name, value, "a number of bytes, for example 20GB or 500MiB")
-    return int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
+    return int(size_bytes)
 
 
 def parse_limit(name: str, value: Any) -> int | None:
     """Return bytes like :func:`parse_size`; ``None`` for ``none``, no limit. :class:`SettingsError`: negative."""
-    if value is None or (isinstance(value, str) and value.strip().lower() == NO_LIMIT):
+    if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
         return None
     size_bytes = parse_size(name, value)
     if size_bytes < 0:
         raise invalid(name, value, "0 or more bytes, or none")
     return size_bytes
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise invalid(name, value, f"one of {', '.join(allowed)}")
 
 
 def _folder(name: str, value: Any, base: Path) -> Path:
