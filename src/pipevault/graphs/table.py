@@ -18,7 +18,7 @@ from pipevault.graphs.freezing import CallTimes, FrozenCall
 from pipevault.graphs.frozen import FrozenGraph, GraphDocument, constant_sha256, live_constant
 from pipevault.graphs.library import GraphFiles
 from pipevault.graphs.observe import read_state
-from pipevault.graphs.signature import LEAF_KINDS, UNREAD, CallSignature, DescribedCall, Leaf, Shape, describe_call
+from pipevault.graphs.signature import UNREAD, CallSignature, DescribedCall, Leaf, describe_call
 
 logger = logging.getLogger("pipevault")
 
@@ -162,27 +162,25 @@ class Table:
     def find(
         self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Slot | None, DescribedCall]:
-        """The slot for a call, and the call as that slot's graph takes it: a graph for its very sizes if there is one,
-        else that of the tightest range.
+        """Return the slot for a call, and the call as that slot's graph takes it: a graph for its very sizes if there
+        is one, else that of the tightest range.
         """
         call: DescribedCall | None = None
         for paths in reversed(self._states):  # state first: a graph without it is older knowledge
             call = describe_call(args, kwargs, _state(module, *paths))
             if call.opaque:
                 continue
-            for slot in self._by_signature.get(call.signature, ()):
-                if slot.kept.signature.admits(call.leaves) and slot.constants_fit(module):
-                    return slot, call
-            for slot in self._covering(call.signature):
+            for slot in self._candidates(call.signature):
                 if slot.kept.signature.admits(call.leaves) and slot.constants_fit(module):
                     return slot, call
         assert call is not None
         return None, call
 
-    def _covering(self, signature: CallSignature) -> tuple[Slot, ...]:
-        """The slots of ranges that a call is in, the tightest first."""
+    def _candidates(self, signature: CallSignature) -> Iterator[Slot]:
+        """The slots of the very signature, then those of the ranges that it is in, the tightest first."""
+        yield from self._by_signature.get(signature, ())
         if not self._ranges:
-            return ()
+            return
         covering = self._covered.get(signature)
         if covering is None:
             with self._lock:  # what another thread adds meanwhile must not be missing from what is remembered
@@ -191,13 +189,13 @@ class Table:
                 if len(self._covered) >= _MAX_COVERED:
                     self._covered.clear()
                 self._covered[signature] = covering
-        return covering
+        yield from covering
 
     def find_cast(
         self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Slot, DescribedCall, tuple[str, ...]] | None:
-        """A slot whose graph takes the call once scalars and vectors, such as time steps, are cast to other dtypes
-        that hold the same values; and the call with the cast leaves, and the dtypes that were cast.
+        """Return a slot whose graph takes the call once scalars and vectors, such as time steps, are cast to other
+        dtypes that hold the same values; and the call with the cast leaves, and the dtypes that were cast.
         """
         for paths in reversed(self._states):
             call = describe_call(args, kwargs, _state(module, *paths))
@@ -206,8 +204,7 @@ class Table:
             for slot in self._loose.get(call.signature.loose, ()):
                 if not slot.kept.signature.admits(call.leaves) or not slot.constants_fit(module):
                     continue
-                wanted = list(_dtypes(slot.kept.signature))
-                cast = cast_leaves(call.leaves, wanted)
+                cast = cast_leaves(call.leaves, [tensor[1] for _, tensor in slot.kept.signature.tensors])
                 if cast is not None:
                     dtypes = tuple(str(leaf.dtype) for leaf in call.leaves if isinstance(leaf, torch.Tensor))
                     return slot, DescribedCall(call.signature, cast), dtypes
@@ -239,20 +236,6 @@ def cast_leaves(leaves: Sequence[Leaf], dtypes: Sequence[str]) -> tuple[Leaf, ..
             return None
         result.append(cast)
     return tuple(result)
-
-
-def _dtypes(signature: CallSignature) -> Iterator[str]:
-    yield from _dtypes_in(signature.arguments)
-    for _, shape in signature.state:
-        yield from _dtypes_in(shape)
-
-
-def _dtypes_in(shape: Shape) -> Iterator[str]:
-    if shape[0] == "tensor":
-        yield shape[1]
-    elif shape[0] not in LEAF_KINDS:
-        for child in shape[2]:
-            yield from _dtypes_in(child)
 
 
 UNUSABLE = (VaultError, WrongMachineError)
