@@ -22,28 +22,19 @@ from torch.utils import _pytree as pytree
 from pipevault.digest import Digest, digest_file
 from pipevault.errors import CannotFreezeError, NotFiniteError, TrainingModeError
 from pipevault.files.opened import open_verified
-from pipevault.graphs.check import NOT_FINITE, compare_trees
-from pipevault.graphs.frozen import (
-    BAKED,
-    FrozenGraph,
-    GraphDocument,
-    Host,
-    constant_sha256,
-    iter_devices,
-    layout_digest,
-    live_constant,
-    read_constants,
-)
-from pipevault.graphs.inductor import Build, BuildOptions, BuiltGraph, build_digest
-from pipevault.graphs.library import CONSTANTS_NAME, LIBRARY_NAME, GraphFiles, map_library
+from pipevault.graphs.check import NOT_FINITE, GraphComparison, compare_trees
+from pipevault.graphs.frozen import BAKED, FrozenGraph, GraphDocument, constant_sha256, layout_digest, live_constant
+from pipevault.graphs.inductor import Build, BuildOptions, BuiltGraph, Varying, build_digest
+from pipevault.graphs.library import CONSTANTS_NAME, LIBRARY_NAME, GraphFiles
 from pipevault.graphs.observe import (
     Attributes,
     ObservedCall,
-    RandomState,
     UntouchableValue,
-    find_owner,
     held,
+    named_tensors,
     observe,
+    put_back_on_error,
+    put_state,
     read_state,
     same_values,
 )
@@ -57,13 +48,17 @@ from pipevault.graphs.program import (
     varied_leaves,
     with_number_tensors,
 )
-from pipevault.graphs.ranges import Sizes, Symbol
+from pipevault.graphs.ranges import Symbol
 from pipevault.graphs.signature import UNREAD, CallSignature, DescribedCall, describe_call, is_number, rebuild
 from pipevault.graphs.views import tracing_view
 
 logger = logging.getLogger("pipevault")
 
-OnStep = Callable[[str, str], None]
+CANDIDATE_RUNS = 3
+_SENSITIVITIES = 4.0
+_LARGEST_EXCESS = 20.0
+"""By how much a distance may be over its tolerance at the most, however sensitive eager code is."""
+
 RunGraph = Callable[[Sequence[Any]], Mapping[str, Any]]
 
 
@@ -132,13 +127,8 @@ def observe_call(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any
     """
     if opaque := describe_call(args, kwargs).opaque:
         raise CannotFreezeError(opaque, subject.name)
-    before, random_state = Attributes(subject.module), RandomState()
-    try:
+    with put_back_on_error(subject.module) as (before, _):
         return _observed(subject, args, kwargs, before)
-    except BaseException:  # whatever it was goes on; the call itself must find everything as it was
-        before.restore_all()
-        random_state.restore()
-        raise
 
 
 def _observed(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any], before: Attributes) -> Observation:
@@ -150,13 +140,10 @@ def _observed(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any], 
         before.restore(tuple(seen.state))
         seen = observe(subject.module, subject.eager, args, {**kwargs, **overrides})
     eager = partial(subject.eager, **overrides) if overrides else subject.eager
-    paths = set(subject.known_state)
-    written: set[str] = set()
-    if seen.state:
-        written = set(seen.state)
-        seen.state = {path: held(value) for path, value in seen.state.items()}  # restoring refills containers
+    paths, written = set(subject.known_state), set(seen.state)
+    if written:
         paths |= _state_of(subject, eager, before, seen, args, kwargs)
-        refuse_counters(subject, {path: seen.state[path] for path in paths & written})
+        _refuse_counters(subject, {path: seen.state[path] for path in paths & written})
     state: dict[str, Any] = read_state(subject.module, sorted(paths))
     if paths and _is_unread(subject, eager, before, seen, args, kwargs, paths):
         state = {path: UNREAD for path in sorted(paths & written)}
@@ -183,26 +170,25 @@ def _state_of(
 
     The others are caches: equal after other inputs and after one more call, and filled, they change no output.
     """
-    paths = tuple(seen.state)
+    first, paths = seen.state, tuple(seen.state)
     described = describe_call(args, kwargs)
-    varied_args, varied_kwargs = rebuild(described.signature.arguments, iter(varied_leaves_but_numbers(described)))
+    # Numbers stay: an eager part may be given no other ones.
+    varied_args, varied_kwargs = rebuild(described.signature.arguments, iter(varied_leaves(described.leaves, ())))
     before.restore(paths)
     try:
         observe(subject.module, eager, varied_args, varied_kwargs)
         second = {path: held(value) for path, value in read_state(subject.module, paths).items()}
         observe(subject.module, eager, args, kwargs)
         third = {path: held(value) for path, value in read_state(subject.module, paths).items()}
-        first = seen.state
         state = {p for p in paths if not (same_values(first[p], second[p]) and same_values(first[p], third[p]))}
         if len(state) < len(paths):
             before.restore(tuple(state))
             again = observe(subject.module, eager, args, kwargs)
             same = compare_trees(seen.output, again.output, tolerance=1e-4, same_non_finite=True).passed
-            now = read_state(subject.module, tuple(state))
+            now = read_state(subject.module, state)
             if not same or not all(same_values(first[path], now[path]) for path in state):
-                state = set(
-                    paths
-                )  # a flag that the first call flips is not a cache, though it has one value ever after
+                # A flag that the first call flips is not a cache, though it has one value ever after.
+                state = set(paths)
     except CannotFreezeError:
         raise
     except Exception:  # the part refuses the other values: nothing shows that what it wrote is a mere cache
@@ -227,10 +213,10 @@ def _is_unread(
     """
     for other in (None, UntouchableValue()):
         try:
-            for owner, name in (find_owner(subject.module, path) for path in paths):
-                owner[name] = other
+            for path in paths:
+                put_state(subject.module, path, other)
             again = observe(subject.module, eager, args, kwargs)
-            now = read_state(subject.module, tuple(paths))
+            now = read_state(subject.module, paths)
             expected = {path: seen.state.get(path, other) for path in paths}
             same = compare_trees(seen.output, again.output, tolerance=1e-4, same_non_finite=True).passed
             if not same or not all(same_values(expected[path], now[path]) for path in paths):
@@ -242,23 +228,17 @@ def _is_unread(
     return True
 
 
-def refuse_counters(subject: Subject, final: Mapping[str, Any]) -> None:
+def _refuse_counters(subject: Subject, final: Mapping[str, Any]) -> None:
     """Raise :class:`CannotFreezeError` for state that is a Python number and becomes another with the call: a graph of
     it would serve one call, and the next would ask for another graph.
     """
-    before = read_state(subject.module, tuple(final))
+    before = read_state(subject.module, final)
     for path, value in final.items():
         if is_number(value) and before[path] != value:
             raise CannotFreezeError(
                 f"it keeps a number that changes with each call ({path.lstrip(':')}: {before[path]} became {value})",
                 subject.name,
             )
-
-
-def varied_leaves_but_numbers(call: DescribedCall) -> list[Any]:
-    """Return other tensors with the numbers of the call: an eager part may be given no other ones."""
-    varied = varied_leaves(call.leaves)
-    return [v if isinstance(v, torch.Tensor) else leaf for v, leaf in zip(varied, call.leaves, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -269,7 +249,6 @@ class PreparedCall:
     observation: Observation
     others: tuple[SizedCall, ...]
     leaves: Sequence[Any]
-    results: Results
     build: Build
 
 
@@ -291,13 +270,13 @@ def prepare_call(
     leaves = with_number_tensors(copied_leaves(call.leaves), observation.free, subject.device)
     with torch.no_grad():
         expected = program.run(subject.module, subject.eager, leaves)
-    varying = varying_sizes(program.signature, others) if others else {}
+    results = Results.of(expected, leaves)
+    varying = varying_sizes(program.signature, others)
     signature = range_signature(program.signature, call.leaves, others)
     inputs: list[Any] = with_number_tensors(copied_leaves(call.leaves), observation.free, subject.device)
     if varying:
         inputs = [leaf.contiguous() if isinstance(leaf, torch.Tensor) else leaf for leaf in inputs]
     places = [index for index, leaf in enumerate(inputs) if isinstance(leaf, torch.Tensor)]
-    results = Results.of(expected, leaves)
     build = Build(
         module=tracing_view(subject.module, subject.device),
         program=program,
@@ -308,24 +287,25 @@ def prepare_call(
         varying={(places.index(leaf), dim): symbol for (leaf, dim), symbol in varying.items()},
         counted=signature.counted,
     )
-    return PreparedCall(subject, observation, tuple(others), leaves, results, build)
+    return PreparedCall(subject, observation, tuple(others), leaves, build)
 
 
 def finish_call(
     prepared: PreparedCall,
     built: BuiltGraph,
     *,
-    host: Host,
-    on_step: OnStep = lambda action, detail: None,
+    verify: Callable[[nn.Module], str],
+    on_step: Callable[[str, str], None],
 ) -> FrozenCall:
     """Check the compiled graph, and keep the fastest where there are several candidates of it.
 
-    Raises :class:`CannotFreezeError`. A candidate that fails the check is left out, unless it is the only one.
+    ``verify`` is that of :meth:`FrozenGraph.__call__`. Raises :class:`CannotFreezeError`. A candidate that fails the
+    check is left out, unless it is the only one.
     """
-    kept = _finish(prepared, built, host=host, on_step=on_step)
+    kept = _finish(prepared, built, verify=verify, on_step=on_step)
     for candidate in built.candidates:
         try:
-            other = _finish(prepared, candidate, host=host, on_step=on_step)
+            other = _finish(prepared, candidate, verify=verify, on_step=on_step)
         except Exception as error:  # whatever it is that this one cannot do, the first one did
             logger.info("a candidate for a graph of %s is left out: %s", prepared.subject.name, error)
             continue
@@ -336,78 +316,64 @@ def finish_call(
     return kept
 
 
-def _finish(prepared: PreparedCall, built: BuiltGraph, *, host: Host, on_step: OnStep) -> FrozenCall:
-    subject, observation, leaves = prepared.subject, prepared.observation, prepared.leaves
-    program = observation.program
-    document, paths = _describe(built, program, leaves, prepared.results, prepared.build.digest)
-    if built.sizes is not None:
-        counted = {index: (leaf, dim) for index, leaf, dim in prepared.build.counted}
-        signature = with_derived_sizes(program.signature.count(counted), leaves, built.sizes)
-        document = replace(document, signature=signature)
-    document = replace(document, origins=_origin_digests(subject.module, built.origins, observation.caches))
-    if prepared.build.options.weights == "bound":
-        with FrozenCall(document, paths).open() as files:
-            library = map_library(document.library, files)
-        lifted = tuple(read_constants(built.constants))
-        layout = layout_digest(prepared.build.module, library, subject.device, lifted)
-        document = replace(document, layout=layout)
-    frozen = FrozenCall(document, paths)
+def _finish(
+    prepared: PreparedCall,
+    built: BuiltGraph,
+    *,
+    verify: Callable[[nn.Module], str],
+    on_step: Callable[[str, str], None],
+) -> FrozenCall:
+    subject, observation = prepared.subject, prepared.observation
+    frozen = _described(prepared, built)
+    document = frozen.document
     on_step("check", str(document.signature))
     with frozen.open() as files:
+        if prepared.build.options.weights == "bound":
+            layout = layout_digest(prepared.build.module, document, files, subject.device)
+            document = replace(document, layout=layout)
         graph = FrozenGraph(document, files, device=subject.device, part=subject.name)
-    graph.bind(subject.module, host)
-    run = partial(graph, subject.module, host=host)
-    checks, times = _check(subject, run, observation)
+    graph.bind(subject.module)
+    run = partial(graph, subject.module, verify=verify)
+    compared = _check(subject, run, observation)
+    times = CallTimes(min(one.eager_s for one in compared), min(one.frozen_s for one in compared))
     if prepared.build.options.candidates:
-        frozen_s = min(_seconds_of(subject, run, observation.call) for _ in range(CANDIDATE_RUNS))
+        frozen_s = min(_timed(subject.device, run, observation.call.leaves)[1] for _ in range(CANDIDATE_RUNS))
         times = replace(times, frozen_s=min(times.frozen_s, frozen_s))
     for other in prepared.others:
-        checks = _check_size(subject, run, program, other.call, document.signature, checks)
-    return FrozenCall(replace(document, checks=checks), paths, times)
+        compared.append(_check_size(subject, run, observation.program, other.call, document.signature))
+    worst = max(compared, key=lambda one: one.distance)
+    checks = {"calls": len(compared), "distance": worst.distance, "tolerance": worst.tolerance}
+    return FrozenCall(replace(document, checks=checks), frozen.paths, times)
 
 
-def freeze_call(
-    subject: Subject,
-    observation: Observation,
-    *,
-    options: BuildOptions,
-    output_dir: Path,
-    host: Host,
-    on_step: OnStep = lambda action, detail: None,
-    others: Sequence[SizedCall] = (),
-) -> FrozenCall:
-    """Compile the observed call here and check the graph: :func:`prepare_call`, then :func:`finish_call`."""
-    prepared = prepare_call(subject, observation, options=options, others=others)
-    return finish_call(prepared, prepared.build.run(output_dir), host=host, on_step=on_step)
-
-
-def _describe(
-    built: BuiltGraph, program: Program, leaves: Sequence[Any], results: Results, build: Digest
-) -> tuple[GraphDocument, dict[str, Path]]:
-    """The document of a fresh graph, and its files by digest. Its layout is not known before it is mapped."""
-    named = {LIBRARY_NAME: built.library, **built.beside}
+def _described(prepared: PreparedCall, built: BuiltGraph) -> FrozenCall:
+    """The fresh graph and its files. Its layout is not known before it is mapped, nor what a check finds."""
+    build = prepared.build
+    signature = build.program.signature
+    if (derived := built.sizes) is not None:
+        sizes = [size for _, size in zip(signature.places, derived.sizes, strict=True)]
+        counted = {index: (leaf, dim) for index, leaf, dim in build.counted}
+        signature = signature.count(counted).with_sizes(sizes, derived.symbols, derived.conditions)
+    files = {LIBRARY_NAME: built.library, **built.beside}
     if built.constants is not None:
-        named[CONSTANTS_NAME] = built.constants
-    digests = {name: digest_file(path).hex for name, path in named.items()}
+        files[CONSTANTS_NAME] = built.constants
+    digests = {name: digest_file(path).hex for name, path in files.items()}
+    tensors = ((i, leaf) for i, leaf in enumerate(prepared.leaves) if isinstance(leaf, torch.Tensor))
     document = GraphDocument(
-        signature=program.signature,
-        build=build.hex,
+        signature=signature,
+        build=build.digest.hex,
         library=digests[LIBRARY_NAME],
         constants=digests.get(CONSTANTS_NAME),
         beside={name: digests[name] for name in built.beside},
-        inputs=tuple((i, tuple(leaf.stride())) for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)),
-        results=results,
+        inputs=tuple((i, tuple(tensor.stride())) for i, tensor in tensors),
+        results=build.results,
         ties=built.ties,
         layout=BAKED,
-        origins=(),
+        origins=_origin_digests(prepared.subject.module, built.origins, prepared.observation.caches),
         machine=built.machine,
         checks={},
     )
-    return document, {digests[name]: path for name, path in named.items()}
-
-
-Varying = Mapping[tuple[int, int], Symbol]
-"""The sizes that vary between calls, by index of the leaf and of its dimension."""
+    return FrozenCall(document, {digests[name]: path for name, path in files.items()})
 
 
 @dataclass(frozen=True)
@@ -433,9 +399,8 @@ _SIZE_NAMES: Mapping[frozenset[str], str] = {
 
 
 def varying_sizes(base: CallSignature, others: Sequence[SizedCall]) -> Varying:
-    """Return the sizes that differ between calls of one structure, each from its least to its most.
-
-    Raises :class:`CannotFreezeError` if the calls differ in more.
+    """Return the sizes that differ between calls of one structure, each from its least to its most, by index of the
+    leaf and of its dimension. Raises :class:`CannotFreezeError` if the calls differ in more.
     """
     for other in others:
         if other.call.signature.sizeless != base.sizeless:
@@ -484,7 +449,7 @@ def range_signature(base: CallSignature, leaves: Sequence[Any], others: Sequence
     """Return ``base``, of a call with ``leaves``, with the sizes in which ``others`` differ from it as symbols: before
     anything is known of how they hang together. Raises :class:`CannotFreezeError` if they differ in more.
     """
-    varying = varying_sizes(base, others) if others else {}
+    varying = varying_sizes(base, others)
     if not varying:
         return base
     sizes = [
@@ -492,14 +457,6 @@ def range_signature(base: CallSignature, leaves: Sequence[Any], others: Sequence
     ]
     counted = counted_numbers(base, leaves, others)
     return base.count(counted).with_sizes(sizes, tuple(dict.fromkeys(varying.values())), ())
-
-
-def with_derived_sizes(signature: CallSignature, leaves: Sequence[Any], derived: Sizes) -> CallSignature:
-    """Return ``signature`` with what was derived of the sizes of the graph's inputs, the tensors among ``leaves``."""
-    tensors = [(index, leaf) for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-    places = [(index, dim) for index, leaf in tensors for dim in range(leaf.dim())]
-    sizes = dict(zip(places, derived.sizes, strict=True))
-    return signature.with_sizes([sizes[place] for place in signature.places], derived.symbols, derived.conditions)
 
 
 def refuse_training(name: str, module: nn.Module) -> None:
@@ -513,18 +470,17 @@ def refuse_training(name: str, module: nn.Module) -> None:
 
 
 def part_device(module: nn.Module) -> torch.device:
-    """The device of the first weight that is not on the meta device; the CPU if there is none."""
-    return next((device for device in iter_devices(module) if device.type != "meta"), torch.device("cpu"))
+    """Return the device of the first weight that is not on the meta device; the CPU if there is none."""
+    devices = (tensor.device for _, tensor in named_tensors(module))
+    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
 
-def _check(subject: Subject, graph: RunGraph, observation: Observation) -> tuple[Mapping[str, Any], CallTimes]:
-    call, program, free = observation.call, observation.program, observation.free
-    varied = [
-        leaf if index in call.numbers and index not in free else other
-        for index, (leaf, other) in enumerate(zip(call.leaves, varied_leaves(call.leaves), strict=True))
-    ]
+def _check(subject: Subject, graph: RunGraph, observation: Observation) -> list[GraphComparison]:
+    """Return the comparisons on the call itself and on other values that count: one of them, or both."""
+    call, program = observation.call, observation.program
     own = _compare(subject, graph, program, call.leaves)
-    other = _compare(subject, graph, program, varied, may_refuse=True)
+    other = _compare(subject, graph, program, varied_leaves(call.leaves, observation.free), may_refuse=True)
+    assert own is not None
     if own.failure == NOT_FINITE:
         raise NotFiniteError(
             f"{subject.name}: {NOT_FINITE}, so that nothing tells whether a graph is right", subject.name
@@ -533,70 +489,52 @@ def _check(subject: Subject, graph: RunGraph, observation: Observation) -> tuple
         raise CannotFreezeError(f"the graph differs from eager code: {own.failure}", subject.name)
     if other is not None and not other.passed and other.failure != NOT_FINITE:
         raise CannotFreezeError(f"the graph differs from eager code on other values: {other.failure}", subject.name)
-    compared = [one for one in (own, other) if one is not None and one.passed]
-    worst = max(compared, key=lambda one: one.distance)
-    times = CallTimes(min(one.eager_s for one in compared), min(one.frozen_s for one in compared))
-    return {"calls": len(compared), "distance": worst.distance, "tolerance": worst.tolerance}, times
+    return [one for one in (own, other) if one is not None and one.passed]
 
 
 def _check_size(
-    subject: Subject,
-    graph: RunGraph,
-    program: Program,
-    call: DescribedCall,
-    signature: CallSignature,
-    checks: Mapping[str, Any],
-) -> Mapping[str, Any]:
-    """``checks``, and the comparison on a call of another size. Raises :class:`CannotFreezeError`."""
+    subject: Subject, graph: RunGraph, program: Program, call: DescribedCall, signature: CallSignature
+) -> GraphComparison:
+    """Return the comparison on a call of another size. Raises :class:`CannotFreezeError`."""
     sizes = ", ".join("x".join(map(str, tensor.shape)) for tensor in call.tensors if tensor.dim())
     if not signature.covers(call.signature):
         asked = "; ".join(signature.conditions)
         raise CannotFreezeError(f"a graph for {signature} ({asked or 'no more'}) does not take {sizes}", subject.name)
     comparison = _compare(subject, graph, program, call.leaves)
+    assert comparison is not None
     if not comparison.passed and not is_degenerate(call.leaves):
         raise CannotFreezeError(f"the graph differs from eager code at {sizes}: {comparison.failure}", subject.name)
-    worse = comparison.distance > checks["distance"]
-    found = {"distance": comparison.distance, "tolerance": comparison.tolerance} if worse else {}
-    return {**checks, **found, "calls": checks["calls"] + 1}
+    return comparison
 
 
 def _compare(
     subject: Subject, graph: RunGraph, program: Program, leaves: Sequence[Any], *, may_refuse: bool = False
-) -> Any:
+) -> GraphComparison | None:
     """The distance of the graph from eager code on ``leaves``; ``None`` if eager code refuses them."""
-    given = copied_leaves(leaves)
-    started_s = _now_s(subject.device)
+    eager = partial(program.run, subject.module, subject.eager)
     try:
-        with torch.no_grad():
-            expected = program.run(subject.module, subject.eager, given)
+        expected, eager_s = _timed(subject.device, eager, leaves)
     except Exception:  # whatever a part raises for values that it was never given
         if may_refuse:
             return None
         raise
-    eager_s = _now_s(subject.device) - started_s
-    with torch.no_grad():
-        given = copied_leaves(leaves)
-        started_s = _now_s(subject.device)
-        actual = graph(given)
-        frozen_s = _now_s(subject.device) - started_s
-        comparison = replace(compare_trees(expected, actual), eager_s=eager_s, frozen_s=frozen_s)
-        if comparison.passed or not 0.0 < comparison.distance <= _LARGEST_EXCESS * comparison.tolerance:
-            return comparison
-        shaken = program.run(subject.module, subject.eager, shaken_leaves(leaves))
+    actual, frozen_s = _timed(subject.device, graph, leaves)
+    comparison = replace(compare_trees(expected, actual), eager_s=eager_s, frozen_s=frozen_s)
+    if comparison.passed or not 0.0 < comparison.distance <= _LARGEST_EXCESS * comparison.tolerance:
+        return comparison
+    shaken, _ = _timed(subject.device, eager, shaken_leaves(leaves))
     # A part that blows up rounding cannot measure its graph: the last bits of its inputs move it as far.
     allowed = _SENSITIVITIES * compare_trees(expected, shaken, tolerance=float("inf")).distance
     return replace(comparison, failure="", tolerance=allowed) if comparison.distance <= allowed else comparison
 
 
-CANDIDATE_RUNS = 3
-
-
-def _seconds_of(subject: Subject, graph: RunGraph, call: DescribedCall) -> float:
-    given = copied_leaves(call.leaves)
-    started_s = _now_s(subject.device)
+def _timed(device: torch.device, run: Callable[[Sequence[Any]], Any], leaves: Sequence[Any]) -> tuple[Any, float]:
+    """Return what ``run`` returns for copies of ``leaves``, and the seconds until ``device`` has done all of it."""
+    given = copied_leaves(leaves)
     with torch.no_grad():
-        graph(given)
-    return _now_s(subject.device) - started_s
+        started_s = _now_s(device)
+        result = run(given)
+        return result, _now_s(device) - started_s
 
 
 def _now_s(device: torch.device) -> float:
@@ -604,11 +542,6 @@ def _now_s(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-_SENSITIVITIES = 4.0
-_LARGEST_EXCESS = 20.0
-"""By how much a distance may be over its tolerance at the most, however sensitive eager code is."""
 
 
 def _origin_digests(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import itertools
 import json
 import logging
 import os
@@ -29,7 +28,7 @@ from pipevault.digest import Digest, digest_json
 from pipevault.errors import CannotFreezeError, CompilerMissingError, InterruptedBuildError, SettingsError
 from pipevault.files.scratch import scratch_folder
 from pipevault.graphs.library import CONSTANTS_NAME, EXTERN_NAME, LIBRARY_NAME
-from pipevault.graphs.observe import iter_tensors
+from pipevault.graphs.observe import iter_tensors, named_tensors
 from pipevault.graphs.program import Program, Results
 from pipevault.graphs.ranges import Sizes, Symbol, expression
 from pipevault.graphs.signature import CallSignature
@@ -42,7 +41,6 @@ _EMBED_KERNELS = "aot_inductor.embed_kernel_binary"
 _KERNEL_SUFFIXES = frozenset({".cubin", ".fatbin", ".hsaco", ".spv"})
 _CUSTOM_OBJECTS = "custom_objs_config.json"
 FOLDS_WEIGHTS = frozenset({"freezing", "aot_inductor.use_runtime_constant_folding"})
-
 
 PROFILE_OPTIONS: Mapping[str, Mapping[str, bool | int | float | str]] = {
     "fast": {"aot_inductor.compile_wrapper_opt_level": "O0"},
@@ -119,11 +117,11 @@ class BuiltGraph:
     """
 
     library: Path
-    constants: Path | None
     beside: Mapping[str, Path]
     machine: Mapping[str, str]
-    ties: tuple[tuple[str, ...], ...]
-    origins: Mapping[str, tuple[str | int, ...]]
+    constants: Path | None = None
+    ties: tuple[tuple[str, ...], ...] = ()
+    origins: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     candidates: tuple[BuiltGraph, ...] = ()
     """Graphs of that call too, compiled with other options."""
     sizes: Sizes | None = None
@@ -182,12 +180,12 @@ def build_graph(build: Build, output_dir: Path) -> BuiltGraph:
     inputs = [leaf for leaf in build.leaves if isinstance(leaf, torch.Tensor)]
     traced = _export(_as_function(build), inputs, varying)
     _refuse_mutation(traced)
-    asked = SizeConditions.of(TracedSizes(traced)) if varying else None
+    asked = _asked_sizes(TracedSizes(traced)) if varying else None
     with _build_folder(build.digest) as folder, _inductor_caches_in(folder), one_vector_isa_probed():
         files, constants = _compile(traced, options)
         output_dir.mkdir(parents=True, exist_ok=True)
         compiled = _collect(files, output_dir)
-    known = dict(_named_tensors(module))
+    known = dict(named_tensors(module))
     lifted = {} if options.weights == "baked" else {k: v for k, v in constants.items() if k not in known}
     if options.weights == "bound":
         strip_symbols(compiled.library)
@@ -228,25 +226,22 @@ def _origins(module: nn.Module, traced: torch.export.ExportedProgram) -> dict[st
     }
 
 
-@dataclass(frozen=True)
-class SizeConditions:
-    """The conditions that tracing puts on sizes, before compiling adds to them, and the bounds of each symbol."""
-
-    conditions: Sequence[Any]
-    bounds: Mapping[Any, tuple[int, int]]
-
-    @classmethod
-    def of(cls, sizes: TracedSizes) -> SizeConditions:
-        symbols = {symbol for tensor in sizes.inputs for size in tensor for symbol in sizes.symbols_in(size)}
-        return cls(sizes.conditions(), {symbol: sizes.bounds(symbol) for symbol in symbols})
+AskedSizes: TypeAlias = "tuple[Sequence[Any], Mapping[Any, tuple[int, int]]]"
+"""The conditions that tracing puts on sizes, before compiling adds to them, and the bounds of each symbol."""
 
 
-def _sizes(traced: torch.export.ExportedProgram, varying: Varying, asked: SizeConditions) -> Sizes:
+def _asked_sizes(sizes: TracedSizes) -> AskedSizes:
+    symbols = {symbol for tensor in sizes.inputs for size in tensor for symbol in sizes.symbols_in(size)}
+    return sizes.conditions(), {symbol: sizes.bounds(symbol) for symbol in symbols}
+
+
+def _sizes(traced: torch.export.ExportedProgram, varying: Varying, asked: AskedSizes) -> Sizes:
     """Return what is asked of the sizes, as torch derived it: which depend on which, and what its code relies on.
 
     Tracing ``asked`` for something, and compiling may have added equations. The inequalities that it adds choose among
     ways of computing by the sizes that it sees, which are the largest; each way is right for smaller ones.
     """
+    conditions, bounds = asked
     found = TracedSizes(traced)
     known: dict[Any, Symbol] = {}
     for place, symbol in sorted(varying.items()):
@@ -255,12 +250,11 @@ def _sizes(traced: torch.export.ExportedProgram, varying: Varying, asked: SizeCo
         for term in found.symbols_in(size):
             if term not in known:
                 taken = {other.name for other in known.values()}
-                name = next(name for name in _numbered(symbol.name) if name not in taken)
-                least, most = asked.bounds.get(term) or found.bounds(term)
-                bare = size == term
-                known[term] = Symbol(
-                    name, max(symbol.least, least) if bare else least, min(symbol.most, most) if bare else most
-                )
+                names = (symbol.name, *(f"{symbol.name}_{number}" for number in range(2, len(taken) + 2)))
+                least, most = bounds.get(term) or found.bounds(term)
+                if size == term:
+                    least, most = max(symbol.least, least), min(symbol.most, most)
+                known[term] = Symbol(next(name for name in names if name not in taken), least, most)
     if not known:
         ranges = ", ".join(sorted({str(one) for one in varying.values()}))
         raise CannotFreezeError(f"torch took its sizes as constant ({ranges})")
@@ -277,24 +271,12 @@ def _sizes(traced: torch.export.ExportedProgram, varying: Varying, asked: SizeCo
         return text
 
     sizes = tuple(size if isinstance(size, int) else write(size) for sizes in found.inputs for size in sizes)
-    conditions = tuple(
-        dict.fromkeys(write(term) for term in (*asked.conditions, *found.conditions(equations_only=True)))
-    )
-    return Sizes(sizes, tuple(known.values()), conditions)
-
-
-def _numbered(name: str) -> Iterator[str]:
-    yield name
-    yield from (f"{name}_{number}" for number in itertools.count(2))
+    texts = dict.fromkeys(write(term) for term in (*conditions, *found.conditions(equations_only=True)))
+    return Sizes(sizes, tuple(known.values()), tuple(texts))
 
 
 def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-
-
-def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
 
 
 def _export(module: nn.Module, inputs: Sequence[torch.Tensor], varying: Varying) -> torch.export.ExportedProgram:
@@ -345,11 +327,9 @@ def _compile(program: torch.export.ExportedProgram, options: BuildOptions) -> tu
     except Exception as error:
         # Inductor raises anything from RuntimeError to CppCompileError; each means that this call cannot be compiled.
         raise _build_error("AOTInductor", error) from error
-    constants: dict[str, torch.Tensor] = {}
     assert isinstance(files, list)  # aot_inductor.package is on
-    for item in files:
-        if not isinstance(item, str):
-            constants.update({name: entry[0].detach() for name, entry in item.items()})
+    weights = [item for item in files if not isinstance(item, str)]
+    constants = {name: entry[0].detach() for found in weights for name, entry in found.items()}
     return [item for item in files if isinstance(item, str)], constants
 
 
@@ -368,11 +348,8 @@ def _collect(files: Sequence[str], folder: Path) -> BuiltGraph:
             raise CannotFreezeError("the call uses objects of TorchScript, which are no part of a library")
     return BuiltGraph(
         library=Path(shutil.move(library, folder / LIBRARY_NAME)),
-        constants=None,
         beside={name: Path(shutil.move(path, folder / name)) for name, path in beside.items()},
         machine={name: str(value) for name, value in json.loads(metadata.read_bytes()).items()},
-        ties=(),
-        origins={},
     )
 
 
@@ -388,10 +365,9 @@ def strip_symbols(library: Path) -> None:
 
 def _ties(module: nn.Module) -> tuple[tuple[str, ...], ...]:
     groups: dict[tuple[int, Any, Any], list[str]] = {}
-    for name, tensor in _named_tensors(module):
-        if not tensor.numel():
-            continue
-        groups.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), []).append(name)
+    for name, tensor in named_tensors(module):
+        if tensor.numel():
+            groups.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), []).append(name)
     return tuple(sorted(tuple(sorted(names)) for names in groups.values() if len(names) > 1))
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import functools
 import types
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +26,7 @@ from pipevault.compat import accelerate, diffusers
 from pipevault.errors import CannotFreezeError
 from pipevault.graphs.signature import ABSENT
 
-_CONTAINERS = (list, dict, deque, OrderedDict, defaultdict, set)
-_SEQUENCES = (tuple, *_CONTAINERS)
+_CONTAINERS = (tuple, list, dict, deque, set)
 _MAX_DEPTH = 6
 # Registered tensors are compared by themselves, hooks are the guard's business, and no forward sets its module's mode.
 # Hooks that offload hold the weights themselves.
@@ -36,7 +36,7 @@ Path = str
 """``<module path>:<attribute>``, as in ``up_blocks.0.conv:cache``."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class ObservedCall:
     """One eager call. ``after`` has the final value of each argument that is a container and was written to, by
     position or name; ``state`` that of each attribute that was written, by path, :data:`ABSENT` where it was removed.
@@ -66,10 +66,8 @@ def observe(
     arguments = {**dict(enumerate(held_args)), **held_kwargs}
     tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
     versions = [_version(tensor) for tensor in tensors]
-    before = {name: _contents(value, 0, ()) for name, value in arguments.items()}
-    attributes = Attributes(module)
-    random_state = RandomState()
-    try:
+    before = {name: _contents(value) for name, value in arguments.items()}
+    with put_back_on_error(module) as (attributes, random_state):
         with torch.no_grad():
             output = eager(*held_args, **held_kwargs)
         if random_state.was_drawn_from():
@@ -77,7 +75,16 @@ def observe(
         if [_version(tensor) for tensor in tensors] != versions:
             raise CannotFreezeError("it changes a tensor among its arguments in place")
         after = {name: value for name, value in arguments.items() if not _is_same(before[name], value)}
-        return ObservedCall(output, after, attributes.written())
+        # Restoring refills containers, so that the values are held.
+        return ObservedCall(output, after, {path: held(value) for path, value in attributes.written().items()})
+
+
+@contextmanager
+def put_back_on_error(module: nn.Module) -> Iterator[tuple[Attributes, RandomState]]:
+    """Note the attributes of ``module`` and the random streams, and put all of them back if the block raises."""
+    attributes, random_state = Attributes(module), RandomState()
+    try:
+        yield attributes, random_state
     except BaseException:  # whatever it was goes on; the call that follows must find everything as it was
         attributes.restore_all()
         random_state.restore()
@@ -113,55 +120,40 @@ class Attributes:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._before = {
-            path: (owner, name, value, _contents(value, 0, ())) for path, owner, name, value in _walk(module)
-        }
-        self._tensors = [(name, tensor, _version(tensor)) for name, tensor in _registered(module)]
+        self._before = {path: _contents(value) for path, value in _walk(module)}
+        self._tensors = [(name, tensor, _version(tensor)) for name, tensor in named_tensors(module)]
         self._buffers = [(own, dict(own)) for child in module.modules() if (own := child._buffers)]
-        small = [*(t for _, own in self._buffers for t in own.values() if t is not None), *self._held_tensors()]
+        small = [tensor for _, own in self._buffers for tensor in own.values() if tensor is not None]
+        small += [tensor for contents in self._before.values() for tensor in contents.tensors()]
         self._values = [(tensor, tensor.detach().clone(), _version(tensor)) for tensor in small if not tensor.is_meta]
-
-    def _held_tensors(self) -> Iterator[torch.Tensor]:
-        for _, _, _, contents in self._before.values():
-            yield from contents.tensors()
 
     def written(self) -> dict[Path, Any]:
         """Return the attributes that were set, or whose containers were changed, since.
 
         :class:`CannotFreezeError` for a write that no graph can do: to a weight, or to a tensor in place.
         """
-        for (name, tensor, version), (_, now) in zip(self._tensors, _registered(self._module), strict=False):
+        for (name, tensor, version), (_, now) in zip(self._tensors, named_tensors(self._module), strict=False):
             if tensor.is_meta or now.is_meta:  # an offloading hook moves it about
                 continue
             if now is not tensor or _version(now) != version:
                 raise CannotFreezeError(f"it changes its tensor {name}")
-        for path, (_, _, _, contents) in self._before.items():
+        for path, contents in self._before.items():
             if contents.changed_in_place():
                 raise CannotFreezeError(f"it changes {path.lstrip(':')} in place")
-        written: dict[Path, Any] = {}
-        seen = set()
-        for path, _, _, value in _walk(self._module):
-            seen.add(path)
-            known = self._before.get(path)
-            if known is None or not _is_same(known[3], value):
-                written[path] = value
-        written.update(dict.fromkeys(self._before.keys() - seen, ABSENT))
-        return written
+        now = dict(_walk(self._module))
+        gone = dict.fromkeys(self._before.keys() - now.keys(), ABSENT)
+        written = {p: v for p, v in now.items() if p not in self._before or not _is_same(self._before[p], v)}
+        return written | gone
 
     def restore(self, paths: Sequence[Path]) -> None:
         """Set attributes back to what they were; containers keep their identity."""
         for path in paths:
-            owner, name = find_owner(self._module, path)
             known = self._before.get(path)
-            if known is None:
-                owner.pop(name, None)
-            else:
-                owner[name] = _refilled(known[3])
+            put_state(self._module, path, ABSENT if known is None else _refilled(known))
 
     def restore_all(self) -> None:
         """Set every attribute back, and the values of buffers and of tensors in attributes too."""
-        now = {path for path, *_ in _walk(self._module)}
-        self.restore(tuple(now | self._before.keys()))
+        self.restore(tuple(dict(_walk(self._module)).keys() | self._before.keys()))
         for own, before in self._buffers:
             own.clear()
             own.update(before)
@@ -181,28 +173,30 @@ class UntouchableValue:
     __len__ = __iter__ = __bool__ = __call__ = __float__ = __int__ = __index__ = _refuse
 
 
-def find_owner(module: nn.Module, path: Path) -> tuple[dict[str, Any], str]:
-    """Return the ``__dict__`` in which the attribute at ``path`` lies, and its name there."""
+def _owner(module: nn.Module, path: Path) -> tuple[dict[str, Any], str]:
+    """The ``__dict__`` in which the attribute at ``path`` lies, and its name there."""
     where, _, name = path.rpartition(":")
     return module.get_submodule(where).__dict__, name
 
 
-def read_state(module: nn.Module, paths: Sequence[Path]) -> dict[Path, Any]:
+def read_state(module: nn.Module, paths: Iterable[Path]) -> dict[Path, Any]:
     """Return the attributes at ``paths``, :data:`ABSENT` for one that is not there."""
-    found = {}
-    for path in paths:
-        owner, name = find_owner(module, path)
-        found[path] = owner.get(name, ABSENT)
-    return found
+    owners = {path: _owner(module, path) for path in paths}
+    return {path: owner.get(name, ABSENT) for path, (owner, name) in owners.items()}
+
+
+def put_state(module: nn.Module, path: Path, value: Any) -> None:
+    """Set an attribute to the very ``value``, or remove it where that is :data:`ABSENT`."""
+    owner, name = _owner(module, path)
+    if value is ABSENT:
+        owner.pop(name, None)
+    else:
+        owner[name] = value
 
 
 def write_state(module: nn.Module, path: Path, value: Any) -> None:
     """Set an attribute; a container that is there already is filled instead, as the eager code would have done."""
-    owner, name = find_owner(module, path)
-    if value is ABSENT:
-        owner.pop(name, None)
-    else:
-        owner[name] = write_back(owner.get(name), value)
+    put_state(module, path, write_back(read_state(module, [path])[path], value))
 
 
 def write_back(target: Any, value: Any) -> Any:
@@ -252,7 +246,7 @@ def iter_tensors(module: nn.Module) -> Iterator[tuple[list[str | int], torch.Ten
     """Yield every tensor that an attribute of the tree holds and no module has registered, with the steps to it:
     the module's path, the attribute, and then indices, keys and attributes of objects.
     """
-    for path, _, _, value in _walk(module):
+    for path, value in _walk(module):
         where, _, name = path.rpartition(":")
         yield from _tensors_in(value, [where, name], ())
 
@@ -270,12 +264,8 @@ def follow(module: nn.Module, steps: Sequence[str | int]) -> Any:
 
 def _named_items(value: Any) -> Iterator[tuple[str | int, Any]]:
     """Yield what a container or an object holds, each by a step that JSON can hold."""
-    if isinstance(value, dict):
-        yield from ((key if isinstance(key, (str, int)) else repr(key), item) for key, item in value.items())
-    elif isinstance(value, (list, tuple, deque)):
-        yield from enumerate(value)
-    elif _is_object(value):
-        yield from vars(value).items()
+    if not isinstance(value, set) and (isinstance(value, _CONTAINERS) or _is_object(value)):
+        yield from ((key if isinstance(key, (str, int)) else repr(key), item) for key, item in _items(value))
 
 
 def _tensors_in(
@@ -288,15 +278,15 @@ def _tensors_in(
             yield from _tensors_in(item, [*steps, step], (*above, id(value)))
 
 
-def _walk(module: nn.Module) -> Iterator[tuple[Path, dict[str, Any], str, Any]]:
+def _walk(module: nn.Module) -> Iterator[tuple[Path, Any]]:
     for where, child in module.named_modules():
-        own = child.__dict__
-        for name, value in list(own.items()):
+        for name, value in list(child.__dict__.items()):
             if name not in _UNWATCHED and not isinstance(value, (nn.Module, types.FunctionType, types.MethodType)):
-                yield f"{where}:{name}", own, name, value
+                yield f"{where}:{name}", value
 
 
-def _registered(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the parameters and the buffers of ``module``, tied ones under each of their names."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
 
@@ -325,18 +315,14 @@ class _Contents:
         return any(item.changed_in_place() for _, item in self.items)
 
 
-def _contents(value: Any, depth: int, above: tuple[int, ...]) -> _Contents:
+def _contents(value: Any, above: tuple[int, ...] = ()) -> _Contents:
     if isinstance(value, torch.Tensor):
         return _Contents(value, version=_version(value))
-    if depth >= _MAX_DEPTH or id(value) in above or not (_is_container(value) or _is_object(value)):
+    is_open = isinstance(value, _CONTAINERS) or _is_object(value)
+    if not is_open or len(above) >= _MAX_DEPTH or id(value) in above:
         return _Contents(value)
-    inside = (*above, id(value))
-    items = tuple((key, _contents(item, depth + 1, inside)) for key, item in _items(value))
+    items = tuple((key, _contents(item, (*above, id(value)))) for key, item in _items(value))
     return _Contents(value, True, items)
-
-
-def _is_container(value: Any) -> bool:
-    return isinstance(value, _SEQUENCES)
 
 
 def _is_object(value: Any) -> bool:
@@ -352,7 +338,7 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
         return list(value.items())
     if isinstance(value, set):
         return [(item, item) for item in sorted(value, key=id)]
-    return list(enumerate(value)) if isinstance(value, _SEQUENCES) else list(vars(value).items())
+    return list(enumerate(value)) if isinstance(value, _CONTAINERS) else list(vars(value).items())
 
 
 def _is_same(before: _Contents, value: Any) -> bool:

@@ -19,7 +19,6 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
-from pipevault.compat.accelerate import offloaded_weight
 from pipevault.compat.pytorch import without_modes
 from pipevault.digest import Digest, digest_json
 from pipevault.errors import (
@@ -49,7 +48,7 @@ from pipevault.graphs.freezing import (
     range_signature,
     refuse_training,
 )
-from pipevault.graphs.frozen import FrozenGraph, GraphDocument, Host
+from pipevault.graphs.frozen import FrozenGraph, GraphDocument
 from pipevault.graphs.inductor import Build, BuildOptions, BuiltGraph
 from pipevault.graphs.library import GraphFiles
 from pipevault.graphs.observe import Attributes, copied, write_back, write_state
@@ -93,11 +92,6 @@ class Watch(Protocol):
 
     def loading(self, state: PartState, identity: Mapping[str, Any] | None, path: Path) -> None:
         """Raise for a document of another identity than the part has; ``None`` stands in those that have none."""
-
-
-def is_frozen(module: nn.Module) -> bool:
-    """Return whether ``module`` is a frozen part (:class:`~pipevault.graphs.part.FrozenPart`)."""
-    return hasattr(type(module), "_pipevault_original_class")
 
 
 @dataclass(frozen=True)
@@ -155,7 +149,7 @@ class PendingBuild:
 Begun = TypeVar("Begun")
 
 
-class PartState(Host):
+class PartState:
     """The state of a frozen part, apart from the module that it shares."""
 
     def __init__(self, module: nn.Module, options: PartOptions) -> None:
@@ -183,6 +177,7 @@ class PartState(Host):
         """The reasons why calls since then run eagerly, where no shelf knows them."""
         self._tables: dict[Any, Table] = {}
         self._table: Table | None = None
+        self._device: torch.device
         self._scalars: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._told: set[CallSignature] = set()
         self._failed: dict[CallSignature, str] = {}
@@ -198,10 +193,7 @@ class PartState(Host):
     @property
     def table(self) -> Table:
         """The graphs for the weights as they were when the part was last called, or attached."""
-        if self._table is None:
-            self._choose_table(part_device(self.module))
-        assert self._table is not None
-        return self._table
+        return self.table_on(None) if self._table is None else self._table
 
     @property
     def graphs(self) -> list[Slot]:
@@ -212,15 +204,13 @@ class PartState(Host):
 
         Graphs of an earlier load stay, unless the part has another identity now.
         """
-        token = self._token(device)
-        shelf = self.options.shelf(self.name, self.module, device) if self.options.shelf else None
+        token, shelf = self._token(device), self._shelf(device)
         known = self._tables.get(token)
         if known is None or known.shelf is None or shelf is None or known.shelf.identity != shelf.identity:
             self._tables[token] = Table(shelf)
         self._failed.clear()
         self.trial = None
-        self._device, self._table = device, self._tables[token]
-        return self._table
+        return self.table_on(device)
 
     def eager(self, *args: Any, **kwargs: Any) -> Any:
         return type(self.module).forward(self.module, *args, **kwargs)
@@ -305,7 +295,7 @@ class PartState(Host):
                 with files, timed("open"):
                     graph = FrozenGraph(kept.document, files, device=self._device, part=self.name)
             with timed("bind"):
-                graph.bind(self.module, self)
+                graph.bind(self.module)
             with _OPENING:
                 kept.opened.add(graph)
             slot.graph = graph
@@ -318,7 +308,7 @@ class PartState(Host):
         slot, call = table.find(self.module, args, kwargs)
         if slot is not None and (slot.refusal or self._is_usable(table, slot)):
             return slot, call, ()
-        table = self._choose_table(call.device or part_device(self.module))
+        table = self.table_on(call.device)
         for attempt in range(2):
             slot, call = table.find(self.module, args, kwargs)
             if slot is None and call.opaque:
@@ -351,21 +341,21 @@ class PartState(Host):
 
     def _same_table(self, table: Table) -> bool:
         """Return True if the weights are those of the table: then a graph that does not fit is an error of its own."""
-        return self._choose_table(self._device) is table
+        return self.table_on(self._device) is table
 
     def table_on(self, device: torch.device | None) -> Table:
-        """Return the graphs for the weights as they are now and calls on ``device``."""
-        return self._choose_table(device or part_device(self.module))
-
-    def _choose_table(self, device: torch.device) -> Table:
-        """The table for the dtypes that the weights have now: pipelines cast parts for the length of a call."""
+        """Choose the graphs for calls on ``device``, by default that of the part, and the dtypes that the weights have
+        now: pipelines cast parts for the length of a call.
+        """
+        device = device or part_device(self.module)
         token = self._token(device)
         if token not in self._tables:
-            shelf = self.options.shelf(self.name, self.module, device) if self.options.shelf else None
-            self._tables[token] = Table(shelf)
-        self._device = device
-        self._table = self._tables[token]
+            self._tables[token] = Table(self._shelf(device))
+        self._device, self._table = device, self._tables[token]
         return self._table
+
+    def _shelf(self, device: torch.device) -> Shelf | None:
+        return self.options.shelf(self.name, self.module, device) if self.options.shelf else None
 
     def _token(self, device: torch.device) -> tuple[Any, ...]:
         return self.options.context, device.type, tuple(p.dtype for p in self.module.parameters())
@@ -373,7 +363,7 @@ class PartState(Host):
     def _run(self, slot: Slot, call: DescribedCall, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         graph = self.open(slot)
         with torch._C.DisableTorchFunction():
-            result = graph(self.module, call.leaves, self)
+            result = graph(self.module, call.leaves, verify=self._verify)
             for name, value in result["arguments"].items():
                 write_back(args[int(name)] if name.isdigit() else kwargs[name], value)
             for path, value in result["state"].items():
@@ -512,21 +502,18 @@ class PartState(Host):
         ``ahead``: the pipeline does not make the call just now, so that a part which keeps state is in another one; it
         raises :class:`StatefulPartError`.
         """
-        device = describe_call(args, kwargs).device or part_device(self.module)
-        table = self._choose_table(device)
-        identity = (
-            table.shelf.identity if table.shelf else f"{type(self.module).__module__}.{type(self.module).__qualname__}"
-        )
-        subject = Subject(self.name, identity, self.module, self.eager, device, table.state_paths)
+        call = describe_call(args, kwargs)
+        table, signature, cls = self.table_on(call.device), call.signature, type(self.module)
+        identity = table.shelf.identity if table.shelf else f"{cls.__module__}.{cls.__qualname__}"
+        subject = Subject(self.name, identity, self.module, self.eager, self._device, table.state_paths)
         refuse_training(self.name, self.module)
-        if any(is_frozen(child) for child in self.module.modules()):
+        if any(hasattr(type(child), "_pipevault_original_class") for child in self.module.modules()):
             raise InterruptedBuildError(
                 f"{self.name} cannot be frozen now: its blocks are frozen for another pipeline that shares it. Unload "
                 "that one, or load both with the same regions.",
                 self.name,
             )
         report = self.options.report
-        signature = describe_call(args, kwargs).signature
         # A load has told that it freezes; a call that takes minutes must tell of itself.
         logger.log(
             logging.INFO if GENERATING.rehearsing else logging.WARNING, "freezing %s for %s", self.name, signature
@@ -569,7 +556,7 @@ class PartState(Host):
                 frozen = finish_call(
                     prepared,
                     build(),
-                    host=self,
+                    verify=self._verify,
                     on_step=lambda action, detail: report(self.name, action, None, detail),
                 )
             except CannotFreezeError as error:
@@ -639,18 +626,14 @@ class PartState(Host):
             held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
             expected = self.eager(*held_args, **held_kwargs)
             attributes.restore(tuple(attributes.written()))
-            actual = graph(self.module, copied_leaves(call.leaves), self)["output"]
+            actual = graph(self.module, copied_leaves(call.leaves), verify=self._verify)["output"]
         comparison = compare_trees(expected, actual, same_non_finite=True)
         if not comparison.passed:
             raise ChangedPartError(
                 f"{self.name} no longer computes what its graph does ({why}): {comparison.failure}", self.name
             )
 
-    def offloaded(self, name: str, tensor: torch.Tensor, device: torch.device) -> torch.Tensor | None:
-        path, _, leaf = name.rpartition(".")
-        return offloaded_weight(self.module.get_submodule(path), leaf, tensor, device)
-
-    def verify(self, module: nn.Module) -> str:
+    def _verify(self, module: nn.Module) -> str:
         return self.options.verify(self.table.shelf, module) if self.options.verify else ""
 
     def save(self, path: Path) -> None:
