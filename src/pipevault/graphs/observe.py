@@ -66,7 +66,7 @@ def observe(
     arguments = {**dict(enumerate(held_args)), **held_kwargs}
     tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
     versions = [_version(tensor) for tensor in tensors]
-    before = {name: _contents(value) for name, value in arguments.items()}
+    before = {name: _Contents(value) for name, value in arguments.items()}
     with put_back_on_error(module) as (attributes, random_state):
         with torch.no_grad():
             output = eager(*held_args, **held_kwargs)
@@ -74,7 +74,7 @@ def observe(
             raise CannotFreezeError("it draws random numbers")
         if [_version(tensor) for tensor in tensors] != versions:
             raise CannotFreezeError("it changes a tensor among its arguments in place")
-        after = {name: value for name, value in arguments.items() if not _is_same(before[name], value)}
+        after = {name: value for name, value in arguments.items() if not before[name].holds(value)}
         # Restoring refills containers, so that the values are held.
         return ObservedCall(output, after, {path: held(value) for path, value in attributes.written().items()})
 
@@ -120,11 +120,11 @@ class Attributes:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._before = {path: _contents(value) for path, value in _walk(module)}
+        self._before = {path: _Contents(value) for path, value in _walk(module)}
         self._tensors = [(name, tensor, _version(tensor)) for name, tensor in named_tensors(module)]
         self._buffers = [(own, dict(own)) for child in module.modules() if (own := child._buffers)]
         small = [tensor for _, own in self._buffers for tensor in own.values() if tensor is not None]
-        small += [tensor for contents in self._before.values() for tensor in contents.tensors()]
+        small += [tensor for contents in self._before.values() for tensor, _ in contents.tensors]
         self._values = [(tensor, tensor.detach().clone(), _version(tensor)) for tensor in small if not tensor.is_meta]
 
     def written(self) -> dict[Path, Any]:
@@ -142,14 +142,14 @@ class Attributes:
                 raise CannotFreezeError(f"it changes {path.lstrip(':')} in place")
         now = dict(_walk(self._module))
         gone = dict.fromkeys(self._before.keys() - now.keys(), ABSENT)
-        written = {p: v for p, v in now.items() if p not in self._before or not _is_same(self._before[p], v)}
+        written = {p: v for p, v in now.items() if p not in self._before or not self._before[p].holds(v)}
         return written | gone
 
     def restore(self, paths: Sequence[Path]) -> None:
         """Set attributes back to what they were; containers keep their identity."""
         for path in paths:
             known = self._before.get(path)
-            put_state(self._module, path, ABSENT if known is None else _refilled(known))
+            put_state(self._module, path, ABSENT if known is None else known.restored())
 
     def restore_all(self) -> None:
         """Set every attribute back, and the values of buffers and of tensors in attributes too."""
@@ -203,17 +203,9 @@ def write_back(target: Any, value: Any) -> Any:
     """Give the container ``target`` the content of ``value``, nested ones too, and return what now holds it."""
     if type(target) is not type(value) or target is value:
         return value
-    if isinstance(target, (list, deque)):
-        old = list(target)
-        items = [write_back(old[index], item) if index < len(old) else item for index, item in enumerate(value)]
-        target.clear()
-        target.extend(items)
-        return target
-    if isinstance(target, dict):
-        content = {name: write_back(target.get(name), item) for name, item in value.items()}
-        target.clear()
-        target.update(content)
-        return target
+    if isinstance(target, (list, deque, dict)):
+        old = dict(_items(target))
+        return _filled(target, [(key, write_back(old.get(key), item)) for key, item in _items(value)])
     if isinstance(target, tuple) and len(target) == len(value):
         items = [write_back(old, new) for old, new in zip(target, value, strict=True)]
         return target if all(a is b for a, b in zip(items, target, strict=True)) else _like(value, items)
@@ -229,13 +221,12 @@ def same_values(one: Any, other: Any, _above: tuple[int, ...] = ()) -> bool:
         return same_kind and bool(torch.equal(one, other))
     if type(one) is not type(other) or isinstance(one, nn.Module):
         return False
-    above = (*_above, id(one))
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(same_values(one[name], other[name], above) for name in one)
-    if isinstance(one, (list, tuple, deque)):
-        return len(one) == len(other) and all(same_values(a, b, above) for a, b in zip(one, other, strict=True))
-    if _is_object(one):
-        return same_values(vars(one), vars(other), above)
+    if _is_open(one) and not isinstance(one, set):
+        ours, theirs = _items(one), _items(other)
+        if [key for key, _ in ours] != [key for key, _ in theirs]:
+            return False
+        above = (*_above, id(one))
+        return all(same_values(a, b, above) for (_, a), (_, b) in zip(ours, theirs, strict=True))
     try:
         return bool(one == other)
     except (RuntimeError, ValueError, TypeError):  # arrays have no single truth value
@@ -264,7 +255,7 @@ def follow(module: nn.Module, steps: Sequence[str | int]) -> Any:
 
 def _named_items(value: Any) -> Iterator[tuple[str | int, Any]]:
     """Yield what a container or an object holds, each by a step that JSON can hold."""
-    if not isinstance(value, set) and (isinstance(value, _CONTAINERS) or _is_object(value)):
+    if _is_open(value) and not isinstance(value, set):
         yield from ((key if isinstance(key, (str, int)) else repr(key), item) for key, item in _items(value))
 
 
@@ -291,38 +282,56 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_buffers(remove_duplicate=False)
 
 
-@dataclass(frozen=True)
 class _Contents:
-    """The contents of a value as references, so that no identity can be used again.
-
-    ``is_open``: its items are known, and it is compared by them; else by identity.
+    """What a value holds: the items of its containers and objects, and the versions of its tensors. It keeps them, so
+    that no identity can be used again.
     """
 
-    value: Any
-    is_open: bool = False
-    items: tuple[tuple[Any, _Contents], ...] = ()
-    version: int = 0
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.tensors: list[tuple[torch.Tensor, int]] = []
+        self._holders: list[tuple[Any, list[tuple[Any, Any]]]] = []
+        self._note(value, ())
 
-    def tensors(self) -> Iterator[torch.Tensor]:
-        if isinstance(self.value, torch.Tensor):
-            yield self.value
-        for _, item in self.items:
-            yield from item.tensors()
+    def _note(self, value: Any, above: tuple[int, ...]) -> None:
+        if isinstance(value, torch.Tensor):
+            self.tensors.append((value, _version(value)))
+        elif _is_open(value) and len(above) < _MAX_DEPTH and id(value) not in above:
+            items = _items(value)
+            self._holders.append((value, items))
+            for _, item in items:
+                self._note(item, (*above, id(value)))
 
     def changed_in_place(self) -> bool:
-        if isinstance(self.value, torch.Tensor):
-            return self.version != _version(self.value)
-        return any(item.changed_in_place() for _, item in self.items)
+        """Return True if a tensor was."""
+        return any(_version(tensor) != version for tensor, version in self.tensors)
+
+    def holds(self, value: Any) -> bool:
+        """Return True if ``value`` is what this was made of, and nobody wrote to it."""
+        if not _is_same(self.value, value):
+            return False
+        return not self.changed_in_place() and all(_are_same(items, _items(one)) for one, items in self._holders)
+
+    def restored(self) -> Any:
+        """Return the very value that it was, with what it and all in it held then."""
+        for holder, items in self._holders:
+            _filled(holder, items)
+        return self.value
 
 
-def _contents(value: Any, above: tuple[int, ...] = ()) -> _Contents:
-    if isinstance(value, torch.Tensor):
-        return _Contents(value, version=_version(value))
-    is_open = isinstance(value, _CONTAINERS) or _is_object(value)
-    if not is_open or len(above) >= _MAX_DEPTH or id(value) in above:
-        return _Contents(value)
-    items = tuple((key, _contents(item, (*above, id(value)))) for key, item in _items(value))
-    return _Contents(value, True, items)
+def _is_same(before: Any, value: Any) -> bool:
+    """Small numbers and texts may be made again; only another value is a write."""
+    plain = (bool, int, float, str, bytes, type(None))
+    return before is value or (isinstance(value, plain) and type(before) is type(value) and before == value)
+
+
+def _are_same(before: list[tuple[Any, Any]], items: list[tuple[Any, Any]]) -> bool:
+    pairs = zip(before, items, strict=False)
+    return len(before) == len(items) and all(a == b and _is_same(one, other) for (a, one), (b, other) in pairs)
+
+
+def _is_open(value: Any) -> bool:
+    return isinstance(value, _CONTAINERS) or _is_object(value)
 
 
 def _is_object(value: Any) -> bool:
@@ -341,41 +350,20 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
     return list(enumerate(value)) if isinstance(value, _CONTAINERS) else list(vars(value).items())
 
 
-def _is_same(before: _Contents, value: Any) -> bool:
-    if before.value is not value:
-        # Small numbers and texts may be made again; only another value is a write.
-        plain = (bool, int, float, str, bytes, type(None))
-        return isinstance(value, plain) and type(before.value) is type(value) and before.value == value
-    if isinstance(value, torch.Tensor):
-        return before.version == _version(value)
-    if not before.is_open:
-        return True
-    items = _items(value)
-    if len(items) != len(before.items):
-        return False
-    return all(
-        key == name and _is_same(known, item) for (key, known), (name, item) in zip(before.items, items, strict=True)
-    )
-
-
-def _refilled(contents: _Contents) -> Any:
-    """The very container or object that it was, with what it held then."""
-    value = contents.value
-    if not contents.is_open:
-        return value
-    content = [(key, _refilled(item)) for key, item in contents.items]
+def _filled(value: Any, items: list[tuple[Any, Any]]) -> Any:
+    """Return the container or object ``value`` with ``items`` as its content; a tuple stays what it is."""
     if isinstance(value, dict):
         value.clear()
-        value.update(content)
+        value.update(dict(items))  # of pairs, a Counter would count them
     elif isinstance(value, (list, deque)):
         value.clear()
-        value.extend(item for _, item in content)
+        value.extend(item for _, item in items)
     elif isinstance(value, set):
         value.clear()
-        value.update(item for _, item in content)
+        value.update(item for _, item in items)
     elif not isinstance(value, tuple):
         vars(value).clear()
-        vars(value).update(content)
+        vars(value).update(items)
     return value
 
 
