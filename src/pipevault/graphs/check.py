@@ -8,37 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+
+class Tolerance(NamedTuple):
+    """The largest distance that is let through for a dtype: of a part, and of a whole pipeline, which repeats its parts
+    and ends in pixels whatever the dtype inside. And the largest difference, whatever the distance: where values are as
+    small as rounding, a relative distance tells nothing.
+    """
+
+    part: float
+    pipeline: float
+    difference: float
+
+
 # float32 leaves room for sums over a few thousand terms; the others are about four units in the last place.
-PART_TOLERANCE = {
-    torch.float64: 1e-6,
-    torch.float32: 1e-3,
-    torch.float16: 1e-2,
-    torch.bfloat16: 5e-2,
+TOLERANCES = {
+    torch.float64: Tolerance(part=1e-6, pipeline=1e-4, difference=1e-13),
+    torch.float32: Tolerance(part=1e-3, pipeline=1e-2, difference=2e-6),
+    torch.float16: Tolerance(part=1e-2, pipeline=5e-2, difference=2e-3),
+    torch.bfloat16: Tolerance(part=5e-2, pipeline=2e-1, difference=1.6e-2),
 }
-DEFAULT_TOLERANCE = 1e-1
-
-# A whole pipeline repeats its parts and ends in pixels, whatever the dtype inside; distances of single calls add up.
-PIPELINE_TOLERANCE = {
-    torch.float64: 1e-4,
-    torch.float32: 1e-2,
-    torch.float16: 5e-2,
-    torch.bfloat16: 2e-1,
-}
-
-# Where values are as small as rounding, a relative distance tells nothing.
-ABSOLUTE_FLOOR = {
-    torch.float64: 1e-13,
-    torch.float32: 2e-6,
-    torch.float16: 2e-3,
-    torch.bfloat16: 1.6e-2,
-}
+_OTHER = Tolerance(part=1e-1, pipeline=1e-2, difference=0.0)
 
 NOT_FINITE = "eager code returns values that are not finite"
 
@@ -64,8 +60,8 @@ class GraphComparison:
 def pipeline_tolerance(modules: Iterable[nn.Module]) -> float:
     """Return the tolerance for a pipeline's output: that of the coarsest dtype among its weights."""
     dtypes = {parameter.dtype for module in modules for parameter in module.parameters()}
-    known = [PIPELINE_TOLERANCE[dtype] for dtype in dtypes if dtype in PIPELINE_TOLERANCE]
-    return max(known, default=PIPELINE_TOLERANCE[torch.float32])
+    known = [TOLERANCES[dtype].pipeline for dtype in dtypes if dtype in TOLERANCES]
+    return max(known, default=TOLERANCES[torch.float32].pipeline)
 
 
 def compare_trees(
@@ -98,8 +94,8 @@ def _compare_tensors(a: torch.Tensor, b: torch.Tensor, allowed: float | None, sa
         return GraphComparison(
             0.0, 0.0, f"eager code returns {a.dtype}{list(a.shape)}, the graph {b.dtype}{list(b.shape)}"
         )
-    tolerance = PART_TOLERANCE.get(a.dtype, DEFAULT_TOLERANCE) if allowed is None else allowed
-    floor = ABSOLUTE_FLOOR.get(a.dtype, 0.0)
+    known = TOLERANCES.get(a.dtype, _OTHER)
+    tolerance = known.part if allowed is None else allowed
     if a.is_complex():
         a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
     if not a.is_floating_point():
@@ -120,7 +116,7 @@ def _compare_tensors(a: torch.Tensor, b: torch.Tensor, allowed: float | None, sa
     scale = float(a.abs().max())
     difference = float((a - b).abs().max())
     distance = difference / scale if scale else difference
-    passed = distance <= tolerance or difference <= floor
+    passed = distance <= tolerance or difference <= known.difference
     failure = "" if passed else f"distance {distance:.3g} from eager code is over {tolerance:.3g}"
     return GraphComparison(distance, tolerance, failure)
 
