@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -128,104 +128,101 @@ def observe_call(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any
     if opaque := describe_call(args, kwargs).opaque:
         raise CannotFreezeError(opaque, subject.name)
     with put_back_on_error(subject.module) as (before, _):
-        return _observed(subject, args, kwargs, before)
+        return _ObservedPart(subject, args, kwargs, before).observation()
 
 
-def _observed(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any], before: Attributes) -> Observation:
-    overrides: dict[str, Any] = {}
-    seen = observe(subject.module, subject.eager, args, kwargs)
-    if _returns_cache(seen.output) and _accepts(subject.module, "use_cache"):
-        # A language model as text encoder returns a key-value cache, which no graph can return and no pipeline reads.
-        overrides = {"use_cache": False}
-        before.restore(tuple(seen.state))
-        seen = observe(subject.module, subject.eager, args, {**kwargs, **overrides})
-    eager = partial(subject.eager, **overrides) if overrides else subject.eager
-    paths, written = set(subject.known_state), set(seen.state)
-    if written:
-        paths |= _state_of(subject, eager, before, seen, args, kwargs)
-        _refuse_counters(subject, {path: seen.state[path] for path in paths & written})
-    state: dict[str, Any] = read_state(subject.module, sorted(paths))
-    if paths and _is_unread(subject, eager, before, seen, args, kwargs, paths):
-        state = {path: UNREAD for path in sorted(paths & written)}
-    call = describe_call(args, kwargs, state)
-    if call.opaque:
-        raise CannotFreezeError(f"it keeps state that no graph can take: {call.opaque}", subject.name)
-    program = Program(call.signature, tuple(seen.after), overrides or None)
-    free = free_numbers(program, subject.module, subject.eager, call, subject.device)
-    fixed = [index for index in call.numbers if index not in free]
-    program = replace(program, signature=call.signature.fix(fixed, call.leaves))
-    return Observation(call, program, frozenset(written - paths))
-
-
-def _state_of(
-    subject: Subject,
-    eager: Callable[..., Any],
-    before: Attributes,
-    seen: ObservedCall,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-) -> set[str]:
-    """The written attributes whose value depends on what the part was given, or on how often it was called; they are
-    restored.
-
-    The others are caches: equal after other inputs and after one more call, and filled, they change no output.
+class _ObservedPart:
+    """A part and a call of it that is made again and again. ``seen`` is what it did the first time, and ``before`` what
+    the modules held then.
     """
-    first, paths = seen.state, tuple(seen.state)
-    described = describe_call(args, kwargs)
-    # Numbers stay: an eager part may be given no other ones.
-    varied_args, varied_kwargs = rebuild(described.signature.arguments, iter(varied_leaves(described.leaves, ())))
-    before.restore(paths)
-    try:
-        observe(subject.module, eager, varied_args, varied_kwargs)
-        second = {path: held(value) for path, value in read_state(subject.module, paths).items()}
-        observe(subject.module, eager, args, kwargs)
-        third = {path: held(value) for path, value in read_state(subject.module, paths).items()}
-        state = {p for p in paths if not (same_values(first[p], second[p]) and same_values(first[p], third[p]))}
-        if len(state) < len(paths):
-            before.restore(tuple(state))
-            again = observe(subject.module, eager, args, kwargs)
-            same = compare_trees(seen.output, again.output, tolerance=1e-4, same_non_finite=True).passed
-            now = read_state(subject.module, state)
-            if not same or not all(same_values(first[path], now[path]) for path in state):
-                # A flag that the first call flips is not a cache, though it has one value ever after.
-                state = set(paths)
-    except CannotFreezeError:
-        raise
-    except Exception:  # the part refuses the other values: nothing shows that what it wrote is a mere cache
-        state = set(paths)
-    before.restore(tuple(state))
-    return state
 
+    def __init__(self, subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any], before: Attributes) -> None:
+        self.subject, self.args, self.kwargs, self.before = subject, args, kwargs, before
+        self.overrides: dict[str, Any] = {}
+        self.seen = self.call(args, kwargs)
+        if _returns_cache(self.seen.output) and _accepts(subject.module, "use_cache"):
+            # A language model as text encoder returns a cache, which no graph can return and no pipeline reads.
+            self.overrides = {"use_cache": False}
+            before.restore(tuple(self.seen.state))
+            self.seen = self.call(args, kwargs)
 
-def _is_unread(
-    subject: Subject,
-    eager: Callable[..., Any],
-    before: Attributes,
-    seen: ObservedCall,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    paths: set[str],
-) -> bool:
-    """Return True if the call sets each of the attributes at ``paths``, or leaves it, without a look at what it was.
+    def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ObservedCall:
+        return observe(self.subject.module, self.subject.eager, args, {**kwargs, **self.overrides})
 
-    It is made again with ``None`` in their places, and with what raises if it is touched: a chunk of a video that
-    begins it fills the caches again, whatever the video before has left there.
-    """
-    for other in (None, UntouchableValue()):
+    def observation(self) -> Observation:
+        subject, seen = self.subject, self.seen
+        paths, written = set(subject.known_state), set(seen.state)
+        if written:
+            paths |= self._state()
+            _refuse_counters(subject, {path: seen.state[path] for path in paths & written})
+        state: dict[str, Any] = read_state(subject.module, sorted(paths))
+        if paths and self._is_unread(paths):
+            state = {path: UNREAD for path in sorted(paths & written)}
+        call = describe_call(self.args, self.kwargs, state)
+        if call.opaque:
+            raise CannotFreezeError(f"it keeps state that no graph can take: {call.opaque}", subject.name)
+        program = Program(call.signature, tuple(seen.after), self.overrides or None)
+        free = free_numbers(program, subject.module, subject.eager, call, subject.device)
+        fixed = [index for index in call.numbers if index not in free]
+        program = replace(program, signature=call.signature.fix(fixed, call.leaves))
+        return Observation(call, program, frozenset(written - paths))
+
+    def _state(self) -> set[str]:
+        """The written attributes whose value depends on what the part was given, or on how often it was called; they
+        are restored.
+
+        The others are caches: equal after other inputs and after one more call, and filled, they change no output.
+        """
+        first, paths = self.seen.state, tuple(self.seen.state)
+        described = describe_call(self.args, self.kwargs)
+        # Numbers stay: an eager part may be given no other ones.
+        varied_args, varied_kwargs = rebuild(described.signature.arguments, iter(varied_leaves(described.leaves, ())))
+        self.before.restore(paths)
         try:
-            for path in paths:
-                put_state(subject.module, path, other)
-            again = observe(subject.module, eager, args, kwargs)
-            now = read_state(subject.module, paths)
-            expected = {path: seen.state.get(path, other) for path in paths}
-            same = compare_trees(seen.output, again.output, tolerance=1e-4, same_non_finite=True).passed
-            if not same or not all(same_values(expected[path], now[path]) for path in paths):
+            self.call(varied_args, varied_kwargs)
+            second = self._left(paths)
+            self.call(self.args, self.kwargs)
+            third = self._left(paths)
+            state = {p for p in paths if not (same_values(first[p], second[p]) and same_values(first[p], third[p]))}
+            if len(state) < len(paths):
+                self.before.restore(tuple(state))
+                if not self._does_again({path: first[path] for path in state}):
+                    # A flag that the first call flips is not a cache, though it has one value ever after.
+                    state = set(paths)
+        except CannotFreezeError:
+            raise
+        except Exception:  # the part refuses the other values: nothing shows that what it wrote is a mere cache
+            state = set(paths)
+        self.before.restore(tuple(state))
+        return state
+
+    def _left(self, paths: Iterable[str]) -> dict[str, Any]:
+        return {path: held(value) for path, value in read_state(self.subject.module, paths).items()}
+
+    def _is_unread(self, paths: set[str]) -> bool:
+        """Return True if the call sets each attribute at ``paths``, or leaves it, without a look at what it was.
+
+        It is made again with ``None`` in their places, and with what raises if it is touched: a chunk of a video that
+        begins it fills the caches again, whatever the video before has left there.
+        """
+        for other in (None, UntouchableValue()):
+            try:
+                for path in paths:
+                    put_state(self.subject.module, path, other)
+                if not self._does_again({path: self.seen.state.get(path, other) for path in paths}):
+                    return False
+            except Exception:  # whatever a part raises where it finds nothing
                 return False
-        except Exception:  # whatever a part raises where it finds nothing
-            return False
-        finally:
-            before.restore(tuple(paths))
-    return True
+            finally:
+                self.before.restore(tuple(paths))
+        return True
+
+    def _does_again(self, expected: Mapping[str, Any]) -> bool:
+        """Make the call again; return True if it returns what it did, and leaves what is ``expected``, by path."""
+        again = self.call(self.args, self.kwargs)
+        now = read_state(self.subject.module, expected)
+        same = compare_trees(self.seen.output, again.output, tolerance=1e-4, same_non_finite=True).passed
+        return same and all(same_values(value, now[path]) for path, value in expected.items())
 
 
 def _refuse_counters(subject: Subject, final: Mapping[str, Any]) -> None:

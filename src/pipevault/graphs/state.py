@@ -178,7 +178,7 @@ class PartState:
         self._tables: dict[Any, Table] = {}
         self._table: Table | None = None
         self._device: torch.device
-        self._scalars: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._scalars: list[tuple[dict[str, Any], str, Any]] = []
         self._told: set[CallSignature] = set()
         self._failed: dict[CallSignature, str] = {}
 
@@ -230,17 +230,14 @@ class PartState:
         where no guard looks.
         """
         if self.part != self.name:
-            self._scalars = [
-                (own, {name: value for name, value in own.items() if type(value) in _SCALARS})
-                for own in (child.__dict__ for child in self.module.modules())
-            ]
+            owners = [child.__dict__ for child in self.module.modules()]
+            self._scalars = [(own, n, value) for own in owners for n, value in own.items() if type(value) in _SCALARS]
 
     def _changed_scalar(self) -> str:
-        for own, before in self._scalars:
-            for name, value in before.items():
-                now = own.get(name)
-                if now is not value and (type(now) is not type(value) or now != value):
-                    return name
+        for own, name, value in self._scalars:
+            now = own.get(name)
+            if now is not value and (type(now) is not type(value) or now != value):
+                return name
         return ""
 
     def start_listing(self) -> None:
@@ -280,26 +277,26 @@ class PartState:
 
     def open(self, slot: Slot) -> FrozenGraph:
         """The graph of ``slot``, bound to the part. Raises what makes it unusable: :data:`UNUSABLE`."""
-        if slot.graph is None:
-            kept = slot.kept
-            assert kept.document is not None
-            assert kept.files is not None
-            with _OPENING:
-                known = next((graph for graph in kept.opened if graph.device == self._device), None)
-            timed = self.options.timed
-            if known is not None and not known.is_baked:
-                graph = known.twin(self.name)
-            else:
-                with timed("verify"):
-                    files = kept.files()
-                with files, timed("open"):
-                    graph = FrozenGraph(kept.document, files, device=self._device, part=self.name)
-            with timed("bind"):
-                graph.bind(self.module)
-            with _OPENING:
-                kept.opened.add(graph)
-            slot.graph = graph
-        return slot.graph
+        if slot.graph is not None:
+            return slot.graph
+        kept, timed = slot.kept, self.options.timed
+        assert kept.document is not None
+        assert kept.files is not None
+        with _OPENING:
+            known = next((graph for graph in kept.opened if graph.device == self._device), None)
+        if known is not None and not known.is_baked:
+            graph = known.twin(self.name)
+        else:
+            with timed("verify"):
+                files = kept.files()
+            with files, timed("open"):
+                graph = FrozenGraph(kept.document, files, device=self._device, part=self.name)
+        with timed("bind"):
+            graph.bind(self.module)
+        with _OPENING:
+            kept.opened.add(graph)
+        slot.graph = graph
+        return graph
 
     def _find(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
