@@ -58,24 +58,18 @@ def register_adapter(
     ``call=``) and returns keyword arguments of the first of ``methods``, which those of that mapping are added to, or
     a function without arguments. Raises :class:`SettingsError` for a class that has none of the methods.
     """
-    if isinstance(cls, str):
-        if not cls.isidentifier():
-            raise SettingsError(f"register_adapter takes a class or the name of one, not {cls!r}.")
-        _ADAPTERS[cls] = Adapter(_as_parts(parts), tuple(methods), call)
-        return
-    if not isinstance(cls, type):
+    if not isinstance(cls, type) and not (isinstance(cls, str) and cls.isidentifier()):
         raise SettingsError(f"register_adapter takes a class or the name of one, not {cls!r}.")
-    known = tuple(name for name in methods if has_method(cls, name))
-    if not known:
-        raise SettingsError(f"{cls.__name__} has none of the methods {', '.join(methods)}. Name one that generates.")
-    if tuple(methods) != METHODS and len(known) != len(methods):
-        missing = ", ".join(name for name in methods if name not in known)
-        raise SettingsError(f"{cls.__name__} has no method {missing}. Its adapter was not registered.")
-    _ADAPTERS[cls] = Adapter(_as_parts(parts), known, call)
-
-
-def _as_parts(parts: Parts | None) -> Parts | None:
-    return parts if parts is None or callable(parts) else tuple(parts)
+    known = tuple(methods)
+    if isinstance(cls, type):
+        known = tuple(name for name in methods if has_method(cls, name))
+        if not known:
+            names = ", ".join(methods)
+            raise SettingsError(f"{cls.__name__} has none of the methods {names}. Name one that generates.")
+        if tuple(methods) != METHODS and len(known) != len(methods):
+            missing = ", ".join(name for name in methods if name not in known)
+            raise SettingsError(f"{cls.__name__} has no method {missing}. Its adapter was not registered.")
+    _ADAPTERS[cls] = Adapter(parts if parts is None or callable(parts) else tuple(parts), known, call)
 
 
 def adapter_of(pipe: Pipeline) -> Adapter | None:
