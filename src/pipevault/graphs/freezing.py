@@ -23,13 +23,14 @@ from pipevault.digest import Digest, digest_file
 from pipevault.errors import CannotFreezeError, NotFiniteError, TrainingModeError
 from pipevault.files.opened import open_verified
 from pipevault.graphs.check import NOT_FINITE, GraphComparison, compare_trees
-from pipevault.graphs.frozen import BAKED, FrozenGraph, GraphDocument, constant_sha256, layout_digest, live_constant
+from pipevault.graphs.frozen import BAKED, FrozenGraph, GraphDocument, constant_sha256, layout_digest
 from pipevault.graphs.inductor import Build, BuildOptions, BuiltGraph, Varying, build_digest
 from pipevault.graphs.library import CONSTANTS_NAME, LIBRARY_NAME, GraphFiles
 from pipevault.graphs.observe import (
     Attributes,
     ObservedCall,
     UntouchableValue,
+    follow,
     held,
     named_tensors,
     observe,
@@ -549,7 +550,7 @@ def _origin_digests(
     """
     found = []
     for name, steps in origins.items():
-        tensor = live_constant(module, steps)
+        tensor = follow(module, steps)
         if tensor is not None and f"{steps[0]}:{steps[1]}" not in caches:
             found.append((name, steps, constant_sha256(tensor)))
     return tuple(found)

@@ -25,7 +25,7 @@ from pipevault.errors import ChangedPartError
 from pipevault.files.documents import Sha256
 from pipevault.files.opened import OpenedFile
 from pipevault.graphs.library import CONSTANTS_NAME, LIBRARY_NAME, GraphFiles, map_library
-from pipevault.graphs.observe import follow, named_tensors
+from pipevault.graphs.observe import named_tensors
 from pipevault.graphs.program import Results, number_tensor
 from pipevault.graphs.signature import ABSENT, CallSignature, Leaf
 
@@ -270,12 +270,6 @@ def _read_constants(files: GraphFiles) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(str(files.constants.path))
-
-
-def live_constant(module: nn.Module, steps: Sequence[str | int]) -> torch.Tensor | None:
-    """Return the attribute that a constant of a graph was taken from; ``None`` where the module has none yet."""
-    value = follow(module, steps)
-    return value if isinstance(value, torch.Tensor) else None
 
 
 def constant_sha256(tensor: torch.Tensor) -> str:

@@ -179,7 +179,9 @@ def build_graph(build: Build, output_dir: Path) -> BuiltGraph:
     module, options, varying = build.module, build.options, build.varying
     inputs = [leaf for leaf in build.leaves if isinstance(leaf, torch.Tensor)]
     traced = _export(_as_function(build), inputs, varying)
-    _refuse_mutation(traced)
+    signature = traced.graph_signature
+    if mutated := sorted({*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()}):
+        raise CannotFreezeError(f"the call changes {', '.join(mutated)} in place")
     asked = _asked_sizes(TracedSizes(traced)) if varying else None
     with _build_folder(build.digest) as folder, _inductor_caches_in(folder), one_vector_isa_probed():
         files, constants = _compile(traced, options)
@@ -194,7 +196,7 @@ def build_graph(build: Build, output_dir: Path) -> BuiltGraph:
         constants=_write_constants(lifted, output_dir / CONSTANTS_NAME) if lifted else None,
         ties=_ties(module),
         origins=_origins(module, traced),
-        sizes=_sizes(traced, varying, asked) if varying and asked else None,
+        sizes=_sizes(traced, varying, *asked) if asked else None,
     )
 
 
@@ -226,22 +228,23 @@ def _origins(module: nn.Module, traced: torch.export.ExportedProgram) -> dict[st
     }
 
 
-AskedSizes: TypeAlias = "tuple[Sequence[Any], Mapping[Any, tuple[int, int]]]"
-"""The conditions that tracing puts on sizes, before compiling adds to them, and the bounds of each symbol."""
-
-
-def _asked_sizes(sizes: TracedSizes) -> AskedSizes:
+def _asked_sizes(sizes: TracedSizes) -> tuple[Sequence[Any], Mapping[Any, tuple[int, int]]]:
+    """The conditions that tracing puts on sizes, before compiling adds to them, and the bounds of each symbol."""
     symbols = {symbol for tensor in sizes.inputs for size in tensor for symbol in sizes.symbols_in(size)}
     return sizes.conditions(), {symbol: sizes.bounds(symbol) for symbol in symbols}
 
 
-def _sizes(traced: torch.export.ExportedProgram, varying: Varying, asked: AskedSizes) -> Sizes:
+def _sizes(
+    traced: torch.export.ExportedProgram,
+    varying: Varying,
+    conditions: Sequence[Any],
+    bounds: Mapping[Any, tuple[int, int]],
+) -> Sizes:
     """Return what is asked of the sizes, as torch derived it: which depend on which, and what its code relies on.
 
-    Tracing ``asked`` for something, and compiling may have added equations. The inequalities that it adds choose among
-    ways of computing by the sizes that it sees, which are the largest; each way is right for smaller ones.
+    Tracing asked for the ``conditions``, and compiling may have added equations. The inequalities that it adds choose
+    among ways of computing by the sizes that it sees, which are the largest; each way is right for smaller ones.
     """
-    conditions, bounds = asked
     found = TracedSizes(traced)
     known: dict[Any, Symbol] = {}
     for place, symbol in sorted(varying.items()):
@@ -291,12 +294,6 @@ def _export(module: nn.Module, inputs: Sequence[torch.Tensor], varying: Varying)
     except Exception as error:
         # torch.export has no common root for its errors; whatever it raises means that this call cannot be traced.
         raise _build_error("torch.export", error) from error
-
-
-def _refuse_mutation(program: torch.export.ExportedProgram) -> None:
-    signature = program.graph_signature
-    if mutated := sorted({*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()}):
-        raise CannotFreezeError(f"the call changes {', '.join(mutated)} in place")
 
 
 def _compile(program: torch.export.ExportedProgram, options: BuildOptions) -> tuple[list[str], dict[str, torch.Tensor]]:

@@ -242,15 +242,15 @@ def iter_tensors(module: nn.Module) -> Iterator[tuple[list[str | int], torch.Ten
         yield from _tensors_in(value, [where, name], ())
 
 
-def follow(module: nn.Module, steps: Sequence[str | int]) -> Any:
-    """Return what lies at the end of ``steps``, as :func:`iter_tensors` gives them; ``None`` if nothing does."""
+def follow(module: nn.Module, steps: Sequence[str | int]) -> torch.Tensor | None:
+    """Return the tensor at the end of ``steps``, as :func:`iter_tensors` gives them; ``None`` where there is none."""
     try:
         value: Any = module.get_submodule(str(steps[0])).__dict__
         for step in steps[1:]:
             value = dict(_named_items(value))[step]
     except (AttributeError, LookupError, TypeError):
         return None
-    return value
+    return value if isinstance(value, torch.Tensor) else None
 
 
 def _named_items(value: Any) -> Iterator[tuple[str | int, Any]]:

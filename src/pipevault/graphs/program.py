@@ -40,10 +40,8 @@ class Program:
 
     def run(self, module: nn.Module, eager: Callable[..., Any], leaves: Sequence[Any]) -> dict[str, Any]:
         """Call ``eager`` on arguments rebuilt from ``leaves``; state on the modules is as it was afterwards."""
-        remaining = iter(leaves)
-        args, kwargs = rebuild(self.signature.arguments, remaining)
-        state = {path: rebuild(shape, remaining) for path, shape in self.signature.state}
-        with _state_set(module, state):
+        (args, kwargs), *state = self.values(leaves)
+        with _state_set(module, dict(zip(self.signature.state_paths, state, strict=True))):
             output = eager(*args, **{**kwargs, **(self.overrides or {})})
             after = read_state(module, self.signature.state_paths)
         written = {str(name): args[name] if isinstance(name, int) else kwargs[name] for name in self.written}

@@ -532,13 +532,13 @@ class PartState:
                     self.name,
                 )
             with ExitStack() as stack:
-                if table.shelf is not None:
+                if table.shelf is None:
+                    folder = kept_scratch_folder()
+                else:
                     stack.enter_context(table.shelf.freezing(signature))
                     if (made := self._made_meanwhile(table, observation.signature, others)) is not None:
                         return made
-                folder = stack.enter_context(scratch_folder("graphs"))
-                if table.shelf is None:
-                    folder = kept_scratch_folder()
+                    folder = stack.enter_context(scratch_folder("graphs"))
                 prepared = prepare_call(subject, observation, options=self.options.build, others=others)
                 return PendingBuild(prepared, table, signature, folder, started_s, stack.pop_all())
         except CannotFreezeError as error:

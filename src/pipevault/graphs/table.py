@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import torch
@@ -15,9 +15,9 @@ from torch import nn
 
 from pipevault.errors import VaultError, WrongMachineError
 from pipevault.graphs.freezing import CallTimes, FrozenCall
-from pipevault.graphs.frozen import FrozenGraph, GraphDocument, constant_sha256, live_constant
+from pipevault.graphs.frozen import FrozenGraph, GraphDocument, constant_sha256
 from pipevault.graphs.library import GraphFiles
-from pipevault.graphs.observe import read_state
+from pipevault.graphs.observe import follow, read_state
 from pipevault.graphs.signature import UNREAD, CallSignature, DescribedCall, Leaf, describe_call
 
 logger = logging.getLogger("pipevault")
@@ -65,10 +65,6 @@ class Shelf(Protocol):
         """Store that a call cannot be frozen."""
 
 
-StatePaths: TypeAlias = "tuple[tuple[str, ...], frozenset[str]]"
-"""The paths of the state of a signature, and which of them its calls set whatever they were."""
-
-
 @dataclass
 class Slot:
     """A graph at its place in a table. ``casts`` are the dtypes of inputs for which it was compared with eager code.
@@ -94,7 +90,7 @@ class Slot:
             return True
         stamps: list[tuple[torch.Tensor | None, int, bool]] = []
         for place, (_, steps, sha256) in enumerate(document.origins):
-            tensor = live_constant(module, steps)
+            tensor = follow(module, steps)
             if tensor is None:  # not filled yet: the part would make the very constant that the graph has
                 stamps.append((None, 0, True))
                 continue
@@ -118,7 +114,8 @@ class Table:
         self._loose: dict[CallSignature, list[Slot]] = {}
         self._ranges: dict[CallSignature, list[Slot]] = {}
         self._covered: dict[CallSignature, tuple[Slot, ...]] = {}
-        self._states: tuple[StatePaths, ...] = (((), frozenset()),)
+        self._states: tuple[tuple[tuple[str, ...], frozenset[str]], ...] = (((), frozenset()),)
+        """The paths of state that a signature has, and which of them its calls set whatever they were."""
 
     @property
     def state_paths(self) -> tuple[str, ...]:

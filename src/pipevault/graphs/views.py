@@ -23,7 +23,8 @@ def tracing_view(module: nn.Module, device: torch.device) -> nn.Module:
     Where hooks of accelerate or diffusers move weights of sub-modules, the whole tree is such a view, with copies of
     the weights on ``device``. Raises :class:`CannotFreezeError` for a hook that does more.
     """
-    moved = any(_is_moved(child) for child in module.modules() if child is not module)
+    inner = (child.__dict__ for child in module.modules() if child is not module)
+    moved = any("_hf_hook" in own or "_diffusers_hook" in own for own in inner)
     if moved or any(p.device.type != device.type for p in module.parameters()):
         _refuse_computing_hooks(module)
         view = _copied(module, lambda owner, name, tensor: _on_device(owner, name, tensor, device), {}, _PLACEMENT)
@@ -95,11 +96,6 @@ def _empty(tensor: torch.Tensor, device: str | None = None) -> torch.Tensor:
 
 def _like(tensor: torch.Tensor, content: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(content, requires_grad=False) if isinstance(tensor, nn.Parameter) else content
-
-
-def _is_moved(module: nn.Module) -> bool:
-    own = module.__dict__
-    return "_hf_hook" in own or "_diffusers_hook" in own
 
 
 def _refuse_computing_hooks(module: nn.Module) -> None:
