@@ -6,7 +6,7 @@ pipeline that the pipeline holds. One module in several places is one part, repl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -69,23 +69,23 @@ def find_parts(pipe: Pipeline, wanted: Sequence[str] | None = None) -> dict[str,
                 "Correct register_adapter."
             )
         return found
-    parts: dict[str, nn.Module] = {}
-    seen: set[int] = set()
-    for name, module in _candidates(pipe):
-        if id(unfrozen(module)) not in seen:
-            seen.add(id(unfrozen(module)))
-            parts[name] = module
+    parts = _distinct(_candidates(pipe))
     if wanted is None:
         return parts
-    inside = [name for name in wanted if name not in parts]
-    extra = {name: module for name in inside if isinstance(module := get_part(pipe, name), nn.Module)}
-    if unknown := [name for name in inside if name not in extra]:
+    known = {**parts, **{name: get_part(pipe, name) for name in wanted if name not in parts}}
+    if unknown := [name for name in wanted if not isinstance(known[name], nn.Module)]:
         raise SettingsError(
             f"{type(pipe).__name__} has no part {', '.join(unknown)}. Its parts: {', '.join(parts) or 'none'}."
         )
-    chosen = {name: module for name, module in {**parts, **extra}.items() if name in wanted}
-    first = {id(unfrozen(module)): name for name, module in reversed(chosen.items())}
-    return {name: module for name, module in chosen.items() if first[id(unfrozen(module))] == name}
+    return _distinct((name, module) for name, module in known.items() if name in wanted)
+
+
+def _distinct(named: Iterable[tuple[str, nn.Module]]) -> dict[str, nn.Module]:
+    """Each module by the first of its names."""
+    found: dict[int, tuple[str, nn.Module]] = {}
+    for name, module in named:
+        found.setdefault(id(unfrozen(module)), (name, module))
+    return dict(found.values())
 
 
 def _candidates(pipe: Pipeline) -> Iterator[tuple[str, nn.Module]]:
