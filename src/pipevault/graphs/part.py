@@ -75,16 +75,8 @@ def freeze_class(original: Any) -> type[nn.Module]:
     """The class made from (:class:`FrozenPart`, ``original``). It bears the original's name, so that
     ``save_pretrained`` writes what it always wrote.
     """
-    return type(
-        original.__name__,
-        (FrozenPart, original),
-        {
-            "__module__": original.__module__,
-            "__qualname__": original.__qualname__,
-            "__doc__": original.__doc__,
-            "_pipevault_original_class": original,
-        },
-    )
+    shown = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(original.__name__, (FrozenPart, original), {**shown, "_pipevault_original_class": original})
 
 
 def freeze_module(module: nn.Module, options: PartOptions) -> nn.Module:
