@@ -270,9 +270,8 @@ class PartState:
         self._refuse_gradients(call)
         if self.trial is not None:
             self._try(slot, call, args, kwargs)
-        elif casts and casts not in slot.casts:
-            self._compare(slot, call, args, kwargs, "its inputs are cast to the dtypes that were frozen")
-            slot.casts.add(casts)
+        else:
+            self._check_casts(slot, call, casts, args, kwargs)
         return self._run(slot, call, args, kwargs)
 
     def open(self, slot: Slot) -> FrozenGraph:
@@ -439,8 +438,6 @@ class PartState:
             with FREEZING, without_modes():
                 there = self._find(args, kwargs)  # another thread may have frozen the call meanwhile
                 slot = self._with_settings(self.freeze, args, kwargs) if there is None else there[0]
-        except (TrainingModeError, CompilerMissingError):
-            raise
         except (InterruptedBuildError, NotFiniteError) as error:
             if GENERATING.rehearsing:
                 raise
@@ -454,7 +451,9 @@ class PartState:
                 f"{self.name} was frozen for {slot.kept.signature}, and the same call does not find the graph.",
                 self.name,
             )
-        return self._run(found[0], found[1], args, kwargs)
+        slot, call, casts = found
+        self._check_casts(slot, call, casts, args, kwargs)
+        return self._run(slot, call, args, kwargs)
 
     def begin_ahead(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], others: Sequence[SizedCall] = ()
@@ -613,6 +612,19 @@ class PartState:
             what = str(error)
         self.trial = None
         trial(what)
+
+    def _check_casts(
+        self,
+        slot: Slot,
+        call: DescribedCall,
+        casts: tuple[str, ...],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """Compare a graph with eager code when it is first given inputs of other dtypes, which are cast to its own."""
+        if casts and casts not in slot.casts:
+            self._compare(slot, call, args, kwargs, "its inputs are cast to the dtypes that were frozen")
+            slot.casts.add(casts)
 
     def _compare(
         self, slot: Slot, call: DescribedCall, args: Sequence[Any], kwargs: Mapping[str, Any], why: str
