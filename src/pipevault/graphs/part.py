@@ -115,8 +115,6 @@ def unfrozen(module: nn.Module) -> nn.Module:
 
 def release(module: nn.Module) -> nn.Module:
     """Return the eager module behind a frozen part, whose hooks call its own forward again."""
-    if not isinstance(module, FrozenPart):
-        return module
     state, own = part_state(module), module.__dict__
     frozen = state.hooked_forward
     if frozen is not None:

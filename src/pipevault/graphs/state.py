@@ -366,7 +366,6 @@ class PartState:
                 write_state(self.module, path, value)
         if result["state"]:
             self.note_scalars()
-        slot.calls += 1
         self.uses["frozen"] += 1
         self.touched[slot.kept.key] = slot
         self.ran[slot.kept.key] = graph.document.library

@@ -75,7 +75,6 @@ class Slot:
 
     kept: ShelfItem
     graph: FrozenGraph | None = None
-    calls: int = 0
     casts: set[tuple[str, ...]] = field(default_factory=set)
     _origins: list[tuple[torch.Tensor | None, int, bool]] = field(default_factory=list)
 
