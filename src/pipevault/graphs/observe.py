@@ -307,7 +307,7 @@ class _Contents:
         return any(_version(tensor) != version for tensor, version in self.tensors)
 
     def holds(self, value: Any) -> bool:
-        """Return True if ``value`` is what this was made of, and nobody wrote to it."""
+        """Return True if ``value`` is what this was made of, and nothing was written to it."""
         if not _is_same(self.value, value):
             return False
         return not self.changed_in_place() and all(_are_same(items, _items(one)) for one, items in self._holders)
