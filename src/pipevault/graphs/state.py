@@ -54,7 +54,7 @@ from pipevault.graphs.library import GraphFiles
 from pipevault.graphs.observe import Attributes, copied, write_back, write_state
 from pipevault.graphs.program import copied_leaves
 from pipevault.graphs.signature import CallSignature, DescribedCall, describe_call
-from pipevault.graphs.table import UNUSABLE, Shelf, ShelfItem, Slot, Table
+from pipevault.graphs.table import UNUSABLE, Found, Shelf, ShelfItem, Slot, Table
 
 logger = logging.getLogger("pipevault")
 
@@ -264,14 +264,14 @@ class PartState:
             found = self._find(args, kwargs)
         if found is None:
             return self._without_graph(args, kwargs, guarded)
-        slot, call, casts = found
+        slot, call, _ = found
         if slot.refusal:
             return self._run_eager(args, kwargs, f"it cannot be frozen: {slot.refusal}", slot.kept.signature, slot)
         self._refuse_gradients(call)
         if self.trial is not None:
             self._try(slot, call, args, kwargs)
         else:
-            self._check_casts(slot, call, casts, args, kwargs)
+            self._check_casts(found, args, kwargs)
         return self._run(slot, call, args, kwargs)
 
     def open(self, slot: Slot) -> FrozenGraph:
@@ -297,9 +297,7 @@ class PartState:
         slot.graph = graph
         return graph
 
-    def _find(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Slot, DescribedCall, tuple[str, ...]] | None:
+    def _find(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Found | None:
         table = self.table
         slot, call = table.find(self.module, args, kwargs)
         if slot is not None and (slot.refusal or self._is_usable(table, slot)):
@@ -450,9 +448,8 @@ class PartState:
                 f"{self.name} was frozen for {slot.kept.signature}, and the same call does not find the graph.",
                 self.name,
             )
-        slot, call, casts = found
-        self._check_casts(slot, call, casts, args, kwargs)
-        return self._run(slot, call, args, kwargs)
+        self._check_casts(found, args, kwargs)
+        return self._run(found[0], found[1], args, kwargs)
 
     def begin_ahead(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], others: Sequence[SizedCall] = ()
@@ -612,15 +609,9 @@ class PartState:
         self.trial = None
         trial(what)
 
-    def _check_casts(
-        self,
-        slot: Slot,
-        call: DescribedCall,
-        casts: tuple[str, ...],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-    ) -> None:
+    def _check_casts(self, found: Found, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Compare a graph with eager code when it is first given inputs of other dtypes, which are cast to its own."""
+        slot, call, casts = found
         if casts and casts not in slot.casts:
             self._compare(slot, call, args, kwargs, "its inputs are cast to the dtypes that were frozen")
             slot.casts.add(casts)

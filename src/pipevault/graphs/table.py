@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 from weakref import WeakSet
 
 import torch
@@ -102,6 +102,10 @@ class Slot:
         return all(fits for _, _, fits in stamps)
 
 
+Found: TypeAlias = "tuple[Slot, DescribedCall, tuple[str, ...]]"
+"""A slot for a call, the call as its graph takes it, and the dtypes of its inputs where they were cast for that."""
+
+
 class Table:
     """The slots of a part by signature. ``shelf`` is asked for what is new when a call finds none."""
 
@@ -191,11 +195,9 @@ class Table:
                 self._covered[signature] = covering
         yield from covering
 
-    def find_cast(
-        self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Slot, DescribedCall, tuple[str, ...]] | None:
+    def find_cast(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Found | None:
         """Return a slot whose graph takes the call once scalars and vectors, such as time steps, are cast to other
-        dtypes that hold the same values; and the call with the cast leaves, and the dtypes that were cast.
+        dtypes that hold the same values.
         """
         for paths in reversed(self._states):
             call = describe_call(args, kwargs, _state(module, *paths))
