@@ -37,7 +37,7 @@ class Adapter:
 
 
 _ADAPTERS: dict[type | str, Adapter] = {}
-_SHIPPED: Mapping[str, Adapter] = {
+_SHIPPED: Mapping[type | str, Adapter] = {
     pyramid_flow.CLASS: Adapter(pyramid_flow.part_names, pyramid_flow.METHODS, pyramid_flow.warm_up),
 }
 
@@ -78,13 +78,9 @@ def adapter_of(pipe: Pipeline) -> Adapter | None:
 
 
 def _adapter_of_class(cls: type) -> Adapter | None:
-    for base in cls.__mro__:
-        for name in (base, base.__name__):
-            if name in _ADAPTERS:
-                return _ADAPTERS[name]
-        if base.__name__ in _SHIPPED:
-            return _SHIPPED[base.__name__]
-    return None
+    known: dict[type | str, Adapter] = {**_SHIPPED, **_ADAPTERS}
+    names = (name for base in cls.__mro__ for name in (base, base.__name__))
+    return next((known[name] for name in names if name in known), None)
 
 
 def generating_methods(cls: type) -> tuple[str, ...]:

@@ -133,9 +133,7 @@ def observe_call(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any
 
 
 class _ObservedPart:
-    """A part and a call of it that is made again and again. ``seen`` is what it did the first time, and ``before`` what
-    the modules held then.
-    """
+    """A part and a call that it is given again and again: ``seen`` at first, when the modules held ``before``."""
 
     def __init__(self, subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any], before: Attributes) -> None:
         self.subject, self.args, self.kwargs, self.before = subject, args, kwargs, before
@@ -227,9 +225,7 @@ class _ObservedPart:
 
 
 def _refuse_counters(subject: Subject, final: Mapping[str, Any]) -> None:
-    """Raise :class:`CannotFreezeError` for state that is a Python number and becomes another with the call: a graph of
-    it would serve one call, and the next would ask for another graph.
-    """
+    """Raise for a number among state that becomes another with the call: the next one would ask for another graph."""
     before = read_state(subject.module, final)
     for path, value in final.items():
         if is_number(value) and before[path] != value:
@@ -376,10 +372,8 @@ def _described(prepared: PreparedCall, built: BuiltGraph) -> FrozenCall:
 
 @dataclass(frozen=True)
 class SizedCall:
-    """A call of another size.
-
-    ``causes`` are the arguments of the pipeline that made it so, such as ``height``; none for one that comes in the
-    same run of the pipeline.
+    """A call of another size, and the arguments of the pipeline that made it so, such as ``height``; none for one that
+    comes in the same run of the pipeline.
     """
 
     call: DescribedCall

@@ -433,9 +433,8 @@ def passing_reason(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None:
         text = str(cause)
-        if isinstance(cause, (MemoryError, TimeoutError, torch.OutOfMemoryError)):
-            return _first_line(cause)
-        if isinstance(cause, OSError) and cause.errno in _PASSING_ERRNOS:
+        is_passing = isinstance(cause, (MemoryError, TimeoutError, torch.OutOfMemoryError))
+        if is_passing or (isinstance(cause, OSError) and cause.errno in _PASSING_ERRNOS):
             return _first_line(cause)
         if found := _PASSING_TEXTS.search(text):
             return found[0]

@@ -258,7 +258,9 @@ def rebuild(shape: Shape, leaves: Iterator[Any]) -> Any:
     if kind in ("tensor", "number"):
         return next(leaves)
     if kind == "value":
-        return _value(shape[1], shape[2])
+        if shape[1] == "dtype":
+            return getattr(torch, shape[2].removeprefix("torch."))
+        return torch.device(shape[2]) if shape[1] == "device" else shape[2]
     if kind in ("absent", "unread"):
         return ABSENT if kind == "absent" else UNREAD
     node, context = _NODES[kind, shape[1]]
@@ -336,12 +338,6 @@ def _autocast(leaves: Sequence[Leaf]) -> str | None:
     if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
         return None
     return str(torch.get_autocast_dtype(device_type))[6:]
-
-
-def _value(kind: str, content: Any) -> Any:
-    if kind == "dtype":
-        return getattr(torch, content.removeprefix("torch."))
-    return torch.device(content) if kind == "device" else content
 
 
 def _with_loose_dtype(tensor: Shape) -> Shape:
