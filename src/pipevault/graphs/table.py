@@ -229,12 +229,8 @@ def cast_leaves(leaves: Sequence[Leaf], dtypes: Sequence[str]) -> tuple[Leaf, ..
         if not isinstance(leaf, torch.Tensor):
             result.append(leaf)
             continue
-        dtype = getattr(torch, next(wanted))
-        if leaf.dtype == dtype:
-            result.append(leaf)
-            continue
-        cast = leaf.to(dtype)
-        if not bool((cast.to(leaf.dtype) == leaf).all()):
+        cast = leaf.to(getattr(torch, next(wanted)))
+        if cast is not leaf and not bool((cast.to(leaf.dtype) == leaf).all()):
             return None
         result.append(cast)
     return tuple(result)
