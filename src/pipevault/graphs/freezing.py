@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -296,18 +297,20 @@ def finish_call(
     ``verify`` is that of :meth:`FrozenGraph.__call__`. Raises :class:`CannotFreezeError`. A candidate that fails the
     check is left out, unless it is the only one.
     """
-    kept = _finish(prepared, built, verify=verify, on_step=on_step)
-    for candidate in built.candidates:
+    finished, failures = [], []
+    for candidate in (built, *built.candidates):
         try:
-            other = _finish(prepared, candidate, verify=verify, on_step=on_step)
-        except Exception as error:  # whatever it is that this one cannot do, the first one did
-            logger.info("a candidate for a graph of %s is left out: %s", prepared.subject.name, error)
-            continue
-        assert kept.times is not None
-        assert other.times is not None
-        if other.times.frozen_s < kept.times.frozen_s:
-            kept = other
-    return kept
+            finished.append(_finish(prepared, candidate, verify=verify, on_step=on_step))
+        except Exception as error:  # whatever it is that this one cannot do, another may
+            logger.info("a graph of %s is left out: %s", prepared.subject.name, error)
+            failures.append(error)
+    if not finished:
+        raise failures[0]
+    return min(finished, key=_frozen_s)
+
+
+def _frozen_s(call: FrozenCall) -> float:
+    return call.times.frozen_s if call.times is not None else math.inf
 
 
 def _finish(

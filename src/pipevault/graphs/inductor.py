@@ -40,7 +40,11 @@ _EMBED_KERNELS = "aot_inductor.embed_kernel_binary"
 """The kernels of a GPU become part of the library; without it they are files next to it."""
 _KERNEL_SUFFIXES = frozenset({".cubin", ".fatbin", ".hsaco", ".spv"})
 _CUSTOM_OBJECTS = "custom_objs_config.json"
-FOLDS_WEIGHTS = frozenset({"freezing", "aot_inductor.use_runtime_constant_folding"})
+FOLDS_WEIGHTS = frozenset({"freezing", "aot_inductor.use_runtime_constant_folding", "cpp.weight_prepack"})
+"""Options that put values made of the weights into the code or next to it, where other weights would not change them.
+
+The last one is on in torch: autotuned products of matrices on the CPU take a packed copy of a weight.
+"""
 
 PROFILE_OPTIONS: Mapping[str, Mapping[str, bool | int | float | str]] = {
     "fast": {"aot_inductor.compile_wrapper_opt_level": "O0"},
@@ -74,7 +78,7 @@ class BuildOptions:
         """Raises :class:`SettingsError` for an override that the format depends on."""
         fixed = {name for name in self.config if name.startswith("aot_inductor.package") or name == _EMBED_KERNELS}
         if self.weights == "bound":
-            fixed |= FOLDS_WEIGHTS & set(self.config)
+            fixed |= {name for name in FOLDS_WEIGHTS if self.config.get(name)}
         if fixed:
             raise SettingsError(
                 f"build_config cannot override {', '.join(sorted(fixed))}: graphs take live weights from "
@@ -87,6 +91,9 @@ class BuildOptions:
         folding = {"freezing": True} if (profile, weights) == ("max", "baked") else {}
         first = {**PROFILE_OPTIONS[profile], **folding}
         configs = [{**first, **other, **config} for other in ({}, *(MAX_CANDIDATES if profile == "max" else ()))]
+        if weights == "bound" and any(one.get("max_autotune") or one.get("max_autotune_gemm") for one in configs):
+            # Off anyway, see _compile; here it is part of the key, so that no graph from before that is taken.
+            configs = [{"cpp.weight_prepack": False, **one} for one in configs]
         return cls(weights, configs[0], tuple(c for i, c in enumerate(configs) if c not in configs[:i])[1:])
 
     @property
@@ -152,17 +159,19 @@ class Build:
 
     def run(self, output_dir: Path) -> BuiltGraph:
         """Compile here, with each of the candidates too. One that the compiler refuses is left out."""
-        first = build_graph(self, output_dir)
-        others = []
-        for number, config in enumerate(self.options.candidates, start=1):
+        graphs, failures = [], []
+        for number, config in enumerate((self.options.config, *self.options.candidates)):
             candidate = replace(self, options=replace(self.options, config=config))
             try:
-                others.append(build_graph(candidate, output_dir / f"candidate-{number}"))
+                graphs.append(build_graph(candidate, output_dir / f"candidate-{number}"))
             except InterruptedBuildError:
                 raise
             except CannotFreezeError as error:
-                logger.info("a candidate with %s cannot be compiled: %s", dict(config), error)
-        return replace(first, candidates=tuple(others))
+                logger.info("%s cannot be compiled with %s: %s", type(self.module).__name__, dict(config), error)
+                failures.append(error)
+        if not graphs:
+            raise failures[0]
+        return replace(graphs[0], candidates=tuple(graphs[1:]))
 
 
 def build_digest(identity: str, signature: CallSignature, options: BuildOptions) -> Digest:
@@ -189,6 +198,7 @@ def build_graph(build: Build, output_dir: Path) -> BuiltGraph:
         compiled = _collect(files, output_dir)
     known = dict(named_tensors(module))
     lifted = {} if options.weights == "baked" else {k: v for k, v in constants.items() if k not in known}
+    _refuse_made(lifted, traced)
     if options.weights == "bound":
         strip_symbols(compiled.library)
     return replace(
@@ -198,6 +208,23 @@ def build_graph(build: Build, output_dir: Path) -> BuiltGraph:
         origins=_origins(module, traced),
         sizes=_sizes(traced, varying, *asked) if asked else None,
     )
+
+
+def _refuse_made(lifted: Mapping[str, torch.Tensor], traced: torch.export.ExportedProgram) -> None:
+    """Refuse constants that are not the program's own: the compiler made them, of weights as far as can be told."""
+    own = [value for value in (*traced.constants.values(), *traced.state_dict.values()) if torch.is_tensor(value)]
+    for name, value in lifted.items():
+        if not any(value.dtype == one.dtype and value.shape == one.shape and _same(value, one) for one in own):
+            raise CannotFreezeError(
+                f"the compiler made a constant of its own ({name}, {value.dtype}{list(value.shape)}), which other "
+                "weights would not change"
+            )
+
+
+def _same(value: torch.Tensor, other: torch.Tensor) -> bool:
+    if isinstance(other, torch._subclasses.FakeTensor):
+        return False
+    return _place(value) == _place(other) or torch.equal(value.cpu(), other.cpu())
 
 
 def _as_function(build: Build) -> nn.Module:
@@ -306,6 +333,7 @@ def _compile(program: torch.export.ExportedProgram, options: BuildOptions) -> tu
         # A precompiled header serves one build folder only, so making it costs more than it saves.
         "aot_inductor.precompile_headers": False,
         "always_keep_tensor_constants": True,
+        "cpp.weight_prepack": options.weights == "baked",
         "aot_inductor.metadata": {},  # else Inductor writes this machine into its default, in place
         _EMBED_KERNELS: True,
         **options.config,
