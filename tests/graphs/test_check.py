@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipevault.graphs.check import PART_TOLERANCE, compare_trees
+from pipevault.graphs.check import TOLERANCES, compare_trees
 
 
 def test_equal_outputs_pass_with_distance_zero() -> None:
@@ -15,11 +15,11 @@ def test_equal_outputs_pass_with_distance_zero() -> None:
     assert result.distance == 0
 
 
-@pytest.mark.parametrize("dtype", list(PART_TOLERANCE))
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
 def test_the_tolerance_of_a_dtype_is_a_share_of_the_largest_value(dtype: torch.dtype) -> None:
     eager = torch.tensor([0.0, 100.0], dtype=dtype)
-    inside = eager + torch.tensor([100.0 * PART_TOLERANCE[dtype] * 0.5, 0.0], dtype=dtype)
-    outside = eager + torch.tensor([100.0 * PART_TOLERANCE[dtype] * 2.0, 0.0], dtype=dtype)
+    inside = eager + torch.tensor([100.0 * TOLERANCES[dtype].part * 0.5, 0.0], dtype=dtype)
+    outside = eager + torch.tensor([100.0 * TOLERANCES[dtype].part * 2.0, 0.0], dtype=dtype)
     assert compare_trees(eager, inside).passed
     assert not compare_trees(eager, outside).passed
 

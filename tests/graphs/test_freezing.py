@@ -15,7 +15,8 @@ from torch import nn
 
 from helpers.graph_parts import frozen, graphs_of, refusals_of, uses_of
 from helpers.pipelines import FAST_BUILD
-from pipevault.graphs import backend, freezing
+from pipevault.errors import CannotFreezeError, SettingsError
+from pipevault.graphs import backend, freezing, inductor
 from pipevault.graphs.check import GraphComparison
 from pipevault.graphs.inductor import BuildOptions
 from pipevault.graphs.part import part_state, unfrozen
@@ -417,7 +418,10 @@ class Small(nn.Module):
         return torch.tanh(self.mix(x)) * 2 + 1
 
 
-def test_of_several_candidates_the_fastest_right_one_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("wrong", "kept"), [(2, 1), (0, 1), (1, 2)])
+def test_of_several_candidates_the_fastest_right_one_is_kept(
+    monkeypatch: pytest.MonkeyPatch, wrong: int, kept: int
+) -> None:
     module = Small().eval()
     tags: tuple[dict[str, str], ...] = (
         {},
@@ -432,8 +436,8 @@ def test_of_several_candidates_the_fastest_right_one_is_kept(monkeypatch: pytest
     def finish(prepared: Any, built: Any, **rest: Any) -> Any:
         found: Any = finished(prepared, built, **rest)
         made.append(found.document.library)
-        if len(made) == len(configs):
-            raise RuntimeError("the last one cannot even run")
+        if len(made) == wrong + 1:
+            raise RuntimeError("this one cannot even run")
         return replace(found, times=replace(found.times, frozen_s=seconds[len(made) - 1]))
 
     monkeypatch.setattr(freezing, "_finish", finish)
@@ -442,8 +446,75 @@ def test_of_several_candidates_the_fastest_right_one_is_kept(monkeypatch: pytest
     assert_same(part(X), Small().eval()(X))
     [slot] = part_state(part).graphs
     assert len(made) == 3
-    assert slot.kept.document.library == made[1]
-    assert made[1] != made[0]
+    assert slot.kept.document.library == made[kept]
+    assert len(set(made)) == 3
+
+
+def test_a_candidate_that_cannot_be_compiled_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    build_graph = inductor.build_graph
+
+    def build(build: Any, output_dir: Any) -> Any:
+        if "max_autotune" in build.options.config:
+            raise CannotFreezeError("no")
+        return build_graph(build, output_dir)
+
+    monkeypatch.setattr(inductor, "build_graph", build)
+    options = BuildOptions(config={**FAST_BUILD, "max_autotune": True}, candidates=(FAST_BUILD,))
+    part = compile(Small().eval(), backend=backend.NAME, options=PartOptions(build=options))
+    assert_same(part(X), Small().eval()(X))
+    assert uses_of(part) == {"frozen": 1}
+    options = BuildOptions(config={**FAST_BUILD, "max_autotune": True})
+    part = compile(Small().eval(), backend=backend.NAME, options=PartOptions(build=options))
+    assert_same(part(X), Small().eval()(X))
+    assert refusals_of(part) == ["no"]
+
+
+class Wide(nn.Module):
+    """Its product of matrices is one that autotuning gives a packed copy of the weight."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix = nn.Linear(256, 256)
+        self.mix.weight.data.mul_(factor)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.mix(x))
+
+
+class TestAutotuned:
+    """A graph takes its weights from outside, however it was tuned."""
+
+    options = BuildOptions.of_profile("balanced", "bound", {**FAST_BUILD, "max_autotune": True})
+    x = torch.linspace(-1, 1, 20 * 256).reshape(20, 256)
+
+    def test_other_weights_give_another_output(self) -> None:
+        part = compile(Wide().eval(), backend=backend.NAME, options=PartOptions(build=self.options))
+        assert_same(part(self.x), Wide()(self.x))
+        unfrozen(part).mix.weight.data.mul_(3.0)
+        assert_same(part(self.x), Wide(3.0)(self.x))
+        assert uses_of(part) == {"frozen": 2}
+
+    def test_a_constant_that_the_compiler_makes_of_weights_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        compile_program = inductor._compile
+
+        def packing(program: Any, options: BuildOptions) -> Any:
+            return compile_program(program, replace(options, config={**options.config, "cpp.weight_prepack": True}))
+
+        monkeypatch.setattr(BuildOptions, "__post_init__", lambda self: None)
+        monkeypatch.setattr(inductor, "_compile", packing)
+        part = compile(Wide().eval(), backend=backend.NAME, options=PartOptions(build=self.options))
+        assert_same(part(self.x), Wide()(self.x))
+        assert uses_of(part) == {"eager": 1}
+        [reason] = refusals_of(part)
+        assert "the compiler made a constant of its own" in reason
+
+    def test_keys_tell_graphs_that_take_no_packed_weights(self) -> None:
+        assert self.options.config["cpp.weight_prepack"] is False
+        assert "cpp.weight_prepack" not in BuildOptions.of_profile("max", "baked", {}).config
+        assert "cpp.weight_prepack" not in BuildOptions.of_profile("balanced", "bound", {}).config
+        with pytest.raises(SettingsError, match=r"cpp\.weight_prepack"):
+            BuildOptions.of_profile("max", "bound", {"cpp.weight_prepack": True})
 
 
 def test_the_profile_max_has_candidates_and_they_are_part_of_the_key() -> None:

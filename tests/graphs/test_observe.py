@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque, namedtuple
+from collections import Counter, OrderedDict, deque, namedtuple
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -249,6 +249,13 @@ class TestRestoring:
         module(X)
         attributes.restore([":a"])
         assert (module.a, module.b) == ([], [1])
+
+    def test_a_counter_gets_back_its_counts(self) -> None:
+        module = Doing(lambda self, x: self.counts.update("ab"), counts=Counter("aab"))
+        attributes = Attributes(module)
+        module(X)
+        attributes.restore(tuple(attributes.written()))
+        assert module.counts == Counter("aab")
 
     def test_deep_containers_keep_their_content(self) -> None:
         module = Doing(lambda self, x: self.deep[0][0][0][0].append(1), deep=[[[[[[[[1]]]]]]]])

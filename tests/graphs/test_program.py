@@ -126,7 +126,7 @@ class TestVariedLeaves:
     def test_they_have_the_same_shapes_and_other_values(self) -> None:
         leaves: list[Any] = [X, X.half(), torch.arange(4), 0.25, 3, torch.tensor(5), X.t()]
         before, state = [leaf.clone() if torch.is_tensor(leaf) else leaf for leaf in leaves], torch.get_rng_state()
-        varied = varied_leaves(leaves)
+        varied = varied_leaves(leaves, [3, 4])
         for leaf, other in zip(leaves, varied, strict=True):
             if isinstance(leaf, torch.Tensor):
                 assert isinstance(other, torch.Tensor)
@@ -140,14 +140,17 @@ class TestVariedLeaves:
         assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(before, leaves, strict=True))
 
     def test_they_are_the_same_each_time(self) -> None:
-        assert torch.equal(varied_leaves([X])[0], varied_leaves([X])[0])  # type: ignore[arg-type]
+        assert torch.equal(varied_leaves([X], ())[0], varied_leaves([X], ())[0])  # type: ignore[arg-type]
 
     def test_an_input_of_one_value_is_no_longer_one(self) -> None:
-        (varied,) = varied_leaves([torch.zeros(2, 3)])
+        (varied,) = varied_leaves([torch.zeros(2, 3)], ())
         assert not is_degenerate([varied])
 
+    def test_numbers_that_are_not_named_stay(self) -> None:
+        assert varied_leaves([0.25, 3, 0.5], [1]) == [0.25, 4, 0.5]
+
     def test_indices_stay_indices(self) -> None:
-        (varied,) = varied_leaves([torch.tensor([[0, 5, 9]])])
+        (varied,) = varied_leaves([torch.tensor([[0, 5, 9]])], ())
         assert sorted(varied.flatten().tolist()) == [0, 5, 9]
 
 

@@ -206,6 +206,17 @@ class TestSlots:
         module.table = None  # type: ignore[assignment]  # not filled yet
         assert table.find(module, (X,), {})[0] is slot
 
+    def test_a_constant_in_the_place_of_one_that_was_freed_is_hashed(self) -> None:
+        table, module = Table(None), Holder()
+        origins = (("table", ("", "table"), constant_sha256(torch.ones(3))),)
+        slot = table.add(kept(call_of(X).signature, "a", origins=origins))
+        assert table.find(module, (X,), {})[0] is slot
+        for _ in range(20):
+            for value, expected in ((2.0, None), (1.0, slot)):
+                module.table = None  # type: ignore[assignment]
+                module.table = torch.full((3,), value)
+                assert table.find(module, (X,), {})[0] is expected
+
     def test_a_constant_is_not_hashed_again_while_nobody_wrote_to_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         table, module = Table(None), Holder()
         origins = (("table", ("", "table"), constant_sha256(torch.ones(3))),)

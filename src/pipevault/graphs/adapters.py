@@ -37,7 +37,7 @@ class Adapter:
 
 
 _ADAPTERS: dict[type | str, Adapter] = {}
-_SHIPPED: Mapping[str, Adapter] = {
+_SHIPPED: Mapping[type | str, Adapter] = {
     pyramid_flow.CLASS: Adapter(pyramid_flow.part_names, pyramid_flow.METHODS, pyramid_flow.warm_up),
 }
 
@@ -58,24 +58,18 @@ def register_adapter(
     ``call=``) and returns keyword arguments of the first of ``methods``, which those of that mapping are added to, or
     a function without arguments. Raises :class:`SettingsError` for a class that has none of the methods.
     """
-    if isinstance(cls, str):
-        if not cls.isidentifier():
-            raise SettingsError(f"register_adapter takes a class or the name of one, not {cls!r}.")
-        _ADAPTERS[cls] = Adapter(_as_parts(parts), tuple(methods), call)
-        return
-    if not isinstance(cls, type):
+    if not isinstance(cls, type) and not (isinstance(cls, str) and cls.isidentifier()):
         raise SettingsError(f"register_adapter takes a class or the name of one, not {cls!r}.")
-    known = tuple(name for name in methods if has_method(cls, name))
-    if not known:
-        raise SettingsError(f"{cls.__name__} has none of the methods {', '.join(methods)}. Name one that generates.")
-    if tuple(methods) != METHODS and len(known) != len(methods):
-        missing = ", ".join(name for name in methods if name not in known)
-        raise SettingsError(f"{cls.__name__} has no method {missing}. Its adapter was not registered.")
-    _ADAPTERS[cls] = Adapter(_as_parts(parts), known, call)
-
-
-def _as_parts(parts: Parts | None) -> Parts | None:
-    return parts if parts is None or callable(parts) else tuple(parts)
+    known = tuple(methods)
+    if isinstance(cls, type):
+        known = tuple(name for name in methods if has_method(cls, name))
+        if not known:
+            names = ", ".join(methods)
+            raise SettingsError(f"{cls.__name__} has none of the methods {names}. Name one that generates.")
+        if tuple(methods) != METHODS and len(known) != len(methods):
+            missing = ", ".join(name for name in methods if name not in known)
+            raise SettingsError(f"{cls.__name__} has no method {missing}. Its adapter was not registered.")
+    _ADAPTERS[cls] = Adapter(parts if parts is None or callable(parts) else tuple(parts), known, call)
 
 
 def adapter_of(pipe: Pipeline) -> Adapter | None:
@@ -84,13 +78,9 @@ def adapter_of(pipe: Pipeline) -> Adapter | None:
 
 
 def _adapter_of_class(cls: type) -> Adapter | None:
-    for base in cls.__mro__:
-        for name in (base, base.__name__):
-            if name in _ADAPTERS:
-                return _ADAPTERS[name]
-        if base.__name__ in _SHIPPED:
-            return _SHIPPED[base.__name__]
-    return None
+    known: dict[type | str, Adapter] = {**_SHIPPED, **_ADAPTERS}
+    names = (name for base in cls.__mro__ for name in (base, base.__name__))
+    return next((known[name] for name in names if name in known), None)
 
 
 def generating_methods(cls: type) -> tuple[str, ...]:

@@ -6,39 +6,37 @@ another order than eager code, so equality is not asked for. Both must be finite
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+
+class Tolerance(NamedTuple):
+    """The largest distance that is let through for a dtype: of a part, and of a whole pipeline, which repeats its parts
+    and ends in pixels whatever the dtype inside. And the largest difference, whatever the distance: where values are as
+    small as rounding, a relative distance tells nothing.
+    """
+
+    part: float
+    pipeline: float
+    difference: float
+
+
 # float32 leaves room for sums over a few thousand terms; the others are about four units in the last place.
-PART_TOLERANCE = {
-    torch.float64: 1e-6,
-    torch.float32: 1e-3,
-    torch.float16: 1e-2,
-    torch.bfloat16: 5e-2,
+TOLERANCES = {
+    torch.float64: Tolerance(part=1e-6, pipeline=1e-4, difference=1e-13),
+    torch.float32: Tolerance(part=1e-3, pipeline=1e-2, difference=2e-6),
+    torch.float16: Tolerance(part=1e-2, pipeline=5e-2, difference=2e-3),
+    torch.bfloat16: Tolerance(part=5e-2, pipeline=2e-1, difference=1.6e-2),
 }
-DEFAULT_TOLERANCE = 1e-1
+_OTHER = Tolerance(part=1e-1, pipeline=1e-2, difference=0.0)
 
-# A whole pipeline repeats its parts and ends in pixels, whatever the dtype inside; distances of single calls add up.
-PIPELINE_TOLERANCE = {
-    torch.float64: 1e-4,
-    torch.float32: 1e-2,
-    torch.float16: 5e-2,
-    torch.bfloat16: 2e-1,
-}
-
-
-# Where values are as small as rounding, a relative distance tells nothing.
-ABSOLUTE_FLOOR = {
-    torch.float64: 1e-13,
-    torch.float32: 2e-6,
-    torch.float16: 2e-3,
-    torch.bfloat16: 1.6e-2,
-}
+NOT_FINITE = "eager code returns values that are not finite"
 
 
 @dataclass(frozen=True)
@@ -60,10 +58,10 @@ class GraphComparison:
 
 
 def pipeline_tolerance(modules: Iterable[nn.Module]) -> float:
-    """The tolerance for a pipeline's output: that of the coarsest dtype among its weights."""
+    """Return the tolerance for a pipeline's output: that of the coarsest dtype among its weights."""
     dtypes = {parameter.dtype for module in modules for parameter in module.parameters()}
-    known = [PIPELINE_TOLERANCE[dtype] for dtype in dtypes if dtype in PIPELINE_TOLERANCE]
-    return max(known, default=PIPELINE_TOLERANCE[torch.float32])
+    known = [TOLERANCES[dtype].pipeline for dtype in dtypes if dtype in TOLERANCES]
+    return max(known, default=TOLERANCES[torch.float32].pipeline)
 
 
 def compare_trees(
@@ -74,7 +72,7 @@ def compare_trees(
     ``tolerance`` is for floating point; by default that of a part, which depends on each leaf's dtype. Values that are
     not finite are a failure, unless ``same_non_finite``: then they must stand in the same places.
     """
-    ours, theirs = list(_leaves(eager)), list(_leaves(frozen))
+    ours, theirs = _leaves(eager), _leaves(frozen)
     if len(ours) != len(theirs):
         return GraphComparison(0.0, 0.0, f"eager code returns {len(ours)} values, the graph {len(theirs)}")
     worst = GraphComparison(0.0, 0.0)
@@ -91,61 +89,42 @@ def compare_trees(
     return worst
 
 
-def worst_of(comparisons: Sequence[GraphComparison]) -> GraphComparison:
-    for comparison in comparisons:
-        if not comparison.passed:
-            return comparison
-    return max(comparisons, key=lambda comparison: comparison.distance)
-
-
-def _compare_tensors(
-    a: torch.Tensor, b: torch.Tensor, allowed: float | None, same_non_finite: bool = False
-) -> GraphComparison:
+def _compare_tensors(a: torch.Tensor, b: torch.Tensor, allowed: float | None, same_non_finite: bool) -> GraphComparison:
     if a.shape != b.shape or a.dtype != b.dtype:
         return GraphComparison(
             0.0, 0.0, f"eager code returns {a.dtype}{list(a.shape)}, the graph {b.dtype}{list(b.shape)}"
         )
-    tolerance = PART_TOLERANCE.get(a.dtype, DEFAULT_TOLERANCE) if allowed is None else allowed
-    floor = ABSOLUTE_FLOOR.get(a.dtype, 0.0)
+    known = TOLERANCES.get(a.dtype, _OTHER)
+    tolerance = known.part if allowed is None else allowed
     if a.is_complex():
         a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
     if not a.is_floating_point():
         equal = torch.equal(a.cpu(), b.cpu())
         return GraphComparison(0.0, 0.0, "" if equal else f"{a.dtype} values differ")
     a, b = a.detach().cpu().double(), b.detach().cpu().double()
-    if a.numel() == 0:
-        return GraphComparison(0.0, tolerance)
     finite = torch.isfinite(a)
-    if same_non_finite and not bool(finite.all()):
+    if not bool(finite.all()):
+        if not same_non_finite:
+            return GraphComparison(0.0, tolerance, NOT_FINITE)
         if not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
             return GraphComparison(0.0, tolerance, "values that are not finite stand elsewhere")
         a, b = a[finite], b[finite]
-        if not a.numel():
-            return GraphComparison(0.0, tolerance)
-    elif not bool(finite.all()):
-        return GraphComparison(0.0, tolerance, NOT_FINITE)
+    if not a.numel():
+        return GraphComparison(0.0, tolerance)
     if not bool(torch.isfinite(b).all()):
         return GraphComparison(0.0, tolerance, "the graph returns values that are not finite")
     scale = float(a.abs().max())
     difference = float((a - b).abs().max())
     distance = difference / scale if scale else difference
-    passed = distance <= tolerance or difference <= floor
+    passed = distance <= tolerance or difference <= known.difference
     failure = "" if passed else f"distance {distance:.3g} from eager code is over {tolerance:.3g}"
     return GraphComparison(distance, tolerance, failure)
 
 
-NOT_FINITE = "eager code returns values that are not finite"
+def _leaves(tree: Any) -> list[Any]:
+    return [torch.from_numpy(np.array(leaf)) if _is_array(leaf) else leaf for leaf in pytree.tree_leaves(tree)]
 
 
-def _leaves(tree: Any) -> Iterator[Any]:
-    for leaf in pytree.tree_leaves(tree):
-        if hasattr(leaf, "__array_interface__") or hasattr(leaf, "__array__"):
-            yield leaf if isinstance(leaf, torch.Tensor) else _tensor(leaf)
-        else:
-            yield leaf
-
-
-def _tensor(value: Any) -> torch.Tensor:
-    import numpy as np
-
-    return torch.from_numpy(np.array(value))
+def _is_array(leaf: Any) -> bool:
+    is_array = hasattr(leaf, "__array_interface__") or hasattr(leaf, "__array__")
+    return is_array and not isinstance(leaf, torch.Tensor)

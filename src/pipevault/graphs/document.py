@@ -28,7 +28,6 @@ from typing import Any
 
 import msgspec
 
-from pipevault.digest import canonical_json
 from pipevault.errors import CorruptEntryError
 from pipevault.files.atomic import replacing
 from pipevault.files.documents import Format, Problem
@@ -74,16 +73,11 @@ _SAVED_FORMAT = Format(_Saved, "pipevault_saved", SAVED_VERSION, damaged=_unlist
 
 def write_part(path: Path, graphs: Sequence[GraphDocument], identity: Mapping[str, Any] | None) -> None:
     """Write the document of a part, and its name to the list of those that were saved with it."""
-    document = {
-        "pipevault_part": PART_VERSION,
-        "graphs": [graph.to_json() for graph in graphs],
-        "identity": None if identity is None else dict(identity),
-    }
-    names = sorted({*_saved_parts(path.parent), path.name})
-    saved = {"pipevault_saved": SAVED_VERSION, "parts": names}
-    for file, content in ((path, document), (path.parent / SAVED_PARTS, saved)):
+    part = _Part(PART_VERSION, [graph.to_json() for graph in graphs], None if identity is None else dict(identity))
+    saved = _Saved(SAVED_VERSION, sorted({*_saved_parts(path.parent), path.name}))
+    for file, content in ((path, _FORMAT.write(part)), (path.parent / SAVED_PARTS, _SAVED_FORMAT.write(saved))):
         with replacing(file) as temporary:
-            temporary.write_bytes(canonical_json(content))
+            temporary.write_bytes(content)
 
 
 def _saved_parts(folder: Path) -> list[str]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,28 +23,20 @@ from torch.utils import _pytree as pytree
 from pipevault.digest import Digest, digest_file
 from pipevault.errors import CannotFreezeError, NotFiniteError, TrainingModeError
 from pipevault.files.opened import open_verified
-from pipevault.graphs.check import NOT_FINITE, compare_trees
-from pipevault.graphs.frozen import (
-    BAKED,
-    FrozenGraph,
-    GraphDocument,
-    Host,
-    constant_sha256,
-    iter_devices,
-    layout_digest,
-    live_constant,
-    read_constants,
-)
-from pipevault.graphs.inductor import Build, BuildOptions, BuiltGraph, build_digest
-from pipevault.graphs.library import CONSTANTS_NAME, LIBRARY_NAME, GraphFiles, map_library
+from pipevault.graphs.check import NOT_FINITE, GraphComparison, compare_trees
+from pipevault.graphs.frozen import BAKED, FrozenGraph, GraphDocument, constant_sha256, layout_digest
+from pipevault.graphs.inductor import Build, BuildOptions, BuiltGraph, Varying, build_digest
+from pipevault.graphs.library import CONSTANTS_NAME, LIBRARY_NAME, GraphFiles
 from pipevault.graphs.observe import (
     Attributes,
     ObservedCall,
-    RandomState,
     UntouchableValue,
-    find_owner,
+    follow,
     held,
+    named_tensors,
     observe,
+    put_back_on_error,
+    put_state,
     read_state,
     same_values,
 )
@@ -57,13 +50,17 @@ from pipevault.graphs.program import (
     varied_leaves,
     with_number_tensors,
 )
-from pipevault.graphs.ranges import Sizes, Symbol
+from pipevault.graphs.ranges import Symbol
 from pipevault.graphs.signature import UNREAD, CallSignature, DescribedCall, describe_call, is_number, rebuild
 from pipevault.graphs.views import tracing_view
 
 logger = logging.getLogger("pipevault")
 
-OnStep = Callable[[str, str], None]
+CANDIDATE_RUNS = 3
+_SENSITIVITIES = 4.0
+_LARGEST_EXCESS = 20.0
+"""By how much a distance may be over its tolerance at the most, however sensitive eager code is."""
+
 RunGraph = Callable[[Sequence[Any]], Mapping[str, Any]]
 
 
@@ -132,133 +129,111 @@ def observe_call(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any
     """
     if opaque := describe_call(args, kwargs).opaque:
         raise CannotFreezeError(opaque, subject.name)
-    before, random_state = Attributes(subject.module), RandomState()
-    try:
-        return _observed(subject, args, kwargs, before)
-    except BaseException:  # whatever it was goes on; the call itself must find everything as it was
-        before.restore_all()
-        random_state.restore()
-        raise
+    with put_back_on_error(subject.module) as (before, _):
+        return _ObservedPart(subject, args, kwargs, before).observation()
 
 
-def _observed(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any], before: Attributes) -> Observation:
-    overrides: dict[str, Any] = {}
-    seen = observe(subject.module, subject.eager, args, kwargs)
-    if _returns_cache(seen.output) and _accepts(subject.module, "use_cache"):
-        # A language model as text encoder returns a key-value cache, which no graph can return and no pipeline reads.
-        overrides = {"use_cache": False}
-        before.restore(tuple(seen.state))
-        seen = observe(subject.module, subject.eager, args, {**kwargs, **overrides})
-    eager = partial(subject.eager, **overrides) if overrides else subject.eager
-    paths = set(subject.known_state)
-    written: set[str] = set()
-    if seen.state:
-        written = set(seen.state)
-        seen.state = {path: held(value) for path, value in seen.state.items()}  # restoring refills containers
-        paths |= _state_of(subject, eager, before, seen, args, kwargs)
-        refuse_counters(subject, {path: seen.state[path] for path in paths & written})
-    state: dict[str, Any] = read_state(subject.module, sorted(paths))
-    if paths and _is_unread(subject, eager, before, seen, args, kwargs, paths):
-        state = {path: UNREAD for path in sorted(paths & written)}
-    call = describe_call(args, kwargs, state)
-    if call.opaque:
-        raise CannotFreezeError(f"it keeps state that no graph can take: {call.opaque}", subject.name)
-    program = Program(call.signature, tuple(seen.after), overrides or None)
-    free = free_numbers(program, subject.module, subject.eager, call, subject.device)
-    fixed = [index for index in call.numbers if index not in free]
-    program = replace(program, signature=call.signature.fix(fixed, call.leaves))
-    return Observation(call, program, frozenset(written - paths))
+class _ObservedPart:
+    """A part and a call that it is given again and again: ``seen`` at first, when the modules held ``before``."""
 
+    def __init__(self, subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any], before: Attributes) -> None:
+        self.subject, self.args, self.kwargs, self.before = subject, args, kwargs, before
+        self.overrides: dict[str, Any] = {}
+        self.seen = self.call(args, kwargs)
+        if _returns_cache(self.seen.output) and _accepts(subject.module, "use_cache"):
+            # A language model as text encoder returns a cache, which no graph can return and no pipeline reads.
+            self.overrides = {"use_cache": False}
+            before.restore(tuple(self.seen.state))
+            self.seen = self.call(args, kwargs)
 
-def _state_of(
-    subject: Subject,
-    eager: Callable[..., Any],
-    before: Attributes,
-    seen: ObservedCall,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-) -> set[str]:
-    """The written attributes whose value depends on what the part was given, or on how often it was called; they are
-    restored.
+    def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ObservedCall:
+        return observe(self.subject.module, self.subject.eager, args, {**kwargs, **self.overrides})
 
-    The others are caches: equal after other inputs and after one more call, and filled, they change no output.
-    """
-    paths = tuple(seen.state)
-    described = describe_call(args, kwargs)
-    varied_args, varied_kwargs = rebuild(described.signature.arguments, iter(varied_leaves_but_numbers(described)))
-    before.restore(paths)
-    try:
-        observe(subject.module, eager, varied_args, varied_kwargs)
-        second = {path: held(value) for path, value in read_state(subject.module, paths).items()}
-        observe(subject.module, eager, args, kwargs)
-        third = {path: held(value) for path, value in read_state(subject.module, paths).items()}
-        first = seen.state
-        state = {p for p in paths if not (same_values(first[p], second[p]) and same_values(first[p], third[p]))}
-        if len(state) < len(paths):
-            before.restore(tuple(state))
-            again = observe(subject.module, eager, args, kwargs)
-            same = compare_trees(seen.output, again.output, tolerance=1e-4, same_non_finite=True).passed
-            now = read_state(subject.module, tuple(state))
-            if not same or not all(same_values(first[path], now[path]) for path in state):
-                state = set(
-                    paths
-                )  # a flag that the first call flips is not a cache, though it has one value ever after
-    except CannotFreezeError:
-        raise
-    except Exception:  # the part refuses the other values: nothing shows that what it wrote is a mere cache
-        state = set(paths)
-    before.restore(tuple(state))
-    return state
+    def observation(self) -> Observation:
+        subject, seen = self.subject, self.seen
+        paths, written = set(subject.known_state), set(seen.state)
+        if written:
+            paths |= self._state()
+            _refuse_counters(subject, {path: seen.state[path] for path in paths & written})
+        state: dict[str, Any] = read_state(subject.module, sorted(paths))
+        if paths and self._is_unread(paths):
+            state = {path: UNREAD for path in sorted(paths & written)}
+        call = describe_call(self.args, self.kwargs, state)
+        if call.opaque:
+            raise CannotFreezeError(f"it keeps state that no graph can take: {call.opaque}", subject.name)
+        program = Program(call.signature, tuple(seen.after), self.overrides or None)
+        free = free_numbers(program, subject.module, subject.eager, call, subject.device)
+        fixed = [index for index in call.numbers if index not in free]
+        program = replace(program, signature=call.signature.fix(fixed, call.leaves))
+        return Observation(call, program, frozenset(written - paths))
 
+    def _state(self) -> set[str]:
+        """The written attributes whose value depends on what the part was given, or on how often it was called; they
+        are restored.
 
-def _is_unread(
-    subject: Subject,
-    eager: Callable[..., Any],
-    before: Attributes,
-    seen: ObservedCall,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    paths: set[str],
-) -> bool:
-    """Return True if the call sets each of the attributes at ``paths``, or leaves it, without a look at what it was.
-
-    It is made again with ``None`` in their places, and with what raises if it is touched: a chunk of a video that
-    begins it fills the caches again, whatever the video before has left there.
-    """
-    for other in (None, UntouchableValue()):
+        The others are caches: equal after other inputs and after one more call, and filled, they change no output.
+        """
+        first, paths = self.seen.state, tuple(self.seen.state)
+        described = describe_call(self.args, self.kwargs)
+        # Numbers stay: an eager part may be given no other ones.
+        varied_args, varied_kwargs = rebuild(described.signature.arguments, iter(varied_leaves(described.leaves, ())))
+        self.before.restore(paths)
         try:
-            for owner, name in (find_owner(subject.module, path) for path in paths):
-                owner[name] = other
-            again = observe(subject.module, eager, args, kwargs)
-            now = read_state(subject.module, tuple(paths))
-            expected = {path: seen.state.get(path, other) for path in paths}
-            same = compare_trees(seen.output, again.output, tolerance=1e-4, same_non_finite=True).passed
-            if not same or not all(same_values(expected[path], now[path]) for path in paths):
+            self.call(varied_args, varied_kwargs)
+            second = self._left(paths)
+            self.call(self.args, self.kwargs)
+            third = self._left(paths)
+            state = {p for p in paths if not (same_values(first[p], second[p]) and same_values(first[p], third[p]))}
+            if len(state) < len(paths):
+                self.before.restore(tuple(state))
+                if not self._does_again({path: first[path] for path in state}):
+                    # A flag that the first call flips is not a cache, though it has one value ever after.
+                    state = set(paths)
+        except CannotFreezeError:
+            raise
+        except Exception:  # the part refuses the other values: nothing shows that what it wrote is a mere cache
+            state = set(paths)
+        self.before.restore(tuple(state))
+        return state
+
+    def _left(self, paths: Iterable[str]) -> dict[str, Any]:
+        return {path: held(value) for path, value in read_state(self.subject.module, paths).items()}
+
+    def _is_unread(self, paths: set[str]) -> bool:
+        """Return True if the call sets each attribute at ``paths``, or leaves it, without a look at what it was.
+
+        It is made again with ``None`` in their places, and with what raises if it is touched: a chunk of a video that
+        begins it fills the caches again, whatever the video before has left there.
+        """
+        for other in (None, UntouchableValue()):
+            try:
+                for path in paths:
+                    put_state(self.subject.module, path, other)
+                if not self._does_again({path: self.seen.state.get(path, other) for path in paths}):
+                    return False
+            except Exception:  # whatever a part raises where it finds nothing
                 return False
-        except Exception:  # whatever a part raises where it finds nothing
-            return False
-        finally:
-            before.restore(tuple(paths))
-    return True
+            finally:
+                self.before.restore(tuple(paths))
+        return True
+
+    def _does_again(self, expected: Mapping[str, Any]) -> bool:
+        """Make the call again; return True if it returns what it did, and leaves what is ``expected``, by path."""
+        again = self.call(self.args, self.kwargs)
+        now = read_state(self.subject.module, expected)
+        same = compare_trees(self.seen.output, again.output, tolerance=1e-4, same_non_finite=True).passed
+        return same and all(same_values(value, now[path]) for path, value in expected.items())
 
 
-def refuse_counters(subject: Subject, final: Mapping[str, Any]) -> None:
-    """Raise :class:`CannotFreezeError` for state that is a Python number and becomes another with the call: a graph of
-    it would serve one call, and the next would ask for another graph.
-    """
-    before = read_state(subject.module, tuple(final))
+def _refuse_counters(subject: Subject, final: Mapping[str, Any]) -> None:
+    """Raise for a number among state that becomes another with the call: the next one would ask for another graph."""
+    before = read_state(subject.module, final)
     for path, value in final.items():
         if is_number(value) and before[path] != value:
             raise CannotFreezeError(
                 f"it keeps a number that changes with each call ({path.lstrip(':')}: {before[path]} became {value})",
                 subject.name,
             )
-
-
-def varied_leaves_but_numbers(call: DescribedCall) -> list[Any]:
-    """Return other tensors with the numbers of the call: an eager part may be given no other ones."""
-    varied = varied_leaves(call.leaves)
-    return [v if isinstance(v, torch.Tensor) else leaf for v, leaf in zip(varied, call.leaves, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -269,7 +244,6 @@ class PreparedCall:
     observation: Observation
     others: tuple[SizedCall, ...]
     leaves: Sequence[Any]
-    results: Results
     build: Build
 
 
@@ -291,13 +265,13 @@ def prepare_call(
     leaves = with_number_tensors(copied_leaves(call.leaves), observation.free, subject.device)
     with torch.no_grad():
         expected = program.run(subject.module, subject.eager, leaves)
-    varying = varying_sizes(program.signature, others) if others else {}
+    results = Results.of(expected, leaves)
+    varying = varying_sizes(program.signature, others)
     signature = range_signature(program.signature, call.leaves, others)
     inputs: list[Any] = with_number_tensors(copied_leaves(call.leaves), observation.free, subject.device)
     if varying:
         inputs = [leaf.contiguous() if isinstance(leaf, torch.Tensor) else leaf for leaf in inputs]
     places = [index for index, leaf in enumerate(inputs) if isinstance(leaf, torch.Tensor)]
-    results = Results.of(expected, leaves)
     build = Build(
         module=tracing_view(subject.module, subject.device),
         program=program,
@@ -308,114 +282,101 @@ def prepare_call(
         varying={(places.index(leaf), dim): symbol for (leaf, dim), symbol in varying.items()},
         counted=signature.counted,
     )
-    return PreparedCall(subject, observation, tuple(others), leaves, results, build)
+    return PreparedCall(subject, observation, tuple(others), leaves, build)
 
 
 def finish_call(
     prepared: PreparedCall,
     built: BuiltGraph,
     *,
-    host: Host,
-    on_step: OnStep = lambda action, detail: None,
+    verify: Callable[[nn.Module], str],
+    on_step: Callable[[str, str], None],
 ) -> FrozenCall:
     """Check the compiled graph, and keep the fastest where there are several candidates of it.
 
-    Raises :class:`CannotFreezeError`. A candidate that fails the check is left out, unless it is the only one.
+    ``verify`` is that of :meth:`FrozenGraph.__call__`. Raises :class:`CannotFreezeError`. A candidate that fails the
+    check is left out, unless it is the only one.
     """
-    kept = _finish(prepared, built, host=host, on_step=on_step)
-    for candidate in built.candidates:
+    finished, failures = [], []
+    for candidate in (built, *built.candidates):
         try:
-            other = _finish(prepared, candidate, host=host, on_step=on_step)
-        except Exception as error:  # whatever it is that this one cannot do, the first one did
-            logger.info("a candidate for a graph of %s is left out: %s", prepared.subject.name, error)
-            continue
-        assert kept.times is not None
-        assert other.times is not None
-        if other.times.frozen_s < kept.times.frozen_s:
-            kept = other
-    return kept
+            finished.append(_finish(prepared, candidate, verify=verify, on_step=on_step))
+        except Exception as error:  # whatever it is that this one cannot do, another may
+            logger.info("a graph of %s is left out: %s", prepared.subject.name, error)
+            failures.append(error)
+    if not finished:
+        raise failures[0]
+    return min(finished, key=_frozen_s)
 
 
-def _finish(prepared: PreparedCall, built: BuiltGraph, *, host: Host, on_step: OnStep) -> FrozenCall:
-    subject, observation, leaves = prepared.subject, prepared.observation, prepared.leaves
-    program = observation.program
-    document, paths = _describe(built, program, leaves, prepared.results, prepared.build.digest)
-    if built.sizes is not None:
-        counted = {index: (leaf, dim) for index, leaf, dim in prepared.build.counted}
-        signature = with_derived_sizes(program.signature.count(counted), leaves, built.sizes)
-        document = replace(document, signature=signature)
-    document = replace(document, origins=_origin_digests(subject.module, built.origins, observation.caches))
-    if prepared.build.options.weights == "bound":
-        with FrozenCall(document, paths).open() as files:
-            library = map_library(document.library, files)
-        lifted = tuple(read_constants(built.constants))
-        layout = layout_digest(prepared.build.module, library, subject.device, lifted)
-        document = replace(document, layout=layout)
-    frozen = FrozenCall(document, paths)
+def _frozen_s(call: FrozenCall) -> float:
+    return call.times.frozen_s if call.times is not None else math.inf
+
+
+def _finish(
+    prepared: PreparedCall,
+    built: BuiltGraph,
+    *,
+    verify: Callable[[nn.Module], str],
+    on_step: Callable[[str, str], None],
+) -> FrozenCall:
+    subject, observation = prepared.subject, prepared.observation
+    frozen = _described(prepared, built)
+    document = frozen.document
     on_step("check", str(document.signature))
     with frozen.open() as files:
+        if prepared.build.options.weights == "bound":
+            layout = layout_digest(prepared.build.module, document, files, subject.device)
+            document = replace(document, layout=layout)
         graph = FrozenGraph(document, files, device=subject.device, part=subject.name)
-    graph.bind(subject.module, host)
-    run = partial(graph, subject.module, host=host)
-    checks, times = _check(subject, run, observation)
+    graph.bind(subject.module)
+    run = partial(graph, subject.module, verify=verify)
+    compared = _check(subject, run, observation)
+    times = CallTimes(min(one.eager_s for one in compared), min(one.frozen_s for one in compared))
     if prepared.build.options.candidates:
-        frozen_s = min(_seconds_of(subject, run, observation.call) for _ in range(CANDIDATE_RUNS))
+        frozen_s = min(_timed(subject.device, run, observation.call.leaves)[1] for _ in range(CANDIDATE_RUNS))
         times = replace(times, frozen_s=min(times.frozen_s, frozen_s))
     for other in prepared.others:
-        checks = _check_size(subject, run, program, other.call, document.signature, checks)
-    return FrozenCall(replace(document, checks=checks), paths, times)
+        compared.append(_check_size(subject, run, observation.program, other.call, document.signature))
+    worst = max(compared, key=lambda one: one.distance)
+    checks = {"calls": len(compared), "distance": worst.distance, "tolerance": worst.tolerance}
+    return FrozenCall(replace(document, checks=checks), frozen.paths, times)
 
 
-def freeze_call(
-    subject: Subject,
-    observation: Observation,
-    *,
-    options: BuildOptions,
-    output_dir: Path,
-    host: Host,
-    on_step: OnStep = lambda action, detail: None,
-    others: Sequence[SizedCall] = (),
-) -> FrozenCall:
-    """Compile the observed call here and check the graph: :func:`prepare_call`, then :func:`finish_call`."""
-    prepared = prepare_call(subject, observation, options=options, others=others)
-    return finish_call(prepared, prepared.build.run(output_dir), host=host, on_step=on_step)
-
-
-def _describe(
-    built: BuiltGraph, program: Program, leaves: Sequence[Any], results: Results, build: Digest
-) -> tuple[GraphDocument, dict[str, Path]]:
-    """The document of a fresh graph, and its files by digest. Its layout is not known before it is mapped."""
-    named = {LIBRARY_NAME: built.library, **built.beside}
+def _described(prepared: PreparedCall, built: BuiltGraph) -> FrozenCall:
+    """The fresh graph and its files. Its layout is not known before it is mapped, nor what a check finds."""
+    build = prepared.build
+    signature = build.program.signature
+    if (derived := built.sizes) is not None:
+        sizes = [size for _, size in zip(signature.places, derived.sizes, strict=True)]
+        counted = {index: (leaf, dim) for index, leaf, dim in build.counted}
+        signature = signature.count(counted).with_sizes(sizes, derived.symbols, derived.conditions)
+    files = {LIBRARY_NAME: built.library, **built.beside}
     if built.constants is not None:
-        named[CONSTANTS_NAME] = built.constants
-    digests = {name: digest_file(path).hex for name, path in named.items()}
+        files[CONSTANTS_NAME] = built.constants
+    digests = {name: digest_file(path).hex for name, path in files.items()}
+    tensors = ((i, leaf) for i, leaf in enumerate(prepared.leaves) if isinstance(leaf, torch.Tensor))
     document = GraphDocument(
-        signature=program.signature,
-        build=build.hex,
+        signature=signature,
+        build=build.digest.hex,
         library=digests[LIBRARY_NAME],
         constants=digests.get(CONSTANTS_NAME),
         beside={name: digests[name] for name in built.beside},
-        inputs=tuple((i, tuple(leaf.stride())) for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)),
-        results=results,
+        inputs=tuple((i, tuple(tensor.stride())) for i, tensor in tensors),
+        results=build.results,
         ties=built.ties,
         layout=BAKED,
-        origins=(),
+        origins=_origin_digests(prepared.subject.module, built.origins, prepared.observation.caches),
         machine=built.machine,
         checks={},
     )
-    return document, {digests[name]: path for name, path in named.items()}
-
-
-Varying = Mapping[tuple[int, int], Symbol]
-"""The sizes that vary between calls, by index of the leaf and of its dimension."""
+    return FrozenCall(document, {digests[name]: path for name, path in files.items()})
 
 
 @dataclass(frozen=True)
 class SizedCall:
-    """A call of another size.
-
-    ``causes`` are the arguments of the pipeline that made it so, such as ``height``; none for one that comes in the
-    same run of the pipeline.
+    """A call of another size, and the arguments of the pipeline that made it so, such as ``height``; none for one that
+    comes in the same run of the pipeline.
     """
 
     call: DescribedCall
@@ -433,9 +394,8 @@ _SIZE_NAMES: Mapping[frozenset[str], str] = {
 
 
 def varying_sizes(base: CallSignature, others: Sequence[SizedCall]) -> Varying:
-    """Return the sizes that differ between calls of one structure, each from its least to its most.
-
-    Raises :class:`CannotFreezeError` if the calls differ in more.
+    """Return the sizes that differ between calls of one structure, each from its least to its most, by index of the
+    leaf and of its dimension. Raises :class:`CannotFreezeError` if the calls differ in more.
     """
     for other in others:
         if other.call.signature.sizeless != base.sizeless:
@@ -484,7 +444,7 @@ def range_signature(base: CallSignature, leaves: Sequence[Any], others: Sequence
     """Return ``base``, of a call with ``leaves``, with the sizes in which ``others`` differ from it as symbols: before
     anything is known of how they hang together. Raises :class:`CannotFreezeError` if they differ in more.
     """
-    varying = varying_sizes(base, others) if others else {}
+    varying = varying_sizes(base, others)
     if not varying:
         return base
     sizes = [
@@ -492,14 +452,6 @@ def range_signature(base: CallSignature, leaves: Sequence[Any], others: Sequence
     ]
     counted = counted_numbers(base, leaves, others)
     return base.count(counted).with_sizes(sizes, tuple(dict.fromkeys(varying.values())), ())
-
-
-def with_derived_sizes(signature: CallSignature, leaves: Sequence[Any], derived: Sizes) -> CallSignature:
-    """Return ``signature`` with what was derived of the sizes of the graph's inputs, the tensors among ``leaves``."""
-    tensors = [(index, leaf) for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-    places = [(index, dim) for index, leaf in tensors for dim in range(leaf.dim())]
-    sizes = dict(zip(places, derived.sizes, strict=True))
-    return signature.with_sizes([sizes[place] for place in signature.places], derived.symbols, derived.conditions)
 
 
 def refuse_training(name: str, module: nn.Module) -> None:
@@ -513,18 +465,17 @@ def refuse_training(name: str, module: nn.Module) -> None:
 
 
 def part_device(module: nn.Module) -> torch.device:
-    """The device of the first weight that is not on the meta device; the CPU if there is none."""
-    return next((device for device in iter_devices(module) if device.type != "meta"), torch.device("cpu"))
+    """Return the device of the first weight that is not on the meta device; the CPU if there is none."""
+    devices = (tensor.device for _, tensor in named_tensors(module))
+    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
 
-def _check(subject: Subject, graph: RunGraph, observation: Observation) -> tuple[Mapping[str, Any], CallTimes]:
-    call, program, free = observation.call, observation.program, observation.free
-    varied = [
-        leaf if index in call.numbers and index not in free else other
-        for index, (leaf, other) in enumerate(zip(call.leaves, varied_leaves(call.leaves), strict=True))
-    ]
+def _check(subject: Subject, graph: RunGraph, observation: Observation) -> list[GraphComparison]:
+    """Return the comparisons on the call itself and on other values that count: one of them, or both."""
+    call, program = observation.call, observation.program
     own = _compare(subject, graph, program, call.leaves)
-    other = _compare(subject, graph, program, varied, may_refuse=True)
+    other = _compare(subject, graph, program, varied_leaves(call.leaves, observation.free), may_refuse=True)
+    assert own is not None
     if own.failure == NOT_FINITE:
         raise NotFiniteError(
             f"{subject.name}: {NOT_FINITE}, so that nothing tells whether a graph is right", subject.name
@@ -533,70 +484,52 @@ def _check(subject: Subject, graph: RunGraph, observation: Observation) -> tuple
         raise CannotFreezeError(f"the graph differs from eager code: {own.failure}", subject.name)
     if other is not None and not other.passed and other.failure != NOT_FINITE:
         raise CannotFreezeError(f"the graph differs from eager code on other values: {other.failure}", subject.name)
-    compared = [one for one in (own, other) if one is not None and one.passed]
-    worst = max(compared, key=lambda one: one.distance)
-    times = CallTimes(min(one.eager_s for one in compared), min(one.frozen_s for one in compared))
-    return {"calls": len(compared), "distance": worst.distance, "tolerance": worst.tolerance}, times
+    return [one for one in (own, other) if one is not None and one.passed]
 
 
 def _check_size(
-    subject: Subject,
-    graph: RunGraph,
-    program: Program,
-    call: DescribedCall,
-    signature: CallSignature,
-    checks: Mapping[str, Any],
-) -> Mapping[str, Any]:
-    """``checks``, and the comparison on a call of another size. Raises :class:`CannotFreezeError`."""
+    subject: Subject, graph: RunGraph, program: Program, call: DescribedCall, signature: CallSignature
+) -> GraphComparison:
+    """Return the comparison on a call of another size. Raises :class:`CannotFreezeError`."""
     sizes = ", ".join("x".join(map(str, tensor.shape)) for tensor in call.tensors if tensor.dim())
     if not signature.covers(call.signature):
         asked = "; ".join(signature.conditions)
         raise CannotFreezeError(f"a graph for {signature} ({asked or 'no more'}) does not take {sizes}", subject.name)
     comparison = _compare(subject, graph, program, call.leaves)
+    assert comparison is not None
     if not comparison.passed and not is_degenerate(call.leaves):
         raise CannotFreezeError(f"the graph differs from eager code at {sizes}: {comparison.failure}", subject.name)
-    worse = comparison.distance > checks["distance"]
-    found = {"distance": comparison.distance, "tolerance": comparison.tolerance} if worse else {}
-    return {**checks, **found, "calls": checks["calls"] + 1}
+    return comparison
 
 
 def _compare(
     subject: Subject, graph: RunGraph, program: Program, leaves: Sequence[Any], *, may_refuse: bool = False
-) -> Any:
+) -> GraphComparison | None:
     """The distance of the graph from eager code on ``leaves``; ``None`` if eager code refuses them."""
-    given = copied_leaves(leaves)
-    started_s = _now_s(subject.device)
+    eager = partial(program.run, subject.module, subject.eager)
     try:
-        with torch.no_grad():
-            expected = program.run(subject.module, subject.eager, given)
+        expected, eager_s = _timed(subject.device, eager, leaves)
     except Exception:  # whatever a part raises for values that it was never given
         if may_refuse:
             return None
         raise
-    eager_s = _now_s(subject.device) - started_s
-    with torch.no_grad():
-        given = copied_leaves(leaves)
-        started_s = _now_s(subject.device)
-        actual = graph(given)
-        frozen_s = _now_s(subject.device) - started_s
-        comparison = replace(compare_trees(expected, actual), eager_s=eager_s, frozen_s=frozen_s)
-        if comparison.passed or not 0.0 < comparison.distance <= _LARGEST_EXCESS * comparison.tolerance:
-            return comparison
-        shaken = program.run(subject.module, subject.eager, shaken_leaves(leaves))
+    actual, frozen_s = _timed(subject.device, graph, leaves)
+    comparison = replace(compare_trees(expected, actual), eager_s=eager_s, frozen_s=frozen_s)
+    if comparison.passed or not 0.0 < comparison.distance <= _LARGEST_EXCESS * comparison.tolerance:
+        return comparison
+    shaken, _ = _timed(subject.device, eager, shaken_leaves(leaves))
     # A part that blows up rounding cannot measure its graph: the last bits of its inputs move it as far.
     allowed = _SENSITIVITIES * compare_trees(expected, shaken, tolerance=float("inf")).distance
     return replace(comparison, failure="", tolerance=allowed) if comparison.distance <= allowed else comparison
 
 
-CANDIDATE_RUNS = 3
-
-
-def _seconds_of(subject: Subject, graph: RunGraph, call: DescribedCall) -> float:
-    given = copied_leaves(call.leaves)
-    started_s = _now_s(subject.device)
+def _timed(device: torch.device, run: Callable[[Sequence[Any]], Any], leaves: Sequence[Any]) -> tuple[Any, float]:
+    """Return what ``run`` returns for copies of ``leaves``, and the seconds until ``device`` has done all of it."""
+    given = copied_leaves(leaves)
     with torch.no_grad():
-        graph(given)
-    return _now_s(subject.device) - started_s
+        started_s = _now_s(device)
+        result = run(given)
+        return result, _now_s(device) - started_s
 
 
 def _now_s(device: torch.device) -> float:
@@ -604,11 +537,6 @@ def _now_s(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-_SENSITIVITIES = 4.0
-_LARGEST_EXCESS = 20.0
-"""By how much a distance may be over its tolerance at the most, however sensitive eager code is."""
 
 
 def _origin_digests(
@@ -619,7 +547,7 @@ def _origin_digests(
     """
     found = []
     for name, steps in origins.items():
-        tensor = live_constant(module, steps)
+        tensor = follow(module, steps)
         if tensor is not None and f"{steps[0]}:{steps[1]}" not in caches:
             found.append((name, steps, constant_sha256(tensor)))
     return tuple(found)

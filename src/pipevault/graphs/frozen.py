@@ -7,11 +7,10 @@ call when anything has moved (``module.to()``, offload hooks, ``parameter.data =
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
@@ -19,31 +18,16 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from pipevault.compat.accelerate import offloaded_weight
 from pipevault.compat.pytorch import GraphRunner
 from pipevault.digest import digest_bytes, digest_json
 from pipevault.errors import ChangedPartError
 from pipevault.files.documents import Sha256
 from pipevault.files.opened import OpenedFile
 from pipevault.graphs.library import CONSTANTS_NAME, LIBRARY_NAME, GraphFiles, map_library
-from pipevault.graphs.observe import follow
+from pipevault.graphs.observe import named_tensors
 from pipevault.graphs.program import Results, number_tensor
 from pipevault.graphs.signature import ABSENT, CallSignature, Leaf
-
-
-class Host:
-    """The owner that a graph asks when its module has changed.
-
-    It is asked with each call and not kept: a cycle would hold the weights of a pipeline that was dropped.
-    """
-
-    def verify(self, module: nn.Module) -> str:
-        """Return what the graphs cannot follow of a module whose sub-modules changed, or nothing."""
-        return ""
-
-    def offloaded(self, name: str, tensor: torch.Tensor, device: torch.device) -> torch.Tensor | None:
-        """Return the weight of that name on ``device``, where an offloading hook keeps it elsewhere."""
-        return None
-
 
 BAKED = "baked"
 BASE_LAYER = "base_layer"
@@ -92,21 +76,8 @@ class GraphDocument:
         return GraphFiles(opened)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "signature": self.signature.to_json(),
-            "build": self.build,
-            "library": self.library,
-            "constants": self.constants,
-            "beside": dict(self.beside),
-            "inputs": self.inputs,
-            "results": self.results.leaves,
-            "result_tree": self.results.tree,
-            "ties": self.ties,
-            "layout": self.layout,
-            "origins": self.origins,
-            "machine": dict(self.machine),
-            "checks": dict(self.checks),
-        }
+        results = {"results": self.results.leaves, "result_tree": self.results.tree}
+        return {**vars(self), "signature": self.signature.to_json(), **results}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> GraphDocument:
@@ -120,15 +91,15 @@ class Binding:
     """The live tensors that a graph reads, where they are looked up, and the tree of modules around them."""
 
     def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        """Raises ``KeyError`` or ``AttributeError`` for a tensor that is gone."""
         self._children = [(m._modules, list(m._modules.values())) for m in module.modules() if m._modules]
         self._sites = _sites(module, names)
-        self.names = tuple(names)
-        self.tensors = self.live()
-        self._places = [_place(tensor) for tensor in self.tensors]
-        self._versions = [tensor._version for tensor in self.tensors if not tensor.is_inference()]
+        self.tensors = {name: owner[leaf] for name, (owner, leaf) in zip(names, self._sites, strict=True)}
+        self._places = [_place(tensor) for tensor in self.tensors.values()]
+        self._versions = self._read_versions()
 
-    def live(self) -> list[torch.Tensor]:
-        return [owner[name] for owner, name in self._sites]
+    def _read_versions(self) -> list[int]:
+        return [tensor._version for tensor in self.tensors.values() if not tensor.is_inference()]
 
     def holds(self) -> bool:
         """Return True if every tensor is where it was bound. Cheap: a few hundred pointers, strides and dtypes."""
@@ -139,27 +110,23 @@ class Binding:
 
     def written_to(self) -> bool:
         """Return True if a tensor was changed in place. A write through ``.data`` counts no version and is not seen."""
-        return [tensor._version for tensor in self.tensors if not tensor.is_inference()] != self._versions
+        return self._read_versions() != self._versions
 
     def tree_changed(self) -> bool:
         """Return True if a sub-module was added, removed or replaced, as LoRA layers do."""
         return any(list(modules.values()) != children for modules, children in self._children)
 
     def layout(self) -> dict[str, str]:
-        return {name: _layout(tensor) for name, tensor in zip(self.names, self.tensors, strict=True)}
+        return {
+            name: f"{str(tensor.dtype)[6:]}{list(tensor.shape)}{list(tensor.stride())}"
+            for name, tensor in self.tensors.items()
+        }
 
 
 class FrozenGraph:
     """A library bound to a module. Calling it gives the result tree of the program that it was made from."""
 
-    def __init__(
-        self,
-        document: GraphDocument,
-        files: GraphFiles,
-        *,
-        device: torch.device,
-        part: str,
-    ) -> None:
+    def __init__(self, document: GraphDocument, files: GraphFiles, *, device: torch.device, part: str) -> None:
         """Take ``files``, which may be closed afterwards."""
         self._library = map_library(document.library, files)
         self._runner = GraphRunner(self._library, device)
@@ -167,11 +134,10 @@ class FrozenGraph:
         self.part = part
         self.device = device
         self._result_tree = pytree.treespec_loads(document.results.tree)
-        lifted = read_constants(files.constants.path) if files.constants else {}
-        self._lifted = {name: tensor.to(device) for name, tensor in lifted.items()}
-        self._constants = self._runner.constants
+        self._lifted = {name: tensor.to(device) for name, tensor in _read_constants(files).items()}
+        self._names = [name for name in self._runner.constants if name not in self._lifted]
         self._binding: Binding | None = None
-        self._layout: dict[str, str] | None = None
+        self._layout: dict[str, str] = {}
         self._borrowed = False
         self._held: Mapping[str, torch.Tensor] | None = None
 
@@ -180,33 +146,33 @@ class FrozenGraph:
         twin = copy(self)
         twin.part = part
         twin._runner = GraphRunner(self._library, self.device)
-        twin._binding, twin._held, twin._layout, twin._borrowed = None, None, None, False
+        twin._binding, twin._held, twin._layout, twin._borrowed = None, None, {}, False
         return twin
 
-    def bind(self, module: nn.Module, host: Host) -> None:
+    def bind(self, module: nn.Module) -> None:
         """Point the graph at the live weights. Raises :class:`ChangedPartError` if they no longer fit it."""
         if self.is_baked:
-            self._watch_baked(module)
+            if self._binding is not None:
+                raise self._changed("its weights changed, and this graph has the old ones compiled in")
+            self._binding = Binding(module, [name for name, _ in named_tensors(module)])
             return
-        names = [name for name in self._constants if name not in self._lifted]
         try:
-            binding = Binding(module, names)
+            binding = Binding(module, self._names)
         except (AttributeError, KeyError) as error:
-            raise ChangedPartError(self._changed(f"its tensor {error} is gone"), self.part) from error
+            raise self._changed(f"its tensor {error} is gone") from error
         layout = binding.layout()
-        if self._digest(layout) != self.document.layout:
-            raise ChangedPartError(self._changed(_first_change(self._layout or {}, layout)), self.part)
-        _check_ties(module, self.document.ties, self)
-        self._load(binding, host)
+        if digest_json(layout).hex != self.document.layout:
+            raise self._changed(_first_change(self._layout, layout))
+        self._check_ties(module)
+        self._load(module, binding)
         self._binding, self._layout = binding, layout
 
     def fits(self, module: nn.Module) -> bool:
         """Return whether the weights of ``module`` have the layout that the graph was made for."""
         if self.is_baked:
             return True
-        names = [name for name in self._constants if name not in self._lifted]
         try:
-            return self._digest(Binding(module, names).layout()) == self.document.layout
+            return digest_json(Binding(module, self._names).layout()).hex == self.document.layout
         except (AttributeError, KeyError):
             return False
 
@@ -215,12 +181,18 @@ class FrozenGraph:
         """Return True if what was bound is still in place."""
         return self._binding is not None and self._binding.holds()
 
-    def __call__(self, module: nn.Module, leaves: Sequence[Leaf], host: Host) -> dict[str, Any]:
-        """Return the result tree for the leaves of a call: ``output``, ``arguments``, ``state``."""
-        if self._binding is None or not self._binding.holds() or (self.is_baked and self._binding.written_to()):
-            if self._binding is not None and self._binding.tree_changed() and (what := host.verify(module)):
-                raise ChangedPartError(self._changed(what), self.part)
-            self.bind(module, host)
+    def __call__(
+        self, module: nn.Module, leaves: Sequence[Leaf], *, verify: Callable[[nn.Module], str]
+    ) -> dict[str, Any]:
+        """Return the result tree for the leaves of a call: ``output``, ``arguments``, ``state``.
+
+        ``verify`` says what graphs cannot follow of a module whose sub-modules changed, or nothing. It is not kept: a
+        cycle would hold the weights of a pipeline that was dropped.
+        """
+        if not self.holds or (self.is_baked and self._binding is not None and self._binding.written_to()):
+            if self._binding is not None and self._binding.tree_changed() and (what := verify(module)):
+                raise self._changed(what)
+            self.bind(module)
         inputs = [self._input(leaves, index, stride) for index, stride in self.document.inputs]
         tensors = iter(self._runner.run(inputs))
         made = [
@@ -228,8 +200,8 @@ class FrozenGraph:
             for kind in self.document.results.leaves
         ]
         result: dict[str, Any] = pytree.tree_unflatten(made, self._result_tree)
-        if self._borrowed:
-            self._release()
+        if self._borrowed:  # given back, and borrowed again for the next call
+            self._binding, self._held = None, None
         return result
 
     def _input(self, leaves: Sequence[Leaf], index: int, stride: tuple[int, ...]) -> torch.Tensor:
@@ -238,57 +210,46 @@ class FrozenGraph:
             return number_tensor(leaf, leaves, self.device)
         if self.document.signature.is_range:
             stride = contiguous_strides(leaf.shape)
-        if leaf.stride() != stride or leaf.data_ptr() % _ALIGNMENT_BYTES:
-            return _with_stride(leaf, stride)
-        return leaf
+        if leaf.stride() == stride and not leaf.data_ptr() % _ALIGNMENT_BYTES:
+            return leaf
+        return torch.empty_strided(leaf.shape, stride, dtype=leaf.dtype, device=leaf.device).copy_(leaf)
 
-    def _load(self, binding: Binding, host: Host) -> None:
+    def _load(self, module: nn.Module, binding: Binding) -> None:
         """Weights that an offloading hook keeps elsewhere are borrowed: copied to the device for one call."""
         self._borrowed = False
         constants: dict[str, torch.Tensor] = dict(self._lifted)
-        for name, tensor in zip(binding.names, binding.tensors, strict=True):
-            if tensor.device.type != self.device.type:
-                self._borrowed = True
-            constants[name] = self._on_device(name, tensor, host)
+        for name, tensor in binding.tensors.items():
+            if tensor.device.type == self.device.type:
+                constants[name] = tensor.detach()
+                continue
+            self._borrowed = True
+            path, _, leaf = name.rpartition(".")
+            found = offloaded_weight(module.get_submodule(path), leaf, tensor, self.device)
+            if found is None:
+                raise self._changed(f"{name} is on {tensor.device}, the graph runs on {self.device.type}")
+            constants[name] = found.detach()
         if constants:
             self._runner.bind(constants)
         self._held = constants
 
-    def _on_device(self, name: str, tensor: torch.Tensor, host: Host) -> torch.Tensor:
-        if tensor.device.type == self.device.type:
-            return tensor.detach()
-        found = host.offloaded(name, tensor, self.device)
-        if found is None:
-            raise ChangedPartError(
-                self._changed(f"{name} is on {tensor.device}, the graph runs on {self.device.type}"), self.part
-            )
-        return found.detach()
-
-    def _release(self) -> None:
-        """Give back what was borrowed for one call; the next call borrows again."""
-        self._binding, self._held = None, None
-
-    def _watch_baked(self, module: nn.Module) -> None:
-        if self._binding is not None:
-            raise ChangedPartError(
-                self._changed("its weights changed, and this graph has the old ones compiled in"), self.part
-            )
-        parameters = module.named_parameters(remove_duplicate=False)
-        buffers = module.named_buffers(remove_duplicate=False)
-        self._binding = Binding(module, [name for named in (parameters, buffers) for name, _ in named])
+    def _check_ties(self, module: nn.Module) -> None:
+        for names in self.document.ties:
+            try:
+                tensors = [owner[name] for owner, name in _sites(module, names)]
+            except (AttributeError, KeyError) as error:
+                raise self._changed(f"its tensor {error} is gone") from error
+            if len({tensor.data_ptr() for tensor in tensors if not tensor.is_meta}) > 1:
+                raise self._changed(f"{' and '.join(names)} no longer share their weights")
 
     @property
     def is_baked(self) -> bool:
         return self.document.layout == BAKED
 
-    @staticmethod
-    def _digest(layout: Mapping[str, str]) -> str:
-        return digest_json(dict(layout)).hex
-
-    def _changed(self, what: str) -> str:
-        return (
+    def _changed(self, what: str) -> ChangedPartError:
+        return ChangedPartError(
             f"{self.part} was changed after its graphs were frozen: {what}. Undo the change, or load the pipeline "
-            "again in mode 'compile' to freeze the new state."
+            "again in mode 'compile' to freeze the new state.",
+            self.part,
         )
 
 
@@ -296,30 +257,25 @@ def _constant(kind: Sequence[Any]) -> Any:
     return ABSENT if kind[0] == "absent" else kind[1]
 
 
-def layout_digest(module: nn.Module, library: str, device: torch.device, lifted: Sequence[str]) -> str:
-    """Return the ``layout`` of a fresh library, which is mapped: the digest over the live tensors that it reads."""
-    names = [name for name in GraphRunner(library, device).constants if name not in lifted]
-    return FrozenGraph._digest(Binding(module, names).layout())
+def layout_digest(module: nn.Module, document: GraphDocument, files: GraphFiles, device: torch.device) -> str:
+    """Return the ``layout`` of a fresh graph: the digest over the live tensors of ``module`` that its library reads."""
+    constants = GraphRunner(map_library(document.library, files), device).constants
+    lifted = _read_constants(files)
+    return digest_json(Binding(module, [name for name in constants if name not in lifted]).layout()).hex
 
 
-def read_constants(path: Path | None) -> dict[str, torch.Tensor]:
-    if path is None:
+def _read_constants(files: GraphFiles) -> dict[str, torch.Tensor]:
+    if files.constants is None:
         return {}
     from safetensors.torch import load_file
 
-    return load_file(str(path))
-
-
-def live_constant(module: nn.Module, steps: Sequence[str | int]) -> torch.Tensor | None:
-    """Return the attribute that a constant of a graph was taken from; ``None`` where the module has none yet."""
-    value = follow(module, steps)
-    return value if isinstance(value, torch.Tensor) else None
+    return load_file(str(files.constants.path))
 
 
 def constant_sha256(tensor: torch.Tensor) -> str:
     """Return the hex SHA-256 of the elements of a small tensor in row-major order."""
     plain = tensor.detach().cpu().contiguous().reshape(-1)
-    return digest_bytes(plain.view(torch.uint8).numpy().tobytes()).hex if plain.numel() else digest_bytes(b"").hex
+    return digest_bytes(plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b"").hex
 
 
 def _sites(module: nn.Module, names: Sequence[str]) -> list[tuple[dict[str, Any], str]]:
@@ -361,25 +317,11 @@ def _place(tensor: torch.Tensor) -> tuple[int, tuple[int, ...], torch.dtype]:
     return tensor.data_ptr(), tensor.stride(), tensor.dtype
 
 
-def _layout(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype)[6:]}{list(tensor.shape)}{list(tensor.stride())}"
-
-
 def _first_change(before: Mapping[str, str], after: Mapping[str, str]) -> str:
     for name, layout in after.items():
         if name in before and before[name] != layout:
             return f"{name} was {before[name]} and is {layout} (dtype, shape, strides)"
     return "dtypes, shapes or strides of its weights are not those that were frozen"
-
-
-def _check_ties(module: nn.Module, ties: Sequence[Sequence[str]], graph: FrozenGraph) -> None:
-    for names in ties:
-        try:
-            tensors = [owner[name] for owner, name in _sites(module, names)]
-        except (AttributeError, KeyError) as error:
-            raise ChangedPartError(graph._changed(f"its tensor {error} is gone"), graph.part) from error
-        if len({tensor.data_ptr() for tensor in tensors if not tensor.is_meta}) > 1:
-            raise ChangedPartError(graph._changed(f"{' and '.join(names)} no longer share their weights"), graph.part)
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
@@ -389,13 +331,3 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
         strides.append(step)
         step *= max(size, 1)
     return tuple(reversed(strides))
-
-
-def _with_stride(tensor: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
-    result = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device)
-    return result.copy_(tensor)
-
-
-def iter_devices(module: nn.Module) -> Iterator[torch.device]:
-    for tensors in (module.parameters(), module.buffers()):
-        yield from (tensor.device for tensor in tensors)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import itertools
 import json
 import logging
 import os
@@ -29,7 +28,7 @@ from pipevault.digest import Digest, digest_json
 from pipevault.errors import CannotFreezeError, CompilerMissingError, InterruptedBuildError, SettingsError
 from pipevault.files.scratch import scratch_folder
 from pipevault.graphs.library import CONSTANTS_NAME, EXTERN_NAME, LIBRARY_NAME
-from pipevault.graphs.observe import iter_tensors
+from pipevault.graphs.observe import iter_tensors, named_tensors
 from pipevault.graphs.program import Program, Results
 from pipevault.graphs.ranges import Sizes, Symbol, expression
 from pipevault.graphs.signature import CallSignature
@@ -41,8 +40,11 @@ _EMBED_KERNELS = "aot_inductor.embed_kernel_binary"
 """The kernels of a GPU become part of the library; without it they are files next to it."""
 _KERNEL_SUFFIXES = frozenset({".cubin", ".fatbin", ".hsaco", ".spv"})
 _CUSTOM_OBJECTS = "custom_objs_config.json"
-FOLDS_WEIGHTS = frozenset({"freezing", "aot_inductor.use_runtime_constant_folding"})
+FOLDS_WEIGHTS = frozenset({"freezing", "aot_inductor.use_runtime_constant_folding", "cpp.weight_prepack"})
+"""Options that put values made of the weights into the code or next to it, where other weights would not change them.
 
+The last one is on in torch: autotuned products of matrices on the CPU take a packed copy of a weight.
+"""
 
 PROFILE_OPTIONS: Mapping[str, Mapping[str, bool | int | float | str]] = {
     "fast": {"aot_inductor.compile_wrapper_opt_level": "O0"},
@@ -76,7 +78,7 @@ class BuildOptions:
         """Raises :class:`SettingsError` for an override that the format depends on."""
         fixed = {name for name in self.config if name.startswith("aot_inductor.package") or name == _EMBED_KERNELS}
         if self.weights == "bound":
-            fixed |= FOLDS_WEIGHTS & set(self.config)
+            fixed |= {name for name in FOLDS_WEIGHTS if self.config.get(name)}
         if fixed:
             raise SettingsError(
                 f"build_config cannot override {', '.join(sorted(fixed))}: graphs take live weights from "
@@ -89,6 +91,9 @@ class BuildOptions:
         folding = {"freezing": True} if (profile, weights) == ("max", "baked") else {}
         first = {**PROFILE_OPTIONS[profile], **folding}
         configs = [{**first, **other, **config} for other in ({}, *(MAX_CANDIDATES if profile == "max" else ()))]
+        if weights == "bound" and any(one.get("max_autotune") or one.get("max_autotune_gemm") for one in configs):
+            # Off anyway, see _compile; here it is part of the key, so that no graph from before that is taken.
+            configs = [{"cpp.weight_prepack": False, **one} for one in configs]
         return cls(weights, configs[0], tuple(c for i, c in enumerate(configs) if c not in configs[:i])[1:])
 
     @property
@@ -119,11 +124,11 @@ class BuiltGraph:
     """
 
     library: Path
-    constants: Path | None
     beside: Mapping[str, Path]
     machine: Mapping[str, str]
-    ties: tuple[tuple[str, ...], ...]
-    origins: Mapping[str, tuple[str | int, ...]]
+    constants: Path | None = None
+    ties: tuple[tuple[str, ...], ...] = ()
+    origins: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     candidates: tuple[BuiltGraph, ...] = ()
     """Graphs of that call too, compiled with other options."""
     sizes: Sizes | None = None
@@ -154,17 +159,19 @@ class Build:
 
     def run(self, output_dir: Path) -> BuiltGraph:
         """Compile here, with each of the candidates too. One that the compiler refuses is left out."""
-        first = build_graph(self, output_dir)
-        others = []
-        for number, config in enumerate(self.options.candidates, start=1):
+        graphs, failures = [], []
+        for number, config in enumerate((self.options.config, *self.options.candidates)):
             candidate = replace(self, options=replace(self.options, config=config))
             try:
-                others.append(build_graph(candidate, output_dir / f"candidate-{number}"))
+                graphs.append(build_graph(candidate, output_dir / f"candidate-{number}"))
             except InterruptedBuildError:
                 raise
             except CannotFreezeError as error:
-                logger.info("a candidate with %s cannot be compiled: %s", dict(config), error)
-        return replace(first, candidates=tuple(others))
+                logger.info("%s cannot be compiled with %s: %s", type(self.module).__name__, dict(config), error)
+                failures.append(error)
+        if not graphs:
+            raise failures[0]
+        return replace(graphs[0], candidates=tuple(graphs[1:]))
 
 
 def build_digest(identity: str, signature: CallSignature, options: BuildOptions) -> Digest:
@@ -181,14 +188,17 @@ def build_graph(build: Build, output_dir: Path) -> BuiltGraph:
     module, options, varying = build.module, build.options, build.varying
     inputs = [leaf for leaf in build.leaves if isinstance(leaf, torch.Tensor)]
     traced = _export(_as_function(build), inputs, varying)
-    _refuse_mutation(traced)
-    asked = SizeConditions.of(TracedSizes(traced)) if varying else None
+    signature = traced.graph_signature
+    if mutated := sorted({*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()}):
+        raise CannotFreezeError(f"the call changes {', '.join(mutated)} in place")
+    asked = _asked_sizes(TracedSizes(traced)) if varying else None
     with _build_folder(build.digest) as folder, _inductor_caches_in(folder), one_vector_isa_probed():
         files, constants = _compile(traced, options)
         output_dir.mkdir(parents=True, exist_ok=True)
         compiled = _collect(files, output_dir)
-    known = dict(_named_tensors(module))
+    known = dict(named_tensors(module))
     lifted = {} if options.weights == "baked" else {k: v for k, v in constants.items() if k not in known}
+    _refuse_made(lifted, traced)
     if options.weights == "bound":
         strip_symbols(compiled.library)
     return replace(
@@ -196,8 +206,25 @@ def build_graph(build: Build, output_dir: Path) -> BuiltGraph:
         constants=_write_constants(lifted, output_dir / CONSTANTS_NAME) if lifted else None,
         ties=_ties(module),
         origins=_origins(module, traced),
-        sizes=_sizes(traced, varying, asked) if varying and asked else None,
+        sizes=_sizes(traced, varying, *asked) if asked else None,
     )
+
+
+def _refuse_made(lifted: Mapping[str, torch.Tensor], traced: torch.export.ExportedProgram) -> None:
+    """Refuse constants that are not the program's own: the compiler made them, of weights as far as can be told."""
+    own = [value for value in (*traced.constants.values(), *traced.state_dict.values()) if torch.is_tensor(value)]
+    for name, value in lifted.items():
+        if not any(value.dtype == one.dtype and value.shape == one.shape and _same(value, one) for one in own):
+            raise CannotFreezeError(
+                f"the compiler made a constant of its own ({name}, {value.dtype}{list(value.shape)}), which other "
+                "weights would not change"
+            )
+
+
+def _same(value: torch.Tensor, other: torch.Tensor) -> bool:
+    if isinstance(other, torch._subclasses.FakeTensor):
+        return False
+    return _place(value) == _place(other) or torch.equal(value.cpu(), other.cpu())
 
 
 def _as_function(build: Build) -> nn.Module:
@@ -228,24 +255,22 @@ def _origins(module: nn.Module, traced: torch.export.ExportedProgram) -> dict[st
     }
 
 
-@dataclass(frozen=True)
-class SizeConditions:
+def _asked_sizes(sizes: TracedSizes) -> tuple[Sequence[Any], Mapping[Any, tuple[int, int]]]:
     """The conditions that tracing puts on sizes, before compiling adds to them, and the bounds of each symbol."""
-
-    conditions: Sequence[Any]
-    bounds: Mapping[Any, tuple[int, int]]
-
-    @classmethod
-    def of(cls, sizes: TracedSizes) -> SizeConditions:
-        symbols = {symbol for tensor in sizes.inputs for size in tensor for symbol in sizes.symbols_in(size)}
-        return cls(sizes.conditions(), {symbol: sizes.bounds(symbol) for symbol in symbols})
+    symbols = {symbol for tensor in sizes.inputs for size in tensor for symbol in sizes.symbols_in(size)}
+    return sizes.conditions(), {symbol: sizes.bounds(symbol) for symbol in symbols}
 
 
-def _sizes(traced: torch.export.ExportedProgram, varying: Varying, asked: SizeConditions) -> Sizes:
+def _sizes(
+    traced: torch.export.ExportedProgram,
+    varying: Varying,
+    conditions: Sequence[Any],
+    bounds: Mapping[Any, tuple[int, int]],
+) -> Sizes:
     """Return what is asked of the sizes, as torch derived it: which depend on which, and what its code relies on.
 
-    Tracing ``asked`` for something, and compiling may have added equations. The inequalities that it adds choose among
-    ways of computing by the sizes that it sees, which are the largest; each way is right for smaller ones.
+    Tracing asked for the ``conditions``, and compiling may have added equations. The inequalities that it adds choose
+    among ways of computing by the sizes that it sees, which are the largest; each way is right for smaller ones.
     """
     found = TracedSizes(traced)
     known: dict[Any, Symbol] = {}
@@ -255,12 +280,11 @@ def _sizes(traced: torch.export.ExportedProgram, varying: Varying, asked: SizeCo
         for term in found.symbols_in(size):
             if term not in known:
                 taken = {other.name for other in known.values()}
-                name = next(name for name in _numbered(symbol.name) if name not in taken)
-                least, most = asked.bounds.get(term) or found.bounds(term)
-                bare = size == term
-                known[term] = Symbol(
-                    name, max(symbol.least, least) if bare else least, min(symbol.most, most) if bare else most
-                )
+                names = (symbol.name, *(f"{symbol.name}_{number}" for number in range(2, len(taken) + 2)))
+                least, most = bounds.get(term) or found.bounds(term)
+                if size == term:
+                    least, most = max(symbol.least, least), min(symbol.most, most)
+                known[term] = Symbol(next(name for name in names if name not in taken), least, most)
     if not known:
         ranges = ", ".join(sorted({str(one) for one in varying.values()}))
         raise CannotFreezeError(f"torch took its sizes as constant ({ranges})")
@@ -277,24 +301,12 @@ def _sizes(traced: torch.export.ExportedProgram, varying: Varying, asked: SizeCo
         return text
 
     sizes = tuple(size if isinstance(size, int) else write(size) for sizes in found.inputs for size in sizes)
-    conditions = tuple(
-        dict.fromkeys(write(term) for term in (*asked.conditions, *found.conditions(equations_only=True)))
-    )
-    return Sizes(sizes, tuple(known.values()), conditions)
-
-
-def _numbered(name: str) -> Iterator[str]:
-    yield name
-    yield from (f"{name}_{number}" for number in itertools.count(2))
+    texts = dict.fromkeys(write(term) for term in (*conditions, *found.conditions(equations_only=True)))
+    return Sizes(sizes, tuple(known.values()), tuple(texts))
 
 
 def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-
-
-def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
 
 
 def _export(module: nn.Module, inputs: Sequence[torch.Tensor], varying: Varying) -> torch.export.ExportedProgram:
@@ -311,12 +323,6 @@ def _export(module: nn.Module, inputs: Sequence[torch.Tensor], varying: Varying)
         raise _build_error("torch.export", error) from error
 
 
-def _refuse_mutation(program: torch.export.ExportedProgram) -> None:
-    signature = program.graph_signature
-    if mutated := sorted({*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()}):
-        raise CannotFreezeError(f"the call changes {', '.join(mutated)} in place")
-
-
 def _compile(program: torch.export.ExportedProgram, options: BuildOptions) -> tuple[list[str], dict[str, torch.Tensor]]:
     from torch._inductor import aot_compile
     from torch._inductor.exc import InvalidCxxCompiler
@@ -327,6 +333,7 @@ def _compile(program: torch.export.ExportedProgram, options: BuildOptions) -> tu
         # A precompiled header serves one build folder only, so making it costs more than it saves.
         "aot_inductor.precompile_headers": False,
         "always_keep_tensor_constants": True,
+        "cpp.weight_prepack": options.weights == "baked",
         "aot_inductor.metadata": {},  # else Inductor writes this machine into its default, in place
         _EMBED_KERNELS: True,
         **options.config,
@@ -345,11 +352,9 @@ def _compile(program: torch.export.ExportedProgram, options: BuildOptions) -> tu
     except Exception as error:
         # Inductor raises anything from RuntimeError to CppCompileError; each means that this call cannot be compiled.
         raise _build_error("AOTInductor", error) from error
-    constants: dict[str, torch.Tensor] = {}
     assert isinstance(files, list)  # aot_inductor.package is on
-    for item in files:
-        if not isinstance(item, str):
-            constants.update({name: entry[0].detach() for name, entry in item.items()})
+    weights = [item for item in files if not isinstance(item, str)]
+    constants = {name: entry[0].detach() for found in weights for name, entry in found.items()}
     return [item for item in files if isinstance(item, str)], constants
 
 
@@ -368,11 +373,8 @@ def _collect(files: Sequence[str], folder: Path) -> BuiltGraph:
             raise CannotFreezeError("the call uses objects of TorchScript, which are no part of a library")
     return BuiltGraph(
         library=Path(shutil.move(library, folder / LIBRARY_NAME)),
-        constants=None,
         beside={name: Path(shutil.move(path, folder / name)) for name, path in beside.items()},
         machine={name: str(value) for name, value in json.loads(metadata.read_bytes()).items()},
-        ties=(),
-        origins={},
     )
 
 
@@ -388,10 +390,9 @@ def strip_symbols(library: Path) -> None:
 
 def _ties(module: nn.Module) -> tuple[tuple[str, ...], ...]:
     groups: dict[tuple[int, Any, Any], list[str]] = {}
-    for name, tensor in _named_tensors(module):
-        if not tensor.numel():
-            continue
-        groups.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), []).append(name)
+    for name, tensor in named_tensors(module):
+        if tensor.numel():
+            groups.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), []).append(name)
     return tuple(sorted(tuple(sorted(names)) for names in groups.values() if len(names) > 1))
 
 
@@ -460,9 +461,8 @@ def passing_reason(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None:
         text = str(cause)
-        if isinstance(cause, (MemoryError, TimeoutError, torch.OutOfMemoryError)):
-            return _first_line(cause)
-        if isinstance(cause, OSError) and cause.errno in _PASSING_ERRNOS:
+        is_passing = isinstance(cause, (MemoryError, TimeoutError, torch.OutOfMemoryError))
+        if is_passing or (isinstance(cause, OSError) and cause.errno in _PASSING_ERRNOS):
             return _first_line(cause)
         if found := _PASSING_TEXTS.search(text):
             return found[0]

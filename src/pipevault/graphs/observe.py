@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import functools
 import types
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +26,7 @@ from pipevault.compat import accelerate, diffusers
 from pipevault.errors import CannotFreezeError
 from pipevault.graphs.signature import ABSENT
 
-_CONTAINERS = (list, dict, deque, OrderedDict, defaultdict, set)
-_SEQUENCES = (tuple, *_CONTAINERS)
+_CONTAINERS = (tuple, list, dict, deque, set)
 _MAX_DEPTH = 6
 # Registered tensors are compared by themselves, hooks are the guard's business, and no forward sets its module's mode.
 # Hooks that offload hold the weights themselves.
@@ -36,7 +36,7 @@ Path = str
 """``<module path>:<attribute>``, as in ``up_blocks.0.conv:cache``."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class ObservedCall:
     """One eager call. ``after`` has the final value of each argument that is a container and was written to, by
     position or name; ``state`` that of each attribute that was written, by path, :data:`ABSENT` where it was removed.
@@ -66,18 +66,25 @@ def observe(
     arguments = {**dict(enumerate(held_args)), **held_kwargs}
     tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
     versions = [_version(tensor) for tensor in tensors]
-    before = {name: _contents(value, 0, ()) for name, value in arguments.items()}
-    attributes = Attributes(module)
-    random_state = RandomState()
-    try:
+    before = {name: _Contents(value) for name, value in arguments.items()}
+    with put_back_on_error(module) as (attributes, random_state):
         with torch.no_grad():
             output = eager(*held_args, **held_kwargs)
         if random_state.was_drawn_from():
             raise CannotFreezeError("it draws random numbers")
         if [_version(tensor) for tensor in tensors] != versions:
             raise CannotFreezeError("it changes a tensor among its arguments in place")
-        after = {name: value for name, value in arguments.items() if not _is_same(before[name], value)}
-        return ObservedCall(output, after, attributes.written())
+        after = {name: value for name, value in arguments.items() if not before[name].holds(value)}
+        # Restoring refills containers, so that the values are held.
+        return ObservedCall(output, after, {path: held(value) for path, value in attributes.written().items()})
+
+
+@contextmanager
+def put_back_on_error(module: nn.Module) -> Iterator[tuple[Attributes, RandomState]]:
+    """Note the attributes of ``module`` and the random streams, and put all of them back if the block raises."""
+    attributes, random_state = Attributes(module), RandomState()
+    try:
+        yield attributes, random_state
     except BaseException:  # whatever it was goes on; the call that follows must find everything as it was
         attributes.restore_all()
         random_state.restore()
@@ -113,55 +120,40 @@ class Attributes:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._before = {
-            path: (owner, name, value, _contents(value, 0, ())) for path, owner, name, value in _walk(module)
-        }
-        self._tensors = [(name, tensor, _version(tensor)) for name, tensor in _registered(module)]
+        self._before = {path: _Contents(value) for path, value in _walk(module)}
+        self._tensors = [(name, tensor, _version(tensor)) for name, tensor in named_tensors(module)]
         self._buffers = [(own, dict(own)) for child in module.modules() if (own := child._buffers)]
-        small = [*(t for _, own in self._buffers for t in own.values() if t is not None), *self._held_tensors()]
+        small = [tensor for _, own in self._buffers for tensor in own.values() if tensor is not None]
+        small += [tensor for contents in self._before.values() for tensor, _ in contents.tensors]
         self._values = [(tensor, tensor.detach().clone(), _version(tensor)) for tensor in small if not tensor.is_meta]
-
-    def _held_tensors(self) -> Iterator[torch.Tensor]:
-        for _, _, _, contents in self._before.values():
-            yield from contents.tensors()
 
     def written(self) -> dict[Path, Any]:
         """Return the attributes that were set, or whose containers were changed, since.
 
         :class:`CannotFreezeError` for a write that no graph can do: to a weight, or to a tensor in place.
         """
-        for (name, tensor, version), (_, now) in zip(self._tensors, _registered(self._module), strict=False):
+        for (name, tensor, version), (_, now) in zip(self._tensors, named_tensors(self._module), strict=False):
             if tensor.is_meta or now.is_meta:  # an offloading hook moves it about
                 continue
             if now is not tensor or _version(now) != version:
                 raise CannotFreezeError(f"it changes its tensor {name}")
-        for path, (_, _, _, contents) in self._before.items():
+        for path, contents in self._before.items():
             if contents.changed_in_place():
                 raise CannotFreezeError(f"it changes {path.lstrip(':')} in place")
-        written: dict[Path, Any] = {}
-        seen = set()
-        for path, _, _, value in _walk(self._module):
-            seen.add(path)
-            known = self._before.get(path)
-            if known is None or not _is_same(known[3], value):
-                written[path] = value
-        written.update(dict.fromkeys(self._before.keys() - seen, ABSENT))
-        return written
+        now = dict(_walk(self._module))
+        gone = dict.fromkeys(self._before.keys() - now.keys(), ABSENT)
+        written = {p: v for p, v in now.items() if p not in self._before or not self._before[p].holds(v)}
+        return written | gone
 
     def restore(self, paths: Sequence[Path]) -> None:
         """Set attributes back to what they were; containers keep their identity."""
         for path in paths:
-            owner, name = find_owner(self._module, path)
             known = self._before.get(path)
-            if known is None:
-                owner.pop(name, None)
-            else:
-                owner[name] = _refilled(known[3])
+            put_state(self._module, path, ABSENT if known is None else known.restored())
 
     def restore_all(self) -> None:
         """Set every attribute back, and the values of buffers and of tensors in attributes too."""
-        now = {path for path, *_ in _walk(self._module)}
-        self.restore(tuple(now | self._before.keys()))
+        self.restore(tuple(dict(_walk(self._module)).keys() | self._before.keys()))
         for own, before in self._buffers:
             own.clear()
             own.update(before)
@@ -181,45 +173,39 @@ class UntouchableValue:
     __len__ = __iter__ = __bool__ = __call__ = __float__ = __int__ = __index__ = _refuse
 
 
-def find_owner(module: nn.Module, path: Path) -> tuple[dict[str, Any], str]:
-    """Return the ``__dict__`` in which the attribute at ``path`` lies, and its name there."""
+def _owner(module: nn.Module, path: Path) -> tuple[dict[str, Any], str]:
+    """The ``__dict__`` in which the attribute at ``path`` lies, and its name there."""
     where, _, name = path.rpartition(":")
     return module.get_submodule(where).__dict__, name
 
 
-def read_state(module: nn.Module, paths: Sequence[Path]) -> dict[Path, Any]:
+def read_state(module: nn.Module, paths: Iterable[Path]) -> dict[Path, Any]:
     """Return the attributes at ``paths``, :data:`ABSENT` for one that is not there."""
-    found = {}
-    for path in paths:
-        owner, name = find_owner(module, path)
-        found[path] = owner.get(name, ABSENT)
-    return found
+    owners = {path: _owner(module, path) for path in paths}
+    return {path: owner.get(name, ABSENT) for path, (owner, name) in owners.items()}
+
+
+def put_state(module: nn.Module, path: Path, value: Any) -> None:
+    """Set an attribute to the very ``value``, or remove it where that is :data:`ABSENT`."""
+    owner, name = _owner(module, path)
+    if value is ABSENT:
+        owner.pop(name, None)
+    else:
+        owner[name] = value
 
 
 def write_state(module: nn.Module, path: Path, value: Any) -> None:
     """Set an attribute; a container that is there already is filled instead, as the eager code would have done."""
-    owner, name = find_owner(module, path)
-    if value is ABSENT:
-        owner.pop(name, None)
-    else:
-        owner[name] = write_back(owner.get(name), value)
+    put_state(module, path, write_back(read_state(module, [path])[path], value))
 
 
 def write_back(target: Any, value: Any) -> Any:
     """Give the container ``target`` the content of ``value``, nested ones too, and return what now holds it."""
     if type(target) is not type(value) or target is value:
         return value
-    if isinstance(target, (list, deque)):
-        old = list(target)
-        items = [write_back(old[index], item) if index < len(old) else item for index, item in enumerate(value)]
-        target.clear()
-        target.extend(items)
-        return target
-    if isinstance(target, dict):
-        content = {name: write_back(target.get(name), item) for name, item in value.items()}
-        target.clear()
-        target.update(content)
-        return target
+    if isinstance(target, (list, deque, dict)):
+        old = dict(_items(target))
+        return _filled(target, [(key, write_back(old.get(key), item)) for key, item in _items(value)])
     if isinstance(target, tuple) and len(target) == len(value):
         items = [write_back(old, new) for old, new in zip(target, value, strict=True)]
         return target if all(a is b for a, b in zip(items, target, strict=True)) else _like(value, items)
@@ -235,13 +221,12 @@ def same_values(one: Any, other: Any, _above: tuple[int, ...] = ()) -> bool:
         return same_kind and bool(torch.equal(one, other))
     if type(one) is not type(other) or isinstance(one, nn.Module):
         return False
-    above = (*_above, id(one))
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(same_values(one[name], other[name], above) for name in one)
-    if isinstance(one, (list, tuple, deque)):
-        return len(one) == len(other) and all(same_values(a, b, above) for a, b in zip(one, other, strict=True))
-    if _is_object(one):
-        return same_values(vars(one), vars(other), above)
+    if _is_open(one) and not isinstance(one, set):
+        ours, theirs = _items(one), _items(other)
+        if [key for key, _ in ours] != [key for key, _ in theirs]:
+            return False
+        above = (*_above, id(one))
+        return all(same_values(a, b, above) for (_, a), (_, b) in zip(ours, theirs, strict=True))
     try:
         return bool(one == other)
     except (RuntimeError, ValueError, TypeError):  # arrays have no single truth value
@@ -252,30 +237,26 @@ def iter_tensors(module: nn.Module) -> Iterator[tuple[list[str | int], torch.Ten
     """Yield every tensor that an attribute of the tree holds and no module has registered, with the steps to it:
     the module's path, the attribute, and then indices, keys and attributes of objects.
     """
-    for path, _, _, value in _walk(module):
+    for path, value in _walk(module):
         where, _, name = path.rpartition(":")
         yield from _tensors_in(value, [where, name], ())
 
 
-def follow(module: nn.Module, steps: Sequence[str | int]) -> Any:
-    """Return what lies at the end of ``steps``, as :func:`iter_tensors` gives them; ``None`` if nothing does."""
+def follow(module: nn.Module, steps: Sequence[str | int]) -> torch.Tensor | None:
+    """Return the tensor at the end of ``steps``, as :func:`iter_tensors` gives them; ``None`` where there is none."""
     try:
         value: Any = module.get_submodule(str(steps[0])).__dict__
         for step in steps[1:]:
             value = dict(_named_items(value))[step]
     except (AttributeError, LookupError, TypeError):
         return None
-    return value
+    return value if isinstance(value, torch.Tensor) else None
 
 
 def _named_items(value: Any) -> Iterator[tuple[str | int, Any]]:
     """Yield what a container or an object holds, each by a step that JSON can hold."""
-    if isinstance(value, dict):
-        yield from ((key if isinstance(key, (str, int)) else repr(key), item) for key, item in value.items())
-    elif isinstance(value, (list, tuple, deque)):
-        yield from enumerate(value)
-    elif _is_object(value):
-        yield from vars(value).items()
+    if _is_open(value) and not isinstance(value, set):
+        yield from ((key if isinstance(key, (str, int)) else repr(key), item) for key, item in _items(value))
 
 
 def _tensors_in(
@@ -288,55 +269,69 @@ def _tensors_in(
             yield from _tensors_in(item, [*steps, step], (*above, id(value)))
 
 
-def _walk(module: nn.Module) -> Iterator[tuple[Path, dict[str, Any], str, Any]]:
+def _walk(module: nn.Module) -> Iterator[tuple[Path, Any]]:
     for where, child in module.named_modules():
-        own = child.__dict__
-        for name, value in list(own.items()):
+        for name, value in list(child.__dict__.items()):
             if name not in _UNWATCHED and not isinstance(value, (nn.Module, types.FunctionType, types.MethodType)):
-                yield f"{where}:{name}", own, name, value
+                yield f"{where}:{name}", value
 
 
-def _registered(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the parameters and the buffers of ``module``, tied ones under each of their names."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
 
 
-@dataclass(frozen=True)
 class _Contents:
-    """The contents of a value as references, so that no identity can be used again.
-
-    ``is_open``: its items are known, and it is compared by them; else by identity.
+    """What a value holds: the items of its containers and objects, and the versions of its tensors. It keeps them, so
+    that no identity can be used again.
     """
 
-    value: Any
-    is_open: bool = False
-    items: tuple[tuple[Any, _Contents], ...] = ()
-    version: int = 0
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.tensors: list[tuple[torch.Tensor, int]] = []
+        self._holders: list[tuple[Any, list[tuple[Any, Any]]]] = []
+        self._note(value, ())
 
-    def tensors(self) -> Iterator[torch.Tensor]:
-        if isinstance(self.value, torch.Tensor):
-            yield self.value
-        for _, item in self.items:
-            yield from item.tensors()
+    def _note(self, value: Any, above: tuple[int, ...]) -> None:
+        if isinstance(value, torch.Tensor):
+            self.tensors.append((value, _version(value)))
+        elif _is_open(value) and len(above) < _MAX_DEPTH and id(value) not in above:
+            items = _items(value)
+            self._holders.append((value, items))
+            for _, item in items:
+                self._note(item, (*above, id(value)))
 
     def changed_in_place(self) -> bool:
-        if isinstance(self.value, torch.Tensor):
-            return self.version != _version(self.value)
-        return any(item.changed_in_place() for _, item in self.items)
+        """Return True if a tensor was."""
+        return any(_version(tensor) != version for tensor, version in self.tensors)
+
+    def holds(self, value: Any) -> bool:
+        """Return True if ``value`` is what this was made of, and nothing was written to it."""
+        if not _is_same(self.value, value):
+            return False
+        return not self.changed_in_place() and all(_are_same(items, _items(one)) for one, items in self._holders)
+
+    def restored(self) -> Any:
+        """Return the very value that it was, with what it and all in it held then."""
+        for holder, items in self._holders:
+            _filled(holder, items)
+        return self.value
 
 
-def _contents(value: Any, depth: int, above: tuple[int, ...]) -> _Contents:
-    if isinstance(value, torch.Tensor):
-        return _Contents(value, version=_version(value))
-    if depth >= _MAX_DEPTH or id(value) in above or not (_is_container(value) or _is_object(value)):
-        return _Contents(value)
-    inside = (*above, id(value))
-    items = tuple((key, _contents(item, depth + 1, inside)) for key, item in _items(value))
-    return _Contents(value, True, items)
+def _is_same(before: Any, value: Any) -> bool:
+    """Small numbers and texts may be made again; only another value is a write."""
+    plain = (bool, int, float, str, bytes, type(None))
+    return before is value or (isinstance(value, plain) and type(before) is type(value) and before == value)
 
 
-def _is_container(value: Any) -> bool:
-    return isinstance(value, _SEQUENCES)
+def _are_same(before: list[tuple[Any, Any]], items: list[tuple[Any, Any]]) -> bool:
+    pairs = zip(before, items, strict=False)
+    return len(before) == len(items) and all(a == b and _is_same(one, other) for (a, one), (b, other) in pairs)
+
+
+def _is_open(value: Any) -> bool:
+    return isinstance(value, _CONTAINERS) or _is_object(value)
 
 
 def _is_object(value: Any) -> bool:
@@ -352,44 +347,23 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
         return list(value.items())
     if isinstance(value, set):
         return [(item, item) for item in sorted(value, key=id)]
-    return list(enumerate(value)) if isinstance(value, _SEQUENCES) else list(vars(value).items())
+    return list(enumerate(value)) if isinstance(value, _CONTAINERS) else list(vars(value).items())
 
 
-def _is_same(before: _Contents, value: Any) -> bool:
-    if before.value is not value:
-        # Small numbers and texts may be made again; only another value is a write.
-        plain = (bool, int, float, str, bytes, type(None))
-        return isinstance(value, plain) and type(before.value) is type(value) and before.value == value
-    if isinstance(value, torch.Tensor):
-        return before.version == _version(value)
-    if not before.is_open:
-        return True
-    items = _items(value)
-    if len(items) != len(before.items):
-        return False
-    return all(
-        key == name and _is_same(known, item) for (key, known), (name, item) in zip(before.items, items, strict=True)
-    )
-
-
-def _refilled(contents: _Contents) -> Any:
-    """The very container or object that it was, with what it held then."""
-    value = contents.value
-    if not contents.is_open:
-        return value
-    content = [(key, _refilled(item)) for key, item in contents.items]
+def _filled(value: Any, items: list[tuple[Any, Any]]) -> Any:
+    """Return the container or object ``value`` with ``items`` as its content; a tuple stays what it is."""
     if isinstance(value, dict):
         value.clear()
-        value.update(content)
+        value.update(dict(items))  # of pairs, a Counter would count them
     elif isinstance(value, (list, deque)):
         value.clear()
-        value.extend(item for _, item in content)
+        value.extend(item for _, item in items)
     elif isinstance(value, set):
         value.clear()
-        value.update(item for _, item in content)
+        value.update(item for _, item in items)
     elif not isinstance(value, tuple):
         vars(value).clear()
-        vars(value).update(content)
+        vars(value).update(items)
     return value
 
 

@@ -75,16 +75,8 @@ def freeze_class(original: Any) -> type[nn.Module]:
     """The class made from (:class:`FrozenPart`, ``original``). It bears the original's name, so that
     ``save_pretrained`` writes what it always wrote.
     """
-    return type(
-        original.__name__,
-        (FrozenPart, original),
-        {
-            "__module__": original.__module__,
-            "__qualname__": original.__qualname__,
-            "__doc__": original.__doc__,
-            "_pipevault_original_class": original,
-        },
-    )
+    shown = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(original.__name__, (FrozenPart, original), {**shown, "_pipevault_original_class": original})
 
 
 def freeze_module(module: nn.Module, options: PartOptions) -> nn.Module:
@@ -123,8 +115,6 @@ def unfrozen(module: nn.Module) -> nn.Module:
 
 def release(module: nn.Module) -> nn.Module:
     """Return the eager module behind a frozen part, whose hooks call its own forward again."""
-    if not isinstance(module, FrozenPart):
-        return module
     state, own = part_state(module), module.__dict__
     frozen = state.hooked_forward
     if frozen is not None:

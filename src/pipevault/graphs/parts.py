@@ -6,7 +6,7 @@ pipeline that the pipeline holds. One module in several places is one part, repl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -20,7 +20,6 @@ from pipevault.graphs.state import PartOptions, PartState
 from pipevault.pipeline import Pipeline
 
 NEVER_PARTS = frozenset({"safety_checker", "feature_extractor", "watermark"})
-_MODULE_LISTS = (nn.ModuleList, nn.ModuleDict)
 _MAX_DEPTH = 3
 
 
@@ -34,17 +33,10 @@ def members(pipe: Pipeline) -> Iterator[tuple[str, Any]]:
     own = getattr(pipe, "__dict__", {})
     registered = _registered(pipe, own) if isinstance(getattr(type(pipe), "components", None), property) else ()
     modules = own.get("_modules", {}) if isinstance(pipe, nn.Module) else {}
-    slots = [
-        name
-        for cls in type(pipe).__mro__
-        for name in _as_tuple(cls.__dict__.get("__slots__", ()))
-        if not name.startswith("__")
-    ]
-    seen: set[str] = set()
-    for name in (*registered, *modules, *own, *slots):
-        if name not in seen:
-            seen.add(name)
-            yield name, modules.get(name, getattr(pipe, name, None))
+    declared = [cls.__dict__.get("__slots__", ()) for cls in type(pipe).__mro__]
+    slots = [name for names in declared for name in ((names,) if isinstance(names, str) else names)]
+    for name in dict.fromkeys((*registered, *modules, *own, *(slot for slot in slots if not slot.startswith("__")))):
+        yield name, modules.get(name, getattr(pipe, name, None))
 
 
 def _registered(pipe: Any, own: Mapping[str, Any]) -> tuple[str, ...]:
@@ -70,31 +62,30 @@ def find_parts(pipe: Pipeline, wanted: Sequence[str] | None = None) -> dict[str,
     adapter = adapter_of(pipe)
     named = adapter.part_names(pipe) if adapter is not None else None
     if wanted is None and named is not None:
-        return _named(pipe, named, f"The adapter of {type(pipe).__name__} names")
-    parts: dict[str, nn.Module] = {}
-    seen: set[int] = set()
-    for name, module in _candidates(pipe):
-        if id(unfrozen(module)) not in seen:
-            seen.add(id(unfrozen(module)))
-            parts[name] = module
+        found = {name: get_part(pipe, name) for name in named}
+        if missing := [name for name, module in found.items() if not isinstance(module, nn.Module)]:
+            raise SettingsError(
+                f"The adapter of {type(pipe).__name__} names parts that it does not have: {', '.join(missing)}. "
+                "Correct register_adapter."
+            )
+        return found
+    parts = _distinct(_candidates(pipe))
     if wanted is None:
         return parts
-    inside = [name for name in wanted if name not in parts]
-    extra = {name: module for name in inside if isinstance(module := get_part(pipe, name), nn.Module)}
-    if unknown := [name for name in inside if name not in extra]:
+    known = {**parts, **{name: get_part(pipe, name) for name in wanted if name not in parts}}
+    if unknown := [name for name in wanted if not isinstance(known[name], nn.Module)]:
         raise SettingsError(
             f"{type(pipe).__name__} has no part {', '.join(unknown)}. Its parts: {', '.join(parts) or 'none'}."
         )
-    chosen = {name: module for name, module in {**parts, **extra}.items() if name in wanted}
-    first = {id(unfrozen(module)): name for name, module in reversed(chosen.items())}
-    return {name: module for name, module in chosen.items() if first[id(unfrozen(module))] == name}
+    return _distinct((name, module) for name, module in known.items() if name in wanted)
 
 
-def _named(pipe: Pipeline, names: Sequence[str], who: str) -> dict[str, nn.Module]:
-    found = {name: get_part(pipe, name) for name in names}
-    if missing := [name for name, module in found.items() if not isinstance(module, nn.Module)]:
-        raise SettingsError(f"{who} parts that it does not have: {', '.join(missing)}. Correct register_adapter.")
-    return found
+def _distinct(named: Iterable[tuple[str, nn.Module]]) -> dict[str, nn.Module]:
+    """Each module by the first of its names."""
+    found: dict[int, tuple[str, nn.Module]] = {}
+    for name, module in named:
+        found.setdefault(id(unfrozen(module)), (name, module))
+    return dict(found.values())
 
 
 def _candidates(pipe: Pipeline) -> Iterator[tuple[str, nn.Module]]:
@@ -117,7 +108,7 @@ def _inside(owner: Any, prefix: str, covered: set[str], depth: int, above: set[i
 def _from_value(value: Any, name: str, depth: int, above: set[int]) -> Iterator[tuple[str, nn.Module]]:
     if id(value) in above:
         return
-    if isinstance(value, _MODULE_LISTS):
+    if isinstance(value, (nn.ModuleList, nn.ModuleDict)):
         for key, child in value._modules.items():
             if child is not None:
                 yield from _from_value(child, f"{name}.{key}", depth, above)
@@ -168,50 +159,46 @@ def _step(value: Any, step: str) -> Any:
 
 def replace_part(pipe: Pipeline, old: nn.Module, new: nn.Module) -> None:
     """Put ``new`` in every place of the pipeline where ``old`` is."""
-    for owner, key in list(_places(pipe, old, 0, set())):
-        if isinstance(owner, list):
-            owner[int(key)] = new
-        elif isinstance(owner, dict):
-            owner[key] = new
-        elif isinstance(value := _step(owner, str(key)), tuple):
-            setattr(owner, str(key), tuple(new if item is old else item for item in value))
-        else:
-            setattr(owner, str(key), new)
+    _replace(pipe, old, new, 0, {id(old), id(new)})
 
 
-def _places(owner: Any, wanted: nn.Module, depth: int, seen: set[int]) -> Iterator[tuple[Any, str | int]]:
+def _replace(owner: Any, old: nn.Module, new: nn.Module, depth: int, seen: set[int]) -> None:
     if id(owner) in seen or depth > _MAX_DEPTH + 1:
         return
     seen.add(id(owner))
     for name, value in members(owner):
-        if value is wanted:
-            yield owner, name
-        elif isinstance(value, list):
-            yield from ((value, index) for index, item in enumerate(value) if item is wanted)
-        elif isinstance(value, tuple) and any(item is wanted for item in value):
-            yield owner, name
-        elif isinstance(value, dict):
-            yield from ((value, key) for key, item in value.items() if item is wanted)
-        if isinstance(value, nn.Module) and value is not wanted:
-            yield from _places_below(value, wanted, seen)
-        elif is_pipeline(value):
-            yield from _places(value, wanted, depth + 1, seen)
-        if isinstance(value, (list, tuple, dict)):
-            items = value.values() if isinstance(value, dict) else value
-            for item in items:
-                if isinstance(item, nn.Module) and item is not wanted:
-                    yield from _places_below(item, wanted, seen)
+        items = _items(value)
+        found = [key for key, item in items if item is old]
+        if value is old:
+            setattr(owner, name, new)
+        elif found and isinstance(value, tuple):
+            setattr(owner, name, tuple(new if item is old else item for item in value))
+        else:
+            for key in found:
+                value[key] = new
+        for _, item in items or [(name, value)]:
+            if isinstance(item, nn.Module):
+                _replace_below(item, old, new, seen)
+        if not isinstance(value, nn.Module) and is_pipeline(value):
+            _replace(value, old, new, depth + 1, seen)
 
 
-def _places_below(module: nn.Module, wanted: nn.Module, seen: set[int]) -> Iterator[tuple[Any, str | int]]:
+def _replace_below(module: nn.Module, old: nn.Module, new: nn.Module, seen: set[int]) -> None:
     if id(module) in seen:
         return
     seen.add(id(module))
-    for name, child in module._modules.items():
-        if child is wanted:
-            yield module, name
+    for name, child in list(module._modules.items()):
+        if child is old:
+            setattr(module, name, new)
         elif child is not None:
-            yield from _places_below(child, wanted, seen)
+            _replace_below(child, old, new, seen)
+
+
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    """The items of a container, with the index or the key of each."""
+    if isinstance(value, dict):
+        return list(value.items())
+    return list(enumerate(value)) if isinstance(value, (list, tuple)) else []
 
 
 def attach(
@@ -266,7 +253,3 @@ def by_part(states: Mapping[str, PartState]) -> dict[str, list[PartState]]:
     for state in states.values():
         grouped.setdefault(state.part, []).append(state)
     return grouped
-
-
-def _as_tuple(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)

@@ -6,7 +6,7 @@ the part returns, of the arguments that it wrote to, and of the state that it le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipevault.errors import CannotFreezeError
 from pipevault.graphs.check import compare_trees
-from pipevault.graphs.observe import find_owner, read_state
+from pipevault.graphs.observe import put_state, read_state
 from pipevault.graphs.signature import ABSENT, UNREAD, CallSignature, DescribedCall, Leaf, rebuild
-
-# What a number is compared at next to its captured value: far enough to show in the output.
-_SECOND_VALUES: Mapping[type, Callable[[Any], Any]] = {
-    float: lambda value: 0.75 if value == 0.5 else value * 0.5 + 0.25,
-    int: lambda value: value + 1,
-}
 
 
 @dataclass(frozen=True)
@@ -46,10 +40,8 @@ class Program:
 
     def run(self, module: nn.Module, eager: Callable[..., Any], leaves: Sequence[Any]) -> dict[str, Any]:
         """Call ``eager`` on arguments rebuilt from ``leaves``; state on the modules is as it was afterwards."""
-        remaining = iter(leaves)
-        args, kwargs = rebuild(self.signature.arguments, remaining)
-        state = {path: rebuild(shape, remaining) for path, shape in self.signature.state}
-        with _state_set(module, state):
+        (args, kwargs), *state = self.values(leaves)
+        with _state_set(module, dict(zip(self.signature.state_paths, state, strict=True))):
             output = eager(*args, **{**kwargs, **(self.overrides or {})})
             after = read_state(module, self.signature.state_paths)
         written = {str(name): args[name] if isinstance(name, int) else kwargs[name] for name in self.written}
@@ -58,21 +50,14 @@ class Program:
 
 @contextmanager
 def _state_set(module: nn.Module, state: Mapping[str, Any]) -> Iterator[None]:
-    before = [(*find_owner(module, path), value) for path, value in read_state(module, tuple(state)).items()]
+    before = read_state(module, state)
     try:
         for path, value in state.items():
-            _put(*find_owner(module, path), None if value is UNREAD else value)
+            put_state(module, path, None if value is UNREAD else value)
         yield
     finally:
-        for owner, name, value in before:
-            _put(owner, name, value)
-
-
-def _put(owner: dict[str, Any], name: str, value: Any) -> None:
-    if value is ABSENT:
-        owner.pop(name, None)
-    else:
-        owner[name] = value
+        for path, value in before.items():
+            put_state(module, path, value)
 
 
 def copied_leaves(leaves: Sequence[Leaf]) -> list[Leaf]:
@@ -80,30 +65,40 @@ def copied_leaves(leaves: Sequence[Leaf]) -> list[Leaf]:
     return [leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
 
 
-def varied_leaves(leaves: Sequence[Leaf]) -> list[Leaf]:
+def varied_leaves(leaves: Sequence[Leaf], numbers: Collection[int]) -> list[Leaf]:
     """Return other values of the same shapes: drawn ones mixed into floating point, whole numbers in reverse order.
 
-    Python numbers get their second value. What is drawn is the same each time and leaves no random stream changed.
+    Of the Python numbers those at ``numbers`` get their second value, and the others stay. What is drawn is the same
+    each time and leaves no random stream changed.
     """
     generator = torch.Generator().manual_seed(0)
-    return [_varied(leaf, generator) if isinstance(leaf, torch.Tensor) else second_value(leaf) for leaf in leaves]
+    others = [_varied(leaf, generator) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+    return with_second_values(others, numbers)
 
 
 def shaken_leaves(leaves: Sequence[Leaf]) -> list[Leaf]:
     """Return ``leaves`` with their floating-point tensors changed in the last bits."""
     return [
-        leaf.detach() * (1 + 2 * torch.finfo(leaf.dtype).eps)
+        leaf * (1 + 2 * torch.finfo(leaf.dtype).eps)
         if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
-        else leaf.detach().clone()
-        if isinstance(leaf, torch.Tensor)
         else leaf
-        for leaf in leaves
+        for leaf in copied_leaves(leaves)
     ]
 
 
 def second_value(number: int | float) -> int | float:
-    value: int | float = _SECOND_VALUES[type(number)](number)
-    return value
+    """Return another number of the type, far enough away to show in an output."""
+    if isinstance(number, int):
+        return number + 1
+    return 0.75 if number == 0.5 else number * 0.5 + 0.25
+
+
+def with_second_values(leaves: Sequence[Leaf], indices: Collection[int]) -> list[Leaf]:
+    """Return ``leaves`` with the second values of the numbers at ``indices``."""
+    return [
+        second_value(leaf) if index in indices and not isinstance(leaf, torch.Tensor) else leaf
+        for index, leaf in enumerate(leaves)
+    ]
 
 
 def number_tensor(number: int | float, leaves: Sequence[Leaf], device: torch.device) -> torch.Tensor:
@@ -133,9 +128,7 @@ def free_numbers(
     """
 
     def are_free(indices: Sequence[int]) -> bool:
-        other = list(call.leaves)
-        for index in indices:
-            other[index] = second_value(other[index])  # type: ignore[arg-type]
+        other = with_second_values(call.leaves, indices)
         return all(_is_arithmetic(program, module, eager, leaves, indices, device) for leaves in (call.leaves, other))
 
     if not call.numbers or are_free(call.numbers):
@@ -214,16 +207,15 @@ class Results:
             raise CannotFreezeError(f"its output cannot be written down: {error}") from error
 
     def tensors(self, result: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
-        """The tensors that a graph must return for ``result``."""
+        """Return the tensors that a graph must return for ``result``."""
         found = pytree.tree_leaves(result)
         if len(found) != len(self.leaves):
             raise CannotFreezeError(f"traced, it returns {len(found)} values instead of {len(self.leaves)}")
+        pairs = list(zip(self.leaves, found, strict=True))
         symbolic = (torch.SymInt, torch.SymFloat, torch.SymBool)
-        if any(
-            kind[0] == "value" and isinstance(leaf, symbolic) for leaf, kind in zip(found, self.leaves, strict=True)
-        ):
+        if any(kind[0] == "value" and isinstance(leaf, symbolic) for kind, leaf in pairs):
             raise CannotFreezeError("it returns a number that depends on sizes")
-        kept = [leaf for leaf, kind in zip(found, self.leaves, strict=True) if kind[0] == "tensor"]
+        kept = [leaf for kind, leaf in pairs if kind[0] == "tensor"]
         if not all(isinstance(leaf, torch.Tensor) for leaf in kept):
             raise CannotFreezeError("traced, it returns values of other kinds")
         return tuple(kept)

@@ -25,8 +25,6 @@ DEFAULT_TEMP = 3
 """The shortest video that runs everything: the first latent, one that follows it, and a second chunk of the VAE."""
 
 _NEEDED = {"vae": "load_vae", "text_encoder": "load_text_encoder"}
-_SIZES = {"768p": (768, 1280)}
-_SMALLEST_SIZE = (384, 640)
 
 
 def part_names(model: Any) -> tuple[str, ...]:
@@ -92,4 +90,4 @@ def _latents(num_frames: int | None) -> int:
 def _default_size(model: Any) -> tuple[int, int]:
     """Height and width for which the checkpoint was trained, which only the name of its folder tells."""
     folder = str(getattr(getattr(model.dit, "config", None), "_name_or_path", ""))
-    return next((size for name, size in _SIZES.items() if name in folder), _SMALLEST_SIZE)
+    return (768, 1280) if "768p" in folder else (384, 640)

@@ -87,10 +87,7 @@ class Expression:
         return (name, solution) if self.value({**known, name: solution}) == size else None
 
 
-@functools.lru_cache(maxsize=4096)
-def expression(text: str) -> Expression:
-    """Return the expression that ``text`` writes; ``ValueError`` if it is none."""
-    return Expression(text)
+expression = functools.lru_cache(maxsize=4096)(Expression)
 
 
 def solve(

@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 from collections import namedtuple
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -28,30 +28,24 @@ Shape: TypeAlias = tuple[Any, ...]
 Leaf: TypeAlias = "torch.Tensor | int | float"
 
 
-class _Absent:
-    """See :data:`ABSENT`."""
+class _Mark:
+    """A value that stands for an attribute's own."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
 
     def __repr__(self) -> str:
-        return "absent"
+        return self.kind
 
 
-ABSENT = _Absent()
+ABSENT = _Mark("absent")
 """The value of an attribute that is not there."""
-
-
-class _Unread:
-    """See :data:`UNREAD`."""
-
-    def __repr__(self) -> str:
-        return "unread"
-
-
-UNREAD = _Unread()
+UNREAD = _Mark("unread")
 """The value of an attribute that a call sets without a look at what it was."""
 
 _REAL_DTYPES = frozenset({"int32", "int64", "float32", "float64"})
 _LARGEST_CAST_DIM = 1
-LEAF_KINDS = frozenset({"value", "number", "opaque", "absent", "unread"})
+_CHILDLESS = frozenset({"value", "number", "opaque", "absent", "unread"})
 """Kinds of shapes, other than ``tensor``, that have no children."""
 
 
@@ -107,31 +101,42 @@ class CallSignature:
         return bool(self.symbols)
 
     @property
+    def tensors(self) -> Iterator[tuple[int, Shape]]:
+        """The shape of each of its tensors, with its index among the leaves of a call, in their order."""
+        shapes = (self.arguments, *(shape for _, shape in self.state))
+        leaves = enumerate(leaf for shape in shapes for leaf in _leaf_shapes(shape))
+        return ((index, leaf) for index, leaf in leaves if leaf[0] == "tensor")
+
+    @property
     def sizes(self) -> tuple[Size, ...]:
         """The sizes of all its tensors, in the order of the leaves."""
-        shapes = (self.arguments, *(shape for _, shape in self.state))
-        return tuple(size for shape in shapes for tensor in _tensors_in(shape) for size in tensor[2])
+        return tuple(size for _, tensor in self.tensors for size in tensor[2])
 
     @property
     def places(self) -> tuple[tuple[int, int], ...]:
         """The places of :attr:`sizes`, for each the index of the leaf and that of its dimension."""
-        counter = itertools.count()
-        shapes = (self.arguments, *(shape for _, shape in self.state))
-        leaves = [(next(counter), leaf) for shape in shapes for leaf in _leaf_shapes(shape)]
-        return tuple((index, dim) for index, leaf in leaves if leaf[0] == "tensor" for dim in range(len(leaf[2])))
+        return tuple((index, dim) for index, tensor in self.tensors for dim in range(len(tensor[2])))
+
+    def _mapped(self, change: Callable[[Shape], Shape]) -> CallSignature:
+        """Return the signature with what ``change`` makes of the shapes of its tensors, in their order."""
+        arguments = _map_tensors(self.arguments, change)
+        return replace(
+            self, arguments=arguments, state=tuple((path, _map_tensors(shape, change)) for path, shape in self.state)
+        )
 
     @property
     def sizeless(self) -> CallSignature:
         """The signature with all sizes left open: what the signatures of a part at several sizes have in common."""
-        state = tuple((path, _sizeless(shape)) for path, shape in self.state)
-        return CallSignature(_sizeless(self.arguments), self.autocast, state)
+        plain = CallSignature(self.arguments, self.autocast, self.state)
+        return plain._mapped(lambda tensor: ("tensor", tensor[1], len(tensor[2]), *tensor[3:]))
 
     def with_sizes(self, sizes: Sequence[Size], symbols: Sequence[Symbol], conditions: Sequence[str]) -> CallSignature:
         """Return the signature with other ``sizes``, in the order of :attr:`sizes`."""
         remaining = iter(sizes)
-        arguments = _resized(self.arguments, remaining)
-        state = tuple((path, _resized(shape, remaining)) for path, shape in self.state)
-        return replace(self, arguments=arguments, state=state, symbols=tuple(symbols), conditions=tuple(conditions))
+        resized = self._mapped(
+            lambda tensor: ("tensor", tensor[1], tuple(next(remaining) for _ in tensor[2]), *tensor[3:])
+        )
+        return replace(resized, symbols=tuple(symbols), conditions=tuple(conditions))
 
     def covers(self, call: CallSignature) -> bool:
         """Return whether a call of the signature ``call`` is in the range of this one."""
@@ -171,8 +176,7 @@ class CallSignature:
     @property
     def loose(self) -> CallSignature:
         """The signature with the dtypes of scalars and vectors of real numbers left open, such as time steps."""
-        state = tuple((path, _loose(shape)) for path, shape in self.state)
-        return replace(self, arguments=_loose(self.arguments), state=state, fixed=())
+        return replace(self, fixed=())._mapped(_with_loose_dtype)
 
     def count(self, counted: Mapping[int, tuple[int, int]]) -> CallSignature:
         """The signature with the numbers in ``counted`` as sizes of tensors, by leaf and dimension, and not fixed."""
@@ -192,7 +196,7 @@ class CallSignature:
 
     def __str__(self) -> str:
         values = dict(self.fixed)
-        counter = iter(range(1 << 30))
+        counter = itertools.count()
         args, kwargs = self.arguments[2]
         texts = [_readable(child, counter, values) for child in args[2]]
         names = json.loads(kwargs[1])
@@ -254,11 +258,11 @@ def rebuild(shape: Shape, leaves: Iterator[Any]) -> Any:
     if kind in ("tensor", "number"):
         return next(leaves)
     if kind == "value":
-        return _value(shape[1], shape[2])
-    if kind == "unread":
-        return UNREAD
-    if kind == "absent":
-        return ABSENT
+        if shape[1] == "dtype":
+            return getattr(torch, shape[2].removeprefix("torch."))
+        return torch.device(shape[2]) if shape[1] == "device" else shape[2]
+    if kind in ("absent", "unread"):
+        return ABSENT if kind == "absent" else UNREAD
     node, context = _NODES[kind, shape[1]]
     return node.unflatten_fn([rebuild(child, leaves) for child in shape[2]], context)
 
@@ -283,10 +287,8 @@ class _Description:
             number = float(value) if isinstance(value, float) else int(value)
             self.leaves.append(number)
             return ("number", type(number).__name__, None)
-        if value is ABSENT:
-            return ("absent", "", None)
-        if value is UNREAD:
-            return ("unread", "", None)
+        if value is ABSENT or value is UNREAD:
+            return (value.kind, "", None)
         if value is None or isinstance(value, (bool, str)):
             return ("value", type(value).__name__, value)
         if isinstance(value, (torch.dtype, torch.device)):
@@ -338,19 +340,9 @@ def _autocast(leaves: Sequence[Leaf]) -> str | None:
     return str(torch.get_autocast_dtype(device_type))[6:]
 
 
-def _value(kind: str, content: Any) -> Any:
-    if kind == "dtype":
-        return getattr(torch, content.removeprefix("torch."))
-    return torch.device(content) if kind == "device" else content
-
-
-def _loose(shape: Shape) -> Shape:
-    if shape[0] == "tensor":
-        open_dtype = shape[1] in _REAL_DTYPES and len(shape[2]) <= _LARGEST_CAST_DIM
-        return ("tensor", "real" if open_dtype else shape[1], *shape[2:])
-    if shape[0] in LEAF_KINDS:
-        return shape
-    return (shape[0], shape[1], tuple(_loose(child) for child in shape[2]))
+def _with_loose_dtype(tensor: Shape) -> Shape:
+    is_open = tensor[1] in _REAL_DTYPES and len(tensor[2]) <= _LARGEST_CAST_DIM
+    return ("tensor", "real" if is_open else tensor[1], *tensor[2:])
 
 
 def _size(leaves: Sequence[Leaf], index: int, dim: int) -> int | None:
@@ -362,29 +354,17 @@ def _leaf_shapes(shape: Shape) -> Iterator[Shape]:
     """The shapes of the leaves of a call, tensors and numbers, in their order."""
     if shape[0] in ("tensor", "number"):
         yield shape
-    elif shape[0] not in LEAF_KINDS:
+    elif shape[0] not in _CHILDLESS:
         for child in shape[2]:
             yield from _leaf_shapes(child)
 
 
-def _tensors_in(shape: Shape) -> Iterator[Shape]:
-    return (leaf for leaf in _leaf_shapes(shape) if leaf[0] == "tensor")
-
-
-def _sizeless(shape: Shape) -> Shape:
+def _map_tensors(shape: Shape, change: Callable[[Shape], Shape]) -> Shape:
     if shape[0] == "tensor":
-        return ("tensor", shape[1], len(shape[2]), *shape[3:])
-    if shape[0] in LEAF_KINDS:
+        return change(shape)
+    if shape[0] in _CHILDLESS:
         return shape
-    return (shape[0], shape[1], tuple(_sizeless(child) for child in shape[2]))
-
-
-def _resized(shape: Shape, sizes: Iterator[Size]) -> Shape:
-    if shape[0] == "tensor":
-        return ("tensor", shape[1], tuple(next(sizes) for _ in shape[2]), *shape[3:])
-    if shape[0] in LEAF_KINDS:
-        return shape
-    return (shape[0], shape[1], tuple(_resized(child, sizes) for child in shape[2]))
+    return (shape[0], shape[1], tuple(_map_tensors(child, change) for child in shape[2]))
 
 
 def _tuples(value: Any) -> Any:

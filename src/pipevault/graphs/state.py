@@ -19,7 +19,6 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
-from pipevault.compat.accelerate import offloaded_weight
 from pipevault.compat.pytorch import without_modes
 from pipevault.digest import Digest, digest_json
 from pipevault.errors import (
@@ -49,13 +48,13 @@ from pipevault.graphs.freezing import (
     range_signature,
     refuse_training,
 )
-from pipevault.graphs.frozen import FrozenGraph, GraphDocument, Host
+from pipevault.graphs.frozen import FrozenGraph, GraphDocument
 from pipevault.graphs.inductor import Build, BuildOptions, BuiltGraph
 from pipevault.graphs.library import GraphFiles
 from pipevault.graphs.observe import Attributes, copied, write_back, write_state
 from pipevault.graphs.program import copied_leaves
 from pipevault.graphs.signature import CallSignature, DescribedCall, describe_call
-from pipevault.graphs.table import UNUSABLE, Shelf, ShelfItem, Slot, Table
+from pipevault.graphs.table import UNUSABLE, Found, Shelf, ShelfItem, Slot, Table
 
 logger = logging.getLogger("pipevault")
 
@@ -93,11 +92,6 @@ class Watch(Protocol):
 
     def loading(self, state: PartState, identity: Mapping[str, Any] | None, path: Path) -> None:
         """Raise for a document of another identity than the part has; ``None`` stands in those that have none."""
-
-
-def is_frozen(module: nn.Module) -> bool:
-    """Return whether ``module`` is a frozen part (:class:`~pipevault.graphs.part.FrozenPart`)."""
-    return hasattr(type(module), "_pipevault_original_class")
 
 
 @dataclass(frozen=True)
@@ -155,7 +149,7 @@ class PendingBuild:
 Begun = TypeVar("Begun")
 
 
-class PartState(Host):
+class PartState:
     """The state of a frozen part, apart from the module that it shares."""
 
     def __init__(self, module: nn.Module, options: PartOptions) -> None:
@@ -183,7 +177,8 @@ class PartState(Host):
         """The reasons why calls since then run eagerly, where no shelf knows them."""
         self._tables: dict[Any, Table] = {}
         self._table: Table | None = None
-        self._scalars: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._device: torch.device
+        self._scalars: list[tuple[dict[str, Any], str, Any]] = []
         self._told: set[CallSignature] = set()
         self._failed: dict[CallSignature, str] = {}
 
@@ -198,10 +193,7 @@ class PartState(Host):
     @property
     def table(self) -> Table:
         """The graphs for the weights as they were when the part was last called, or attached."""
-        if self._table is None:
-            self._choose_table(part_device(self.module))
-        assert self._table is not None
-        return self._table
+        return self.table_on(None) if self._table is None else self._table
 
     @property
     def graphs(self) -> list[Slot]:
@@ -212,15 +204,13 @@ class PartState(Host):
 
         Graphs of an earlier load stay, unless the part has another identity now.
         """
-        token = self._token(device)
-        shelf = self.options.shelf(self.name, self.module, device) if self.options.shelf else None
+        token, shelf = self._token(device), self._shelf(device)
         known = self._tables.get(token)
         if known is None or known.shelf is None or shelf is None or known.shelf.identity != shelf.identity:
             self._tables[token] = Table(shelf)
         self._failed.clear()
         self.trial = None
-        self._device, self._table = device, self._tables[token]
-        return self._table
+        return self.table_on(device)
 
     def eager(self, *args: Any, **kwargs: Any) -> Any:
         return type(self.module).forward(self.module, *args, **kwargs)
@@ -240,17 +230,14 @@ class PartState(Host):
         where no guard looks.
         """
         if self.part != self.name:
-            self._scalars = [
-                (own, {name: value for name, value in own.items() if type(value) in _SCALARS})
-                for own in (child.__dict__ for child in self.module.modules())
-            ]
+            owners = [child.__dict__ for child in self.module.modules()]
+            self._scalars = [(own, n, value) for own in owners for n, value in own.items() if type(value) in _SCALARS]
 
     def _changed_scalar(self) -> str:
-        for own, before in self._scalars:
-            for name, value in before.items():
-                now = own.get(name)
-                if now is not value and (type(now) is not type(value) or now != value):
-                    return name
+        for own, name, value in self._scalars:
+            now = own.get(name)
+            if now is not value and (type(now) is not type(value) or now != value):
+                return name
         return ""
 
     def start_listing(self) -> None:
@@ -277,48 +264,45 @@ class PartState(Host):
             found = self._find(args, kwargs)
         if found is None:
             return self._without_graph(args, kwargs, guarded)
-        slot, call, casts = found
+        slot, call, _ = found
         if slot.refusal:
             return self._run_eager(args, kwargs, f"it cannot be frozen: {slot.refusal}", slot.kept.signature, slot)
         self._refuse_gradients(call)
         if self.trial is not None:
             self._try(slot, call, args, kwargs)
-        elif casts and casts not in slot.casts:
-            self._compare(slot, call, args, kwargs, "its inputs are cast to the dtypes that were frozen")
-            slot.casts.add(casts)
+        else:
+            self._check_casts(found, args, kwargs)
         return self._run(slot, call, args, kwargs)
 
     def open(self, slot: Slot) -> FrozenGraph:
         """The graph of ``slot``, bound to the part. Raises what makes it unusable: :data:`UNUSABLE`."""
-        if slot.graph is None:
-            kept = slot.kept
-            assert kept.document is not None
-            assert kept.files is not None
-            with _OPENING:
-                known = next((graph for graph in kept.opened if graph.device == self._device), None)
-            timed = self.options.timed
-            if known is not None and not known.is_baked:
-                graph = known.twin(self.name)
-            else:
-                with timed("verify"):
-                    files = kept.files()
-                with files, timed("open"):
-                    graph = FrozenGraph(kept.document, files, device=self._device, part=self.name)
-            with timed("bind"):
-                graph.bind(self.module, self)
-            with _OPENING:
-                kept.opened.add(graph)
-            slot.graph = graph
-        return slot.graph
+        if slot.graph is not None:
+            return slot.graph
+        kept, timed = slot.kept, self.options.timed
+        assert kept.document is not None
+        assert kept.files is not None
+        with _OPENING:
+            known = next((graph for graph in kept.opened if graph.device == self._device), None)
+        if known is not None and not known.is_baked:
+            graph = known.twin(self.name)
+        else:
+            with timed("verify"):
+                files = kept.files()
+            with files, timed("open"):
+                graph = FrozenGraph(kept.document, files, device=self._device, part=self.name)
+        with timed("bind"):
+            graph.bind(self.module)
+        with _OPENING:
+            kept.opened.add(graph)
+        slot.graph = graph
+        return graph
 
-    def _find(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Slot, DescribedCall, tuple[str, ...]] | None:
+    def _find(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Found | None:
         table = self.table
         slot, call = table.find(self.module, args, kwargs)
         if slot is not None and (slot.refusal or self._is_usable(table, slot)):
             return slot, call, ()
-        table = self._choose_table(call.device or part_device(self.module))
+        table = self.table_on(call.device)
         for attempt in range(2):
             slot, call = table.find(self.module, args, kwargs)
             if slot is None and call.opaque:
@@ -351,21 +335,21 @@ class PartState(Host):
 
     def _same_table(self, table: Table) -> bool:
         """Return True if the weights are those of the table: then a graph that does not fit is an error of its own."""
-        return self._choose_table(self._device) is table
+        return self.table_on(self._device) is table
 
     def table_on(self, device: torch.device | None) -> Table:
-        """Return the graphs for the weights as they are now and calls on ``device``."""
-        return self._choose_table(device or part_device(self.module))
-
-    def _choose_table(self, device: torch.device) -> Table:
-        """The table for the dtypes that the weights have now: pipelines cast parts for the length of a call."""
+        """Choose the graphs for calls on ``device``, by default that of the part, and the dtypes that the weights have
+        now: pipelines cast parts for the length of a call.
+        """
+        device = device or part_device(self.module)
         token = self._token(device)
         if token not in self._tables:
-            shelf = self.options.shelf(self.name, self.module, device) if self.options.shelf else None
-            self._tables[token] = Table(shelf)
-        self._device = device
-        self._table = self._tables[token]
+            self._tables[token] = Table(self._shelf(device))
+        self._device, self._table = device, self._tables[token]
         return self._table
+
+    def _shelf(self, device: torch.device) -> Shelf | None:
+        return self.options.shelf(self.name, self.module, device) if self.options.shelf else None
 
     def _token(self, device: torch.device) -> tuple[Any, ...]:
         return self.options.context, device.type, tuple(p.dtype for p in self.module.parameters())
@@ -373,14 +357,13 @@ class PartState(Host):
     def _run(self, slot: Slot, call: DescribedCall, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         graph = self.open(slot)
         with torch._C.DisableTorchFunction():
-            result = graph(self.module, call.leaves, self)
+            result = graph(self.module, call.leaves, verify=self._verify)
             for name, value in result["arguments"].items():
                 write_back(args[int(name)] if name.isdigit() else kwargs[name], value)
             for path, value in result["state"].items():
                 write_state(self.module, path, value)
         if result["state"]:
             self.note_scalars()
-        slot.calls += 1
         self.uses["frozen"] += 1
         self.touched[slot.kept.key] = slot
         self.ran[slot.kept.key] = graph.document.library
@@ -452,8 +435,6 @@ class PartState(Host):
             with FREEZING, without_modes():
                 there = self._find(args, kwargs)  # another thread may have frozen the call meanwhile
                 slot = self._with_settings(self.freeze, args, kwargs) if there is None else there[0]
-        except (TrainingModeError, CompilerMissingError):
-            raise
         except (InterruptedBuildError, NotFiniteError) as error:
             if GENERATING.rehearsing:
                 raise
@@ -467,6 +448,7 @@ class PartState(Host):
                 f"{self.name} was frozen for {slot.kept.signature}, and the same call does not find the graph.",
                 self.name,
             )
+        self._check_casts(found, args, kwargs)
         return self._run(found[0], found[1], args, kwargs)
 
     def begin_ahead(
@@ -512,21 +494,18 @@ class PartState(Host):
         ``ahead``: the pipeline does not make the call just now, so that a part which keeps state is in another one; it
         raises :class:`StatefulPartError`.
         """
-        device = describe_call(args, kwargs).device or part_device(self.module)
-        table = self._choose_table(device)
-        identity = (
-            table.shelf.identity if table.shelf else f"{type(self.module).__module__}.{type(self.module).__qualname__}"
-        )
-        subject = Subject(self.name, identity, self.module, self.eager, device, table.state_paths)
+        call = describe_call(args, kwargs)
+        table, signature, cls = self.table_on(call.device), call.signature, type(self.module)
+        identity = table.shelf.identity if table.shelf else f"{cls.__module__}.{cls.__qualname__}"
+        subject = Subject(self.name, identity, self.module, self.eager, self._device, table.state_paths)
         refuse_training(self.name, self.module)
-        if any(is_frozen(child) for child in self.module.modules()):
+        if any(hasattr(type(child), "_pipevault_original_class") for child in self.module.modules()):
             raise InterruptedBuildError(
                 f"{self.name} cannot be frozen now: its blocks are frozen for another pipeline that shares it. Unload "
                 "that one, or load both with the same regions.",
                 self.name,
             )
         report = self.options.report
-        signature = describe_call(args, kwargs).signature
         # A load has told that it freezes; a call that takes minutes must tell of itself.
         logger.log(
             logging.INFO if GENERATING.rehearsing else logging.WARNING, "freezing %s for %s", self.name, signature
@@ -548,13 +527,13 @@ class PartState(Host):
                     self.name,
                 )
             with ExitStack() as stack:
-                if table.shelf is not None:
+                if table.shelf is None:
+                    folder = kept_scratch_folder()
+                else:
                     stack.enter_context(table.shelf.freezing(signature))
                     if (made := self._made_meanwhile(table, observation.signature, others)) is not None:
                         return made
-                folder = stack.enter_context(scratch_folder("graphs"))
-                if table.shelf is None:
-                    folder = kept_scratch_folder()
+                    folder = stack.enter_context(scratch_folder("graphs"))
                 prepared = prepare_call(subject, observation, options=self.options.build, others=others)
                 return PendingBuild(prepared, table, signature, folder, started_s, stack.pop_all())
         except CannotFreezeError as error:
@@ -569,7 +548,7 @@ class PartState(Host):
                 frozen = finish_call(
                     prepared,
                     build(),
-                    host=self,
+                    verify=self._verify,
                     on_step=lambda action, detail: report(self.name, action, None, detail),
                 )
             except CannotFreezeError as error:
@@ -630,6 +609,13 @@ class PartState(Host):
         self.trial = None
         trial(what)
 
+    def _check_casts(self, found: Found, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Compare a graph with eager code when it is first given inputs of other dtypes, which are cast to its own."""
+        slot, call, casts = found
+        if casts and casts not in slot.casts:
+            self._compare(slot, call, args, kwargs, "its inputs are cast to the dtypes that were frozen")
+            slot.casts.add(casts)
+
     def _compare(
         self, slot: Slot, call: DescribedCall, args: Sequence[Any], kwargs: Mapping[str, Any], why: str
     ) -> None:
@@ -639,18 +625,14 @@ class PartState(Host):
             held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
             expected = self.eager(*held_args, **held_kwargs)
             attributes.restore(tuple(attributes.written()))
-            actual = graph(self.module, copied_leaves(call.leaves), self)["output"]
+            actual = graph(self.module, copied_leaves(call.leaves), verify=self._verify)["output"]
         comparison = compare_trees(expected, actual, same_non_finite=True)
         if not comparison.passed:
             raise ChangedPartError(
                 f"{self.name} no longer computes what its graph does ({why}): {comparison.failure}", self.name
             )
 
-    def offloaded(self, name: str, tensor: torch.Tensor, device: torch.device) -> torch.Tensor | None:
-        path, _, leaf = name.rpartition(".")
-        return offloaded_weight(self.module.get_submodule(path), leaf, tensor, device)
-
-    def verify(self, module: nn.Module) -> str:
+    def _verify(self, module: nn.Module) -> str:
         return self.options.verify(self.table.shelf, module) if self.options.verify else ""
 
     def save(self, path: Path) -> None:

@@ -15,10 +15,10 @@ from torch import nn
 
 from pipevault.errors import VaultError, WrongMachineError
 from pipevault.graphs.freezing import CallTimes, FrozenCall
-from pipevault.graphs.frozen import FrozenGraph, GraphDocument, constant_sha256, live_constant
+from pipevault.graphs.frozen import FrozenGraph, GraphDocument, constant_sha256
 from pipevault.graphs.library import GraphFiles
-from pipevault.graphs.observe import read_state
-from pipevault.graphs.signature import LEAF_KINDS, UNREAD, CallSignature, DescribedCall, Leaf, Shape, describe_call
+from pipevault.graphs.observe import follow, read_state
+from pipevault.graphs.signature import UNREAD, CallSignature, DescribedCall, Leaf, describe_call
 
 logger = logging.getLogger("pipevault")
 
@@ -65,19 +65,18 @@ class Shelf(Protocol):
         """Store that a call cannot be frozen."""
 
 
-StatePaths: TypeAlias = "tuple[tuple[str, ...], frozenset[str]]"
-"""The paths of the state of a signature, and which of them its calls set whatever they were."""
-
-
 @dataclass
 class Slot:
-    """A graph at its place in a table. ``casts`` are the dtypes of inputs for which it was compared with eager code."""
+    """A graph at its place in a table. ``casts`` are the dtypes of inputs for which it was compared with eager code.
+
+    ``_origins`` has the constants that were compared with those of the graph, their versions, and the results. They are
+    held, because what is made after one is freed may have its identity.
+    """
 
     kept: ShelfItem
     graph: FrozenGraph | None = None
-    calls: int = 0
     casts: set[tuple[str, ...]] = field(default_factory=set)
-    _origins: list[tuple[int, int, bool]] = field(default_factory=list)
+    _origins: list[tuple[torch.Tensor | None, int, bool]] = field(default_factory=list)
 
     @property
     def refusal(self) -> str:
@@ -88,19 +87,23 @@ class Slot:
         document = self.kept.document
         if document is None or not document.origins:
             return True
-        stamps = []
+        stamps: list[tuple[torch.Tensor | None, int, bool]] = []
         for place, (_, steps, sha256) in enumerate(document.origins):
-            tensor = live_constant(module, steps)
+            tensor = follow(module, steps)
             if tensor is None:  # not filled yet: the part would make the very constant that the graph has
-                stamps.append((0, 0, True))
+                stamps.append((None, 0, True))
                 continue
             version = 0 if tensor.is_inference() else tensor._version
             known = self._origins[place] if place < len(self._origins) else None
-            if known is None or known[:2] != (id(tensor), version):
-                known = (id(tensor), version, constant_sha256(tensor) == sha256)
+            if known is None or known[0] is not tensor or known[1] != version:
+                known = (tensor, version, constant_sha256(tensor) == sha256)
             stamps.append(known)
         self._origins = stamps
         return all(fits for _, _, fits in stamps)
+
+
+Found: TypeAlias = "tuple[Slot, DescribedCall, tuple[str, ...]]"
+"""A slot for a call, the call as its graph takes it, and the dtypes of its inputs where they were cast for that."""
 
 
 class Table:
@@ -114,7 +117,8 @@ class Table:
         self._loose: dict[CallSignature, list[Slot]] = {}
         self._ranges: dict[CallSignature, list[Slot]] = {}
         self._covered: dict[CallSignature, tuple[Slot, ...]] = {}
-        self._states: tuple[StatePaths, ...] = (((), frozenset()),)
+        self._states: tuple[tuple[tuple[str, ...], frozenset[str]], ...] = (((), frozenset()),)
+        """The paths of state that a signature has, and which of them its calls set whatever they were."""
 
     @property
     def state_paths(self) -> tuple[str, ...]:
@@ -162,27 +166,25 @@ class Table:
     def find(
         self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Slot | None, DescribedCall]:
-        """The slot for a call, and the call as that slot's graph takes it: a graph for its very sizes if there is one,
-        else that of the tightest range.
+        """Return the slot for a call, and the call as that slot's graph takes it: a graph for its very sizes if there
+        is one, else that of the tightest range.
         """
         call: DescribedCall | None = None
         for paths in reversed(self._states):  # state first: a graph without it is older knowledge
             call = describe_call(args, kwargs, _state(module, *paths))
             if call.opaque:
                 continue
-            for slot in self._by_signature.get(call.signature, ()):
-                if slot.kept.signature.admits(call.leaves) and slot.constants_fit(module):
-                    return slot, call
-            for slot in self._covering(call.signature):
+            for slot in self._candidates(call.signature):
                 if slot.kept.signature.admits(call.leaves) and slot.constants_fit(module):
                     return slot, call
         assert call is not None
         return None, call
 
-    def _covering(self, signature: CallSignature) -> tuple[Slot, ...]:
-        """The slots of ranges that a call is in, the tightest first."""
+    def _candidates(self, signature: CallSignature) -> Iterator[Slot]:
+        """The slots of the very signature, then those of the ranges that it is in, the tightest first."""
+        yield from self._by_signature.get(signature, ())
         if not self._ranges:
-            return ()
+            return
         covering = self._covered.get(signature)
         if covering is None:
             with self._lock:  # what another thread adds meanwhile must not be missing from what is remembered
@@ -191,13 +193,11 @@ class Table:
                 if len(self._covered) >= _MAX_COVERED:
                     self._covered.clear()
                 self._covered[signature] = covering
-        return covering
+        yield from covering
 
-    def find_cast(
-        self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Slot, DescribedCall, tuple[str, ...]] | None:
-        """A slot whose graph takes the call once scalars and vectors, such as time steps, are cast to other dtypes
-        that hold the same values; and the call with the cast leaves, and the dtypes that were cast.
+    def find_cast(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Found | None:
+        """Return a slot whose graph takes the call once scalars and vectors, such as time steps, are cast to other
+        dtypes that hold the same values.
         """
         for paths in reversed(self._states):
             call = describe_call(args, kwargs, _state(module, *paths))
@@ -206,8 +206,7 @@ class Table:
             for slot in self._loose.get(call.signature.loose, ()):
                 if not slot.kept.signature.admits(call.leaves) or not slot.constants_fit(module):
                     continue
-                wanted = list(_dtypes(slot.kept.signature))
-                cast = cast_leaves(call.leaves, wanted)
+                cast = cast_leaves(call.leaves, [tensor[1] for _, tensor in slot.kept.signature.tensors])
                 if cast is not None:
                     dtypes = tuple(str(leaf.dtype) for leaf in call.leaves if isinstance(leaf, torch.Tensor))
                     return slot, DescribedCall(call.signature, cast), dtypes
@@ -230,29 +229,11 @@ def cast_leaves(leaves: Sequence[Leaf], dtypes: Sequence[str]) -> tuple[Leaf, ..
         if not isinstance(leaf, torch.Tensor):
             result.append(leaf)
             continue
-        dtype = getattr(torch, next(wanted))
-        if leaf.dtype == dtype:
-            result.append(leaf)
-            continue
-        cast = leaf.to(dtype)
-        if not bool((cast.to(leaf.dtype) == leaf).all()):
+        cast = leaf.to(getattr(torch, next(wanted)))
+        if cast is not leaf and not bool((cast.to(leaf.dtype) == leaf).all()):
             return None
         result.append(cast)
     return tuple(result)
-
-
-def _dtypes(signature: CallSignature) -> Iterator[str]:
-    yield from _dtypes_in(signature.arguments)
-    for _, shape in signature.state:
-        yield from _dtypes_in(shape)
-
-
-def _dtypes_in(shape: Shape) -> Iterator[str]:
-    if shape[0] == "tensor":
-        yield shape[1]
-    elif shape[0] not in LEAF_KINDS:
-        for child in shape[2]:
-            yield from _dtypes_in(child)
 
 
 UNUSABLE = (VaultError, WrongMachineError)
