@@ -18,7 +18,7 @@ from typing import Any
 import dit
 import sd15
 import sdxl
-from pipevault.cli.bench import COLUMNS, rows
+from pipevault.cli.bench import COLUMNS, notes, rows
 from pipevault.cli.progress import StepProgress
 from pipevault.demo import DIGIT_WORDS
 from pipevault.evidence.bench import ALL_WAYS, Bench, bench
@@ -87,8 +87,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             results[name] = measure(name, Path(folder, name), options)
         print(f"\n{name}\n\n{markdown(results[name])}\n", flush=True)
-        for way, reason in results[name].skipped:
-            print(f"skipped {way}: {reason}", flush=True)
+        for note, reason in notes(results[name]):
+            print(f"{note}: {reason}", flush=True)
         if options.json:
             options.json.write_text(json.dumps({n: r.to_json() for n, r in results.items()}, indent=1))
     if options.plot:

@@ -53,7 +53,8 @@ class Stand:
         number = int(folder.name.removeprefix("run-"))
         warm = 0.5 if job.method == "frozen" else 1.0
         ready = 30.0 if number == 0 and job.method == "frozen" else number / 10
-        return replace(RESULT, seconds={**RESULT.seconds, "ready": ready, "warm": warm})
+        left = "unet: it differs" if job.compile_profile == "max" else ""
+        return replace(RESULT, seconds={**RESULT.seconds, "ready": ready, "warm": warm}, left_eager=left)
 
 
 def test_each_way_is_run_from_nothing_and_then_again() -> None:
@@ -73,6 +74,7 @@ def test_each_way_is_run_from_nothing_and_then_again() -> None:
     document = result.to_json()
     assert document["measured"][0]["seconds"]["warm"] == 1.0
     assert document["skipped"] == ()
+    assert {one["name"] for one in document["measured"] if one["left_eager"]} == {"whole max"}
 
 
 def test_ways_keep_their_own_folders_and_settings() -> None:
@@ -135,7 +137,9 @@ def test_the_command_shows_a_table_and_writes_a_plot(tmp_path: Path, monkeypatch
     result = CliRunner().invoke(app, ["bench", "demo", "--runs", "1", "--plot", str(plot)])
     assert result.exit_code == 4, result.output
     assert "skipped range" in result.stdout
-    assert "whole max" in result.stdout
+    assert "whole max, left eager" in result.stdout
+    assert "whole fast, left eager" not in result.stdout
+    assert "unet: it differs" in result.stdout
     assert plot.read_text().lstrip().startswith("<svg") or "<svg" in plot.read_text()
     missing = CliRunner().invoke(app, ["bench", "demo", "--plot", str(tmp_path / "none" / "bench.svg")])
     assert missing.exit_code == 2

@@ -61,8 +61,7 @@ def bench(model: str, ways: tuple[str, ...], plot: Path | None, as_json: bool, *
     if as_json:
         render.print_json({**result.to_json(), "code": "skipped" if result.skipped else None})
     else:
-        skipped = [(f"skipped {name}", reason) for name, reason in result.skipped]
-        render.show(render.table(COLUMNS, rows(result), right=COLUMNS[1:]), render.facts(skipped))
+        render.show(render.table(COLUMNS, rows(result), right=COLUMNS[1:]), render.facts(notes(result)))
     click.get_current_context().exit(Exit.NOT_NOW if result.skipped else Exit.DONE)
 
 
@@ -82,3 +81,9 @@ def rows(result: Bench) -> Sequence[tuple[str, ...]]:
         )
         for one in result.measured
     ]
+
+
+def notes(result: Bench) -> Sequence[tuple[str, str]]:
+    """Return what the table does not show: what is not frozen in a way, and which way failed, with the reasons."""
+    eager = [(f"{one.name}, left eager", one.left_eager) for one in result.measured if one.left_eager]
+    return [*eager, *((f"skipped {name}", reason) for name, reason in result.skipped)]

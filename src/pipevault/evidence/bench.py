@@ -54,7 +54,8 @@ class Measured:
     ``miss`` is the run that had nothing on disk; ``seconds`` are medians over the runs after it, by :data:`SECONDS`;
     ``peak_bytes`` is the largest resident memory of such a run. ``start`` are the seconds of each step of a load that
     is a hit (``fingerprint``, ``lookup``, ``verify``, ``open``, ``bind``); ``calls_s`` those of each call of a process;
-    ``steps_s`` when the denoising steps of its first call ended, counted from the begin of the call.
+    ``steps_s`` when the denoising steps of its first call ended, counted from the begin of the call. ``left_eager``
+    says which parts were not frozen, and why: the figures are then not those of a frozen pipeline.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Measured:
     start: Mapping[str, float] = field(default_factory=dict)
     calls_s: tuple[float, ...] = ()
     steps_s: tuple[float, ...] = ()
+    left_eager: str = ""
 
     @property
     def miss_s(self) -> float:
@@ -158,4 +160,5 @@ def _measure(way: str, job: GenerationJob, runs: int, timeout_s: float | None, c
             },
             tuple(map(statistics.median, zip(*(one.calls_s for one in later), strict=True))),
             tuple(map(statistics.median, zip(*(one.steps_s for one in later), strict=True))),
+            later[-1].left_eager,
         )

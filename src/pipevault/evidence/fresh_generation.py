@@ -94,6 +94,7 @@ def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> Ge
         noise=noise,
         seconds=seconds,
         outcome=loaded.status if loaded else "",
+        left_eager=loaded.reason if loaded and loaded.status == "partial" else "",
         key=loaded.key.hex if loaded and loaded.key else None,
         device=device.type,
         threads=torch.get_num_threads(),

@@ -73,7 +73,8 @@ class GenerationResult:
     ``seconds``: ``import`` (from the start of the process), ``open``, ``ready`` (from the constructed pipeline),
     ``first`` and ``warm`` (the first two generations). ``load_seconds`` are the steps of the load, if frozen;
     ``calls_s`` the generations, ``steps_s`` when the steps of the first one ended, counted from its begin. ``outcome``
-    is that of the load, empty unless frozen. ``peak_bytes`` is the largest resident memory of the process.
+    is that of the load, empty unless frozen, and ``left_eager`` the reason of one that is partial. ``peak_bytes`` is
+    the largest resident memory of the process.
     """
 
     pictures: tuple[Path, ...]
@@ -92,6 +93,7 @@ class GenerationResult:
     load_seconds: Mapping[str, float] = field(default_factory=dict)
     calls_s: tuple[float, ...] = ()
     steps_s: tuple[float, ...] = ()
+    left_eager: str = ""
 
     @classmethod
     def from_json(cls, document: Any, folder: Path) -> GenerationResult:
