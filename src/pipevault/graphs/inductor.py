@@ -333,9 +333,9 @@ def _compile(program: torch.export.ExportedProgram, options: BuildOptions) -> tu
         # A precompiled header serves one build folder only, so making it costs more than it saves.
         "aot_inductor.precompile_headers": False,
         "always_keep_tensor_constants": True,
-        "cpp.weight_prepack": options.weights == "baked",
         "aot_inductor.metadata": {},  # else Inductor writes this machine into its default, in place
         _EMBED_KERNELS: True,
+        **(dict.fromkeys(FOLDS_WEIGHTS, False) if options.weights == "bound" else {}),  # whatever the process has set
         **options.config,
     }
     if options.weights == "bound":
