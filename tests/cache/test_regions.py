@@ -254,7 +254,7 @@ def test_parts_that_gain_nothing_stay_eager_where_that_is_asked(
 ) -> None:
     from pipevault.graphs import freezing
 
-    compare = freezing._compare
+    compare: Any = freezing._compare
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         return replace(compare(*args, **kwargs), eager_s=1.0, frozen_s=frozen_s)

@@ -25,6 +25,7 @@ from helpers.fresh_python import run_python
 from helpers.tiny_models import Net, tiny_text_encoder, tiny_unet, tiny_vae
 from pipevault.fingerprint import model as fingerprint
 from pipevault.fingerprint.model import architecture
+from pipevault.fingerprint.names import original_class
 
 PlainProcessor: Any = attention_processor.AttnProcessor
 FlashProcessor: Any = attention_processor.AttnProcessor2_0
@@ -138,7 +139,7 @@ def test_what_pipevault_puts_on_a_module_does_not_count() -> None:
     net.register_forward_pre_hook(forward)
     net.__class__ = type("Frozen", (Net,), {"_pipevault_original_class": Net})
     assert type(net) is not Net
-    assert fingerprint.original_class(net) is Net
+    assert original_class(net) is Net
     assert architecture(net) == before
 
 

@@ -368,7 +368,7 @@ class TestSpace:
     def test_too_little_is_said_before_anything_is_written(
         self, bundle: Path, other: Vault, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 100))  # type: ignore[attr-defined]
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 100))
         with pytest.raises(VaultFullError, match="100 left"):
             import_bundle(other, bundle)
         assert files_of(other) == []

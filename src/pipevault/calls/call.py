@@ -249,7 +249,8 @@ def _check_names(pipe: Pipeline, shape: CallShape, arguments: Mapping[str, Any])
 
 def _default_size(pipe: Pipeline, name: str) -> int | None:
     """The height, width or number of frames that the pipeline draws by default, where known."""
-    if (default := _default(pipe, name)) or name == "num_frames":
+    default: int | None = _default(pipe, name)
+    if default or name == "num_frames":
         return default
     factor = getattr(pipe, "vae_scale_factor", 1)
     for part in ("unet", "transformer"):

@@ -67,7 +67,7 @@ def request_from(model: str, *, prompts: Sequence[str], seed: int, size: str | N
     Raises :class:`~pipevault.errors.SettingsError` for an invalid size and :class:`~pipevault.errors.BadSeedError` for
     an invalid seed.
     """
-    sides = {} if size is None else parse_size(size)
+    sides: dict[str, Any] = {} if size is None else {**parse_size(size)}
     from pipevault.determinism.seeds import effective_seed
     from pipevault.evidence.request import Request
 

@@ -238,7 +238,7 @@ def _achieve(asked: Level, wanted: Wanted) -> AchievedLevel:
     for name, (value, _) in wanted.items():
         if FLAGS[name].read() == value:
             continue
-        if name == "cublas_workspace" and torch.cuda.is_initialized():
+        if name == "cublas_workspace" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             notes.append(
                 f"CUDA had started before {CUBLAS_VARIABLE} was set, so cuBLAS may work with another workspace. "
                 f"Set {CUBLAS_VARIABLE}={value} before the program starts."

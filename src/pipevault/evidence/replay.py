@@ -128,8 +128,8 @@ def replay(
     record = source if isinstance(source, RunRecord) else read_record(source)
     check_limits(record)
     _check_pipeline(record, pipe)
-    is_file = not isinstance(source, RunRecord) and Path(source).suffix.lower() in LOSSLESS_SUFFIXES
-    picture = image_files.picture(Path(source)) if is_file else None
+    path = None if isinstance(source, RunRecord) else Path(source)
+    picture = image_files.picture(path) if path is not None and path.suffix.lower() in LOSSLESS_SUFFIXES else None
     arguments = recorded_arguments(record, pipe, dict(inputs or {}))
     streams, noise = recorded_streams(record), recorded_noise(record)
     if not allow_other_machine:

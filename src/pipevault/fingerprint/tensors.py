@@ -35,7 +35,7 @@ def _chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         for row in tensor.unbind(0):
             yield from _chunks(row)
         return
-    for rows in tensor.split(max(1, CHUNK_SIZE_BYTES // row_size_bytes)):
+    for rows in tensor.split(max(1, CHUNK_SIZE_BYTES // row_size_bytes)):  # type: ignore[no-untyped-call]
         yield rows.cpu().contiguous()
 
 

@@ -132,10 +132,10 @@ class Attributes:
 
         :class:`CannotFreezeError` for a write that no graph can do: to a weight, or to a tensor in place.
         """
-        for (name, tensor, version), (_, now) in zip(self._tensors, named_tensors(self._module), strict=False):
-            if tensor.is_meta or now.is_meta:  # an offloading hook moves it about
+        for (name, tensor, version), (_, live) in zip(self._tensors, named_tensors(self._module), strict=False):
+            if tensor.is_meta or live.is_meta:  # an offloading hook moves it about
                 continue
-            if now is not tensor or _version(now) != version:
+            if live is not tensor or _version(live) != version:
                 raise CannotFreezeError(f"it changes its tensor {name}")
         for path, contents in self._before.items():
             if contents.changed_in_place():
