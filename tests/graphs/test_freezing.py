@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
@@ -467,6 +469,29 @@ def test_a_candidate_that_cannot_be_compiled_leaves_the_others(monkeypatch: pyte
     part = compile(Small().eval(), backend=backend.NAME, options=PartOptions(build=options))
     assert_same(part(X), Small().eval()(X))
     assert refusals_of(part) == ["no"]
+
+
+@pytest.mark.parametrize("candidates", [(), (FAST_BUILD,)])
+def test_what_a_failed_check_held_is_freed_at_once(
+    monkeypatch: pytest.MonkeyPatch, candidates: tuple[dict[str, Any], ...]
+) -> None:
+    held: list[weakref.ref[nn.Module]] = []
+
+    def finish(prepared: Any, built: Any, **rest: Any) -> Any:
+        activations = nn.Module()
+        held.append(weakref.ref(activations))
+        raise CannotFreezeError("it differs")
+
+    monkeypatch.setattr(freezing, "_finish", finish)
+    options = BuildOptions(config={**FAST_BUILD, "epilogue_fusion": False}, candidates=candidates)
+    part = compile(Small().eval(), backend=backend.NAME, options=PartOptions(build=options))
+    gc.collect()
+    gc.disable()
+    try:
+        assert_same(part(X), Small().eval()(X))
+        assert [one() for one in held] == [None] * (1 + len(candidates))
+    finally:
+        gc.enable()
 
 
 class Wide(nn.Module):

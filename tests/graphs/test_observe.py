@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 from torch import nn
 
 from helpers.graph_parts import subject_of
@@ -256,6 +257,16 @@ class TestRestoring:
         module(X)
         attributes.restore(tuple(attributes.written()))
         assert module.counts == Counter("aab")
+
+    def test_what_refuses_to_be_filled_stays_as_it_is(self) -> None:
+        config = FrozenDict({"channels": 4})
+        module = Doing(lambda self, x: self.kept.append(1), config=config, kept=[])
+        attributes = Attributes(module)
+        module(X)
+        attributes.restore_all()
+        assert module.kept == []
+        assert module.config is config
+        assert dict(config) == {"channels": 4}
 
     def test_deep_containers_keep_their_content(self) -> None:
         module = Doing(lambda self, x: self.deep[0][0][0][0].append(1), deep=[[[[[[[[1]]]]]]]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.store_entries import Entry, make_entry, make_graph, make_key, make_plan
-from pipevault.digest import Digest, digest_bytes
+from pipevault.digest import Digest, canonical_json, digest_bytes
+from pipevault.errors import CorruptEntryError
 from pipevault.store import inventory
 from pipevault.store.inventory import _named_quickly, find_files, find_manifests, find_spread
 from pipevault.store.manifest import ArtifactRef, Manifest
@@ -139,3 +141,20 @@ def test_a_long_manifest_is_read_whole(vault: Vault, tmp_path: Path) -> None:
     vault.publish(entry.manifest, entry.files)
     assert find_manifests(vault.layout)[entry.key].size_bytes == len(entry.manifest.to_bytes())
     assert find_manifests(vault.layout)[entry.key].understood
+
+
+@pytest.mark.parametrize(
+    "field", [{"name": 5}, {"name": None}, {"size_bytes": -5}, {"size_bytes": "7"}, {"size_bytes": 1.5}]
+)
+def test_an_artifact_that_is_none_is_damage_whatever_its_digest_says(
+    vault: Vault, published: Entry, field: dict[str, object]
+) -> None:
+    path = vault.layout.manifest_file(published.key)
+    document = json.loads(path.read_bytes())
+    del document["self_digest"]
+    document["artifacts"][0] |= field
+    document["self_digest"] = digest_bytes(canonical_json(document)).hex
+    path.chmod(0o644)
+    path.write_bytes(canonical_json(document))
+    with pytest.raises(CorruptEntryError):
+        inventory.read_published(vault.layout, published.key)

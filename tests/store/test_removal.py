@@ -200,6 +200,26 @@ def test_a_removal_that_fails_half_way_gives_every_entry_back(
     assert all(whole(vault, entry.manifest) for entry in pair)
 
 
+def test_what_cannot_be_removed_is_put_back(
+    vault: Vault, pair: tuple[Entry, Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, unlink, done = vault.plan_removal([entry.key for entry in pair]), Path.unlink, []
+
+    def fail_at_the_second(path: Path, missing_ok: bool = False) -> None:
+        if path.parent == vault.layout.tmp_dir:
+            done.append(path)
+            if len(done) == 2:
+                raise PermissionError(13, "Permission denied")
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", fail_at_the_second)
+    with pytest.raises(VaultNotWritableError):
+        vault.remove(plan)
+    monkeypatch.undo()
+    assert [key for key in plan.keys if vault.lookup(key)] == [plan.keys[1]]
+    assert os.listdir(vault.layout.tmp_dir) == []
+
+
 def test_what_was_taken_aside_is_not_swept_as_a_leftover(vault: Vault, pair: tuple[Entry, Entry]) -> None:
     from pipevault.store.publish import own_place
     from pipevault.store.retention.leftovers import sweep

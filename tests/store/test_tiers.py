@@ -191,6 +191,31 @@ class TestCopying:
         tiers.copy_nearer(found_in(tiers, entry))
         assert whole(Vault.open(own, create=False), entry.manifest)
 
+    def test_a_tier_that_is_not_the_own_one_takes_a_copy_once_it_was_asked(
+        self, local: Vault, shared: Vault, entry: Entry, tmp_path: Path
+    ) -> None:
+        near = Vault.open(tmp_path / "near")
+        tiers = open_tiers(local.root, near.root, shared.root, local.root)  # the own vault comes last
+        found = found_in(tiers, entry)
+        fresh = open_tiers(local.root, near.root, shared.root, local.root)
+        assert fresh.copy_nearer(found) is found, "never asked: it may be one that never answers"
+        let_go = threading.Event()
+        with pytest.raises(SlowTierError):
+            ask(near.root, let_go.wait, timeout_s=0)
+        with pytest.raises(SlowTierError, match="is left out for"):
+            tiers.copy_nearer(found)
+        let_go.set()
+        deadline._silent.pop(near.root)
+        assert tiers.copy_nearer(found).tier.dir == near.root
+        assert whole(near, entry.manifest)
+
+    def test_an_own_vault_is_made_by_publishing_alone(self, tmp_path: Path, entry: Entry) -> None:
+        tiers = open_tiers(tmp_path / "own")
+        assert (tiers.is_writable(tiers.own_tier), list(tiers.newest(5))) == (False, [])
+        assert not (tmp_path / "own").exists()
+        assert tiers.publish(entry.manifest, entry.files).manifest == entry.manifest
+        assert whole(Vault.open(tmp_path / "own", create=False), entry.manifest)
+
     def test_a_tier_that_cannot_be_written_is_passed_over(
         self, local: Vault, shared: Vault, entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 
 import msgspec
 
+from pipevault.digest import canonical_json
 from pipevault.errors import CorruptEntryError
 from pipevault.files.atomic import replacing
 from pipevault.files.documents import Format, Problem
@@ -75,9 +76,9 @@ def write_part(path: Path, graphs: Sequence[GraphDocument], identity: Mapping[st
     """Write the document of a part, and its name to the list of those that were saved with it."""
     part = _Part(PART_VERSION, [graph.to_json() for graph in graphs], None if identity is None else dict(identity))
     saved = _Saved(SAVED_VERSION, sorted({*_saved_parts(path.parent), path.name}))
-    for file, content in ((path, _FORMAT.write(part)), (path.parent / SAVED_PARTS, _SAVED_FORMAT.write(saved))):
+    for file, document in ((path, part), (path.parent / SAVED_PARTS, saved)):
         with replacing(file) as temporary:
-            temporary.write_bytes(content)
+            temporary.write_bytes(canonical_json(msgspec.structs.asdict(document)))
 
 
 def _saved_parts(folder: Path) -> list[str]:

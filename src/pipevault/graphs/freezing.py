@@ -297,15 +297,14 @@ def finish_call(
     ``verify`` is that of :meth:`FrozenGraph.__call__`. Raises :class:`CannotFreezeError`. A candidate that fails the
     check is left out, unless it is the only one.
     """
-    finished, failures = [], []
-    for candidate in (built, *built.candidates):
+    candidates, finished = (built, *built.candidates), []
+    for number, candidate in enumerate(candidates, start=1):
         try:
             finished.append(_finish(prepared, candidate, verify=verify, on_step=on_step))
         except Exception as error:  # whatever it is that this one cannot do, another may
-            logger.info("a graph of %s is left out: %s", prepared.subject.name, error)
-            failures.append(error)
-    if not finished:
-        raise failures[0]
+            if not finished and number == len(candidates):
+                raise  # kept in no list: an error holds its frames, and they would hold the list
+            logger.info("a candidate for a graph of %s is left out: %s", prepared.subject.name, error)
     return min(finished, key=_frozen_s)
 
 
@@ -334,7 +333,8 @@ def _finish(
     compared = _check(subject, run, observation)
     times = CallTimes(min(one.eager_s for one in compared), min(one.frozen_s for one in compared))
     if prepared.build.options.candidates:
-        frozen_s = min(_timed(subject.device, run, observation.call.leaves)[1] for _ in range(CANDIDATE_RUNS))
+        given = observation.call.leaves
+        frozen_s = min(_timed(subject.device, run, copied_leaves(given))[1] for _ in range(CANDIDATE_RUNS))
         times = replace(times, frozen_s=min(times.frozen_s, frozen_s))
     for other in prepared.others:
         compared.append(_check_size(subject, run, observation.program, other.call, document.signature))
@@ -507,13 +507,14 @@ def _compare(
 ) -> GraphComparison | None:
     """The distance of the graph from eager code on ``leaves``; ``None`` if eager code refuses them."""
     eager = partial(program.run, subject.module, subject.eager)
+    given = copied_leaves(leaves)
     try:
-        expected, eager_s = _timed(subject.device, eager, leaves)
+        expected, eager_s = _timed(subject.device, eager, given)
     except Exception:  # whatever a part raises for values that it was never given
         if may_refuse:
             return None
         raise
-    actual, frozen_s = _timed(subject.device, graph, leaves)
+    actual, frozen_s = _timed(subject.device, graph, copied_leaves(leaves))
     comparison = replace(compare_trees(expected, actual), eager_s=eager_s, frozen_s=frozen_s)
     if comparison.passed or not 0.0 < comparison.distance <= _LARGEST_EXCESS * comparison.tolerance:
         return comparison
@@ -524,11 +525,10 @@ def _compare(
 
 
 def _timed(device: torch.device, run: Callable[[Sequence[Any]], Any], leaves: Sequence[Any]) -> tuple[Any, float]:
-    """Return what ``run`` returns for copies of ``leaves``, and the seconds until ``device`` has done all of it."""
-    given = copied_leaves(leaves)
+    """Return what ``run`` returns for ``leaves``, and the seconds until ``device`` has done all of it."""
     with torch.no_grad():
         started_s = _now_s(device)
-        result = run(given)
+        result = run(leaves)
         return result, _now_s(device) - started_s
 
 

@@ -40,11 +40,10 @@ _EMBED_KERNELS = "aot_inductor.embed_kernel_binary"
 """The kernels of a GPU become part of the library; without it they are files next to it."""
 _KERNEL_SUFFIXES = frozenset({".cubin", ".fatbin", ".hsaco", ".spv"})
 _CUSTOM_OBJECTS = "custom_objs_config.json"
-FOLDS_WEIGHTS = frozenset({"freezing", "aot_inductor.use_runtime_constant_folding", "cpp.weight_prepack"})
-"""Options that put values made of the weights into the code or next to it, where other weights would not change them.
-
-The last one is on in torch: autotuned products of matrices on the CPU take a packed copy of a weight.
-"""
+_PREPACK = "cpp.weight_prepack"
+"""On in torch: autotuned products of matrices on the CPU take a packed copy of a weight."""
+FOLDS_WEIGHTS = frozenset({"freezing", "aot_inductor.use_runtime_constant_folding", _PREPACK})
+"""Options that put values made of the weights into the code or next to it; other weights would not change them."""
 
 PROFILE_OPTIONS: Mapping[str, Mapping[str, bool | int | float | str]] = {
     "fast": {"aot_inductor.compile_wrapper_opt_level": "O0"},
@@ -78,7 +77,7 @@ class BuildOptions:
         """Raises :class:`SettingsError` for an override that the format depends on."""
         fixed = {name for name in self.config if name.startswith("aot_inductor.package") or name == _EMBED_KERNELS}
         if self.weights == "bound":
-            fixed |= {name for name in FOLDS_WEIGHTS if self.config.get(name)}
+            fixed |= {name for name in FOLDS_WEIGHTS & self.config.keys() if name != _PREPACK or self.config[name]}
         if fixed:
             raise SettingsError(
                 f"build_config cannot override {', '.join(sorted(fixed))}: graphs take live weights from "
@@ -93,7 +92,7 @@ class BuildOptions:
         configs = [{**first, **other, **config} for other in ({}, *(MAX_CANDIDATES if profile == "max" else ()))]
         if weights == "bound" and any(one.get("max_autotune") or one.get("max_autotune_gemm") for one in configs):
             # Off anyway, see _compile; here it is part of the key, so that no graph from before that is taken.
-            configs = [{"cpp.weight_prepack": False, **one} for one in configs]
+            configs = [{_PREPACK: False, **one} for one in configs]
         return cls(weights, configs[0], tuple(c for i, c in enumerate(configs) if c not in configs[:i])[1:])
 
     @property
@@ -159,18 +158,17 @@ class Build:
 
     def run(self, output_dir: Path) -> BuiltGraph:
         """Compile here, with each of the candidates too. One that the compiler refuses is left out."""
-        graphs, failures = [], []
-        for number, config in enumerate((self.options.config, *self.options.candidates)):
+        configs, graphs = (self.options.config, *self.options.candidates), []
+        for number, config in enumerate(configs):
             candidate = replace(self, options=replace(self.options, config=config))
             try:
                 graphs.append(build_graph(candidate, output_dir / f"candidate-{number}"))
             except InterruptedBuildError:
                 raise
             except CannotFreezeError as error:
-                logger.info("%s cannot be compiled with %s: %s", type(self.module).__name__, dict(config), error)
-                failures.append(error)
-        if not graphs:
-            raise failures[0]
+                if not graphs and number == len(configs) - 1:
+                    raise  # kept in no list: an error holds its frames, and they would hold the list
+                logger.info("a candidate with %s cannot be compiled: %s", dict(config), error)
         return replace(graphs[0], candidates=tuple(graphs[1:]))
 
 

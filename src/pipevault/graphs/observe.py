@@ -315,7 +315,8 @@ class _Contents:
     def restored(self) -> Any:
         """Return the very value that it was, with what it and all in it held then."""
         for holder, items in self._holders:
-            _filled(holder, items)
+            if not _are_same(items, _items(holder)):  # some refuse to be filled, such as diffusers' FrozenDict
+                _filled(holder, items)
         return self.value
 
 

@@ -154,7 +154,8 @@ class Manifest:
     def published(cls, document: Mapping[str, Any]) -> Manifest:
         """Return the manifest of a parsed file whose ``self_digest`` holds, so that nothing is checked again."""
         manifest = object.__new__(cls)
-        refs = [ArtifactRef(Digest(item["digest"]), item["size_bytes"], item["name"]) for item in document["artifacts"]]
+        named = msgspec.convert(document["artifacts"], list[_Artifact])  # a digest may hold of what is no artifact
+        refs = [ArtifactRef(Digest(item.digest), item.size_bytes, item.name) for item in named]
         fields = {
             "key": Key(document["key"]["factors"]),
             "artifacts": tuple(refs),

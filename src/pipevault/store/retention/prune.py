@@ -456,7 +456,10 @@ class _Watch:
         return "" if unchanged else "frozen again since the plan was made"
 
     def _look(self) -> object:
-        return [
-            sorted((name, status.st_ino, status.st_mtime_ns) for name, status in statuses(folder))
-            for folder in (self._layout.pins_dir, self._layout.leases_dir)
-        ]
+        try:
+            return [
+                sorted((name, status.st_ino, status.st_mtime_ns) for name, status in statuses(folder))
+                for folder in (self._layout.pins_dir, self._layout.leases_dir)
+            ]
+        except VaultError:
+            return object()  # equal to nothing seen before: the holds are read again
