@@ -112,7 +112,7 @@ class TestDescribe:
     def test_record_does_not_import_torch(self) -> None:
         code = (
             "import sys\nfrom pipevault.evidence.record_files import embed\n"
-            "from pipevault.calls import describe\ndescribe.describe(object())\n"
+            "from pipevault.runtime import record\nfrom pipevault.calls import describe\ndescribe.describe(object())\n"
             "print(sorted({'torch', 'numpy', 'PIL', 'skimage', 'av'} & set(sys.modules)))"
         )
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

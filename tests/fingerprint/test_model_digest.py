@@ -26,6 +26,7 @@ from helpers.tiny_models import Net, tiny_text_encoder, tiny_unet, tiny_vae
 from pipevault.fingerprint import model as fingerprint
 from pipevault.fingerprint.model import architecture
 from pipevault.fingerprint.names import original_class
+from pipevault.fingerprint.weights import weights_digest
 
 PlainProcessor: Any = attention_processor.AttnProcessor
 FlashProcessor: Any = attention_processor.AttnProcessor2_0
@@ -507,3 +508,12 @@ def test_lazy_module_has_a_digest() -> None:
         warnings.simplefilter("ignore")
         lazy = nn.LazyLinear(4)
     assert digest(lazy) != digest(nn.Linear(4, 4))
+
+
+def test_a_scripted_module_has_a_fingerprint() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(nn.Linear(2, 2))
+    module = nn.Sequential(scripted)
+    assert architecture(module) == architecture(module)
+    assert weights_digest(module) == weights_digest(module)

@@ -219,7 +219,7 @@ class _Splitter:
         nested = any(isinstance(entry, (list, tuple)) for entry in value)
         if nested and not roles.NETS_WITHIN_PROMPTS.isdisjoint(self.classes):
             return self._prompt(name, value, roles.PICTURES)
-        if not for_each_mode and self.nets == 1:
+        if not for_each_mode and self.nets <= 1:
             return self._prompt(name, value, form, ordered=ordered)
         if for_each_mode and nested:
             raise self._unplaced(name, "its lists are for control modes")

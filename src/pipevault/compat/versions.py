@@ -8,6 +8,7 @@ import importlib.metadata
 import logging
 import re
 import sys
+import threading
 from pathlib import Path
 
 from pipevault.errors import UnusableBackendError
@@ -84,8 +85,12 @@ def warn_untried() -> str | None:
     version = torch_version()
     text = None if version is None else untried_text(version)
     if text is not None:
-        _warn_once(text)
+        with _lock:
+            _warn_once(text)
     return text
+
+
+_lock = threading.Lock()
 
 
 @functools.cache
