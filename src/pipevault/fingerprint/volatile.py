@@ -84,7 +84,7 @@ def is_training_hook(hook: Any) -> bool:
 def computing_module(module: nn.Module) -> nn.Module:
     """Return ``module``, or the base layer of a peft layer that does nothing else than call it."""
     # A scripted module's table has no ``get``.
-    while "base_layer" in module._modules and (base := module._modules["base_layer"]) and _is_idle(module):
+    while "base_layer" in module._modules and (base := module._modules["base_layer"]) is not None and _is_idle(module):
         module = base
     return module
 
