@@ -264,6 +264,7 @@ def test_audio_of_every_shape_and_an_output_that_knows_its_rate(
         ({"a": TONE, "b": TONE}, r"several fields that may be audio: a, b\. .*save\(output\.a, "),
         ({"audio": np.zeros((800, 2), np.float32)}, r"\[800, 2\], which would be 800 clips of 2 samples"),
         ([np.zeros((800, 2), np.float32)], r"up to 64 channels; this is \[800, 2\]"),
+        ({"audio": np.zeros((4097, 1, 2), np.float32)}, "audio has 4097 slices, too many to tell apart"),
         (np.array([0.0, np.inf]), "not finite"),
         (np.zeros(8, np.int32), "not int32"),
         (np.zeros(8, np.complex64), "not complex64"),
