@@ -165,6 +165,7 @@ class TestPrune:
             ("--max-size", "", "20GB or 500MiB"),
             ("--max-size", "many", "20GB or 500MiB"),
             ("--older-than", "-3d", "0 or more"),
+            ("--older-than", "-0d", "0 or more"),
             ("--older-than", "30", "s, min, h, d, w"),
             ("--older-than", "30y", "s, min, h, d, w"),
             ("--older-than", "", "s, min, h, d, w"),

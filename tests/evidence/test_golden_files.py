@@ -122,6 +122,25 @@ def test_the_old_golden_comes_back_if_the_new_one_cannot_take_its_place(
     assert [path.name for path in golden.path.parent.iterdir()] == ["seven"]
 
 
+def test_the_old_golden_is_next_to_its_place_if_it_cannot_come_back(
+    golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, calls = os.rename, []
+
+    def first_alone_works(source: Any, target: Any) -> None:
+        calls.append(target)
+        if len(calls) > 1:
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(golden_files.os, "rename", first_alone_works)  # type: ignore[attr-defined]
+    with pytest.raises(CannotSaveError, match="Input/output error"):
+        write_golden(Golden(golden.path, "seven", a_run()), overwrite=True)
+    [aside] = golden.path.parent.iterdir()
+    assert aside.name.startswith(".seven-")
+    assert len(read_golden(aside).drawn.samples) == 2
+
+
 def test_the_machine_types_that_have_a_case(golden: Golden) -> None:
     root = golden.path.parent.parent
     assert machine_types(root, "seven") == [golden.path.parent.name]

@@ -94,10 +94,23 @@ class Commands(click.Group):
         )
 
 
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        render.say(f"pipevault {__version__}")
+        ctx.exit()
+
+
 @click.command(
     "pipevault", cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
-@click.version_option(__version__, message="pipevault %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
 def app() -> None:
     """Freeze the compiled graphs of a diffusion pipeline once, load the same graphs everywhere."""
 

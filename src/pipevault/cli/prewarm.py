@@ -126,7 +126,7 @@ def _asked_calls(
     """Return the product of what was asked for, calls of one dtype together."""
     calls = []
     for dtype, size, batch in product(dtypes or (None,), sizes or (None,), batch_sizes or (None,)):
-        shape = shape_of(model, size, batch_size=batch, **call)
+        shape = shape_of(model, size or None, batch_size=batch, **call)
         text = "..".join(map(str, batch)) if isinstance(batch, tuple) else str(batch or "")
         calls.append(Call((size or "default size").strip(), text, dtype, shape))
     return calls

@@ -228,7 +228,7 @@ def _age_s(text: str | None) -> float | None:
         raise SettingsError(
             f"Invalid age {text!r} for --older-than: expected a number and one of {units}, such as 30d."
         )
-    if age_s < 0:
+    if text.strip().startswith("-"):
         raise SettingsError(f"Invalid age {text!r} for --older-than: expected 0 or more.")
     return age_s
 

@@ -27,6 +27,7 @@ Digests of samples are over pixels or values, so a picture may be compressed aga
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -119,10 +120,10 @@ def write_golden(golden: Golden, *, overwrite: bool = False) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # No rename replaces a folder that holds something, so the old one steps aside first: a crash between the two
-        # renames leaves it next to its place in a folder whose name begins with a dot.
+        # renames, or one that fails both ways, leaves it next to its place under a name that begins with a dot.
         aside = tempfile.TemporaryDirectory(".tmp", f".{path.name}-", path.parent, ignore_cleanup_errors=True)
         with aside as folder:
-            new, old = Path(folder, "new"), Path(folder, "old")
+            new, old = Path(folder, "new"), Path(f"{folder}.old")
             new.mkdir()
             _write_files(golden, new)
             if path.exists() and not overwrite:
@@ -136,6 +137,7 @@ def write_golden(golden: Golden, *, overwrite: bool = False) -> None:
                     os.rename(old, path)
                 raise
             fsync_folder(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
     except CannotSaveError as error:
         raise CannotSaveError(f"The golden {path} could not be written: {error}", path) from error
     except OSError as error:

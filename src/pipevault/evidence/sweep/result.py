@@ -28,6 +28,7 @@ import msgspec
 import numpy as np
 
 from pipevault.compat.extras import import_extra
+from pipevault.determinism.seeds import MAX_SEED
 from pipevault.digest import canonical_json
 from pipevault.errors import SettingsError
 from pipevault.evidence.quality import SCORES
@@ -64,10 +65,12 @@ def variance_shares(table: Sequence[Sequence[float]]) -> VarianceShares:
     values = values - values[0, 0]  # a constant table is exactly 0 from here on
     if not values.any():
         return VarianceShares(0.0, 0.0, 0.0)
-    values /= np.abs(values).max()
-    by_prompt, by_seed = values.mean(axis=1, keepdims=True), values.mean(axis=0)
-    parts = [float(part.var()) for part in (by_prompt, by_seed, values - by_seed - by_prompt)]
-    return VarianceShares(*(part / sum(parts) for part in parts))
+    values = values / np.abs(values).max()
+    values = values - values.mean()
+    by_prompt, by_seed = values.mean(axis=1, keepdims=True), values.mean(axis=0, keepdims=True)
+    parts = (by_prompt, by_seed, values - by_prompt - by_seed)
+    squares = [float(np.square(np.broadcast_to(part, values.shape)).sum()) for part in parts]
+    return VarianceShares(*(square / sum(squares) for square in squares))
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,8 @@ class SweepResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for name, values in (("prompts", sweep.prompts), ("seeds", sweep.seeds)):
             if len(set(values)) != len(values):
                 raise _FORMAT.bad(source, name, "it names one twice")
+        if max(sweep.seeds) > MAX_SEED:
+            raise _FORMAT.bad(source, "seeds", f"expected numbers up to {MAX_SEED}")
         if unknown := next((name for name in sweep.scores if name not in SCORES), None):
             raise _FORMAT.bad(source, f"scores.{unknown}", "unknown")
         rows, columns = len(sweep.prompts), len(sweep.seeds)

@@ -112,7 +112,11 @@ def run_sweep(
 
 
 def sweep_load_arguments(pipe: Pipeline, prompts: Sequence[str], request: Request, batch_size: int) -> dict[str, Any]:
-    """Return keyword arguments of :meth:`~pipevault.PipelineCache.load` that freeze the one call that a sweep makes."""
+    """Return keyword arguments of :meth:`~pipevault.PipelineCache.load` that freeze the one call that a sweep makes.
+
+    Raises what :func:`check_prompts` raises, before anything is compiled.
+    """
+    check_prompts(pipe, prompts)
     arguments = _call_arguments(pipe, tuple(prompts[:1]) * batch_size, request, batch_size)
     return load_arguments(arguments, pipeline=type(pipe))
 
