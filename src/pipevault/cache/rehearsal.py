@@ -212,9 +212,9 @@ def _parts_and_graphs(
     parts: dict[str, PartOutcome] = {}
     graphs: dict[str, tuple[str, ...]] = {}
     for name, members in graph_parts.by_part(states).items():
-        touched = {key: slot for state in members for key, slot in state.touched.items()}
-        used = [key for key, slot in touched.items() if slot.kept.document is not None]
-        refused = [slot.refusal for slot in touched.values() if slot.refusal]
+        touched = [(key, slot) for state in members for key, slot in state.touched.items()]
+        used = {key for key, slot in touched if slot.kept.document is not None}
+        refused = [slot.refusal for _, slot in touched if slot.refusal]
         unstored = [why for state in members for why in state.unstored.values()]
         reasons = "; ".join(dict.fromkeys([*([eager[name]] if name in eager else []), *refused, *unstored]))
         status = "eager" if reasons else "frozen" if touched else "not called"

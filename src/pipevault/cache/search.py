@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 _LISTED_DIFFERENCES = 4
 _COMPARED_PLANS = 64
 """The number of a pipeline's plans, the newest, that are read to say why there is none."""
-_SLOW = " did not answer "
+SLOW = " did not answer "
+"""What stands in the message of a slow tier between its name and how long it takes, which differs."""
 
 logger = logging.getLogger("pipevault")
 
@@ -62,8 +63,8 @@ class Store:
 
     def tell(self, problem: str) -> None:
         """Report ``problem`` once: for how long a slow tier is left out changes with every question."""
-        told = {other.partition(_SLOW)[0] for other in self.problems}
-        if problem.partition(_SLOW)[0] not in told:
+        told = {other.partition(SLOW)[0] for other in self.problems}
+        if problem.partition(SLOW)[0] not in told:
             self.problems.append(problem)
             logger.warning("%s", problem)
 

@@ -62,6 +62,7 @@ class LoadSession:
         self.held = len(self.store.leases)
         self.shelves: dict[VaultShelf, Store] = {}
         self.architectures: dict[str, Architecture] = {}
+        self.made: list[weakref.ref[LoadedState]] = []
         with self.clock.step("fingerprint"):
             self.regions = choose_regions(pipe, names, self.settings.regions)
             whole = [name for name in names if name not in self.regions]
@@ -127,12 +128,15 @@ class LoadSession:
         level = settings.level
         inductor_settings = copy_context()
         shelves: dict[str, VaultShelf] = {}
-        owner = weakref.ref(self.pipe)
+        owner, made = weakref.ref(self.pipe), self.made
 
         def guard(name: str) -> None:
             """Look at a part that is called outside of a generation, unless its pipeline is gone."""
             pipe = owner()
-            if pipe is not None and (loaded := loaded_state(pipe)) is not None:
+            if pipe is None:
+                return
+            loaded = loaded_state(pipe) or (made[0]() if made else None)  # taken off a pipeline that is loaded again
+            if loaded is not None:
                 loaded.check(pipe, name)
 
         def identity_at_level(name: str, module: nn.Module, device: torch.device) -> PartIdentity:
@@ -361,6 +365,7 @@ class LoadSession:
             turn_timeout_s=self.settings.turn_timeout_s,
         )
         attach_state(self.pipe, state)
+        self.made[:] = [weakref.ref(state)]
 
     def release(self) -> None:
         for shelf, store in self.shelves.items():

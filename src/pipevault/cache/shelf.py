@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from pipevault.cache.keys import PartIdentity, made_here
-from pipevault.cache.search import Store
+from pipevault.cache.search import SLOW, Store
 from pipevault.compat.pytorch import forget_vector_isa
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, InterruptedBuildError, VaultError, WrongMachineError
@@ -66,7 +66,8 @@ class VaultShelf:
         found = next(search.entries(), None)
         if found is None:
             for reason in search.reasons:
-                if not any(reason in problem for problem in self.store.problems):  # told with the name of its tier
+                start = "".join(reason.partition(SLOW)[:2])  # how long it is left out for differs
+                if not any(start in problem for problem in self.store.problems):  # told with the name of its tier
                     self.store.tell(reason)
             return None
         kept = self._kept(found)

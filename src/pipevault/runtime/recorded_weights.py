@@ -45,18 +45,23 @@ _FORMAT = Format(_Memory, "pipevault_weights", _MEMORY_VERSION, canonical=False)
 
 @dataclass(frozen=True)
 class _Known:
-    """The digest of weights that ``watch`` has looked at before. A thread of process ``pid`` may be at it."""
+    """The digest of weights that ``watch`` has looked at before. At a future a thread of process ``pid`` is at work."""
 
     watch: WeightsWatch
-    digest: Future[str] = field(default_factory=Future)
+    digest: str | Future[str]
     pid: int = field(default_factory=os.getpid)
 
     def result(self, module: nn.Module) -> str | None:
         """Wait for the digest; ``None`` if it failed, if the weights moved, or in a fork, which has no such thread."""
-        is_left = self.pid != os.getpid() and not self.digest.done()
-        if is_left or not self.watch.watches(module) or self.digest.exception() is not None:
+        if not self.watch.watches(module):
             return None
-        return None if self.watch.has_moved() else self.digest.result()
+        digest = self.digest
+        if isinstance(digest, Future):
+            # In a fork not even a look at it: another thread may have held its lock.
+            if self.pid != os.getpid() or digest.exception() is not None:
+                return None
+            digest = digest.result()
+        return None if self.watch.has_moved() else digest
 
 
 class RecordedWeights:
@@ -70,17 +75,18 @@ class RecordedWeights:
         Only of weights that lie in the host's memory as plain bytes: a device is left to the generation that runs.
         """
         new = {name: module for name, module in modules.items() if name not in self._known}
-        begun = {name: _Known(watch) for name in new if (watch := WeightsWatch(new[name])).is_plain}
-        if not begun:
+        watches = {name: watch for name in new if (watch := WeightsWatch(new[name])).is_plain}
+        if not watches:
             return
-        self._known |= begun
+        begun: dict[str, Future[str]] = {name: Future() for name in watches}
+        self._known |= {name: _Known(watches[name], future) for name, future in begun.items()}
 
         def compute() -> None:
-            for name, one in begun.items():
+            for name, future in begun.items():
                 try:
-                    one.digest.set_result(self._digest(name, new[name]))
+                    future.set_result(self._digest(name, new[name]))
                 except Exception as error:  # whatever it is, :meth:`digests` computes again and meets it
-                    one.digest.set_exception(error)
+                    future.set_exception(error)
 
         Thread(target=compute, name="pipevault weights", daemon=True).start()
 
@@ -93,15 +99,16 @@ class RecordedWeights:
         for name, module in modules.items():
             known = self._known.get(name)
             digest = known.result(module) if known else None
-            if digest is None:
+            if known is not None and digest is not None:
+                watch = known.watch
+            else:
                 try:
-                    now = _Known(WeightsWatch(module))
+                    watch = WeightsWatch(module)
                     digest = self._digest(name, module)
                 except CannotFreezeError as error:
                     logger.debug("the weights of %s are not recorded: %s", name, error)
                     continue
-                now.digest.set_result(digest)
-                self._known[name] = now
+            self._known[name] = _Known(watch, digest)
             found[name] = digest
         return found
 
