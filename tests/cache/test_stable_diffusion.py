@@ -166,6 +166,15 @@ def test_a_changed_graph_is_noticed_before_a_pixel_is_made(
         assert expected is None or torch.equal(draw(pipe), expected)
 
 
+def test_a_part_that_was_changed_is_noticed_while_another_is_loaded(frozen_vault: Path, pipe: Any) -> None:
+    load(frozen_vault, pipe, batch_size=1)
+    pipe.unet.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    with pytest.raises(ChangedPartError, match=r"unet was changed after it was frozen"):
+        load(frozen_vault, pipe, parts=["text_encoder"], batch_size=1)
+    pipe.unet.disable_freeu()
+    assert pipevault.outcome(load(frozen_vault, pipe, parts=["text_encoder"], batch_size=1)).status == "hit"
+
+
 def test_other_pipelines_can_be_made_of_the_components(frozen_vault: Path, pipe: Any) -> None:
     from diffusers import StableDiffusionImg2ImgPipeline
 
