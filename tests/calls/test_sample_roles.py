@@ -38,7 +38,7 @@ UNPLACED = frozenset(
     duration fake_image_latents guidance_keyframe_latents guidance_latents id_cond id_vit_hidden image_latents
     images_and_prompts keyframes_latents keyscale kps_cond last_image_latents negative_index_latents
     negative_prompt_cu_seqlens negative_prompt_embeds_llama3 prompt_cu_seqlens prompt_embeds_llama3 prompt_latents
-    raw_audio reference_latents sana_latent sem_guidance state text_attention_mask text_images text_model_output
+    device raw_audio reference_latents sana_latent sem_guidance state text_attention_mask text_images text_model_output
     timesignature vae_latents video_latents
     """.split()  # noqa: SIM905
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeAlias
 
 import pytest
 from rich.console import Console
@@ -24,6 +26,9 @@ NOW = datetime(2025, 2, 1, 12, tzinfo=timezone.utc)
 class TerminalText(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+Terminal: TypeAlias = Callable[[], AbstractContextManager[TerminalText]]
 
 
 @pytest.mark.parametrize(
@@ -111,33 +116,31 @@ def test_value(value: object, text: str) -> None:
 
 
 @pytest.fixture
-def stderr(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """Standard error that is no terminal."""
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    return stream
+def terminal() -> Terminal:
+    """Standard error as a terminal inside the context that it gives; pytest's own takes its place before each test."""
 
+    @contextmanager
+    def replaced() -> Iterator[TerminalText]:
+        stream, before = TerminalText(), sys.stderr
+        sys.stderr = stream
+        try:
+            yield stream
+        finally:
+            sys.stderr = before
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> TerminalText:
-    """Standard error that is a terminal."""
-    stream = TerminalText()
-    monkeypatch.setattr(sys, "stderr", stream)
-    return stream
+    return replaced
 
 
 class TestPlainProgress:
     @pytest.fixture(autouse=True)
-    def _stream(self, stderr: io.StringIO) -> None:
-        self.stream = stderr
+    def _capture(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
 
     def shown(self, *steps: Step) -> list[str]:
-        self.stream.seek(0)
-        self.stream.truncate()
         with StepProgress() as progress:
             for step in steps:
                 progress(step)
-        return self.stream.getvalue().splitlines()
+        return self.capsys.readouterr().err.splitlines()
 
     def test_a_step_has_a_line_when_it_begins_and_when_it_ends(self) -> None:
         begins, ends = self.shown(Step("unet", "compile"), Step("unet", "compile", 12.345))
@@ -176,7 +179,7 @@ class TestPlainProgress:
         with StepProgress() as progress:
             progress.subject = "512x512 (1 of 2)"
             progress(Step("unet", "compile"))
-        assert self.stream.getvalue().endswith("] 512x512 (1 of 2) unet: compiling\n")
+        assert self.capsys.readouterr().err.endswith("] 512x512 (1 of 2) unet: compiling\n")
 
     def test_an_unknown_action_is_shown_by_its_name(self) -> None:
         assert step_label(Step("vae", "tune", None, "3 of 9")) == "vae: tune (3 of 9)"
@@ -187,8 +190,8 @@ class TestPlainProgress:
         assert "x" * (DETAIL_LENGTH - 1) + "…" in label
 
 
-def test_live_progress_has_a_row_for_each_part_that_can_begin_anew(terminal: TerminalText) -> None:
-    with StepProgress() as progress:
+def test_live_progress_has_a_row_for_each_part_that_can_begin_anew(terminal: Terminal) -> None:
+    with terminal() as shown, StepProgress() as progress:
         for step in (
             Step("", "capture"),
             Step("", "capture", 0.5),
@@ -204,20 +207,20 @@ def test_live_progress_has_a_row_for_each_part_that_can_begin_anew(terminal: Ter
         assert rows == {"recording every part's calls": True, "unet: compiling": False}
         progress(Step("unet", "compile", 1.0))
         assert all(task.finished for task in live.tasks)
-    assert "unet: compiling" in terminal.getvalue()
+    assert "unet: compiling" in shown.getvalue()
 
 
-def test_live_progress_has_rows_of_its_own_for_each_subject(terminal: TerminalText) -> None:
-    with StepProgress() as progress:
+def test_live_progress_has_rows_of_its_own_for_each_subject(terminal: Terminal) -> None:
+    with terminal(), StepProgress() as progress:
         for progress.subject in ("8x8", "16x16"):
             progress(Step("unet", "compile"))
         assert progress._live is not None
         assert [task.description for task in progress._live.tasks] == ["8x8 unet: compiling", "16x16 unet: compiling"]
 
 
-def test_the_display_stops_after_an_error(terminal: TerminalText) -> None:
+def test_the_display_stops_after_an_error(terminal: Terminal) -> None:
     progress = StepProgress()
-    with suppress(ZeroDivisionError), progress:
+    with terminal(), suppress(ZeroDivisionError), progress:
         raise ZeroDivisionError
     assert progress._live is not None
     assert not progress._live.live.is_started

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+import sys
 from typing import Any
 
 from pipevault.errors import MissingExtraError
@@ -11,8 +11,9 @@ from pipevault.errors import MissingExtraError
 def import_extra(module: str, package: str, extra: str) -> Any:
     """Return ``module`` of ``package``, which comes with ``extra``. :class:`MissingExtraError` if it is not there."""
     try:
-        return import_module(module)
+        __import__(module)
     except ImportError as error:
         raise MissingExtraError(
             f'{package} is not installed. Install the extra "{extra}": pip install "pipevault[{extra}]".', extra
         ) from error
+    return sys.modules[module]

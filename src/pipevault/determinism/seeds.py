@@ -47,7 +47,7 @@ def effective_seed(seed: int | None) -> int:
 
 
 def is_fresh(seed: Any) -> bool:
-    """Return whether it asks for a seed that nobody knows yet: ``None`` and ``-1`` do."""
+    """Return whether it asks for a seed that is not known yet: ``None`` and ``-1`` do."""
     return seed is None or (is_integer(seed) and bool(seed == -1))
 
 

@@ -1,4 +1,4 @@
-"""What decides no graph: where a model came from and lies, what calls, training tools and idle adapters leave on it."""
+"""Attributes that decide no graph: its origin, and what calls, training tools and idle adapters leave on it."""
 
 from __future__ import annotations
 

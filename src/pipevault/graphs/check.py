@@ -16,9 +16,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 
-class Tolerance(NamedTuple):
-    """The largest distance that is let through for a dtype: of a part, and of a whole pipeline, which repeats its parts
-    and ends in pixels whatever the dtype inside. And the largest difference, whatever the distance: where values are as
+class Tolerances(NamedTuple):
+    """The largest distances that are let through for a dtype: of a part, and of a pipeline, which repeats its parts and
+    ends in pixels whatever the dtype inside. And the largest difference, whatever the distance: where values are as
     small as rounding, a relative distance tells nothing.
     """
 
@@ -29,12 +29,12 @@ class Tolerance(NamedTuple):
 
 # float32 leaves room for sums over a few thousand terms; the others are about four units in the last place.
 TOLERANCES = {
-    torch.float64: Tolerance(part=1e-6, pipeline=1e-4, difference=1e-13),
-    torch.float32: Tolerance(part=1e-3, pipeline=1e-2, difference=2e-6),
-    torch.float16: Tolerance(part=1e-2, pipeline=5e-2, difference=2e-3),
-    torch.bfloat16: Tolerance(part=5e-2, pipeline=2e-1, difference=1.6e-2),
+    torch.float64: Tolerances(part=1e-6, pipeline=1e-4, difference=1e-13),
+    torch.float32: Tolerances(part=1e-3, pipeline=1e-2, difference=2e-6),
+    torch.float16: Tolerances(part=1e-2, pipeline=5e-2, difference=2e-3),
+    torch.bfloat16: Tolerances(part=5e-2, pipeline=2e-1, difference=1.6e-2),
 }
-_OTHER = Tolerance(part=1e-1, pipeline=1e-2, difference=0.0)
+_OTHER = Tolerances(part=1e-1, pipeline=1e-2, difference=0.0)
 
 NOT_FINITE = "eager code returns values that are not finite"
 

@@ -15,6 +15,7 @@ import math
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,19 +29,19 @@ Shape: TypeAlias = tuple[Any, ...]
 Leaf: TypeAlias = "torch.Tensor | int | float"
 
 
-class _Mark:
+class _Mark(Enum):
     """A value that stands for an attribute's own."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    ABSENT = "absent"
+    UNREAD = "unread"
 
     def __repr__(self) -> str:
-        return self.kind
+        return self.value
 
 
-ABSENT = _Mark("absent")
+ABSENT = _Mark.ABSENT
 """The value of an attribute that is not there."""
-UNREAD = _Mark("unread")
+UNREAD = _Mark.UNREAD
 """The value of an attribute that a call sets without a look at what it was."""
 
 _REAL_DTYPES = frozenset({"int32", "int64", "float32", "float64"})
@@ -288,7 +289,7 @@ class _Description:
             self.leaves.append(number)
             return ("number", type(number).__name__, None)
         if value is ABSENT or value is UNREAD:
-            return (value.kind, "", None)
+            return (value.value, "", None)
         if value is None or isinstance(value, (bool, str)):
             return ("value", type(value).__name__, value)
         if isinstance(value, (torch.dtype, torch.device)):
