@@ -266,7 +266,7 @@ class TestRestoring:
         attributes.restore_all()
         assert module.kept == []
         assert module.config is config
-        assert dict(config) == {"channels": 4}
+        assert config == {"channels": 4}
 
     def test_deep_containers_keep_their_content(self) -> None:
         module = Doing(lambda self, x: self.deep[0][0][0][0].append(1), deep=[[[[[[[[1]]]]]]]])
