@@ -111,7 +111,7 @@ class GoldenFixture:
         return bool(self._config.getoption(f"--pipevault-golden-{name}"))
 
     def _options(self, case: str, tolerance: Mapping[str, float]) -> dict[str, Any]:
-        """What the options of pytest say about recording and checking ``case``; of a suite where it is empty."""
+        """The options of pytest about recording and checking ``case``; of a suite where it is empty."""
         from pipevault.evidence.golden.check import Rules
         from pipevault.evidence.golden.suite_file import Limits
 

@@ -208,7 +208,7 @@ def _idle_parts(states: Mapping[str, PartState]) -> dict[str, str]:
 def _parts_and_graphs(
     states: Mapping[str, PartState], eager: Mapping[str, str]
 ) -> tuple[dict[str, PartOutcome], dict[str, tuple[str, ...]]]:
-    """What became of each part, or of all blocks of one, since its states began to list, and the graphs that ran."""
+    """The outcome of each part, or of all blocks of one, since its states began to list, and the graphs that ran."""
     parts: dict[str, PartOutcome] = {}
     graphs: dict[str, tuple[str, ...]] = {}
     for name, members in graph_parts.by_part(states).items():

@@ -40,7 +40,7 @@ _LISTED_DIFFERENCES = 4
 _COMPARED_PLANS = 64
 """The number of a pipeline's plans, the newest, that are read to say why there is none."""
 SLOW = " did not answer "
-"""What stands in the message of a slow tier between its name and how long it takes, which differs."""
+"""The words in the message of a slow tier between its name and how long it takes, which differs."""
 
 logger = logging.getLogger("pipevault")
 

@@ -64,7 +64,7 @@ def confidences(images: Sequence[Image.Image], digits: Sequence[int]) -> list[fl
 
 
 def _probabilities(images: Sequence[Image.Image]) -> Tensor:
-    """Of each digit in each image of dark ink on light paper, shape ``(n, 10)``."""
+    """The probability of each digit in each image of dark ink on light paper, shape ``(n, 10)``."""
     size_px = (IMAGE_SIZE_PX, IMAGE_SIZE_PX)
     grey = [image.convert("L").resize(size_px, Image.Resampling.BILINEAR) for image in images]
     paper = np.stack([np.asarray(image, dtype=np.float32) for image in grey]) / 255.0

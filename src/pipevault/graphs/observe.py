@@ -283,8 +283,8 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 class _Contents:
-    """What a value holds: the items of its containers and objects, and the versions of its tensors. It keeps them, so
-    that no identity can be used again.
+    """The items of a value's containers and objects, and the versions of its tensors. It keeps them, so that no
+    identity can be used again.
     """
 
     def __init__(self, value: Any) -> None:
