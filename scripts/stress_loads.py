@@ -82,7 +82,7 @@ def measure_opening(folder: Path) -> list[Figure]:
     from torch._inductor import aot_compile
     from torch._inductor.package.package import package_aoti
 
-    from pipevault.compat.pytorch import GraphRunner
+    from pipevault.compat.aot_inductor import GraphRunner
     from pipevault.digest import digest_file
     from pipevault.files.opened import open_verified
     from pipevault.graphs.inductor import strip_symbols

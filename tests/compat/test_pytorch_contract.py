@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,57 +20,6 @@ COMPILER = ("torch._inductor.compile_fx", "torch._inductor.codecache", "torch._i
 
 def in_fresh_process(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-
-
-class Scaled(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.full((4,), 3.0))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.scale
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A library that AOTInductor makes of :class:`Scaled`, with its weight outside."""
-    from torch._inductor import aot_compile
-
-    program = torch.export.export(Scaled(), (torch.ones(4),))
-    options = {
-        "aot_inductor.package": True,
-        "aot_inductor.package_constants_in_so": False,
-        "always_keep_tensor_constants": True,
-    }
-    with torch.no_grad():
-        files: Any = aot_compile(program.module(check_guards=False), *program.example_inputs, options=options)
-    [made] = [Path(file) for file in files if isinstance(file, str) and file.endswith(".so")]
-    return Path(shutil.copy(made, tmp_path_factory.mktemp("library") / "graph.so"))
-
-
-@pytest.mark.compile
-class TestLibraries:
-    def test_a_library_is_opened_where_it_lies_and_takes_weights_from_outside(self, library: Path) -> None:
-        runner = pytorch.GraphRunner(library, torch.device("cpu"))
-        assert runner.constants == ("scale",), "the runner names the constants of a library otherwise"
-        runner.bind({"scale": torch.full((4,), 5.0)})
-        [scaled] = runner.run([torch.arange(4.0)])
-        assert scaled.tolist() == [0.0, 5.0, 10.0, 15.0], "AOTIModelContainerRunnerCpu.run gives other values"
-
-    def test_two_runners_of_one_library_have_weights_of_their_own(self, library: Path) -> None:
-        runners = [pytorch.GraphRunner(library, torch.device("cpu")) for _ in range(2)]
-        for weight, runner in enumerate(runners):
-            runner.bind({"scale": torch.full((4,), float(weight))})
-        assert [runner.run([torch.ones(4)])[0][0].item() for runner in runners] == [0.0, 1.0]
-
-    def test_a_descriptor_is_a_path_that_the_runner_takes(self, library: Path) -> None:
-        with library.open("rb") as file:
-            pytorch.GraphRunner(Path(f"/proc/self/fd/{file.fileno()}"), torch.device("cpu"))
-
-    def test_a_file_that_is_no_library_is_an_error(self, tmp_path: Path) -> None:
-        (tmp_path / "broken.so").write_bytes(b"no library")
-        with pytest.raises(RuntimeError):
-            pytorch.GraphRunner(tmp_path / "broken.so", torch.device("cpu"))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Touch points with torch: AOTInductor libraries, Inductor's configuration, what the CPU and its libraries say."""
+"""Touch points with torch: exported programs, Inductor's configuration, what the CPU and its libraries say."""
 
 from __future__ import annotations
 
@@ -15,42 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-
-_ONE_THREAD = 1
-
-
-# --- AOTInductor libraries
-
-
-class GraphRunner:
-    """A graph that AOTInductor compiled to a shared library, opened for one thread.
-
-    torch's own ``aoti_load_package`` imports the compiler, which takes longer than the whole load, and unpacks an
-    archive to the temporary folder. Tensors go by their names in the module (``constants``).
-    """
-
-    def __init__(self, library: str | Path, device: torch.device) -> None:
-        """Open ``library``, which the process has mapped; kernels of a GPU in files of their own lie next to it."""
-        import torch
-
-        runners: Any = torch._C._aoti
-        if device.type == "cpu":
-            self._runner = runners.AOTIModelContainerRunnerCpu(str(library), _ONE_THREAD)
-        else:
-            runner = getattr(runners, f"AOTIModelContainerRunner{device.type.capitalize()}")
-            self._runner = runner(str(library), _ONE_THREAD, str(device), os.path.dirname(library))
-        self._names: dict[str, str] = self._runner.get_constant_names_to_original_fqns()
-        self.constants = tuple(dict.fromkeys(self._names.values()))
-
-    def bind(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Point the graph at a tensor for each of :attr:`constants`. It keeps raw pointers, the caller the tensors."""
-        inside = {name: tensors[original] for name, original in self._names.items()}
-        self._runner.update_constant_buffer(inside, False, True, True)
-
-    def run(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        outputs: list[torch.Tensor] = self._runner.run(inputs)
-        return outputs
-
 
 # --- sizes of exported programs
 

@@ -1,8 +1,7 @@
 """One frozen graph: a library that AOTInductor made, bound to the live weights of a module.
 
-The library is opened with torch's native runner, which imports no part of the compiler. With ``user_managed``
-constants it keeps raw pointers into the weights, so a :class:`Binding` holds what is bound and notices before each
-call when anything has moved (``module.to()``, offload hooks, ``parameter.data = …``).
+The library keeps raw pointers into the weights, so a :class:`Binding` notices before each call when anything has moved
+(``module.to()``, offload hooks, ``parameter.data = …``).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from pipevault.compat.accelerate import offloaded_weight
-from pipevault.compat.pytorch import GraphRunner
+from pipevault.compat.aot_inductor import GraphRunner
 from pipevault.digest import digest_bytes, digest_json
 from pipevault.errors import ChangedPartError
 from pipevault.files.documents import Sha256
@@ -139,14 +138,13 @@ class FrozenGraph:
         self._binding: Binding | None = None
         self._layout: dict[str, str] = {}
         self._borrowed = False
-        self._held: Mapping[str, torch.Tensor] | None = None
 
     def twin(self, part: str) -> FrozenGraph:
         """Return another graph of the same library, to be bound to the weights of ``part``."""
         twin = copy(self)
         twin.part = part
         twin._runner = GraphRunner(self._library, self.device)
-        twin._binding, twin._held, twin._layout, twin._borrowed = None, None, {}, False
+        twin._binding, twin._layout, twin._borrowed = None, {}, False
         return twin
 
     def bind(self, module: nn.Module) -> None:
@@ -179,7 +177,8 @@ class FrozenGraph:
     @property
     def holds(self) -> bool:
         """Return True if what was bound is still in place."""
-        return self._binding is not None and self._binding.holds()
+        is_bound = self.is_baked or self._runner.is_bound
+        return is_bound and self._binding is not None and self._binding.holds()
 
     def __call__(
         self, module: nn.Module, leaves: Sequence[Leaf], *, verify: Callable[[nn.Module], str]
@@ -189,19 +188,21 @@ class FrozenGraph:
         ``verify`` says what graphs cannot follow of a module whose sub-modules changed, or nothing. It is not kept: a
         cycle would hold the weights of a pipeline that was dropped.
         """
-        if not self.holds or (self.is_baked and self._binding is not None and self._binding.written_to()):
-            if self._binding is not None and self._binding.tree_changed() and (what := verify(module)):
-                raise self._changed(what)
-            self.bind(module)
-        inputs = [self._input(leaves, index, stride) for index, stride in self.document.inputs]
-        tensors = iter(self._runner.run(inputs))
+        with self._runner.alone():
+            if not self.holds or (self.is_baked and self._binding is not None and self._binding.written_to()):
+                if self._binding is not None and self._binding.tree_changed() and (what := verify(module)):
+                    raise self._changed(what)
+                self.bind(module)
+            inputs = [self._input(leaves, index, stride) for index, stride in self.document.inputs]
+            tensors = iter(self._runner.run(inputs))
+            if self._borrowed:  # given back, and borrowed again for the next call
+                self._binding = None
+                self._runner.release()
         made = [
             next(tensors) if kind[0] == "tensor" else leaves[kind[1]] if kind[0] == "leaf" else _constant(kind)
             for kind in self.document.results.leaves
         ]
         result: dict[str, Any] = pytree.tree_unflatten(made, self._result_tree)
-        if self._borrowed:  # given back, and borrowed again for the next call
-            self._binding, self._held = None, None
         return result
 
     def _input(self, leaves: Sequence[Leaf], index: int, stride: tuple[int, ...]) -> torch.Tensor:
@@ -228,9 +229,7 @@ class FrozenGraph:
             if found is None:
                 raise self._changed(f"{name} is on {tensor.device}, the graph runs on {self.device.type}")
             constants[name] = found.detach()
-        if constants:
-            self._runner.bind(constants)
-        self._held = constants
+        self._runner.bind(constants)
 
     def _check_ties(self, module: nn.Module) -> None:
         for names in self.document.ties:
