@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import selectors
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from pipevault.cache.builders import Builders, environment
 from pipevault.errors import InterruptedBuildError
 from pipevault.files import memory
 from pipevault.graphs.part import FrozenPart
+from pipevault.graphs.state import PartState
 from pipevault.graphs.views import outline, with_empty_weights
 from pipevault.store.vault import Vault
 
@@ -42,6 +44,8 @@ def test_two_processes_make_the_bytes_of_one(frozen_vault: Path, tmp_path: Path)
         ("vae.decoder", "2 of 3"),
         ("text_encoder", "3 of 3"),
     ]
+    order = [(step.action, step.part) for step in steps if step.seconds is None and step.part]
+    assert order.index(("compile", "unet")) < order.index(("capture", "vae.decoder")), "it began before all were seen"
     plain = draw(stable_diffusion(tmp_path / "tokenizer"))
     torch.testing.assert_close(draw(pipe), plain, atol=1e-4, rtol=1e-4)
 
@@ -107,6 +111,32 @@ def test_what_cannot_be_sent_is_compiled_here(tmp_path: Path) -> None:
     assert isinstance(pipe.unet, FrozenPart)
     assert isinstance(pipe.transformer, FrozenPart)
     assert pipevault.outcome(pipe).status == "miss"
+
+
+@pytest.mark.compile
+def test_what_is_compiled_is_let_go_when_another_part_cannot_be_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = stable_diffusion(tmp_path / "tokenizer")
+    begin, abandon = PartState.begin_ahead, Builders.abandon
+    at_work: list[str] = []
+
+    def refused(self: PartState, *args: Any) -> Any:
+        if self.name == "vae.decoder":
+            raise InterruptedBuildError("no memory", self.name)
+        return begin(self, *args)
+
+    def noted(self: Builders) -> None:
+        abandon(self)
+        at_work.extend(work.state.name for work in self._busy.values())
+        assert all(builder._process.returncode is not None for builder in self._busy)
+
+    monkeypatch.setattr(PartState, "begin_ahead", refused)
+    monkeypatch.setattr(Builders, "abandon", noted)
+    with pytest.raises(InterruptedBuildError, match="no memory"):
+        pipevault.PipelineCache(tmp_path / "vault", build_config=FAST_BUILD, jobs=2).load(pipe, batch_size=1)
+    assert at_work == ["unet"]
+    assert artifacts(tmp_path / "vault") == {}
 
 
 @pytest.mark.compile
@@ -193,6 +223,15 @@ class Ended:
         self.pending = SimpleNamespace(folder=folder)
         self.state = SimpleNamespace(name="unet")
         self.error: Exception | None = None
+        self.checks_to_prepare = 2
+        self.on_prepared: Callable[[], None] = lambda: None
+
+    def prepare_check(self) -> bool:
+        if self.checks_to_prepare == 0:
+            self.on_prepared()
+            return False
+        self.checks_to_prepare -= 1
+        return True
 
     def end(self, build: Any) -> None:
         try:
@@ -218,6 +257,37 @@ def test_a_process_that_ends_idle_or_half_way_through_a_result(tmp_path: Path, c
         assert isinstance(work.error, InterruptedBuildError)
         assert "compiled unet ended with -9" in str(work.error)
         assert idle not in pool._idle or content is None
+
+
+def test_eager_code_to_compare_with_runs_while_another_process_compiles(tmp_path: Path) -> None:
+    (tmp_path / builders.RESULT_FILE).write_bytes(b"")
+    busy, work = Stub(), Ended(tmp_path)
+    with Builders(3, "repeatable") as pool:
+        pool._selector.register(busy.replies, selectors.EVENT_READ, busy)
+        pool._busy = {busy: work}  # type: ignore[dict-item]
+        work.on_prepared = lambda: busy.reply(b"done\n")  # so that this ends only where all was prepared before
+        pool.build_all()
+    assert work.checks_to_prepare == 0
+    assert isinstance(work.error, InterruptedBuildError)
+
+
+@pytest.mark.parametrize(("jobs", "sent", "kept"), [(1, 0, 3), (2, 1, 2), (4, 2, 1)])
+def test_work_is_sent_as_it_comes_and_the_last_is_left_for_this_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, jobs: int, sent: int, kept: int
+) -> None:
+    monkeypatch.setattr(builders, "available_memory_bytes", lambda: 1 << 40)
+
+    def send(work: Any) -> bool:
+        busy: Any = Stub()
+        pool._busy[busy] = work
+        return True
+
+    with Builders(jobs, "repeatable") as pool:
+        monkeypatch.setattr(pool, "_send", send)
+        for number in range(3):
+            pool.offer(Ended(tmp_path), more=number < 2)  # type: ignore[arg-type]
+        assert (len(pool._busy), len(pool._waiting)) == (sent, kept)
+        pool._busy.clear()
 
 
 def test_a_process_that_is_gone_takes_no_work_and_stops_quietly(tmp_path: Path) -> None:

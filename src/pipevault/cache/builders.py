@@ -17,7 +17,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -70,6 +70,13 @@ class Work:
         except CannotFreezeError as error:
             self.failed(error)
 
+    def prepare_check(self) -> bool:
+        """Run eager code once that the graph will be compared with; ``False`` when there is no more to run."""
+        try:
+            return self.state.run_eagerly_ahead(self.pending)
+        except Exception:  # whatever it is, the check meets it again
+            return False
+
     def build_here(self) -> None:
         self.start()
         self.end(lambda: self.pending.build.run(self.pending.folder))
@@ -83,6 +90,9 @@ class Builders:
         self._jobs = jobs
         self._mean_s = mean_s
         self._level = level
+        self._waiting: list[Work] = []
+        self._own: list[Work] = []
+        """Work that cannot be sent to another process."""
         self._busy: dict[_Builder, Work] = {}
         self._idle: list[_Builder] = []
         self._stack = ExitStack()
@@ -108,15 +118,36 @@ class Builders:
         about = f", about {rounds * self._mean_s:.0f} s as earlier ones took" if self._mean_s else ""
         return f"{count} graph{'s' if count > 1 else ''}{about}"
 
-    def build_all(self, works: Sequence[Work]) -> None:
-        """Compile all of ``works``, and end each."""
-        waiting = list(works)
-        while waiting or self._busy:
-            while len(waiting) > 1 and self._has_room():
-                self._send(waiting.pop(0))
-            if waiting:
-                waiting.pop(0).build_here()
-            self._receive(wait=not waiting)
+    def offer(self, work: Work, *, more: bool) -> None:
+        """Take ``work``. Another process begins with it if one has room; :meth:`build_all` does the rest.
+
+        Without ``more`` to come one is left for this process.
+        """
+        self._waiting.append(work)
+        self._send_all(keep=0 if more else 1)
+
+    def build_all(self) -> None:
+        """Compile all that was offered, and end each."""
+        while self._waiting or self._own or self._busy:
+            self._send_all(keep=0 if self._own else 1)
+            if mine := self._own or self._waiting:
+                mine.pop(0).build_here()
+                is_idle = False
+            else:
+                is_idle = not any(work.prepare_check() for work in self._busy.values())
+            self._receive(wait=is_idle)
+
+    def abandon(self) -> None:
+        """Let nothing of what was offered be compiled any longer."""
+        for builder in self._busy:
+            builder.stop()
+        self._waiting, self._own = [], []
+
+    def _send_all(self, *, keep: int) -> None:
+        while len(self._waiting) > keep and self._has_room():
+            work = self._waiting.pop(0)
+            if not self._send(work):
+                self._own.append(work)
 
     def _has_room(self) -> bool:
         if len(self._busy) >= self._jobs - 1:
@@ -125,11 +156,10 @@ class Builders:
             return True
         return available_memory_bytes() > 2 * max(self.peak_bytes, EXPECTED_PEAK_BYTES)
 
-    def _send(self, work: Work) -> None:
+    def _send(self, work: Work) -> bool:
         build = work.pending.build
         if build.options.weights == "baked" or any(p.device.type != "cpu" for p in build.module.parameters()):
-            work.build_here()
-            return
+            return False
         try:
             job = {
                 "build": replace(build, module=outline(build.module)),
@@ -143,12 +173,12 @@ class Builders:
             torch.save(job, work.pending.folder / JOB_FILE)
         except Exception as error:  # whatever the attributes of a module raise when they are pickled
             logger.info("%s is compiled here: it cannot be sent: %s", work.state.name, error)
-            work.build_here()
-            return
+            return False
         builder = self._idle.pop() if self._idle else self._started()
         work.start()
         builder.send(work.pending.folder)
         self._busy[builder] = work
+        return True
 
     def _started(self) -> _Builder:
         builder = _Builder()

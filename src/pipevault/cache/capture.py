@@ -61,6 +61,10 @@ class Task:
         modules = sum(1 for _ in self.call.state.module.modules())
         return -modules, self.call.identity, self.call.described.signature.digest, len(self.others)
 
+    @property
+    def is_as_then(self) -> bool:
+        return all(one.is_as_then for one in (self.call, *self.others))
+
     def sized(self) -> tuple[SizedCall, ...]:
         return tuple(
             SizedCall(describe_call(other.args, other.kwargs), other.causes - self.call.causes) for other in self.others

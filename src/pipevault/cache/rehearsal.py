@@ -160,34 +160,39 @@ def _freeze_ahead(
         else:
             failures.append(error)
 
+    # In one order everywhere: processes that wait for one another's locks would wait for ever.
+    left = sorted((task for task in tasks if task.is_as_then), key=lambda task: task.order)
+    started = itertools.count(1)
+    count = 0
+
+    def tell(name: str, signature: str) -> None:
+        clock.report(Step(name, "compile", None, signature, f"{next(started)} of {count + len(left)}"))
+
     with ExitStack() as stack:
         stack.enter_context(_beside_others("freezing"))
         stack.enter_context(generating(states, rehearsing=True))
-        works: list[Work] = []
-        started = itertools.count(1)
-
-        def tell(name: str, signature: str) -> None:
-            clock.report(Step(name, "compile", None, signature, f"{next(started)} of {len(works)}"))
-
-        # In one order everywhere: processes that wait for one another's locks would wait for ever.
-        for task in sorted(tasks, key=lambda task: task.order):
-            call = task.call
-            if not all(one.is_as_then for one in (call, *task.others)):
-                continue
-            try:
-                pending = call.state.begin_ahead(call.args, call.kwargs, task.sized())
-            except CannotFreezeError as error:
-                failed(task, error)
-                continue
-            if pending is not None:
+        try:
+            while left:
+                task, state = left[0], left.pop(0).call.state
+                try:
+                    pending = state.begin_ahead(task.call.args, task.call.kwargs, task.sized())
+                except CannotFreezeError as error:
+                    failed(task, error)
+                    pending = None
+                if failures:  # known before minutes are spent on compiling
+                    raise failures[0]
+                if pending is None:
+                    continue
                 stack.push(pending.held)
-                begun = functools.partial(tell, call.state.name, str(pending.signature))
-                works.append(Work(call.state, pending, begun, functools.partial(failed, task)))
-        if failures:  # known before minutes are spent on compiling the others
-            raise failures[0]
-        if works:
-            with clock.step("compile", detail=builders.estimate(len(works))):
-                builders.build_all(works)
+                count += 1
+                if count == 1:
+                    stack.enter_context(clock.step("compile", detail=builders.estimate(1 + len(left))))
+                begun = functools.partial(tell, state.name, str(pending.signature))
+                builders.offer(Work(state, pending, begun, functools.partial(failed, task)), more=bool(left))
+            builders.build_all()
+        except BaseException:  # whatever it was goes on; before the folders go that others compile into
+            builders.abandon()
+            raise
     if failures:
         raise failures[0]
     return tuple(dict.fromkeys(problems))

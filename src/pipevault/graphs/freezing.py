@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from pipevault.graphs.observe import (
     Attributes,
     ObservedCall,
     UntouchableValue,
+    copied,
     follow,
     held,
     named_tensors,
@@ -236,6 +237,39 @@ def _refuse_counters(subject: Subject, final: Mapping[str, Any]) -> None:
             )
 
 
+class EagerRun:
+    """What a graph is compared with: eager code given ``leaves``, run once, when its result is first asked for."""
+
+    def __init__(self, subject: Subject, program: Program, leaves: Sequence[Any], *, may_refuse: bool = False) -> None:
+        self._subject, self._program, self._may_refuse = subject, program, may_refuse
+        self.leaves = leaves
+
+    @cached_property
+    def result(self) -> tuple[Any, float] | None:
+        """The result tree, which later calls of the part leave as it is, and the seconds that it took. ``None``: the
+        part refused values that it was never given.
+        """
+        try:
+            tree, eager_s = self._run(copied_leaves(self.leaves))
+        except Exception:  # whatever a part raises for such values
+            if self._may_refuse:
+                return None
+            raise
+        return copied(tree), eager_s
+
+    @property
+    def is_done(self) -> bool:
+        return "result" in vars(self)
+
+    def shaken(self) -> Any:
+        """Return the result tree for inputs that differ in their last bits."""
+        return self._run(shaken_leaves(self.leaves))[0]
+
+    def _run(self, leaves: Sequence[Any]) -> tuple[Any, float]:
+        run = partial(self._program.run, self._subject.module, self._subject.eager)
+        return _timed(self._subject.device, run, leaves)
+
+
 @dataclass(frozen=True)
 class PreparedCall:
     """A call that is ready to be compiled, by this process or by another one, and then to be checked."""
@@ -245,6 +279,14 @@ class PreparedCall:
     others: tuple[SizedCall, ...]
     leaves: Sequence[Any]
     build: Build
+
+    @cached_property
+    def references(self) -> list[EagerRun]:
+        """What the graph is compared with: the call itself, one of other values, and those of other sizes."""
+        run = partial(EagerRun, self.subject, self.observation.program)
+        given = self.observation.call.leaves
+        varied = run(varied_leaves(given, self.observation.free), may_refuse=True)
+        return [run(given), varied, *(run(other.call.leaves) for other in self.others)]
 
 
 def prepare_call(
@@ -330,14 +372,15 @@ def _finish(
         graph = FrozenGraph(document, files, device=subject.device, part=subject.name)
     graph.bind(subject.module)
     run = partial(graph, subject.module, verify=verify)
-    compared = _check(subject, run, observation)
+    own, varied, *others = prepared.references
+    compared = _check(subject, run, own, varied)
     times = CallTimes(min(one.eager_s for one in compared), min(one.frozen_s for one in compared))
     if prepared.build.options.candidates:
         given = observation.call.leaves
         frozen_s = min(_timed(subject.device, run, copied_leaves(given))[1] for _ in range(CANDIDATE_RUNS))
         times = replace(times, frozen_s=min(times.frozen_s, frozen_s))
-    for other in prepared.others:
-        compared.append(_check_size(subject, run, observation.program, other.call, document.signature))
+    for other, reference in zip(prepared.others, others, strict=True):
+        compared.append(_check_size(subject, run, reference, other.call, document.signature))
     worst = max(compared, key=lambda one: one.distance)
     checks = {"calls": len(compared), "distance": worst.distance, "tolerance": worst.tolerance}
     return FrozenCall(replace(document, checks=checks), frozen.paths, times)
@@ -470,11 +513,9 @@ def part_device(module: nn.Module) -> torch.device:
     return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
 
-def _check(subject: Subject, graph: RunGraph, observation: Observation) -> list[GraphComparison]:
+def _check(subject: Subject, graph: RunGraph, call: EagerRun, varied: EagerRun) -> list[GraphComparison]:
     """Return the comparisons on the call itself and on other values that count: one of them, or both."""
-    call, program = observation.call, observation.program
-    own = _compare(subject, graph, program, call.leaves)
-    other = _compare(subject, graph, program, varied_leaves(call.leaves, observation.free), may_refuse=True)
+    own, other = _compare(subject, graph, call), _compare(subject, graph, varied)
     assert own is not None
     if own.failure == NOT_FINITE:
         raise NotFiniteError(
@@ -488,39 +529,31 @@ def _check(subject: Subject, graph: RunGraph, observation: Observation) -> list[
 
 
 def _check_size(
-    subject: Subject, graph: RunGraph, program: Program, call: DescribedCall, signature: CallSignature
+    subject: Subject, graph: RunGraph, reference: EagerRun, call: DescribedCall, signature: CallSignature
 ) -> GraphComparison:
     """Return the comparison on a call of another size. Raises :class:`CannotFreezeError`."""
     sizes = ", ".join("x".join(map(str, tensor.shape)) for tensor in call.tensors if tensor.dim())
     if not signature.covers(call.signature):
         asked = "; ".join(signature.conditions)
         raise CannotFreezeError(f"a graph for {signature} ({asked or 'no more'}) does not take {sizes}", subject.name)
-    comparison = _compare(subject, graph, program, call.leaves)
+    comparison = _compare(subject, graph, reference)
     assert comparison is not None
     if not comparison.passed and not is_degenerate(call.leaves):
         raise CannotFreezeError(f"the graph differs from eager code at {sizes}: {comparison.failure}", subject.name)
     return comparison
 
 
-def _compare(
-    subject: Subject, graph: RunGraph, program: Program, leaves: Sequence[Any], *, may_refuse: bool = False
-) -> GraphComparison | None:
-    """The distance of the graph from eager code on ``leaves``; ``None`` if eager code refuses them."""
-    eager = partial(program.run, subject.module, subject.eager)
-    given = copied_leaves(leaves)
-    try:
-        expected, eager_s = _timed(subject.device, eager, given)
-    except Exception:  # whatever a part raises for values that it was never given
-        if may_refuse:
-            return None
-        raise
-    actual, frozen_s = _timed(subject.device, graph, copied_leaves(leaves))
+def _compare(subject: Subject, graph: RunGraph, reference: EagerRun) -> GraphComparison | None:
+    """The distance of the graph from eager code; ``None`` if eager code refuses the values."""
+    if reference.result is None:
+        return None
+    expected, eager_s = reference.result
+    actual, frozen_s = _timed(subject.device, graph, copied_leaves(reference.leaves))
     comparison = replace(compare_trees(expected, actual), eager_s=eager_s, frozen_s=frozen_s)
     if comparison.passed or not 0.0 < comparison.distance <= _LARGEST_EXCESS * comparison.tolerance:
         return comparison
-    shaken, _ = _timed(subject.device, eager, shaken_leaves(leaves))
     # A part that blows up rounding cannot measure its graph: the last bits of its inputs move it as far.
-    allowed = _SENSITIVITIES * compare_trees(expected, shaken, tolerance=float("inf")).distance
+    allowed = _SENSITIVITIES * compare_trees(expected, reference.shaken(), tolerance=float("inf")).distance
     return replace(comparison, failure="", tolerance=allowed) if comparison.distance <= allowed else comparison
 
 

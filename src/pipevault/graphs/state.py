@@ -467,6 +467,15 @@ class PartState:
                 return None
             return begun if isinstance(begun, PendingBuild) else None
 
+    def run_eagerly_ahead(self, pending: PendingBuild) -> bool:
+        """Run eager code once that the graph will be compared with; ``False`` when there is no more to run."""
+        with FREEZING, without_modes(), torch.no_grad():
+            for run in pending.prepared.references:
+                if not run.is_done:
+                    self._with_settings(getattr, run, "result")
+                    return True
+        return False
+
     def end_ahead(self, pending: PendingBuild, build: Callable[[], BuiltGraph]) -> Slot:
         """Freeze what was begun, with the graph that ``build`` returns. Raises :class:`CannotFreezeError`."""
         with FREEZING, without_modes(), torch.no_grad():
