@@ -9,6 +9,7 @@ So a library is called through the C interface that it exports
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import threading
 import weakref
@@ -122,6 +123,12 @@ class _Torch:
         return outputs
 
 
+@functools.cache
+def _functions(library: str) -> ctypes.CDLL:
+    """The functions of a library that is mapped: once, because each of these objects makes a class."""
+    return ctypes.CDLL(library)
+
+
 class _Entry(ctypes.Structure):
     _fields_ = (("name", ctypes.c_char_p), ("handle", ctypes.c_void_p))
 
@@ -136,13 +143,13 @@ class _Native:
         """Return False for a library without that interface, or with operators that torch's runner calls for it."""
         import torch
 
-        functions = ctypes.CDLL(library)
+        functions = _functions(library)
         is_complete = all(hasattr(functions, name) for name in (cls._BIND, "AOTInductorGetLastError"))
         has_handles = hasattr(torch._C._aoti, "unsafe_alloc_void_ptrs_from_tensors")
         return is_complete and has_handles and not Path(library).with_suffix(".json").exists()
 
     def __init__(self, library: str) -> None:
-        self._functions = functions = ctypes.CDLL(library)
+        self._functions = functions = _functions(library)
         self._handle = ctypes.c_void_p()
         models = ctypes.c_size_t(_ONE_AT_A_TIME)
         self._call("AOTInductorModelContainerCreateWithDevice", ctypes.byref(self._handle), models, b"cpu", None)

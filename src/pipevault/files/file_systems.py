@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import sys
 
 # linux/magic.h and the file systems' own headers; the names are those of statfs(2).
@@ -31,6 +32,11 @@ _STATFS_BYTES = 512
 """More than any ``struct statfs``; the type is its first word."""
 
 
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)  # once: each of these objects makes a class
+
+
 def is_local(descriptor: int) -> bool:
     """Return whether an open file lies on a file system of this machine's own.
 
@@ -40,6 +46,6 @@ def is_local(descriptor: int) -> bool:
     if sys.platform != "linux":
         return False
     buffer = ctypes.create_string_buffer(_STATFS_BYTES)
-    if ctypes.CDLL(None).fstatfs(descriptor, buffer):
+    if _libc().fstatfs(descriptor, buffer):
         return False
     return ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF in _LOCAL
