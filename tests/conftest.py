@@ -42,11 +42,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         require_chromium()
 
 
+@pytest.fixture(scope="session")
+def _compiler_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What compilers make again and again, for all tests."""
+    return tmp_path_factory.mktemp("compiler")
+
+
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, _compiler_folder: Path) -> None:
     for name in [name for name in os.environ if name.startswith("PIPEVAULT_")]:
         monkeypatch.delenv(name)
     monkeypatch.delenv("COLUMNS", raising=False)  # which workers of pytest-xdist have
+    kept = tmp_path / "cache" / "pipevault"
+    kept.mkdir(parents=True)
+    (kept / "compiler").symlink_to(_compiler_folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 

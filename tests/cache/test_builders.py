@@ -285,7 +285,7 @@ def test_work_is_sent_as_it_comes_and_the_last_is_left_for_this_process(
     with Builders(jobs, "repeatable") as pool:
         monkeypatch.setattr(pool, "_send", send)
         for number in range(3):
-            pool.offer(Ended(tmp_path), more=number < 2)  # type: ignore[arg-type]
+            pool.offer(Ended(tmp_path), more=2 - number)  # type: ignore[arg-type]
         assert (len(pool._busy), len(pool._waiting)) == (sent, kept)
         pool._busy.clear()
 

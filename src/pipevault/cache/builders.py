@@ -32,6 +32,7 @@ from pipevault.determinism.flags import code_flags
 from pipevault.determinism.levels import level as at_level
 from pipevault.errors import CannotFreezeError, InterruptedBuildError
 from pipevault.files.memory import available_memory_bytes
+from pipevault.graphs.compiler_cache import HEADERS_PAY_FROM, probe_vector_isa
 from pipevault.graphs.inductor import Build, BuiltGraph
 from pipevault.graphs.signature import describe_call
 from pipevault.graphs.state import PartState, PendingBuild
@@ -59,6 +60,11 @@ class Work:
     pending: PendingBuild
     started: Callable[[], None]
     failed: Callable[[CannotFreezeError], None]
+    is_one_of_many: bool = False
+
+    @property
+    def build(self) -> Build:
+        return replace(self.pending.build, is_one_of_many=self.is_one_of_many)
 
     def start(self) -> None:
         self.pending.compiled_s = time.perf_counter()
@@ -79,7 +85,7 @@ class Work:
 
     def build_here(self) -> None:
         self.start()
-        self.end(lambda: self.pending.build.run(self.pending.folder))
+        self.end(lambda: self.build.run(self.pending.folder))
 
 
 class Builders:
@@ -91,6 +97,7 @@ class Builders:
         self._mean_s = mean_s
         self._level = level
         self._waiting: list[Work] = []
+        self._count = 0
         self._own: list[Work] = []
         """Work that cannot be sent to another process."""
         self._busy: dict[_Builder, Work] = {}
@@ -118,11 +125,13 @@ class Builders:
         about = f", about {rounds * self._mean_s:.0f} s as earlier ones took" if self._mean_s else ""
         return f"{count} graph{'s' if count > 1 else ''}{about}"
 
-    def offer(self, work: Work, *, more: bool) -> None:
+    def offer(self, work: Work, *, more: int) -> None:
         """Take ``work``. Another process begins with it if one has room; :meth:`build_all` does the rest.
 
         Without ``more`` to come one is left for this process.
         """
+        self._count = max(self._count, 1 + more)
+        work.is_one_of_many = self._count >= HEADERS_PAY_FROM
         self._waiting.append(work)
         self._send_all(keep=0 if more else 1)
 
@@ -157,7 +166,7 @@ class Builders:
         return available_memory_bytes() > 2 * max(self.peak_bytes, EXPECTED_PEAK_BYTES)
 
     def _send(self, work: Work) -> bool:
-        build = work.pending.build
+        build = work.build
         if build.options.weights == "baked" or any(p.device.type != "cpu" for p in build.module.parameters()):
             return False
         try:
@@ -216,7 +225,7 @@ class Builders:
             return built
         if kind == "unlike":
             logger.info("%s is compiled here: %s", work.state.name, content)
-            return work.pending.build.run(work.pending.folder)
+            return work.build.run(work.pending.folder)
         name, message = content
         raise getattr(errors, name, CannotFreezeError)(message, work.state.name)
 
@@ -255,6 +264,7 @@ def main() -> int:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the compiler prints is not a reply
     importlib.import_module("torch._inductor.compile_fx")
+    probe_vector_isa()
     for line in sys.stdin.buffer:
         folder = Path(os.fsdecode(line.rstrip(b"\n")))
         result: tuple[str, Any]

@@ -188,7 +188,7 @@ def _freeze_ahead(
                 if count == 1:
                     stack.enter_context(clock.step("compile", detail=builders.estimate(1 + len(left))))
                 begun = functools.partial(tell, state.name, str(pending.signature))
-                builders.offer(Work(state, pending, begun, functools.partial(failed, task)), more=bool(left))
+                builders.offer(Work(state, pending, begun, functools.partial(failed, task)), more=len(left))
             builders.build_all()
         except BaseException:  # whatever it was goes on; before the folders go that others compile into
             builders.abandon()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -187,11 +188,12 @@ def forget_vector_isa() -> None:
 
 
 @contextmanager
-def one_vector_isa_probed() -> Iterator[None]:
+def one_vector_isa_probed(trials: Path | None = None) -> Iterator[None]:
     """Have Inductor probe the vector instructions in the block only until it finds those that it chooses.
 
     It compiles and runs trial programs for all that the CPU has, which takes seconds in each process that compiles, and
-    takes the first. Where something else chooses (``cpp.simdlen``, ``ATEN_CPU_CAPABILITY``), it probes all of them.
+    takes the first. The trial of that one is kept in ``trials``, which no other user can change. Where something else
+    chooses (``cpp.simdlen``, ``ATEN_CPU_CAPABILITY``), it probes all of them.
     """
     from torch._inductor import config, cpu_vec_isa
 
@@ -201,10 +203,13 @@ def one_vector_isa_probed() -> Iterator[None]:
         yield
         return
 
+    has = set(cpu_vec_isa.x86_isa_checker())
+    known = [isa for isa in cpu_vec_isa.supported_vec_isa_list if {*str(isa).split()} <= has]
+    if trials is not None and known:
+        _try_kept(known[0], trials)
+
     def probe() -> list[Any]:
-        has = set(cpu_vec_isa.x86_isa_checker())
-        first = (isa for isa in cpu_vec_isa.supported_vec_isa_list if {*str(isa).split()} <= has and isa)
-        return list(islice(first, 1))
+        return list(islice((isa for isa in known if isa), 1))
 
     probe_one: Any = cache(probe)
     probe_one.probe_all = probe_all
@@ -213,6 +218,48 @@ def one_vector_isa_probed() -> Iterator[None]:
         yield
     finally:
         cpu_vec_isa.valid_vec_isa_list = probe_all
+
+
+@cache
+def _try_kept(isa: Any, trials: Path) -> None:
+    """Let ``isa`` remember what its trial in ``trials`` shows. One that fails is forgotten: it may be half written."""
+    variable = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(variable)
+    os.environ[variable] = str(trials)
+    try:
+        works = bool(isa)
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+    if not works:
+        shutil.rmtree(trials, ignore_errors=True)
+        forget_vector_isa()
+
+
+def can_precompile_headers() -> bool:
+    """Return whether AOTInductor can use precompiled headers here; it hashes them with a program."""
+    from torch._inductor import codecache
+
+    names = ("_precompile_header", "_HEADER_DIR", "_HEADER_LOCK_DIR")
+    return all(hasattr(codecache, name) for name in names) and shutil.which("openssl") is not None
+
+
+@contextmanager
+def headers_precompiled_in(folder: Path) -> Iterator[None]:
+    """Have AOTInductor keep precompiled headers in ``folder`` in the block, instead of in the common temporary one."""
+    from torch._inductor import codecache
+
+    module: Any = codecache
+    before = module._HEADER_DIR, module._HEADER_LOCK_DIR
+    module._HEADER_DIR, module._HEADER_LOCK_DIR = str(folder), str(folder / "locks")
+    module._precompile_header.cache_clear()  # it remembers where they are
+    try:
+        yield
+    finally:
+        module._HEADER_DIR, module._HEADER_LOCK_DIR = before
+        module._precompile_header.cache_clear()
 
 
 # --- the machine as torch sees it

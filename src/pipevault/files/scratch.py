@@ -102,6 +102,11 @@ def scratch_folders(root: Path) -> list[Path]:
     return [root / name for name in names if _NAME.fullmatch(name) and _is_own_folder(root / name)]
 
 
+def is_fit_for_code(folder: Path) -> bool:
+    """Return whether code can be compiled in ``folder`` and run from it, and this user alone can change it."""
+    return not _problem(folder).problem and _is_own_folder(folder)
+
+
 def _problem(folder: Path) -> Place:
     if unsafe := _UNSAFE.search(os.fspath(folder)):
         return Place(folder, f"has {unsafe[0]!r} in its name, which command lines of compilers do not survive")

@@ -27,6 +27,7 @@ from pipevault.compat.pytorch import TracedSizes, forget_vector_isa, one_vector_
 from pipevault.digest import Digest, digest_json
 from pipevault.errors import CannotFreezeError, CompilerMissingError, InterruptedBuildError, SettingsError
 from pipevault.files.scratch import scratch_folder
+from pipevault.graphs.compiler_cache import Headers, trials_folder
 from pipevault.graphs.library import CONSTANTS_NAME, EXTERN_NAME, LIBRARY_NAME
 from pipevault.graphs.observe import iter_tensors, named_tensors
 from pipevault.graphs.program import Program, Results
@@ -155,6 +156,8 @@ class Build:
     options: BuildOptions
     varying: Varying
     counted: tuple[tuple[int, int, int], ...] = ()
+    is_one_of_many: bool = False
+    """Whether it is worth while to precompile headers first."""
 
     def run(self, output_dir: Path) -> BuiltGraph:
         """Compile here, with each of the candidates too. One that the compiler refuses is left out."""
@@ -190,8 +193,11 @@ def build_graph(build: Build, output_dir: Path) -> BuiltGraph:
     if mutated := sorted({*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()}):
         raise CannotFreezeError(f"the call changes {', '.join(mutated)} in place")
     asked = _asked_sizes(TracedSizes(traced)) if varying else None
-    with _build_folder(build.digest) as folder, _inductor_caches_in(folder), one_vector_isa_probed():
-        files, constants = _compile(traced, options)
+    with ExitStack() as stack:
+        stack.enter_context(one_vector_isa_probed(trials_folder()))
+        folder = stack.enter_context(_build_folder(build.digest))
+        stack.enter_context(_inductor_caches_in(folder))
+        files, constants = _compile(traced, options, make_headers=build.is_one_of_many)
         output_dir.mkdir(parents=True, exist_ok=True)
         compiled = _collect(files, output_dir)
     known = dict(named_tensors(module))
@@ -321,15 +327,14 @@ def _export(module: nn.Module, inputs: Sequence[torch.Tensor], varying: Varying)
         raise _build_error("torch.export", error) from error
 
 
-def _compile(program: torch.export.ExportedProgram, options: BuildOptions) -> tuple[list[str], dict[str, torch.Tensor]]:
-    from torch._inductor import aot_compile
+def _compile(
+    program: torch.export.ExportedProgram, options: BuildOptions, *, make_headers: bool
+) -> tuple[list[str], dict[str, torch.Tensor]]:
     from torch._inductor.exc import InvalidCxxCompiler
 
     config: dict[str, Any] = {
         "aot_inductor.package": True,  # kernels and metadata are found by name, not by the path of this build
         "aot_inductor.package_constants_in_so": options.weights == "baked",
-        # A precompiled header serves one build folder only, so making it costs more than it saves.
-        "aot_inductor.precompile_headers": False,
         "always_keep_tensor_constants": True,
         "aot_inductor.metadata": {},  # else Inductor writes this machine into its default, in place
         _EMBED_KERNELS: True,
@@ -338,10 +343,9 @@ def _compile(program: torch.export.ExportedProgram, options: BuildOptions) -> tu
     }
     if options.weights == "bound":
         config["aot_inductor.package_constants_on_disk_format"] = "pickle_weights"
-    args, kwargs = program.example_inputs
     try:
         with torch.no_grad(), _without_torchs_own_warnings():
-            files = aot_compile(program.module(check_guards=False), args, kwargs, options=config)
+            files = _compiled(program, config, make_headers=make_headers)
     except InvalidCxxCompiler as error:
         raise CompilerMissingError(
             f"No working C++ compiler: {_first_line(error)}. Install g++ (or set CXX), or load what another "
@@ -350,10 +354,30 @@ def _compile(program: torch.export.ExportedProgram, options: BuildOptions) -> tu
     except Exception as error:
         # Inductor raises anything from RuntimeError to CppCompileError; each means that this call cannot be compiled.
         raise _build_error("AOTInductor", error) from error
-    assert isinstance(files, list)  # aot_inductor.package is on
     weights = [item for item in files if not isinstance(item, str)]
     constants = {name: entry[0].detach() for found in weights for name, entry in found.items()}
     return [item for item in files if isinstance(item, str)], constants
+
+
+def _compiled(program: torch.export.ExportedProgram, config: Mapping[str, Any], *, make_headers: bool) -> list[Any]:
+    from torch._inductor import aot_compile
+
+    def compiled(*, with_headers: bool) -> list[Any]:
+        options = {"aot_inductor.precompile_headers": with_headers, **config}
+        args, kwargs = program.example_inputs
+        files = aot_compile(program.module(check_guards=False), args, kwargs, options=options)
+        assert isinstance(files, list)  # aot_inductor.package is on
+        return files
+
+    headers = Headers(config)
+    with headers.used(make=make_headers) as is_used:
+        try:
+            return compiled(with_headers=is_used)
+        except Exception:  # whatever headers of another compiler provoke; what has another cause fails again
+            if not is_used:
+                raise
+            headers.remove()
+    return compiled(with_headers=False)
 
 
 def _collect(files: Sequence[str], folder: Path) -> BuiltGraph:
