@@ -53,10 +53,10 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, _
     for name in [name for name in os.environ if name.startswith("PIPEVAULT_")]:
         monkeypatch.delenv(name)
     monkeypatch.delenv("COLUMNS", raising=False)  # which workers of pytest-xdist have
-    kept = tmp_path / "cache" / "pipevault"
-    kept.mkdir(parents=True)
-    (kept / "compiler").symlink_to(_compiler_folder)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cache = tmp_path.with_name(f"{tmp_path.name}-cache")
+    (cache / "pipevault").mkdir(parents=True)
+    (cache / "pipevault" / "compiler").symlink_to(_compiler_folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 

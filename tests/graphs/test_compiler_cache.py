@@ -85,10 +85,10 @@ class TestTrials:
 
     def test_one_that_was_cut_off_is_made_again_and_changes_no_choice(self, commands: list[str]) -> None:
         probe_vector_isa()
+        count = len(commands)
         chosen = self.chosen()
         folder = trials_folder()
         assert folder is not None
-        count = len(commands)
         for trial in folder.rglob("*.so"):
             trial.write_bytes(trial.read_bytes()[:1000])
         self.as_in_a_new_process()
