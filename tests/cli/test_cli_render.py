@@ -15,7 +15,7 @@ from typing import TypeAlias
 import pytest
 from rich.console import Console
 
-from pipevault.cache.outcome import Step
+from pipevault.cache.outcome import Clock, Step
 from pipevault.cli import render
 from pipevault.cli.progress import DETAIL_LENGTH, StepProgress, step_label
 from pipevault.digest import Digest
@@ -76,7 +76,7 @@ def test_digests_paths_and_dataclasses_in_a_document(capsys: pytest.CaptureFixtu
     assert json.loads(capsys.readouterr().out) == {
         "key": "a" * 64,
         "path": "/vault",
-        "steps": [{"part": "unet", "action": "compile", "seconds": 1.5, "detail": "", "position": ""}],
+        "steps": [{"part": "unet", "action": "compile", "seconds": 1.5, "detail": "", "position": "", "failed": False}],
         "map": {},
     }
     with pytest.raises(TypeError, match="A set cannot stand in a document"):
@@ -147,6 +147,12 @@ class TestPlainProgress:
         assert begins.endswith(" s] unet: compiling")
         assert ends.endswith(" s] unet: compiling - done in 12.35 s")
 
+    def test_a_step_that_fails_is_not_done(self) -> None:
+        with StepProgress() as progress, suppress(ZeroDivisionError), Clock(progress).step("compile", "unet"):
+            raise ZeroDivisionError
+        _, ends = self.capsys.readouterr().err.splitlines()
+        assert ends.endswith(" s] unet: compiling - failed after 0.00 s")
+
     def test_a_step_of_the_whole_pipeline(self) -> None:
         [line] = self.shown(Step("", "publish"))
         assert line.endswith(" s] publishing")
@@ -208,6 +214,13 @@ def test_live_progress_has_a_row_for_each_part_that_can_begin_anew(terminal: Ter
         progress(Step("unet", "compile", 1.0))
         assert all(task.finished for task in live.tasks)
     assert "unet: compiling" in shown.getvalue()
+
+
+def test_live_progress_marks_a_step_that_failed(terminal: Terminal) -> None:
+    with terminal() as shown, StepProgress() as progress, suppress(ZeroDivisionError), Clock(progress).step("compile"):
+        raise ZeroDivisionError
+    assert "✓" not in shown.getvalue()
+    assert "compiling - failed" in shown.getvalue()
 
 
 def test_live_progress_has_rows_of_its_own_for_each_subject(terminal: Terminal) -> None:

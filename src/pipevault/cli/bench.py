@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COLUMNS = ("WAY", "MISS s", "READY s", "FIRST s", "WARM s", "READY+FIRST s", "WARM/EAGER", "PEAK")
 
 
-@click.command("bench", short_help="Measure how soon a model is ready and how fast it runs.")
+@options.command("bench", short_help="Measure how soon a model is ready and how fast it runs.")
 @options.model_argument
 @options.request_options
 @options.opening_options

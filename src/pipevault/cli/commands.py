@@ -12,7 +12,7 @@ import click
 
 from pipevault.cli import render
 from pipevault.cli.listing import Row, read_rows
-from pipevault.cli.options import open_vault, vault_options
+from pipevault.cli.options import command, open_vault, vault_options
 from pipevault.cli.pins import read_pins
 from pipevault.errors import SettingsError
 from pipevault.settings import Settings, config_file
@@ -42,7 +42,7 @@ def _filter(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> list
     return pairs
 
 
-@click.command("ls", short_help="List the entries of the vault.")
+@command("ls", short_help="List the entries of the vault.")
 @click.option(
     "--kind", type=click.Choice(["plan", "graph", "all"]), default="all", show_default=True, help="Which entries."
 )
@@ -108,7 +108,7 @@ def list_entries(kind: str, sort: str, filters: list[tuple[str, str]], dir: Path
         render.note(f"{number} damaged, or of a later pipevault: `pipevault doctor` says what to do.")
 
 
-@click.command("show", short_help="Show one entry.")
+@command("show", short_help="Show one entry.")
 @click.argument("key", metavar="KEY")
 @vault_options
 def show(key: str, dir: Path | None, as_json: bool) -> None:
@@ -175,7 +175,7 @@ def _leaf_rows(mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, text[:12] if _DIGEST.fullmatch(text) else text) for name, text in texts]
 
 
-@click.command("where", short_help="Print the vault's folder.")
+@command("where", short_help="Print the vault's folder.")
 @vault_options
 def where(dir: Path | None, as_json: bool) -> None:
     """Print the vault's folder, and to standard error how much it may hold; with --json all settings in force.

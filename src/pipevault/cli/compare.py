@@ -22,7 +22,7 @@ DISTANCES = ("RUN", "WITH", "EQUAL", "PIXELS", "MAX", "MEAN", "PSNR", "SSIM", "L
 SECONDS = ("RUN", "READY s", "FIRST s", "WARM s")
 
 
-@click.command("compare", short_help="Show whether a seed gives the same picture again, and what moves it.")
+@options.command("compare", short_help="Show whether a seed gives the same picture again, and what moves it.")
 @options.model_argument
 @options.request_options
 @options.opening_options

@@ -19,7 +19,7 @@ import click
 from pipevault import errors
 from pipevault.cli import render
 from pipevault.cli.exits import Exit
-from pipevault.cli.options import vault_options
+from pipevault.cli.options import command, vault_options
 from pipevault.compat.nexfort import require_nexfort
 from pipevault.compat.versions import OLDEST_TORCH, is_too_old, untried_text
 from pipevault.files.atomic import is_shared
@@ -51,7 +51,7 @@ class Check:
     remedy: str = ""
 
 
-@click.command("doctor", short_help="Check this machine and the vault.")
+@command("doctor", short_help="Check this machine and the vault.")
 @vault_options
 def doctor(dir: Path | None, as_json: bool) -> None:
     """Check Python, torch, the C++ compiler, the GPU, folders and the vault; exit code 1 if a check failed.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipevault.cli import exits, render
-from pipevault.cli.options import mode_option, path_option, take, together, vault_options
+from pipevault.cli.options import Group, mode_option, path_option, take, together, vault_options
 from pipevault.cli.progress import StepProgress
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _suite_options = together(
 _run_options = together(mode_option("compile", "require"), vault_options)
 
 
-@click.group("golden", short_help="Record what a model draws, and check it against that.")
+@click.group("golden", cls=Group, short_help="Record what a model draws, and check it against that.")
 def golden() -> None:
     """Fixed-seed regression tests: record what the cases of a suite draw, and check it byte for byte from then on.
 

@@ -1,7 +1,8 @@
-"""Options that several commands share, each written once, and the vault that they name."""
+"""The class of all commands, options that several of them share, each written once, and the vault that they name."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import click
 
+from pipevault.cli import render
 from pipevault.digest import Digest
 from pipevault.errors import SettingsError
 from pipevault.settings import Settings
@@ -17,6 +19,30 @@ from pipevault.store.vault import Vault
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Parts = tuple[str, ...] | Literal["auto"] | None
+
+
+class Command(click.Command):
+    """A command that prints its help as everything is printed: to a reader that leaves, or to a full disk."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        if (option := super().get_help_option(ctx)) is not None:
+            option.callback = _print_help
+        return option
+
+
+def _print_help(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        render.say(ctx.get_help())
+        ctx.exit()
+
+
+class Group(Command, click.Group):
+    """A command that has commands."""
+
+    command_class = Command
+
+
+command = functools.partial(click.command, cls=Command)
 
 
 def open_vault(dir: Path | None) -> Vault:

@@ -50,7 +50,7 @@ class Call:
         return (Exit.DONE, None) if self.is_hit else exits.KINDS[MissError]
 
 
-@click.command("prewarm", short_help="Freeze a model without an application.")
+@options.command("prewarm", short_help="Freeze a model without an application.")
 @options.model_argument
 @options.call_options(several=True)
 @options.class_option

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipevault.cli.render import note, printable
 
@@ -57,9 +57,14 @@ class StepProgress:
         self._started_s = time.monotonic()
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+            from rich.text import Text
 
-            spinner = SpinnerColumn(finished_text="[green]✓[/]")
+            class Mark(SpinnerColumn):
+                def render(self, task: Task) -> Any:
+                    return Text("✗", "red") if task.fields.get("failed") else super().render(task)
+
+            spinner = Mark(finished_text="[green]✓[/]")
             label = TextColumn("{task.description}", markup=False)
             self._live = Progress(spinner, TimeElapsedColumn(), label, console=Console(stderr=True))
             self._live.start()
@@ -78,12 +83,12 @@ class StepProgress:
             if (counted := self._count_graph(step)) is None:
                 return
             step = counted
-        label = printable(f"{self.subject} {step_label(step)}".lstrip())
+        label = printable(f"{self.subject} {step_label(step)}".lstrip()) + (" - failed" if step.failed else "")
         if self._live is not None:
             self._show_live(self._live, step, label)
             return
         elapsed_s = time.monotonic() - self._started_s
-        ended = "" if step.seconds is None else f" - done in {step.seconds:.2f} s"
+        ended = "" if step.seconds is None else f" {'after' if step.failed else '- done in'} {step.seconds:.2f} s"
         note(f"[{elapsed_s:7.1f} s] {label}{ended}")
 
     def _count_graph(self, step: Step) -> Step | None:
@@ -115,7 +120,7 @@ class StepProgress:
         elif step.seconds is None and live.tasks[self._tasks[row]].finished:
             live.reset(self._tasks[row])
         completed = None if step.seconds is None else 1
-        live.update(self._tasks[row], description=label, completed=completed)
+        live.update(self._tasks[row], description=label, completed=completed, failed=step.failed)
 
 
 def step_label(step: Step) -> str:

@@ -12,7 +12,7 @@ import click
 
 from pipevault.cli import exits, render
 from pipevault.cli.exits import Exit
-from pipevault.cli.options import path_option, vault_options
+from pipevault.cli.options import command, path_option, vault_options
 from pipevault.cli.progress import StepProgress
 from pipevault.errors import DifferentOutputError, PipevaultError, SettingsError
 from pipevault.opening import DEMO_MODEL, open_pipeline
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-@click.command("replay", short_help="Draw saved outputs again, compare bit by bit.")
+@command("replay", short_help="Draw saved outputs again, compare bit by bit.")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", metavar="MODEL", help="The recorded model, where it lies elsewhere now.")
 @click.option(

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import open_vault, vault_options
+from pipevault.cli.options import command, open_vault, vault_options
 from pipevault.errors import CannotSaveError, SettingsError, VaultError
 from pipevault.files.atomic import write_file
 from pipevault.store.stats.summary import Counts, Statistics, find_entry, summary
@@ -40,7 +40,7 @@ _COUNTERS = (
 """Names of counters for Prometheus, the fields of :class:`Counts` that they show, and what they count."""
 
 
-@click.command("stats", short_help="Show hits, misses, and the compile time that they saved or cost.")
+@command("stats", short_help="Show hits, misses, and the compile time that they saved or cost.")
 @click.argument("key", metavar="[KEY]", required=False)
 @click.option(
     "--prometheus",

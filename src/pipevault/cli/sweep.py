@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import OPENING, model_argument, opening_options, take, vault_options
+from pipevault.cli.options import OPENING, command, model_argument, opening_options, take, vault_options
 from pipevault.cli.pipelines import DEMO_SHAPE, parse_seeds, request_from
 from pipevault.cli.progress import StepProgress
 from pipevault.compat.extras import import_extra
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _REPORT_PACKAGES = {"matplotlib": "matplotlib", "jinja2": "Jinja2", "skimage": "scikit-image", "scipy": "SciPy"}
 
 
-@click.command("sweep", short_help="Measure how much the seed moves the quality.")
+@command("sweep", short_help="Measure how much the seed moves the quality.")
 @model_argument
 @click.option("--prompts", "--prompt", "prompts", metavar="TEXT", multiple=True, help="One prompt; again for more.")
 @click.option("--prompts-file", metavar="FILE", type=click.Path(path_type=Path), help="A prompt on each line, UTF-8.")
