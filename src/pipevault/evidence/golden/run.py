@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,6 @@ from pipevault.graphs import parts as graph_parts
 from pipevault.runtime.record import RunRecord
 from pipevault.runtime.records import record_of
 from pipevault.settings import Settings
-
-
-@dataclass(frozen=True)
-class Checked:
-    """The result of one case; exactly one of ``passed`` and ``error`` is given."""
-
-    case: str
-    passed: Passed | None = None
-    error: PipevaultError | None = None
 
 
 class SuiteRunner:
@@ -79,10 +69,9 @@ class SuiteRunner:
 
     def _load(self, case: Case) -> Any:
         wanted = case.request.load_arguments(self._open())
-        if self._loaded is not None and self._loaded != wanted:
-            # A model may fill caches at its first call and then have another key, so a new one is opened.
-            self._pipe = None
-        if self._pipe is None or self._loaded is None:
+        if self._loaded != wanted:
+            if self._loaded is not None:  # a model may fill caches at its first call and then have another key
+                self._pipe = self._loaded = None
             self._cache.load(self._open(), **wanted)
             self._loaded = wanted
         return self._pipe
@@ -121,11 +110,11 @@ def check_suite(
     other_machine: bool = False,
     other_key: bool = False,
     out: Path | None = None,
-) -> Iterator[Checked]:
+) -> Iterator[tuple[str, Passed | PipevaultError]]:
     """Check the cases of these names, all of them for none, against their goldens; yield a result for each.
 
     Pictures of those that differ go to ``out/<case>``, by default ``<suite stem>.failures/<case>`` next to the suite.
-    An error of a case is in its result; :class:`SettingsError` for a name or a model that cannot be used is raised.
+    :class:`SettingsError` for a name or a model that cannot be used is raised.
     """
     suite, cases = runner.suite, runner.suite.selected(names)
     failures, machine = out or suite.path.with_name(f"{suite.path.stem}.failures"), runner.machine()
@@ -139,9 +128,9 @@ def check_suite(
         )
         try:
             golden = find_golden(runner.goldens, case.name, machine, rules)
-            yield Checked(case.name, passed=check_drawn(golden, runner.draw(case), rules, out=failures / case.name))
+            yield case.name, check_drawn(golden, runner.draw(case), rules, out=failures / case.name)
         except PipevaultError as error:
-            yield Checked(case.name, error=error)
+            yield case.name, error
 
 
 def hold(
@@ -156,9 +145,7 @@ def hold(
     overwrite: bool,
 ) -> Passed | Golden:
     """Hold an output to the golden of ``case`` for its machine type; with ``is_recording`` record one that is missing.
-
-    Raises what :func:`find_golden` and :func:`check_drawn` raise. The latents themselves are not in an output, so that
-    only their digest is kept.
+    Raises what :func:`find_golden` and :func:`check_drawn` raise.
     """
     drawn = Drawn(record, samples_of(output), factors=_factors(record.key))
     here = machine_type(record.machine)
@@ -190,13 +177,13 @@ def hold_suite(
         if wanted:
             list(record_suite(runner, names=tuple(wanted), overwrite=overwrite))
     allowed = {"other_machine": rules.other_machine, "other_key": rules.other_key}
-    checked = list(check_suite(runner, names=names, out=out, **allowed))
-    if failed := {one.case: one.error for one in checked if one.error is not None}:
+    checked = dict(check_suite(runner, names=names, out=out, **allowed))
+    if failed := {case: result for case, result in checked.items() if isinstance(result, PipevaultError)}:
         error = next(iter(failed.values()))
         if others := list(failed)[1:]:
             error.args = (f"{error} Failed too: {', '.join(others)}.", *error.args[1:])
         raise error
-    return [one.passed for one in checked if one.passed is not None]
+    return [result for result in checked.values() if isinstance(result, Passed)]
 
 
 def _factors(key: str | None) -> Mapping[str, Any] | None:
