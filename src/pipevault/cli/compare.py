@@ -15,7 +15,7 @@ from pipevault.cli.progress import StepProgress
 from pipevault.errors import DifferentOutputError
 
 if TYPE_CHECKING:
-    from pipevault.evidence.compare.result import Comparison, FinishedRun
+    from pipevault.evidence.compare.run import Comparison, FinishedRun
     from pipevault.evidence.metrics import Distance
 
 DISTANCES = ("RUN", "WITH", "EQUAL", "PIXELS", "MAX", "MEAN", "PSNR", "SSIM", "LATENTS")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,7 +35,7 @@ BRIEF_ACTIONS = frozenset({"fingerprint", "lookup", "verify", "save"})
 """Milliseconds as a rule, so they are shown only if they took :data:`NOTABLE_S` or longer."""
 NOTABLE_S = 1.0
 GRAPH_ACTIONS = frozenset({"compile", "check"})
-"""Steps of a part that come again for each of its graphs, with the graph's signature as detail."""
+"""Steps of a part that come for each of its graphs; they begin with its place among all in place of its signature."""
 DETAIL_LENGTH = 60
 
 
@@ -48,7 +47,6 @@ class StepProgress:
 
     def __init__(self) -> None:
         self.subject = ""
-        self._graphs: Counter[tuple[str, str, str]] = Counter()
         self._live: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
@@ -79,10 +77,8 @@ class StepProgress:
     def __call__(self, step: Step) -> None:
         if step.action in BRIEF_ACTIONS and (step.seconds is None or step.seconds < NOTABLE_S):
             return
-        if step.part and step.action in GRAPH_ACTIONS:
-            if (counted := self._count_graph(step)) is None:
-                return
-            step = counted
+        if step.part and step.action in GRAPH_ACTIONS and step.seconds is None:
+            step = replace(step, detail=step.position)
         label = printable(f"{self.subject} {step_label(step)}".lstrip()) + (" - failed" if step.failed else "")
         if self._live is not None:
             self._show_live(self._live, step, label)
@@ -90,28 +86,6 @@ class StepProgress:
         elapsed_s = time.monotonic() - self._started_s
         ended = "" if step.seconds is None else f" {'after' if step.failed else '- done in'} {step.seconds:.2f} s"
         note(f"[{elapsed_s:7.1f} s] {label}{ended}")
-
-    def _count_graph(self, step: Step) -> Step | None:
-        """Return the step with its graph's number, from 2, or its place among all, in place of a signature.
-
-        ``None`` if it says nothing new.
-        """
-        if step.position:
-            return replace(step, detail=step.position)
-        counter = (self.subject, step.part, step.action)
-        if step.seconds is not None:
-            for action in GRAPH_ACTIONS:
-                del self._graphs[self.subject, step.part, action]
-            return step
-        if not step.detail:
-            self._graphs[counter] = 0
-            return step
-        announced = counter in self._graphs
-        self._graphs[counter] += 1
-        number = self._graphs[counter]
-        if number == 1:
-            return None if announced else replace(step, detail="")
-        return replace(step, detail=f"graph {number}")
 
     def _show_live(self, live: Progress, step: Step, label: str) -> None:
         row = f"{self.subject} {step.part or step.action}"

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pipevault.compat.extras import import_extra
-from pipevault.evidence.compare.result import Comparison, FinishedRun
+from pipevault.evidence.compare.run import Comparison, FinishedRun
 from pipevault.evidence.files import Array
 from pipevault.evidence.metrics import heat_map
 from pipevault.report.page import render_page

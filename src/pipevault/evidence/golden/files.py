@@ -40,17 +40,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from pipevault import errors
 from pipevault.calls.describe import digest_array, pixels_sha256
 from pipevault.digest import canonical_json, digest_json
-from pipevault.errors import (
-    BadRecordError,
-    CannotSaveError,
-    NewerRecordError,
-    NoGoldenError,
-    RecordDigestError,
-    RecordError,
-    SettingsError,
-)
 from pipevault.evidence.files import Array, write_data
 from pipevault.evidence.golden.drawn import Drawn, Sample, machine_type
 from pipevault.evidence.golden.suite_file import Limits
@@ -127,7 +119,7 @@ def write_golden(golden: Golden, *, overwrite: bool = False) -> None:
             new.mkdir()
             _write_files(golden, new)
             if path.exists() and not overwrite:
-                raise SettingsError(f"{path} exists already. Record it again with overwrite.")
+                raise errors.SettingsError(f"{path} exists already. Record it again with overwrite.")
             try:
                 if path.exists():
                     os.rename(path, old)
@@ -138,10 +130,10 @@ def write_golden(golden: Golden, *, overwrite: bool = False) -> None:
                 raise
             fsync_folder(path.parent)
             shutil.rmtree(old, ignore_errors=True)
-    except CannotSaveError as error:
-        raise CannotSaveError(f"The golden {path} could not be written: {error}", path) from error
+    except errors.CannotSaveError as error:
+        raise errors.CannotSaveError(f"The golden {path} could not be written: {error}", path) from error
     except OSError as error:
-        raise CannotSaveError(
+        raise errors.CannotSaveError(
             f"The golden {path} could not be written: {error.strerror or error}. Fix the permissions of the "
             "folder, or make room.",
             path,
@@ -206,7 +198,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
     digest: str
 
 
-def _edited(problem: Problem) -> RecordDigestError:
+def _edited(problem: Problem) -> errors.RecordDigestError:
     return _changed(problem.path, problem.what)
 
 
@@ -214,8 +206,8 @@ _FORMAT = Format(
     _Document,
     GOLDEN_MARK,
     GOLDEN_VERSION,
-    damaged=lambda found: BadRecordError(f"The golden {found} Record it again.", found.field, found.source),
-    newer=lambda found: NewerRecordError(f"The golden {found} Upgrade pipevault.", found.source),
+    damaged=lambda found: errors.BadRecordError(f"The golden {found} Record it again.", found.field, found.source),
+    newer=lambda found: errors.NewerRecordError(f"The golden {found} Upgrade pipevault.", found.source),
     foreign=_edited,
     edited=_edited,
     digest_field="digest",
@@ -233,9 +225,9 @@ def read_golden(path: Path) -> Golden:
     try:
         document = _FORMAT.parse(read_file(file), file)
     except FileNotFoundError:
-        raise NoGoldenError(f"The golden {path} does not exist. Record it first.") from None
+        raise errors.NoGoldenError(f"The golden {path} does not exist. Record it first.") from None
     except OSError as error:
-        raise RecordError(f"{file} cannot be read: {error.strerror}. Fix its permissions.", str(file)) from error
+        raise errors.RecordError(f"{file} cannot be read: {error.strerror}. Fix its permissions.", str(file)) from error
     record = RunRecord.from_document(document.record, source=str(file))
     samples, latents = _read_samples(path, document.samples), _read_latents(path, document.latents)
     drawn = Drawn(record, samples, latents, document.factors)
@@ -283,8 +275,8 @@ def _read_arrays(file: Path) -> dict[str, Array]:
         raise _changed(file, f"it cannot be read ({error})") from error
 
 
-def _changed(file: Path, what: str) -> RecordDigestError:
-    return RecordDigestError(
+def _changed(file: Path, what: str) -> errors.RecordDigestError:
+    return errors.RecordDigestError(
         f"The golden {file.parent} was changed after it was recorded: {file.name}: {what}. Use its files as they were "
         "recorded, or record it again.",
         str(file),

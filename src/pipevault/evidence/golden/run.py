@@ -16,7 +16,7 @@ from pipevault.evidence.golden.check import Passed, Rules, check_drawn, find_gol
 from pipevault.evidence.golden.drawn import Drawn, machine_type, samples_of, seen_latents
 from pipevault.evidence.golden.drift import measure_tolerances
 from pipevault.evidence.golden.files import Golden, Tolerance, case_folder, machine_types, write_golden
-from pipevault.evidence.golden.suite_file import Case, Suite, read_suite
+from pipevault.evidence.golden.suite_file import Case, Suite
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.graphs import parts as graph_parts
 from pipevault.runtime.record import RunRecord
@@ -154,36 +154,6 @@ def hold(
         write_golden(golden, overwrite=overwrite)
         return golden
     return check_drawn(find_golden(goldens, case, record.machine, rules), drawn, rules, out=out)
-
-
-def hold_suite(
-    path: Path,
-    *,
-    names: tuple[str, ...],
-    dir: str | Path | None,
-    rules: Rules,
-    out: Path,
-    is_recording: bool,
-    overwrite: bool,
-) -> list[Passed]:
-    """Hold the cases of a suite to its goldens; with ``is_recording`` record those that are missing, with ``overwrite``
-    all of them. Raises the first error once all cases were looked at.
-    """
-    suite = read_suite(path)
-    runner = SuiteRunner(suite, dir=dir)
-    if is_recording:
-        here, chosen = machine_type(runner.machine()), [case.name for case in suite.selected(names)]
-        wanted = [name for name in chosen if overwrite or here not in machine_types(runner.goldens, name)]
-        if wanted:
-            list(record_suite(runner, names=tuple(wanted), overwrite=overwrite))
-    allowed = {"other_machine": rules.other_machine, "other_key": rules.other_key}
-    checked = dict(check_suite(runner, names=names, out=out, **allowed))
-    if failed := {case: result for case, result in checked.items() if isinstance(result, PipevaultError)}:
-        error = next(iter(failed.values()))
-        if others := list(failed)[1:]:
-            error.args = (f"{error} Failed too: {', '.join(others)}.", *error.args[1:])
-        raise error
-    return [result for result in checked.values() if isinstance(result, Passed)]
 
 
 def _factors(key: str | None) -> Mapping[str, Any] | None:
