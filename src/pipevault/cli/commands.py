@@ -168,7 +168,6 @@ def show(key: str, dir: Path | None, as_json: bool) -> None:
 
 
 def _leaf_rows(mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the leaves, digests cut to what tells them apart."""
     texts = [(name, render.value_text(value)) for name, value in render.flat(mapping) if name]
     return [(name, text[:12] if _DIGEST.fullmatch(text) else text) for name, text in texts]
 

@@ -118,9 +118,7 @@ def _seconds(run: FinishedRun) -> tuple[str, ...]:
 
 
 def _command(context: click.Context, *, seed: int) -> str:
-    """Return the command that makes this report again: the options that were given, the seed that was used, and the
-    thread count, if one was set, because it can change bits.
-    """
+    """Return the command that makes this report again; the thread count can change bits."""
     words = ["pipevault", "compare"]
     values = {**context.params, "seed": seed}
     for parameter in context.command.params:

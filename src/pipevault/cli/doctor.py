@@ -177,7 +177,6 @@ def check_user_folders() -> Iterator[Check]:
 
 
 def check_settings(dir: Path | None) -> Iterator[Check]:
-    """Check the vault that the settings name, its tiers and the keys that they trust."""
     try:
         settings = Settings.resolve(dir=dir)
     except errors.NoHomeError as error:
@@ -291,7 +290,6 @@ def check_tiers(settings: Settings) -> Iterator[Check]:
 
 
 def check_signatures(settings: Settings) -> Check:
-    """Check that the trusted keys can be read, and are enough for the policy."""
     try:
         trusted = load_trusted(settings.trusted_keys)
     except errors.PipevaultError as error:

@@ -41,7 +41,6 @@ class Row:
         return value.lower() in self.text(name).lower().split(", ")
 
     def shown(self) -> tuple[str, ...]:
-        """Return its cells in the table."""
         kind, model, call, dtype, torch, device = self.cells
         used = render.age_text(self.used_at).removesuffix(" ago").removeprefix("just ") if self.used_at else "never"
         called = call if kind == "graph" else f"{call}, {dtype}".strip(", ")

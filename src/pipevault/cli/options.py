@@ -58,8 +58,6 @@ def keys_in(vault: Vault, prefixes: Sequence[str]) -> list[Digest]:
 
 
 def together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
-    """Return one decorator that adds ``options`` in this order."""
-
     def add(function: Function) -> Function:
         for option in reversed(options):
             function = option(function)
@@ -113,12 +111,10 @@ class OutputFile(click.Path):
 
 
 def path_option(*names: str, metavar: str, help: str, **more: Any) -> Callable[[Function], Function]:
-    """Return an option that takes the path of a file or folder."""
     return click.option(*names, metavar=metavar, type=_GivenPath(path_type=Path), help=help, **more)
 
 
 def mode_option(*modes: str) -> Callable[[Function], Function]:
-    """Return the option for one of ``modes``."""
     return click.option("--mode", metavar="NAME", help=f"{' or '.join(modes)}. Default: the setting, compile.")
 
 
@@ -169,9 +165,8 @@ request_options = together(
 
 
 def call_options(*, several: bool = False) -> Callable[[Function], Function]:
-    """Return what adds the options of a call, of the graphs for it and of the parts that get them.
-
-    With ``several`` they are ``sizes``, ``batch_sizes`` and ``dtypes``, each given any number of times.
+    """Return what adds the options of a call; with ``several``, sizes, batch sizes and dtypes come any number
+    of times.
     """
 
     def repeated(option: str, help: str, **more: Any) -> Callable[[Function], Function]:

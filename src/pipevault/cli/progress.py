@@ -40,10 +40,7 @@ DETAIL_LENGTH = 60
 
 
 class StepProgress:
-    """A context manager to give as ``progress=``. On a terminal each part has a line, and each step of the whole.
-
-    ``subject``, which may be set at any time, is what the steps that follow are about, such as a size.
-    """
+    """A context manager to give as ``progress=``. ``subject``, which may change, is what the next steps are about."""
 
     def __init__(self) -> None:
         self.subject = ""

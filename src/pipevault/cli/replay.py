@@ -79,10 +79,7 @@ def replay(files: tuple[Path, ...], inputs: tuple[str, ...], save: Path | None, 
 
 @dataclass
 class _Session:
-    """The files of one command, replayed one after the other with the same ``options`` of :func:`pipevault.replay`.
-
-    Each recorded pipeline is opened once.
-    """
+    """The files of one command with the options of :func:`pipevault.replay`; each pipeline is opened once."""
 
     model: str | None
     options: dict[str, Any]
@@ -121,7 +118,6 @@ class _Session:
 
 
 def _recorded_model(record: RunRecord) -> str:
-    """Return the recorded model: the demo, or a repository. :class:`SettingsError` for a folder."""
     model = record.pipeline["model"]
     if not model:
         raise SettingsError("The record does not name its model. Give it: --model.")

@@ -127,9 +127,7 @@ def _write_prometheus(path: Path, found: Statistics, root: Path) -> None:
 
 
 def exposition(found: Statistics, root: Path) -> str:
-    """Return all of ``found`` in Prometheus' text format 0.0.4, as node_exporter's textfile collector reads it.
-
-    Every sample has the label ``vault``, those of ``pipevault_entry_…`` also ``key``.
+    """Return all of ``found`` in Prometheus' text format 0.0.4.
     https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
     """
     vault, total = {"vault": str(root)}, found.total

@@ -165,10 +165,7 @@ def _show(result: SweepResult, moved: Drift | None, report: Path) -> None:
 
 
 def _report_files(sweep: Sweep, drift: Drift | None) -> Mapping[str, tuple[str, bytes]]:
-    """Return the files of a sweep by what they are: their paths in a folder and their contents.
-
-    The report is one HTML page that needs no other file. :class:`MissingExtraError` where the extra is not installed.
-    """
+    """Return the files of a sweep by what they are: their paths in a folder and their contents."""
     import numpy as np
 
     from pipevault.evidence.quality import SCORES
@@ -208,5 +205,4 @@ def _report_files(sweep: Sweep, drift: Drift | None) -> Mapping[str, tuple[str, 
 
 
 def _percent(share: float) -> str:
-    """Return a share as a text such as ``12.5 %``."""
     return f"{100 * share:.1f} %"

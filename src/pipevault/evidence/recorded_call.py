@@ -134,7 +134,6 @@ def may_name_a_file(name: str, value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    """Return whether the recorded form is the value itself."""
     if isinstance(value, Mapping):
         return "kind" not in value and all(map(_is_whole, value.values()))
     return all(map(_is_whole, value)) if isinstance(value, list) else True
@@ -146,9 +145,8 @@ def recorded_streams(record: RunRecord) -> dict[str, Any]:
 
 
 def recorded_noise(record: RunRecord) -> dict[str, Any]:
-    """Return ``seed=`` or ``generator=`` as the call was given; nothing where it drew from the program's own streams.
-
-    Raises :class:`BadRecordError` for generators that are not described, or cannot be.
+    """Return ``seed=`` or ``generator=`` as the call was given; nothing where it drew from the program's
+    own streams.
     """
     seeds = record.seeds
     if seeds["source"] != "generator":

@@ -234,7 +234,6 @@ def _by_leaf(found: Sequence[Sample]) -> list[list[Sample]]:
 
 
 def _array(sample: Sample) -> Array:
-    """Return the whole leaf of a sample."""
     try:
         return as_array(sample.leaf)
     except TypeError as error:

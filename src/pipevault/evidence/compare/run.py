@@ -32,10 +32,7 @@ from pipevault.fingerprint.machine import machine_record
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run to make. ``against`` names the run that it is compared with; ``group`` is what ``--runs`` selects by.
-
-    ``change`` is what differs from the first eager run: ``threads``, ``isa``, ``batch`` or nothing.
-    """
+    """A run to make and to compare with ``against``. ``change`` is ``threads``, ``isa``, ``batch`` or nothing."""
 
     name: str
     group: str
@@ -47,10 +44,7 @@ class PlannedRun:
 @dataclass(frozen=True)
 class FinishedRun:
     """A run that was made. ``note`` says what was changed: ``2 threads, not 1``. ``latents`` are the last ones, in
-    float32, samples first.
-
-    ``equal``, ``pixels_distance``, ``latents_distance`` and ``same_noise`` are to the run ``plan.against``; ``None``
-    where there is none, where the pipeline shows no latents, and for the noise where the batch has another size.
+    float32, samples first. What follows is to the run ``plan.against``; ``None`` where it cannot be compared.
     """
 
     plan: PlannedRun
@@ -82,9 +76,7 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs of a comparison. ``prewarm`` made sure that the vault held the entry; ``skipped`` has the name and the
-    reason of each run that was left out.
-    """
+    """The runs of a comparison; ``skipped`` has the name and the reason of each that was left out."""
 
     model: str
     request: Request
@@ -167,9 +159,7 @@ def compare(
 ) -> Comparison:
     """Make those of :data:`RUNS` whose group is in ``groups``, one after the other, ``timeout_s`` for each process.
 
-    ``job`` says what is opened, drawn and loaded; each run brings its own method. Raises what a run raises
-    (:func:`generate_in_fresh_process`), :class:`MissingExtraError` without scikit-image, :class:`SettingsError` for an
-    unknown group. Unequal frozen runs are for :meth:`Comparison.check`.
+    Unequal frozen runs are for :meth:`Comparison.check`.
     """
     if unknown := [group for group in groups if group not in GROUPS]:
         raise SettingsError(f"Unknown runs {unknown[0]!r}. Runs: {', '.join(GROUPS)}.")
@@ -201,7 +191,6 @@ def compare(
 
 
 def _changed(plan: PlannedRun, job: GenerationJob, first: FinishedRun | None) -> GenerationJob | str:
-    """Return the job of a run, or why it is left out."""
     if not plan.change or first is None:
         return job
     base = first.result
@@ -248,7 +237,6 @@ def _finished(plan: PlannedRun, result: GenerationResult, done: Mapping[str, Fin
 
 
 def _note(change: str, result: GenerationResult, base: GenerationResult) -> str | None:
-    """Return what a change changed, in words; ``None`` if nothing."""
     if change == "threads":
         words = (f"{result.threads} thread{'s' if result.threads > 1 else ''}", str(base.threads))
     elif change == "isa":

@@ -59,9 +59,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Passed:
-    """A check that passed: ``status`` is ``equal`` or ``within tolerance``. ``differences`` are what else is
-    different about the run, such as a library's version.
-    """
+    """A check that passed: ``status`` is ``equal`` or ``within tolerance``; ``differences`` are those of the run."""
 
     golden: Path
     status: str
@@ -71,10 +69,7 @@ class Passed:
 
 
 def find_golden(goldens: Path, case: str, machine: Mapping[str, Any], rules: Rules) -> Golden:
-    """Find the golden of a case for this machine type, or, if ``rules`` allow it, the nearest of another.
-
-    :class:`NoGoldenError`, :class:`OtherMachineError`, and what :func:`read_golden` raises.
-    """
+    """Find the golden of a case for this machine type, or, if ``rules`` allow it, the nearest of another."""
     here = machine_type(machine)
     known = machine_types(goldens, case)
     if here in known:
@@ -104,10 +99,7 @@ def find_golden(goldens: Path, case: str, machine: Mapping[str, Any], rules: Rul
 
 
 def check_drawn(golden: Golden, drawn: Drawn, rules: Rules, *, out: Path) -> Passed:
-    """Hold ``drawn`` to ``golden``; if it differs, leave pictures in the folder ``out``.
-
-    :class:`ChangedWeightsError`, :class:`DifferentOutputError`.
-    """
+    """Hold ``drawn`` to ``golden``; if it differs, leave pictures in the folder ``out``."""
     _clear_pictures(out)
     _check_weights(golden, drawn)
     is_other_machine = machine_type(drawn.record.machine) != golden.machine_type
@@ -142,10 +134,7 @@ def check_drawn(golden: Golden, drawn: Drawn, rules: Rules, *, out: Path) -> Pas
 
 
 def distance_of(golden: Drawn, drawn: Drawn) -> dict[str, Distance]:
-    """Measure over all ``pixels`` of two runs, and over all ``latents`` where both have them.
-
-    :class:`NotComparableError` for other shapes or counts, :class:`MissingExtraError` without scikit-image.
-    """
+    """Measure over all ``pixels`` of two runs, and over all ``latents`` where both have them."""
     found = {"pixels": _distance(golden.samples, drawn.samples)}
     if golden.latents and drawn.latents:
         found["latents"] = _distance(golden.latents, drawn.latents)
@@ -165,7 +154,6 @@ def _distance(expected: Sequence[Sample], actual: Sequence[Sample]) -> Distance:
 
 
 def _over(found: Mapping[str, Distance], limits: Limits) -> list[str]:
-    """Return each limit that the distance is beyond, in words."""
     over = []
     for name, limit in limits.to_json().items():
         kind, _, measure = name.partition("_")
@@ -213,7 +201,6 @@ def _why(golden: Golden, drawn: Drawn, rules: Rules, *, is_other_machine: bool, 
 
 
 def _described(golden: Golden, drawn: Drawn, wrong: Sequence[int]) -> str:
-    """Tell how many samples differ and how far, and which of noise, latents and pixels differ."""
     expected, actual = golden.drawn.samples, drawn.samples
     texts = [f"{len(wrong)} of {len(expected)} samples differ"]
     if len(expected) != len(actual):
@@ -253,11 +240,9 @@ def _clear_pictures(folder: Path) -> None:
 
 
 def _write_failure(folder: Path, golden: Golden, drawn: Drawn, indexes: list[int]) -> None:
-    """Write pictures of the samples ``indexes``: the golden's, what came out, and a heat map of the difference.
+    """Write pictures of the samples ``indexes``: the golden's, what came out, and a heat map where both have one size.
 
-    They are ``expected.png``, ``actual.png`` and ``difference.png``, with several samples ``expected-3.png`` and so
-    on. Arrays are shown in shades of grey, their channels side by side. A sample that only one side has, or that has
-    another size, has no heat map. :class:`CannotSaveError`.
+    Arrays are shown in shades of grey, their channels side by side.
     """
     several = max(len(golden.drawn.samples), len(drawn.samples)) > 1
     try:

@@ -61,9 +61,7 @@ SAMPLES_FILE, LATENTS_FILE = "samples.safetensors", "latents.safetensors"
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The tolerance measured on the machine type of a golden: ``measured`` has a distance in JSON of ``pixels`` and
-    ``latents`` for each cause of drift; ``limits`` are ``margin`` times the largest of them.
-    """
+    """``measured`` has a distance in JSON for each cause of drift; ``limits`` are ``margin`` times the largest."""
 
     limits: Limits
     margin: float
@@ -97,16 +95,14 @@ def case_folder(goldens: Path, machine: str, case: str) -> Path:
 
 
 def machine_types(goldens: Path, case: str) -> list[str]:
-    """Return the machine types that have a golden of this case."""
     if not goldens.is_dir():
         return []
     return sorted(path.parent.parent.name for path in goldens.glob(f"[!.]*/{case}/{GOLDEN_FILE}"))
 
 
 def write_golden(golden: Golden, *, overwrite: bool = False) -> None:
-    """Write the golden to its ``path``, whole or not at all.
-
-    :class:`SettingsError` if there is one and ``overwrite`` is not set, :class:`CannotSaveError`.
+    """Write the golden to its ``path``, whole or not at all. :class:`SettingsError` if there is one and not
+    ``overwrite``.
     """
     path = golden.path
     try:
@@ -216,11 +212,7 @@ _FORMAT = Format(
 
 
 def read_golden(path: Path) -> Golden:
-    """Read and verify the golden in the folder ``path``.
-
-    :class:`NoGoldenError` if there is none; :class:`RecordDigestError` if a file of it was changed or lost,
-    :class:`NewerRecordError`, :class:`BadRecordError`.
-    """
+    """Read and verify the golden in the folder ``path``. :class:`NoGoldenError`, :class:`RecordError`."""
     file = path / GOLDEN_FILE
     try:
         document = _FORMAT.parse(read_file(file), file)

@@ -36,7 +36,6 @@ class SuiteRunner:
         build_config: Mapping[str, bool | int | float | str] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Take the options of :class:`PipelineCache`. :class:`SettingsError` in mode ``off``."""
         self.suite = suite
         self._cache = PipelineCache(dir, mode=mode, level=suite.level, build_config=build_config, progress=progress)
         if self._cache.settings.mode == "off":
@@ -49,12 +48,10 @@ class SuiteRunner:
         return self.suite.path.with_name(f"{self.suite.path.stem}.goldens")
 
     def machine(self) -> dict[str, Any]:
-        """Return the machine factors of what is drawn here."""
         pipe = self._open()
         return machine_factors(execution_device(pipe, graph_parts.find_parts(pipe)))
 
     def draw(self, case: Case) -> Drawn:
-        """Draw the case once. Raises what opening, loading and calling the pipeline raise."""
         pipe = self._load(case)
         with seen_latents(pipe) as latents:
             output = pipe(**case.request.call_arguments(pipe), seed=case.request.seed)
@@ -83,8 +80,7 @@ def record_suite(
     """Record the cases of these names, all of them for none, and yield each golden once it is written.
 
     ``measure``: also measure how far they move under the causes of drift, in fresh processes. Nothing is drawn if one
-    of them was recorded already and ``overwrite`` is not set: :class:`SettingsError`. Further
-    :class:`~pipevault.errors.CannotSaveError` and what drawing raises.
+    of them was recorded already and ``overwrite`` is not set: :class:`SettingsError`.
     """
     suite, cases = runner.suite, runner.suite.selected(names)
     folder = runner.goldens / machine_type(runner.machine())
@@ -114,7 +110,6 @@ def check_suite(
     """Check the cases of these names, all of them for none, against their goldens; yield a result for each.
 
     Pictures of those that differ go to ``out/<case>``, by default ``<suite stem>.failures/<case>`` next to the suite.
-    :class:`SettingsError` for a name or a model that cannot be used is raised.
     """
     suite, cases = runner.suite, runner.suite.selected(names)
     failures, machine = out or suite.path.with_name(f"{suite.path.stem}.failures"), runner.machine()
@@ -144,8 +139,8 @@ def hold(
     is_recording: bool,
     overwrite: bool,
 ) -> Passed | Golden:
-    """Hold an output to the golden of ``case`` for its machine type; with ``is_recording`` record one that is missing.
-    Raises what :func:`find_golden` and :func:`check_drawn` raise.
+    """Hold an output to the golden of ``case`` for its machine type; with ``is_recording`` record one that
+    is missing.
     """
     drawn = Drawn(record, samples_of(output), factors=_factors(record.key))
     here = machine_type(record.machine)

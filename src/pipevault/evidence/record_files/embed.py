@@ -43,11 +43,9 @@ def write_image(
 ) -> Path:
     """Write ``image``, whose digest is number ``index`` of the record's, with it inside; return ``path``.
 
-    ``batch`` tells which sample of how many it shows, where that is not the index: frames, or a depth map next to
-    its picture. The format follows the suffix, one of :data:`IMAGE_SUFFIXES`.
-
-    :class:`SettingsError` (an index that the batch does not have, a mode or size that the format cannot hold),
-    :class:`RecordTooLargeError` (JPEG), :class:`CannotSaveError`.
+    ``batch`` tells which sample of how many it shows, where that is not the index: frames, or a depth map next to its
+    picture. The format follows the suffix. :class:`SettingsError`, :class:`RecordTooLargeError`,
+    :class:`CannotSaveError`.
     """
     number, count = batch or (index or 0, len(record.results["pixels"]))
     text = parameters_text(record, index=number, count=max(asked_samples(record), count), size=image.size)
@@ -63,13 +61,10 @@ def write_video(
     index: int | None = 0,
     batch: tuple[int, int] | None = None,
 ) -> Path:
-    """Write ``frames`` as H.264 with ``record`` inside; return ``path``.
+    """Write ``frames`` (images or uint8 arrays (height, width, 3), of one size) as H.264 with ``record`` inside.
 
-    The digest of the first frame is number ``index`` of the record's. ``batch`` tells which sample of how many the
-    video is, where that is not the index. A frame is an image or a uint8 array (height, width, 3), all of one size.
-
-    :class:`SettingsError` (no frames, other types, unequal sizes, ``fps``, ``index``), :class:`MissingExtraError`
-    without PyAV, :class:`CannotSaveError`.
+    The digest of the first frame is number ``index`` of the record's; ``batch`` as for :func:`write_image`.
+    :class:`SettingsError`, :class:`MissingExtraError` without PyAV, :class:`CannotSaveError`.
     """
     arrays = video_files.frame_arrays(frames)
     height, width = arrays[0].shape[:2]
@@ -87,10 +82,7 @@ def sidecar_path(path: Path) -> Path:
 
 
 def write_sidecar(path: Path, record: RunRecord) -> Path:
-    """Write ``record`` next to the output ``path`` as ``PATH.json``, indented; return the sidecar's path.
-
-    :class:`CannotSaveError`.
-    """
+    """Write ``record`` next to the output ``path``, indented; return the sidecar's path. :class:`CannotSaveError`."""
     text = json.dumps(record.to_document(), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
     return write_data(sidecar_path(path), text.encode("utf-8"))
 
