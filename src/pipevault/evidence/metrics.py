@@ -47,16 +47,16 @@ class Distance:
         return {name: value if value is None or math.isfinite(value) else str(value) for name, value in values}
 
 
-def distance(a: Any, b: Any, *, data_range: float | None = None) -> Distance:
+def distance(a: Any, b: Any) -> Distance:
     """Measure two images or arrays of one shape, both uint8 or both floating.
 
     Arrays whose last axis has 1 to 4 entries and that have three axes or more are images, (…, height, width, channels);
     two axes are (height, width). There a pixel differs if any of its channels does, and SSIM is the mean over the
-    leading axes. ``data_range`` is the width of the range of values: 255 for uint8 and 1.0 for floats unless given. NaN
+    leading axes. The width of the range of values, for PSNR and SSIM, is 255 for uint8 and 1.0 for floats. NaN
     equals NaN and is infinitely far from all else. :class:`NotComparableError`, :class:`MissingExtraError`.
     """
     first, second = _pair(a, b)
-    width = data_range if data_range is not None else (255.0 if first.dtype == np.uint8 else 1.0)
+    width = 255.0 if first.dtype == np.uint8 else 1.0
     gaps = _gaps(first, second)
     differing = gaps != 0
     differing_share = float((differing.any(axis=-1) if _has_channels(first) else differing).mean())

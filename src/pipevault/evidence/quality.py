@@ -79,7 +79,7 @@ class Scoring:
         """Return the table of each score, and why the others are not available, both in the order of reports."""
         lpips = lpips_metric()
         found = self._found | {
-            "similarity": _to_others(self._lumas, lambda one, other: distance(one, other, data_range=1.0).ssim),
+            "similarity": _to_others(self._lumas, lambda one, other: distance(one, other).ssim),
             "lpips": lpips if isinstance(lpips, str) else _to_others(self.thumbnails, lpips),
         }
         tables, missing = {}, {}

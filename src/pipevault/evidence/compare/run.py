@@ -178,39 +178,40 @@ def compare(
                 with clock.step(ACTION, PREWARM):
                     freezing = replace(job, mode="compile", generations=0)
                     prewarm = run(freezing, Path(scratch, PREWARM), label=PREWARM, timeout_s=timeout_s)
-            made: GenerationJob | FinishedRun | str = _changed(plan, replace(job, method=plan.method), done.get(FIRST))
-            if isinstance(made, GenerationJob):
+            try:
+                own = _changed(plan, replace(job, method=plan.method), done.get(FIRST))
                 with clock.step(ACTION, plan.name):
-                    result = run(made, Path(scratch, f"run-{len(done)}"), label=plan.name, timeout_s=timeout_s)
-                made = _finished(plan, result, done)
-            if isinstance(made, FinishedRun):
-                done[plan.name] = made
-            else:
-                skipped.append((plan.name, made))
+                    result = run(own, Path(scratch, f"run-{len(done)}"), label=plan.name, timeout_s=timeout_s)
+                done[plan.name] = _finished(plan, result, done)
+            except _LeftOutError as reason:
+                skipped.append((plan.name, str(reason)))
     return Comparison(job.model, job.request, tuple(done.values()), tuple(skipped), prewarm, machine_record())
 
 
-def _changed(plan: PlannedRun, job: GenerationJob, first: FinishedRun | None) -> GenerationJob | str:
+class _LeftOutError(Exception):
+    """Says why a run is left out."""
+
+
+def _changed(plan: PlannedRun, job: GenerationJob, first: FinishedRun | None) -> GenerationJob:
     if not plan.change or first is None:
         return job
     base = first.result
     if plan.change == "batch":
         if not (prompts := job.request.prompts):
-            return "the pipeline takes no prompt"
+            raise _LeftOutError("the pipeline takes no prompt")
         # The first prompt alone; where it is alone already, twice.
         other = prompts[:1] if len(prompts) > 1 else prompts * 2
         return replace(job, request=replace(job.request, prompts=other))
     if base.device != "cpu":
-        return f"the parts run on {base.device}, whose bits do not depend on it"
+        raise _LeftOutError(f"the parts run on {base.device}, whose bits do not depend on it")
     if plan.change == "threads":
         return replace(job, environment=other_threads(base.threads))
     if kernels := smaller_kernels(base.capability):
         return replace(job, environment=kernels)
-    return f"torch has no kernels for less than {base.capability} here"
+    raise _LeftOutError(f"torch has no kernels for less than {base.capability} here")
 
 
-def _finished(plan: PlannedRun, result: GenerationResult, done: Mapping[str, FinishedRun]) -> FinishedRun | str:
-    """Return the run with its distances, or why it says nothing."""
+def _finished(plan: PlannedRun, result: GenerationResult, done: Mapping[str, FinishedRun]) -> FinishedRun:
     latents = None if result.latents is None else np.load(result.latents)
     finished = FinishedRun(plan, result, tuple(map(np.load, result.pictures)), latents)
     if plan.against is None:
@@ -218,7 +219,8 @@ def _finished(plan: PlannedRun, result: GenerationResult, done: Mapping[str, Fin
     other = done[plan.against]
     note = _note(plan.change, result, other.result) if plan.change else ""
     if note is None:
-        return f"the change had no effect: {result.threads} threads and {result.capability} kernels in both runs"
+        same = f"{result.threads} threads and {result.capability} kernels"
+        raise _LeftOutError(f"the change had no effect: {same} in both runs")
     is_batch = plan.change == "batch"
     count = min(len(finished.pictures), len(other.pictures)) if is_batch else None
     latents_distance = None
