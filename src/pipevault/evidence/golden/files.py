@@ -46,6 +46,7 @@ from pipevault.digest import canonical_json, digest_json
 from pipevault.evidence.files import Array, write_data
 from pipevault.evidence.golden.drawn import Drawn, Sample, machine_type
 from pipevault.evidence.golden.suite_file import Limits
+from pipevault.evidence.record_files import image_files
 from pipevault.evidence.record_files.embed import write_image
 from pipevault.evidence.record_files.infotext import asked_samples
 from pipevault.files.atomic import fsync_folder
@@ -249,12 +250,10 @@ def _read_latents(path: Path, digests: Sequence[str]) -> tuple[Array, ...]:
 
 def _read_picture(file: Path) -> Image.Image:
     try:
-        with Image.open(file) as picture:
-            picture.load()
-            return picture
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, all
-        what = "it is missing" if isinstance(error, FileNotFoundError) else f"it is not a picture ({error})"
-        raise _changed(file, what) from error
+        return image_files.picture(file)
+    except errors.NoRecordError as error:
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        raise _changed(file, "it is missing" if missing else f"it is not a picture ({error.__cause__})") from error
 
 
 def _read_arrays(file: Path) -> dict[str, Array]:

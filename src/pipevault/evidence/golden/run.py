@@ -138,17 +138,16 @@ def hold(
     out: Path,
     is_recording: bool,
     overwrite: bool,
-) -> Passed | Golden:
+) -> None:
     """Hold an output to the golden of ``case`` for its machine type; with ``is_recording`` record one that
     is missing.
     """
     drawn = Drawn(record, samples_of(output), factors=_factors(record.key))
     here = machine_type(record.machine)
     if is_recording and (overwrite or here not in machine_types(goldens, case)):
-        golden = Golden(case_folder(goldens, here, case), case, drawn)
-        write_golden(golden, overwrite=overwrite)
-        return golden
-    return check_drawn(find_golden(goldens, case, record.machine, rules), drawn, rules, out=out)
+        write_golden(Golden(case_folder(goldens, here, case), case, drawn), overwrite=overwrite)
+    else:
+        check_drawn(find_golden(goldens, case, record.machine, rules), drawn, rules, out=out)
 
 
 def _factors(key: str | None) -> Mapping[str, Any] | None:

@@ -19,6 +19,7 @@ all.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,7 @@ def read_record(path: Path | str) -> RunRecord:
     error even where there is a sidecar.
     """
     path = Path(path)
-    if not _is_file(path):
+    if not os.path.isfile(path):
         raise NoRecordError(f"No file {path}. Give an image, a video or a record (.json).", str(path))
     suffix, sidecar = path.suffix.lower(), sidecar_path(path)
     if suffix == ".json":
@@ -107,7 +108,7 @@ def read_record(path: Path | str) -> RunRecord:
         elif suffix not in (*AUDIO_SUFFIXES, *ARRAY_SUFFIXES):
             text = image_files.record_text(path)
     except MissingExtraError:
-        if not _is_file(sidecar):
+        if not os.path.isfile(sidecar):
             raise
     if text is not None:
         try:
@@ -118,7 +119,7 @@ def read_record(path: Path | str) -> RunRecord:
                 "as it was saved, or its sidecar (.json).",
                 str(path),
             ) from error
-    if _is_file(sidecar):
+    if os.path.isfile(sidecar):
         return _read_json(sidecar)
     raise NoRecordError(
         f"{path} holds no run record, and {sidecar.name} is not next to it. pipevault did not save it, or another "
@@ -134,10 +135,3 @@ def _read_json(path: Path) -> RunRecord:
     except OSError as error:
         raise NoRecordError(f"{path} cannot be read: {error.strerror}. Fix its permissions.", str(path)) from error
     return RunRecord.from_json(data, source=str(path))
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long, or a folder that may not be searched
-        return False
