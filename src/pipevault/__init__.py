@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-if sys.argv[:1] == ["-m"] and "pipevault" in sys.orig_argv:  # python -m pipevault: of Ctrl-C while this is imported too
+if sys.argv[:1] == ["-m"] and " -m pipevault " in f"{' '.join(sys.orig_argv)} ":  # Ctrl-C while this is imported, too
     from pipevault_command import be_quiet
 
     be_quiet()
