@@ -154,12 +154,14 @@ def _distance(expected: Sequence[Sample], actual: Sequence[Sample]) -> Distance:
 
 
 def _over(found: Mapping[str, Distance], limits: Limits) -> list[str]:
-    over = []
+    over, applied = [], 0
     for name, limit in limits.to_json().items():
         kind, _, measure = name.partition("_")
-        if kind in found and not (value := getattr(found[kind], measure)) <= limit:
-            over.append(f"{kind} {measure} is {value:.4g}, the limit {limit:.4g}")
-    return over
+        if kind in found:
+            applied += 1
+            if not (value := getattr(found[kind], measure)) <= limit:
+                over.append(f"{kind} {measure} is {value:.4g}, the limit {limit:.4g}")
+    return over if applied else [f"no limit is given for {', '.join(found)}, which is all that was seen"]
 
 
 def _limits(golden: Golden, rules: Rules) -> Limits:
