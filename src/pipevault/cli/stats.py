@@ -9,8 +9,8 @@ import click
 
 from pipevault.cli import render
 from pipevault.cli.options import command, open_vault, vault_options
-from pipevault.errors import CannotSaveError, SettingsError, VaultError
-from pipevault.files.atomic import write_file
+from pipevault.errors import SettingsError
+from pipevault.evidence.files import write_data
 from pipevault.store.stats.summary import Counts, Statistics, find_entry, summary
 
 _SHOWN_ENTRIES = 30
@@ -120,10 +120,7 @@ def _write_prometheus(path: Path, found: Statistics, root: Path) -> None:
         return
     if path.suffix != ".prom":
         raise SettingsError(f"{path} does not end in .prom, and node_exporter reads no other files. Rename it.")
-    try:
-        write_file(path, text.encode())
-    except VaultError as error:
-        raise CannotSaveError(str(error), path) from error
+    write_data(path, text.encode())
 
 
 def exposition(found: Statistics, root: Path) -> str:
