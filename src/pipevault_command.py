@@ -16,10 +16,15 @@ except KeyboardInterrupt:
     _end()
 
 
-def main() -> None:
-    """Run the command line; leaves with ``SystemExit``."""
+def be_quiet() -> None:
+    """End the process with one line at Ctrl-C, until the command line has its own way."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
+
+
+def main() -> None:
+    """Run the command line; leaves with ``SystemExit``."""
+    be_quiet()
     from pipevault.cli.app import main as run
 
     run()

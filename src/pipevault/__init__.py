@@ -5,6 +5,13 @@ Importing this package imports no torch; the names below are loaded when they ar
 
 from __future__ import annotations
 
+import sys
+
+if sys.argv[:1] == ["-m"] and " -m pipevault " in f"{' '.join(sys.orig_argv)} ":  # Ctrl-C while this is imported, too
+    from pipevault_command import be_quiet
+
+    be_quiet()
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pipevault.errors import PipevaultError, SettingsError
 
 if TYPE_CHECKING:
-    from pipevault.evidence.golden.check import Passed
+    from pipevault.evidence.golden.check import Rules
     from pipevault.runtime.record import RunRecord
-
-Result = TypeVar("Result")
 
 GOLDENS_FOLDER = "goldens"
 _DIGEST_LENGTH = 8
@@ -80,38 +78,28 @@ class GoldenFixture:
             raise SettingsError(f"This test used the golden {name!r} already. Give each output a name of its own.")
         self._used.add(name)
         case = _file_name(f"{self._test}-{name}")
-        _shortly(
-            lambda: goldens.hold(
+        out = self._tmp_path / "pipevault-golden" / case
+        if folder := self._config.getoption("--pipevault-golden-out"):
+            out = Path(self._config.invocation_params.dir, folder, self._test_file.stem, case)
+        overwrite = self._flag("overwrite")
+        try:
+            goldens.hold(
                 output,
                 record or record_of(output),
                 goldens=self._test_file.parent / GOLDENS_FOLDER / self._test_file.stem,
                 case=case,
-                **self._options(case, tolerance or {}),
+                rules=self._rules(tolerance or {}),
+                out=out,
+                is_recording=overwrite or self._flag("record"),
+                overwrite=overwrite,
             )
-        )
-
-    def check(self, suite: str | Path, *, case: str | None = None, dir: str | Path | None = None) -> list[Passed]:
-        """Hold the cases of a suite, or one of them, to its goldens, as ``pipevault golden check`` does.
-
-        ``suite`` is relative to the test file. The first error is raised once all cases were looked at.
-        """
-        __tracebackhide__ = True
-        from pipevault.evidence.golden import run as goldens
-
-        return _shortly(
-            lambda: goldens.hold_suite(
-                self._test_file.parent / suite,
-                names=() if case is None else (case,),
-                dir=dir,
-                **self._options("", {}),
-            )
-        )
+        except PipevaultError as error:  # it says it all, so its traceback is not shown
+            raise error.with_traceback(None) from None
 
     def _flag(self, name: str) -> bool:
         return bool(self._config.getoption(f"--pipevault-golden-{name}"))
 
-    def _options(self, case: str, tolerance: Mapping[str, float]) -> dict[str, Any]:
-        """The options of pytest about recording and checking ``case``; of a suite where it is empty."""
+    def _rules(self, tolerance: Mapping[str, float]) -> Rules:
         from pipevault.evidence.golden.check import Rules
         from pipevault.evidence.golden.suite_file import Limits
 
@@ -119,7 +107,7 @@ class GoldenFixture:
             limits = Limits.from_json(tolerance)
         except ValueError as error:
             raise SettingsError(f"tolerance: {error}.") from error
-        rules = Rules(
+        return Rules(
             limits=limits,
             other_machine=self._flag("other-machine"),
             other_key=self._flag("other-key"),
@@ -129,20 +117,6 @@ class GoldenFixture:
             allow_machine="--pipevault-golden-other-machine",
             allow_key="--pipevault-golden-other-key",
         )
-        out = self._tmp_path / "pipevault-golden" / case
-        if folder := self._config.getoption("--pipevault-golden-out"):
-            out = Path(self._config.invocation_params.dir, folder, self._test_file.stem, case)
-        overwrite = self._flag("overwrite")
-        return {"rules": rules, "out": out, "is_recording": overwrite or self._flag("record"), "overwrite": overwrite}
-
-
-def _shortly(work: Callable[[], Result]) -> Result:
-    """Return what ``work`` returns. An error of pipevault says it all, so its traceback is not shown."""
-    __tracebackhide__ = True
-    try:
-        return work()
-    except PipevaultError as error:
-        raise error.with_traceback(None) from None
 
 
 @pytest.fixture
@@ -152,7 +126,7 @@ def pipevault_golden(request: pytest.FixtureRequest, tmp_path: Path) -> GoldenFi
 
 
 def _file_name(text: str) -> str:
-    """``text`` as a file name; where it has to change for that, with a digest that keeps two of them apart."""
+    """Return ``text`` as a file name; where it has to change for that, with a digest that keeps two of them apart."""
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.")
     if safe == text and len(safe) <= 100:
         return safe

@@ -212,7 +212,7 @@ class TestInterrupt:
         paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
         return pipevault_process(*arguments, PYTHONPATH=paths)
 
-    @pytest.mark.parametrize("module", ["click", "msgspec", "torch", "diffusers"])
+    @pytest.mark.parametrize("module", ["dataclasses", "click", "msgspec", "torch", "diffusers"])
     def test_while_something_is_imported(self, tmp_path: Path, module: str) -> None:
         result = self.struck_in(module, tmp_path, "explain", "demo", "--dir", str(tmp_path / "vault"))
         assert (result.returncode, result.stdout, result.stderr) == (130, "", "pipevault: interrupted\n")
@@ -301,8 +301,10 @@ class TestReaderThatLeaves:
         vault.layout.artifact_file(artifact.artifacts[1].digest).write_bytes(b"damaged")
         assert self.closed("verify", "--dir", vault.root, "--json").returncode == 3
 
-    def test_help(self) -> None:
-        assert self.closed("--help").stderr == b""
+    @pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["golden", "check", "-h"], ["--version"]])
+    def test_help(self, arguments: list[str]) -> None:
+        result = self.closed(*arguments)
+        assert (result.returncode, result.stderr) == (0, b"")
 
 
 class TestOutputThatCannotBeWritten:
@@ -310,6 +312,14 @@ class TestOutputThatCannotBeWritten:
     def test_a_full_disk(self, vault: Vault, small_key: Digest, options: tuple[str, ...]) -> None:
         command = [sys.executable, "-m", "pipevault", "show", small_key.hex, "--dir", str(vault.root), *options]
         with Path("/dev/full").open("w") as full:
+            result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        line = "cannot-save: Standard output cannot be written: No space left on device. Send it elsewhere."
+        assert (result.returncode, result.stderr) == (4, f"pipevault: {line}\n")
+
+    @pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["golden", "check", "-h"], ["--version"]])
+    def test_the_help_on_a_full_disk(self, arguments: list[str]) -> None:
+        with Path("/dev/full").open("w") as full:
+            command = [sys.executable, "-m", "pipevault", *arguments]
             result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
         line = "cannot-save: Standard output cannot be written: No space left on device. Send it elsewhere."
         assert (result.returncode, result.stderr) == (4, f"pipevault: {line}\n")

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import pytest
 from rich.console import Console
 
-from pipevault.cache.outcome import Step
+from pipevault.cache.outcome import Clock, Step
 from pipevault.cli import render
 from pipevault.cli.progress import DETAIL_LENGTH, StepProgress, step_label
 from pipevault.digest import Digest
@@ -76,7 +76,7 @@ def test_digests_paths_and_dataclasses_in_a_document(capsys: pytest.CaptureFixtu
     assert json.loads(capsys.readouterr().out) == {
         "key": "a" * 64,
         "path": "/vault",
-        "steps": [{"part": "unet", "action": "compile", "seconds": 1.5, "detail": "", "position": ""}],
+        "steps": [{"part": "unet", "action": "compile", "seconds": 1.5, "detail": "", "position": "", "failed": False}],
         "map": {},
     }
     with pytest.raises(TypeError, match="A set cannot stand in a document"):
@@ -147,6 +147,12 @@ class TestPlainProgress:
         assert begins.endswith(" s] unet: compiling")
         assert ends.endswith(" s] unet: compiling - done in 12.35 s")
 
+    def test_a_step_that_fails_is_not_done(self) -> None:
+        with StepProgress() as progress, suppress(ZeroDivisionError), Clock(progress).step("compile", "unet"):
+            raise ZeroDivisionError
+        _, ends = self.capsys.readouterr().err.splitlines()
+        assert ends.endswith(" s] unet: compiling - failed after 0.00 s")
+
     def test_a_step_of_the_whole_pipeline(self) -> None:
         [line] = self.shown(Step("", "publish"))
         assert line.endswith(" s] publishing")
@@ -156,24 +162,13 @@ class TestPlainProgress:
         [line] = self.shown(Step("", "verify"), Step("", "verify", 3.0))
         assert "verifying artifacts - done in 3.00 s" in line
 
-    def test_each_graph_of_a_part_is_told_once(self) -> None:
-        steps = [Step("unet", "compile")]
-        for signature in ("(float32[2,4])", "(float32[4,4])"):
-            steps += [Step("unet", "compile", None, signature), Step("unet", "check", None, signature)]
-        lines = self.shown(*steps, Step("unet", "compile", 2.0))
-        assert [line.partition("] ")[2] for line in lines] == [
-            "unet: compiling",
+    def test_a_graph_is_told_by_its_place_and_not_by_its_signature(self) -> None:
+        signature = "(float32[2,4])"
+        steps = [Step("unet", "compile", None, signature, "2 of 5"), Step("unet", "check", None, signature)]
+        assert [line.partition("] ")[2] for line in self.shown(*steps)] == [
+            "unet: compiling (2 of 5)",
             "unet: comparing with eager",
-            "unet: compiling (graph 2)",
-            "unet: comparing with eager (graph 2)",
-            "unet: compiling - done in 2.00 s",
         ]
-
-    def test_a_part_that_comes_again_is_counted_anew(self) -> None:
-        steps = (Step("unet", "compile"), Step("unet", "compile", None, "(x)"), Step("unet", "check", None, "(x)"))
-        once = self.shown(*steps, Step("unet", "compile", 2.0))
-        assert len(self.shown(*steps, Step("unet", "compile", 2.0), *steps)) == len(once) + 2
-        assert "graph" not in "".join(self.shown(*steps, Step("unet", "compile", 2.0), *steps))
 
     def test_the_subject_stands_before_each_step(self) -> None:
         with StepProgress() as progress:
@@ -208,6 +203,13 @@ def test_live_progress_has_a_row_for_each_part_that_can_begin_anew(terminal: Ter
         progress(Step("unet", "compile", 1.0))
         assert all(task.finished for task in live.tasks)
     assert "unet: compiling" in shown.getvalue()
+
+
+def test_live_progress_marks_a_step_that_failed(terminal: Terminal) -> None:
+    with terminal() as shown, StepProgress() as progress, suppress(ZeroDivisionError), Clock(progress).step("compile"):
+        raise ZeroDivisionError
+    assert "✓" not in shown.getvalue()
+    assert "compiling - failed" in shown.getvalue()
 
 
 def test_live_progress_has_rows_of_its_own_for_each_subject(terminal: Terminal) -> None:

@@ -23,7 +23,7 @@ DIFFERENT = replace(RECORD, results={**RECORD.results, "noise": "0" * 64})
 
 
 def results(monkeypatch: pytest.MonkeyPatch, **of_file: Replay | PipevaultError) -> None:
-    monkeypatch.setattr(replay_command._Session, "replay", lambda self, file: of_file[file.stem])
+    monkeypatch.setattr(replay_command, "_replayed", lambda files, *_: [(file, of_file[file.stem]) for file in files])
 
 
 def test_the_exit_code_is_that_of_the_first_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from pipevault.errors import (
     SettingsError,
 )
 from pipevault.evidence.golden import drift as golden_drift
+from pipevault.evidence.golden.check import Passed
 from pipevault.evidence.golden.drawn import seen_latents
 from pipevault.evidence.golden.drift import MARGIN, SMALLEST, causes, measure_tolerances, tolerance_of
 from pipevault.evidence.golden.files import read_golden
@@ -73,7 +74,7 @@ def runner(suite: Path, vault: Path, **options: Any) -> SuiteRunner:
 def results(suite: Path, vault: Path, **options: Any) -> dict[str, Any]:
     """The status or the error of each case."""
     checked = check_suite(runner(suite, vault), **options)
-    return {one.case: one.error or (one.passed and one.passed.status) for one in checked}
+    return {case: result.status if isinstance(result, Passed) else result for case, result in checked}
 
 
 def test_what_was_recorded_comes_out_again(recorded: Path, frozen_vault: Path) -> None:
@@ -144,9 +145,30 @@ def test_goldens_are_not_recorded_anew_by_accident(recorded: Path, frozen_vault:
 def test_a_case_of_another_shape_is_drawn_by_a_pipeline_of_its_own(suite: Path, frozen_vault: Path) -> None:
     suite.write_text(SUITE + "guidance_scale = 1.0\n")
     found = list(check_suite(runner(suite, frozen_vault, mode="require")))
-    assert all(isinstance(one.error, NoGoldenError) for one in found)
+    assert all(isinstance(result, NoGoldenError) for _, result in found)
     with pytest.raises(MissError):
         list(record_suite(runner(suite, frozen_vault)))
+
+
+def test_after_a_load_that_failed_the_next_case_is_loaded(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipeline that was not loaded takes no seed, and draws what eager code draws."""
+    suite.write_text(SUITE + "guidance_scale = 1.0\n")
+    made = runner(suite, tmp_path / "vault")
+    loaded: list[object] = []
+
+    def load(pipe: object, **shape: object) -> None:
+        if "guidance" in shape:
+            raise MissError("There is none.", "ab", "no entry")
+        loaded.append(pipe)
+
+    monkeypatch.setattr(made._cache, "load", load)
+    first, other = made.suite.cases
+    made._load(first)
+    with pytest.raises(MissError):
+        made._load(other)
+    assert made._load(first) is loaded[-1]
 
 
 def test_goldens_need_frozen_graphs(suite: Path, frozen_vault: Path) -> None:

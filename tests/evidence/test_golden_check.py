@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,12 @@ class TestOtherKey:
     def test_latents_beyond_the_tolerance(self, goldens: Path, out: Path) -> None:
         error = failure(written(goldens, tolerance=TOLERANCE), self.drawn(1, latents=0.5), out, ALLOWED)
         assert "latents max_abs is 0.5, the limit 0.01" in str(error)
+
+    def test_limits_of_what_was_not_seen_let_nothing_pass(self, goldens: Path, out: Path) -> None:
+        golden = written(goldens)
+        unseen = replace(self.drawn(100), latents=())
+        error = failure(golden, unseen, out, Rules(Limits(latents_max_abs=1.0), other_key=True))
+        assert "no limit is given for pixels" in str(error)
 
     def test_limits_of_the_suite_take_the_place_of_measured_ones(self, goldens: Path, out: Path) -> None:
         golden = written(goldens, tolerance=TOLERANCE)

@@ -145,7 +145,7 @@ class TestScores:
         assert result.scores["sharpness"] == tuple(tuple(map(sharpness, row)) for row in pictures)
         assert result.scores["contrast"] == tuple(tuple(map(contrast, row)) for row in pictures)
         lumas = [reduced_luma(picture) for picture in pictures[1]]
-        others = [distance(lumas[1], lumas[at], data_range=1.0).ssim for at in (0, 2)]
+        others = [distance(lumas[1], lumas[at]).ssim for at in (0, 2)]
         assert result.scores["similarity"][1][1] == pytest.approx(np.mean([other for other in others if other]))
 
     def test_every_score_is_there_or_has_a_reason(self, painter: Painter) -> None:

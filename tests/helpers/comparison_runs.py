@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipevault.evidence.compare.result import Comparison
-from pipevault.evidence.compare.run import GROUPS, compare
+from pipevault.evidence.compare.run import GROUPS, Comparison, compare
 from pipevault.evidence.generation_job import GenerationJob, GenerationResult
 from pipevault.evidence.request import Request
 

@@ -14,7 +14,8 @@ from pipevault.key import Difference, Key
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a load. ``seconds`` is ``None`` when the step begins and its duration when it ends.
+    """One step of a load. ``seconds`` is ``None`` when the step begins and its duration when it ends; ``failed`` tells
+    that it ended with an error.
 
     ``action`` is ``capture``, ``compile``, ``check``, ``publish``, ``load`` or ``wait``; ``part`` is empty for steps
     that concern the whole pipeline. ``position`` is the place of a graph among those that are frozen, such as ``2 of
@@ -26,6 +27,7 @@ class Step:
     seconds: float | None = None
     detail: str = ""
     position: str = ""
+    failed: bool = False
 
 
 Progress: TypeAlias = Callable[[Step], None]
@@ -162,10 +164,11 @@ class Clock:
     @contextmanager
     def step(self, action: str, part: str = "", detail: str = "") -> Iterator[None]:
         self.report(Step(part, action, None, detail))
-        start = time.perf_counter()
+        start, failed = time.perf_counter(), True
         try:
             yield
+            failed = False
         finally:
             duration_s = time.perf_counter() - start
             self.add(f"{action} {part}".rstrip(), duration_s)
-            self.report(Step(part, action, duration_s, detail))
+            self.report(Step(part, action, duration_s, detail, failed=failed))

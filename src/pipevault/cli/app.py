@@ -12,6 +12,8 @@ import click
 
 from pipevault import __version__
 from pipevault.cli import exits, interrupts, render
+from pipevault.cli.options import Group
+from pipevault.errors import CannotSaveError
 from pipevault.settings import DEBUG_VARIABLE
 
 GROUPS: Mapping[str, Sequence[str]] = {
@@ -34,7 +36,7 @@ _HOMES: Mapping[str, str] = {
 _AS_JSON = "pipevault.as_json"
 
 
-class Commands(click.Group):
+class Commands(Group):
     """The commands of :data:`COMMANDS`; their errors are reported and set the exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -57,7 +59,10 @@ class Commands(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[_AS_JSON] = "--json" in args
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except CannotSaveError as error:  # of --help and --version
+            ctx.exit(exits.report(error))
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

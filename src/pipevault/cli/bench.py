@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COLUMNS = ("WAY", "MISS s", "READY s", "FIRST s", "WARM s", "READY+FIRST s", "WARM/EAGER", "PEAK")
 
 
-@click.command("bench", short_help="Measure how soon a model is ready and how fast it runs.")
+@options.command("bench", short_help="Measure how soon a model is ready and how fast it runs.")
 @options.model_argument
 @options.request_options
 @options.opening_options
@@ -66,7 +66,6 @@ def bench(model: str, ways: tuple[str, ...], plot: Path | None, as_json: bool, *
 
 
 def rows(result: Bench) -> Sequence[tuple[str, ...]]:
-    """Return the table of a bench, a row for each way."""
     eager = next((one.seconds["warm"] for one in result.measured if one.name == "eager"), None)
     return [
         (
@@ -84,6 +83,6 @@ def rows(result: Bench) -> Sequence[tuple[str, ...]]:
 
 
 def notes(result: Bench) -> Sequence[tuple[str, str]]:
-    """Return what the table does not show: what is not frozen in a way, and which way failed, with the reasons."""
+    """Return what the table does not show: what is not frozen in a way, and which way failed."""
     eager = [(f"{one.name}, left eager", one.left_eager) for one in result.measured if one.left_eager]
     return [*eager, *((f"skipped {name}", reason) for name, reason in result.skipped)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import keys_argument, keys_in, open_vault, path_option, vault_options
+from pipevault.cli.options import command, keys_argument, keys_in, open_vault, path_option, vault_options
 from pipevault.cli.progress import byte_bar
 from pipevault.digest import Digest
 from pipevault.errors import SettingsError, UnknownKeyError
@@ -19,7 +19,7 @@ from pipevault.store.trust.signing_keys import load_trusted
 from pipevault.store.vault import Vault
 
 
-@click.command("export", short_help="Write entries to one file.")
+@command("export", short_help="Write entries to one file.")
 @keys_argument
 @click.option("--all", "every", is_flag=True, help="Every entry of the vault.")
 @path_option("-o", "--output", metavar="FILE", required=True, help="The bundle to write.")
@@ -56,7 +56,7 @@ def export(keys: tuple[str, ...], every: bool, output: Path, overwrite: bool, di
     render.note(f"{output}: {entries}, {artifacts}, {signatures}, {render.size_text(report.size_bytes)}")
 
 
-@click.command("import", short_help="Take the entries of a bundle into the vault.")
+@command("import", short_help="Take the entries of a bundle into the vault.")
 @click.argument("bundle", metavar="FILE", type=click.Path(path_type=Path))
 @vault_options
 def import_(bundle: Path, dir: Path | None, as_json: bool) -> None:

@@ -12,7 +12,7 @@ import click
 
 from pipevault.cli import render
 from pipevault.cli.listing import Row, read_rows
-from pipevault.cli.options import open_vault, vault_options
+from pipevault.cli.options import command, open_vault, vault_options
 from pipevault.cli.pins import read_pins
 from pipevault.errors import SettingsError
 from pipevault.settings import Settings, config_file
@@ -23,9 +23,9 @@ from pipevault.store.trust.signing_keys import load_trusted
 
 FILTERS = ("kind", "model", "dtype", "torch", "device", "pin")
 _NEWEST_FIRST: Mapping[str, Callable[[Row], Any]] = {
-    "frozen": lambda row: row.created_at,
+    "frozen": lambda row: row.manifest.created_at,
     "used": lambda row: row.used_at,
-    "size": lambda row: row.size_bytes,
+    "size": lambda row: row.manifest.size_bytes,
 }
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -42,7 +42,7 @@ def _filter(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> list
     return pairs
 
 
-@click.command("ls", short_help="List the entries of the vault.")
+@command("ls", short_help="List the entries of the vault.")
 @click.option(
     "--kind", type=click.Choice(["plan", "graph", "all"]), default="all", show_default=True, help="Which entries."
 )
@@ -76,7 +76,6 @@ def list_entries(kind: str, sort: str, filters: list[tuple[str, str]], dir: Path
       pipevault ls --dir /srv/vault --json
     """
     vault = open_vault(dir)
-    entries = {one.key.digest: one for one in vault.manifests() if isinstance(one, Manifest)} if as_json else {}
     rows, broken = read_rows(vault)
     wanted = filters if kind == "all" else [*filters, ("kind", kind)]
     rows = [row for row in rows if all(row.fits(name, value) for name, value in wanted)]
@@ -86,9 +85,8 @@ def list_entries(kind: str, sort: str, filters: list[tuple[str, str]], dir: Path
             {
                 "vault": vault.root,
                 "entries": [
-                    {**_entry_document(entry), "last_used_at": row.used_at or None, "pins": row.pins}
+                    {**_entry_document(row.manifest), "last_used_at": row.used_at or None, "pins": row.pins}
                     for row in rows
-                    if (entry := entries.get(row.key))
                 ],
                 "broken": [{"key": one.key, "path": one.path, "reason": one.reason} for one in broken],
             }
@@ -98,9 +96,9 @@ def list_entries(kind: str, sort: str, filters: list[tuple[str, str]], dir: Path
             columns = ("KEY", "MODEL", "CALL", "TORCH", "DEVICE", "SIZE", "USED", "PIN")
             cells = [row.shown() for row in rows]
             render.show_rows(columns, cells, right=("SIZE",), elastic=("MODEL", "CALL", "DEVICE", "PIN"))
-        total_bytes = sum({digits: size for row in rows for digits, size in row.artifacts.items()}.values())
+        sizes = {digest: size for row in rows for digest, size in row.manifest.artifact_sizes.items()}
         number = render.count_text(len(rows), "entry", "entries")
-        render.note(f"{number}, {render.size_text(total_bytes)} in {vault.root}")
+        render.note(f"{number}, {render.size_text(sum(sizes.values()))} in {vault.root}")
         for one in broken:
             render.note(f"{one.key.short} cannot be used: {one.reason}")
     if broken:
@@ -108,7 +106,7 @@ def list_entries(kind: str, sort: str, filters: list[tuple[str, str]], dir: Path
         render.note(f"{number} damaged, or of a later pipevault: `pipevault doctor` says what to do.")
 
 
-@click.command("show", short_help="Show one entry.")
+@command("show", short_help="Show one entry.")
 @click.argument("key", metavar="KEY")
 @vault_options
 def show(key: str, dir: Path | None, as_json: bool) -> None:
@@ -170,12 +168,11 @@ def show(key: str, dir: Path | None, as_json: bool) -> None:
 
 
 def _leaf_rows(mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the leaves, digests cut to what tells them apart."""
     texts = [(name, render.value_text(value)) for name, value in render.flat(mapping) if name]
     return [(name, text[:12] if _DIGEST.fullmatch(text) else text) for name, text in texts]
 
 
-@click.command("where", short_help="Print the vault's folder.")
+@command("where", short_help="Print the vault's folder.")
 @vault_options
 def where(dir: Path | None, as_json: bool) -> None:
     """Print the vault's folder, and to standard error how much it may hold; with --json all settings in force.

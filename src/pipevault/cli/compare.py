@@ -15,14 +15,14 @@ from pipevault.cli.progress import StepProgress
 from pipevault.errors import DifferentOutputError
 
 if TYPE_CHECKING:
-    from pipevault.evidence.compare.result import Comparison, FinishedRun
+    from pipevault.evidence.compare.run import Comparison, FinishedRun
     from pipevault.evidence.metrics import Distance
 
 DISTANCES = ("RUN", "WITH", "EQUAL", "PIXELS", "MAX", "MEAN", "PSNR", "SSIM", "LATENTS")
 SECONDS = ("RUN", "READY s", "FIRST s", "WARM s")
 
 
-@click.command("compare", short_help="Show whether a seed gives the same picture again, and what moves it.")
+@options.command("compare", short_help="Show whether a seed gives the same picture again, and what moves it.")
 @options.model_argument
 @options.request_options
 @options.opening_options
@@ -118,9 +118,7 @@ def _seconds(run: FinishedRun) -> tuple[str, ...]:
 
 
 def _command(context: click.Context, *, seed: int) -> str:
-    """Return the command that makes this report again: the options that were given, the seed that was used, and the
-    thread count, if one was set, because it can change bits.
-    """
+    """Return the command that makes this report again; the thread count can change bits."""
     words = ["pipevault", "compare"]
     values = {**context.params, "seed": seed}
     for parameter in context.command.params:

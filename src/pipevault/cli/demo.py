@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import OutputFile, dir_option, json_option, mode_option
+from pipevault.cli.options import OutputFile, command, dir_option, json_option, mode_option
 from pipevault.cli.pipelines import DEMO_SHAPE
 from pipevault.cli.progress import StepProgress
 from pipevault.demo import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, DIGIT_WORDS, prompt
@@ -30,7 +30,7 @@ _LABEL_HEIGHT_PX = 24
 _MARGIN_PX = 8
 
 
-@click.command("demo", short_help="Draw ten digits with the pipeline that ships.")
+@command("demo", short_help="Draw ten digits with the pipeline that ships.")
 @dir_option
 @click.option(
     "--out", metavar="PNG", type=OutputFile(), default="demo.png", show_default=True, help="Where the picture goes."

@@ -19,7 +19,7 @@ import click
 from pipevault import errors
 from pipevault.cli import render
 from pipevault.cli.exits import Exit
-from pipevault.cli.options import vault_options
+from pipevault.cli.options import command, vault_options
 from pipevault.compat.nexfort import require_nexfort
 from pipevault.compat.versions import OLDEST_TORCH, is_too_old, untried_text
 from pipevault.files.atomic import is_shared
@@ -51,7 +51,7 @@ class Check:
     remedy: str = ""
 
 
-@click.command("doctor", short_help="Check this machine and the vault.")
+@command("doctor", short_help="Check this machine and the vault.")
 @vault_options
 def doctor(dir: Path | None, as_json: bool) -> None:
     """Check Python, torch, the C++ compiler, the GPU, folders and the vault; exit code 1 if a check failed.
@@ -161,7 +161,7 @@ def check_system_root() -> Check:
 
 
 def check_user_folders() -> Iterator[Check]:
-    """Find where this user's config file, listings and notes go; each can be done without."""
+    """Find where this user's config file and notes go; each can be done without."""
     for kind in ("config", "cache", "state"):
         name = f"{kind} folder"
         try:
@@ -177,7 +177,6 @@ def check_user_folders() -> Iterator[Check]:
 
 
 def check_settings(dir: Path | None) -> Iterator[Check]:
-    """Check the vault that the settings name, its tiers and the keys that they trust."""
     try:
         settings = Settings.resolve(dir=dir)
     except errors.NoHomeError as error:
@@ -291,7 +290,6 @@ def check_tiers(settings: Settings) -> Iterator[Check]:
 
 
 def check_signatures(settings: Settings) -> Check:
-    """Check that the trusted keys can be read, and are enough for the policy."""
     try:
         trusted = load_trusted(settings.trusted_keys)
     except errors.PipevaultError as error:

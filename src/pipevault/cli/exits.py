@@ -119,7 +119,6 @@ def kind_of(error: BaseException) -> tuple[Exit, str]:
 
 
 def first_of(failures: Iterable[Failure]) -> Failure:
-    """Return the first of ``failures`` that is one."""
     return next((failure for failure in failures if failure[0]), (Exit.DONE, None))
 
 
@@ -135,12 +134,10 @@ def text_of(error: BaseException) -> str:
 
 
 def error_document(error: BaseException) -> dict[str, Any]:
-    """Return ``code`` and ``message`` of a failure, as they stand in JSON."""
     return {"code": kind_of(error)[1], "message": message_of(error)}
 
 
 def show_traceback(error: BaseException) -> None:
-    """Print the traceback of ``error`` on standard error if ``PIPEVAULT_DEBUG=1`` asks for it."""
     if os.environ.get(DEBUG_VARIABLE) == "1":
         import traceback
 
@@ -148,9 +145,8 @@ def show_traceback(error: BaseException) -> None:
 
 
 def report(error: BaseException, *, as_json: bool = False) -> Exit:
-    """Print ``error`` as one line on standard error; return its exit code.
-
-    With ``as_json`` it is the document on standard output too, unless a command has printed its own.
+    """Print ``error`` as one line on standard error, with ``as_json`` also as the document if there is none; return its
+    exit code.
     """
     show_traceback(error)
     text = text_of(error)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
 from pipevault.cli import render
-from pipevault.cli.options import Parts, call_options, mode_option, model_argument, take, vault_options
+from pipevault.cli.options import Parts, call_options, command, mode_option, model_argument, take, vault_options
 from pipevault.cli.pipelines import shape_of
 from pipevault.errors import NotAVaultError
 from pipevault.opening import open_pipeline
@@ -16,7 +14,7 @@ from pipevault.settings import Settings
 from pipevault.store.vault import Vault
 
 
-@click.command("explain", short_help="Say what a load would do, and why.")
+@command("explain", short_help="Say what a load would do, and why.")
 @model_argument
 @call_options()
 @mode_option("compile", "require", "off")

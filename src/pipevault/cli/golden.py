@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipevault.cli import exits, render
-from pipevault.cli.options import mode_option, path_option, take, together, vault_options
+from pipevault.cli.options import Group, mode_option, path_option, take, together, vault_options
 from pipevault.cli.progress import StepProgress
+from pipevault.errors import PipevaultError
 
 if TYPE_CHECKING:
+    from pipevault.evidence.golden.check import Passed
     from pipevault.evidence.golden.files import Golden
-    from pipevault.evidence.golden.run import Checked
     from pipevault.evidence.metrics import Distance
 
 _suite_options = together(
@@ -23,7 +24,7 @@ _suite_options = together(
 _run_options = together(mode_option("compile", "require"), vault_options)
 
 
-@click.group("golden", short_help="Record what a model draws, and check it against that.")
+@click.group("golden", cls=Group, short_help="Record what a model draws, and check it against that.")
 def golden() -> None:
     """Fixed-seed regression tests: record what the cases of a suite draw, and check it byte for byte from then on.
 
@@ -106,15 +107,16 @@ def check(suite: Path, as_json: bool, **asked: Any) -> None:
     with StepProgress() as progress:
         runner = SuiteRunner(read_suite(suite), **take(asked, "dir", "mode"), progress=progress)
         checked = list(check_suite(runner, **asked))
-    code, word = exits.first_of(exits.kind_of(one.error) for one in checked if one.error)
+    errors = [result for _, result in checked if isinstance(result, PipevaultError)]
+    code, word = exits.first_of(map(exits.kind_of, errors))
     if as_json:
-        render.print_json({"suite": suite, "code": word, "cases": [_checked_document(one) for one in checked]})
+        cases = [{"case": case, **_checked_document(result)} for case, result in checked]
+        render.print_json({"suite": suite, "code": word, "cases": cases})
     else:
         columns = ("CASE", "RESULT", "PIXELS", "LATENTS", "NOTES")
-        render.show(render.table(columns, map(_checked_row, checked)))
-    for one in checked:
-        if one.error is not None:
-            exits.report(one.error)
+        render.show(render.table(columns, [(case, *_checked_cells(result)) for case, result in checked]))
+    for error in errors:
+        exits.report(error)
     click.get_current_context().exit(code)
 
 
@@ -141,28 +143,23 @@ def _golden_row(golden: Golden) -> tuple[str, ...]:
     )
 
 
-def _checked_document(checked: Checked) -> dict[str, Any]:
-    if checked.error is not None:
-        return {"case": checked.case, "result": "failed", **exits.error_document(checked.error)}
-    passed = checked.passed
-    assert passed is not None
+def _checked_document(result: Passed | PipevaultError) -> dict[str, Any]:
+    if isinstance(result, PipevaultError):
+        return {"result": "failed", **exits.error_document(result)}
     return {
-        "case": checked.case,
-        "result": passed.status,
-        "golden": passed.golden,
-        "differences": passed.differences,
-        "pixels": passed.pixels.to_json() if passed.pixels else None,
-        "latents": passed.latents.to_json() if passed.latents else None,
+        "result": result.status,
+        "golden": result.golden,
+        "differences": result.differences,
+        "pixels": result.pixels.to_json() if result.pixels else None,
+        "latents": result.latents.to_json() if result.latents else None,
     }
 
 
-def _checked_row(checked: Checked) -> tuple[str, ...]:
-    if checked.error is not None:
-        return (checked.case, "failed", "", "", exits.kind_of(checked.error)[1])
-    passed = checked.passed
-    assert passed is not None
-    distances = (_distance_text(passed.pixels), _distance_text(passed.latents))
-    return (checked.case, passed.status, *distances, "; ".join(passed.differences))
+def _checked_cells(result: Passed | PipevaultError) -> tuple[str, ...]:
+    if isinstance(result, PipevaultError):
+        return ("failed", "", "", exits.kind_of(result)[1])
+    distances = (_distance_text(result.pixels), _distance_text(result.latents))
+    return (result.status, *distances, "; ".join(result.differences))
 
 
 def _distance_text(distance: Distance | None) -> str:

@@ -26,7 +26,6 @@ def has_struck() -> bool:
 
 
 def tell_interrupted() -> Exit:
-    """Print the one line; return the exit code."""
     global _told
     if not _told:
         _told = True

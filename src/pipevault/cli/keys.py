@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pipevault.cli import exits, render
-from pipevault.cli.options import json_option, keys_argument, keys_in, open_vault, path_option, vault_options
+from pipevault.cli.options import command, json_option, keys_argument, keys_in, open_vault, path_option, vault_options
 from pipevault.digest import Digest
 from pipevault.errors import PipevaultError, SettingsError, UnknownKeyError
 from pipevault.store.needs import needed_by, needs_in
@@ -16,7 +16,7 @@ from pipevault.store.trust.signing_keys import PUBLIC_SUFFIX, PrivateKey, read_p
 from pipevault.store.vault import Vault
 
 
-@click.command("keygen", short_help="Make a pair of keys for signing entries.")
+@command("keygen", short_help="Make a pair of keys for signing entries.")
 @path_option(
     "--output",
     "-o",
@@ -46,7 +46,7 @@ def keygen(output: Path, comment: str, as_json: bool) -> None:
     render.note(f"Key {public.id}: {output} signs, keep it secret; {public_file} is what others put into trusted_keys.")
 
 
-@click.command("sign", short_help="Sign entries.")
+@command("sign", short_help="Sign entries.")
 @keys_argument
 @click.option("--all", "all_entries", is_flag=True, help="Sign every entry of the vault.")
 @path_option("--key", "key_file", metavar="KEYFILE", required=True, help="The private key.")

@@ -1,7 +1,8 @@
-"""Options that several commands share, each written once, and the vault that they name."""
+"""The class of all commands, options that several of them share, each written once, and the vault that they name."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import click
 
+from pipevault.cli import render
 from pipevault.digest import Digest
 from pipevault.errors import SettingsError
 from pipevault.settings import Settings
@@ -17,6 +19,30 @@ from pipevault.store.vault import Vault
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Parts = tuple[str, ...] | Literal["auto"] | None
+
+
+class Command(click.Command):
+    """A command that prints its help as everything is printed: to a reader that leaves, or to a full disk."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        if (option := super().get_help_option(ctx)) is not None:
+            option.callback = _print_help
+        return option
+
+
+def _print_help(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        render.say(ctx.get_help())
+        ctx.exit()
+
+
+class Group(Command, click.Group):
+    """A command that has commands."""
+
+    command_class = Command
+
+
+command = functools.partial(click.command, cls=Command)
 
 
 def open_vault(dir: Path | None) -> Vault:
@@ -32,8 +58,6 @@ def keys_in(vault: Vault, prefixes: Sequence[str]) -> list[Digest]:
 
 
 def together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
-    """Return one decorator that adds ``options`` in this order."""
-
     def add(function: Function) -> Function:
         for option in reversed(options):
             function = option(function)
@@ -87,12 +111,10 @@ class OutputFile(click.Path):
 
 
 def path_option(*names: str, metavar: str, help: str, **more: Any) -> Callable[[Function], Function]:
-    """Return an option that takes the path of a file or folder."""
     return click.option(*names, metavar=metavar, type=_GivenPath(path_type=Path), help=help, **more)
 
 
 def mode_option(*modes: str) -> Callable[[Function], Function]:
-    """Return the option for one of ``modes``."""
     return click.option("--mode", metavar="NAME", help=f"{' or '.join(modes)}. Default: the setting, compile.")
 
 
@@ -143,9 +165,8 @@ request_options = together(
 
 
 def call_options(*, several: bool = False) -> Callable[[Function], Function]:
-    """Return what adds the options of a call, of the graphs for it and of the parts that get them.
-
-    With ``several`` they are ``sizes``, ``batch_sizes`` and ``dtypes``, each given any number of times.
+    """Return what adds the options of a call; with ``several``, sizes, batch sizes and dtypes come any number
+    of times.
     """
 
     def repeated(option: str, help: str, **more: Any) -> Callable[[Function], Function]:

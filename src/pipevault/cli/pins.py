@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import open_vault, vault_options
+from pipevault.cli.options import command, open_vault, vault_options
 from pipevault.digest import Digest
 from pipevault.errors import PinError, VaultError
 from pipevault.store.layout import Layout
@@ -38,7 +38,7 @@ def read_pins(layout: Layout) -> list[Pin]:
     return pins
 
 
-@click.command("pin", short_help="Keep an entry from being removed.")
+@command("pin", short_help="Keep an entry from being removed.")
 @click.argument("key", metavar="KEY")
 @click.option("--name", metavar="NAME", required=True, help="Name of the pin, such as prod.")
 @click.option("--move", is_flag=True, help="Take the name from the entry that it pins now.")
@@ -61,7 +61,7 @@ def pin(key: str, name: str, move: bool, dir: Path | None, as_json: bool) -> Non
     render.say(f"Pinned {found.short} as {name}{f', moved from {before.short}' if before else ''}")
 
 
-@click.command("unpin", short_help="Remove a pin.")
+@command("unpin", short_help="Remove a pin.")
 @click.argument("name", metavar="NAME")
 @vault_options
 def unpin(name: str, dir: Path | None, as_json: bool) -> None:
@@ -78,7 +78,7 @@ def unpin(name: str, dir: Path | None, as_json: bool) -> None:
     render.say(f"Unpinned {name}{f', which was {key.short}' if key else ', which could not be read'}")
 
 
-@click.command("pins", short_help="List the pins.")
+@command("pins", short_help="List the pins.")
 @vault_options
 def pins(dir: Path | None, as_json: bool) -> None:
     """List the pins and their entries.

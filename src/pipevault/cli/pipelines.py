@@ -29,10 +29,7 @@ def parse_size(text: str) -> dict[str, int]:
 
 
 def shape_of(model: str, size: str | None = None, **given: Any) -> dict[str, Any]:
-    """Return the call to freeze, as arguments of ``PipelineCache.load``; what is ``None`` is the pipeline's own.
-
-    ``size`` may be a range, ``512x512..1024x768``. ``given``: ``batch_size``, ``num_frames`` and ``guidance``.
-    """
+    """Return the call to freeze, as arguments of ``PipelineCache.load``; what is ``None`` is the pipeline's own."""
     defaults = DEMO_SHAPE if model == DEMO_MODEL else {}
     shape = {**defaults, **{name: value for name, value in given.items() if value is not None}}
     if size is not None:
@@ -44,9 +41,8 @@ def shape_of(model: str, size: str | None = None, **given: Any) -> dict[str, Any
 
 
 def parse_seeds(text: str, *, most: int) -> tuple[int, ...]:
-    """Return the seeds of ``0..31``, ``0,5,9`` or ``0..3,10`` in this order; both ends of a range belong to it.
-
-    :class:`BadSeedError` for other text, :class:`SettingsError` for more than ``most``.
+    """Return the seeds of ``0..31``, ``0,5,9`` or ``0..3,10`` in this order. :class:`BadSeedError`,
+    :class:`SettingsError`.
     """
     seeds: list[int] = []
     for item in map(str.strip, text.split(",")):
@@ -62,11 +58,7 @@ def parse_seeds(text: str, *, most: int) -> tuple[int, ...]:
 
 
 def request_from(model: str, *, prompts: Sequence[str], seed: int, size: str | None, **asked: Any) -> Request:
-    """Return what to generate, with the demo's own defaults and a seed that is known; ``asked`` are further fields.
-
-    Raises :class:`~pipevault.errors.SettingsError` for an invalid size and :class:`~pipevault.errors.BadSeedError` for
-    an invalid seed.
-    """
+    """Return what to generate, with the demo's own defaults and a seed that is known. :class:`SettingsError`."""
     sides: dict[str, Any] = {} if size is None else {**parse_size(size)}
     from pipevault.determinism.seeds import effective_seed
     from pipevault.evidence.request import Request

@@ -31,18 +31,15 @@ class Call:
 
     @property
     def label(self) -> str:
-        """Return what was asked for of it: ``512x512, batch 2, bfloat16``."""
         batch = f"batch {self.batch_size}" if self.batch_size else ""
         return ", ".join(word for word in (self.size, batch, self.dtype) if word)
 
     @property
     def is_hit(self) -> bool:
-        """True if the vault has it already."""
         return isinstance(self.found, Explanation) and self.found.status == "hit"
 
     @property
     def failure(self) -> exits.Failure:
-        """Return its part in the exit code of the command, and the code word."""
         if isinstance(self.found, Exception):
             return exits.kind_of(self.found)
         if isinstance(self.found, Outcome):
@@ -50,7 +47,7 @@ class Call:
         return (Exit.DONE, None) if self.is_hit else exits.KINDS[MissError]
 
 
-@click.command("prewarm", short_help="Freeze a model without an application.")
+@options.command("prewarm", short_help="Freeze a model without an application.")
 @options.model_argument
 @options.call_options(several=True)
 @options.class_option
@@ -123,7 +120,6 @@ def _asked_calls(
     dtypes: Sequence[str],
     **call: Any,
 ) -> list[Call]:
-    """Return the product of what was asked for, calls of one dtype together."""
     calls = []
     for dtype, size, batch in product(dtypes or (None,), sizes or (None,), batch_sizes or (None,)):
         shape = shape_of(model, size or None, batch_size=batch, **call)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipevault.cli.render import note, printable
 
@@ -36,19 +35,15 @@ BRIEF_ACTIONS = frozenset({"fingerprint", "lookup", "verify", "save"})
 """Milliseconds as a rule, so they are shown only if they took :data:`NOTABLE_S` or longer."""
 NOTABLE_S = 1.0
 GRAPH_ACTIONS = frozenset({"compile", "check"})
-"""Steps of a part that come again for each of its graphs, with the graph's signature as detail."""
+"""Steps of a part that come for each of its graphs; they begin with its place among all in place of its signature."""
 DETAIL_LENGTH = 60
 
 
 class StepProgress:
-    """A context manager to give as ``progress=``. On a terminal each part has a line, and each step of the whole.
-
-    ``subject``, which may be set at any time, is what the steps that follow are about, such as a size.
-    """
+    """A context manager to give as ``progress=``. ``subject``, which may change, is what the next steps are about."""
 
     def __init__(self) -> None:
         self.subject = ""
-        self._graphs: Counter[tuple[str, str, str]] = Counter()
         self._live: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
@@ -57,9 +52,14 @@ class StepProgress:
         self._started_s = time.monotonic()
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+            from rich.text import Text
 
-            spinner = SpinnerColumn(finished_text="[green]✓[/]")
+            class Mark(SpinnerColumn):
+                def render(self, task: Task) -> Any:
+                    return Text("✗", "red") if task.fields.get("failed") else super().render(task)
+
+            spinner = Mark(finished_text="[green]✓[/]")
             label = TextColumn("{task.description}", markup=False)
             self._live = Progress(spinner, TimeElapsedColumn(), label, console=Console(stderr=True))
             self._live.start()
@@ -74,39 +74,15 @@ class StepProgress:
     def __call__(self, step: Step) -> None:
         if step.action in BRIEF_ACTIONS and (step.seconds is None or step.seconds < NOTABLE_S):
             return
-        if step.part and step.action in GRAPH_ACTIONS:
-            if (counted := self._count_graph(step)) is None:
-                return
-            step = counted
-        label = printable(f"{self.subject} {step_label(step)}".lstrip())
+        if step.part and step.action in GRAPH_ACTIONS and step.seconds is None:
+            step = replace(step, detail=step.position)
+        label = printable(f"{self.subject} {step_label(step)}".lstrip()) + (" - failed" if step.failed else "")
         if self._live is not None:
             self._show_live(self._live, step, label)
             return
         elapsed_s = time.monotonic() - self._started_s
-        ended = "" if step.seconds is None else f" - done in {step.seconds:.2f} s"
+        ended = "" if step.seconds is None else f" {'after' if step.failed else '- done in'} {step.seconds:.2f} s"
         note(f"[{elapsed_s:7.1f} s] {label}{ended}")
-
-    def _count_graph(self, step: Step) -> Step | None:
-        """Return the step with its graph's number, from 2, or its place among all, in place of a signature.
-
-        ``None`` if it says nothing new.
-        """
-        if step.position:
-            return replace(step, detail=step.position)
-        counter = (self.subject, step.part, step.action)
-        if step.seconds is not None:
-            for action in GRAPH_ACTIONS:
-                del self._graphs[self.subject, step.part, action]
-            return step
-        if not step.detail:
-            self._graphs[counter] = 0
-            return step
-        announced = counter in self._graphs
-        self._graphs[counter] += 1
-        number = self._graphs[counter]
-        if number == 1:
-            return None if announced else replace(step, detail="")
-        return replace(step, detail=f"graph {number}")
 
     def _show_live(self, live: Progress, step: Step, label: str) -> None:
         row = f"{self.subject} {step.part or step.action}"
@@ -115,7 +91,7 @@ class StepProgress:
         elif step.seconds is None and live.tasks[self._tasks[row]].finished:
             live.reset(self._tasks[row])
         completed = None if step.seconds is None else 1
-        live.update(self._tasks[row], description=label, completed=completed)
+        live.update(self._tasks[row], description=label, completed=completed, failed=step.failed)
 
 
 def step_label(step: Step) -> str:

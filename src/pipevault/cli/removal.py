@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import dry_run_option, keys_argument, open_vault, vault_options
+from pipevault.cli.options import command, dry_run_option, keys_argument, open_vault, vault_options
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, NewerVaultError, SettingsError
 from pipevault.fingerprint.toolchain import package_version
@@ -24,7 +24,7 @@ from pipevault.store.vault import Vault
 _AGE_UNITS_S = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
-@click.command("rm", short_help="Remove entries, or artifacts that no entry names.")
+@command("rm", short_help="Remove entries, or artifacts that no entry names.")
 @keys_argument
 @click.option("--with-graphs", is_flag=True, help="Of a plan, also the graphs that no other plan needs.")
 @click.option("--orphans", is_flag=True, help="Remove the artifacts that no entry names, older than an hour.")
@@ -123,7 +123,7 @@ def _what(done: RemovalPlan) -> str:
     return f"{render.count_text(len(done.keys), 'entry', 'entries')} and {artifacts}"
 
 
-@click.command("prune", short_help="Remove what is old, unused or too much.")
+@command("prune", short_help="Remove what is old, unused or too much.")
 @click.option(
     "--max-size",
     metavar="SIZE",

@@ -44,10 +44,9 @@ _HIDDEN_IN_JSON = re.compile("[\ud800-\udfff\x7f-\x9f\u061c\u200e\u200f\u2028\u2
 
 
 def printable(text: str) -> str:
-    """Return ``text`` without what a terminal would obey: escape sequences, control characters, changes of direction.
+    """Return ``text`` without what a terminal would obey: names, reasons and prompts may be anybody's.
 
-    Names, reasons and prompts come from manifests, events, bundles and records, which anybody may have written. Line
-    feeds and tabs stay; what is not a character becomes a replacement mark.
+    Line feeds and tabs stay; what is not a character becomes a replacement mark.
     """
     plain = text.encode("utf-8", "replace").decode("utf-8").replace("\r\n", "\n")
     return _CONTROLS.sub("", _ESCAPES.sub("", plain))
@@ -59,10 +58,7 @@ def say(text: str, *, err: bool = False, nl: bool = True) -> None:
 
 
 def print_json(document: Any) -> None:
-    """Print a document for programs; characters that a terminal would obey are escaped.
-
-    Digests and paths in it become text, dataclasses and other mappings become objects.
-    """
+    """Print a document for programs; characters that a terminal would obey are escaped."""
     text = json.dumps(document, indent=2, ensure_ascii=False, default=_plain)
     _echo(_HIDDEN_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
     if context := click.get_current_context(silent=True):
@@ -105,14 +101,11 @@ def _echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
 
 
 def note(text: str) -> None:
-    """Print a line for people on standard error, which leaves standard output to the result."""
     say(text, err=True)
 
 
 def show(*tables: Table) -> None:
-    """Print the tables that have rows with a blank line between two; where the output is not a terminal, without
-    trailing blanks.
-    """
+    """Print the tables that have rows with a blank line between two; outside a terminal without trailing blanks."""
     console = _console()
     for number, block in enumerate(one for one in tables if one.row_count):
         if number:
@@ -182,7 +175,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Seque
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> Table:
-    """Return a table of two columns without a head: names and values."""
     from rich.table import Table
     from rich.text import Text
 
@@ -226,7 +218,6 @@ def age_text(created_at: str, now: datetime | None = None) -> str:
 
 
 def time_text(time_s: float | None) -> str:
-    """Return seconds since the epoch as ISO 8601, empty for ``None``."""
     return "" if time_s is None else datetime.fromtimestamp(time_s, timezone.utc).isoformat(timespec="seconds")
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import click
 
 from pipevault.cli import exits, render
 from pipevault.cli.exits import Exit
-from pipevault.cli.options import path_option, vault_options
+from pipevault.cli.options import command, path_option, vault_options
 from pipevault.cli.progress import StepProgress
 from pipevault.errors import DifferentOutputError, PipevaultError, SettingsError
 from pipevault.opening import DEMO_MODEL, open_pipeline
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-@click.command("replay", short_help="Draw saved outputs again, compare bit by bit.")
+@command("replay", short_help="Draw saved outputs again, compare bit by bit.")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", metavar="MODEL", help="The recorded model, where it lies elsewhere now.")
 @click.option(
@@ -64,8 +63,7 @@ def replay(files: tuple[Path, ...], inputs: tuple[str, ...], save: Path | None, 
         raise SettingsError(f"--save takes the output of one file, and {len(files)} are given.")
     pictures = _pictures(inputs)
     with StepProgress() as progress:
-        session = _Session(asked.pop("model"), {**asked, "inputs": pictures}, progress)
-        results = [(file, session.replay(file)) for file in files]
+        results = list(_replayed(files, asked.pop("model"), progress, {**asked, "inputs": pictures}))
     if save is not None and not isinstance(first := results[0][1], PipevaultError):
         render.note(f"Saved {', '.join(map(str, _save(first, save)))}")
     code, word = exits.first_of(_failure(result) for _, result in results)
@@ -77,51 +75,44 @@ def replay(files: tuple[Path, ...], inputs: tuple[str, ...], save: Path | None, 
     click.get_current_context().exit(code)
 
 
-@dataclass
-class _Session:
-    """The files of one command, replayed one after the other with the same ``options`` of :func:`pipevault.replay`.
+def _replayed(
+    files: Sequence[Path], model: str | None, progress: StepProgress, options: Mapping[str, Any]
+) -> Iterator[tuple[Path, Replay | PipevaultError]]:
+    """Replay one file after the other with the same ``options``; each recorded pipeline is opened once."""
+    from pipevault import read_record
+    from pipevault import replay as replay_record
+    from pipevault.cache.outcome import Clock
 
-    Each recorded pipeline is opened once.
-    """
-
-    model: str | None
-    options: dict[str, Any]
-    progress: StepProgress
-    pipes: dict[tuple[Any, ...], Any] = field(default_factory=dict)
-
-    def replay(self, file: Path) -> Replay | PipevaultError:
-        from pipevault import read_record
-        from pipevault import replay as replay_record
-
-        self.progress.subject = file.name
+    pipes: dict[tuple[Any, ...], Any] = {}
+    for file in files:
+        progress.subject = file.name
         try:
-            pipe = self._pipeline(read_record(file))
-            return replay_record(file, pipe, progress=self.progress, **self.options)
+            opening = _opening(read_record(file), model, on_other_machine=options["allow_other_machine"])
+            opened = tuple(opening.values())
+            if opened not in pipes:
+                with Clock(progress).step("open"):
+                    pipes[opened] = open_pipeline(**opening, local_only=model is None)
+            yield file, replay_record(file, pipes[opened], progress=progress, **options)
         except PipevaultError as error:
-            return error
+            yield file, error
 
-    def _pipeline(self, record: RunRecord) -> Any:
-        from pipevault.cache.outcome import Clock
 
-        load = record.pipeline.get("load", {})
-        model = self.model or _recorded_model(record)
-        dtypes = {dtype for dtype in load.get("dtype", {}).values() if dtype}
-        if len(dtypes) > 1:
-            raise SettingsError(
-                f"The recorded pipeline had parts of several dtypes ({', '.join(sorted(dtypes))}). Construct it "
-                "yourself and call pipevault.replay(file, pipe)."
-            )
-        device = None if self.options["allow_other_machine"] else load.get("device", "cpu").partition(":")[0]
-        opening = {"dtype": next(iter(dtypes), None), "device": device, "pipeline_class": record.pipeline["class"]}
-        opened = (model, *opening.values())
-        if opened not in self.pipes:
-            with Clock(self.progress).step("open"):
-                self.pipes[opened] = open_pipeline(model, **opening, local_only=self.model is None)
-        return self.pipes[opened]
+def _opening(record: RunRecord, model: str | None, *, on_other_machine: bool) -> dict[str, Any]:
+    """Return the arguments of :func:`open_pipeline` that construct the recorded pipeline."""
+    load = record.pipeline.get("load", {})
+    model = model or _recorded_model(record)
+    dtypes = {dtype for dtype in load.get("dtype", {}).values() if dtype}
+    if len(dtypes) > 1:
+        raise SettingsError(
+            f"The recorded pipeline had parts of several dtypes ({', '.join(sorted(dtypes))}). Construct it "
+            "yourself and call pipevault.replay(file, pipe)."
+        )
+    device = None if on_other_machine else load.get("device", "cpu").partition(":")[0]
+    dtype = next(iter(dtypes), None)
+    return {"model": model, "dtype": dtype, "device": device, "pipeline_class": record.pipeline["class"]}
 
 
 def _recorded_model(record: RunRecord) -> str:
-    """Return the recorded model: the demo, or a repository. :class:`SettingsError` for a folder."""
     model = record.pipeline["model"]
     if not model:
         raise SettingsError("The record does not name its model. Give it: --model.")

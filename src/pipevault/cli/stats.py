@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import open_vault, vault_options
-from pipevault.errors import CannotSaveError, SettingsError, VaultError
-from pipevault.files.atomic import write_file
+from pipevault.cli.options import command, open_vault, vault_options
+from pipevault.errors import SettingsError
+from pipevault.evidence.files import write_data
 from pipevault.store.stats.summary import Counts, Statistics, find_entry, summary
 
 _SHOWN_ENTRIES = 30
@@ -40,7 +40,7 @@ _COUNTERS = (
 """Names of counters for Prometheus, the fields of :class:`Counts` that they show, and what they count."""
 
 
-@click.command("stats", short_help="Show hits, misses, and the compile time that they saved or cost.")
+@command("stats", short_help="Show hits, misses, and the compile time that they saved or cost.")
 @click.argument("key", metavar="[KEY]", required=False)
 @click.option(
     "--prometheus",
@@ -120,16 +120,11 @@ def _write_prometheus(path: Path, found: Statistics, root: Path) -> None:
         return
     if path.suffix != ".prom":
         raise SettingsError(f"{path} does not end in .prom, and node_exporter reads no other files. Rename it.")
-    try:
-        write_file(path, text.encode())
-    except VaultError as error:
-        raise CannotSaveError(str(error), path) from error
+    write_data(path, text.encode())
 
 
 def exposition(found: Statistics, root: Path) -> str:
-    """Return all of ``found`` in Prometheus' text format 0.0.4, as node_exporter's textfile collector reads it.
-
-    Every sample has the label ``vault``, those of ``pipevault_entry_…`` also ``key``.
+    """Return all of ``found`` in Prometheus' text format 0.0.4.
     https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
     """
     vault, total = {"vault": str(root)}, found.total

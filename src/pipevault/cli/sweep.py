@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipevault.cli import render
-from pipevault.cli.options import OPENING, model_argument, opening_options, take, vault_options
+from pipevault.cli.options import OPENING, command, model_argument, opening_options, take, vault_options
 from pipevault.cli.pipelines import DEMO_SHAPE, parse_seeds, request_from
 from pipevault.cli.progress import StepProgress
 from pipevault.compat.extras import import_extra
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _REPORT_PACKAGES = {"matplotlib": "matplotlib", "jinja2": "Jinja2", "skimage": "scikit-image", "scipy": "SciPy"}
 
 
-@click.command("sweep", short_help="Measure how much the seed moves the quality.")
+@command("sweep", short_help="Measure how much the seed moves the quality.")
 @model_argument
 @click.option("--prompts", "--prompt", "prompts", metavar="TEXT", multiple=True, help="One prompt; again for more.")
 @click.option("--prompts-file", metavar="FILE", type=click.Path(path_type=Path), help="A prompt on each line, UTF-8.")
@@ -165,10 +165,7 @@ def _show(result: SweepResult, moved: Drift | None, report: Path) -> None:
 
 
 def _report_files(sweep: Sweep, drift: Drift | None) -> Mapping[str, tuple[str, bytes]]:
-    """Return the files of a sweep by what they are: their paths in a folder and their contents.
-
-    The report is one HTML page that needs no other file. :class:`MissingExtraError` where the extra is not installed.
-    """
+    """Return the files of a sweep by what they are: their paths in a folder and their contents."""
     import numpy as np
 
     from pipevault.evidence.quality import SCORES
@@ -208,5 +205,4 @@ def _report_files(sweep: Sweep, drift: Drift | None) -> Mapping[str, tuple[str, 
 
 
 def _percent(share: float) -> str:
-    """Return a share as a text such as ``12.5 %``."""
     return f"{100 * share:.1f} %"

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pipevault.cli import exits, render
-from pipevault.cli.options import vault_options
+from pipevault.cli.options import command, vault_options
 from pipevault.cli.progress import byte_bar
 from pipevault.errors import CorruptEntryError
 from pipevault.settings import Settings
@@ -19,7 +19,7 @@ from pipevault.store.trust.signing_keys import load_trusted
 from pipevault.store.vault import Vault
 
 
-@click.command("verify", short_help="Check everything in the vault.")
+@command("verify", short_help="Check everything in the vault.")
 @click.option("--fix", is_flag=True, help="Move what is bad to quarantine, with the reason.")
 @vault_options
 def verify(fix: bool, dir: Path | None, as_json: bool) -> None:

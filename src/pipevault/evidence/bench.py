@@ -51,11 +51,10 @@ ALL_WAYS = tuple(WAYS)
 class Measured:
     """The measurements of one way.
 
-    ``miss`` is the run that had nothing on disk; ``seconds`` are medians over the runs after it, by :data:`SECONDS`;
-    ``peak_bytes`` is the largest resident memory of such a run. ``start`` are the seconds of each step of a load that
-    is a hit (``fingerprint``, ``lookup``, ``verify``, ``open``, ``bind``); ``calls_s`` those of each call of a process;
-    ``steps_s`` when the denoising steps of its first call ended, counted from the begin of the call. ``left_eager``
-    says which parts were not frozen, and why: the figures are then not those of a frozen pipeline.
+    ``miss`` is the run that had nothing on disk; ``seconds`` are medians over the runs after it, by :data:`SECONDS`.
+    ``start`` are the seconds of each step of a load that is a hit, ``calls_s`` those of each call of a process,
+    ``steps_s`` when the denoising steps of its first call ended. ``left_eager`` says which parts were not frozen, and
+    why: the figures are then not those of a frozen pipeline.
     """
 
     name: str
@@ -109,9 +108,7 @@ def bench(
 ) -> Bench:
     """Run ``job`` in each of ``ways``, ``runs`` times after the first where it keeps something.
 
-    ``job`` says what is opened and drawn, and how often in each process; a way brings its own method and folders. A way
-    that fails is in ``skipped``. Raises :class:`SettingsError` for an unknown way, and what :class:`SettingsError` or
-    :class:`BadCallError` the first way that runs meets: the others would open the same model for the same call.
+    Raises :class:`SettingsError`, and a :class:`BadCallError` of the first way: the others would make the same call.
     """
     if unknown := [name for name in ways if name not in WAYS]:
         raise SettingsError(f"Unknown way {unknown[0]!r}. Ways: {', '.join(WAYS)}.")

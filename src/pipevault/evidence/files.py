@@ -18,9 +18,8 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name next to ``path``; what the block writes there takes the place of ``path``, durably.
-
-    After an error nothing of it is left. An ``OSError`` leaves as a :class:`CannotSaveError`.
+    """Yield a temporary name; what the block writes there takes the place of ``path``, durably.
+    :class:`CannotSaveError`.
     """
     try:
         with atomic.replacing(path) as temporary:

@@ -51,10 +51,7 @@ _STEP_CALLBACK = "callback_on_step_end"
 
 
 def generate_for(job: GenerationJob, folder: Path, *, started_at_s: float) -> GenerationResult:
-    """Run ``job`` and write its pictures and latents to ``folder``. ``started_at_s`` is in seconds since the epoch.
-
-    Raises what opening, loading and calling raise, and :class:`BadCallError` if the pipeline wants a prompt.
-    """
+    """Run ``job`` and write its pictures and latents to ``folder``. ``started_at_s`` is in seconds since the epoch."""
     import diffusers  # noqa: F401 - its import counts as import and not as opening
 
     clock, imported_s = Clock(None), time.time() - started_at_s
@@ -170,7 +167,6 @@ class _LastLatents:
         return tensors
 
     def write(self, path: Path) -> Path | None:
-        """Write them as float32, samples first; ``None`` where the pipeline showed none."""
         if not self._of_calls:
             return None
         return _saved(torch.cat(self._of_calls).detach().to("cpu", torch.float32).numpy(), path)

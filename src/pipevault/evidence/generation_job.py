@@ -61,7 +61,6 @@ class GenerationJob:
 
     @classmethod
     def from_json(cls, document: Any) -> GenerationJob:
-        """Read a job from JSON, in which paths are text."""
         return msgspec.convert(document, cls, dec_hook=lambda _, path: Path(path))
 
 
@@ -97,18 +96,15 @@ class GenerationResult:
 
     @classmethod
     def from_json(cls, document: Any, folder: Path) -> GenerationResult:
-        """Read a result from JSON, in which files of ``folder`` are text. ``ValueError`` for anything else."""
         return msgspec.convert(document, cls, dec_hook=lambda _, name: folder / name)
 
 
 def generate_in_fresh_process(
     job: GenerationJob, folder: Path, *, label: str = "", timeout_s: float | None = None
 ) -> GenerationResult:
-    """Return what the job gave; its files are in ``folder``, which is made and must be empty. ``label`` names it in
-    errors.
+    """Return what the job gave; its files are in ``folder``, which is made and must be empty.
 
-    Raises what :func:`~pipevault.files.child.run_child` raises, and :class:`PipevaultError` for a child that left no
-    result.
+    Raises what :func:`~pipevault.files.child.run_child` raises, and :class:`PipevaultError` without a result.
     """
     name = label or f"{job.method} generation of {job.model}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,8 +140,6 @@ def other_threads(threads: int) -> dict[str, str]:
 
 
 def smaller_kernels(capability: str) -> dict[str, str]:
-    """Return the environment of a process with the kernels of the instruction set below ``capability``, which is that
-    of ``torch.backends.cpu.get_cpu_capability()``; empty if there are none.
-    """
+    """Return the environment of a process with the kernels below torch's ``capability``; empty if there are none."""
     below = {"AVX512": "avx2", "AVX2": "default", "SVE256": "default", "VSX": "default"}
     return {"ATEN_CPU_CAPABILITY": below[capability]} if capability in below else {}

@@ -25,11 +25,10 @@ _WIDEST_WINDOW_PIXELS, _NARROWEST_WINDOW_PIXELS = 7, 3
 
 @dataclass(frozen=True)
 class Distance:
-    """A distance. ``differing_share`` is 0 to 1; ``max_abs`` and ``mean_abs`` are in the units of the input (0 to 255
-    for uint8).
+    """A distance. ``differing_share`` is 0 to 1; ``max_abs`` and ``mean_abs`` are in the units of the input.
 
-    ``psnr_db`` is infinite for equal outputs. ``ssim`` is 1 for equal ones and ``None`` where it is not defined:
-    fewer than 3 pixels on a side, no image, or values that are not finite.
+    ``psnr_db`` is infinite for equal outputs. ``ssim`` is 1 for equal ones and ``None`` where it is not defined: fewer
+    than 3 pixels on a side, not an image, or values that are not finite.
     """
 
     differing_share: float
@@ -40,7 +39,6 @@ class Distance:
 
     @property
     def equal(self) -> bool:
-        """True if nothing differs."""
         return self.differing_share == 0
 
     def to_json(self) -> dict[str, float | str | None]:
@@ -49,17 +47,16 @@ class Distance:
         return {name: value if value is None or math.isfinite(value) else str(value) for name, value in values}
 
 
-def distance(a: Any, b: Any, *, data_range: float | None = None) -> Distance:
+def distance(a: Any, b: Any) -> Distance:
     """Measure two images or arrays of one shape, both uint8 or both floating.
 
-    Arrays whose last axis has 1 to 4 entries and that have three axes or more are images, (…, height, width,
-    channels); two axes are (height, width). There a pixel differs if any of its channels does, and SSIM is the mean
-    over the leading axes. In all other arrays each value counts by itself. ``data_range`` is the width of the range of
-    values, for PSNR and SSIM: 255 for uint8 and 1.0 for floats unless given. NaN equals NaN, and 0.0 equals -0.0;
-    NaN is infinitely far from all else. :class:`NotComparableError`, :class:`MissingExtraError` without scikit-image.
+    Arrays whose last axis has 1 to 4 entries and that have three axes or more are images, (…, height, width, channels);
+    two axes are (height, width). There a pixel differs if any of its channels does, and SSIM is the mean over the
+    leading axes. The width of the range of values, for PSNR and SSIM, is 255 for uint8 and 1.0 for floats. NaN
+    equals NaN and is infinitely far from all else. :class:`NotComparableError`, :class:`MissingExtraError`.
     """
     first, second = _pair(a, b)
-    width = data_range if data_range is not None else (255.0 if first.dtype == np.uint8 else 1.0)
+    width = 255.0 if first.dtype == np.uint8 else 1.0
     gaps = _gaps(first, second)
     differing = gaps != 0
     differing_share = float((differing.any(axis=-1) if _has_channels(first) else differing).mean())
@@ -76,9 +73,8 @@ def distance(a: Any, b: Any, *, data_range: float | None = None) -> Distance:
 def heat_map(a: Any, b: Any, *, full_scale: float | None = None) -> Image.Image:
     """Draw where two images differ: black where they are equal, through red and yellow to white at ``full_scale``.
 
-    A pixel shows the largest difference of its channels. ``full_scale`` is in the units of the input; by default it is
-    the largest difference there is. Arrays are (height, width) or (height, width, channels).
-    :class:`NotComparableError`.
+    A pixel shows the largest difference of its channels. ``full_scale`` is in the units of the input, by default the
+    largest difference. :class:`NotComparableError`.
     """
     first, second = _pair(a, b)
     gaps = _gaps(first, second)
@@ -101,10 +97,9 @@ def luma(image: Image.Image) -> npt.NDArray[np.float64]:
 
 
 def sharpness(image: Image.Image) -> float:
-    """Return the variance of the Laplacian of the luma, 0 to 16; edge pixels are repeated outwards.
+    """Return the variance of the Laplacian of the luma, 0 to 16, which depends on the size in pixels.
 
-    Depends on the size in pixels: compare pictures of one size only. https://doi.org/10.1109/ICPR.2000.903548.
-    :class:`MissingExtraError` without SciPy.
+    https://doi.org/10.1109/ICPR.2000.903548. :class:`MissingExtraError` without SciPy.
     """
     ndimage = import_extra("scipy.ndimage", "SciPy", "report")
     return float(ndimage.laplace(luma(image), mode="nearest").var())
@@ -116,9 +111,8 @@ def contrast(image: Image.Image) -> float:
 
 
 def reduced_luma(image: Image.Image) -> npt.NDArray[np.float64]:
-    """Return the luma averaged over blocks of f x f pixels, f = max(1, round(shorter side / 256)).
-
-    So advised for SSIM, https://ece.uwaterloo.ca/~z70wang/research/ssim/. What fills no block is left out.
+    """Return the luma averaged over blocks of f x f pixels, f = max(1, round(shorter side / 256)), as advised for SSIM:
+    https://ece.uwaterloo.ca/~z70wang/research/ssim/.
     """
     values = luma(image)
     factor = max(1, round(min(values.shape) / _SSIM_SIDE_PX))
@@ -128,7 +122,6 @@ def reduced_luma(image: Image.Image) -> npt.NDArray[np.float64]:
 
 
 def _pair(a: Any, b: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return both as uint8, or both as float64."""
     first, second = np.asarray(a), np.asarray(b)
     if first.shape != second.shape:
         raise NotComparableError(

@@ -31,9 +31,8 @@ LPIPS_SIDE_PX = 64
 
 @dataclass(frozen=True)
 class Score:
-    """A score. Differences below ``resolution`` are not worth a word.
-
-    ``of_pairs``: it compares a picture with those of the other seeds, so it depends on which these are.
+    """A score. Differences below ``resolution`` are not worth a word. ``of_pairs``: it depends on which seeds there
+    are.
     """
 
     title: str
@@ -54,10 +53,7 @@ SCORES: Mapping[str, Score] = {
 
 
 class Scoring:
-    """Scores the pictures of a sweep as they come and keeps of each only a thumbnail and what SSIM needs.
-
-    ``model`` tells whether the digit classifier applies; ``clip`` comes from :func:`clip_scorer`.
-    """
+    """Scores the pictures of a sweep as they come and keeps of each only a thumbnail and what SSIM needs."""
 
     def __init__(self, model: str, prompts: Sequence[str], seeds: int, clip: TextScorer | None) -> None:
         self._prompts, shape = prompts, (len(prompts), seeds)
@@ -83,7 +79,7 @@ class Scoring:
         """Return the table of each score, and why the others are not available, both in the order of reports."""
         lpips = lpips_metric()
         found = self._found | {
-            "similarity": _to_others(self._lumas, lambda one, other: distance(one, other, data_range=1.0).ssim),
+            "similarity": _to_others(self._lumas, lambda one, other: distance(one, other).ssim),
             "lpips": lpips if isinstance(lpips, str) else _to_others(self.thumbnails, lpips),
         }
         tables, missing = {}, {}
@@ -98,7 +94,6 @@ class Scoring:
 
 
 def as_table(values: Any) -> tuple[tuple[Any, ...], ...]:
-    """Return an array of two dimensions as rows."""
     return tuple(map(tuple, values.tolist()))
 
 
@@ -118,7 +113,6 @@ def _to_others(items: Any, metric: PairMetric) -> Any:
 
 
 def _picture_scorers(model: str, prompts: Sequence[str], clip: TextScorer | None) -> dict[str, TextScorer | str]:
-    """Return what scores pictures and their prompts, or why it is not available."""
     nameless = [prompt for prompt in prompts if named_digit(prompt) is None]
     digits: TextScorer | str = _digit_confidence
     if model != DEMO_MODEL:
@@ -141,10 +135,8 @@ def _digit_confidence(pictures: Sequence[Image.Image], prompts: Sequence[str]) -
 
 
 def clip_scorer(model: str) -> TextScorer:
-    """Return the CLIP score of pictures with their texts, from a model in a folder or in the local hub cache.
-
-    100 max(cosine, 0), as torchmetrics' ``CLIPScore`` has it. Texts beyond the model's length are cut.
-    :class:`SettingsError` if the model cannot be opened.
+    """Return the CLIP score (100 max(cosine, 0), as torchmetrics has it) of pictures with their texts, from a model in
+    a folder or in the local hub cache. Texts beyond the model's length are cut. :class:`SettingsError`.
     """
     import torch
     from transformers import CLIPModel, CLIPProcessor

@@ -64,6 +64,7 @@ def check_limits(record: RunRecord) -> None:
 
 
 def _walk(value: Any, field: str, depth: int) -> Iterator[tuple[str, Any, int]]:
+    """Yield a value and all that it holds, with its field and depth; what is deeper than the limit is cut off."""
     yield field, value, depth
     if depth > _DEPTH_LIMIT:
         return
@@ -113,10 +114,10 @@ def recorded_arguments(record: RunRecord, pipe: Pipeline, inputs: dict[str, Any]
                 f"that a pipeline would open. Give it as an input if you trust it: {name}=….",
                 f"call.{name}",
             )
-        elif _is_whole(value):
-            arguments[name] = value
-        else:
+        elif any(isinstance(item, Mapping) and "kind" in item for _, item, _ in _walk(value, name, 0)):
             raise BadCallError(f"The record holds {name} by its digest only. Give it as an input: {name}=….")
+        else:
+            arguments[name] = value
     if inputs:
         raise BadCallError(
             f"The recorded call has no {', '.join(inputs)}. It has {', '.join(record.call) or 'nothing'}."
@@ -126,18 +127,8 @@ def recorded_arguments(record: RunRecord, pipe: Pipeline, inputs: dict[str, Any]
 
 def may_name_a_file(name: str, value: Any) -> bool:
     """Return whether a text is given where no prompt is: pipelines open paths and fetch addresses of images."""
-    if isinstance(value, Mapping):
-        return any(may_name_a_file(name, item) for item in value.values())
-    if isinstance(value, list):
-        return any(may_name_a_file(name, item) for item in value)
-    return isinstance(value, str) and "prompt" not in name and _WORD.fullmatch(value) is None
-
-
-def _is_whole(value: Any) -> bool:
-    """Return whether the recorded form is the value itself."""
-    if isinstance(value, Mapping):
-        return "kind" not in value and all(map(_is_whole, value.values()))
-    return all(map(_is_whole, value)) if isinstance(value, list) else True
+    texts = (item for _, item, _ in _walk(value, name, 0) if isinstance(item, str))
+    return "prompt" not in name and not all(map(_WORD.fullmatch, texts))
 
 
 def recorded_streams(record: RunRecord) -> dict[str, Any]:
@@ -146,9 +137,8 @@ def recorded_streams(record: RunRecord) -> dict[str, Any]:
 
 
 def recorded_noise(record: RunRecord) -> dict[str, Any]:
-    """Return ``seed=`` or ``generator=`` as the call was given; nothing where it drew from the program's own streams.
-
-    Raises :class:`BadRecordError` for generators that are not described, or cannot be.
+    """Return ``seed=`` or ``generator=`` as the call was given; nothing where it drew from the program's
+    own streams.
     """
     seeds = record.seeds
     if seeds["source"] != "generator":

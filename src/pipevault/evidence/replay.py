@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from pipevault import errors
 from pipevault.cache.keys import execution_device, pipeline_factors
 from pipevault.cache.loaded import LoadedState, loaded_state
 from pipevault.cache.outcome import Progress
@@ -21,18 +22,6 @@ from pipevault.calls.outputs import samples
 from pipevault.determinism.layers import kept, put
 from pipevault.determinism.levels import parse_level
 from pipevault.digest import Digest
-from pipevault.errors import (
-    BadCallError,
-    BadRecordError,
-    ChangedWeightsError,
-    DifferentKeyError,
-    MissError,
-    OtherMachineError,
-    PipevaultError,
-    SettingsError,
-    UnfrozenCallError,
-    UnknownRecordKeyError,
-)
 from pipevault.evidence.metrics import Distance, distance
 from pipevault.evidence.record_files import image_files
 from pipevault.evidence.record_files.embed import read_record
@@ -172,23 +161,23 @@ def replay(
 def _load(record: RunRecord, pipe: Pipeline, cache: PipelineCache) -> None:
     try:
         cache.load(pipe, parts=_load_field(record, "parts"))
-    except MissError as error:
+    except errors.MissError as error:
         # What a load advises freezes the default call, and not the recorded one.
         what = f"The vault has no graphs for {type(pipe).__name__} as it is here: {error.reason.rstrip('.')}."
-        raise UnknownRecordKeyError(f"{what} {_COMPILE_HINT}", "") from error
+        raise errors.UnknownRecordKeyError(f"{what} {_COMPILE_HINT}", "") from error
 
 
 def _draw(record: RunRecord, pipe: Pipeline, arguments: Mapping[str, Any]) -> Any:
     try:
         return getattr(pipe, recorded_method(record, pipe))(**arguments)
-    except UnfrozenCallError as error:
-        raise UnknownRecordKeyError(
+    except errors.UnfrozenCallError as error:
+        raise errors.UnknownRecordKeyError(
             f"A graph that the recorded call needs is not here. {error} {_COMPILE_HINT}", ""
         ) from error
-    except PipevaultError:
+    except errors.PipevaultError:
         raise
     except Exception as error:  # whatever a pipeline raises for arguments that it was never called with
-        raise BadCallError(
+        raise errors.BadCallError(
             f"The recorded call cannot be made: {type(error).__name__}: {error}. The record was edited, or the "
             "pipeline is another one."
         ) from error
@@ -198,14 +187,14 @@ def _put(streams: Mapping[str, Any]) -> None:
     try:
         put(streams)
     except (RuntimeError, ValueError, LookupError, StopIteration) as error:  # no state, or of a GPU that is not here
-        raise BadRecordError(
+        raise errors.BadRecordError(
             f"The random streams of the record cannot be set here: {error}.", "seeds.streams"
         ) from error
 
 
 def _check_level(record: RunRecord, loaded: LoadedState) -> None:
     if parse_level(record.level["asked"]) != parse_level(loaded.level):
-        raise SettingsError(
+        raise errors.SettingsError(
             f"The record is of level {record.level['asked']}, and the pipeline was loaded at {loaded.level}. Load it "
             "at the recorded level, or construct it again."
         )
@@ -213,18 +202,18 @@ def _check_level(record: RunRecord, loaded: LoadedState) -> None:
 
 def _check_pipeline(record: RunRecord, pipe: Pipeline) -> None:
     if type(pipe).__name__ != record.pipeline["class"]:
-        raise SettingsError(
+        raise errors.SettingsError(
             f"The record is of a {record.pipeline['class']}, and this is a {type(pipe).__name__}. Open the recorded "
             f"model: {record.pipeline['model'] or 'its name is not in the record'}."
         )
     if "load" not in record.pipeline or record.outcome == "off":
-        raise SettingsError("The record does not tell how its pipeline was loaded, so it cannot be replayed.")
+        raise errors.SettingsError("The record does not tell how its pipeline was loaded, so it cannot be replayed.")
 
 
 def _check_machine(record: RunRecord, pipe: Pipeline) -> None:
     here = machine_factors(execution_device(pipe, graph_parts.find_parts(pipe)))
     if differences := leaf_differences(here, record.machine, "machine"):
-        raise OtherMachineError(
+        raise errors.OtherMachineError(
             f"The record is of another machine type, whose bits cannot be promised here: {_listed(differences)}. "
             "Replay it there, or measure the distance with --allow-other-machine.",
             tuple(map(str, differences)),
@@ -235,7 +224,7 @@ def _check_weights(record: RunRecord, pipe: Pipeline) -> None:
     here = RecordedWeights().digests(graph_parts.find_parts(pipe)) if record.weights else {}
     changed = tuple(name for name, digest in record.weights.items() if here.get(name) != digest)
     if changed:
-        raise ChangedWeightsError(
+        raise errors.ChangedWeightsError(
             f"The weights of {', '.join(changed)} are not those of the record. Open the model as it was then "
             f"({record.pipeline['model'] or 'not named in the record'}), LoRAs fused as they were.",
             changed,
@@ -263,7 +252,9 @@ def _build_options(record: RunRecord, cache: PipelineCache) -> BuildOptions | No
     for part, graphs in record.graphs.items():
         for key in graphs:
             manifest = cache.find_entry(_digest(key, f"graphs.{part}"))
-            with suppress(KeyError, TypeError, AttributeError, SettingsError):  # another backend's, or an older one's
+            with suppress(
+                KeyError, TypeError, AttributeError, errors.SettingsError
+            ):  # another backend's, or an older one's
                 build = BuildOptions.from_json(manifest.key.factors["backend"] if manifest is not None else {})
                 if build.digest == wanted:
                     return build
@@ -272,7 +263,7 @@ def _build_options(record: RunRecord, cache: PipelineCache) -> BuildOptions | No
 
 def _load_field(record: RunRecord, name: str) -> Any:
     if name not in record.pipeline["load"]:
-        raise BadRecordError(
+        raise errors.BadRecordError(
             f"The record does not tell with which {name} its pipeline was loaded.", f"pipeline.load.{name}"
         )
     return record.pipeline["load"][name]
@@ -284,7 +275,7 @@ def _divergent_graphs(
     """Yield the graphs that were frozen again; raise where a recorded graph cannot be the one that runs."""
     known = "".join(f" Also, {one}." for one in versions_differ)
     if not record.graphs and record.outcome != "partial":
-        raise UnknownRecordKeyError(
+        raise errors.UnknownRecordKeyError(
             f"The record names no graph, as an older pipevault wrote it.{known} Measure the distance with "
             "--allow-other-machine.",
             record.key or "",
@@ -295,7 +286,7 @@ def _divergent_graphs(
         for key, package in graphs.items():
             recorded = cache.find_entry(_digest(key, f"graphs.{part}"))
             if recorded is None:
-                raise UnknownRecordKeyError(
+                raise errors.UnknownRecordKeyError(
                     f"The vault {cache.settings.dir} does not hold the graph {key[:12]} of {part} that the record "
                     f"names.{known} Give the vault that does (--dir), or measure the distance with "
                     "--allow-other-machine.",
@@ -304,7 +295,7 @@ def _divergent_graphs(
             own = {group: recorded.key.factors.get(group) for group in here.factors if group != "signature"}
             if differences := leaf_differences({g: here.factors[g] for g in own}, own):
                 first = "version" if differences[0].factor.startswith("toolchain.") else "settings"
-                raise DifferentKeyError(
+                raise errors.DifferentKeyError(
                     f"{part} has another identity than the recorded one, so it would run other graphs; {first}: "
                     f"{_listed(differences)}. Install and set what the record names, or measure the distance with "
                     "--allow-other-machine.",
@@ -318,7 +309,7 @@ def _digest(key: str, field: str) -> Digest:
     try:
         return Digest(key)
     except ValueError as error:
-        raise BadRecordError(f"Invalid key of a graph in the record: {error}", field) from error
+        raise errors.BadRecordError(f"Invalid key of a graph in the record: {error}", field) from error
 
 
 def _check_settings(record: RunRecord, pipe: Pipeline, cache: PipelineCache) -> None:
@@ -329,7 +320,7 @@ def _check_settings(record: RunRecord, pipe: Pipeline, cache: PipelineCache) -> 
     names = sorted(plan.key.factors["architecture"])
     here = pipeline_factors(pipe, graph_parts.find_parts(pipe, names))
     if differences := leaf_differences(here, plan.key.factors["pipeline"], "pipeline"):
-        raise DifferentKeyError(
+        raise errors.DifferentKeyError(
             f"The pipeline is set up otherwise than the recorded one; settings: {_listed(differences)}. Set what the "
             "record names, or measure the distance with --allow-other-machine.",
             tuple(map(str, differences)),

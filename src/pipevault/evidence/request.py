@@ -17,10 +17,8 @@ from pipevault.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class Request:
-    """A generation. ``None`` leaves an argument to the pipeline. No prompts: one sample of a pipeline that
-    takes none.
-
-    ``height`` and ``width`` are in pixels; ``arguments`` are further keyword arguments of the pipeline's call.
+    """A generation. ``None`` leaves an argument to the pipeline; without prompts it is one sample of one that takes
+    none. ``arguments`` are further keyword arguments of the call.
     """
 
     prompts: tuple[str, ...] = ()
@@ -61,7 +59,6 @@ class Request:
         return arguments
 
     def load_arguments(self, pipe: Pipeline) -> dict[str, Any]:
-        """Return keyword arguments of :meth:`~pipevault.PipelineCache.load` that freeze this call."""
         return load_arguments(self.call_arguments(pipe), pipeline=type(pipe))
 
     def to_json(self) -> dict[str, Any]:
@@ -69,10 +66,7 @@ class Request:
 
 
 def load_arguments(arguments: Mapping[str, Any], *, pipeline: str | type = "") -> dict[str, Any]:
-    """Return keyword arguments of :meth:`~pipevault.PipelineCache.load` that freeze a call with these ``arguments``.
-
-    ``pipeline`` is the class of the pipeline or its name.
-    """
+    """Return keyword arguments of :meth:`~pipevault.PipelineCache.load` that freeze a call with these ``arguments``."""
     scale = arguments.get("guidance_scale")
     loaded: dict[str, Any] = {
         name: arguments[name] for name in ("height", "width", "num_frames") if arguments.get(name) is not None

@@ -153,11 +153,7 @@ def _videos_of_array(of_leaf: Sequence[Sample]) -> list[Sample]:
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         return []
     if array.ndim == 5:
-        _refuse_rest(first, array)
-        return [
-            replace(one, place=one.place.numbered(one.part or 0), leaf=_frames(one.place, array[one.part or 0]))
-            for one in of_leaf
-        ]
+        return [replace(one, leaf=_frames(first.place, one.leaf)) for one in _slices(of_leaf, array)]
     position = first.position if first.place.numbers else Position(first.position.index, 0, 1)
     return [replace(first, leaf=_frames(first.place, array), position=position)]
 
@@ -191,14 +187,14 @@ def _clips_of_array(of_leaf: Sequence[Sample]) -> list[Sample]:
             f"{first.place} is {list(array.shape)}, which would be {len(array)} clips of {array.shape[1]} samples. "
             "Save its transpose in a list, or save it as .npy."
         )
-    _refuse_rest(first, array)
-    return [replace(one, place=first.place.numbered(one.part or 0), leaf=array[one.part or 0]) for one in of_leaf]
+    return _slices(of_leaf, array)
 
 
-def _refuse_rest(first: Sample, array: Array) -> None:
-    """Refuse an array of so many slices that they are one sample: of them, the first alone would be written."""
-    if first.part is None and len(array) > 1:
-        raise SettingsError(f"{first.place} has {len(array)} slices, too many to tell apart. Save it as .npz.")
+def _slices(of_leaf: Sequence[Sample], array: Array) -> list[Sample]:
+    place, is_one = of_leaf[0].place, of_leaf[0].part is None
+    if is_one and len(array) > 1:  # of so many slices that they are one sample: the first alone would be written
+        raise SettingsError(f"{place} has {len(array)} slices, too many to tell apart. Save it as .npz.")
+    return [replace(one, place=place.numbered(one.part or 0), leaf=array[one.part or 0]) for one in of_leaf]
 
 
 def _save_arrays(output: Any, found: Sequence[Sample], path: Path, record: RunRecord) -> list[Path]:
@@ -234,7 +230,6 @@ def _by_leaf(found: Sequence[Sample]) -> list[list[Sample]]:
 
 
 def _array(sample: Sample) -> Array:
-    """Return the whole leaf of a sample."""
     try:
         return as_array(sample.leaf)
     except TypeError as error:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pipevault.compat.extras import import_extra
-from pipevault.evidence.compare.result import Comparison, FinishedRun
+from pipevault.evidence.compare.run import Comparison, FinishedRun
 from pipevault.evidence.files import Array
 from pipevault.evidence.metrics import heat_map
 from pipevault.report.page import render_page
@@ -22,7 +22,7 @@ _LARGEST_SIDE_PX = 256
 
 
 def comparison_page(comparison: Comparison, *, command: str) -> str:
-    """Return the HTML page. ``command`` is what makes it again. Raises :class:`MissingExtraError` without Jinja2."""
+    """Return the HTML page; ``command`` is what makes it again."""
     compared = [run for run in comparison.runs if run.pixels_distance is not None]
     return render_page(
         "compare.html.j2",
@@ -87,12 +87,10 @@ def _differences(comparison: Comparison, run: FinishedRun) -> dict[str, Any] | N
 
 
 def _is_picture(sample: Array) -> bool:
-    """Return whether an array is a picture of 8 bits: grey, RGB or RGBA."""
     return sample.dtype == "uint8" and (sample.ndim == 2 or (sample.ndim == 3 and sample.shape[-1] in (3, 4)))
 
 
 def _captions(comparison: Comparison, run: FinishedRun) -> list[str]:
-    """Return the prompts where there is one for each picture, else numbers."""
     prompts, count = comparison.request.prompts, len(run.pictures)
     if len(prompts) >= count:
         return list(prompts[:count])

@@ -7,16 +7,15 @@ machine: another thread count, another instruction set, another batch size.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from pipevault.cache.outcome import Clock, Progress
 from pipevault.determinism.seeds import effective_seed
-from pipevault.errors import NotComparableError, SettingsError
-from pipevault.evidence.compare.result import Comparison, FinishedRun, PlannedRun
+from pipevault.errors import DifferentOutputError, NotComparableError, SettingsError
 from pipevault.evidence.files import Array
 from pipevault.evidence.generation_job import (
     GenerationJob,
@@ -26,8 +25,108 @@ from pipevault.evidence.generation_job import (
     smaller_kernels,
 )
 from pipevault.evidence.metrics import Distance, distance
+from pipevault.evidence.request import Request
 from pipevault.files.scratch import scratch_folder
 from pipevault.fingerprint.machine import machine_record
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run to make and to compare with ``against``. ``change`` is ``threads``, ``isa``, ``batch`` or nothing."""
+
+    name: str
+    group: str
+    method: str
+    against: str | None = None
+    change: str = ""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that was made. ``note`` says what was changed: ``2 threads, not 1``. ``latents`` are the last ones, in
+    float32, samples first. What follows is to the run ``plan.against``; ``None`` where it cannot be compared.
+    """
+
+    plan: PlannedRun
+    result: GenerationResult
+    pictures: tuple[Array, ...]
+    latents: Array | None
+    note: str = ""
+    equal: bool | None = None
+    pixels_distance: Distance | None = None
+    latents_distance: Distance | None = None
+    same_noise: bool | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        result = asdict(self.result)
+        for files in ("pictures", "latents"):
+            del result[files]
+        return {
+            "run": self.plan.name,
+            "method": self.plan.method,
+            "against": self.plan.against,
+            "note": self.note,
+            "equal": self.equal,
+            "same_noise": self.same_noise,
+            "pixels_distance": None if self.pixels_distance is None else self.pixels_distance.to_json(),
+            "latents_distance": None if self.latents_distance is None else self.latents_distance.to_json(),
+            **result,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of a comparison; ``skipped`` has the name and the reason of each that was left out."""
+
+    model: str
+    request: Request
+    runs: tuple[FinishedRun, ...]
+    skipped: tuple[tuple[str, str], ...]
+    prewarm: GenerationResult | None
+    machine: Mapping[str, Any]
+
+    def run(self, name: str) -> FinishedRun:
+        return next(run for run in self.runs if run.plan.name == name)
+
+    @property
+    def broken_promises(self) -> tuple[str, ...]:
+        """The differences of frozen generations, in words; empty if all have the same pixels and latents."""
+        frozen = [run for run in self.runs if run.plan.method == "frozen"]
+        broken = []
+        for run in frozen:
+            if run.result.pixels != frozen[0].result.pixels:
+                broken.append(f"{run.plan.name} differs from {frozen[0].plan.name}")
+            elif run is not frozen[0] and run.latents_distance is not None and not run.latents_distance.equal:
+                broken.append(f"the latents of {run.plan.name} differ from those of {frozen[0].plan.name}")
+            if run.result.warm_pixels and run.result.warm_pixels != run.result.pixels:
+                broken.append(f"the second generation of {run.plan.name} differs from its first")
+        return tuple(broken)
+
+    @property
+    def frozen_equal(self) -> bool | None:
+        """True if no promise is broken, ``None`` if nothing frozen was run."""
+        return not self.broken_promises if any(run.plan.method == "frozen" for run in self.runs) else None
+
+    def check(self) -> None:
+        """Raise :class:`DifferentOutputError` unless all frozen generations have the same pixels and latents."""
+        if self.broken_promises:
+            raise DifferentOutputError(
+                f"Frozen graphs gave different pictures for seed {self.request.seed}: "
+                f"{'; '.join(self.broken_promises)}. Load at level strict, or report it with the output of --json."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "request": self.request.to_json(),
+            "runs": [run.to_json() for run in self.runs],
+            "skipped": [{"run": name, "reason": reason} for name, reason in self.skipped],
+            "prewarm": None if self.prewarm is None else asdict(self.prewarm),
+            "frozen_equal": self.frozen_equal,
+            "broken_promises": list(self.broken_promises),
+            "machine": dict(self.machine),
+        }
+
 
 FIRST = "eager"
 RUNS = (
@@ -60,9 +159,7 @@ def compare(
 ) -> Comparison:
     """Make those of :data:`RUNS` whose group is in ``groups``, one after the other, ``timeout_s`` for each process.
 
-    ``job`` says what is opened, drawn and loaded; each run brings its own method. Raises what a run raises
-    (:func:`generate_in_fresh_process`), :class:`MissingExtraError` without scikit-image, :class:`SettingsError` for an
-    unknown group. Unequal frozen runs are for :meth:`Comparison.check`.
+    Unequal frozen runs are for :meth:`Comparison.check`.
     """
     if unknown := [group for group in groups if group not in GROUPS]:
         raise SettingsError(f"Unknown runs {unknown[0]!r}. Runs: {', '.join(GROUPS)}.")
@@ -81,40 +178,40 @@ def compare(
                 with clock.step(ACTION, PREWARM):
                     freezing = replace(job, mode="compile", generations=0)
                     prewarm = run(freezing, Path(scratch, PREWARM), label=PREWARM, timeout_s=timeout_s)
-            made: GenerationJob | FinishedRun | str = _changed(plan, replace(job, method=plan.method), done.get(FIRST))
-            if isinstance(made, GenerationJob):
+            try:
+                own = _changed(plan, replace(job, method=plan.method), done.get(FIRST))
                 with clock.step(ACTION, plan.name):
-                    result = run(made, Path(scratch, f"run-{len(done)}"), label=plan.name, timeout_s=timeout_s)
-                made = _finished(plan, result, done)
-            if isinstance(made, FinishedRun):
-                done[plan.name] = made
-            else:
-                skipped.append((plan.name, made))
+                    result = run(own, Path(scratch, f"run-{len(done)}"), label=plan.name, timeout_s=timeout_s)
+                done[plan.name] = _finished(plan, result, done)
+            except _LeftOutError as reason:
+                skipped.append((plan.name, str(reason)))
     return Comparison(job.model, job.request, tuple(done.values()), tuple(skipped), prewarm, machine_record())
 
 
-def _changed(plan: PlannedRun, job: GenerationJob, first: FinishedRun | None) -> GenerationJob | str:
-    """Return the job of a run, or why it is left out."""
+class _LeftOutError(Exception):
+    """Says why a run is left out."""
+
+
+def _changed(plan: PlannedRun, job: GenerationJob, first: FinishedRun | None) -> GenerationJob:
     if not plan.change or first is None:
         return job
     base = first.result
     if plan.change == "batch":
         if not (prompts := job.request.prompts):
-            return "the pipeline takes no prompt"
+            raise _LeftOutError("the pipeline takes no prompt")
         # The first prompt alone; where it is alone already, twice.
         other = prompts[:1] if len(prompts) > 1 else prompts * 2
         return replace(job, request=replace(job.request, prompts=other))
     if base.device != "cpu":
-        return f"the parts run on {base.device}, whose bits do not depend on it"
+        raise _LeftOutError(f"the parts run on {base.device}, whose bits do not depend on it")
     if plan.change == "threads":
         return replace(job, environment=other_threads(base.threads))
     if kernels := smaller_kernels(base.capability):
         return replace(job, environment=kernels)
-    return f"torch has no kernels for less than {base.capability} here"
+    raise _LeftOutError(f"torch has no kernels for less than {base.capability} here")
 
 
-def _finished(plan: PlannedRun, result: GenerationResult, done: Mapping[str, FinishedRun]) -> FinishedRun | str:
-    """Return the run with its distances, or why it says nothing."""
+def _finished(plan: PlannedRun, result: GenerationResult, done: Mapping[str, FinishedRun]) -> FinishedRun:
     latents = None if result.latents is None else np.load(result.latents)
     finished = FinishedRun(plan, result, tuple(map(np.load, result.pictures)), latents)
     if plan.against is None:
@@ -122,7 +219,8 @@ def _finished(plan: PlannedRun, result: GenerationResult, done: Mapping[str, Fin
     other = done[plan.against]
     note = _note(plan.change, result, other.result) if plan.change else ""
     if note is None:
-        return f"the change had no effect: {result.threads} threads and {result.capability} kernels in both runs"
+        same = f"{result.threads} threads and {result.capability} kernels"
+        raise _LeftOutError(f"the change had no effect: {same} in both runs")
     is_batch = plan.change == "batch"
     count = min(len(finished.pictures), len(other.pictures)) if is_batch else None
     latents_distance = None
@@ -141,7 +239,6 @@ def _finished(plan: PlannedRun, result: GenerationResult, done: Mapping[str, Fin
 
 
 def _note(change: str, result: GenerationResult, base: GenerationResult) -> str | None:
-    """Return what a change changed, in words; ``None`` if nothing."""
     if change == "threads":
         words = (f"{result.threads} thread{'s' if result.threads > 1 else ''}", str(base.threads))
     elif change == "isa":

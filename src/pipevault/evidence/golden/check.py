@@ -17,15 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipevault.errors import (
-    CannotSaveError,
-    ChangedWeightsError,
-    DifferentOutputError,
-    MissingExtraError,
-    NoGoldenError,
-    NotComparableError,
-    OtherMachineError,
-)
+from pipevault import errors
 from pipevault.evidence.files import Array, write_data
 from pipevault.evidence.golden.drawn import (
     Drawn,
@@ -40,7 +32,6 @@ from pipevault.evidence.golden.files import (
     Golden,
     case_folder,
     machine_types,
-    picture_file,
     read_golden,
     write_picture,
 )
@@ -68,9 +59,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Passed:
-    """A check that passed: ``status`` is ``equal`` or ``within tolerance``. ``differences`` are what else is
-    different about the run, such as a library's version.
-    """
+    """A check that passed: ``status`` is ``equal`` or ``within tolerance``; ``differences`` are those of the run."""
 
     golden: Path
     status: str
@@ -80,16 +69,13 @@ class Passed:
 
 
 def find_golden(goldens: Path, case: str, machine: Mapping[str, Any], rules: Rules) -> Golden:
-    """Find the golden of a case for this machine type, or, if ``rules`` allow it, the nearest of another.
-
-    :class:`NoGoldenError`, :class:`OtherMachineError`, and what :func:`read_golden` raises.
-    """
+    """Find the golden of a case for this machine type, or, if ``rules`` allow it, the nearest of another."""
     here = machine_type(machine)
     known = machine_types(goldens, case)
     if here in known:
         return read_golden(case_folder(goldens, here, case))
     if not known:
-        raise NoGoldenError(f"Nothing was recorded for {case!r} in {goldens}. Record it with {rules.record}.")
+        raise errors.NoGoldenError(f"Nothing was recorded for {case!r} in {goldens}. Record it with {rules.record}.")
     others = [read_golden(case_folder(goldens, name, case)) for name in known]
     golden = min(others, key=lambda other: (len(machine_differences(other.record.machine, machine)), other.path))
     differences = machine_differences(golden.record.machine, machine)
@@ -98,13 +84,13 @@ def find_golden(goldens: Path, case: str, machine: Mapping[str, Any], rules: Rul
         f"{listed(differences)}."
     )
     if not rules.other_machine:
-        raise OtherMachineError(
+        raise errors.OtherMachineError(
             f"{what} Record one here with {rules.record}, or compare within its measured tolerance with "
             f"{rules.allow_machine}.",
             differences,
         )
     if not _limits(golden, rules).to_json():
-        raise OtherMachineError(
+        raise errors.OtherMachineError(
             f"{what} It has no tolerance to compare within: record it there with {rules.measure}, or give limits of "
             "your own.",
             differences,
@@ -113,10 +99,7 @@ def find_golden(goldens: Path, case: str, machine: Mapping[str, Any], rules: Rul
 
 
 def check_drawn(golden: Golden, drawn: Drawn, rules: Rules, *, out: Path) -> Passed:
-    """Hold ``drawn`` to ``golden``; if it differs, leave pictures in the folder ``out``.
-
-    :class:`ChangedWeightsError`, :class:`DifferentOutputError`.
-    """
+    """Hold ``drawn`` to ``golden``; if it differs, leave pictures in the folder ``out``."""
     _clear_pictures(out)
     _check_weights(golden, drawn)
     is_other_machine = machine_type(drawn.record.machine) != golden.machine_type
@@ -144,17 +127,14 @@ def check_drawn(golden: Golden, drawn: Drawn, rules: Rules, *, out: Path) -> Pas
     if not (golden.record.weights and drawn.record.weights):
         why += " Whether the weights changed cannot be told: no digests of them were recorded."
     _write_failure(out, golden, drawn, wrong)
-    raise DifferentOutputError(
+    raise errors.DifferentOutputError(
         f"{golden.case!r} is not what its golden {golden.path} expects: {_described(golden, drawn, wrong)}. {why} "
         f"The pictures expected, actual and difference are in {out}."
     )
 
 
 def distance_of(golden: Drawn, drawn: Drawn) -> dict[str, Distance]:
-    """Measure over all ``pixels`` of two runs, and over all ``latents`` where both have them.
-
-    :class:`NotComparableError` for other shapes or counts, :class:`MissingExtraError` without scikit-image.
-    """
+    """Measure over all ``pixels`` of two runs, and over all ``latents`` where both have them."""
     found = {"pixels": _distance(golden.samples, drawn.samples)}
     if golden.latents and drawn.latents:
         found["latents"] = _distance(golden.latents, drawn.latents)
@@ -163,7 +143,7 @@ def distance_of(golden: Drawn, drawn: Drawn) -> dict[str, Distance]:
 
 def _distance(expected: Sequence[Sample], actual: Sequence[Sample]) -> Distance:
     if len(expected) != len(actual):
-        raise NotComparableError(f"{len(expected)} outputs cannot be compared with {len(actual)}.")
+        raise errors.NotComparableError(f"{len(expected)} outputs cannot be compared with {len(actual)}.")
     found = [distance(np.asarray(one), np.asarray(other)) for one, other in zip(expected, actual, strict=True)]
     worst = max(found, key=lambda one: (one.max_abs, one.mean_abs))
     return replace(
@@ -174,13 +154,14 @@ def _distance(expected: Sequence[Sample], actual: Sequence[Sample]) -> Distance:
 
 
 def _over(found: Mapping[str, Distance], limits: Limits) -> list[str]:
-    """Return each limit that the distance is beyond, in words."""
-    over = []
+    over, applied = [], 0
     for name, limit in limits.to_json().items():
         kind, _, measure = name.partition("_")
-        if kind in found and not (value := getattr(found[kind], measure)) <= limit:
-            over.append(f"{kind} {measure} is {value:.4g}, the limit {limit:.4g}")
-    return over
+        if kind in found:
+            applied += 1
+            if not (value := getattr(found[kind], measure)) <= limit:
+                over.append(f"{kind} {measure} is {value:.4g}, the limit {limit:.4g}")
+    return over if applied else [f"no limit is given for {', '.join(found)}, which is all that was seen"]
 
 
 def _limits(golden: Golden, rules: Rules) -> Limits:
@@ -191,7 +172,7 @@ def _check_weights(golden: Golden, drawn: Drawn) -> None:
     theirs, ours = golden.record.weights, drawn.record.weights
     parts = tuple(name for name in sorted(theirs.keys() & ours.keys()) if theirs[name] != ours[name])
     if parts:
-        raise ChangedWeightsError(
+        raise errors.ChangedWeightsError(
             f"{golden.case!r} was recorded with other weights of {', '.join(parts)}: "
             f"{'; '.join(f'{name} {theirs[name][:12]} there, {ours[name][:12]} here' for name in parts)}. Open the "
             "model as it was, or record what these weights draw.",
@@ -222,7 +203,6 @@ def _why(golden: Golden, drawn: Drawn, rules: Rules, *, is_other_machine: bool, 
 
 
 def _described(golden: Golden, drawn: Drawn, wrong: Sequence[int]) -> str:
-    """Tell how many samples differ and how far, and which of noise, latents and pixels differ."""
     expected, actual = golden.drawn.samples, drawn.samples
     texts = [f"{len(wrong)} of {len(expected)} samples differ"]
     if len(expected) != len(actual):
@@ -232,7 +212,7 @@ def _described(golden: Golden, drawn: Drawn, wrong: Sequence[int]) -> str:
     if unlike := next(((one, other) for one, other in forms if one != other), None):
         texts.append(f"{unlike[0]} were expected and {unlike[1]} came out")
     elif both:
-        with suppress(MissingExtraError):  # the outputs differ all the same; how far needs the extra
+        with suppress(errors.MissingExtraError):  # the outputs differ all the same; how far needs the extra
             found = _distance([one for one, _ in both], [other for _, other in both])
             texts.append(
                 f"{found.differing_share:.1%} of the pixels, by {found.max_abs:.4g} at most and {found.mean_abs:.4g} "
@@ -262,42 +242,32 @@ def _clear_pictures(folder: Path) -> None:
 
 
 def _write_failure(folder: Path, golden: Golden, drawn: Drawn, indexes: list[int]) -> None:
-    """Write pictures of the samples ``indexes``: the golden's, what came out, and a heat map of the difference.
+    """Write pictures of the samples ``indexes``: the golden's, what came out, and a heat map where both have one size.
 
-    They are ``expected.png``, ``actual.png`` and ``difference.png``, with several samples ``expected-3.png`` and so
-    on. Arrays are shown in shades of grey, their channels side by side. A sample that only one side has, or that has
-    another size, has no heat map. :class:`CannotSaveError`.
+    Arrays are shown in shades of grey, their channels side by side.
     """
     several = max(len(golden.drawn.samples), len(drawn.samples)) > 1
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for index in indexes:
             number = f"-{index}" if several else ""
-            _write_sample([folder / f"{kind}{number}.png" for kind in KINDS], golden, drawn, index)
+            files = [folder / f"{kind}{number}.png" for kind in KINDS]
+            runs = [(run, file) for run, file in zip((golden.drawn, drawn), files, strict=False)]
+            samples = [(run.samples[index], run, file) for run, file in runs if index < len(run.samples)]
+            for sample, run, file in samples:
+                if isinstance(sample, Image.Image):
+                    write_picture(sample, file, run.record, index)
+                else:
+                    write_data(file, png_bytes(_in_grey(sample, like=samples[0][0])))
+            if len(samples) == 2:
+                with suppress(errors.NotComparableError):  # of another size or type, which the message says
+                    write_data(files[2], png_bytes(heat_map(_plane(samples[0][0]), _plane(samples[1][0]))))
     except OSError as error:
-        raise CannotSaveError(
+        raise errors.CannotSaveError(
             f"The pictures of a failed check could not be written to {folder}: {error.strerror or error}. Give "
             "another folder.",
             folder,
         ) from error
-
-
-def _write_sample(files: Sequence[Path], golden: Golden, drawn: Drawn, index: int) -> None:
-    expected = golden.drawn.samples[index] if index < len(golden.drawn.samples) else None
-    actual = drawn.samples[index] if index < len(drawn.samples) else None
-    expected_file, actual_file, difference_file = files
-    if isinstance(expected, Image.Image):
-        write_data(expected_file, picture_file(golden.path, index).read_bytes())
-    elif expected is not None:
-        write_data(expected_file, png_bytes(_in_grey(expected, like=expected)))
-    if isinstance(actual, Image.Image):
-        write_picture(actual, actual_file, drawn.record, index)
-    elif actual is not None:
-        like = expected if isinstance(expected, np.ndarray) else actual
-        write_data(actual_file, png_bytes(_in_grey(actual, like=like)))
-    if expected is not None and actual is not None:
-        with suppress(NotComparableError):  # of another size or type, which the message says
-            write_data(difference_file, png_bytes(heat_map(_plane(expected), _plane(actual))))
 
 
 def _plane(sample: Sample) -> Array:
@@ -310,8 +280,8 @@ def _plane(sample: Sample) -> Array:
     return np.concatenate(list(array.reshape(-1, *array.shape[-2:])), axis=1)
 
 
-def _in_grey(array: Array, *, like: Array) -> Image.Image:
-    plane, scale = np.nan_to_num(_plane(array).astype(np.float64)), np.nan_to_num(like.astype(np.float64))
+def _in_grey(array: Array, *, like: Sample) -> Image.Image:
+    plane, scale = (np.nan_to_num(np.asarray(one).astype(np.float64)) for one in (_plane(array), like))
     low, high = float(scale.min()), float(scale.max())
     shades = np.clip((plane - low) / ((high - low) or 1.0), 0.0, 1.0)
     return Image.fromarray(np.rint(shades * 255).astype(np.uint8).squeeze())

@@ -36,9 +36,8 @@ Sample: TypeAlias = "Image.Image | Array"
 
 @dataclass(frozen=True)
 class Drawn:
-    """The results of a generation. ``samples`` are the pictures (frames one after the other) or arrays of an output, in
-    order. ``latents`` are what the decoder was given, a tensor for each of its calls; empty if that was not seen.
-    ``factors`` are those of the key.
+    """The results of a generation: ``samples`` are pictures (frames one after the other) or arrays, in order;
+    ``latents`` are what the decoder was given at each call, if that was seen; ``factors`` are those of the key.
     """
 
     record: RunRecord
@@ -62,7 +61,7 @@ def samples_of(output: Any) -> tuple[Sample, ...]:
 def seen_latents(pipe: Pipeline) -> Iterator[list[Array]]:
     """Collect what the decoders of ``pipe`` are given while the block runs.
 
-    A hook on the decoder itself would be a change that the guard refuses, so the hook is one of all modules.
+    The guard would refuse a hook on the decoder itself, so the hook is one of all modules.
     """
     decoders = [part for name, part in graph_parts.find_parts(pipe).items() if name.endswith("decoder")]
     seen: list[Array] = []
@@ -79,10 +78,7 @@ def seen_latents(pipe: Pipeline) -> Iterator[list[Array]]:
 
 
 def machine_type(machine: Mapping[str, Any]) -> str:
-    """Return a name that is safe for a folder: ``cpu-avx512-1t-3f9a2c1b``, ``cuda-nvidia-h200-3f9a2c1b``.
-
-    It ends in the beginning of a SHA-256 over the machine factors that count.
-    """
+    """Return a name that is safe for a folder: ``cpu-avx512-1t-3f9a2c1b``, ``cuda-nvidia-h200-3f9a2c1b``."""
     kind = str(machine.get("type", "unknown"))
     words = [kind, machine.get("capability"), f"{machine['threads']}t"] if "threads" in machine else [kind]
     if "name" in machine:
@@ -92,12 +88,10 @@ def machine_type(machine: Mapping[str, Any]) -> str:
 
 
 def machine_differences(golden: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the factors of the machine type that differ, in words."""
     return tuple(map(_text, leaf_differences(_counted(here), _counted(golden), "machine")))
 
 
 def run_differences(golden: RunRecord, here: RunRecord) -> tuple[str, ...]:
-    """Return the differences of two calls, in their arguments and their seed."""
     theirs, ours = ({**record.call, "seed": record.seeds["root"]} for record in (golden, here))
     return tuple(map(_text, leaf_differences(ours, theirs, "call")))
 
@@ -111,7 +105,6 @@ def build_differences(golden: Drawn, here: Drawn) -> tuple[str, ...]:
 
 
 def listed(differences: Sequence[str]) -> str:
-    """Return the first few of them in one line."""
     more = len(differences) - _SHOWN_DIFFERENCES
     text = "; ".join(differences[:_SHOWN_DIFFERENCES])
     return f"{text}; and {more} more" if more > 0 else text
@@ -122,7 +115,6 @@ def _counted(machine: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _conditions(record: RunRecord) -> dict[str, Any]:
-    """Return what a record holds of the key's factors."""
     return {
         "pipeline": {name: record.pipeline.get(name) for name in ("class", "scheduler")},
         "load": dict(record.pipeline.get("load") or {}),

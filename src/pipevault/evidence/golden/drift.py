@@ -66,7 +66,6 @@ def measure_tolerances(suite: Suite, drawn: Mapping[str, Drawn]) -> dict[str, To
 
 
 def tolerance_of(distances: Mapping[str, Mapping[str, Distance]]) -> Tolerance:
-    """Return the tolerance for the measured distances ``{cause: {"pixels": …, "latents": …}}``."""
     limits = {}
     for kind in ("pixels", "latents"):
         found = [by_kind[kind] for by_kind in distances.values() if kind in by_kind]
@@ -79,7 +78,6 @@ def tolerance_of(distances: Mapping[str, Mapping[str, Distance]]) -> Tolerance:
 
 
 def _read(path: Path, like: Drawn) -> Drawn:
-    """Return what a child drew. Only its arrays count; the record is that of ``like``."""
     with np.load(path, allow_pickle=False) as arrays:
         samples, latents = (
             tuple(array for name, array in arrays.items() if name.startswith(kind)) for kind in ("sample", "latents")

@@ -40,20 +40,13 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from pipevault import errors
 from pipevault.calls.describe import digest_array, pixels_sha256
 from pipevault.digest import canonical_json, digest_json
-from pipevault.errors import (
-    BadRecordError,
-    CannotSaveError,
-    NewerRecordError,
-    NoGoldenError,
-    RecordDigestError,
-    RecordError,
-    SettingsError,
-)
 from pipevault.evidence.files import Array, write_data
 from pipevault.evidence.golden.drawn import Drawn, Sample, machine_type
 from pipevault.evidence.golden.suite_file import Limits
+from pipevault.evidence.record_files import image_files
 from pipevault.evidence.record_files.embed import write_image
 from pipevault.evidence.record_files.infotext import asked_samples
 from pipevault.files.atomic import fsync_folder
@@ -69,9 +62,7 @@ SAMPLES_FILE, LATENTS_FILE = "samples.safetensors", "latents.safetensors"
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The tolerance measured on the machine type of a golden: ``measured`` has a distance in JSON of ``pixels`` and
-    ``latents`` for each cause of drift; ``limits`` are ``margin`` times the largest of them.
-    """
+    """``measured`` has a distance in JSON for each cause of drift; ``limits`` are ``margin`` times the largest."""
 
     limits: Limits
     margin: float
@@ -105,16 +96,14 @@ def case_folder(goldens: Path, machine: str, case: str) -> Path:
 
 
 def machine_types(goldens: Path, case: str) -> list[str]:
-    """Return the machine types that have a golden of this case."""
     if not goldens.is_dir():
         return []
     return sorted(path.parent.parent.name for path in goldens.glob(f"[!.]*/{case}/{GOLDEN_FILE}"))
 
 
 def write_golden(golden: Golden, *, overwrite: bool = False) -> None:
-    """Write the golden to its ``path``, whole or not at all.
-
-    :class:`SettingsError` if there is one and ``overwrite`` is not set, :class:`CannotSaveError`.
+    """Write the golden to its ``path``, whole or not at all. :class:`SettingsError` if there is one and not
+    ``overwrite``.
     """
     path = golden.path
     try:
@@ -127,7 +116,7 @@ def write_golden(golden: Golden, *, overwrite: bool = False) -> None:
             new.mkdir()
             _write_files(golden, new)
             if path.exists() and not overwrite:
-                raise SettingsError(f"{path} exists already. Record it again with overwrite.")
+                raise errors.SettingsError(f"{path} exists already. Record it again with overwrite.")
             try:
                 if path.exists():
                     os.rename(path, old)
@@ -138,10 +127,10 @@ def write_golden(golden: Golden, *, overwrite: bool = False) -> None:
                 raise
             fsync_folder(path.parent)
             shutil.rmtree(old, ignore_errors=True)
-    except CannotSaveError as error:
-        raise CannotSaveError(f"The golden {path} could not be written: {error}", path) from error
+    except errors.CannotSaveError as error:
+        raise errors.CannotSaveError(f"The golden {path} could not be written: {error}", path) from error
     except OSError as error:
-        raise CannotSaveError(
+        raise errors.CannotSaveError(
             f"The golden {path} could not be written: {error.strerror or error}. Fix the permissions of the "
             "folder, or make room.",
             path,
@@ -206,7 +195,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
     digest: str
 
 
-def _edited(problem: Problem) -> RecordDigestError:
+def _edited(problem: Problem) -> errors.RecordDigestError:
     return _changed(problem.path, problem.what)
 
 
@@ -214,8 +203,8 @@ _FORMAT = Format(
     _Document,
     GOLDEN_MARK,
     GOLDEN_VERSION,
-    damaged=lambda found: BadRecordError(f"The golden {found} Record it again.", found.field, found.source),
-    newer=lambda found: NewerRecordError(f"The golden {found} Upgrade pipevault.", found.source),
+    damaged=lambda found: errors.BadRecordError(f"The golden {found} Record it again.", found.field, found.source),
+    newer=lambda found: errors.NewerRecordError(f"The golden {found} Upgrade pipevault.", found.source),
     foreign=_edited,
     edited=_edited,
     digest_field="digest",
@@ -224,18 +213,14 @@ _FORMAT = Format(
 
 
 def read_golden(path: Path) -> Golden:
-    """Read and verify the golden in the folder ``path``.
-
-    :class:`NoGoldenError` if there is none; :class:`RecordDigestError` if a file of it was changed or lost,
-    :class:`NewerRecordError`, :class:`BadRecordError`.
-    """
+    """Read and verify the golden in the folder ``path``. :class:`NoGoldenError`, :class:`RecordError`."""
     file = path / GOLDEN_FILE
     try:
         document = _FORMAT.parse(read_file(file), file)
     except FileNotFoundError:
-        raise NoGoldenError(f"The golden {path} does not exist. Record it first.") from None
+        raise errors.NoGoldenError(f"The golden {path} does not exist. Record it first.") from None
     except OSError as error:
-        raise RecordError(f"{file} cannot be read: {error.strerror}. Fix its permissions.", str(file)) from error
+        raise errors.RecordError(f"{file} cannot be read: {error.strerror}. Fix its permissions.", str(file)) from error
     record = RunRecord.from_document(document.record, source=str(file))
     samples, latents = _read_samples(path, document.samples), _read_latents(path, document.latents)
     drawn = Drawn(record, samples, latents, document.factors)
@@ -265,12 +250,10 @@ def _read_latents(path: Path, digests: Sequence[str]) -> tuple[Array, ...]:
 
 def _read_picture(file: Path) -> Image.Image:
     try:
-        with Image.open(file) as picture:
-            picture.load()
-            return picture
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, all
-        what = "it is missing" if isinstance(error, FileNotFoundError) else f"it is not a picture ({error})"
-        raise _changed(file, what) from error
+        return image_files.picture(file)
+    except errors.NoRecordError as error:
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        raise _changed(file, "it is missing" if missing else f"it is not a picture ({error.__cause__})") from error
 
 
 def _read_arrays(file: Path) -> dict[str, Array]:
@@ -283,8 +266,8 @@ def _read_arrays(file: Path) -> dict[str, Array]:
         raise _changed(file, f"it cannot be read ({error})") from error
 
 
-def _changed(file: Path, what: str) -> RecordDigestError:
-    return RecordDigestError(
+def _changed(file: Path, what: str) -> errors.RecordDigestError:
+    return errors.RecordDigestError(
         f"The golden {file.parent} was changed after it was recorded: {file.name}: {what}. Use its files as they were "
         "recorded, or record it again.",
         str(file),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,12 @@ from pipevault.evidence.golden.check import Passed, Rules, check_drawn, find_gol
 from pipevault.evidence.golden.drawn import Drawn, machine_type, samples_of, seen_latents
 from pipevault.evidence.golden.drift import measure_tolerances
 from pipevault.evidence.golden.files import Golden, Tolerance, case_folder, machine_types, write_golden
-from pipevault.evidence.golden.suite_file import Case, Suite, read_suite
+from pipevault.evidence.golden.suite_file import Case, Suite
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.graphs import parts as graph_parts
 from pipevault.runtime.record import RunRecord
 from pipevault.runtime.records import record_of
 from pipevault.settings import Settings
-
-
-@dataclass(frozen=True)
-class Checked:
-    """The result of one case; exactly one of ``passed`` and ``error`` is given."""
-
-    case: str
-    passed: Passed | None = None
-    error: PipevaultError | None = None
 
 
 class SuiteRunner:
@@ -46,7 +36,6 @@ class SuiteRunner:
         build_config: Mapping[str, bool | int | float | str] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Take the options of :class:`PipelineCache`. :class:`SettingsError` in mode ``off``."""
         self.suite = suite
         self._cache = PipelineCache(dir, mode=mode, level=suite.level, build_config=build_config, progress=progress)
         if self._cache.settings.mode == "off":
@@ -59,12 +48,10 @@ class SuiteRunner:
         return self.suite.path.with_name(f"{self.suite.path.stem}.goldens")
 
     def machine(self) -> dict[str, Any]:
-        """Return the machine factors of what is drawn here."""
         pipe = self._open()
         return machine_factors(execution_device(pipe, graph_parts.find_parts(pipe)))
 
     def draw(self, case: Case) -> Drawn:
-        """Draw the case once. Raises what opening, loading and calling the pipeline raise."""
         pipe = self._load(case)
         with seen_latents(pipe) as latents:
             output = pipe(**case.request.call_arguments(pipe), seed=case.request.seed)
@@ -79,10 +66,9 @@ class SuiteRunner:
 
     def _load(self, case: Case) -> Any:
         wanted = case.request.load_arguments(self._open())
-        if self._loaded is not None and self._loaded != wanted:
-            # A model may fill caches at its first call and then have another key, so a new one is opened.
-            self._pipe = None
-        if self._pipe is None or self._loaded is None:
+        if self._loaded != wanted:
+            if self._loaded is not None:  # a model may fill caches at its first call and then have another key
+                self._pipe = self._loaded = None
             self._cache.load(self._open(), **wanted)
             self._loaded = wanted
         return self._pipe
@@ -94,8 +80,7 @@ def record_suite(
     """Record the cases of these names, all of them for none, and yield each golden once it is written.
 
     ``measure``: also measure how far they move under the causes of drift, in fresh processes. Nothing is drawn if one
-    of them was recorded already and ``overwrite`` is not set: :class:`SettingsError`. Further
-    :class:`~pipevault.errors.CannotSaveError` and what drawing raises.
+    of them was recorded already and ``overwrite`` is not set: :class:`SettingsError`.
     """
     suite, cases = runner.suite, runner.suite.selected(names)
     folder = runner.goldens / machine_type(runner.machine())
@@ -121,11 +106,10 @@ def check_suite(
     other_machine: bool = False,
     other_key: bool = False,
     out: Path | None = None,
-) -> Iterator[Checked]:
+) -> Iterator[tuple[str, Passed | PipevaultError]]:
     """Check the cases of these names, all of them for none, against their goldens; yield a result for each.
 
     Pictures of those that differ go to ``out/<case>``, by default ``<suite stem>.failures/<case>`` next to the suite.
-    An error of a case is in its result; :class:`SettingsError` for a name or a model that cannot be used is raised.
     """
     suite, cases = runner.suite, runner.suite.selected(names)
     failures, machine = out or suite.path.with_name(f"{suite.path.stem}.failures"), runner.machine()
@@ -139,9 +123,9 @@ def check_suite(
         )
         try:
             golden = find_golden(runner.goldens, case.name, machine, rules)
-            yield Checked(case.name, passed=check_drawn(golden, runner.draw(case), rules, out=failures / case.name))
+            yield case.name, check_drawn(golden, runner.draw(case), rules, out=failures / case.name)
         except PipevaultError as error:
-            yield Checked(case.name, error=error)
+            yield case.name, error
 
 
 def hold(
@@ -154,49 +138,16 @@ def hold(
     out: Path,
     is_recording: bool,
     overwrite: bool,
-) -> Passed | Golden:
-    """Hold an output to the golden of ``case`` for its machine type; with ``is_recording`` record one that is missing.
-
-    Raises what :func:`find_golden` and :func:`check_drawn` raise. The latents themselves are not in an output, so that
-    only their digest is kept.
+) -> None:
+    """Hold an output to the golden of ``case`` for its machine type; with ``is_recording`` record one that
+    is missing.
     """
     drawn = Drawn(record, samples_of(output), factors=_factors(record.key))
     here = machine_type(record.machine)
     if is_recording and (overwrite or here not in machine_types(goldens, case)):
-        golden = Golden(case_folder(goldens, here, case), case, drawn)
-        write_golden(golden, overwrite=overwrite)
-        return golden
-    return check_drawn(find_golden(goldens, case, record.machine, rules), drawn, rules, out=out)
-
-
-def hold_suite(
-    path: Path,
-    *,
-    names: tuple[str, ...],
-    dir: str | Path | None,
-    rules: Rules,
-    out: Path,
-    is_recording: bool,
-    overwrite: bool,
-) -> list[Passed]:
-    """Hold the cases of a suite to its goldens; with ``is_recording`` record those that are missing, with ``overwrite``
-    all of them. Raises the first error once all cases were looked at.
-    """
-    suite = read_suite(path)
-    runner = SuiteRunner(suite, dir=dir)
-    if is_recording:
-        here, chosen = machine_type(runner.machine()), [case.name for case in suite.selected(names)]
-        wanted = [name for name in chosen if overwrite or here not in machine_types(runner.goldens, name)]
-        if wanted:
-            list(record_suite(runner, names=tuple(wanted), overwrite=overwrite))
-    allowed = {"other_machine": rules.other_machine, "other_key": rules.other_key}
-    checked = list(check_suite(runner, names=names, out=out, **allowed))
-    if failed := {one.case: one.error for one in checked if one.error is not None}:
-        error = next(iter(failed.values()))
-        if others := list(failed)[1:]:
-            error.args = (f"{error} Failed too: {', '.join(others)}.", *error.args[1:])
-        raise error
-    return [one.passed for one in checked if one.passed is not None]
+        write_golden(Golden(case_folder(goldens, here, case), case, drawn), overwrite=overwrite)
+    else:
+        check_drawn(find_golden(goldens, case, record.machine, rules), drawn, rules, out=out)
 
 
 def _factors(key: str | None) -> Mapping[str, Any] | None:

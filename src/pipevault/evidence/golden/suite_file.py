@@ -68,10 +68,7 @@ _Distance: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The largest distances that pass, in the units of the output: 0 to 255 for uint8 pixels.
-
-    ``None``: not limited here.
-    """
+    """The largest distances that pass, in the units of the output: 0 to 255 for uint8 pixels. ``None``: not limited."""
 
     pixels_max_abs: _Distance | None = None
     pixels_mean_abs: _Distance | None = None
@@ -83,12 +80,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return Limits(**{**base.to_json(), **self.to_json()})
 
     def to_json(self) -> dict[str, float]:
-        """Return the limits that are given."""
         return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, table: Any) -> Limits:
-        """Read limits from plain JSON. ``ValueError`` says which field is wrong, and how."""
         return msgspec.convert(table, cls)
 
 
@@ -145,7 +140,6 @@ class Suite(_Head, frozen=True, kw_only=True):
         return tuple(case for case in self.cases if not names or case.name in names)
 
     def open(self) -> Any:
-        """Open the model. Raises what :func:`~pipevault.opening.open_pipeline` raises."""
         return open_pipeline(self.model, dtype=self.dtype, device=self.device, pipeline_class=self.pipeline_class)
 
 

@@ -23,8 +23,7 @@ _FASTEST_HZ = 2**32 - 1
 
 def encode_arrays(arrays: Mapping[str, Array], suffix: str) -> bytes:
     """Return ``arrays`` by their names as one file; a ``.npy`` holds one. The same arrays make the same bytes.
-
-    :class:`SettingsError` for several arrays in a ``.npy``, and for arrays of Python objects.
+    :class:`SettingsError`.
     """
     if suffix == ".npz":
         buffer = io.BytesIO()
@@ -48,8 +47,7 @@ def _npy(name: str, array: Array) -> bytes:
 
 def encode_audio(clip: Array, sampling_rate: Any) -> bytes:
     """Return ``clip``, (channels, samples) or (samples,), as a file: floats from -1 to 1, or 16-bit integers.
-
-    :class:`SettingsError` for other numbers, for values that are not finite, and for a sampling rate that is none.
+    :class:`SettingsError`.
     """
     rate = _whole_hertz(sampling_rate)
     channels = clip[None] if clip.ndim == 1 else clip

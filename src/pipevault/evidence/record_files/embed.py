@@ -19,6 +19,7 @@ all.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,11 +44,9 @@ def write_image(
 ) -> Path:
     """Write ``image``, whose digest is number ``index`` of the record's, with it inside; return ``path``.
 
-    ``batch`` tells which sample of how many it shows, where that is not the index: frames, or a depth map next to
-    its picture. The format follows the suffix, one of :data:`IMAGE_SUFFIXES`.
-
-    :class:`SettingsError` (an index that the batch does not have, a mode or size that the format cannot hold),
-    :class:`RecordTooLargeError` (JPEG), :class:`CannotSaveError`.
+    ``batch`` tells which sample of how many it shows, where that is not the index: frames, or a depth map next to its
+    picture. The format follows the suffix. :class:`SettingsError`, :class:`RecordTooLargeError`,
+    :class:`CannotSaveError`.
     """
     number, count = batch or (index or 0, len(record.results["pixels"]))
     text = parameters_text(record, index=number, count=max(asked_samples(record), count), size=image.size)
@@ -63,13 +62,10 @@ def write_video(
     index: int | None = 0,
     batch: tuple[int, int] | None = None,
 ) -> Path:
-    """Write ``frames`` as H.264 with ``record`` inside; return ``path``.
+    """Write ``frames`` (images or uint8 arrays (height, width, 3), of one size) as H.264 with ``record`` inside.
 
-    The digest of the first frame is number ``index`` of the record's. ``batch`` tells which sample of how many the
-    video is, where that is not the index. A frame is an image or a uint8 array (height, width, 3), all of one size.
-
-    :class:`SettingsError` (no frames, other types, unequal sizes, ``fps``, ``index``), :class:`MissingExtraError`
-    without PyAV, :class:`CannotSaveError`.
+    The digest of the first frame is number ``index`` of the record's; ``batch`` as for :func:`write_image`.
+    :class:`SettingsError`, :class:`MissingExtraError` without PyAV, :class:`CannotSaveError`.
     """
     arrays = video_files.frame_arrays(frames)
     height, width = arrays[0].shape[:2]
@@ -87,10 +83,7 @@ def sidecar_path(path: Path) -> Path:
 
 
 def write_sidecar(path: Path, record: RunRecord) -> Path:
-    """Write ``record`` next to the output ``path`` as ``PATH.json``, indented; return the sidecar's path.
-
-    :class:`CannotSaveError`.
-    """
+    """Write ``record`` next to the output ``path``, indented; return the sidecar's path. :class:`CannotSaveError`."""
     text = json.dumps(record.to_document(), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
     return write_data(sidecar_path(path), text.encode("utf-8"))
 
@@ -103,7 +96,7 @@ def read_record(path: Path | str) -> RunRecord:
     error even where there is a sidecar.
     """
     path = Path(path)
-    if not _is_file(path):
+    if not os.path.isfile(path):
         raise NoRecordError(f"No file {path}. Give an image, a video or a record (.json).", str(path))
     suffix, sidecar = path.suffix.lower(), sidecar_path(path)
     if suffix == ".json":
@@ -115,7 +108,7 @@ def read_record(path: Path | str) -> RunRecord:
         elif suffix not in (*AUDIO_SUFFIXES, *ARRAY_SUFFIXES):
             text = image_files.record_text(path)
     except MissingExtraError:
-        if not _is_file(sidecar):
+        if not os.path.isfile(sidecar):
             raise
     if text is not None:
         try:
@@ -126,7 +119,7 @@ def read_record(path: Path | str) -> RunRecord:
                 "as it was saved, or its sidecar (.json).",
                 str(path),
             ) from error
-    if _is_file(sidecar):
+    if os.path.isfile(sidecar):
         return _read_json(sidecar)
     raise NoRecordError(
         f"{path} holds no run record, and {sidecar.name} is not next to it. pipevault did not save it, or another "
@@ -142,10 +135,3 @@ def _read_json(path: Path) -> RunRecord:
     except OSError as error:
         raise NoRecordError(f"{path} cannot be read: {error.strerror}. Fix its permissions.", str(path)) from error
     return RunRecord.from_json(data, source=str(path))
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long, or a folder that may not be searched
-        return False

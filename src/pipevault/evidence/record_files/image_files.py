@@ -62,9 +62,8 @@ def encode(image: Image.Image, suffix: str, record: RunRecord, text: str) -> byt
 
 
 def record_text(path: Path) -> str | None:
-    """Return the text in the place of the record in the image ``path``; ``None`` if there is none.
-
-    The format is recognised by the content. :class:`NoRecordError` if the file cannot be read as an image.
+    """Return the text in the place of the record in the image ``path``, if any, whose content tells the format.
+    :class:`NoRecordError` if it cannot be read.
     """
     from PIL import Image
 
@@ -134,7 +133,6 @@ def _saved(image: Image.Image, image_format: str, **options: Any) -> bytes:
 
 
 def _instead(mode: str, suffix: str) -> str:
-    """Return the advice for an image that a format cannot hold."""
     if mode in _PNG_MODES and suffix.lower() != ".png":
         return "Save it as PNG, which keeps every bit, or convert it: image.convert('RGB')."
     return "Save it as NPY or NPZ, which keep every value, or convert it: image.convert('RGB')."
@@ -156,10 +154,7 @@ def _png_text(file: BinaryIO) -> str | None:
 
 
 def _international_text(data: bytes) -> str:
-    """Return the text of an iTXt chunk. After its keyword come two bytes on compression, language, keyword, text.
-
-    What does not decompress is handed on as it is, to be refused as a changed record.
-    """
+    """Return the text of an iTXt chunk. After its keyword come two bytes on compression, language, keyword, text."""
     is_compressed, text = data[:1] != b"\0", data[2:].split(b"\0", 2)[-1]
     if is_compressed:
         with suppress(zlib.error):
@@ -176,10 +171,7 @@ def _ascii_json(record: RunRecord) -> str:
 
 
 def _from_description(description: Any) -> str | None:
-    """Return the unchecked record of an EXIF description; ``None`` if that is a caption of someone else.
-
-    What does not decompress is handed on as it is, to be refused as a changed record.
-    """
+    """Return the unchecked record of an EXIF description; ``None`` if that is a caption of someone else."""
     if not isinstance(description, str):
         return None
     if description.startswith(_COMPRESSED_PREFIX):

@@ -22,8 +22,8 @@ _CONTROLS = dict.fromkeys(set(range(32)) - {ord("\n"), ord("\t")})
 def parameters_text(record: RunRecord, *, index: int, count: int, size: tuple[int, int]) -> str:
     """Return the text about sample ``index`` of ``count``; ``size`` is (width, height) of the image itself, in pixels.
 
-    ``Seed`` is that of this very sample. Where the whole batch was drawn from one generator it is that generator's,
-    and ``Batch size`` and ``Batch pos`` tell which image it is. :class:`SettingsError` if the batch is smaller.
+    ``Seed`` is that of this very sample, or of the one generator of the whole batch, where ``Batch size`` and ``Batch
+    pos`` tell which image it is. :class:`SettingsError` if the batch is smaller.
     """
     if not 0 <= index < count:
         raise SettingsError(f"The batch has {count} samples, counted from 0; there is none with the index {index}.")

@@ -43,9 +43,8 @@ def frame_arrays(frames: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
 
 
 def encode(frames: Sequence[np.ndarray[Any, Any]], path: Path, record: RunRecord, text: str, *, fps: float) -> None:
-    """Write what :func:`frame_arrays` gave as H.264.
-
-    :class:`SettingsError` (``fps``), :class:`MissingExtraError`, ``OSError`` for all that fails in writing.
+    """Write what :func:`frame_arrays` gave as H.264. :class:`SettingsError`, ``OSError`` for all that fails
+    in writing.
     """
     # "not <" so that NaN is refused as well.
     if isinstance(fps, bool) or not isinstance(fps, (int, float, Fraction)) or not 0 < fps <= _FASTEST_FPS:
@@ -73,9 +72,8 @@ def encode(frames: Sequence[np.ndarray[Any, Any]], path: Path, record: RunRecord
 
 
 def record_text(path: Path) -> str | None:
-    """Return the text in the place of the record in the video ``path``; ``None`` if nothing of ours is there.
-
-    :class:`NoRecordError` if the file cannot be read as a video, :class:`MissingExtraError`.
+    """Return the text in the place of the record in the video ``path``, if any. :class:`NoRecordError` if it cannot be
+    read.
     """
     av = _pyav()
     try:

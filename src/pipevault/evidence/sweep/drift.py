@@ -26,28 +26,22 @@ class Drift:
 
     @property
     def summary(self) -> str:
-        """One sentence about the pictures."""
         if not self.changed:
             return f"All {self.compared} pictures that both sweeps have are the same, bit by bit."
         return f"{len(self.changed)} of the {self.compared} pictures that both sweeps have differ."
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON."""
         changed = [{"prompt": prompt, "seed": seed} for prompt, seed in self.changed]
         return {**asdict(self), "changed": changed, "context": list(self.context)}
 
 
 def check_baseline(baseline: SweepResult, model: str) -> None:
-    """Check that the sweep is of this model. :class:`SettingsError`."""
     if baseline.model != model:
         raise SettingsError(f"The baseline is a sweep of {baseline.model}, not of {model}: give one of this model.")
 
 
 def drift(new: SweepResult, baseline: SweepResult) -> Drift:
-    """Compare ``new`` with ``baseline``, over the prompts and seeds that both have.
-
-    :class:`SettingsError` for another model or pipeline class, and if no picture is in both.
-    """
+    """Compare ``new`` with ``baseline``, over the prompts and seeds that both have. :class:`SettingsError`."""
     check_baseline(baseline, new.model)
     if baseline.pipeline != new.pipeline:
         raise SettingsError(

@@ -45,8 +45,7 @@ _RESAMPLING_SEED = 20260131
 @dataclass(frozen=True)
 class VarianceShares:
     """Shares of the total sum of squares, 0 to 1, that sum to 1; all 0 for a score that is the same everywhere.
-
-    ``remainder`` is what neither prompt nor seed explains alone: their interaction, since a picture has no noise.
+    ``remainder`` is the interaction of prompt and seed, since a picture has no noise.
     """
 
     prompt: float
@@ -76,8 +75,7 @@ def variance_shares(table: Sequence[Sequence[float]]) -> VarianceShares:
 @dataclass(frozen=True)
 class SeedEffects:
     """The effects of the seeds on a score: each seed's mean over the prompts less their median, in the score's unit.
-
-    ``z`` are modified z-scores, 0 where all seeds are equal and for fewer than 6 seeds; ``outliers`` are columns.
+    ``z`` are modified z-scores, 0 for fewer than 6 seeds; ``outliers`` are columns.
     """
 
     effects: tuple[float, ...]
@@ -106,8 +104,7 @@ def seed_effects(table: Sequence[Sequence[float]], *, resolution: float = 0.0) -
 @dataclass(frozen=True)
 class Shift:
     """The shift of a score over ``pairs`` of the same (prompt, seed), new minus old, in the score's unit.
-
-    ``standard_error`` is that of the mean of paired differences, ``None`` for a single pair. ``p_value`` is 0 to 1.
+    ``standard_error`` is ``None`` for a single pair.
     """
 
     mean: float
@@ -135,10 +132,8 @@ def _stats() -> Any:
 
 
 class SweepResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The result of a sweep. ``pixels`` and each of ``scores`` have a row for each prompt, a column for each seed.
-
-    ``pixels`` are SHA-256 of each picture's bytes. ``not_available`` says of each score that is not in ``scores`` why.
-    ``prompts`` is ``("",)`` for a pipeline that takes none. All mappings are plain JSON.
+    """The result of a sweep. ``pixels`` (SHA-256) and each of ``scores`` have a row for each prompt, a column for each
+    seed. ``prompts`` is ``("",)`` for a pipeline that takes none.
     """
 
     pipevault_sweep: int = SWEEP_VERSION
@@ -162,11 +157,9 @@ class SweepResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     found: Mapping[str, Any] = {}
 
     def variance_shares(self) -> dict[str, VarianceShares]:
-        """Return the shares of each score's variance."""
         return {name: variance_shares(table) for name, table in self.scores.items()}
 
     def seed_effects(self) -> dict[str, SeedEffects]:
-        """Return the effects of the seeds on each score."""
         return {name: seed_effects(table, resolution=SCORES[name].resolution) for name, table in self.scores.items()}
 
     def outlier_seeds(self) -> dict[int, list[str]]:
@@ -176,12 +169,10 @@ class SweepResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return {seed: names for seed, names in found if names}
 
     def cells(self, table: Sequence[Sequence[Any]]) -> dict[tuple[str, int], Any]:
-        """Return the values of a table by (prompt, seed)."""
         values = (value for row in table for value in row)
         return dict(zip(itertools.product(self.prompts, self.seeds), values, strict=True))
 
     def to_document(self) -> dict[str, Any]:
-        """Return plain JSON."""
         found = {
             "variance_shares": {name: asdict(shares) for name, shares in self.variance_shares().items()},
             "outlier_seeds": {str(seed): names for seed, names in self.outlier_seeds().items()},
@@ -189,7 +180,6 @@ class SweepResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return {**msgspec.structs.asdict(self), "found": found}
 
     def to_json(self) -> str:
-        """Return the document as canonical JSON."""
         return canonical_json(self.to_document()).decode("utf-8")
 
     @classmethod
@@ -212,7 +202,6 @@ class SweepResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def read_sweep(path: Path) -> SweepResult:
-    """Read the sweep in a file. :class:`SettingsError` if it cannot be read, or holds something else."""
     try:
         return SweepResult.from_json(read_file(path, limit_bytes=1 << 30), source=str(path))
     except OSError as error:

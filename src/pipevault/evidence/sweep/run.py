@@ -64,10 +64,8 @@ def run_sweep(
 ) -> Sweep:
     """Draw and score each prompt with each seed with a pipeline that :class:`~pipevault.PipelineCache` loaded.
 
-    ``request`` gives the other arguments of the call. ``model`` is the name that the result bears; ``demo`` has the
-    digit classifier's score, and ``clip`` adds the CLIP score. Of a video the middle frame is scored. Raises what
-    :func:`check_prompts`, :func:`check_seeds` and the pipeline raise, :class:`SettingsError` for an output without
-    pictures, and :class:`BadCallError`.
+    ``model`` is the name that the result bears; ``demo`` has the digit classifier's score, ``clip`` adds the CLIP
+    score. Of a video the middle frame is scored. :class:`SettingsError`, :class:`BadCallError`, :class:`BadSeedError`.
     """
     request, rows = request or Request(), check_prompts(pipe, prompts)
     columns = check_seeds(seeds, prompts=len(rows))
@@ -112,10 +110,7 @@ def run_sweep(
 
 
 def sweep_load_arguments(pipe: Pipeline, prompts: Sequence[str], request: Request, batch_size: int) -> dict[str, Any]:
-    """Return keyword arguments of :meth:`~pipevault.PipelineCache.load` that freeze the one call that a sweep makes.
-
-    Raises what :func:`check_prompts` raises, before anything is compiled.
-    """
+    """Return keyword arguments of :meth:`~pipevault.PipelineCache.load` that freeze the one call that a sweep makes."""
     check_prompts(pipe, prompts)
     arguments = _call_arguments(pipe, tuple(prompts[:1]) * batch_size, request, batch_size)
     return load_arguments(arguments, pipeline=type(pipe))
@@ -136,9 +131,7 @@ def check_prompts(pipe: Pipeline, prompts: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_seeds(seeds: Sequence[int], *, prompts: int) -> tuple[int, ...]:
-    """Return the columns of a sweep. :class:`BadSeedError` for other values and for a seed that is given twice,
-    :class:`SettingsError` for too many pictures with so many ``prompts``.
-    """
+    """Return the columns of a sweep. :class:`BadSeedError`, :class:`SettingsError` for too many pictures."""
     columns = tuple(map(check_seed, seeds))
     if twice := [seed for seed in columns if columns.count(seed) > 1]:
         raise BadSeedError(f"The seed {twice[0]} is given twice. Give each once.", twice[0])
