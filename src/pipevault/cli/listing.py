@@ -9,7 +9,6 @@ from typing import Any
 
 from pipevault.cli import render
 from pipevault.cli.pins import read_pins
-from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, NewerVaultError
 from pipevault.store import inventory
 from pipevault.store.manifest import Manifest
@@ -25,7 +24,6 @@ FIELDS = ("kind", "model", "call", "dtype", "torch", "device")
 class Row:
     """An entry, the time of its last use in ISO 8601 (empty for none), and its pins."""
 
-    key: Digest
     manifest: Manifest
     used_at: str
     pins: tuple[str, ...]
@@ -46,8 +44,8 @@ class Row:
         kind, model, call, dtype, torch, device = self.cells
         used = render.age_text(self.used_at).removesuffix(" ago").removeprefix("just ") if self.used_at else "never"
         called = call if kind == "graph" else f"{call}, {dtype}".strip(", ")
-        size = render.size_text(self.manifest.size_bytes)
-        return (self.key.short, model, called, torch, device, size, used, self.text("pin"))
+        key, size = self.manifest.key.digest.short, render.size_text(self.manifest.size_bytes)
+        return (key, model, called, torch, device, size, used, self.text("pin"))
 
 
 def read_rows(vault: Vault) -> tuple[list[Row], list[BrokenManifest]]:
@@ -62,7 +60,7 @@ def read_rows(vault: Vault) -> tuple[list[Row], list[BrokenManifest]]:
             continue
         if manifest is not None:
             names = tuple(pin.name for pin in pins if pin.key == key)
-            rows.append(Row(key, manifest, render.time_text(used_s.get(key)), names))
+            rows.append(Row(manifest, render.time_text(used_s.get(key)), names))
     return rows, broken
 
 
