@@ -171,7 +171,8 @@ def measure_scale(folder: Path, few: int, many: int) -> list[Figure]:
     goals = {
         "lookup": "5 ms",
         "explained miss": "50 ms (4489 ms with 10,000 where every manifest is read)",
-        "ls": "1000 ms",
+        "ls, the first time": "1000 ms",
+        "ls, again": "300 ms",
         "prune --dry-run": "1000 ms",
         "rm, one entry": "200 ms",
         "stats": "",
@@ -191,20 +192,24 @@ def _times_ms(vault: Vault, keys: Sequence[Digest]) -> dict[str, float]:
         raise AssertionError("the entry is gone")
     absent = Key({**there.key.factors, "call": {"height": 1}})
     tiers = Tiers.open(Settings(vault.root))
+    with tempfile.TemporaryDirectory(prefix="pipevault-stress-") as cache:
+        listings = [_list_ms(vault, cache) for _ in range(4)]
     return {
         "lookup": statistics.median(_duration_ms(lambda key=key: vault.lookup(key)) for key in sample),  # type: ignore[misc]
         "explained miss": statistics.median(_duration_ms(lambda: explain_miss(tiers, absent)) for _ in range(5)),
-        "ls": min(_list_ms(vault) for _ in range(4)),
+        "ls, the first time": listings[0],
+        "ls, again": min(listings[1:]),
         "prune --dry-run": min(_duration_ms(lambda: plan_prune(vault, max_size=1000)) for _ in range(3)),
         "rm, one entry": _duration_ms(lambda: vault.remove(vault.plan_removal(keys[:1]))),
         "stats": min(_duration_ms(lambda: summary(vault.layout)) for _ in range(3)),
     }
 
 
-def _list_ms(vault: Vault) -> float:
-    """The command with the interpreter's start."""
+def _list_ms(vault: Vault, cache: str) -> float:
+    """The command with the interpreter's start; it remembers what it read in the user's cache folder."""
     command = [sys.executable, "-m", "pipevault", "ls", "--dir", str(vault.root)]
-    return _duration_ms(lambda: subprocess.run(command, check=True, capture_output=True))
+    environment = {**os.environ, "XDG_CACHE_HOME": cache}
+    return _duration_ms(lambda: subprocess.run(command, check=True, capture_output=True, env=environment))
 
 
 def _duration_ms(function: Callable[[], object]) -> float:

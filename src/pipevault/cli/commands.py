@@ -23,9 +23,9 @@ from pipevault.store.trust.signing_keys import load_trusted
 
 FILTERS = ("kind", "model", "dtype", "torch", "device", "pin")
 _NEWEST_FIRST: Mapping[str, Callable[[Row], Any]] = {
-    "frozen": lambda row: row.manifest.created_at,
+    "frozen": lambda row: row.created_at,
     "used": lambda row: row.used_at,
-    "size": lambda row: row.manifest.size_bytes,
+    "size": lambda row: row.size_bytes,
 }
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -76,6 +76,7 @@ def list_entries(kind: str, sort: str, filters: list[tuple[str, str]], dir: Path
       pipevault ls --dir /srv/vault --json
     """
     vault = open_vault(dir)
+    entries = {one.key.digest: one for one in vault.manifests() if isinstance(one, Manifest)} if as_json else {}
     rows, broken = read_rows(vault)
     wanted = filters if kind == "all" else [*filters, ("kind", kind)]
     rows = [row for row in rows if all(row.fits(name, value) for name, value in wanted)]
@@ -85,8 +86,9 @@ def list_entries(kind: str, sort: str, filters: list[tuple[str, str]], dir: Path
             {
                 "vault": vault.root,
                 "entries": [
-                    {**_entry_document(row.manifest), "last_used_at": row.used_at or None, "pins": row.pins}
+                    {**_entry_document(entry), "last_used_at": row.used_at or None, "pins": row.pins}
                     for row in rows
+                    if (entry := entries.get(row.key))
                 ],
                 "broken": [{"key": one.key, "path": one.path, "reason": one.reason} for one in broken],
             }
@@ -96,9 +98,9 @@ def list_entries(kind: str, sort: str, filters: list[tuple[str, str]], dir: Path
             columns = ("KEY", "MODEL", "CALL", "TORCH", "DEVICE", "SIZE", "USED", "PIN")
             cells = [row.shown() for row in rows]
             render.show_rows(columns, cells, right=("SIZE",), elastic=("MODEL", "CALL", "DEVICE", "PIN"))
-        sizes = {digest: size for row in rows for digest, size in row.manifest.artifact_sizes.items()}
+        total_bytes = sum({digits: size for row in rows for digits, size in row.artifacts.items()}.values())
         number = render.count_text(len(rows), "entry", "entries")
-        render.note(f"{number}, {render.size_text(sum(sizes.values()))} in {vault.root}")
+        render.note(f"{number}, {render.size_text(total_bytes)} in {vault.root}")
         for one in broken:
             render.note(f"{one.key.short} cannot be used: {one.reason}")
     if broken:

@@ -161,7 +161,7 @@ def check_system_root() -> Check:
 
 
 def check_user_folders() -> Iterator[Check]:
-    """Find where this user's config file and notes go; each can be done without."""
+    """Find where this user's config file, listings and notes go; each can be done without."""
     for kind in ("config", "cache", "state"):
         name = f"{kind} folder"
         try:
