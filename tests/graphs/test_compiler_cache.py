@@ -191,6 +191,13 @@ class TestTheFolder:
         assert compiler_folder() is None
         assert trials_folder() is None
 
+    @pytest.mark.parametrize("mode", [0o770, 0o1777])
+    def test_one_whose_way_others_can_change_is_not_used(self, mode: int) -> None:
+        folder = compiler_folder()
+        assert folder is not None
+        (folder if mode == 0o1777 else folder.parent).chmod(mode)
+        assert compiler_folder() is None
+
     def test_without_a_home_there_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")
         assert compiler_folder() is None

@@ -523,8 +523,9 @@ class TestAutotuned:
     def test_a_constant_that_the_compiler_makes_of_weights_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         compile_program = inductor._compile
 
-        def packing(program: Any, options: BuildOptions) -> Any:
-            return compile_program(program, replace(options, config={**options.config, "cpp.weight_prepack": True}))
+        def packing(program: Any, options: BuildOptions, **how: Any) -> Any:
+            packed = replace(options, config={**options.config, "cpp.weight_prepack": True})
+            return compile_program(program, packed, **how)
 
         monkeypatch.setattr(BuildOptions, "__post_init__", lambda self: None)
         monkeypatch.setattr(inductor, "_compile", packing)

@@ -15,9 +15,10 @@ import torch
 
 from pipevault.compat.pytorch import can_precompile_headers, headers_precompiled_in, one_vector_isa_probed
 from pipevault.digest import digest_json
-from pipevault.errors import NoHomeError
+from pipevault.errors import NoHomeError, UnsafeVaultError
 from pipevault.files.flock import HeldLock, NotLocked, try_lock
 from pipevault.files.scratch import is_fit_for_code
+from pipevault.settings.ownership import ONLY_THIS_USER, check_status, check_way
 from pipevault.settings.user_folders import user_folder
 
 HEADERS_PAY_FROM = 6
@@ -33,7 +34,9 @@ def compiler_folder() -> Path | None:
         folder = user_folder("cache") / "compiler" / torch.__version__
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.utime(folder)
-    except (NoHomeError, OSError):
+        check_status(folder, folder.lstat(), ONLY_THIS_USER)
+        check_way(Path(os.path.realpath(folder)))
+    except (NoHomeError, OSError, UnsafeVaultError):
         return None
     return folder if is_fit_for_code(folder) else None
 

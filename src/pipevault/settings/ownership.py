@@ -81,17 +81,18 @@ def open_owned(path: Path) -> io.FileIO:
         while place.is_symlink():
             if owner := ONLY_THIS_USER.owner_problem(os.lstat(place)):
                 raise UnsafeVaultError(f"{place} is a link that belongs to {owner}. Name the file itself.", place)
-            _check_way(place)
+            check_way(place)
             place = Path(os.path.abspath(place.parent / os.readlink(place)))
-        _check_way(place)
-        _check_way(Path(os.path.realpath(place)))
+        check_way(place)
+        check_way(Path(os.path.realpath(place)))
     except BaseException:  # whatever it was goes on
         file.close()
         raise
     return file
 
 
-def _check_way(place: Path) -> None:
+def check_way(place: Path) -> None:
+    """Raise :class:`UnsafeVaultError` unless only this user and root can put another in the place of ``place``."""
     for folder in place.parents:
         check_parent(folder, place, os.stat(folder), ONLY_THIS_USER)
 
