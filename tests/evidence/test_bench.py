@@ -93,6 +93,9 @@ def test_ways_keep_their_own_folders_and_settings() -> None:
     cached = [job.environment["TORCHINDUCTOR_CACHE_DIR"] for job in jobs["torch.compile"]]
     assert len(set(cached)) == 1
     assert jobs["eager"][0].environment == {}
+    own = {job.environment["XDG_CACHE_HOME"] for job in jobs["whole"]}
+    assert len(own) == 1, "what compilers keep is not on disk before the first run"
+    assert own.isdisjoint(job.environment["XDG_CACHE_HOME"] for job in jobs["blocks"])
     mega = jobs["torch.compile Mega-cache"]
     assert mega[0].artifacts is not None
     assert mega[0].artifacts == mega[1].artifacts

@@ -21,6 +21,7 @@ from pipevault.evidence.generation_job import (
     GenerationResult,
     compile_caches,
     generate_in_fresh_process,
+    own_user_cache,
 )
 from pipevault.evidence.request import Request
 from pipevault.files.scratch import scratch_folder
@@ -136,6 +137,8 @@ def _measure(way: str, job: GenerationJob, runs: int, timeout_s: float | None, c
             own = replace(own, artifacts=scratch / "artifacts")
         elif own.method in COMPILING:
             own = replace(own, environment=compile_caches(scratch / "cache"))
+        elif own.method != "eager":
+            own = replace(own, environment=own_user_cache(scratch / "cache"))
         keeps = own.method != "eager"
 
         def run(number: int) -> GenerationResult:

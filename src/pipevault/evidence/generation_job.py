@@ -133,6 +133,13 @@ def compile_caches(folder: Path) -> dict[str, str]:
     return {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TRITON_CACHE_DIR": str(folder / "triton")}
 
 
+def own_user_cache(folder: Path) -> dict[str, str]:
+    """Return the environment of a process whose user's cache folder is ``folder``, but for what the hub gave."""
+    from huggingface_hub import constants
+
+    return {"XDG_CACHE_HOME": str(folder), "HF_HOME": constants.HF_HOME}
+
+
 def other_threads(threads: int) -> dict[str, str]:
     """Return the environment of a process on the CPU with another number of threads than ``threads``."""
     # Where MKL has a count of its own, torch takes that one.
