@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipevault.compat.made_up_weights import made_up_parts
 from pipevault.demo import MODEL_DIR
 from pipevault.errors import NoHomeError, SettingsError
 from pipevault.settings.user_folders import expand_user
@@ -25,13 +26,15 @@ def open_pipeline(
     device: str | None = None,
     pipeline_class: str | None = None,
     local_only: bool = False,
+    with_weights: bool = True,
 ) -> Any:
     """Return the diffusers pipeline of a folder or a repository id, or the one that ships (``demo``), on ``device``.
 
     ``dtype``: one of :data:`DTYPES`, ``None`` for float32. ``device``: ``None`` for the GPU if there is one,
     else the CPU, and for the demo always the CPU. ``pipeline_class``: a class of diffusers where the
     model's own is not wanted. ``local_only``: nothing is fetched from the hub, and weights must be safetensors. Code
-    that a model brings along is never run. Raises :class:`SettingsError` for each of them that cannot be used.
+    that a model brings along is never run. Without ``with_weights`` none are fetched or read: they are made up of the
+    model's configuration. Raises :class:`SettingsError` for each of them that cannot be used.
     """
     torch_dtype = _torch_dtype(dtype)
     torch_device = _torch_device("cpu" if device is None and model == DEMO_MODEL else device)
@@ -45,7 +48,10 @@ def open_pipeline(
     loader = _pipeline_class(pipeline_class)
     location = _location(model)
     try:
-        options = {"local_files_only": True, "use_safetensors": True} if local_only else {}
+        options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True} if local_only else {}
+        if not with_weights:
+            loader, parts = made_up_parts(loader, location, torch_dtype)
+            options |= parts
         pipe = loader.from_pretrained(location, dtype=torch_dtype, **options)
     except Exception as error:  # whatever a folder's files provoke in diffusers, transformers, safetensors or the hub
         why = _why_not_opened(model, location, error, local_only=local_only)

@@ -80,6 +80,42 @@ def test_an_outline_has_the_layout_of_a_module_and_none_of_its_weights() -> None
         assert theirs.device.type == "cpu"
 
 
+class Mixed(nn.Module):
+    """Takes transposed tensors, whose products torch computes in one of two ways: as weights ask for gradients or not."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(features, features, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mix(x.transpose(1, 2)).transpose(1, 2)
+
+
+class MixedParts:
+    def __init__(self, *, gradients: bool) -> None:
+        torch.manual_seed(0)
+        self.unet = Mixed(256).eval().requires_grad_(gradients)  # large enough to be sent without its weights
+        self.transformer = Mixed(16).eval().requires_grad_(gradients)
+
+    def __call__(self, prompt: str = "", generator: torch.Generator | None = None) -> torch.Tensor:
+        with torch.no_grad():
+            mixed = self.unet(torch.randn(1, 256, 16, generator=generator))
+            return self.transformer(mixed.transpose(1, 2)).transpose(1, 2)
+
+
+@pytest.mark.compile
+def test_gradients_of_weights_change_no_graph_here_or_in_another_process(tmp_path: Path) -> None:
+    made = []
+    for number, (gradients, jobs) in enumerate([(True, 1), (False, 1), (True, 2), (False, 2)]):
+        vault = tmp_path / str(number)
+        cache = pipevault.PipelineCache(vault, build_config=FAST_BUILD, jobs=jobs)
+        pipe = cache.load(MixedParts(gradients=gradients), batch_size=1)
+        assert all(weight.requires_grad == gradients for weight in pipe.unet.parameters())
+        made.append(artifacts(vault))
+    assert len(made[0]) == 2
+    assert made == [made[0]] * 4
+
+
 class Local(nn.Module):
     def __init__(self, factor: Any) -> None:
         super().__init__()

@@ -229,3 +229,11 @@ def test_bad_size(run: Run, opened: list[dict[str, Any]]) -> None:
 def test_a_range_that_runs_downwards_is_answered_as_it_was_typed(run: Run) -> None:
     result = run("prewarm", "m", "--batch-size", "4..1")
     assert (result.exit_code, "Write 1..4." in result.stderr) == (2, True)
+
+
+def test_without_weights_none_are_read(run: Run, opened: list[dict[str, Any]]) -> None:
+    assert run("prewarm", "model", "--without-weights").exit_code == 0
+    assert opened[0]["with_weights"] is False
+    result = run("prewarm", "model", "--without-weights", "--weights", "baked")
+    assert result.exit_code == 2
+    assert "made up cannot be baked" in result.stderr

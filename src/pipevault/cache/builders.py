@@ -77,7 +77,7 @@ class Work:
             self.failed(error)
 
     def prepare_check(self) -> bool:
-        """Run eager code once that the graph will be compared with; ``False`` when there is no more to run."""
+        """Run eager code once that the graph will be compared with; ``False`` once all of it has run."""
         try:
             return self.state.run_eagerly_ahead(self.pending)
         except Exception:  # whatever it is, the check meets it again

@@ -15,7 +15,7 @@ from pipevault.cli import exits, interrupts, options, render
 from pipevault.cli.exits import Exit
 from pipevault.cli.pipelines import shape_of
 from pipevault.cli.progress import StepProgress
-from pipevault.errors import MissError
+from pipevault.errors import MissError, SettingsError
 from pipevault.opening import open_pipeline
 
 
@@ -53,9 +53,22 @@ class Call:
 @options.class_option
 @click.option("--profile", "compile_profile", metavar="NAME", help="fast, balanced or max. Default: balanced.")
 @options.jobs_option
+@click.option(
+    "--without-weights",
+    is_flag=True,
+    help="Fetch and read no weights: make them up of the configuration. Graphs do not depend on their values.",
+)
 @options.dry_run_option
 @options.vault_options
-def prewarm(model: str, parts: options.Parts, dry_run: bool, dir: Path | None, as_json: bool, **asked: Any) -> None:
+def prewarm(
+    model: str,
+    parts: options.Parts,
+    without_weights: bool,
+    dry_run: bool,
+    dir: Path | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
     """Freeze MODEL for each size with each batch size and dtype; what is frozen already is loaded and left as it is.
 
     MODEL is a folder, a repository id, or `demo` for the pipeline that ships. All calls are looked up first: --dry-run
@@ -68,11 +81,12 @@ def prewarm(model: str, parts: options.Parts, dry_run: bool, dir: Path | None, a
       pipevault prewarm ./my-model --size 512x512 --size 768x512 --dtype float16 --dtype bfloat16 --dry-run
       pipevault prewarm ./my-model --size 512x512..1024x1024 --batch-size 1..4
       pipevault prewarm ./my-model --size 1024x1024 --batch-size 1 --batch-size 4 --parts unet,vae.decoder
+      pipevault prewarm owner/model --size 512x512 --without-weights
     """
     from pipevault import PipelineCache, outcome
 
     calls = _asked_calls(model, **options.take(asked, "sizes", "batch_sizes", "dtypes", "num_frames", "guidance"))
-    opening = options.take(asked, "device", "pipeline_class")
+    opening = options.take(asked, "device", "pipeline_class") | ({"with_weights": False} if without_weights else {})
     kept: dict[str | None, Any] = {}
 
     def opened(dtype: str | None) -> Any:
@@ -83,6 +97,8 @@ def prewarm(model: str, parts: options.Parts, dry_run: bool, dir: Path | None, a
 
     with StepProgress() as progress:
         cache = PipelineCache(dir, mode="compile", progress=progress, **asked)
+        if without_weights and cache.settings.weights == "baked":
+            raise SettingsError("Weights that are made up cannot be baked into graphs. Leave out --without-weights.")
 
         def look_up(call: Call) -> Explanation:
             return cache.explain(opened(call.dtype), parts=parts, **call.shape)

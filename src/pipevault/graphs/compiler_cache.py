@@ -1,5 +1,5 @@
-"""What a process compiles before it compiles a graph: the trial program that shows which vector instructions there are,
-and precompiled headers. Both are kept in this user's cache folder; neither changes a byte of a graph.
+"""Compilations that come before that of a graph: of the trial program that shows which vector instructions there are, and
+of headers. Both are kept in this user's cache folder; neither changes a byte of a graph.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Headers:
 
 
 def _remove_unused(versions: Path) -> None:
-    """Remove what versions of torch left that nobody used for a month."""
+    """Remove what versions of torch left that were not used for a month."""
     with suppress(OSError):
         for folder in versions.iterdir():
             if time.time() - folder.stat().st_mtime > _UNUSED_DAYS * 86400:

@@ -238,7 +238,7 @@ def _refuse_counters(subject: Subject, final: Mapping[str, Any]) -> None:
 
 
 class EagerRun:
-    """What a graph is compared with: eager code given ``leaves``, run once, when its result is first asked for."""
+    """The eager code that a graph is compared with, given ``leaves``: run once, when its result is first asked for."""
 
     def __init__(self, subject: Subject, program: Program, leaves: Sequence[Any], *, may_refuse: bool = False) -> None:
         self._subject, self._program, self._may_refuse = subject, program, may_refuse
@@ -282,7 +282,7 @@ class PreparedCall:
 
     @cached_property
     def references(self) -> list[EagerRun]:
-        """What the graph is compared with: the call itself, one of other values, and those of other sizes."""
+        """The runs that the graph is compared with: the call itself, one of other values, and those of other sizes."""
         run = partial(EagerRun, self.subject, self.observation.program)
         given = self.observation.call.leaves
         varied = run(varied_leaves(given, self.observation.free), may_refuse=True)

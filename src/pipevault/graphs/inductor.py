@@ -33,10 +33,11 @@ from pipevault.graphs.observe import iter_tensors, named_tensors
 from pipevault.graphs.program import Program, Results
 from pipevault.graphs.ranges import Sizes, Symbol, expression
 from pipevault.graphs.signature import CallSignature
+from pipevault.graphs.views import with_equal_gradients
 
 logger = logging.getLogger("pipevault")
 
-GRAPH_FORMAT = 3
+GRAPH_FORMAT = 4
 _EMBED_KERNELS = "aot_inductor.embed_kernel_binary"
 """The kernels of a GPU become part of the library; without it they are files next to it."""
 _KERNEL_SUFFIXES = frozenset({".cubin", ".fatbin", ".hsaco", ".spv"})
@@ -186,6 +187,7 @@ def build_graph(build: Build, output_dir: Path) -> BuiltGraph:
     Raises :class:`CannotFreezeError` with the reason when the call cannot be exported or compiled, and
     :class:`InterruptedBuildError` when it failed for a reason of the moment.
     """
+    build = replace(build, module=with_equal_gradients(build.module))
     module, options, varying = build.module, build.options, build.varying
     inputs = [leaf for leaf in build.leaves if isinstance(leaf, torch.Tensor)]
     traced = _export(_as_function(build), inputs, varying)

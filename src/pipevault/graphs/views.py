@@ -41,6 +41,26 @@ def outline(module: nn.Module) -> nn.Module:
     return _copied(module, lambda owner, name, tensor: _outlined(tensor, weights), {})
 
 
+def with_equal_gradients(module: nn.Module) -> nn.Module:
+    """Return ``module`` as if all of its weights asked for gradients, as those do that from_pretrained opens.
+
+    torch decides by it how a product of matrices is computed, also where no gradients are: a graph would depend on it.
+    """
+
+    def asks(tensor: torch.Tensor) -> bool:
+        can_ask = tensor.is_floating_point() or tensor.is_complex()
+        return tensor.requires_grad or not can_ask or type(tensor) is not nn.Parameter
+
+    if all(asks(parameter) for parameter in module.parameters()):
+        return module
+    known: dict[int, torch.Tensor] = {}
+
+    def asking(owner: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if asks(tensor) else known.setdefault(id(tensor), nn.Parameter(tensor.detach()))
+
+    return _copied(module, asking, {})
+
+
 def with_empty_weights(module: nn.Module) -> nn.Module:
     """Give an :func:`outline` weights again, of any values; memory that is never touched takes no room. Return it."""
     known: dict[int, torch.Tensor] = {}
