@@ -31,7 +31,7 @@ from pipevault.key import Key
 from pipevault.settings import Settings
 from pipevault.store.retention.prune import plan_prune
 from pipevault.store.stats.summary import compact, count, summary
-from pipevault.store.tiers.tiers import Tiers
+from pipevault.store.tiers import Tiers
 from pipevault.store.vault import Vault
 from stress_entries import Entry, end_of, fill, in_child, load, make_entry
 from stress_faults import measure_damages, measure_kills

@@ -33,7 +33,7 @@ from pipevault.settings import Tier
 from pipevault.store.locks.leases import leased_keys
 from pipevault.store.manifest import Manifest
 from pipevault.store.stats.summary import summary
-from pipevault.store.tiers.tiers import TierHit
+from pipevault.store.tiers import TierHit
 from pipevault.store.trust.signing_keys import read_private_key, write_key_pair
 from pipevault.store.vault import Vault
 
@@ -483,7 +483,7 @@ class TestHooks:
             asked.append(found.vault.root)
             return ()
 
-        monkeypatch.setattr("pipevault.store.tiers.tiers._limit_size", limit)
+        monkeypatch.setattr("pipevault.store.tiers._limit_size", limit)
         load(own, shared, max_size="1GB")
         load(own, max_size="1GB")
         assert asked == [own, own], "once for the plan and once for the graph"
@@ -492,6 +492,6 @@ class TestHooks:
         def fail(found: TierHit, max_size: int | None) -> tuple[str, ...]:
             raise VaultFullError("cannot be listed", found.vault.root)
 
-        monkeypatch.setattr("pipevault.store.tiers.tiers._limit_size", fail)
+        monkeypatch.setattr("pipevault.store.tiers._limit_size", fail)
         _, outcome = load(own, shared, max_size="1GB")
         assert (outcome.status, outcome.problems) == ("hit", ("max_size could not be kept: cannot be listed",))

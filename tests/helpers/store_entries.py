@@ -10,7 +10,7 @@ from typing import Any
 from pipevault.digest import Digest, digest_bytes
 from pipevault.key import Key
 from pipevault.store.manifest import ArtifactRef, Manifest
-from pipevault.store.tiers.tiers import TierHit, Tiers
+from pipevault.store.tiers import TierHit, Tiers
 from pipevault.store.vault import Vault
 
 CREATED_AT = "2025-01-31T12:00:00+00:00"

@@ -25,7 +25,7 @@ from pipevault.store.marker import VAULT_VERSION
 from pipevault.store.retention.prune import carry_out, plan_prune
 from pipevault.store.retention.usage import last_use_s
 from pipevault.store.stats.summary import summary
-from pipevault.store.tiers.tiers import Tiers
+from pipevault.store.tiers import Tiers
 from pipevault.store.trust.signature import check_signature
 from pipevault.store.trust.signing_keys import load_trusted
 from pipevault.store.vault import Vault

@@ -17,7 +17,7 @@ from helpers.store_entries import Entry, leftovers, make_entry, read_artifacts, 
 from pipevault.digest import digest_bytes
 from pipevault.errors import CorruptEntryError, VaultNotWritableError
 from pipevault.settings import Settings, Tier
-from pipevault.store.tiers.tiers import TierHit, Tiers
+from pipevault.store.tiers import TierHit, Tiers
 from pipevault.store.vault import Vault
 
 Prepare = Callable[[Vault], None]

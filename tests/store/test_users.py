@@ -18,7 +18,7 @@ from pipevault.errors import SignatureError, UnsafeVaultError, VaultError
 from pipevault.settings import Settings
 from pipevault.store.locks.leases import leased_keys
 from pipevault.store.retention.prune import carry_out, plan_prune
-from pipevault.store.tiers.tiers import Tiers
+from pipevault.store.tiers import Tiers
 from pipevault.store.trust.signing_keys import PrivateKey, read_private_key, write_key_pair
 from pipevault.store.vault import Vault
 

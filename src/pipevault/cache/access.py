@@ -21,7 +21,7 @@ from pipevault.graphs.inductor import BuildOptions
 from pipevault.key import Key
 from pipevault.pipeline import Pipeline
 from pipevault.settings import Settings
-from pipevault.store.tiers.tiers import Tiers, open_vault
+from pipevault.store.tiers import Tiers, open_vault
 from pipevault.store.vault import Vault
 
 

@@ -40,7 +40,7 @@ from pipevault.pipeline import Pipeline
 from pipevault.settings import Settings
 from pipevault.store.manifest import Manifest
 from pipevault.store.stats.summary import mean_compile_s
-from pipevault.store.tiers.tiers import TierHit
+from pipevault.store.tiers import TierHit
 
 logger = logging.getLogger("pipevault")
 

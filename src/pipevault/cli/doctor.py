@@ -27,7 +27,7 @@ from pipevault.files.scratch import scratch_folder, scratch_places, scratch_root
 from pipevault.settings import Settings
 from pipevault.settings.user_folders import user_folder
 from pipevault.store.retention.removal import find_orphans
-from pipevault.store.tiers.tiers import Tiers
+from pipevault.store.tiers import Tiers
 from pipevault.store.trust.owners import check_ownership, check_root
 from pipevault.store.trust.signing_keys import load_trusted
 from pipevault.store.vault import BrokenManifest, Vault
