@@ -13,8 +13,8 @@ from pipevault.cache.search import explain_miss
 from pipevault.key import Key
 from pipevault.settings import Settings
 from pipevault.store.manifest import Manifest
-from pipevault.store.tiers import tiers as tiers_module
 from pipevault.store.tiers import Tiers
+from pipevault.store.tiers import tiers as tiers_module
 from pipevault.store.vault import Vault
 
 

@@ -30,9 +30,8 @@ from pipevault.errors import (
 )
 from pipevault.settings import Settings, Tier
 from pipevault.store import marker
-from pipevault.store.tiers import deadline
+from pipevault.store.tiers import Refused, TierHit, Tiers, deadline, open_vault, search_order
 from pipevault.store.tiers.deadline import RETRY_AFTER_S, ask, left_out_s
-from pipevault.store.tiers import Refused, TierHit, Tiers, open_vault, search_order
 from pipevault.store.trust.signing_keys import read_private_key, write_key_pair
 from pipevault.store.vault import Vault
 

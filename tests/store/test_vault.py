@@ -18,6 +18,7 @@ from pipevault.errors import (
     NewerVaultError,
     NotAVaultError,
     UnknownKeyError,
+    UnsafeVaultError,
     VaultError,
 )
 from pipevault.store import marker
@@ -89,6 +90,33 @@ def test_a_vault_that_another_process_makes_and_fills_between_two_looks(
 
     monkeypatch.setattr(marker, "_foreign_names", late)
     assert whole(Vault.open(root), entry.manifest)
+
+
+def test_a_link_in_a_vault_that_another_process_makes_between_two_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, look = tmp_path / "vault", marker._foreign_names
+
+    def late(layout: Layout) -> list[str]:
+        monkeypatch.setattr(marker, "_foreign_names", look)
+        layout.uses_dir.parent.mkdir()
+        layout.uses_dir.symlink_to(tmp_path)
+        layout.vault_file.write_text('{"pipevault_vault": 2}')
+        return look(layout)
+
+    monkeypatch.setattr(marker, "_foreign_names", late)
+    with pytest.raises(UnsafeVaultError, match="leads out of the vault"):
+        Vault.open(root)
+
+
+def test_a_folder_whose_tmp_is_a_link_becomes_no_vault(tmp_path: Path) -> None:
+    root, outside = tmp_path / "vault", tmp_path / "outside"
+    root.mkdir()
+    outside.mkdir()
+    (root / "tmp").symlink_to(outside)
+    with pytest.raises(UnsafeVaultError, match="leads out of the vault"):
+        Vault.open(root)
+    assert not (root / "vault.json").exists()
 
 
 def test_a_path_that_is_a_file(tmp_path: Path) -> None:

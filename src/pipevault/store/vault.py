@@ -64,23 +64,33 @@ class Vault:
     """The users and groups whose files are trusted besides this user's and root's."""
 
     @classmethod
-    def open(cls, root: Path, *, create: bool = True, trust: Trust = ONLY_THIS_USER, shared: bool = False) -> Vault:
+    def open(
+        cls,
+        root: Path,
+        *,
+        create: bool = True,
+        trust: Trust = ONLY_THIS_USER,
+        shared: bool = False,
+        mark: bool = True,
+    ) -> Vault:
         """Open the vault at ``root``; with ``create``, an absent or empty folder becomes one.
 
         ``shared``: members of the folder's group work in it together. A new vault is made so that they can, and they
         trust one another; whoever is not a member trusts no one for it. A vault that cannot be written opens all the
-        same. Raises like :func:`pipevault.store.marker.ensure_vault`.
+        same. Unless ``mark``, a new vault is only a folder, for :func:`~pipevault.store.marker.ensure_vault` to mark;
+        this raises like that.
         """
         layout = Layout(Path(os.path.realpath(expand_user(root))))
-        ensure_vault(layout, create=create, shared=shared)
+        ensure_vault(layout, create=create, shared=shared, mark=mark)
         if shared and (group := layout.root.stat().st_gid) in (os.getegid(), *os.getgroups()):
             trust = replace(trust, groups=trust.groups | {group})
         return cls(layout.root, is_writable(layout), trust)
 
     @classmethod
-    def of(cls, settings: Settings, *, create: bool = False) -> Vault:
+    def of(cls, settings: Settings, *, create: bool = False, mark: bool = True) -> Vault:
         """Open the vault of ``settings.dir``. Raises like :meth:`open`."""
-        return cls.open(settings.dir, create=create, trust=trust_of(settings), shared=settings.is_shared)
+        trust, shared = trust_of(settings), settings.is_shared
+        return cls.open(settings.dir, create=create, trust=trust, shared=shared, mark=mark)
 
     @property
     def layout(self) -> Layout:

@@ -17,7 +17,7 @@ import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeAlias
@@ -37,6 +37,7 @@ from pipevault.files.atomic import replace_durably, share_like_folder, vault_err
 from pipevault.files.byte_progress import Progress, ignore_progress
 from pipevault.files.claims import claim_folder, remove_abandoned
 from pipevault.reading import chunks, open_regular, read_file
+from pipevault.settings import Settings
 from pipevault.store.bundle.zip_file import (
     MANIFEST_LIMIT_BYTES,
     MARKER,
@@ -50,6 +51,7 @@ from pipevault.store.bundle.zip_file import (
 )
 from pipevault.store.layout import Layout
 from pipevault.store.manifest import ArtifactRef, Manifest
+from pipevault.store.marker import ensure_vault
 from pipevault.store.needs import needed_first
 from pipevault.store.places import signature_files
 from pipevault.store.read import read_manifest
@@ -121,6 +123,22 @@ def bundle_keys(path: Path) -> tuple[Digest, ...]:
         return bundle.keys
 
 
+def import_to(settings: Settings, path: Path, *, progress: Progress = ignore_progress) -> tuple[Vault, list[Digest]]:
+    """Import into the vault of ``settings.dir``, which is made if there is none, once the whole bundle was verified.
+
+    Return the vault and what :func:`import_bundle` does. Raises like that.
+    """
+    is_new = not os.path.lexists(settings.dir)
+    vault = Vault.of(settings, create=True, mark=False)
+    try:
+        return vault, import_bundle(vault, path, progress=progress)
+    finally:
+        if not vault.layout.vault_file.exists():
+            for folder in (vault.layout.tmp_dir, *([vault.root] if is_new else [])):
+                with suppress(OSError):  # not empty: another process makes a vault of it
+                    folder.rmdir()
+
+
 def import_bundle(vault: Vault, path: Path, *, progress: Progress = ignore_progress) -> list[Digest]:
     """Publish the entries of the bundle ``path`` that the vault does not hold whole; return their keys, sorted.
 
@@ -143,6 +161,7 @@ def import_bundle(vault: Vault, path: Path, *, progress: Progress = ignore_progr
         missing = {key: entry for key, entry in entries.items() if standing[key] is None}
         _check_space(folder, max((sum(entry.artifacts.values()) for entry in missing.values()), default=0))
         uses = Counter(digest for entry in missing.values() for digest in entry.artifacts)
+        ensure_vault(vault.layout, create=True)
         imported = []
         for key in needed_first({key: entry.needs for key, entry in entries.items()}):
             manifest = _manifest(bundle, staged, key)
