@@ -460,6 +460,7 @@ class TestHooks:
         assert key_of(shared, "plan"), "it was not published again"
         counts = summary(vault.layout).total
         assert (counts.hits - before.hits, counts.misses) == (2, before.misses)
+        assert counts.published - before.published == 1
 
     def test_a_plan_that_needs_what_is_gone_is_replaced(self, shared: Path, plain_vault: Path) -> None:
         """No hit lasts on a plan whose graphs the call does not use any more."""

@@ -297,6 +297,8 @@ class LoadSession:
             with self.clock.step("publish"):
                 published = self._publish(plan)
                 manifest = published.manifest.manifest_digest
+            if manifest == plan.manifest_digest:  # else it stood there already
+                self.store.count("published", key.digest)
             self.store.keep(self.access.tiers.hold(published, is_use=False))
         except VaultError as error:
             problem = f"not stored: {error}"
