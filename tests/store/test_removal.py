@@ -50,7 +50,7 @@ def test_shared_artifacts_stay_and_the_bytes_are_true(vault: Vault, pair: tuple[
     assert report.keys == (first.key,)
     assert report.artifacts == plan.artifacts
     assert report.shared == plan.shared
-    assert report.freed_bytes == plan.size_bytes == before - used_bytes(vault)
+    assert report.size_bytes == plan.size_bytes == before - used_bytes(vault)
     assert vault.lookup(first.key) is None
     assert whole(vault, second.manifest)
 
@@ -79,7 +79,7 @@ def test_a_second_removal_frees_nothing(vault: Vault, pair: tuple[Entry, Entry])
     plan = vault.plan_removal([pair[0].key])
     vault.remove(plan)
     report = vault.remove(plan)
-    assert (report.keys, report.artifacts, report.freed_bytes) == ((), (), 0)
+    assert (report.keys, report.artifacts, report.size_bytes) == ((), (), 0)
 
 
 def test_an_unknown_key(vault: Vault, pair: tuple[Entry, Entry]) -> None:
@@ -100,7 +100,7 @@ def test_an_entry_with_a_damaged_manifest_can_be_removed(vault: Vault, pair: tup
     vault.layout.manifest_file(first.key).write_bytes(b"damaged")
     report = vault.remove(vault.plan_removal([first.key]))
     assert report.keys == (first.key,)
-    assert report.freed_bytes == len(b"damaged")
+    assert report.size_bytes == len(b"damaged")
 
 
 def test_manifests_go_before_artifacts(
@@ -146,7 +146,7 @@ class TestOrphans:
         assert (plan.keys, plan.artifacts, plan.shared, plan.size_bytes) == ((), (old,), (), 300)
         assert vault.layout.artifact_file(old).exists()
         report = vault.remove(plan)
-        assert (report.keys, report.artifacts, report.freed_bytes) == ((), (old,), 300)
+        assert (report.keys, report.artifacts, report.size_bytes) == ((), (old,), 300)
         assert {orphan.digest for orphan in find_orphans(vault.layout)} == {young, ahead}
         assert all(whole(vault, entry.manifest) for entry in pair)
 

@@ -18,7 +18,7 @@ from pipevault.settings.values import parse_amount, parse_limit
 from pipevault.store.manifest import Manifest
 from pipevault.store.matching import matching
 from pipevault.store.retention.prune import PrunePlan, PruneReport, carry_out, plan_prune
-from pipevault.store.retention.removal import RemovalPlan, find_orphans, plan_orphans_removal, refuse_in_use
+from pipevault.store.retention.removal import Removal, find_orphans, plan_orphans_removal, refuse_in_use
 from pipevault.store.vault import Vault
 
 _AGE_UNITS_S = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
@@ -68,15 +68,15 @@ def remove(
         found = find_orphans(vault.layout)
         plan, too_young = plan_orphans_removal(found), tuple(one.digest for one in found if not one.removable)
     else:
-        plan = vault.plan_removal(sorted({_find_key(vault, prefix) for prefix in keys}), with_needed=with_graphs)
+        found_keys = sorted({_find_key(vault, prefix) for prefix in keys})
+        plan = vault.plan_removal(found_keys, with_needed=with_graphs, shown=dry_run or not yes)
         refuse_in_use(vault.layout, plan.keys, ignore_leases=force)
     if not dry_run and (plan.keys or plan.artifacts):
         if not yes:
             _confirm(plan)
             if plan.keys:  # they may have been loaded or pinned during the question
                 refuse_in_use(vault.layout, plan.keys, ignore_leases=force)
-        done = vault.remove(plan, ignore_leases=force)
-        plan = RemovalPlan(done.keys, done.artifacts, done.shared, done.freed_bytes)
+        plan = vault.remove(plan, ignore_leases=force)
     _report_removal(plan, dry_run=dry_run, too_young=too_young, as_json=as_json)
 
 
@@ -90,7 +90,7 @@ def _find_key(vault: Vault, prefix: str) -> Digest:
         raise
 
 
-def _confirm(plan: RemovalPlan) -> None:
+def _confirm(plan: Removal) -> None:
     if not _is_interactive():
         raise SettingsError("rm asks before it removes, and standard input is not a terminal: give --yes or --dry-run.")
     click.confirm(f"Remove {_what(plan)} ({render.size_text(plan.size_bytes)})?", abort=True, err=True)
@@ -100,7 +100,7 @@ def _is_interactive() -> bool:
     return sys.stdin.isatty()
 
 
-def _report_removal(done: RemovalPlan, *, dry_run: bool, too_young: Sequence[Digest], as_json: bool) -> None:
+def _report_removal(done: Removal, *, dry_run: bool, too_young: Sequence[Digest], as_json: bool) -> None:
     if as_json:
         digests = {"keys": done.keys, "artifacts": done.artifacts, "shared": done.shared, "too_young": too_young}
         render.print_json({"dry_run": dry_run, **digests, "size_bytes": done.size_bytes})
@@ -116,7 +116,7 @@ def _report_removal(done: RemovalPlan, *, dry_run: bool, too_young: Sequence[Dig
     render.note(f"{verb} {_what(done)}, {render.size_text(done.size_bytes)}{''.join(kept)}.")
 
 
-def _what(done: RemovalPlan) -> str:
+def _what(done: Removal) -> str:
     artifacts = render.count_text(len(done.artifacts), "artifact")
     if not done.keys:
         return f"{artifacts} that no entry names"

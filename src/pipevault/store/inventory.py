@@ -139,11 +139,12 @@ def mentioned(layout: Layout, digests: Collection[Digest], *, without: Collectio
     wanted = {digest: digest.hex.encode() for digest in digests}
     left_out = {f"{key}{MANIFEST_SUFFIX}" for key in without}
     found: set[Digest] = set()
-    for file in spread(layout, layout.entries_dir) if wanted else ():
-        if file.name not in left_out and key_in(file.name) is not None:
-            with vault_errors(layout.entries_dir, "read"), suppress(FileNotFoundError):
-                data = read_file(file.path)
-                found |= {digest for digest, text in wanted.items() if text in data}
+    with vault_errors(layout.entries_dir, "read"):
+        for file in spread(layout, layout.entries_dir) if wanted else ():
+            if file.name not in left_out and key_in(file.name) is not None:
+                with suppress(FileNotFoundError):
+                    data = read_file(file.path)
+                    found |= {digest for digest, text in wanted.items() if text in data}
     return found
 
 
@@ -183,10 +184,11 @@ def newest_keys(layout: Layout, count: int, shelf: Digest | None = None) -> list
 def manifest_stamps(layout: Layout) -> dict[Digest, str]:
     """Return, for each file at a manifest's place, a text that changes when the file does; none is opened."""
     stamps = {}
-    for file in spread(layout, layout.entries_dir):
-        with vault_errors(layout.entries_dir, "listed"), suppress(FileNotFoundError):
+    with vault_errors(layout.entries_dir, "listed"):
+        for file in spread(layout, layout.entries_dir):
             if (key := key_in(file.name)) is not None:
-                stamps[key] = stamp_of(file.stat())
+                with suppress(FileNotFoundError):
+                    stamps[key] = stamp_of(file.stat())
     return stamps
 
 

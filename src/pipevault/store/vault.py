@@ -38,7 +38,7 @@ from pipevault.store.trust.signature import copy_signatures, sign_entry
 from pipevault.store.trust.signing_keys import PrivateKey
 
 if TYPE_CHECKING:  # what a load does not need is imported where it is used
-    from pipevault.store.retention.removal import RemovalPlan, RemovalReport
+    from pipevault.store.retention.removal import Removal
 
 __all__ = ["BrokenManifest", "Vault"]
 
@@ -255,13 +255,13 @@ class Vault:
             raise UnknownKeyError(f"The entry of {key.short} was removed from {self.root} just now.", prefix)
         return manifest
 
-    def plan_removal(self, keys: Sequence[Digest], *, with_needed: bool = False) -> RemovalPlan:
+    def plan_removal(self, keys: Sequence[Digest], *, with_needed: bool = False, shown: bool = True) -> Removal:
         """See :func:`pipevault.store.retention.removal.plan_entries_removal`."""
         from pipevault.store.retention.removal import plan_entries_removal
 
-        return plan_entries_removal(self.layout, keys, with_needed=with_needed)
+        return plan_entries_removal(self.layout, keys, with_needed=with_needed, shown=shown)
 
-    def remove(self, plan: RemovalPlan, *, ignore_leases: bool = False) -> RemovalReport:
+    def remove(self, plan: Removal, *, ignore_leases: bool = False) -> Removal:
         """See :func:`pipevault.store.retention.removal.remove_entries`."""
         self.require_writable()
         from pipevault.store.retention.removal import remove_entries

@@ -56,9 +56,11 @@ class Orphan:
 
 
 @dataclass(frozen=True)
-class RemovalPlan:
-    """The work of :func:`remove_entries`, sorted. ``shared``: artifacts of these entries that stay, because other
-    entries name them. ``size_bytes``: of the manifests, artifacts and signatures that would go.
+class Removal:
+    """A removal that is planned, or the files that one removed; one that another process removed first is not counted.
+
+    ``shared``: artifacts of these entries that stay, because other entries name them. ``size_bytes``: of the manifests,
+    artifacts and signatures that go.
     """
 
     keys: tuple[Digest, ...]
@@ -67,20 +69,13 @@ class RemovalPlan:
     size_bytes: int
 
 
-@dataclass(frozen=True)
-class RemovalReport:
-    """The files that this call removed; one that another process removed first is not counted."""
-
-    keys: tuple[Digest, ...]
-    artifacts: tuple[Digest, ...]
-    shared: tuple[Digest, ...]
-    freed_bytes: int
-
-
-def plan_entries_removal(layout: Layout, keys: Sequence[Digest], *, with_needed: bool = False) -> RemovalPlan:
+def plan_entries_removal(
+    layout: Layout, keys: Sequence[Digest], *, with_needed: bool = False, shown: bool = True
+) -> Removal:
     """Return the plan for ``keys``; entries with a damaged manifest can go too. :class:`UnknownKeyError`.
 
-    ``with_needed``: also the entries that these need and no other does, such as the graphs of a plan.
+    ``with_needed``: also the entries that these need and no other does, such as the graphs of a plan. Unless it is to
+    be ``shown``, no manifest is searched for what is shared, which :func:`remove_entries` does anyway.
     """
     found = {key: read_found(layout, key) for key in keys}
     if missing := sorted(key for key, manifest in found.items() if manifest is None):
@@ -90,11 +85,13 @@ def plan_entries_removal(layout: Layout, keys: Sequence[Digest], *, with_needed:
         found |= {key: manifests[key] for key in only_needed_by(found.keys(), manifests)}
     wanted = sorted(found)
     named = named_by(manifest for manifest in found.values() if manifest is not None)
+    if not shown:
+        return Removal(tuple(wanted), tuple(sorted(named)), (), 0)
     shared = mentioned(layout, named, without=wanted)
     going = sorted(named - shared)
     files = [layout.artifact_file(item) for item in going]
     files += [file for key in wanted for file in (layout.manifest_file(key), *signature_files(layout, key))]
-    return RemovalPlan(tuple(wanted), tuple(going), tuple(sorted(shared)), sum(map(size_bytes_of, files)))
+    return Removal(tuple(wanted), tuple(going), tuple(sorted(shared)), sum(map(size_bytes_of, files)))
 
 
 @dataclass(frozen=True)
@@ -164,14 +161,13 @@ def orphans_among(
     )
 
 
-def plan_orphans_removal(orphans: Sequence[Orphan]) -> RemovalPlan:
+def plan_orphans_removal(orphans: Sequence[Orphan]) -> Removal:
     """Return the plan for those of ``orphans`` that are old enough; :func:`remove_entries` carries it out."""
-    going = [orphan for orphan in orphans if orphan.removable]
-    artifacts = tuple(sorted(orphan.digest for orphan in going))
-    return RemovalPlan((), artifacts, (), sum(orphan.size_bytes for orphan in going))
+    going = {orphan.digest: orphan.size_bytes for orphan in orphans if orphan.removable}
+    return Removal((), tuple(sorted(going)), (), sum(going.values()))
 
 
-def remove_entries(layout: Layout, plan: RemovalPlan, *, ignore_leases: bool = False) -> RemovalReport:
+def remove_entries(layout: Layout, plan: Removal, *, ignore_leases: bool = False) -> Removal:
     """Carry ``plan`` out; an artifact that an entry published since then names stays.
 
     :class:`EntryInUseError` if one is pinned by now, or leased: nothing is removed then.
@@ -182,12 +178,11 @@ def remove_entries(layout: Layout, plan: RemovalPlan, *, ignore_leases: bool = F
         aside = {key: path for key, path in taken.items() if path is not None}
         # Whoever pinned or leased one before it was taken aside is seen now; whoever does so later finds it gone.
         refuse_in_use(layout, list(aside), ignore_leases=ignore_leases)
-        freed_bytes = sum(remove_file(path) or 0 for path in aside.values())
-    keys = list(aside)
-    artifacts, artifact_bytes, kept = remove_artifacts(layout, plan.artifacts, after=keys)
-    remove_empty_shelves(layout, keys)
-    freed_bytes += artifact_bytes + sum(remove_belongings(layout, key) for key in keys)
-    return RemovalReport(tuple(keys), tuple(artifacts), tuple(sorted({*plan.shared, *kept})), freed_bytes)
+        size_bytes = sum(remove_file(path) or 0 for path in aside.values())
+    artifacts, artifact_bytes, kept = remove_artifacts(layout, plan.artifacts, after=aside)
+    remove_empty_shelves(layout, aside)
+    size_bytes += artifact_bytes + sum(remove_belongings(layout, key) for key in aside)
+    return Removal(tuple(aside), tuple(artifacts), tuple(sorted({*plan.shared, *kept})), size_bytes)
 
 
 @contextmanager
