@@ -22,9 +22,8 @@ from pipevault.files.atomic import vault_errors
 from pipevault.key import SHELF_DIGITS
 from pipevault.reading import open_regular, read_file, read_open, stamp_of
 from pipevault.store.layout import MANIFEST_SUFFIX, Layout, digest_or_none, stands_in
-from pipevault.store.manifest import MANIFEST_VERSION, Manifest
+from pipevault.store.manifest import MANIFEST_VERSION, Manifest, read_manifest
 from pipevault.store.places import iter_keys, key_in, spread
-from pipevault.store.read import read_manifest
 
 _MOST_SEARCHED = 16
 _DIGEST_IN_TEXT = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
@@ -149,16 +148,14 @@ def mentioned(layout: Layout, digests: Collection[Digest], *, without: Collectio
 
 
 def read_published(layout: Layout, key: Digest) -> Manifest | None:
-    """Return the manifest of ``key`` to show it, quickly: only that it is as it was published is checked.
+    """Return the manifest of ``key``, without its ``parts``, to show it; it is as it was published.
 
-    Any other manifest is read, and refused, by :func:`pipevault.store.read.read_manifest`.
+    Any other manifest is read, and refused, by :func:`pipevault.store.manifest.read_manifest`.
     """
-    try:
+    with suppress(OSError, ValueError, RecursionError):
         data = read_file(layout.manifest_file(key))
         if _named_quickly(data, key) is not None:
-            return Manifest.published(json.loads(data))
-    except (OSError, ValueError, LookupError, TypeError):
-        pass
+            return Manifest.published(data)
     return read_manifest(layout, key)
 
 

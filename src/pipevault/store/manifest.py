@@ -32,6 +32,8 @@ from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import CorruptEntryError, NewerVaultError
 from pipevault.files.documents import Format, Problem, Sha256
 from pipevault.key import KEY_VERSION, Key
+from pipevault.reading import read_file
+from pipevault.store.layout import Layout
 
 MANIFEST_VERSION = 2
 LARGEST_SIZE_BYTES = 2**63 - 1
@@ -58,6 +60,17 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
     needs: list[Sha256]
     parts: dict[str, Any]
     self_digest: Sha256
+
+
+class _Shown(msgspec.Struct):
+    artifacts: list[_Artifact]
+    created_at: str
+    info: dict[str, Any]
+    key: _Key
+    needs: list[Sha256]
+
+
+_decode_shown = msgspec.json.Decoder(_Shown).decode
 
 
 def _damaged(problem: Problem) -> CorruptEntryError:
@@ -151,16 +164,20 @@ class Manifest:
             raise _damaged(Problem(str(path), str(error).removesuffix("."))) from error
 
     @classmethod
-    def published(cls, document: Mapping[str, Any]) -> Manifest:
-        """Return the manifest of a parsed file whose ``self_digest`` holds, so that nothing is checked again."""
+    def published(cls, data: bytes) -> Manifest:
+        """Return the manifest, without its ``parts``, of a file whose ``self_digest`` holds, so that nothing is checked
+        again. ``ValueError``: it is no manifest all the same.
+        """
+        shown = _decode_shown(data)
+        refs = [ArtifactRef(Digest(item.digest), item.size_bytes, item.name) for item in shown.artifacts]
         manifest = object.__new__(cls)
-        named = msgspec.convert(document["artifacts"], list[_Artifact])  # a digest may hold of what is no artifact
-        refs = [ArtifactRef(Digest(item.digest), item.size_bytes, item.name) for item in named]
         fields = {
-            "key": Key(document["key"]["factors"]),
+            "key": Key(shown.key.factors),
+            "parts": {},
             "artifacts": tuple(refs),
-            "needs": tuple(map(Digest, document["needs"])),
-            **{name: document[name] for name in ("parts", "info", "created_at")},
+            "info": shown.info,
+            "created_at": shown.created_at,
+            "needs": tuple(map(Digest, shown.needs)),
         }
         for name, value in fields.items():
             object.__setattr__(manifest, name, value)
@@ -200,6 +217,40 @@ def _parse(data: bytes, path: Path) -> Manifest:
         created_at=document.created_at,
         needs=tuple(map(Digest, document.needs)),
     )
+
+
+@dataclass(frozen=True)
+class BrokenManifest:
+    """A file at a manifest's place that is not the manifest of ``key``; ``reason`` is a sentence."""
+
+    path: Path
+    reason: str
+    key: Digest
+
+
+def read_manifest(layout: Layout, key: Digest) -> Manifest | None:
+    """Return the manifest of ``key``, verified; ``None`` if there is none. Raises like :func:`parse_manifest`."""
+    path = layout.manifest_file(key)
+    try:
+        data = read_file(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CorruptEntryError(f"The manifest {path} cannot be read: {error.strerror}.", path) from error
+    return parse_manifest(data, path, key)
+
+
+def parse_manifest(data: bytes, path: Path, key: Digest) -> Manifest:
+    """Return the manifest of ``key`` in the bytes of the file ``path``.
+
+    :class:`CorruptEntryError` if it is damaged, edited or another key's; :class:`NewerVaultError`.
+    """
+    manifest = Manifest.from_bytes(data, path)
+    if manifest.key.digest != key:
+        raise CorruptEntryError(
+            f"The manifest {path} is damaged: it belongs to key {manifest.key.digest.short}, not {key.short}", path
+        )
+    return manifest
 
 
 def _plain(value: Any, where: str) -> Any:

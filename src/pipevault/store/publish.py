@@ -23,9 +23,9 @@ from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, VaultError
 from pipevault.files.atomic import copy_file, make_folder, publish_file, share_like_folder, vault_errors, write_file
 from pipevault.files.claims import claim_folder
+from pipevault.files.opened import open_verified
 from pipevault.store.layout import QUARANTINE_TIME, Layout
-from pipevault.store.manifest import ArtifactRef, Manifest
-from pipevault.store.read import check_artifact, read_manifest
+from pipevault.store.manifest import ArtifactRef, Manifest, read_manifest
 
 ARTIFACT_MODE = 0o444
 _SHELF_TRIES = 10
@@ -95,8 +95,9 @@ def publish_entry(layout: Layout, manifest: Manifest, files: Mapping[Digest, Pat
 
 
 def quarantine_file(layout: Layout, path: Path, reason: str) -> Path | None:
-    """Move ``path`` to ``quarantine/`` with a note of the ``reason``. See
-    :meth:`pipevault.store.vault.Vault.quarantine`.
+    """Move a bad file of the vault to ``quarantine/`` with a note of the ``reason``; return its new path.
+
+    ``None`` if it could not be moved (the vault is read-only or full), or was gone already.
     """
     if path == layout.root or not path.is_relative_to(layout.root):
         raise ValueError(f"{path} is not a file of the vault {layout.root}.")
@@ -123,6 +124,13 @@ def whole_entry(layout: Layout, key: Digest) -> Manifest | None:
     except CorruptEntryError:
         return None
     return manifest
+
+
+def check_artifact(layout: Layout, ref: ArtifactRef) -> Path:
+    """Return the path of ``ref``'s bytes, whose size and digest were compared just now; :class:`CorruptEntryError`."""
+    path = layout.artifact_file(ref.digest)
+    open_verified(path, ref.digest, ref.size_bytes, what=f"Artifact {ref.name}").close()
+    return path
 
 
 def _stage(layout: Layout, ref: ArtifactRef, files: Mapping[Digest, Path], folder: Path) -> Path | None:

@@ -26,11 +26,10 @@ from pipevault.settings.user_folders import expand_user
 from pipevault.store.layout import Layout
 from pipevault.store.locks.leases import Lease, take_lease
 from pipevault.store.locks.lock import key_lock
-from pipevault.store.manifest import ArtifactRef, Manifest
+from pipevault.store.manifest import ArtifactRef, BrokenManifest, Manifest, parse_manifest, read_manifest
 from pipevault.store.marker import ensure_vault, is_writable
-from pipevault.store.places import children, iter_foreign, iter_keys
-from pipevault.store.publish import publish_entry, quarantine_file, staging_folder
-from pipevault.store.read import BrokenManifest, check_artifact, parse_manifest, read_manifest, the_key
+from pipevault.store.places import children, iter_foreign, iter_keys, the_key
+from pipevault.store.publish import check_artifact, publish_entry, quarantine_file, staging_folder
 from pipevault.store.retention.leftovers import tidy
 from pipevault.store.retention.usage import record_use
 from pipevault.store.trust.owners import check_ownership, check_root, is_changeable, trust_of
@@ -134,11 +133,21 @@ class Vault:
         except OSError:
             return False
 
-    def verified_path(self, ref: ArtifactRef) -> Path:
-        """Return the path of ``ref``'s bytes; owner, permissions, size and digest were checked just now.
+    def owned_path(self, ref: ArtifactRef) -> Path:
+        """Return the path of ``ref``'s bytes; owner and permissions were checked just now.
 
-        :class:`CorruptEntryError`: missing, or not the bytes that were published. :class:`UnsafeVaultError`.
+        :class:`CorruptEntryError`: it is missing or cannot be looked at. :class:`UnsafeVaultError`.
         """
+        path = self.layout.artifact_file(ref.digest)
+        with _unreadable(path):
+            try:
+                check_ownership(path, root=self.root, trust=self.trust)
+            except FileNotFoundError as error:
+                raise CorruptEntryError(f"Artifact {ref.name} is missing: {path}.", path) from error
+        return path
+
+    def verified_path(self, ref: ArtifactRef) -> Path:
+        """Do the same; size and digest were checked too."""
         self.owned_path(ref)
         return check_artifact(self.layout, ref)
 
@@ -152,21 +161,8 @@ class Vault:
         changeable: Question = (lambda descriptor, status: True) if signed else is_changeable
         return open_verified(path, ref.digest, ref.size_bytes, what=f"Artifact {ref.name}", is_changeable=changeable)
 
-    def owned_path(self, ref: ArtifactRef) -> Path:
-        """Return the path of ``ref``'s bytes; owner and permissions were checked just now. Raises the same."""
-        path = self.layout.artifact_file(ref.digest)
-        with _unreadable(path):
-            try:
-                check_ownership(path, root=self.root, trust=self.trust)
-            except FileNotFoundError as error:
-                raise CorruptEntryError(f"Artifact {ref.name} is missing: {path}.", path) from error
-        return path
-
     def staging(self) -> AbstractContextManager[Path]:
-        """Make a folder in the vault's ``tmp/``, removed with its content at exit.
-
-        :class:`VaultNotWritableError`, :class:`VaultFullError`.
-        """
+        """Make a folder in the vault's ``tmp/``, removed with its content at exit."""
         self.require_writable()
         return staging_folder(self.layout)
 
@@ -219,10 +215,7 @@ class Vault:
         return key_lock(self.layout, key, timeout_s=timeout_s, on_wait=on_wait)
 
     def quarantine(self, path: Path, reason: str) -> Path | None:
-        """Move a bad file of the vault away and note why; return its new path.
-
-        ``None`` if it could not be moved (the vault is read-only or full), or was gone already.
-        """
+        """See :func:`pipevault.store.publish.quarantine_file`; ``None`` in a vault that cannot be written, too."""
         return quarantine_file(self.layout, path, reason) if self.writable else None
 
     def manifests(self) -> Iterator[Manifest | BrokenManifest]:
@@ -246,7 +239,7 @@ class Vault:
         return [key for file in files if (key := self.layout.key_of_manifest(file)) is not None]
 
     def find(self, prefix: str) -> Manifest:
-        """Return the entry whose key begins with ``prefix``. Raises like :func:`pipevault.store.read.the_key` and
+        """Return the entry whose key begins with ``prefix``. Raises like :func:`pipevault.store.places.the_key` and
         :meth:`lookup`.
         """
         key = the_key(prefix, iter_keys(self.layout), f"entry of {self.root}")

@@ -50,11 +50,10 @@ from pipevault.store.bundle.zip_file import (
     open_bundle,
 )
 from pipevault.store.layout import Layout
-from pipevault.store.manifest import ArtifactRef, Manifest
+from pipevault.store.manifest import ArtifactRef, Manifest, read_manifest
 from pipevault.store.marker import ensure_vault
 from pipevault.store.needs import needed_first
 from pipevault.store.places import signature_files
-from pipevault.store.read import read_manifest
 from pipevault.store.trust.owners import check_chain, check_ownership
 from pipevault.store.trust.signature import copy_signatures
 from pipevault.store.vault import Vault

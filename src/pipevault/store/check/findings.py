@@ -15,9 +15,8 @@ from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, NewerVaultError, PinError, SignatureError, UnsafeVaultError, VaultError
 from pipevault.files.opened import open_verified
 from pipevault.store.layout import Layout
-from pipevault.store.manifest import Manifest
+from pipevault.store.manifest import Manifest, read_manifest
 from pipevault.store.places import iter_foreign
-from pipevault.store.read import read_manifest
 from pipevault.store.retention.leftovers import find_leftovers
 from pipevault.store.retention.pins import pin_names, read_pin
 from pipevault.store.retention.removal import ORPHAN_MIN_AGE_S

@@ -24,8 +24,7 @@ from typing import Any
 from pipevault.digest import Digest
 from pipevault.store.inventory import find_spread
 from pipevault.store.layout import Layout
-from pipevault.store.places import iter_keys
-from pipevault.store.read import the_key
+from pipevault.store.places import iter_keys, the_key
 from pipevault.store.stats.event_log import TIMES, RowKey, compact, count, read_sums
 
 __all__ = ["Counts", "Statistics", "compact", "count", "find_entry", "mean_compile_s", "summary"]
@@ -117,7 +116,7 @@ def mean_compile_s(layout: Layout) -> float | None:
 def find_entry(layout: Layout, statistics: Statistics, prefix: str) -> Digest:
     """Return the key that begins with ``prefix``, of an entry of the vault or of one that was counted.
 
-    Raises like :func:`pipevault.store.read.the_key`.
+    Raises like :func:`pipevault.store.places.the_key`.
     """
     return the_key(prefix, {*iter_keys(layout), *statistics.entries}, f"entry of {layout.root}, there or counted,")
 

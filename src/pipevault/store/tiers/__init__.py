@@ -33,9 +33,8 @@ from pipevault.settings import Settings, Tier
 from pipevault.store.inventory import newest_keys
 from pipevault.store.layout import SYSTEM_NAMES, Layout
 from pipevault.store.locks.leases import Lease
-from pipevault.store.manifest import Manifest
+from pipevault.store.manifest import Manifest, read_manifest
 from pipevault.store.marker import ensure_vault
-from pipevault.store.read import read_manifest
 from pipevault.store.tiers.deadline import Answer, ask
 from pipevault.store.trust.owners import trust_of
 from pipevault.store.trust.signature import check_signature
