@@ -24,7 +24,7 @@ from helpers.mounts import in_child
 from helpers.store_entries import Entry, leftovers, make_entry, make_graph, make_plan, whole
 from pipevault.errors import CorruptEntryError, VaultFullError
 from pipevault.files.flock import HeldLock, try_lock
-from pipevault.store.check.verify import verify
+from pipevault.store.check import verify
 from pipevault.store.locks import lock as lock_module
 from pipevault.store.locks.lock import read_holder
 from pipevault.store.retention.leftovers import sweep

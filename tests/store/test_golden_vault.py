@@ -19,7 +19,7 @@ from pipevault.digest import Digest
 from pipevault.errors import BundleError, CorruptEntryError, NewerBundleError, OldVaultError, VaultError
 from pipevault.settings import Settings, Tier
 from pipevault.store.bundle import bundle_keys, import_bundle
-from pipevault.store.check.verify import verify
+from pipevault.store.check import verify
 from pipevault.store.manifest import Manifest
 from pipevault.store.marker import VAULT_VERSION
 from pipevault.store.retention.prune import carry_out, plan_prune

@@ -19,7 +19,7 @@ from helpers.store_entries import Entry, make_entry, make_graph, make_graph_key,
 from pipevault.digest import Digest, digest_bytes
 from pipevault.errors import BundleError, EntryInUseError, UnknownKeyError
 from pipevault.store.bundle import export_bundle, import_bundle
-from pipevault.store.check.verify import verify
+from pipevault.store.check import verify
 from pipevault.store.needs import needed_by, needed_first
 from pipevault.store.places import iter_keys
 from pipevault.store.retention import prune

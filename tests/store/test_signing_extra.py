@@ -11,7 +11,7 @@ import pytest
 from helpers.store_entries import Entry
 from pipevault.errors import MissingExtraError, SignatureError
 from pipevault.settings import Settings
-from pipevault.store.check.verify import verify
+from pipevault.store.check import verify
 from pipevault.store.tiers import Tiers
 from pipevault.store.trust.signature import check_signature
 from pipevault.store.trust.signing_keys import PublicKey, load_trusted, read_private_key, write_key_pair
@@ -47,7 +47,7 @@ def test_a_vault_without_signatures_does_without(
 
 
 def test_nothing_imports_it_beforehand() -> None:
-    modules = "pipevault.cli.app, pipevault.store.tiers, pipevault.store.check.verify"
+    modules = "pipevault.cli.app, pipevault.store.tiers, pipevault.store.check"
     code = f"import sys, {modules}\nassert 'cryptography' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 

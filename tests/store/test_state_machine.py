@@ -27,7 +27,7 @@ from pipevault.store.retention.prune import carry_out, plan_prune
 from pipevault.store.retention.removal import refuse_in_use
 from pipevault.store.vault import Vault
 
-HAS_VERIFY = importlib.util.find_spec("pipevault.store.check.verify") is not None
+HAS_VERIFY = importlib.util.find_spec("pipevault.store.check") is not None
 SHARED = b"shared by all" * 100
 NAMES = ("a", "b", "c", "d")
 names = st.sampled_from(NAMES)
@@ -276,7 +276,7 @@ class VaultMachine(RuleBasedStateMachine):
     @precondition(lambda self: HAS_VERIFY)
     @rule(fix=st.booleans())
     def verify(self, fix: bool) -> None:
-        from pipevault.store.check.verify import verify
+        from pipevault.store.check import verify
 
         whole = {name for name in NAMES if self.is_whole(name)}
         verify(self.vault, fix=fix, progress=lambda *_: None)

@@ -1,22 +1,30 @@
-"""Findings: what is not as it should be in a vault, by the same checks as those of a load.
+"""Checking everything in a vault, by the same checks as those of a load, and moving what is bad to quarantine.
 
-See :mod:`pipevault.store.check.verify`.
+Bad is what a load would refuse: a manifest or an artifact that is not what was published or that others may write, a
+pin or a signature that cannot be used. The rest is notable and does no harm: artifacts that no entry names, foreign
+files, pins and signatures whose entry is gone, staging folders of dead processes.
+
+Nothing is locked, and other processes may work in the vault meanwhile: what looks bad is looked at once more before it
+is moved.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, NewerVaultError, PinError, SignatureError, UnsafeVaultError, VaultError
+from pipevault.files.byte_progress import Progress, ignore_progress
 from pipevault.files.opened import open_verified
-from pipevault.store.layout import Layout
+from pipevault.store.layout import Layout, digest_or_none, signer_of
 from pipevault.store.manifest import Manifest, read_manifest
-from pipevault.store.places import iter_foreign
+from pipevault.store.marker import ensure_vault
+from pipevault.store.places import iter_foreign, iter_keys, spread
 from pipevault.store.retention.leftovers import find_leftovers
 from pipevault.store.retention.pins import pin_names, read_pin
 from pipevault.store.retention.removal import ORPHAN_MIN_AGE_S
@@ -49,7 +57,136 @@ class Finding:
     mended: bool = False
 
 
-def vault_findings(vault: Vault, keys: Sequence[Digest]) -> Iterator[Finding]:
+@dataclass(frozen=True)
+class VerifyReport:
+    """``entries``: manifests that were found; ``artifacts``: files that were read, ``read_bytes`` in all."""
+
+    entries: int
+    artifacts: int
+    read_bytes: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def bad(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.bad)
+
+    @property
+    def notable(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if not finding.bad)
+
+    @property
+    def sound(self) -> bool:
+        """True if all that is bad was put out of the way."""
+        return all(finding.mended for finding in self.bad)
+
+    @property
+    def broken_keys(self) -> tuple[Digest, ...]:
+        """The entries that could not be used, sorted."""
+        return tuple(sorted({key for finding in self.bad for key in finding.keys}))
+
+
+def verify(
+    vault: Vault,
+    *,
+    fix: bool = False,
+    progress: Progress = ignore_progress,
+    trusted: Sequence[PublicKey] = (),
+    policy: str = "off",
+) -> VerifyReport:
+    """Check everything; each artifact is read once. With ``fix``, what is bad goes to quarantine and nothing else.
+
+    Entries that a bad artifact makes useless go with it, so that the next load misses and freezes them again. Folders
+    that others may write, pins that cannot be read and what a later pipevault wrote are left to people. With ``policy``
+    ``require``, an entry without a good signature by one of ``trusted`` is bad, and stays for somebody to sign.
+    :class:`NotAVaultError`, :class:`DamagedVaultError`, :class:`NewerVaultError`: the marker. :class:`VaultError`: a
+    folder cannot be listed.
+    :class:`VaultNotWritableError`: ``fix`` in a vault that cannot be written.
+    """
+    if fix:
+        vault.require_writable("Run without --fix.")
+    layout = vault.layout
+    ensure_vault(layout, create=False)
+    # The artifacts first: one whose manifest is published meanwhile must count as named.
+    names = (digest_or_none(file.name) for file in spread(layout, layout.artifacts_dir))
+    uses: dict[Digest, tuple[Use, ...]] = {digest: () for digest in names if digest is not None}
+    keys = list(iter_keys(layout))
+    signatures: dict[Digest, list[Path]] = defaultdict(list)
+    for path in (Path(file.path) for file in spread(layout, layout.signatures_dir)):
+        if (key := layout.key_of_signature(path)) is not None:
+            signatures[key].append(path)
+    findings, later = list[Finding](), list[Finding]()
+    # One manifest is held at a time: a vault may have more than fit in memory.
+    for key in keys:
+        manifest, found = _check_manifest(vault, key)
+        findings += found
+        if manifest is None:
+            continue
+        for digest, size_bytes in manifest.artifact_sizes.items():
+            uses[digest] = (*uses.get(digest, ()), (key, size_bytes))
+        later += _signature_findings(layout, manifest, map(signer_of, signatures.get(key, ())), trusted)
+        if policy == "require":
+            later += _unsigned_findings(layout, manifest, trusted)
+    artifacts, read_bytes = 0, 0
+    total_bytes = sum(_file_size_bytes(layout.artifact_file(digest)) or 0 for digest in uses)
+    progress(0, total_bytes)
+    for digest in sorted(uses):
+        path = layout.artifact_file(digest)
+        artifacts += os.path.lexists(path)
+        read_bytes += _file_size_bytes(path) or 0
+        found = list(artifact_findings(vault, digest, uses[digest]))
+        if found and not os.path.lexists(path):  # perhaps removed with its entries since they were read
+            found = list(_artifact_now(vault, digest, [key for key, _ in uses[digest]]))
+        findings += found
+        progress(read_bytes, max(total_bytes, read_bytes))
+    findings += _vault_findings(vault, keys)
+    findings += _notable_findings(layout, (digest for digest in sorted(uses) if not uses[digest]), signatures)
+    findings = _merged([*findings, *later])
+    if fix:
+        findings = [_mended(vault, finding, trusted) if finding.movable else finding for finding in findings]
+    return VerifyReport(len(keys), artifacts, read_bytes, tuple(findings))
+
+
+def _artifact_now(vault: Vault, digest: Digest, keys: Iterable[Digest]) -> Iterator[Finding]:
+    uses = _still_used(vault, digest, keys)
+    if uses or os.path.lexists(vault.layout.artifact_file(digest)):
+        yield from artifact_findings(vault, digest, uses)
+
+
+def _still_used(vault: Vault, digest: Digest, keys: Iterable[Digest]) -> list[Use]:
+    """Those of ``keys`` whose entries, as they are now, name the artifact, and the sizes that they say."""
+    sizes = ((key, manifest.artifact_sizes) for key in keys if (manifest := _check_manifest(vault, key)[0]))
+    return [(key, size_bytes[digest]) for key, size_bytes in sizes if digest in size_bytes]
+
+
+def _mended(vault: Vault, finding: Finding, trusted: Sequence[PublicKey]) -> Finding:
+    """Move what is bad, unless that is over; manifests go before the artifact that they name."""
+    now = next((now for now in _look_again(vault, finding, trusted) if now.movable and now.path == finding.path), None)
+    if now is None:
+        return replace(finding, mended=True)
+    going = [finding.path]
+    if finding.kind == "artifact":
+        used = _still_used(vault, Digest(finding.path.name), finding.keys)
+        going = [*(vault.layout.manifest_file(key) for key, _ in used), finding.path]
+    moved = [path for place in going if (path := vault.quarantine(place, now.reason)) is not None]
+    return replace(finding, quarantined=tuple(moved), mended=not any(map(os.path.lexists, going)))
+
+
+def _look_again(vault: Vault, finding: Finding, trusted: Sequence[PublicKey]) -> Iterator[Finding]:
+    layout, path = vault.layout, finding.path
+    if (digest := layout.digest_of_artifact(path)) is not None:
+        yield from _artifact_now(vault, digest, finding.keys)
+    elif (key := layout.key_of_manifest(path)) is not None:
+        manifest, found = _check_manifest(vault, key)
+        yield from found
+        for digest, size_bytes in manifest.artifact_sizes.items() if manifest else ():
+            yield from _size_findings(layout, digest, [(key, size_bytes)])
+    elif (key := layout.key_of_signature(path)) is not None:
+        manifest, _ = _check_manifest(vault, key)
+        if manifest is not None:
+            yield from _signature_findings(layout, manifest, [signer_of(path)], trusted)
+
+
+def _vault_findings(vault: Vault, keys: Sequence[Digest]) -> Iterator[Finding]:
     """Check who owns the vault's folder, those above it and the marker, and who may write them."""
     try:
         check_root(vault.root, trust=vault.trust)
@@ -59,7 +196,7 @@ def vault_findings(vault: Vault, keys: Sequence[Digest]) -> Iterator[Finding]:
         yield from _owner_findings(vault, "folder", vault.layout.vault_file, tuple(keys))
 
 
-def check_manifest(vault: Vault, key: Digest) -> tuple[Manifest | None, list[Finding]]:
+def _check_manifest(vault: Vault, key: Digest) -> tuple[Manifest | None, list[Finding]]:
     """Return the manifest, if its bytes are what was published, and what is wrong with them or its owner; nothing of
     one that is gone.
     """
@@ -85,13 +222,13 @@ def artifact_findings(vault: Vault, digest: Digest, uses: Sequence[Use]) -> Iter
     except CorruptEntryError as error:
         yield Finding("artifact", path, str(error), keys=keys, movable=True)
         return
-    yield from size_findings(vault.layout, digest, uses)
+    yield from _size_findings(vault.layout, digest, uses)
     yield from _owner_findings(vault, "artifact", path, keys)
 
 
-def size_findings(layout: Layout, digest: Digest, uses: Sequence[Use]) -> Iterator[Finding]:
+def _size_findings(layout: Layout, digest: Digest, uses: Sequence[Use]) -> Iterator[Finding]:
     """Find the manifests that say another size than the artifact has."""
-    found_bytes = file_size_bytes(layout.artifact_file(digest))
+    found_bytes = _file_size_bytes(layout.artifact_file(digest))
     for key, size_bytes in uses:
         if found_bytes not in (None, size_bytes):
             path = layout.manifest_file(key)
@@ -99,7 +236,7 @@ def size_findings(layout: Layout, digest: Digest, uses: Sequence[Use]) -> Iterat
             yield Finding("manifest", path, reason, keys=(key,), movable=True)
 
 
-def signature_findings(
+def _signature_findings(
     layout: Layout, manifest: Manifest, key_ids: Iterable[str], trusted: Sequence[PublicKey]
 ) -> Iterator[Finding]:
     """Find the signatures that prove nothing; those by keys that are not trusted are read, not verified."""
@@ -109,7 +246,7 @@ def signature_findings(
             yield Finding(kind, state.path, f"{state.path}: {state.reason}.", movable=not state.newer)
 
 
-def unsigned_findings(layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey]) -> Iterator[Finding]:
+def _unsigned_findings(layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey]) -> Iterator[Finding]:
     """Find an entry that no load accepts where signatures are required."""
     try:
         check_signature(layout, manifest, policy="require", trusted=trusted)
@@ -118,7 +255,7 @@ def unsigned_findings(layout: Layout, manifest: Manifest, trusted: Sequence[Publ
         yield Finding("signature", layout.manifest_file(key), str(error), keys=(key,))
 
 
-def notable_findings(
+def _notable_findings(
     layout: Layout, unnamed: Iterable[Digest], signatures: Mapping[Digest, Sequence[Path]]
 ) -> Iterator[Finding]:
     """Find what stands next to the entries: ``unnamed`` artifacts, pins, those of the ``signatures`` whose entry is
@@ -145,7 +282,7 @@ def notable_findings(
             yield Finding("staging", item.path, f"{item.path}: {item.reason}. Remove it: pipevault prune", bad=False)
 
 
-def merged(findings: Iterable[Finding]) -> list[Finding]:
+def _merged(findings: Iterable[Finding]) -> list[Finding]:
     """Return one finding for each file: the first of a kind, with the keys of all; no orphan is bad, too."""
     first: dict[tuple[str, Path], Finding] = {}
     keys: dict[tuple[str, Path], set[Digest]] = {}
@@ -157,7 +294,7 @@ def merged(findings: Iterable[Finding]) -> list[Finding]:
     return [replace(finding, keys=tuple(sorted(keys[place]))) for place, finding in first.items()]
 
 
-def file_size_bytes(path: Path) -> int | None:
+def _file_size_bytes(path: Path) -> int | None:
     """Return the size of a file; ``None`` if there is none."""
     try:
         return os.stat(path).st_size
