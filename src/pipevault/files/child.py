@@ -29,11 +29,11 @@ def run_child(
     environment: Mapping[str, str],
     timeout_s: float | None = None,
 ) -> None:
-    """Run ``python -m module *arguments`` until it ends, with ``environment`` laid over this process's.
+    """Run ``python -m module *arguments`` in ``folder``, with ``environment`` laid over this process's; ``name`` is
+    what messages call it.
 
-    ``folder`` is where the child works, ``name`` what messages call it. Raises the error that the child left, and
-    :class:`PipevaultError` with the last lines that it printed if it failed otherwise, was killed, or took over
-    ``timeout_s``. However this is left, the child and what it started are gone.
+    Raises the error that the child left, and :class:`PipevaultError` with the last lines that it printed if it failed
+    otherwise, was killed, or took over ``timeout_s``. However this is left, the child and what it started are gone.
     """
     with (folder / OUTPUT_FILE).open("wb") as output:
         process = subprocess.Popen(

@@ -36,9 +36,8 @@ class NotLocked(Enum):
 
 
 class HeldLock:
-    """The lock of the file or folder that stood at ``path`` when it was taken; belongs to the process that took it.
-
-    A child that is forked meanwhile does not share it, unless it is ``inherited``: then it is held until both ended.
+    """The lock of the file or folder that stood at ``path`` when it was taken. A child that is forked meanwhile does
+    not share it, unless it is ``inherited``: then it is held until both ended.
     """
 
     def __init__(self, path: Path, descriptor: int, *, inherited: bool = False) -> None:
@@ -76,9 +75,8 @@ class HeldLock:
 
 
 def lock_descriptor(descriptor: int, *, shared: bool = False) -> NotLocked | None:
-    """Lock what is open as ``descriptor`` until that is closed; say why not, else ``None``. Never waits.
-
-    ``shared``: others may have a shared lock too. ``OSError`` if it cannot be locked for another reason.
+    """Lock what is open as ``descriptor`` until that is closed; say why not, else ``None``. Never waits. ``shared``:
+    others may have a shared lock too. ``OSError`` if it cannot be locked for another reason.
     """
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -92,9 +90,8 @@ def lock_descriptor(descriptor: int, *, shared: bool = False) -> NotLocked | Non
 
 
 def lock_open(descriptor: int, path: Path, *, shared: bool = False, inherited: bool = False) -> HeldLock | NotLocked:
-    """Take the lock of what is open as ``descriptor``, which is closed with the lock, or now if there is none.
-
-    Raises like :func:`lock_descriptor`.
+    """Take the lock of what is open as ``descriptor``, which is closed with the lock, or now if there is none. Raises
+    like :func:`lock_descriptor`.
     """
     try:
         why_not = lock_descriptor(descriptor, shared=shared)
@@ -108,9 +105,8 @@ def lock_open(descriptor: int, path: Path, *, shared: bool = False, inherited: b
 
 
 def try_lock(path: Path) -> HeldLock | NotLocked:
-    """Take the lock of the file at ``path``, which is made if need be; never waits.
-
-    ``OSError`` if the file cannot be opened or locked for another reason.
+    """Take the lock of the file at ``path``, which is made if need be; never waits. Raises like
+    :func:`lock_descriptor`.
     """
     flags = SAFE_FLAGS | os.O_NOFOLLOW
     try:
@@ -129,9 +125,8 @@ def try_lock(path: Path) -> HeldLock | NotLocked:
 
 @contextmanager
 def locked(path: Path, *, timeout_s: float) -> Iterator[bool]:
-    """Hold the lock of the file that stands at ``path`` while the block runs; ``False`` if it could not be had.
-
-    For locks that are held for a moment and only save work: nothing raises.
+    """Hold the lock of the file that stands at ``path`` while the block runs; ``False`` if it could not be had. For
+    locks that are held for a moment and only save work: nothing raises.
     """
     held = _wait(path, timeout_s)
     try:

@@ -88,11 +88,10 @@ def open_verified(
     what: str,
     is_changeable: Question = lambda descriptor, status: False,
 ) -> OpenedFile:
-    """Open ``path`` and verify its bytes; ``what`` names it in errors.
+    """Open ``path`` and verify its bytes; ``what`` names it in errors. :class:`~pipevault.errors.CorruptEntryError`: it
+    is missing, unreadable, no regular file, or has other bytes than ``digest`` and ``size_bytes`` say.
 
-    ``is_changeable`` is asked, with the descriptor and its status, whether somebody else could write to the file while
-    it is in use, and may raise what it has against the file. :class:`~pipevault.errors.CorruptEntryError`: the file is
-    missing, cannot be read, is not a regular file, or has other bytes than ``digest`` and ``size_bytes`` say.
+    ``is_changeable`` is asked whether somebody else could write to the open file while it is in use, and may raise.
     """
     with ExitStack() as stack:
         file = stack.enter_context(_open(path, what))

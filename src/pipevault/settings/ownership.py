@@ -49,7 +49,6 @@ ONLY_THIS_USER = Trust()
 
 def id_of(name: str, setting: str) -> int:
     """Return the number of a user of ``trusted_users`` or a group of ``trusted_groups``, which may be given as such.
-
     :class:`SettingsError`: no user or group has this name.
     """
     if name.isdecimal():

@@ -27,10 +27,8 @@ _TRUTHS: Mapping[str, bool] = {"1": True, "true": True, "yes": True, "0": False,
 
 @dataclass(frozen=True)
 class Tier:
-    """One of several vaults that are searched in order.
-
-    ``signature`` overrides the setting of that name here. ``copy``: whether a hit is copied to the nearest vault before
-    it that can be written.
+    """One of several vaults that are searched in order. ``signature`` overrides the setting of that name here.
+    ``copy``: whether a hit is copied to the nearest vault before it that can be written.
     """
 
     dir: Path
@@ -53,9 +51,8 @@ def invalid(name: str, value: Any, expected: str) -> SettingsError:
 
 
 def refuse_unknown(kind: str, given: Iterable[str], known: Sequence[str], where: str = "", prefix: str = "") -> None:
-    """Raise :class:`SettingsError` for a name in ``given`` that is not ``known``, with the nearest that is.
-
-    ``prefix`` stands before each name in the message.
+    """Raise :class:`SettingsError` for a name in ``given`` that is not ``known``, with the nearest that is; ``prefix``
+    stands before each name in the message.
     """
     for name in sorted(set(given) - set(known)):
         near = get_close_matches(name, known, n=1)

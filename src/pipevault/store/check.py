@@ -76,7 +76,6 @@ class VerifyReport:
 
     @property
     def sound(self) -> bool:
-        """True if all that is bad was put out of the way."""
         return all(finding.mended for finding in self.bad)
 
     @property
@@ -98,9 +97,8 @@ def verify(
     Entries that a bad artifact makes useless go with it, so that the next load misses and freezes them again. Folders
     that others may write, pins that cannot be read and what a later pipevault wrote are left to people. With ``policy``
     ``require``, an entry without a good signature by one of ``trusted`` is bad, and stays for somebody to sign.
-    :class:`NotAVaultError`, :class:`DamagedVaultError`, :class:`NewerVaultError`: the marker. :class:`VaultError`: a
-    folder cannot be listed.
-    :class:`VaultNotWritableError`: ``fix`` in a vault that cannot be written.
+    :class:`VaultError`: the marker, or a folder that cannot be listed. :class:`VaultNotWritableError`: ``fix`` in a
+    vault that cannot be written.
     """
     if fix:
         vault.require_writable("Run without --fix.")
@@ -153,7 +151,7 @@ def _artifact_now(vault: Vault, digest: Digest, keys: Iterable[Digest]) -> Itera
 
 
 def _still_used(vault: Vault, digest: Digest, keys: Iterable[Digest]) -> list[Use]:
-    """Those of ``keys`` whose entries, as they are now, name the artifact, and the sizes that they say."""
+    """Those of ``keys`` whose entries name the artifact now, and the sizes that they say."""
     sizes = ((key, manifest.artifact_sizes) for key in keys if (manifest := _check_manifest(vault, key)[0]))
     return [(key, size_bytes[digest]) for key, size_bytes in sizes if digest in size_bytes]
 
@@ -187,7 +185,6 @@ def _look_again(vault: Vault, finding: Finding, trusted: Sequence[PublicKey]) ->
 
 
 def _vault_findings(vault: Vault, keys: Sequence[Digest]) -> Iterator[Finding]:
-    """Check who owns the vault's folder, those above it and the marker, and who may write them."""
     try:
         check_root(vault.root, trust=vault.trust)
     except UnsafeVaultError as error:
@@ -197,9 +194,7 @@ def _vault_findings(vault: Vault, keys: Sequence[Digest]) -> Iterator[Finding]:
 
 
 def _check_manifest(vault: Vault, key: Digest) -> tuple[Manifest | None, list[Finding]]:
-    """Return the manifest, if its bytes are what was published, and what is wrong with them or its owner; nothing of
-    one that is gone.
-    """
+    """Return the manifest, if its bytes are what was published, and what is wrong with them or its owner."""
     path = vault.layout.manifest_file(key)
     manifest, findings = None, []
     try:
@@ -227,7 +222,6 @@ def artifact_findings(vault: Vault, digest: Digest, uses: Sequence[Use]) -> Iter
 
 
 def _size_findings(layout: Layout, digest: Digest, uses: Sequence[Use]) -> Iterator[Finding]:
-    """Find the manifests that say another size than the artifact has."""
     found_bytes = _file_size_bytes(layout.artifact_file(digest))
     for key, size_bytes in uses:
         if found_bytes not in (None, size_bytes):
@@ -247,7 +241,6 @@ def _signature_findings(
 
 
 def _unsigned_findings(layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey]) -> Iterator[Finding]:
-    """Find an entry that no load accepts where signatures are required."""
     try:
         check_signature(layout, manifest, policy="require", trusted=trusted)
     except SignatureError as error:
@@ -258,9 +251,7 @@ def _unsigned_findings(layout: Layout, manifest: Manifest, trusted: Sequence[Pub
 def _notable_findings(
     layout: Layout, unnamed: Iterable[Digest], signatures: Mapping[Digest, Sequence[Path]]
 ) -> Iterator[Finding]:
-    """Find what stands next to the entries: ``unnamed`` artifacts, pins, those of the ``signatures`` whose entry is
-    gone, foreign files and what dead processes left. Only a pin can be bad.
-    """
+    """Find what stands next to the entries, ``unnamed`` artifacts among it. Only a pin can be bad."""
     for path in map(layout.artifact_file, unnamed):
         try:
             age_s = time.time() - os.lstat(path).st_mtime
@@ -295,7 +286,6 @@ def _merged(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _file_size_bytes(path: Path) -> int | None:
-    """Return the size of a file; ``None`` if there is none."""
     try:
         return os.stat(path).st_size
     except OSError:
@@ -317,9 +307,8 @@ def _pin_findings(layout: Layout) -> Iterator[Finding]:
 
 
 def _owner_findings(vault: Vault, kind: str, path: Path, keys: tuple[Digest, ...]) -> Iterator[Finding]:
-    """Check who owns ``path`` and the folders from it up to the vault's, and who may write them, if it exists.
-
-    Nothing is moved: the file may be whole, and who is trusted is a matter of settings.
+    """Check ``path`` and the folders from it up to the vault's. Nothing is movable: the file may be whole, and who is
+    trusted is a matter of settings.
     """
     try:
         check_ownership(path, root=vault.root, trust=vault.trust)

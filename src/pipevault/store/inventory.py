@@ -41,10 +41,8 @@ Named = tuple[frozenset[Digest], frozenset[Digest]]
 
 @dataclass(frozen=True)
 class FoundManifest:
-    """A file at a manifest's place. ``artifacts`` and ``needs``: what it names or, unless it is ``understood``, every
-    digest in it.
-
-    One that is damaged, of a later format or another key's is not understood.
+    """A file at a manifest's place. ``artifacts`` and ``needs``: what it names or, unless it is ``understood`` (it is
+    damaged, of a later format or another key's), every digest in it.
     """
 
     key: Digest
@@ -96,7 +94,7 @@ def find_spread(layout: Layout, folder: Path, *, skip_unreadable: bool = False) 
 
 
 def find_files(folder: Path) -> dict[Path, os.stat_result]:
-    """Return every regular file below ``folder``, sorted; an absent folder holds none. No link is followed."""
+    """Return every regular file below ``folder``, which may be absent, sorted. No link is followed."""
     with vault_errors(folder, "listed"):
         paths = sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
         return {path: found for path in paths if (found := _look(path))}
@@ -129,7 +127,6 @@ def size_bytes_of(path: Path) -> int:
 
 def mentioned(layout: Layout, digests: Collection[Digest], *, without: Collection[Digest] = ()) -> set[Digest]:
     """Return those of ``digests`` that a manifest names, whatever it means by it; those of ``without`` do not count.
-
     Few are searched for in the bytes, which is much faster than to understand them. Raises like :func:`find_manifests`.
     """
     if len(digests) > _MOST_SEARCHED:
@@ -149,8 +146,7 @@ def mentioned(layout: Layout, digests: Collection[Digest], *, without: Collectio
 
 def read_published(layout: Layout, key: Digest) -> Manifest | None:
     """Return the manifest of ``key``, without its ``parts``, to show it; it is as it was published.
-
-    Any other manifest is read, and refused, by :func:`pipevault.store.manifest.read_manifest`.
+    :func:`~pipevault.store.manifest.read_manifest` refuses any other.
     """
     with suppress(OSError, ValueError, RecursionError):
         data = read_file(layout.manifest_file(key))

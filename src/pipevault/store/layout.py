@@ -1,25 +1,6 @@
 """Every path of a vault, and back: which key or digest a path names. Pure; touches no file.
 
-::
-
-    vault.json                          marker with the format version
-    entries/<shelf>/<key digest>.json   manifest of one entry, published last
-    artifacts/<aa>/<digest>             content-addressed bytes
-    locks/<key digest>.lock             advisory lock of a key
-    locks/<key digest>.holder.json      who holds it
-    locks/<key digest>.guard            locked for a moment while the two above are changed
-    tmp/<host>.<pid>.<mark>.<random>/   staging folder of one process
-    pins/<name>.json                    an entry that no pruning removes, by name
-    leases/<key digest>.<host>.<pid>.<random>   locked while the process that loaded the entry lives
-    uses/<aa>/<key digest>              empty; its time of change is that of the last use
-    signatures/<aa>/<key digest>.<public key id>.json   a signature over the manifest
-    events/<host>.<pid>.<mark>.<random>.jsonl   what one process counted
-    events/totals.json                  sums over such files that are gone
-    events/totals.lock                  locked while they are read or written
-    quarantine/<time>-<random>-<name>   a bad file that was moved away; the reason is in ``….reason.txt``
-
-``<aa>`` is the first two hexadecimal digits of the digest that follows it, ``<shelf>`` the last 16 of the key: entries
-of one shelf (:attr:`pipevault.key.Key.shelf`) stand in one folder.
+``cache_layout.md`` draws the tree.
 """
 
 from __future__ import annotations
@@ -133,34 +114,29 @@ class Layout:
         return quarantined.with_name(f"{quarantined.name}.reason.txt")
 
     def key_of_manifest(self, path: Path) -> Digest | None:
-        """Return the key whose manifest stands at ``path``, or ``None`` if no manifest has this path."""
+        """Return the key whose manifest has the path ``path``, or ``None``."""
         return _digest_if_at(path, self.manifest_file)
 
     def digest_of_artifact(self, path: Path) -> Digest | None:
-        """Return the digest that ``path`` promises, or ``None`` if no artifact has this path."""
         return _digest_if_at(path, self.artifact_file)
 
     def key_of_lock(self, path: Path) -> Digest | None:
-        """Return the key to whose lock (or holder note, or guard) ``path`` belongs, or ``None``."""
+        """Return the key to whose lock, holder note or guard ``path`` belongs, or ``None``."""
         return _digest_if_at(path, self.lock_file, self.holder_file, self.guard_file)
 
     def key_of_lease(self, path: Path) -> Digest | None:
-        """Return the key that a lease at ``path`` holds, or ``None``."""
         name = _LEASE_NAME.fullmatch(path.name)
         return Digest(name[1]) if name and path.parent == self.leases_dir else None
 
     def key_of_signature(self, path: Path) -> Digest | None:
-        """Return the key of the entry that a signature at ``path`` is for, or ``None``."""
         name = _SIGNATURE_NAME.fullmatch(path.name)
         return _digest_if_at(path, partial(self.signature_file, public_key_id=name[1])) if name else None
 
     def pin_name(self, path: Path) -> str | None:
-        """Return the name of the pin at ``path``, or ``None``."""
         name = path.name.removesuffix(".json")
         return name if PIN_NAME.fullmatch(name) and path == self.pin_file(name) else None
 
     def is_staging(self, path: Path) -> bool:
-        """Return whether ``path`` is the staging folder of some process."""
         return path.parent == self.tmp_dir and _STAGING_NAME.fullmatch(path.name) is not None
 
     def is_marked_staging(self, path: Path) -> bool:
@@ -169,7 +145,6 @@ class Layout:
         return name is not None and name[1] is not None
 
     def is_events(self, path: Path) -> bool:
-        """Return whether ``path`` holds what a process counted."""
         return path.parent == self.events_dir and _EVENTS_NAME.fullmatch(path.name) is not None
 
     def is_shard(self, path: Path) -> bool:
@@ -206,7 +181,6 @@ def signer_of(signature: Path) -> str:
 
 
 def digest_or_none(text: str) -> Digest | None:
-    """Read a digest, if ``text`` is one."""
     try:
         return Digest(text)
     except ValueError:
@@ -214,10 +188,7 @@ def digest_or_none(text: str) -> Digest | None:
 
 
 def _process_name(host: str, pid: int, random_hex: str, mark: str = "") -> str:
-    """``<host>.<pid>.[<mark>.]<16 hexadecimal digits>``, the name of what belongs to one process.
-
-    ``mark``: 24 digits that tell the process from others of its number, see :mod:`pipevault.files.liveness`.
-    """
+    """``<host>.<pid>.[<mark>.]<16 hexadecimal digits>``; ``mark``: see :mod:`pipevault.files.liveness`."""
     return ".".join(filter(None, (_UNSAFE_IN_NAME.sub("-", host)[:64] or "host", str(pid), mark, random_hex)))
 
 

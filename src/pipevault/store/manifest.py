@@ -108,10 +108,8 @@ class ArtifactRef:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Immutable once published. ``parts`` and ``info`` are copied to plain JSON (tuples become lists), ``needs``, the
-    keys of the graphs of a plan, is sorted and freed of doubles.
-
-    ``ValueError``: something is not plain JSON, or two artifacts share a name or disagree about a size.
+    """Immutable once published. ``parts`` and ``info`` are copied to plain JSON, ``needs`` is sorted and freed of
+    doubles. ``ValueError``: something is not plain JSON, or two artifacts share a name or disagree about a size.
     """
 
     key: Key
@@ -241,9 +239,8 @@ def read_manifest(layout: Layout, key: Digest) -> Manifest | None:
 
 
 def parse_manifest(data: bytes, path: Path, key: Digest) -> Manifest:
-    """Return the manifest of ``key`` in the bytes of the file ``path``.
-
-    :class:`CorruptEntryError` if it is damaged, edited or another key's; :class:`NewerVaultError`.
+    """Return the manifest of ``key`` in the bytes of the file ``path``. :class:`CorruptEntryError` if it is damaged,
+    edited or another key's; :class:`NewerVaultError`.
     """
     manifest = Manifest.from_bytes(data, path)
     if manifest.key.digest != key:

@@ -30,9 +30,8 @@ def children(folder: Path) -> list[Path]:
 
 
 def spread(layout: Layout, folder: Path, *, skip_unreadable: bool = False) -> list[os.DirEntry[str]]:
-    """List the files in the folders that ``folder`` is spread over which belong there by their names, sorted.
-
-    With ``skip_unreadable``, one of those folders that cannot be read is left out.
+    """List the files in the folders that ``folder`` is spread over which belong there by their names, sorted. With
+    ``skip_unreadable``, one of those folders that cannot be read is left out.
     """
     skipped = OSError if skip_unreadable else FileNotFoundError  # a shelf goes when it is empty
     found: list[os.DirEntry[str]] = []
@@ -82,7 +81,6 @@ def key_in(name: str) -> Digest | None:
 
 def the_key(prefix: str, keys: Iterable[Digest], what: str) -> Digest:
     """Return the one of ``keys``, those of each ``what``, that begins with ``prefix``.
-
     :class:`~pipevault.errors.UnknownKeyError`: none or, with ``candidates``, several.
     """
     wanted = prefix.strip().lower()

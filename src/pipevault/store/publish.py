@@ -34,7 +34,6 @@ _SHELF_TRIES = 10
 @contextmanager
 def staging_folder(layout: Layout) -> Iterator[Path]:
     """Make a new folder with a unique name, private to this user, held while this process lives, removed at exit.
-
     Raises like :func:`pipevault.files.atomic.make_folder`.
     """
     make_folder(layout.tmp_dir)
@@ -53,14 +52,12 @@ def staging_folder(layout: Layout) -> Iterator[Path]:
 
 
 def own_place(layout: Layout) -> Path:
-    """Return a new unique name of this process's in ``tmp/``."""
     return layout.staging_dir(host=socket.gethostname(), pid=os.getpid(), random_hex=secrets.token_hex(8))
 
 
 def write_document(layout: Layout, path: Path, data: bytes) -> None:
-    """Create or replace a small file of the vault in one step; its folder is made if need be.
-
-    Raises like :func:`pipevault.files.atomic.write_file`.
+    """Create or replace a small file of the vault in one step; its folder is made if need be. Raises like
+    :func:`pipevault.files.atomic.write_file`.
     """
     make_folder(path.parent)
     with staging_folder(layout) as folder:
@@ -95,9 +92,8 @@ def publish_entry(layout: Layout, manifest: Manifest, files: Mapping[Digest, Pat
 
 
 def quarantine_file(layout: Layout, path: Path, reason: str) -> Path | None:
-    """Move a bad file of the vault to ``quarantine/`` with a note of the ``reason``; return its new path.
-
-    ``None`` if it could not be moved (the vault is read-only or full), or was gone already.
+    """Move a bad file to ``quarantine/`` with a note of the ``reason``; return its new path. ``None`` if it could not
+    be moved (the vault is read-only or full), or was gone already.
     """
     if path == layout.root or not path.is_relative_to(layout.root):
         raise ValueError(f"{path} is not a file of the vault {layout.root}.")

@@ -98,8 +98,8 @@ class Vault:
     def lookup(self, key: Digest) -> Manifest | None:
         """Return the manifest of ``key``, or ``None`` if no entry has it; its artifacts are not looked at.
 
-        :class:`CorruptEntryError`: unreadable, edited, or another key's. :class:`NewerVaultError`: of a
-        later format. :class:`UnsafeVaultError`: others may write it, the vault or a folder above it.
+        :class:`CorruptEntryError`: unreadable, edited, or another key's. :class:`NewerVaultError`.
+        :class:`UnsafeVaultError`: others may write it, the vault or a folder above it.
         """
         read = self.read_entry(key)
         if read is not None and read.unowned is not None:
@@ -134,9 +134,8 @@ class Vault:
             return False
 
     def owned_path(self, ref: ArtifactRef) -> Path:
-        """Return the path of ``ref``'s bytes; owner and permissions were checked just now.
-
-        :class:`CorruptEntryError`: it is missing or cannot be looked at. :class:`UnsafeVaultError`.
+        """Return the path of ``ref``'s bytes; owner and permissions were checked just now. :class:`CorruptEntryError`:
+        it is missing or cannot be looked at. :class:`UnsafeVaultError`.
         """
         path = self.layout.artifact_file(ref.digest)
         with _unreadable(path):
@@ -170,10 +169,9 @@ class Vault:
         """Make the entry visible: copy ``files`` (by artifact digest) and write the manifest last.
 
         Load the manifest that is returned, the one that now stands in the vault: another process may have been first.
-        Every artifact must be in ``files`` or intact in the vault. An entry of this key that is whole is kept as it is,
-        and so is an intact artifact; what is damaged goes to quarantine and is replaced.
-        :class:`CorruptEntryError`: a file is not what the manifest says, or an artifact is nowhere.
-        :class:`NewerVaultError`: the entry there has a later format, and stays.
+        Every artifact must be in ``files`` or intact in the vault. What is whole or intact is kept as it is; what is
+        damaged goes to quarantine and is replaced. :class:`CorruptEntryError`: a file is not what the manifest says, or
+        an artifact is nowhere. :class:`NewerVaultError`: the entry there has a later format, and stays.
         :class:`VaultFullError`, :class:`VaultNotWritableError`: the entry is absent or whole.
         """
         self.require_writable()
@@ -183,10 +181,9 @@ class Vault:
         return self.lookup(manifest.key.digest) or standing  # somebody else's: it must be owned like any other
 
     def publish_copy(self, source: Layout, manifest: Manifest, files: Mapping[Digest, Path]) -> Manifest:
-        """Publish an entry of another vault, or of a bundle, with what signs it. Answers like :meth:`publish`.
-
-        The signatures go first, so that no reader meets the copy without them, and go again if the copy does not come
-        to stand there.
+        """Publish an entry of another vault, or of a bundle, with what signs it. Answers like :meth:`publish`. The
+        signatures go first, so that no reader meets the copy without them, and go again if the copy does not come to
+        stand there.
         """
         placed: list[Path] = []
         standing = None
@@ -215,7 +212,7 @@ class Vault:
         return key_lock(self.layout, key, timeout_s=timeout_s, on_wait=on_wait)
 
     def quarantine(self, path: Path, reason: str) -> Path | None:
-        """See :func:`pipevault.store.publish.quarantine_file`; ``None`` in a vault that cannot be written, too."""
+        """See :func:`~pipevault.store.publish.quarantine_file`; ``None`` in a vault that cannot be written, too."""
         return quarantine_file(self.layout, path, reason) if self.writable else None
 
     def manifests(self) -> Iterator[Manifest | BrokenManifest]:
@@ -230,16 +227,15 @@ class Vault:
                     yield manifest
 
     def shelf(self, shelf: Digest) -> list[Digest]:
-        """Return the keys on a shelf (:attr:`pipevault.key.Key.shelf`), sorted; none where the shelf does not exist.
-
-        Only names are listed: whoever takes an entry from here compares its factors.
+        """Return the keys on a shelf (:attr:`pipevault.key.Key.shelf`), sorted. Only names are listed: whoever takes an
+        entry from here compares its factors.
         """
         folder = self.layout.shelf_dir(shelf)
         files = children(folder) if folder.is_dir() else []
         return [key for file in files if (key := self.layout.key_of_manifest(file)) is not None]
 
     def find(self, prefix: str) -> Manifest:
-        """Return the entry whose key begins with ``prefix``. Raises like :func:`pipevault.store.places.the_key` and
+        """Return the entry whose key begins with ``prefix``. Raises like :func:`~pipevault.store.places.the_key`,
         :meth:`lookup`.
         """
         key = the_key(prefix, iter_keys(self.layout), f"entry of {self.root}")

@@ -77,7 +77,7 @@ class ExportReport:
 
 @dataclass(frozen=True)
 class _Named:
-    """The part of a manifest that is kept: sizes in bytes by artifact, and the entries that it needs."""
+    """The sizes in bytes by artifact of a manifest, and the entries that it needs."""
 
     artifacts: Mapping[Digest, int]
     needs: tuple[Digest, ...]
@@ -91,13 +91,12 @@ def export_bundle(
     overwrite: bool = False,
     progress: Progress = ignore_progress,
 ) -> ExportReport:
-    """Write the entries ``keys`` and those that they need, with artifacts and signatures, to the bundle ``path``.
+    """Write the entries ``keys`` and those that they need, with artifacts and signatures, to the bundle ``path``, which
+    appears in one step. Equal entries make equal bytes.
 
-    The bundle appears in one step. Equal entries make equal bytes. :class:`UnknownKeyError`: no key was given, no entry
-    has one, or the vault lacks what an entry needs.
-    :class:`CorruptEntryError`, :class:`NewerVaultError`, :class:`UnsafeVaultError`: an entry cannot be exported.
-    :class:`CannotSaveError`: ``path`` exists and ``overwrite`` is not set, lies in the vault, or cannot be written.
-    :class:`BundleError`: too many files for one bundle.
+    :class:`UnknownKeyError`: no key was given, or the vault lacks an entry. :class:`CorruptEntryError`,
+    :class:`NewerVaultError`, :class:`UnsafeVaultError`: an entry cannot be exported. :class:`CannotSaveError`: ``path``
+    exists and ``overwrite`` is not set, lies in the vault, or cannot be written. :class:`BundleError`: too many files.
     """
     wanted = tuple(sorted(set(keys)))
     if not wanted:
@@ -114,18 +113,14 @@ def export_bundle(
 
 
 def bundle_keys(path: Path) -> tuple[Digest, ...]:
-    """Return the keys of the entries that the bundle says it holds, sorted; no content is verified.
-
-    :class:`BundleError`, :class:`NewerBundleError`.
-    """
+    """Return the keys that the bundle says it holds, sorted; no content is verified. :class:`BundleError`."""
     with open_bundle(path) as bundle:
         return bundle.keys
 
 
 def import_to(settings: Settings, path: Path, *, progress: Progress = ignore_progress) -> tuple[Vault, list[Digest]]:
-    """Import into the vault of ``settings.dir``, which is made if there is none, once the whole bundle was verified.
-
-    Return the vault and what :func:`import_bundle` does. Raises like that.
+    """Import into the vault of ``settings.dir``, which is made, if there is none, once the whole bundle was verified.
+    Return the vault and what :func:`import_bundle` does.
     """
     is_new = not os.path.lexists(settings.dir)
     vault = Vault.of(settings, create=True, mark=False)
@@ -193,7 +188,6 @@ def _check_output(vault: Vault, path: Path, overwrite: bool) -> None:
 
 
 def _with_needed(vault: Vault, keys: Iterable[Digest]) -> dict[Digest, Manifest]:
-    """The manifests of ``keys`` and of all entries that these need."""
     found: dict[Digest, Manifest] = {}
     waiting = list(keys)
     for key in waiting:
@@ -217,7 +211,7 @@ def _with_needed(vault: Vault, keys: Iterable[Digest]) -> dict[Digest, Manifest]
 
 
 def _sources(vault: Vault, manifests: Mapping[Digest, Manifest]) -> dict[str, _Source]:
-    """The files that the entries need, by the name of each member, sorted; their bytes are checked when copied."""
+    """The files of the entries by the name of each member, sorted; their bytes are checked when they are copied."""
     layout, found = vault.layout, dict[str, _Source]()
     for key, manifest in manifests.items():
         found[_name(layout.manifest_file(key), vault)] = manifest
@@ -255,7 +249,6 @@ def _write(file: IO[bytes], vault: Vault, sources: Mapping[str, _Source], progre
 
 
 def _document(vault: Vault, source: Manifest | Path) -> bytes:
-    """The bytes of a manifest or of the signature at a path."""
     if isinstance(source, Manifest):
         data, path, limit_bytes = source.to_bytes(), vault.layout.manifest_file(source.key.digest), MANIFEST_LIMIT_BYTES
     else:
@@ -279,8 +272,8 @@ def _name(path: Path, vault: Vault) -> str:
 
 @contextmanager
 def _new_file(path: Path, overwrite: bool) -> Iterator[Path]:
-    """A name for a file that is moved to ``path`` at the end, in a folder next to it that goes whatever happens. If the
-    process is killed, the next export to this place removes it.
+    """A name for a file that is moved to ``path`` at the end, in a folder that goes whatever happens; after a kill,
+    with the next export to this place.
     """
     claim = None
     try:
@@ -304,7 +297,6 @@ def _new_file(path: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _holds(vault: Vault, member: Member) -> bool:
-    """Tell whether the member is an artifact whose bytes the vault has."""
     if member.artifact is None:
         return False
     try:
@@ -329,7 +321,6 @@ def _manifest(bundle: BundleFile, staged: Layout, key: Digest) -> Manifest:
 
 
 def _check_complete(bundle: BundleFile, entries: Mapping[Digest, _Named]) -> None:
-    """Nothing is missing, and nothing is there that no entry needs."""
     held = {member.artifact: member.size_bytes for member in bundle.members if member.artifact is not None}
     for key, entry in entries.items():
         if lacking := [needed for needed in entry.needs if needed not in entries]:
@@ -345,7 +336,7 @@ def _check_complete(bundle: BundleFile, entries: Mapping[Digest, _Named]) -> Non
 
 
 def _standing(vault: Vault, key: Digest) -> str | None:
-    """The manifest digest of the entry that stands in the vault, if it is whole or of a later format."""
+    """The manifest digest of the entry in the vault, if it is whole or of a later format."""
     try:
         manifest = vault.lookup(key)
         for ref in manifest.artifacts if manifest else ():

@@ -1,12 +1,8 @@
 """Leases: entries that a live process has loaded, which no pruning removes.
 
-A lease is the empty file ``leases/<key digest>.<host>.<pid>.<16 hex digits>``, claimed by the process
-(:mod:`pipevault.files.claims`): it counts while its lock is held and, where locks prove nothing, while the process
-leaves signs of life. A forked child inherits the lock: the lease counts until both have ended, or the process that took
-it released it.
-
-Whoever may not write the vault has none: what it opened stays usable, for removed files live on while they are open,
-and what it opens later may be gone, which is a miss.
+A lease is the empty file ``leases/<key digest>.<host>.<pid>.<16 hex digits>``, claimed by the process and its forked
+children (:mod:`pipevault.files.claims`). Whoever may not write the vault has none: what it opened stays usable, and
+what it opens later may be gone, which is a miss.
 """
 
 from __future__ import annotations
@@ -28,10 +24,8 @@ from pipevault.store.places import children
 
 @dataclass
 class Lease:
-    """A hold on an entry. ``problem`` says why there is none; the entry may then be removed while it is in use.
-
-    It ends with :meth:`release` or with the process, and belongs to the process that took it: in a forked child,
-    :meth:`release` does nothing.
+    """A hold on an entry. ``problem`` says why there is none; the entry may then be removed while it is in use. It ends
+    with :meth:`release` or with the process that took it.
     """
 
     key: Digest
@@ -54,7 +48,6 @@ class Lease:
 
 def take_lease(layout: Layout, key: Digest, *, writable: bool = True) -> Lease:
     """Keep the entry ``key`` while this process lives. Never raises: without a lease :attr:`Lease.problem` says why.
-
     Look the entry up *after* this: what was removed before the lease is no longer there, what was not stays.
     """
     if not writable:
@@ -72,7 +65,6 @@ def take_lease(layout: Layout, key: Digest, *, writable: bool = True) -> Lease:
 
 def live_leases(layout: Layout) -> dict[Digest, list[str]]:
     """Return the holders of each lease that counts, such as ``process 4711 on worker-3``, by key; nothing is changed.
-
     :class:`VaultError`: the folder cannot be read.
     """
     holders: dict[Digest, list[str]] = defaultdict(list)

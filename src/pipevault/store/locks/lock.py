@@ -51,7 +51,6 @@ class Holder:
     since: str
 
     def describe(self, now_s: float) -> str:
-        """Return ``process 7 on worker-3 (since 2025-01-31T12:00:00+00:00, 2 min 5 s)``; ``now_s`` since the epoch."""
         when = ", ".join(filter(None, (f"since {self.since}", _elapsed(self.since, now_s))))
         return f"process {self.process.pid} on {self.process.host} ({when})"
 
@@ -60,11 +59,11 @@ class Holder:
 def key_lock(
     layout: Layout, key: Digest, *, timeout_s: float, on_wait: Callable[[str], None] | None = None
 ) -> Iterator[None]:
-    """Hold the lock of ``key``; wait up to ``timeout_s`` seconds (``math.inf``: for ever).
+    """Hold the lock of ``key``; wait up to ``timeout_s`` seconds (``math.inf``: for ever). :class:`LockTimeoutError`;
+    :class:`VaultNotWritableError`: no lock file can be made.
 
     ``on_wait`` gets a sentence: whom this process waits for, again whenever the holder changes; that the lock of a dead
     process was taken over; that the block runs unlocked, where the file system has no locks.
-    :class:`LockTimeoutError`; :class:`VaultNotWritableError`: no lock file can be made.
     """
     if not timeout_s >= 0:
         raise ValueError(f"timeout_s is {timeout_s!r}: expected 0 or more seconds.")

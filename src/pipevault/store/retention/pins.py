@@ -47,7 +47,6 @@ def pins(layout: Layout) -> dict[str, Digest]:
 
 
 def pin_names(layout: Layout) -> list[str]:
-    """List the names of all pins, sorted, also of those that cannot be read."""
     names = map(layout.pin_name, children(layout.pins_dir))
     return sorted(name for name in names if name is not None)
 
@@ -64,11 +63,11 @@ def read_pin(layout: Layout, name: str) -> Digest | None:
 
 
 def pin(layout: Layout, key: Digest, name: str, *, move: bool = False) -> Digest | None:
-    """Pin the entry ``key`` as ``name``; return the key that ``move`` took the name from.
+    """Pin the entry ``key`` as ``name``; return the key that ``move`` took the name from. The same again changes
+    nothing.
 
-    Pinning the same entry again changes nothing. :class:`PinNameError`: ``name`` is not a name. :class:`PinError`: it
-    pins another entry and ``move`` is false. :class:`UnknownKeyError`: no entry has this key, or it was removed
-    meanwhile.
+    :class:`PinNameError`: ``name`` is not a name. :class:`PinError`: it pins another entry and ``move`` is false.
+    :class:`UnknownKeyError`: no entry has this key, or it was removed meanwhile.
     """
     _check_name(name)
     _require_entry(layout, key)
@@ -95,8 +94,7 @@ def pin(layout: Layout, key: Digest, name: str, *, move: bool = False) -> Digest
 
 def unpin(layout: Layout, name: str) -> Digest | None:
     """Remove the pin ``name``, also a damaged one; return the key it had, if it could be read.
-
-    :class:`UnknownPinError`, :class:`PinNameError`.
+    :class:`UnknownPinError`.
     """
     _check_name(name)
     key = _read_or_none(layout, name)

@@ -1,21 +1,13 @@
 """Keeping a vault small: a plan of what has to go, and carrying it out.
 
-The size of a vault is the bytes of its manifests, artifacts, signatures and quarantined files. To get below a limit,
-what is of no use goes first (orphans, quarantine), then entries, least recently used first; an artifact goes with the
-last entry that names it. Pinned entries, those that a live process has loaded, what these need (the graphs of a plan),
-and manifests that cannot be understood stay.
+To get below a limit, what is of no use goes first (orphans, quarantine), then entries, least recently used first; an
+artifact goes with the last entry that names it. Pinned entries, those that a live process has loaded, what these need,
+and manifests that cannot be understood stay. A process that dies in between leaves whole entries or none, and what no
+manifest names, which the next pruning removes.
 
-Order of removal: quarantined files, manifests, then artifacts, then what belonged to the entries (signatures, notes of
-uses). A process that dies in between leaves whole entries or none, and what no manifest names, which the next pruning
-removes.
-
-An entry's time is that of its last known use, else that of its manifest. A time from the future was told by a clock
-that is ahead, or the clock here is behind:
-
-- If more than half of the vault's times lie in the future, the clock here is behind. Then nothing has an age, and the
-  order is that of the times as they stand.
-- Else the few that do count as used now, behind all others and among themselves in their own order. Such an entry is
-  not the first to go, and since pruning sets its note to now, it ages from then on.
+An entry's time is that of its last known use, else that of its manifest. If more than half of the vault's times lie in
+the future, the clock here is behind: nothing has an age, and the order is that of the times as they stand. Else the few
+that do count as used now, behind all others; pruning sets their notes to now, so that they age from then on.
 """
 
 from __future__ import annotations
@@ -63,9 +55,8 @@ CLOCK_TOLERANCE_S = 60.0
 
 @dataclass(frozen=True)
 class Going:
-    """An entry that is to go. ``reason``: ``least recently used``, ``unused`` or ``not used for 40.0 days``.
-
-    It stays if ``used_s``, its last use as noted, or ``modified_ns`` of its manifest changes before it goes.
+    """An entry that is to go, unless ``used_s``, its last use as noted, or ``modified_ns`` of its manifest changes
+    before. ``reason``: ``least recently used``, ``unused`` or ``not used for 40.0 days``.
     """
 
     key: Digest
@@ -76,9 +67,7 @@ class Going:
 
 @dataclass(frozen=True)
 class Staying:
-    """An entry that would have gone. ``reason``: ``pinned as prod``, ``in use by process 4711 on worker-3``, or
-    ``needed by 7c2b5a1ac012, which is pinned as prod``.
-    """
+    """An entry that would have gone. ``reason``: such as ``needed by 7c2b5a1ac012, which is pinned as prod``."""
 
     key: Digest
     reason: str
@@ -89,10 +78,9 @@ class PrunePlan:
     """The work of :func:`carry_out`, in the order in which it goes.
 
     ``artifacts``: those that only ``entries`` name; ``orphans``: those that no manifest names, older than an hour;
-    ``strays``: keys without an entry that a signature or the note of a use is left of; ``leftovers``, which are no part
-    of the vault's ``size_bytes``: files of dead processes. ``because``: the reasons why ``max_size`` is not reached.
-    ``problems``: sentences about what could not be judged. ``ahead``: entries whose last use lies in the future;
-    carrying out makes it ``now_s``.
+    ``strays``: keys without an entry that a signature or a note of a use is left of; ``leftovers`` of dead processes,
+    which are no part of ``size_bytes``. ``because``: why ``max_size`` is not reached. ``problems``: what could not be
+    judged. ``ahead``: entries whose last use lies in the future; it becomes ``now_s``.
     """
 
     entries: tuple[Going, ...]
@@ -117,10 +105,9 @@ class PrunePlan:
 
 @dataclass(frozen=True)
 class PruneReport:
-    """The files that this call removed; what another process removed first is not counted.
-
-    ``artifacts``: orphans among them. ``staying``: planned to go, but used, pinned, loaded or frozen again since.
-    ``left_bytes``: the size of the vault now, counted from the plan's.
+    """The files that this call removed; what another process removed first is not counted. ``artifacts``: orphans among
+    them. ``staying``: planned to go, but used, pinned, loaded or frozen again since. ``left_bytes``: the size of the
+    vault now, counted from the plan's.
     """
 
     entries: tuple[Digest, ...] = ()
@@ -146,10 +133,9 @@ def plan_prune(
     """Plan to remove entries not used for ``older_than_s`` seconds; with ``unused`` those that were published over an
     hour ago and never used; then the least recently used until the vault has ``max_size`` bytes; orphans in any case.
 
-    ``now_s``: seconds since the epoch; default: now. ``keep``: entries that stay, and what they need.
-    ``chosen``: entries that go besides, and why; with them goes what only they need, such as the graphs of a plan.
-    :class:`VaultError`: the vault cannot be read. :class:`PinError`: a pin cannot be read, so that no entry is safe to
-    remove.
+    ``now_s``: seconds since the epoch. ``keep``: entries that stay, and what they need. ``chosen``: entries that go
+    besides, and why, with what only they need. :class:`VaultError`: the vault cannot be read. :class:`PinError`: a pin
+    cannot be read, so that no entry is safe to remove.
     """
     if max_size is not None and max_size < 0:
         raise ValueError(f"max_size is {max_size}: expected 0 or more bytes.")
@@ -181,8 +167,8 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
     """Do what was planned, but leave entries that were used, pinned, loaded or frozen again since; remove what dead
     processes left, too.
 
-    :class:`VaultNotWritableError` if a file cannot be removed; what was removed stays removed. :class:`PinError`: a pin
-    cannot be read.
+    :class:`VaultNotWritableError`: a file cannot be removed; what was removed stays removed. :class:`PinError`: as
+    above.
     """
     vault.require_writable("Prune it as its owner.")
     layout = vault.layout
@@ -220,9 +206,8 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
 
 def enforce_max_size(vault: Vault, key: Digest, *, max_size: int) -> PruneReport | None:
     """After ``key`` was published: remove the least recently used others if the vault is above ``max_size`` bytes.
-
-    ``None`` if it is not, which takes one look at each file's size; what quarantine may not hold is removed first.
-    Never raises: what went wrong stands in ``problems``, and so does why the limit is not reached.
+    ``None`` if it is not, which takes one look at each file's size. Never raises: ``problems`` says what went wrong,
+    and why the limit is not reached.
     """
     if not vault.writable:
         return None
@@ -243,9 +228,8 @@ def enforce_max_size(vault: Vault, key: Digest, *, max_size: int) -> PruneReport
 
 
 def vault_size_bytes(layout: Layout) -> int:
-    """Return the bytes of manifests, artifacts, signatures and quarantined files; no file is opened.
-
-    A file that vanishes meanwhile, or a folder that cannot be read, counts as empty.
+    """Return the bytes of manifests, artifacts, signatures and quarantined files; what vanishes meanwhile, or cannot be
+    read, counts as empty.
     """
     folders = (layout.entries_dir, layout.artifacts_dir, layout.signatures_dir, layout.quarantine_dir)
     return sum(map(size_bytes_of, folders))
@@ -254,9 +238,7 @@ def vault_size_bytes(layout: Layout) -> int:
 @dataclass(frozen=True)
 class Ages:
     """The ages of entries. ``order``: least recently used first. ``age_s``: since the last use, never negative.
-
-    ``ahead``: entries whose time lies in the future and counts as now. ``clock_is_behind``: the clock here tells less
-    than most of the vault's times, so that every age is 0.
+    ``ahead``: entries whose time lies in the future and counts as now.
     """
 
     order: tuple[Digest, ...]
@@ -324,7 +306,6 @@ class _Draft:
                 self._drop(key, reasons[key])
 
     def drop_by_age(self, older_than_s: float | None, unused: bool) -> tuple[str, ...]:
-        """Drop the old and the unused; return what cannot be judged."""
         if self.ages.clock_is_behind and (unused or older_than_s is not None):
             text = "Most times in the vault lie in the future, so the clock of this machine is behind: "
             return (f"{text}no entry is removed by its age.",)

@@ -1,9 +1,8 @@
-"""Removing entries, unless something holds them, and artifacts that no entry names.
+"""Removing entries, unless something holds them (pins, leases of live processes, the needs of entries that have one),
+and artifacts that no entry names.
 
-Pins, leases of live processes and the needs of entries that have one keep an entry from being removed.
-
-Manifests go before artifacts, so that no manifest ever names an artifact that this removed. What belongs to an entry
-and is not part of it (signatures, the note of its last use) goes after its manifest.
+Manifests go before artifacts, so that no manifest ever names an artifact that this removed. Signatures and the note of
+the last use go after the manifest.
 """
 
 from __future__ import annotations
@@ -58,9 +57,7 @@ class Orphan:
 @dataclass(frozen=True)
 class Removal:
     """A removal that is planned, or the files that one removed; one that another process removed first is not counted.
-
-    ``shared``: artifacts of these entries that stay, because other entries name them. ``size_bytes``: of the manifests,
-    artifacts and signatures that go.
+    ``shared``: artifacts of these entries that stay, because other entries name them.
     """
 
     keys: tuple[Digest, ...]
@@ -74,8 +71,8 @@ def plan_entries_removal(
 ) -> Removal:
     """Return the plan for ``keys``; entries with a damaged manifest can go too. :class:`UnknownKeyError`.
 
-    ``with_needed``: also the entries that these need and no other does, such as the graphs of a plan. Unless it is to
-    be ``shown``, no manifest is searched for what is shared, which :func:`remove_entries` does anyway.
+    ``with_needed``: also the entries that only these need, such as the graphs of a plan. Unless it is to be ``shown``,
+    no manifest is searched for what is shared, which :func:`remove_entries` does anyway.
     """
     found = {key: read_found(layout, key) for key in keys}
     if missing := sorted(key for key, manifest in found.items() if manifest is None):
@@ -115,7 +112,6 @@ def find_holds(
     layout: Layout, manifests: Mapping[Digest, FoundManifest] | None = None, *, ignore_leases: bool = False
 ) -> dict[Digest, Hold]:
     """Return what keeps each entry that is kept. ``manifests``: those of the vault, if they were read already.
-
     :class:`~pipevault.errors.PinError`, :class:`~pipevault.errors.VaultError`: a pin or anything else cannot be read.
     """
     found: dict[Digest, Hold] = {}
@@ -144,7 +140,6 @@ def refuse_in_use(layout: Layout, keys: Sequence[Digest], *, ignore_leases: bool
 
 def find_orphans(layout: Layout) -> tuple[Orphan, ...]:
     """Return the artifacts that no manifest names, sorted; those that a damaged manifest may name are left out.
-
     :class:`~pipevault.errors.VaultError`: a manifest or a folder cannot be read, so that nothing can be said.
     """
     # The artifacts first: one whose manifest is published meanwhile must count as named.
@@ -188,9 +183,8 @@ def remove_entries(layout: Layout, plan: Removal, *, ignore_leases: bool = False
 @contextmanager
 def take_aside(layout: Layout, key: Digest) -> Iterator[Path | None]:
     """Move the manifest of ``key`` aside, so that the entry is absent, and give its place; ``None`` if there is none.
-
-    Unless it was removed there, the entry gets it again at the end, if it was not frozen again meanwhile. Its lock
-    keeps others from taking it for what a dead process left.
+    Unless it was removed there, it is put back, if it was not frozen again meanwhile. Its lock keeps others from taking
+    it for what a dead process left.
     """
     make_folder(layout.tmp_dir)
     manifest, place = layout.manifest_file(key), own_place(layout)
@@ -215,10 +209,9 @@ def take_aside(layout: Layout, key: Digest) -> Iterator[Path | None]:
 def remove_artifacts(
     layout: Layout, digests: Iterable[Digest], *, after: Iterable[Digest] = ()
 ) -> tuple[list[Digest], int, set[Digest]]:
-    """Remove those of ``digests`` that no manifest names now; return which, their bytes, and those that are named.
-
-    One whose time of change moves meanwhile stays: a publisher that is about to name it has touched it.
-    ``after``: the keys whose manifests were removed before; that is durable before the first artifact goes.
+    """Remove those of ``digests`` that no manifest names now; return which, their bytes, and those that are named. One
+    whose time of change moves meanwhile stays: a publisher that is about to name it has touched it. ``after``: the keys
+    whose manifests were removed before; that is durable before the first artifact goes.
     """
     for folder in sorted({layout.manifest_file(key).parent for key in after}):
         # A power cut must not bring a manifest back whose artifacts are gone.
@@ -243,10 +236,7 @@ def remove_belongings(layout: Layout, key: Digest) -> int:
 
 
 def remove_empty_shelves(layout: Layout, keys: Iterable[Digest] | None = None) -> None:
-    """Remove the folders of the shelves of ``keys``, or of all, that hold nothing; never raises.
-
-    A publisher whose shelf vanishes makes it again.
-    """
+    """Remove the folders of the shelves of ``keys``, or of all, that hold nothing. Never raises."""
     with suppress(OSError):
         every = layout.entries_dir.iterdir() if keys is None else map(layout.manifest_file, keys)
         folders = {path if keys is None else path.parent for path in every}

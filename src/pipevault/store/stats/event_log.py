@@ -4,17 +4,14 @@
 
     {"event":"miss","key":"<key digest>","numbers":{"seconds":62.1},"reason":"absent","time":1738324801}
 
-``key``, ``reason`` and ``numbers`` may be absent; ``time`` is in seconds since the epoch. The process that counts in a
-file, and the children that it forks, hold its lock; whoever gets that lock knows that they have ended. A line is one
-write, so a process that dies leaves at most a torn last line, which counts as none. Where no vault stands yet, or it
-cannot be written, the same files go to the user's state folder, see :func:`state_layout`.
+``key``, ``reason`` and ``numbers`` may be absent. The process that counts in a file, and the children that it forks,
+hold its lock; whoever gets that lock knows that they have ended. A line is one write, so a process that dies leaves at
+most a torn last line, which counts as none.
 
-``events/totals.json``, canonical JSON: ``{"rows": [[key, event, reason, {"times": 3, "seconds": 62.1}]], "since":
-1738324800, "totals_version": 2}``.
-
-Under the lock of ``events/totals.lock``, which readers take too: read the totals and the files of ended processes,
-write the new totals next to them, remove the files, and only then rename the new totals into place. So a crash may lose
-counts, and doubles none.
+``events/totals.json``: ``{"rows": [[key, event, reason, {"times": 3, "seconds": 62.1}]], "since": 1738324800,
+"totals_version": 2}``. Under the lock of ``events/totals.lock``, which readers take too: read the totals and the files
+of ended processes, write the new totals next to them, remove the files, and only then rename the new totals into place.
+So a crash may lose counts, and doubles none.
 """
 
 from __future__ import annotations
@@ -111,7 +108,6 @@ _FORMAT = Format(
 @dataclass
 class Sums:
     """Counts of what happened (:data:`TIMES`) and the sums of its numbers, ``since`` seconds after the epoch.
-
     ``unreadable``: sentences about what could not be read.
     """
 
@@ -129,8 +125,8 @@ class Sums:
 
 
 def state_layout(layout: Layout) -> Layout:
-    """Return where the events of a vault go that cannot be written: ``pipevault/vaults/<16 digits>`` in the user's
-    state folder, the first of the SHA-256 of the vault's path. :class:`~pipevault.errors.NoHomeError`: there is none.
+    """Return where the events of a vault go that cannot be written: ``pipevault/vaults/<16 digits of the SHA-256 of its
+    path>`` in the user's state folder. :class:`~pipevault.errors.NoHomeError`.
     """
     name = digest_bytes(os.fsencode(layout.root)).hex[:16]
     return Layout(user_folder("state") / "vaults" / name)
@@ -173,8 +169,8 @@ _logs: dict[Path, _Log] = {}
 def count(layout: Layout, event: str, *, key: Digest | None = None, reason: str = "", **numbers: float) -> None:
     """Count that ``event`` happened, to the entry ``key`` or to none. Never raises.
 
-    ``event`` and ``reason`` are lower-case words (letters, digits, ``-``, ``_``; at most 32 characters); any other
-    reason counts as ``other``. ``numbers`` are summed by name; one that is negative or no number is left out.
+    ``event`` and ``reason`` are lower-case words (:data:`WORD`); any other reason counts as ``other``. ``numbers`` are
+    summed by name; one that is negative or no number is left out.
     """
     try:
         line = _line(event, key, reason, numbers)
@@ -238,7 +234,6 @@ def _forget(root: Path) -> None:
 
 def compact(layout: Layout) -> int:
     """Fold what ended processes counted, in the vault and in the user's state folder; return how many files went.
-
     :class:`~pipevault.errors.VaultError`: a folder cannot be read or written, or a later version wrote totals.
     """
     return sum(fold(place) for place in with_state(layout))
@@ -252,7 +247,6 @@ def fold(layout: Layout) -> int:
 
 def read_sums(layout: Layout) -> Sums:
     """Sum all that was counted for the vault, in it and in the user's state folder; fold what can be folded.
-
     :class:`~pipevault.errors.VaultError`: a folder cannot be read.
     """
     sums = Sums()

@@ -62,11 +62,9 @@ class Counts:
 
 @dataclass(frozen=True)
 class Statistics:
-    """``entries`` also holds entries that are gone by now; what belongs to no entry is in ``total`` alone.
-
-    ``since``: when the oldest event was counted, ISO 8601 in UTC. ``stored_entries`` and ``stored_bytes``: manifests,
-    and bytes of manifests and artifacts, that the vault holds now. ``unreadable``: sentences about what could not be
-    read, and so is missing here.
+    """The sums. ``entries`` also holds entries that are gone by now; what belongs to no entry is in ``total`` alone.
+    ``since``: when the oldest event was counted, ISO 8601 in UTC. ``stored_bytes``: of the manifests and artifacts that
+    the vault holds now. ``unreadable``: sentences about what is missing here.
     """
 
     total: Counts
@@ -114,9 +112,8 @@ def mean_compile_s(layout: Layout) -> float | None:
 
 
 def find_entry(layout: Layout, statistics: Statistics, prefix: str) -> Digest:
-    """Return the key that begins with ``prefix``, of an entry of the vault or of one that was counted.
-
-    Raises like :func:`pipevault.store.places.the_key`.
+    """Return the key that begins with ``prefix``, of an entry there or counted. Raises like
+    :func:`~pipevault.store.places.the_key`.
     """
     return the_key(prefix, {*iter_keys(layout), *statistics.entries}, f"entry of {layout.root}, there or counted,")
 

@@ -44,11 +44,9 @@ from pipevault.store.vault import Vault
 
 @dataclass(frozen=True)
 class TierHit:
-    """An entry in the folder of ``tier``, whose artifacts are not verified yet.
-
-    ``origin`` is the tier where it was found, which differs from ``tier`` once it was copied. ``warning`` is what the
-    signature policy ``warn`` has to say. ``signed``: a trusted key is known to have signed it, which is looked at only
-    where it matters. ``unowned``: why it counts only then: somebody else owns it, or could write to it. ``stamp`` is
+    """An entry in the folder of ``tier``, whose artifacts are not verified yet. ``origin``: where it was found, another
+    tier once it was copied. ``warning`` is what the signature policy ``warn`` has to say. ``signed``: a trusted key is
+    known to have signed it, which is looked at only where it matters. ``unowned``: why it counts only then. ``stamp``:
     that of the manifest's file, by which :meth:`Tiers.candidates` knows it again.
     """
 
@@ -85,9 +83,8 @@ class Refused:
 
 
 class _Folder:
-    """The vault of ``tier``, which must be there and is kept once it is opened.
-
-    ``own`` is given for the vault of ``Settings.dir``, see :class:`Tiers`: it needs no deadline.
+    """The vault of ``tier``, kept once it is opened. ``own``, given for that of ``Settings.dir``, opens it, without a
+    deadline.
     """
 
     def __init__(self, tier: Tier, settings: Settings, own: Callable[[bool], Vault | None] | None) -> None:
@@ -99,8 +96,7 @@ class _Folder:
 
     def ask(self, question: Callable[[], Answer], size_bytes: int = 0) -> Answer:
         """Ask what touches the folder; an error of the file system gets the name of the place.
-
-        :class:`~pipevault.errors.SlowTierError`: it does not answer.
+        :class:`~pipevault.errors.SlowTierError`.
         """
 
         def named() -> Answer:
@@ -117,7 +113,6 @@ class _Folder:
         return ask(self.tier.dir, named, timeout_s=self._settings.tier_timeout_s, size_bytes=size_bytes)
 
     def open(self) -> Vault | None:
-        """Return the vault; ``None`` where ``own`` gives none."""
         if self.own is not None:
             return self.own(False)
         if self.vault is None:
@@ -137,7 +132,6 @@ class _Folder:
             ensure_vault(vault.layout, create=False)
 
     def keys(self, shelf: Digest) -> list[Digest]:
-        """Return the keys on a shelf, sorted. Only names are listed."""
         if (vault := self.open()) is None:
             return []
         keys = vault.shelf(shelf)
@@ -163,10 +157,10 @@ class _Folder:
 
 
 class Tiers:
-    """The vaults of some settings, nearest first. Opens nothing until it is asked.
+    """The vaults of some settings, nearest first. Opens nothing until it is asked. What asks a single tier may raise a
+    :class:`~pipevault.errors.VaultError`.
 
     ``own`` opens the vault of ``Settings.dir``: with ``True`` it makes one where none is, else it may give ``None``.
-    What asks a single tier may raise a :class:`~pipevault.errors.VaultError` if that cannot be used.
     """
 
     def __init__(self, settings: Settings, own: Callable[[bool], Vault | None]) -> None:
@@ -188,12 +182,12 @@ class Tiers:
         return next((found for found in self.candidates(key) if isinstance(found, TierHit)), None)
 
     def candidates(self, key: Digest, known: TierHit | None = None) -> Iterator[TierHit | Refused]:
-        """Give the entries of ``key``, nearest first, and each tier that could not give what it may have.
+        """Give the entries of ``key``, nearest first, and each tier that could not give what it may have. Each tier is
+        asked when its turn comes. ``known``, which an earlier search gave, is given again if it still stands there
+        unchanged.
 
-        Each tier is asked when its turn comes, so a caller that takes the first entry asks no tier behind it.
-        ``known``, which an earlier search gave, is given again if it still stands there unchanged. Raises nothing but
-        :class:`~pipevault.errors.KeyFileError` for ``trusted_keys``, and :class:`~pipevault.errors.MissingExtraError`
-        where a signature must be checked and cannot be.
+        Raises nothing but :class:`~pipevault.errors.KeyFileError` for ``trusted_keys``, and
+        :class:`~pipevault.errors.MissingExtraError` where a signature must be checked and cannot be.
         """
         if any(folder.policy != "off" for folder in self._folders.values()):
             self._trusted_keys()
@@ -210,10 +204,10 @@ class Tiers:
 
     def copy_nearer(self, found: TierHit) -> TierHit:
         """Return the entry where it now is: copied to the first writable tier before its own, if that has ``copy``.
+        What is copied is verified on the way. While another process copies it, ``found`` is given back.
 
-        What is copied is verified on the way. While another process copies it, ``found`` is given back. Raises
-        :class:`~pipevault.errors.CorruptEntryError` if its bytes are not what the manifest says, else the
-        :class:`~pipevault.errors.VaultError` that fits; it can then still be loaded from where it is.
+        :class:`~pipevault.errors.CorruptEntryError`: its bytes are not what the manifest says. After any other
+        :class:`~pipevault.errors.VaultError` it can be loaded from where it is.
         """
         nearer = self.order[: self.order.index(found.tier)] if found.tier.copy else ()
         target = next((folder for tier in nearer if self._accepts(folder := self._folders[tier], found)), None)
@@ -230,8 +224,8 @@ class Tiers:
         return found if copied is None else replace(copied, origin=found.origin)
 
     def publish(self, manifest: Manifest, files: Mapping[Digest, Path]) -> TierHit:
-        """Publish an entry in the vault of ``Settings.dir``, like :meth:`Vault.publish`. What stands there then may be
-        somebody else's.
+        """Publish in the vault of ``Settings.dir``, like :meth:`Vault.publish`; what stands there then may be somebody
+        else's.
         """
         folder = self._folders[self.own_tier]
 
@@ -242,12 +236,11 @@ class Tiers:
         return folder.ask(publish)
 
     def open_artifacts(self, found: TierHit) -> dict[str, OpenedFile]:
-        """Open each artifact, verified, by digest; the caller closes them. Raises like :meth:`Vault.open_artifact`."""
+        """Open each artifact, by digest; the caller closes them. Raises like :meth:`Vault.open_artifact`."""
         return self._folders[found.tier].ask(partial(self._vouch, found, _opened), found.manifest.size_bytes)
 
     def hold(self, found: TierHit, *, is_use: bool = True) -> Lease:
         """Keep prunes away from an entry until the lease is released, and note its use unless it ``is_use`` not.
-
         :class:`~pipevault.errors.CorruptEntryError` if it was removed since it was found.
         """
         return self._folders[found.tier].ask(partial(_hold, found, is_use))
@@ -270,9 +263,8 @@ class Tiers:
         return self._folders[tier].policy
 
     def shelf(self, shelf: Digest) -> tuple[tuple[Digest, ...], tuple[str, ...]]:
-        """Return the keys on a shelf of all tiers, nearest first and none twice, and what was broken or slow.
-
-        Only names are listed; see :meth:`Vault.shelf`. A tier that is broken or slow is passed over. Raises nothing.
+        """Return the keys on a shelf of all tiers, nearest first and none twice (see :meth:`Vault.shelf`), and what was
+        broken or slow. Raises nothing.
         """
         keys: dict[Digest, None] = {}
         problems: list[str] = []
@@ -285,9 +277,7 @@ class Tiers:
         return tuple(keys), tuple(problems)
 
     def newest(self, count: int, shelf: Digest | None = None) -> Iterator[Manifest]:
-        """Give the up to ``count`` readable entries of each tier, tier by tier, that were published last, or were on
-        ``shelf``.
-        """
+        """Give the up to ``count`` readable entries of each tier that were published last, or were on ``shelf``."""
         for folder in self._folders.values():
             with suppress(VaultError):  # the search for an entry has said so
                 yield from folder.ask(partial(folder.newest, count, shelf))
@@ -320,7 +310,6 @@ class Tiers:
 
     def _accepts(self, folder: _Folder, found: TierHit) -> bool:
         """Tell whether a copy of ``found`` can be written there; nothing that may not answer is asked.
-
         :class:`~pipevault.errors.VaultError`: this very entry is refused.
         """
         vault = folder.vault
@@ -341,7 +330,6 @@ class Tiers:
         return True
 
     def _copy(self, target: _Folder, found: TierHit) -> None:
-        """Publish an entry in ``target``, where whoever freezes or copies the same one is not waited for."""
         with ExitStack() as stack:
             opened = {Digest(name): stack.enter_context(file) for name, file in _opened(found).items()}
             files = {digest: file.path for digest, file in opened.items()}
@@ -401,9 +389,8 @@ def _same_folder(one: Path, other: Path) -> bool:
 
 
 def open_vault(settings: Settings, *, create: bool) -> Vault | None:
-    """Open the vault of ``settings.dir``; ``None`` if the folder is absent or empty and none should be made.
-
-    Raises like :meth:`Vault.open`.
+    """Open the vault of ``settings.dir``; ``None`` if the folder is absent or empty and none should be made. Raises
+    like :meth:`Vault.open`.
     """
     try:
         return Vault.of(settings, create=create)

@@ -126,8 +126,7 @@ class PrivateKey:
 def write_key_pair(path: Path, *, comment: str = "") -> PublicKey:
     """Make a new key: ``path`` gets the private half with mode 0600, ``<path>.pub`` the public line.
 
-    :class:`KeyFileError` if one of the two exists (neither is changed) or cannot be written;
-    :class:`~pipevault.errors.MissingExtraError`.
+    :class:`KeyFileError` if one of the two exists or cannot be written; :class:`~pipevault.errors.MissingExtraError`.
     """
     with _signing_extra():
         from cryptography.hazmat.primitives import serialization
@@ -183,10 +182,8 @@ def read_private_key(path: Path) -> PrivateKey:
 
 
 def load_trusted(keys: Sequence[str]) -> tuple[PublicKey, ...]:
-    """Read the public keys of the setting ``trusted_keys``: each a line of text or the path of a file with one.
-
-    A key that is given twice counts once. A file, like the folders above it, must belong to this user or to root and be
-    writable by no one else. :class:`KeyFileError` says what is wrong with which.
+    """Read the public keys of the setting ``trusted_keys``: each a line of text or the path of a file with one. Who can
+    change a file, or a folder above it, must be this user or root. :class:`KeyFileError` says what is wrong with which.
     """
     found: dict[PublicKey, None] = {}
     for given in keys:
