@@ -175,7 +175,7 @@ class VaultMachine(RuleBasedStateMachine):
             assert going == self.manifests.keys() - self.protected() - damaged
         with self.perhaps_crashing(step, may_go=going):
             report = carry_out(self.vault, plan)
-            assert {self.keys[key] for key in report.entries} == going
+            assert {self.keys[going.key] for going in report.entries} == going
             for name in going:
                 self.removed(name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -17,7 +18,7 @@ from pipevault.settings import Settings
 from pipevault.settings.values import parse_amount, parse_limit
 from pipevault.store.manifest import Manifest
 from pipevault.store.matching import matching
-from pipevault.store.retention.prune import PrunePlan, PruneReport, carry_out, plan_prune
+from pipevault.store.retention.prune import Pruning, carry_out, plan_prune
 from pipevault.store.retention.removal import Removal, find_orphans, plan_orphans_removal, refuse_in_use
 from pipevault.store.vault import Vault
 
@@ -172,22 +173,10 @@ def prune(
         limit = Settings.resolve(dir=dir).max_size
     vault = open_vault(dir)
     plan = plan_prune(vault, max_size=limit, older_than_s=age_s, unused=unused, chosen=_chosen(vault, wanted))
-    if dry_run:
-        done = PruneReport(
-            entries=tuple(going.key for going in plan.entries),
-            artifacts=(*plan.artifacts, *plan.orphans),
-            quarantined=plan.quarantined,
-            leftovers=plan.leftovers,
-            freed_bytes=plan.freed_bytes,
-            left_bytes=plan.left_bytes,
-            problems=plan.problems,
-        )
-    else:
-        done = carry_out(vault, plan)
+    done = replace(plan, staying=()) if dry_run else carry_out(vault, plan)
     if not as_json:
         _report_pruning(plan, done, dry_run=dry_run)
         return
-    reasons = {going.key: going.reason for going in plan.entries}
     render.print_json(
         {
             "dry_run": dry_run,
@@ -195,8 +184,8 @@ def prune(
             "size_bytes": plan.size_bytes,
             "freed_bytes": done.freed_bytes,
             "left_bytes": done.left_bytes,
-            "entries": [{"key": key, "reason": reasons[key]} for key in done.entries],
-            "artifacts": sorted(done.artifacts),
+            "entries": [{"key": going.key, "reason": going.reason} for going in done.entries],
+            "artifacts": sorted((*done.artifacts, *done.orphans)),
             "quarantined": done.quarantined,
             "leftovers": done.leftovers,
             "staying": (*plan.staying, *done.staying),
@@ -233,11 +222,10 @@ def _age_s(text: str | None) -> float | None:
     return age_s
 
 
-def _report_pruning(plan: PrunePlan, done: PruneReport, *, dry_run: bool) -> None:
+def _report_pruning(plan: Pruning, done: Pruning, *, dry_run: bool) -> None:
     verb = "Would remove" if dry_run else "Removed"
-    reasons = {going.key: going.reason for going in plan.entries}
-    for key in done.entries:
-        render.say(f"{verb} {key.short} ({reasons[key]})")
+    for going in done.entries:
+        render.say(f"{verb} {going.key.short} ({going.reason})")
     for entry in (*plan.staying, *done.staying):
         render.note(f"{entry.key.short} stays: {entry.reason}")
     for problem in done.problems:
@@ -246,7 +234,7 @@ def _report_pruning(plan: PrunePlan, done: PruneReport, *, dry_run: bool) -> Non
         size = render.size_text(sum(item.size_bytes for item in done.leftovers))
         render.note(f"{verb} {render.count_text(len(done.leftovers), 'leftover')} of dead processes: {size}.")
     entries = render.count_text(len(done.entries), "entry", "entries")
-    what = f"{entries}, {render.count_text(len(done.artifacts), 'artifact')}"
+    what = f"{entries}, {render.count_text(len(done.artifacts) + len(done.orphans), 'artifact')}"
     if done.quarantined:
         what = f"{what}, {render.count_text(len(done.quarantined), 'quarantined file')}"
     freed, before, left = (render.size_text(size) for size in (done.freed_bytes, plan.size_bytes, done.left_bytes))

@@ -31,7 +31,6 @@ from pipevault.store.retention.leftovers import Leftover, find_leftovers, sweep
 from pipevault.store.retention.removal import (
     ORPHAN_MIN_AGE_S,
     find_holds,
-    orphans_among,
     remove_artifacts,
     remove_belongings,
     remove_empty_shelves,
@@ -74,50 +73,34 @@ class Staying:
 
 
 @dataclass(frozen=True)
-class PrunePlan:
-    """The work of :func:`carry_out`, in the order in which it goes.
+class Pruning:
+    """The work of :func:`carry_out` in the order in which it goes, or what that removed.
 
-    ``artifacts``: those that only ``entries`` name; ``orphans``: those that no manifest names, older than an hour;
-    ``strays``: keys without an entry that a signature or a note of a use is left of; ``leftovers`` of dead processes,
-    which are no part of ``size_bytes``. ``because``: why ``max_size`` is not reached. ``problems``: what could not be
-    judged. ``ahead``: entries whose last use lies in the future; it becomes ``now_s``.
+    ``artifacts``: those that only ``entries`` name and, once removed, ``orphans``: those that no manifest names, older
+    than an hour. ``strays``: keys without an entry that a signature or a note of a use is left of. ``leftovers`` of
+    dead processes are no part of ``size_bytes``. ``staying``: would have gone or, once carried out, were used, pinned,
+    loaded or frozen again since. ``because``: why ``max_size`` is not reached. ``problems``: what could not be judged
+    or removed. ``ahead``: entries whose last use lies in the future; it becomes ``now_s``.
     """
 
-    entries: tuple[Going, ...]
-    artifacts: tuple[Digest, ...]
-    orphans: tuple[Digest, ...]
-    quarantined: tuple[Path, ...]
-    strays: tuple[Digest, ...]
-    leftovers: tuple[Leftover, ...]
-    staying: tuple[Staying, ...]
-    size_bytes: int
-    freed_bytes: int
-    max_size: int | None
-    because: tuple[str, ...]
-    problems: tuple[str, ...]
-    ahead: tuple[Digest, ...]
-    now_s: float
+    entries: tuple[Going, ...] = ()
+    artifacts: tuple[Digest, ...] = ()
+    orphans: tuple[Digest, ...] = ()
+    quarantined: tuple[Path, ...] = ()
+    strays: tuple[Digest, ...] = ()
+    leftovers: tuple[Leftover, ...] = ()
+    staying: tuple[Staying, ...] = ()
+    size_bytes: int = 0
+    freed_bytes: int = 0
+    max_size: int | None = None
+    because: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    ahead: tuple[Digest, ...] = ()
+    now_s: float = 0.0
 
     @property
     def left_bytes(self) -> int:
         return self.size_bytes - self.freed_bytes
-
-
-@dataclass(frozen=True)
-class PruneReport:
-    """The files that this call removed; what another process removed first is not counted. ``artifacts``: orphans among
-    them. ``staying``: planned to go, but used, pinned, loaded or frozen again since. ``left_bytes``: the size of the
-    vault now, counted from the plan's.
-    """
-
-    entries: tuple[Digest, ...] = ()
-    artifacts: tuple[Digest, ...] = ()
-    quarantined: tuple[Path, ...] = ()
-    leftovers: tuple[Leftover, ...] = ()
-    staying: tuple[Staying, ...] = ()
-    freed_bytes: int = 0
-    left_bytes: int = 0
-    problems: tuple[str, ...] = ()
 
 
 def plan_prune(
@@ -129,7 +112,7 @@ def plan_prune(
     now_s: float | None = None,
     keep: Collection[Digest] = (),
     chosen: Mapping[Digest, str] | None = None,
-) -> PrunePlan:
+) -> Pruning:
     """Plan to remove entries not used for ``older_than_s`` seconds; with ``unused`` those that were published over an
     hour ago and never used; then the least recently used until the vault has ``max_size`` bytes; orphans in any case.
 
@@ -145,7 +128,7 @@ def plan_prune(
     draft.drop_chosen(chosen or {})
     problems = draft.drop_by_age(older_than_s, unused)
     reached = draft.drop_down_to(max_size)
-    return PrunePlan(
+    return Pruning(
         entries=tuple(draft.entries.values()),
         artifacts=tuple(sorted(draft.dropped_artifacts)),
         orphans=tuple(draft.old_orphans),
@@ -163,7 +146,7 @@ def plan_prune(
     )
 
 
-def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
+def carry_out(vault: Vault, plan: Pruning) -> Pruning:
     """Do what was planned, but leave entries that were used, pinned, loaded or frozen again since; remove what dead
     processes left, too.
 
@@ -192,19 +175,20 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
     except VaultError as error:
         problems.append(str(error))
     freed_bytes = sum(quarantined.values()) + sum(removed.values()) + artifact_bytes + belongings_bytes
-    return PruneReport(
-        entries=tuple(removed),
+    return replace(
+        plan,
+        entries=tuple(going for going in plan.entries if going.key in removed),
         artifacts=tuple(artifacts),
+        orphans=(),
         quarantined=tuple(quarantined),
         leftovers=tuple(leftovers),
         staying=staying,
         freed_bytes=freed_bytes,
-        left_bytes=plan.size_bytes - freed_bytes,
         problems=tuple(problems),
     )
 
 
-def enforce_max_size(vault: Vault, key: Digest, *, max_size: int) -> PruneReport | None:
+def enforce_max_size(vault: Vault, key: Digest, *, max_size: int) -> Pruning | None:
     """After ``key`` was published: remove the least recently used others if the vault is above ``max_size`` bytes.
     ``None`` if it is not, which takes one look at each file's size. Never raises: ``problems`` says what went wrong,
     and why the limit is not reached.
@@ -219,7 +203,7 @@ def enforce_max_size(vault: Vault, key: Digest, *, max_size: int) -> PruneReport
         plan = plan_prune(vault, max_size=max_size, keep=(key,))
         report = carry_out(vault, plan)
     except (VaultError, PinError, OSError, ValueError, MemoryError) as error:
-        return PruneReport(problems=(f"The vault could not be kept within its max_size of {max_size} bytes: {error}",))
+        return Pruning(problems=(f"The vault could not be kept within its max_size of {max_size} bytes: {error}",))
     if report.left_bytes <= max_size:
         return report
     reasons = "; ".join((*plan.because, *(f"{entry.key.short} stays ({entry.reason})" for entry in report.staying)))
@@ -283,8 +267,9 @@ class _Draft:
                 left[key] = file.st_mtime
         self.strays = sorted(key for key, at_s in left.items() if key not in self.manifests and self._is_old(at_s))
         self._names = Counter(digest for manifest in self.manifests.values() for digest in manifest.artifacts)
-        self._orphans = orphans_among(self._artifacts, self._names, now_s)
-        self.old_orphans = [orphan.digest for orphan in self._orphans if orphan.removable]
+        orphans = [digest for digest in self._artifacts if digest not in self._names]
+        self.old_orphans = [digest for digest in orphans if self._is_old(self._artifacts[digest].st_mtime)]
+        self._young_orphans = len(orphans) - len(self.old_orphans)
         self.ages = judge({key: found.modified_s for key, found in self.manifests.items()}, self.used_s, now_s)
         self._protected = self._protections(layout, keep)
         self.size_bytes = sum(found.size_bytes for found in self.manifests.values()) + self._signature_bytes.total()
@@ -335,7 +320,7 @@ class _Draft:
             yield f"{key.short} stays ({reason})"
         if (more := len(self._protected) - _NAMED_REASONS) > 0:
             yield f"{more} more {'entry stays' if more == 1 else 'entries stay'}"
-        if young := len(self._orphans) - len(self.old_orphans):
+        if young := self._young_orphans:
             several = "artifacts that no entry names are" if young > 1 else "artifact that no entry names is"
             yield f"{young} {several} younger than an hour"
 
@@ -394,7 +379,7 @@ def _quarantined_s(path: Path, file: os.stat_result) -> float:
         return file.st_mtime
 
 
-def _remove_entries(layout: Layout, plan: PrunePlan) -> tuple[dict[Digest, int], tuple[Staying, ...]]:
+def _remove_entries(layout: Layout, plan: Pruning) -> tuple[dict[Digest, int], tuple[Staying, ...]]:
     """Remove the manifests that may still go; return the bytes of each, and what stays."""
     watch = _Watch(layout)
     removed: dict[Digest, int] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,13 +144,7 @@ def find_orphans(layout: Layout) -> tuple[Orphan, ...]:
     """
     # The artifacts first: one whose manifest is published meanwhile must count as named.
     artifacts = find_spread(layout, layout.artifacts_dir)
-    return orphans_among(artifacts, named_by(find_manifests(layout).values()), time.time())
-
-
-def orphans_among(
-    artifacts: Mapping[Digest, os.stat_result], named: Container[Digest], now_s: float
-) -> tuple[Orphan, ...]:
-    """Return those of ``artifacts`` that are not ``named`` by a manifest; ``now_s``: seconds since the epoch."""
+    named, now_s = named_by(find_manifests(layout).values()), time.time()
     return tuple(
         Orphan(digest, file.st_size, now_s - file.st_mtime) for digest, file in artifacts.items() if digest not in named
     )
