@@ -191,7 +191,7 @@ def _times_ms(vault: Vault, keys: Sequence[Digest]) -> dict[str, float]:
     if there is None:
         raise AssertionError("the entry is gone")
     absent = Key({**there.key.factors, "call": {"height": 1}})
-    tiers = Tiers.open(Settings(vault.root))
+    tiers = Tiers(Settings(vault.root))
     with tempfile.TemporaryDirectory(prefix="pipevault-stress-") as cache:
         listings = [_list_ms(vault, cache) for _ in range(4)]
     return {

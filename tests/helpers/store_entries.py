@@ -92,7 +92,7 @@ def search(tiers: Tiers, key: Digest) -> tuple[TierHit | None, list[str]]:
     for candidate in tiers.candidates(key):
         if isinstance(candidate, TierHit):
             return candidate, [*problems, *filter(None, [candidate.warning])]
-        problems.append(candidate.text)
+        problems.append(f"tier {candidate.tier.dir}: {candidate.error}")
     return None, problems
 
 

@@ -133,7 +133,7 @@ class TestOld:
 
     def test_a_tier_is_told_of_and_passed_over(self, old: Path, golden: Path, tmp_path: Path) -> None:
         before = everything_below(old)
-        tiers = Tiers.open(Settings(dir=tmp_path / "own", tiers=(Tier(old), Tier(golden))))
+        tiers = Tiers(Settings(dir=tmp_path / "own", tiers=(Tier(old), Tier(golden))))
         found, [problem] = search(tiers, Digest(expected(golden)["plan"]))
         assert found is not None
         assert found.tier.dir == golden

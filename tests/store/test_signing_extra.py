@@ -41,7 +41,7 @@ def test_a_vault_without_signatures_does_without(
 ) -> None:
     hide(monkeypatch)
     vault.publish(entry.manifest, entry.files)
-    found = Tiers.open(Settings(vault.root)).lookup(entry.key)
+    found = Tiers(Settings(vault.root)).lookup(entry.key)
     assert found is not None
     assert verify(vault).sound
 
@@ -71,7 +71,7 @@ def test_a_required_signature_that_cannot_be_checked_is_an_error(vault: Vault, e
         check_signature(vault.layout, entry.manifest, policy="require", trusted=[public])
     settings = Settings(vault.root, signature="require", trusted_keys=(public.text,))
     with pytest.raises(MissingExtraError, match=INSTALL):
-        Tiers.open(settings).lookup(entry.key)
+        Tiers(settings).lookup(entry.key)
 
 
 def test_a_wanted_signature_that_cannot_be_checked_is_a_warning(vault: Vault, entry: Entry, public: PublicKey) -> None:
@@ -85,7 +85,7 @@ def test_an_entry_that_counts_for_its_signature_alone_is_an_error(
 ) -> None:
     vault.layout.manifest_file(entry.key).chmod(0o666)
     with pytest.raises(MissingExtraError, match=INSTALL):
-        Tiers.open(Settings(vault.root, trusted_keys=(public.text,))).lookup(entry.key)
+        Tiers(Settings(vault.root, trusted_keys=(public.text,))).lookup(entry.key)
 
 
 def test_an_entry_without_a_signature_is_refused_for_that(

@@ -40,7 +40,7 @@ class Kind:
         """``root`` as a tier behind the vault ``own``; without one, behind a folder that is never made."""
         own = root.with_name("none") if own is None else own
         tier = Tier(root, copy=own.exists())
-        return Tiers.open(Settings(own, tiers=(tier,), allow_group_write=self.allow_group_write))
+        return Tiers(Settings(own, tiers=(tier,), allow_group_write=self.allow_group_write))
 
     def found(self, root: Path, entry: Entry) -> tuple[Tiers, TierHit]:
         tiers = self.tiers(root)

@@ -60,7 +60,7 @@ def silent_vault(tmp_path: Path) -> Iterator[Path]:
 
 def open_tiers(local: Path, *others: Path | Tier, **options: Any) -> Tiers:
     tiers = tuple(other if isinstance(other, Tier) else Tier(other) for other in others)
-    return Tiers.open(Settings(local, tiers=tiers, **options))
+    return Tiers(Settings(local, tiers=tiers, **options))
 
 
 def found_in(tiers: Tiers, entry: Entry) -> TierHit:

@@ -78,7 +78,7 @@ def build(settings: Settings, entry: Entry) -> None:
 
 def load(settings: Settings, entry: Entry) -> None:
     """What a load does. Raises why it cannot."""
-    tiers = Tiers.open(settings)
+    tiers = Tiers(settings)
     found = next(iter(tiers.candidates(entry.key)))
     if isinstance(error := getattr(found, "error", None), VaultError):
         raise error
@@ -166,7 +166,7 @@ class TestSigned:
         own = replace(settings, dir=place / "own", tiers=(Tier(place / "own"), Tier(place / "vault")))
 
         def copy() -> None:
-            tiers = Tiers.open(own)
+            tiers = Tiers(own)
             found = tiers.lookup(entry.key)
             assert found is not None
             assert found.signed

@@ -276,7 +276,7 @@ def _check_foreign(vault: Vault) -> Check:
 
 def check_tiers(settings: Settings) -> Iterator[Check]:
     """Check each tier but the vault of ``settings.dir``, which has lines of its own."""
-    tiers = Tiers.open(settings)
+    tiers = Tiers(settings)
     for tier in tiers.order:
         if tier == tiers.own_tier:
             continue

@@ -77,105 +77,35 @@ class Refused:
     error: VaultError
     vault: Vault | None = None
 
-    @property
-    def text(self) -> str:
-        return f"tier {self.tier.dir}: {self.error}"
-
-
-class _Folder:
-    """The vault of ``tier``, kept once it is opened. ``own``, given for that of ``Settings.dir``, opens it, without a
-    deadline.
-    """
-
-    def __init__(self, tier: Tier, settings: Settings, own: Callable[[bool], Vault | None] | None) -> None:
-        self.tier = tier
-        self.policy = tier.signature or settings.signature
-        self.own = own
-        self.vault: Vault | None = None
-        self._settings = settings
-
-    def ask(self, question: Callable[[], Answer], size_bytes: int = 0) -> Answer:
-        """Ask what touches the folder; an error of the file system gets the name of the place.
-        :class:`~pipevault.errors.SlowTierError`.
-        """
-
-        def named() -> Answer:
-            try:
-                return question()
-            except (VaultError, LockTimeoutError):  # some of them are OSErrors too
-                raise
-            except OSError as error:
-                text = f"{self.tier.dir} cannot be read: {error}. Check its mount and permissions."
-                raise VaultError(text, self.tier.dir) from error
-
-        if self.own is not None:
-            return named()
-        return ask(self.tier.dir, named, timeout_s=self._settings.tier_timeout_s, size_bytes=size_bytes)
-
-    def open(self) -> Vault | None:
-        if self.own is not None:
-            return self.own(False)
-        if self.vault is None:
-            self.vault = Vault.open(self.tier.dir, create=False, trust=trust_of(self._settings))
-        return self.vault
-
-    def open_to_write(self) -> Vault:
-        """Return the vault; that of ``Settings.dir`` is made where none is."""
-        vault = self.open() if self.own is None else self.own(True)
-        if vault is None:
-            raise VaultNotWritableError(f"{self.tier.dir} is only read. Give another folder.", self.tier.dir)
-        return vault
-
-    def check_there(self, vault: Vault) -> None:
-        """Raise if the vault is gone: a mount that went away has no entries and no shelves either."""
-        if self.own is None:  # else it is made again
-            ensure_vault(vault.layout, create=False)
-
-    def keys(self, shelf: Digest) -> list[Digest]:
-        if (vault := self.open()) is None:
-            return []
-        keys = vault.shelf(shelf)
-        if not keys:
-            self.check_there(vault)
-        return keys
-
-    def newest(self, count: int, shelf: Digest | None) -> list[Manifest]:
-        """Return the up to ``count`` readable entries that were published last, or were on ``shelf``; where there is a
-        deadline as many as are read in half of the time.
-        """
-        if (vault := self.open()) is None:
-            return []
-        until_s = math.inf if self.own is not None else time.monotonic() + self._settings.tier_timeout_s / 2
-        found = []
-        for key in newest_keys(vault.layout, count, shelf):
-            with suppress(CorruptEntryError, NewerVaultError):  # whoever lists the vault sees it
-                if (manifest := read_manifest(vault.layout, key)) is not None:
-                    found.append(manifest)
-            if time.monotonic() > until_s:
-                break
-        return found
-
 
 class Tiers:
-    """The vaults of some settings, nearest first. Opens nothing until it is asked. What asks a single tier may raise a
-    :class:`~pipevault.errors.VaultError`.
+    """The vaults of some settings, nearest first. Opens nothing until it is asked, and keeps what it opened.
 
-    ``own`` opens the vault of ``Settings.dir``: with ``True`` it makes one where none is, else it may give ``None``.
+    What asks a single tier may raise a :class:`~pipevault.errors.VaultError`.
     """
 
-    def __init__(self, settings: Settings, own: Callable[[bool], Vault | None]) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.order = search_order(settings)
         self.own_tier = next(tier for tier in self.order if _same_folder(tier.dir, settings.dir))
-        self._own = own
-        self._folders = {
-            tier: _Folder(tier, settings, own if _same_folder(tier.dir, settings.dir) else None) for tier in self.order
-        }
+        self._vaults: dict[Tier, Vault] = {}
         self._trusted: tuple[PublicKey, ...] | None = None
 
-    @classmethod
-    def open(cls, settings: Settings) -> Tiers:
-        return cls(settings, lambda create: open_vault(settings, create=create))
+    def own_vault(self, create: bool) -> Vault | None:
+        """Return the vault of ``Settings.dir``; ``None`` where there is none and none is to be made."""
+        vault = self._vaults.get(self.own_tier)
+        if vault is None or not os.path.exists(vault.layout.vault_file):  # deleted: it must become a vault again
+            vault = open_vault(self.settings, create=create)
+            if vault is not None:
+                self._vaults[self.own_tier] = vault
+        return vault
+
+    def own(self) -> Vault | None:
+        """Return the vault of ``Settings.dir``, if there is one that can be opened."""
+        try:
+            return self.own_vault(False)
+        except VaultError:
+            return None
 
     def lookup(self, key: Digest) -> TierHit | None:
         """Return the first entry of ``key`` that its tier can give. Raises like :meth:`candidates`."""
@@ -189,16 +119,16 @@ class Tiers:
         Raises nothing but :class:`~pipevault.errors.KeyFileError` for ``trusted_keys``, and
         :class:`~pipevault.errors.MissingExtraError` where a signature must be checked and cannot be.
         """
-        if any(folder.policy != "off" for folder in self._folders.values()):
+        if any(self.policy(tier) != "off" for tier in self.order):
             self._trusted_keys()
-        for tier, folder in self._folders.items():
+        for tier in self.order:
             try:
                 known_here = known if known is not None and known.tier == tier else None
-                answer = folder.ask(partial(self._look, folder, key, known_here))
+                answer = self._ask(tier, partial(self._look, tier, key, known_here))
             except VaultError as error:
                 answer = Refused(tier, error)
             if isinstance(answer, Refused):
-                folder.vault = None  # it is opened again when it is asked next
+                self._vaults.pop(tier, None)  # it is opened again when it is asked next
             if answer is not None:
                 yield answer
 
@@ -210,15 +140,15 @@ class Tiers:
         :class:`~pipevault.errors.VaultError` it can be loaded from where it is.
         """
         nearer = self.order[: self.order.index(found.tier)] if found.tier.copy else ()
-        target = next((folder for tier in nearer if self._accepts(folder := self._folders[tier], found)), None)
+        target = next((tier for tier in nearer if self._accepts(tier, found)), None)
         if target is None:
             return found
         copy = partial(self._vouch, found, partial(self._copy, target))
         try:
-            self._folders[found.tier].ask(copy, found.manifest.size_bytes)
+            self._ask(found.tier, copy, found.manifest.size_bytes)
         except LockTimeoutError:
             return found
-        copied = target.ask(partial(self._look, target, found.key, None))  # what stands there may be somebody else's
+        copied = self._ask(target, partial(self._look, target, found.key, None))  # what stands may be somebody else's
         if isinstance(copied, Refused):
             raise copied.error
         return found if copied is None else replace(copied, origin=found.origin)
@@ -227,40 +157,39 @@ class Tiers:
         """Publish in the vault of ``Settings.dir``, like :meth:`Vault.publish`; what stands there then may be somebody
         else's.
         """
-        folder = self._folders[self.own_tier]
 
         def publish() -> TierHit:
-            vault = folder.open_to_write()
-            return TierHit(vault, vault.publish(manifest, files), folder.tier, folder.tier)
+            vault = self._open_to_write(self.own_tier)
+            return TierHit(vault, vault.publish(manifest, files), self.own_tier, self.own_tier)
 
-        return folder.ask(publish)
+        return self._ask(self.own_tier, publish)
 
     def open_artifacts(self, found: TierHit) -> dict[str, OpenedFile]:
         """Open each artifact, by digest; the caller closes them. Raises like :meth:`Vault.open_artifact`."""
-        return self._folders[found.tier].ask(partial(self._vouch, found, _opened), found.manifest.size_bytes)
+        return self._ask(found.tier, partial(self._vouch, found, _opened), found.manifest.size_bytes)
 
     def hold(self, found: TierHit, *, is_use: bool = True) -> Lease:
         """Keep prunes away from an entry until the lease is released, and note its use unless it ``is_use`` not.
         :class:`~pipevault.errors.CorruptEntryError` if it was removed since it was found.
         """
-        return self._folders[found.tier].ask(partial(_hold, found, is_use))
+        return self._ask(found.tier, partial(_hold, found, is_use))
 
     def limit_size(self, found: TierHit) -> tuple[str, ...]:
         """Make room, as ``max_size`` asks, where ``found`` was written just now (it stays); what went wrong."""
-        return self._folders[found.tier].ask(partial(_limit_size, found, self.settings.max_size))
+        return self._ask(found.tier, partial(_limit_size, found, self.settings.max_size))
 
     def quarantine(self, vault: Vault, tier: Tier, path: Path, reason: str) -> Path | None:
         """See :meth:`Vault.quarantine`; ``vault`` is that of an entry or refusal of ``tier``."""
-        return self._folders[tier].ask(partial(vault.quarantine, path, reason))
+        return self._ask(tier, partial(vault.quarantine, path, reason))
 
     def is_writable(self, tier: Tier) -> bool:
         """Return whether entries can be published there. Raises what makes the folder unusable."""
-        vault = self._folders[tier].ask(self._folders[tier].open)
+        vault = self._ask(tier, partial(self._open, tier))
         return vault is not None and vault.writable
 
     def policy(self, tier: Tier) -> str:
         """Return the signature policy in force there."""
-        return self._folders[tier].policy
+        return tier.signature or self.settings.signature
 
     def shelf(self, shelf: Digest) -> tuple[tuple[Digest, ...], tuple[str, ...]]:
         """Return the keys on a shelf of all tiers, nearest first and none twice (see :meth:`Vault.shelf`), and what was
@@ -268,54 +197,105 @@ class Tiers:
         """
         keys: dict[Digest, None] = {}
         problems: list[str] = []
-        for tier, folder in self._folders.items():
+        for tier in self.order:
             try:
-                keys |= dict.fromkeys(folder.ask(partial(folder.keys, shelf)))
+                keys |= dict.fromkeys(self._ask(tier, partial(self._keys, tier, shelf)))
             except VaultError as error:
-                folder.vault = None
-                problems.append(Refused(tier, error).text)
+                self._vaults.pop(tier, None)
+                problems.append(f"tier {tier.dir}: {error}")
         return tuple(keys), tuple(problems)
 
     def newest(self, count: int, shelf: Digest | None = None) -> Iterator[Manifest]:
         """Give the up to ``count`` readable entries of each tier that were published last, or were on ``shelf``."""
-        for folder in self._folders.values():
+        for tier in self.order:
             with suppress(VaultError):  # the search for an entry has said so
-                yield from folder.ask(partial(folder.newest, count, shelf))
+                yield from self._ask(tier, partial(self._newest, tier, count, shelf))
 
-    def own(self) -> Vault | None:
-        """Return the vault of ``Settings.dir``, if there is one that can be opened."""
-        try:
-            return self._own(False)
-        except VaultError:
-            return None
+    def _ask(self, tier: Tier, question: Callable[[], Answer], size_bytes: int = 0) -> Answer:
+        """Ask what touches the folder, with a deadline unless it is the own one; an ``OSError`` gets the folder's name.
+        :class:`~pipevault.errors.SlowTierError`.
+        """
 
-    def _look(self, folder: _Folder, key: Digest, known: TierHit | None) -> TierHit | Refused | None:
+        def named() -> Answer:
+            try:
+                return question()
+            except (VaultError, LockTimeoutError):  # some of them are OSErrors too
+                raise
+            except OSError as error:
+                text = f"{tier.dir} cannot be read: {error}. Check its mount and permissions."
+                raise VaultError(text, tier.dir) from error
+
+        if tier == self.own_tier:
+            return named()
+        return ask(tier.dir, named, timeout_s=self.settings.tier_timeout_s, size_bytes=size_bytes)
+
+    def _open(self, tier: Tier) -> Vault | None:
+        if tier == self.own_tier:
+            return self.own_vault(False)
+        if (vault := self._vaults.get(tier)) is None:
+            vault = self._vaults[tier] = Vault.open(tier.dir, create=False, trust=trust_of(self.settings))
+        return vault
+
+    def _open_to_write(self, tier: Tier) -> Vault:
+        """Return the vault; that of ``Settings.dir`` is made where none is."""
+        vault = self.own_vault(True) if tier == self.own_tier else self._open(tier)
+        if vault is None:
+            raise VaultNotWritableError(f"{tier.dir} is only read. Give another folder.", tier.dir)
+        return vault
+
+    def _check_there(self, tier: Tier, vault: Vault) -> None:
+        """Raise if the vault is gone: a mount that went away has no entries and no shelves either."""
+        if tier != self.own_tier:  # else it is made again
+            ensure_vault(vault.layout, create=False)
+
+    def _keys(self, tier: Tier, shelf: Digest) -> list[Digest]:
+        if (vault := self._open(tier)) is None:
+            return []
+        if not (keys := vault.shelf(shelf)):
+            self._check_there(tier, vault)
+        return keys
+
+    def _newest(self, tier: Tier, count: int, shelf: Digest | None) -> list[Manifest]:
+        """Where there is a deadline, as many as are read in half of the time."""
+        if (vault := self._open(tier)) is None:
+            return []
+        until_s = math.inf if tier == self.own_tier else time.monotonic() + self.settings.tier_timeout_s / 2
+        found = []
+        for key in newest_keys(vault.layout, count, shelf):
+            with suppress(CorruptEntryError, NewerVaultError):  # whoever lists the vault sees it
+                if (manifest := read_manifest(vault.layout, key)) is not None:
+                    found.append(manifest)
+            if time.monotonic() > until_s:
+                break
+        return found
+
+    def _look(self, tier: Tier, key: Digest, known: TierHit | None) -> TierHit | Refused | None:
         """The entry of ``key``, or why it cannot be used; ``known`` again if it still stands there unchanged."""
-        if (vault := folder.open()) is None:
+        if (vault := self._open(tier)) is None:
             return None
         try:
             if known is not None and known.vault == vault and vault.stands(key, known.stamp):
                 found = replace(known, signed=False)  # another policy and other keys may have been in force
             elif (read := vault.read_entry(key)) is not None:
-                found = TierHit(vault, read.manifest, folder.tier, folder.tier, unowned=read.unowned, stamp=read.stamp)
+                found = TierHit(vault, read.manifest, tier, tier, unowned=read.unowned, stamp=read.stamp)
             else:
-                folder.check_there(vault)
+                self._check_there(tier, vault)
                 return None
             if found.unowned is not None and not self._have_signed(found):
                 raise found.unowned
-            warning = self._check_signature(found, folder.policy)
+            warning = self._check_signature(found, self.policy(tier))
         except VaultError as error:
-            return Refused(folder.tier, error, vault)
-        return replace(found, warning=warning, signed=found.unowned is not None or folder.policy == "require")
+            return Refused(tier, error, vault)
+        return replace(found, warning=warning, signed=found.unowned is not None or self.policy(tier) == "require")
 
-    def _accepts(self, folder: _Folder, found: TierHit) -> bool:
+    def _accepts(self, tier: Tier, found: TierHit) -> bool:
         """Tell whether a copy of ``found`` can be written there; nothing that may not answer is asked.
         :class:`~pipevault.errors.VaultError`: this very entry is refused.
         """
-        vault = folder.vault
-        if folder.own is not None:
+        vault = self._vaults.get(tier)
+        if tier == self.own_tier:
             with suppress(VaultError):  # the search for an entry has said so
-                vault = folder.own(True)
+                vault = self.own_vault(True)
         if vault is None or not vault.writable:
             return False
         size_bytes, limit = found.manifest.size_bytes, self.settings.max_size
@@ -324,26 +304,26 @@ class Tiers:
                 f"{found.key.short} is not copied to {vault.root}: its {size_bytes} bytes exceed max_size, {limit}.",
                 vault.root,
             )
-        if folder.policy == "require" and not self._have_signed(found):
-            place = folder.tier.dir  # the same words for each entry, so that a load tells it once
-            raise VaultError(f"{place} takes signed entries only; for a tier without, set copy = false.", place)
+        if self.policy(tier) == "require" and not self._have_signed(found):
+            # The same words for each entry, so that a load tells it once.
+            raise VaultError(f"{tier.dir} takes signed entries only; for a tier without, set copy = false.", tier.dir)
         return True
 
-    def _copy(self, target: _Folder, found: TierHit) -> None:
+    def _copy(self, target: Tier, found: TierHit) -> None:
         with ExitStack() as stack:
             opened = {Digest(name): stack.enter_context(file) for name, file in _opened(found).items()}
             files = {digest: file.path for digest, file in opened.items()}
 
             def publish() -> None:
-                vault = target.open_to_write()
+                vault = self._open_to_write(target)
                 try:
-                    with vault.lock(found.key, timeout_s=0):
+                    with vault.lock(found.key, timeout_s=0):  # whoever freezes or copies it is not waited for
                         vault.publish_copy(found.vault.layout, found.manifest, files)
                 except CorruptEntryError as error:
                     text = f"An artifact is damaged: the bytes of {error.path} are not what its manifest says."
                     raise CorruptEntryError(text, error.path) from error
 
-            target.ask(publish, found.manifest.size_bytes)
+            self._ask(target, publish, found.manifest.size_bytes)
 
     def _vouch(self, found: TierHit, use: Callable[[TierHit], Answer]) -> Answer:
         """Use an entry; of one that is signed it does not matter who owns the artifacts."""
