@@ -91,7 +91,6 @@ class Key:
         return Digest(factors.hex[:-SHELF_DIGITS] + self.shelf.hex[:SHELF_DIGITS])
 
     def differences(self, other: Key) -> tuple[Difference, ...]:
-        """Return every leaf factor in which ``other`` (an entry of the vault) differs from this key, sorted by name."""
         return leaf_differences(self.factors, other.factors)
 
 

@@ -126,7 +126,6 @@ def new_file(path: Path, mode: int) -> Iterator[int]:
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """Write all of ``data``, however many calls that takes."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

@@ -70,7 +70,6 @@ def leave_error(folder: Path, error: PipevaultError) -> None:
 
 
 def printed(folder: Path) -> str:
-    """Return a sentence with the last lines that the child in ``folder`` printed."""
     text = (folder / OUTPUT_FILE).read_bytes().decode("utf-8", "replace")
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     return f"It printed:\n{chr(10).join(lines[-_SHOWN_LINES:])}" if lines else "It printed nothing."

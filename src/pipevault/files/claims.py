@@ -93,7 +93,6 @@ def abandoned(path: Path) -> Iterator[bool]:
 
 
 def remove_abandoned(path: Path) -> bool:
-    """Remove what no living process holds; return whether it was free."""
     with abandoned(path) as is_free:
         if is_free:
             remove(path)

@@ -123,7 +123,6 @@ class Format(Generic[DocumentT]):
             raise (self.edited or self.damaged)(Problem(str(source), _at(self.digest_field, what), self.digest_field))
 
     def write(self, document: DocumentT) -> bytes:
-        """Return the canonical bytes of ``document``."""
         return canonical_json(msgspec.to_builtins(document))
 
 

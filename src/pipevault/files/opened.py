@@ -137,7 +137,6 @@ def _pieces(file: io.FileIO, path: Path, what: str, size_bytes: int) -> Iterator
 
 
 def _new_copy(name: str) -> tuple[io.FileIO, Path | None]:
-    """Make an empty file for a copy; its path too, if it does not lie in memory."""
     file = _memory_file(name)
     if file is not None and _descriptor_path(file) is not None:
         return file, None

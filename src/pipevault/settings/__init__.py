@@ -161,7 +161,6 @@ class Settings:
         return self.shared == "group"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON, folders as text."""
         tiers = [{**asdict(tier), "dir": str(tier.dir)} for tier in self.tiers]
         lists = {name: list(getattr(self, name)) for name in ("trusted_keys", "trusted_users", "trusted_groups")}
         return {**asdict(self), "dir": str(self.dir), "tiers": tiers, **lists}

@@ -48,7 +48,6 @@ class SettingsFields(TypedDict, total=False):
 
 
 def field_names(group: type) -> tuple[str, ...]:
-    """Return the names that a ``TypedDict`` of keyword arguments takes."""
     return tuple(inspect.get_annotations(group))
 
 

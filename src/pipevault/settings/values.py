@@ -46,7 +46,6 @@ def convert(name: str, value: Any, *, base: Path) -> Any:
 
 
 def invalid(name: str, value: Any, expected: str) -> SettingsError:
-    """Return the error for a value of a setting or option ``name`` that is not what was ``expected``."""
     return SettingsError(f"Invalid {name} {value!r}: expected {expected}.")
 
 

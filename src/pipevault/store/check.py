@@ -80,7 +80,6 @@ class VerifyReport:
 
     @property
     def broken_keys(self) -> tuple[Digest, ...]:
-        """The entries that could not be used, sorted."""
         return tuple(sorted({key for finding in self.bad for key in finding.keys}))
 
 
@@ -151,7 +150,6 @@ def _artifact_now(vault: Vault, digest: Digest, keys: Iterable[Digest]) -> Itera
 
 
 def _still_used(vault: Vault, digest: Digest, keys: Iterable[Digest]) -> list[Use]:
-    """Those of ``keys`` whose entries name the artifact now, and the sizes that they say."""
     sizes = ((key, manifest.artifact_sizes) for key in keys if (manifest := _check_manifest(vault, key)[0]))
     return [(key, size_bytes[digest]) for key, size_bytes in sizes if digest in size_bytes]
 
@@ -194,7 +192,6 @@ def _vault_findings(vault: Vault, keys: Sequence[Digest]) -> Iterator[Finding]:
 
 
 def _check_manifest(vault: Vault, key: Digest) -> tuple[Manifest | None, list[Finding]]:
-    """Return the manifest, if its bytes are what was published, and what is wrong with them or its owner."""
     path = vault.layout.manifest_file(key)
     manifest, findings = None, []
     try:

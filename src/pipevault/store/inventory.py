@@ -52,10 +52,6 @@ class FoundManifest:
     modified_ns: int
     understood: bool
 
-    @property
-    def modified_s(self) -> float:
-        return self.modified_ns / 1e9
-
 
 def find_manifests(layout: Layout) -> dict[Digest, FoundManifest]:
     """Return every manifest by its key, sorted. :class:`~pipevault.errors.VaultError`: one cannot be read."""

@@ -39,8 +39,6 @@ _FORMS = {
 
 
 class _Place:
-    """A file or folder that has the same name in every vault."""
-
     def __init__(self, name: str) -> None:
         self._name = name
 
@@ -79,7 +77,6 @@ class Layout:
         return self.entries_dir / key.hex[-SHELF_DIGITS:] / f"{key}{MANIFEST_SUFFIX}"
 
     def shelf_dir(self, shelf: Digest) -> Path:
-        """Return the folder of the entries on a :attr:`~pipevault.key.Key.shelf`."""
         return self.entries_dir / shelf.hex[:SHELF_DIGITS]
 
     def artifact_file(self, digest: Digest) -> Path:
@@ -122,7 +119,6 @@ class Layout:
         return quarantined.with_name(f"{quarantined.name}.reason.txt")
 
     def key_of_manifest(self, path: Path) -> Digest | None:
-        """Return the key whose manifest has the path ``path``, or ``None``."""
         return self._digest(path, "manifest")
 
     def digest_of_artifact(self, path: Path) -> Digest | None:
@@ -154,7 +150,6 @@ class Layout:
         return self._read(path, "events") is not None
 
     def is_shard(self, path: Path) -> bool:
-        """Return whether files are spread over ``path``: a folder of a shelf in ``entries/``, else of two digits."""
         return self._read(path, "shard") is not None
 
     def owns(self, path: Path) -> bool:
@@ -181,7 +176,6 @@ def stands_in(name: str, shard: str) -> bool:
 
 
 def signer_of(signature: Path) -> str:
-    """Return the public key id in the name of a signature."""
     return signature.name.split(".")[1]
 
 

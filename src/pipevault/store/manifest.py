@@ -134,7 +134,6 @@ class Manifest:
 
     @property
     def artifact_sizes(self) -> Mapping[Digest, int]:
-        """The size in bytes of each different artifact."""
         return {ref.digest: ref.size_bytes for ref in self.artifacts}
 
     @property
@@ -148,7 +147,6 @@ class Manifest:
         return digest_bytes(canonical_json(self._body()))
 
     def to_bytes(self) -> bytes:
-        """Return the file's content: equal manifests have equal bytes."""
         return canonical_json({**self._body(), "self_digest": self.manifest_digest.hex})
 
     @classmethod
@@ -164,22 +162,11 @@ class Manifest:
     @classmethod
     def published(cls, data: bytes) -> Manifest:
         """Return the manifest, without its ``parts``, of a file whose ``self_digest`` holds, so that nothing is checked
-        again. ``ValueError``: it is no manifest all the same.
+        again. ``ValueError``: it is not a manifest all the same.
         """
         shown = _decode_shown(data)
-        refs = [ArtifactRef(Digest(item.digest), item.size_bytes, item.name) for item in shown.artifacts]
-        manifest = object.__new__(cls)
-        fields = {
-            "key": Key(shown.key.factors),
-            "parts": {},
-            "artifacts": tuple(refs),
-            "info": shown.info,
-            "created_at": shown.created_at,
-            "needs": tuple(map(Digest, shown.needs)),
-        }
-        for name, value in fields.items():
-            object.__setattr__(manifest, name, value)
-        return manifest
+        needs = tuple(map(Digest, shown.needs))
+        return cls(Key(shown.key.factors), {}, _refs(shown.artifacts), shown.info, shown.created_at, needs)
 
     def _body(self) -> dict[str, Any]:
         return {
@@ -210,11 +197,15 @@ def _parse(data: bytes, path: Path) -> Manifest:
     return Manifest(
         key=key,
         parts=document.parts,
-        artifacts=tuple(ArtifactRef(Digest(item.digest), item.size_bytes, item.name) for item in document.artifacts),
+        artifacts=_refs(document.artifacts),
         info=document.info,
         created_at=document.created_at,
         needs=tuple(map(Digest, document.needs)),
     )
+
+
+def _refs(artifacts: list[_Artifact]) -> tuple[ArtifactRef, ...]:
+    return tuple(ArtifactRef(Digest(item.digest), item.size_bytes, item.name) for item in artifacts)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,6 @@ def is_writable(layout: Layout) -> bool:
 
 
 def _read_marker(layout: Layout) -> bool:
-    """Read and check the marker; ``False`` if there is none."""
     path = layout.vault_file
     with vault_errors(path, "read"):
         try:

@@ -21,7 +21,6 @@ _SHOWN_CANDIDATES = 10
 
 
 def children(folder: Path) -> list[Path]:
-    """List what stands in ``folder``, sorted."""
     with vault_errors(folder, "listed"):
         try:
             return [folder / name for name in sorted(os.listdir(folder))]
@@ -54,7 +53,6 @@ def iter_keys(layout: Layout) -> Iterator[Digest]:
 
 
 def signature_files(layout: Layout, key: Digest) -> tuple[Path, ...]:
-    """List the signature files of an entry, sorted, whatever they are worth."""
     files = children(layout.signature_file(key, "").parent)
     return tuple(file for file in files if layout.key_of_signature(file) == key)
 
@@ -75,7 +73,6 @@ def iter_foreign(layout: Layout) -> Iterator[Path]:
 
 
 def key_in(name: str) -> Digest | None:
-    """Return the key in the name of a manifest; ``None`` for any other name."""
     return digest_or_none(name.removesuffix(MANIFEST_SUFFIX)) if name.endswith(MANIFEST_SUFFIX) else None
 
 

@@ -65,7 +65,6 @@ def write_document(layout: Layout, path: Path, data: bytes) -> None:
 
 
 def publish_entry(layout: Layout, manifest: Manifest, files: Mapping[Digest, Path]) -> Manifest:
-    """Make ``manifest`` and its artifacts visible. See :meth:`pipevault.store.vault.Vault.publish`."""
     refs = {ref.digest: ref for ref in manifest.artifacts}
     if unknown := files.keys() - refs.keys():
         names = ", ".join(digest.short for digest in sorted(unknown))
@@ -112,7 +111,6 @@ def quarantine_file(layout: Layout, path: Path, reason: str) -> Path | None:
 
 
 def whole_entry(layout: Layout, key: Digest) -> Manifest | None:
-    """Return the manifest of ``key`` if it and all its artifacts are intact."""
     try:
         manifest = read_manifest(layout, key)
         for ref in manifest.artifacts if manifest else ():

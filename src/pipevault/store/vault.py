@@ -161,7 +161,6 @@ class Vault:
         return open_verified(path, ref.digest, ref.size_bytes, what=f"Artifact {ref.name}", is_changeable=changeable)
 
     def staging(self) -> AbstractContextManager[Path]:
-        """Make a folder in the vault's ``tmp/``, removed with its content at exit."""
         self.require_writable()
         return staging_folder(self.layout)
 
@@ -207,7 +206,6 @@ class Vault:
     def lock(
         self, key: Digest, *, timeout_s: float, on_wait: Callable[[str], None] | None = None
     ) -> AbstractContextManager[None]:
-        """See :func:`pipevault.store.locks.lock.key_lock`."""
         tidy(self.layout)
         return key_lock(self.layout, key, timeout_s=timeout_s, on_wait=on_wait)
 
@@ -245,54 +243,45 @@ class Vault:
         return manifest
 
     def plan_removal(self, keys: Sequence[Digest], *, with_needed: bool = False, shown: bool = True) -> Removal:
-        """See :func:`pipevault.store.retention.removal.plan_entries_removal`."""
         from pipevault.store.retention.removal import plan_entries_removal
 
         return plan_entries_removal(self.layout, keys, with_needed=with_needed, shown=shown)
 
     def remove(self, plan: Removal, *, ignore_leases: bool = False) -> Removal:
-        """See :func:`pipevault.store.retention.removal.remove_entries`."""
         self.require_writable()
         from pipevault.store.retention.removal import remove_entries
 
         return remove_entries(self.layout, plan, ignore_leases=ignore_leases)
 
     def record_use(self, key: Digest) -> None:
-        """See :func:`pipevault.store.retention.usage.record_use`."""
         record_use(self.layout, key, writable=self.writable)
 
     def lease(self, key: Digest) -> Lease:
-        """See :func:`pipevault.store.locks.leases.take_lease`."""
         if self.writable:
             tidy(self.layout)
         return take_lease(self.layout, key, writable=self.writable)
 
     def pins(self) -> dict[str, Digest]:
-        """See :func:`pipevault.store.retention.pins.pins`."""
         from pipevault.store.retention.pins import pins
 
         return pins(self.layout)
 
     def pin(self, key: Digest, name: str, *, move: bool = False) -> Digest | None:
-        """See :func:`pipevault.store.retention.pins.pin`."""
         self.require_writable()
         from pipevault.store.retention.pins import pin
 
         return pin(self.layout, key, name, move=move)
 
     def unpin(self, name: str) -> Digest | None:
-        """See :func:`pipevault.store.retention.pins.unpin`."""
         self.require_writable()
         from pipevault.store.retention.pins import unpin
 
         return unpin(self.layout, name)
 
     def foreign_files(self) -> Iterator[Path]:
-        """See :func:`pipevault.store.places.iter_foreign`."""
         return iter_foreign(self.layout)
 
     def require_writable(self, advice: str = "Fix its permissions, or give another folder.") -> None:
-        """Raise :class:`VaultNotWritableError` unless this user may write in the vault."""
         if not self.writable:
             raise VaultNotWritableError(f"The vault {self.root} is read-only for this user. {advice}", self.root)
 

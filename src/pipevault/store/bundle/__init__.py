@@ -77,8 +77,6 @@ class ExportReport:
 
 @dataclass(frozen=True)
 class _Named:
-    """The sizes in bytes by artifact of a manifest, and the entries that it needs."""
-
     artifacts: Mapping[Digest, int]
     needs: tuple[Digest, ...]
 

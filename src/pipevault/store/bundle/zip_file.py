@@ -142,7 +142,6 @@ class BundleFile:
 
     @property
     def keys(self) -> tuple[Digest, ...]:
-        """The keys of the entries, sorted."""
         return tuple(sorted(member.key for member in self.members if member.key is not None))
 
     def extract(self, folder: Path, is_wanted: Callable[[Member], bool], progress: Progress) -> None:

@@ -41,7 +41,6 @@ class Lease:
         return self._claim is not None and self._claim.held
 
     def release(self) -> None:
-        """Give it up; a second time does nothing. Never raises."""
         if self._claim is not None:
             self._claim.release()
 

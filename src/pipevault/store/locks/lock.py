@@ -45,8 +45,6 @@ GUARD_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Holder:
-    """The writer of the note next to a lock; ``since`` is ISO 8601, UTC."""
-
     process: ProcessIdentity
     since: str
 
@@ -81,7 +79,6 @@ def key_lock(
 
 
 def read_holder(path: Path) -> Holder | None:
-    """Read the note at ``path``; ``None`` if there is none that can be read."""
     try:
         document = msgspec.json.decode(read_file(path), type=dict[str, Any])
         return Holder(ProcessIdentity.from_json(document), str(document["since"]))
@@ -90,7 +87,6 @@ def read_holder(path: Path) -> Holder | None:
 
 
 def guard(layout: Layout, key: Digest, *, timeout_s: float = GUARD_TIMEOUT_S) -> AbstractContextManager[bool]:
-    """Hold the guard of ``key`` while the block runs; ``False`` if it could not be had."""
     return locked(layout.guard_file(key), timeout_s=timeout_s)
 
 

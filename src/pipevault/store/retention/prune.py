@@ -270,7 +270,7 @@ class _Draft:
         orphans = [digest for digest in self._artifacts if digest not in self._names]
         self.old_orphans = [digest for digest in orphans if self._is_old(self._artifacts[digest].st_mtime)]
         self._young_orphans = len(orphans) - len(self.old_orphans)
-        self.ages = judge({key: found.modified_s for key, found in self.manifests.items()}, self.used_s, now_s)
+        self.ages = judge({key: found.modified_ns / 1e9 for key, found in self.manifests.items()}, self.used_s, now_s)
         self._protected = self._protections(layout, keep)
         self.size_bytes = sum(found.size_bytes for found in self.manifests.values()) + self._signature_bytes.total()
         self.size_bytes += sum(file.st_size for file in (*self._artifacts.values(), *self._quarantine.values()))
@@ -299,7 +299,7 @@ class _Draft:
             age_s = self.ages.age_s[key]
             if age_s >= limit_s:
                 self._drop(key, f"not used for {age_s / _DAY_S:.1f} days")
-            elif unused and key not in self.used_s and self._is_old(self.manifests[key].modified_s):
+            elif unused and key not in self.used_s and self._is_old(self.manifests[key].modified_ns / 1e9):
                 self._drop(key, "unused")
         return ()
 
@@ -315,7 +315,6 @@ class _Draft:
         return self.left_bytes <= limit
 
     def obstacles(self) -> Iterator[str]:
-        """Say why no more can go, a clause each."""
         for key, reason in sorted(self._protected.items())[:_NAMED_REASONS]:
             yield f"{key.short} stays ({reason})"
         if (more := len(self._protected) - _NAMED_REASONS) > 0:
@@ -325,7 +324,6 @@ class _Draft:
             yield f"{young} {several} younger than an hour"
 
     def _drop(self, key: Digest, reason: str) -> None:
-        """Choose ``key`` unless it is chosen already or protected."""
         manifest = self.manifests[key]
         if key in self._protected:
             self.staying[key] = Staying(key, self._protected[key])
@@ -380,7 +378,6 @@ def _quarantined_s(path: Path, file: os.stat_result) -> float:
 
 
 def _remove_entries(layout: Layout, plan: Pruning) -> tuple[dict[Digest, int], tuple[Staying, ...]]:
-    """Remove the manifests that may still go; return the bytes of each, and what stays."""
     watch = _Watch(layout)
     removed: dict[Digest, int] = {}
     staying: list[Staying] = []
@@ -406,7 +403,6 @@ class _Watch:
         self._reasons: dict[Digest, str] = {}
 
     def reason_to_stay(self, going: Going) -> str:
-        """Say why the entry must not go after all; empty if it may."""
         layout, key = self._layout, going.key
         if (seen := self._look()) != self._seen:
             self._reasons = {held: hold.reason for held, hold in find_holds(layout).items()}

@@ -151,7 +151,6 @@ def find_orphans(layout: Layout) -> tuple[Orphan, ...]:
 
 
 def plan_orphans_removal(orphans: Sequence[Orphan]) -> Removal:
-    """Return the plan for those of ``orphans`` that are old enough; :func:`remove_entries` carries it out."""
     going = {orphan.digest: orphan.size_bytes for orphan in orphans if orphan.removable}
     return Removal((), tuple(sorted(going)), (), sum(going.values()))
 
@@ -240,7 +239,6 @@ def remove_empty_shelves(layout: Layout, keys: Iterable[Digest] | None = None) -
 
 
 def remove_file(path: Path) -> int | None:
-    """Remove a file; return its bytes, ``None`` if there is none. :class:`~pipevault.errors.VaultNotWritableError`."""
     with vault_errors(path, "removed"):
         try:
             size_bytes = os.lstat(path).st_size

@@ -52,7 +52,6 @@ def last_uses_s(layout: Layout) -> dict[Digest, float]:
 
 
 def forget_use(layout: Layout, key: Digest) -> None:
-    """Remove what is noted of ``key``; never raises."""
     for file in _notes(layout, key):
         with suppress(OSError):
             file.unlink()

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -72,7 +72,7 @@ Time: TypeAlias = (
 """Seconds since the epoch, of a year that a calendar knows."""
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line. ``key`` is that of the entry; empty if it happened to none. ``time``: seconds since the epoch."""
 
     event: Word
@@ -187,14 +187,10 @@ def count(layout: Layout, event: str, *, key: Digest | None = None, reason: str 
 def _line(event: str, key: Digest | None, reason: str, numbers: Mapping[str, float]) -> bytes:
     if not WORD.fullmatch(event):
         raise ValueError(f"{event!r} is not a name of an event")
-    document: dict[str, Any] = {"event": event, "time": int(time.time())}
-    if key is not None:
-        document["key"] = key.hex
-    if reason:
-        document["reason"] = reason if WORD.fullmatch(reason) else "other"
-    if numbers:
-        document["numbers"] = {name: number for name, number in numbers.items() if 0 <= number <= LARGEST}
-    return canonical_json(document) + b"\n"
+    counted = {name: number for name, number in numbers.items() if 0 <= number <= LARGEST}
+    word = reason if not reason or WORD.fullmatch(reason) else "other"
+    made = Event(event, int(time.time()), key.hex if key else "", word, counted)
+    return canonical_json(msgspec.to_builtins(made)) + b"\n"
 
 
 def _append(layout: Layout, line: bytes) -> None:

@@ -65,7 +65,6 @@ class TierHit:
 
     @property
     def path(self) -> Path:
-        """The file of the manifest."""
         return self.vault.layout.manifest_file(self.key)
 
 
@@ -188,7 +187,6 @@ class Tiers:
         return vault is not None and vault.writable
 
     def policy(self, tier: Tier) -> str:
-        """Return the signature policy in force there."""
         return tier.signature or self.settings.signature
 
     def shelf(self, shelf: Digest) -> tuple[tuple[Digest, ...], tuple[str, ...]]:
@@ -335,7 +333,6 @@ class Tiers:
             return use(replace(found, signed=True, unowned=error))
 
     def _have_signed(self, found: TierHit) -> bool:
-        """Tell whether a trusted key signed the entry, whatever the policy."""
         if not found.signed and self.settings.trusted_keys:
             with suppress(SignatureError):
                 self._check_signature(found, "require")
@@ -343,7 +340,6 @@ class Tiers:
         return found.signed
 
     def _check_signature(self, found: TierHit, policy: str) -> str:
-        """Return the warning, if there is one; :class:`~pipevault.errors.SignatureError`."""
         if policy == "off":
             return ""
         trusted = self._trusted_keys()

@@ -59,7 +59,6 @@ def ask(folder: Path, question: Callable[[], Answer], *, timeout_s: float, size_
 
 
 def left_out_s(folder: Path) -> float:
-    """Return for how many more seconds ``folder`` is not asked; 0 if it may be."""
     if (silence := _silent.get(folder)) is None:
         return 0.0
     thread, until_s = silence

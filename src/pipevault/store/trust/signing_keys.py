@@ -57,7 +57,6 @@ _FORGEABLE = frozenset(
 
 @contextmanager
 def _signing_extra() -> Iterator[None]:
-    """Import what signs and verifies; a vault without signatures does without."""
     try:
         yield
     except ImportError as error:
@@ -90,7 +89,6 @@ class PublicKey:
 
     @property
     def text(self) -> str:
-        """The line that :func:`parse_public_key` reads."""
         return " ".join(filter(None, (PUBLIC_KEY_PREFIX, base64.b64encode(self.raw).decode(), self.comment)))
 
     def verifies(self, signature: bytes, message: bytes) -> bool:
@@ -113,7 +111,6 @@ class PrivateKey:
         self.public = PublicKey(key.public_key().public_bytes_raw())
 
     def sign(self, message: bytes) -> bytes:
-        """Return the 64 bytes of a signature."""
         return self._key.sign(message)
 
     def __repr__(self) -> str:
