@@ -22,7 +22,7 @@ from helpers.store_entries import Entry, make_entry
 from pipevault.digest import Digest, digest_file
 from pipevault.errors import CorruptEntryError, EntryInUseError, PinError, UnknownKeyError
 from pipevault.store.bundle import export_bundle, import_bundle
-from pipevault.store.locks.leases import Lease, leased_keys
+from pipevault.store.locks.leases import Lease, live_leases
 from pipevault.store.retention.prune import carry_out, plan_prune
 from pipevault.store.retention.removal import refuse_in_use
 from pipevault.store.vault import Vault
@@ -209,7 +209,7 @@ class VaultMachine(RuleBasedStateMachine):
     def lease(self, data: st.DataObject) -> None:
         name = self.any_present(data)
         lease = self.vault.lease(self.entries[name].key)
-        assert lease.held, lease.problem
+        assert lease.held
         self.leases.setdefault(name, []).append(lease)
 
     @precondition(lambda self: any(self.leases.values()))
@@ -323,7 +323,9 @@ class VaultMachine(RuleBasedStateMachine):
     @invariant()
     def pins_and_leases_are_those_of_the_model(self) -> None:
         assert self.vault.pins() == {pin: self.entries[name].key for pin, name in self.pins.items()}
-        assert leased_keys(self.vault.layout) == {self.entries[name].key for name, held in self.leases.items() if held}
+        assert live_leases(self.vault.layout).keys() == {
+            self.entries[name].key for name, held in self.leases.items() if held
+        }
 
     @invariant()
     def nothing_foreign_and_no_entry_that_was_not_published(self) -> None:

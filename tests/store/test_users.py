@@ -16,7 +16,7 @@ from helpers.mounts import in_child
 from helpers.store_entries import Entry, make_entry, read_artifacts
 from pipevault.errors import SignatureError, UnsafeVaultError, VaultError
 from pipevault.settings import Settings
-from pipevault.store.locks.leases import leased_keys
+from pipevault.store.locks.leases import live_leases
 from pipevault.store.retention.prune import carry_out, plan_prune
 from pipevault.store.tiers import Tiers
 from pipevault.store.trust.signing_keys import PrivateKey, read_private_key, write_key_pair
@@ -216,7 +216,7 @@ class TestSharedByAGroup:
             vault = Vault.of(settings)
             carry_out(vault, plan_prune(vault, max_size=0))
             assert list(vault.manifests()) == []
-            assert leased_keys(vault.layout) == set()
+            assert live_leases(vault.layout).keys() == set()
 
         as_user(BUILDER, remove_all, **member)
 

@@ -81,30 +81,30 @@ def test_a_vault_that_another_process_makes_and_fills_between_two_looks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, entry = tmp_path / "vault", make_entry(tmp_path / "source", "a", {"x": b"1"})
-    look = marker._foreign_names
+    look = marker.foreign_names
 
     def late(layout: Layout) -> list[str]:
-        monkeypatch.setattr(marker, "_foreign_names", look)
+        monkeypatch.setattr(marker, "foreign_names", look)
         Vault.open(root).publish(entry.manifest, entry.files)
         return look(layout)
 
-    monkeypatch.setattr(marker, "_foreign_names", late)
+    monkeypatch.setattr(marker, "foreign_names", late)
     assert whole(Vault.open(root), entry.manifest)
 
 
 def test_a_link_in_a_vault_that_another_process_makes_between_two_looks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, look = tmp_path / "vault", marker._foreign_names
+    root, look = tmp_path / "vault", marker.foreign_names
 
     def late(layout: Layout) -> list[str]:
-        monkeypatch.setattr(marker, "_foreign_names", look)
+        monkeypatch.setattr(marker, "foreign_names", look)
         layout.uses_dir.parent.mkdir()
         layout.uses_dir.symlink_to(tmp_path)
         layout.vault_file.write_text('{"pipevault_vault": 2}')
         return look(layout)
 
-    monkeypatch.setattr(marker, "_foreign_names", late)
+    monkeypatch.setattr(marker, "foreign_names", late)
     with pytest.raises(UnsafeVaultError, match="leads out of the vault"):
         Vault.open(root)
 

@@ -53,7 +53,7 @@ def ensure_vault(layout: Layout, *, create: bool, shared: bool = False, mark: bo
     :class:`VaultNotWritableError`: it cannot be created.
     """
     root = layout.root
-    if not (is_vault := _read_marker(layout)) and (foreign := _foreign_names(layout)):
+    if not (is_vault := _read_marker(layout)) and (foreign := foreign_names(layout)):
         is_vault = _read_marker(layout)  # another process made it, and filled it, between the two looks
         if not is_vault:
             raise NotAVaultError(
@@ -97,8 +97,8 @@ def _read_marker(layout: Layout) -> bool:
     return True
 
 
-def _foreign_names(layout: Layout) -> list[str]:
-    """List what stands in the root other than what an interrupted creation leaves: staging folders in ``tmp/``."""
+def foreign_names(layout: Layout) -> list[str]:
+    """Return what stands in the root other than what an interrupted creation leaves: staging folders in ``tmp/``."""
     root = layout.root
     with vault_errors(root, "read"):
         try:

@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,12 +25,11 @@ from pipevault.store.places import children
 
 @dataclass
 class Lease:
-    """A hold on an entry. ``problem`` says why there is none; the entry may then be removed while it is in use. It ends
-    with :meth:`release` or with the process that took it.
+    """A hold on an entry, which ends with :meth:`release` or with the process that took it. Where it is not ``held``,
+    the entry may be removed while it is in use.
     """
 
     key: Digest
-    problem: str = ""
     _claim: Claim | None = field(default=None, repr=False)
 
     @property
@@ -46,20 +46,18 @@ class Lease:
 
 
 def take_lease(layout: Layout, key: Digest, *, writable: bool = True) -> Lease:
-    """Keep the entry ``key`` while this process lives. Never raises: without a lease :attr:`Lease.problem` says why.
+    """Keep the entry ``key`` while this process lives, if the vault can be written. Never raises.
+
     Look the entry up *after* this: what was removed before the lease is no longer there, what was not stays.
     """
-    if not writable:
-        return Lease(key, "the vault cannot be written")
-    try:
-        make_folder(layout.leases_dir)
-        claim = None
-        while claim is None:
-            process = {"host": socket.gethostname(), "pid": os.getpid(), "random_hex": secrets.token_hex(8)}
-            claim = claim_file(layout.lease_file(key, **process))  # type: ignore[arg-type]
-        return Lease(key, _claim=claim)
-    except (VaultError, OSError) as error:
-        return Lease(key, str(error))
+    claim = None
+    with suppress(VaultError, OSError):
+        if writable:
+            make_folder(layout.leases_dir)
+        while writable and claim is None:
+            host, pid = socket.gethostname(), os.getpid()
+            claim = claim_file(layout.lease_file(key, host=host, pid=pid, random_hex=secrets.token_hex(8)))
+    return Lease(key, claim)
 
 
 def live_leases(layout: Layout) -> dict[Digest, list[str]]:
@@ -74,8 +72,3 @@ def live_leases(layout: Layout) -> dict[Digest, list[str]]:
                     host, pid, _ = path.name.partition(".")[2].split(".")
                     holders[key].append(f"process {pid} on {host}")
     return holders
-
-
-def leased_keys(layout: Layout) -> set[Digest]:
-    """Return the keys that a live process holds. Raises like :func:`live_leases`."""
-    return set(live_leases(layout))

@@ -31,10 +31,10 @@ from pipevault.errors import (
 from pipevault.files.opened import OpenedFile
 from pipevault.settings import Settings, Tier
 from pipevault.store.inventory import newest_keys
-from pipevault.store.layout import SYSTEM_NAMES, Layout
+from pipevault.store.layout import Layout
 from pipevault.store.locks.leases import Lease
 from pipevault.store.manifest import Manifest, read_manifest
-from pipevault.store.marker import ensure_vault
+from pipevault.store.marker import ensure_vault, foreign_names
 from pipevault.store.tiers.deadline import Answer, ask
 from pipevault.store.trust.owners import trust_of
 from pipevault.store.trust.signature import check_signature
@@ -373,20 +373,9 @@ def open_vault(settings: Settings, *, create: bool) -> Vault | None:
     except NotAVaultError:
         if create:
             raise
-        if _is_unmade(settings.dir):
+        if not foreign_names(Layout(settings.dir)):
             return None
-        # Another process may have made it between the two looks.
-        return Vault.of(settings)
-
-
-def _is_unmade(root: Path) -> bool:
-    """Tell whether nothing is there, or only what a creation that has not come to its end has made."""
-    try:
-        return set(os.listdir(root)) <= SYSTEM_NAMES | {Layout(root).tmp_dir.name}
-    except FileNotFoundError:
-        return True
-    except NotADirectoryError:
-        return False
+        return Vault.of(settings)  # another process may have made it between the two looks
 
 
 def _opened(found: TierHit) -> dict[str, OpenedFile]:
