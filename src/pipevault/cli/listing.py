@@ -19,7 +19,6 @@ import msgspec
 
 from pipevault import __version__
 from pipevault.cli import render
-from pipevault.cli.pins import read_pins
 from pipevault.digest import Digest, digest_bytes
 from pipevault.errors import CorruptEntryError, NewerVaultError, NoHomeError, VaultError
 from pipevault.files.atomic import make_folder, write_file
@@ -27,6 +26,7 @@ from pipevault.reading import read_file
 from pipevault.settings.user_folders import user_folder
 from pipevault.store import inventory
 from pipevault.store.manifest import BrokenManifest, Manifest
+from pipevault.store.retention.pins import read_pins
 from pipevault.store.retention.usage import last_uses_s
 from pipevault.store.vault import Vault
 

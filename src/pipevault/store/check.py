@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipevault.digest import Digest
-from pipevault.errors import CorruptEntryError, NewerVaultError, PinError, SignatureError, UnsafeVaultError, VaultError
+from pipevault.errors import CorruptEntryError, NewerVaultError, SignatureError, UnsafeVaultError
 from pipevault.files.byte_progress import Progress, ignore_progress
 from pipevault.files.opened import open_verified
 from pipevault.store.layout import Layout, digest_or_none, signer_of
@@ -26,7 +26,7 @@ from pipevault.store.manifest import Manifest, read_manifest
 from pipevault.store.marker import ensure_vault
 from pipevault.store.places import iter_foreign, iter_keys, spread
 from pipevault.store.retention.leftovers import find_leftovers
-from pipevault.store.retention.pins import pin_names, read_pin
+from pipevault.store.retention.pins import read_pins
 from pipevault.store.retention.removal import ORPHAN_MIN_AGE_S
 from pipevault.store.trust.owners import check_ownership, check_root
 from pipevault.store.trust.signature import check_signature, signature_states
@@ -122,7 +122,10 @@ def verify(
             uses[digest] = (*uses.get(digest, ()), (key, size_bytes))
         later += _signature_findings(layout, manifest, map(signer_of, signatures.get(key, ())), trusted)
         if policy == "require":
-            later += _unsigned_findings(layout, manifest, trusted)
+            try:
+                check_signature(layout, manifest, policy=policy, trusted=trusted)
+            except SignatureError as error:
+                later.append(Finding("signature", layout.manifest_file(key), str(error), keys=(key,)))
     artifacts, read_bytes = 0, 0
     total_bytes = sum(_file_size_bytes(layout.artifact_file(digest)) or 0 for digest in uses)
     progress(0, total_bytes)
@@ -144,14 +147,11 @@ def verify(
 
 
 def _artifact_now(vault: Vault, digest: Digest, keys: Iterable[Digest]) -> Iterator[Finding]:
-    uses = _still_used(vault, digest, keys)
+    """Check an artifact again, for those of ``keys`` whose entries name it by now."""
+    sizes = ((key, manifest.artifact_sizes) for key in keys if (manifest := _check_manifest(vault, key)[0]))
+    uses = [(key, size_bytes[digest]) for key, size_bytes in sizes if digest in size_bytes]
     if uses or os.path.lexists(vault.layout.artifact_file(digest)):
         yield from artifact_findings(vault, digest, uses)
-
-
-def _still_used(vault: Vault, digest: Digest, keys: Iterable[Digest]) -> list[Use]:
-    sizes = ((key, manifest.artifact_sizes) for key in keys if (manifest := _check_manifest(vault, key)[0]))
-    return [(key, size_bytes[digest]) for key, size_bytes in sizes if digest in size_bytes]
 
 
 def _mended(vault: Vault, finding: Finding, trusted: Sequence[PublicKey]) -> Finding:
@@ -161,8 +161,7 @@ def _mended(vault: Vault, finding: Finding, trusted: Sequence[PublicKey]) -> Fin
         return replace(finding, mended=True)
     going = [finding.path]
     if finding.kind == "artifact":
-        used = _still_used(vault, Digest(finding.path.name), finding.keys)
-        going = [*(vault.layout.manifest_file(key) for key, _ in used), finding.path]
+        going = [*map(vault.layout.manifest_file, now.keys), finding.path]
     moved = [path for place in going if (path := vault.quarantine(place, now.reason)) is not None]
     return replace(finding, quarantined=tuple(moved), mended=not any(map(os.path.lexists, going)))
 
@@ -237,14 +236,6 @@ def _signature_findings(
             yield Finding(kind, state.path, f"{state.path}: {state.reason}.", movable=not state.newer)
 
 
-def _unsigned_findings(layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey]) -> Iterator[Finding]:
-    try:
-        check_signature(layout, manifest, policy="require", trusted=trusted)
-    except SignatureError as error:
-        key = manifest.key.digest
-        yield Finding("signature", layout.manifest_file(key), str(error), keys=(key,))
-
-
 def _notable_findings(
     layout: Layout, unnamed: Iterable[Digest], signatures: Mapping[Digest, Sequence[Path]]
 ) -> Iterator[Finding]:
@@ -258,7 +249,13 @@ def _notable_findings(
         if age_s >= ORPHAN_MIN_AGE_S:
             what = "remove it: pipevault prune"
         yield Finding("orphan", path, f"{path}: no entry that can be read names it; {what}.", bad=False)
-    yield from _pin_findings(layout)
+    for pin in read_pins(layout):
+        if pin.key is None:  # not moved: a pin that is gone keeps nothing, and only its maker knows what it was for
+            yield Finding("pin", layout.pin_file(pin.name), pin.problem)
+        elif pin.problem:
+            what = f"The pin {pin.name} is for {pin.key.short}, which has no entry"
+            advice = f"freeze it again, or pipevault unpin {pin.name}"
+            yield Finding("pin", layout.pin_file(pin.name), f"{what}: {advice}", bad=False)
     for key, paths in signatures.items():
         if not os.path.lexists(layout.manifest_file(key)):
             for path in paths:
@@ -287,20 +284,6 @@ def _file_size_bytes(path: Path) -> int | None:
         return os.stat(path).st_size
     except OSError:
         return None
-
-
-def _pin_findings(layout: Layout) -> Iterator[Finding]:
-    for name in pin_names(layout):
-        path = layout.pin_file(name)
-        try:
-            key = read_pin(layout, name)
-        except (PinError, VaultError) as error:
-            # Not moved: a pin that is gone keeps nothing, and nobody but its maker knows what it was for.
-            yield Finding("pin", path, str(error))
-            continue
-        if key is not None and not os.path.lexists(layout.manifest_file(key)):
-            advice = f"freeze it again, or pipevault unpin {name}"
-            yield Finding("pin", path, f"The pin {name} is for {key.short}, which has no entry: {advice}", bad=False)
 
 
 def _owner_findings(vault: Vault, kind: str, path: Path, keys: tuple[Digest, ...]) -> Iterator[Finding]:

@@ -7,6 +7,8 @@ A pin that cannot be read may mean any entry, so nothing is removed until it can
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
 
 from pipevault.digest import Digest
@@ -39,6 +41,29 @@ _FORMAT = Format(
     ),
     newer=lambda problem: PinError(f"The pin {problem} Upgrade pipevault.", problem.path.stem),
 )
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A pin; ``key`` is ``None`` if it cannot be read, and ``problem`` says what is wrong with it."""
+
+    name: str
+    key: Digest | None
+    problem: str = ""
+
+
+def read_pins(layout: Layout) -> list[Pin]:
+    """Return the pins, sorted by name, those that cannot be read too."""
+    pins = []
+    for name in pin_names(layout):
+        try:
+            key = read_pin(layout, name)
+        except (PinError, VaultError) as error:
+            pins.append(Pin(name, None, str(error)))
+            continue
+        if key is not None:
+            pins.append(Pin(name, key, "" if layout.manifest_file(key).exists() else "its entry is gone"))
+    return pins
 
 
 def pins(layout: Layout) -> dict[str, Digest]:
