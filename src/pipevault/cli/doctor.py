@@ -251,12 +251,13 @@ def _check_entries(vault: Vault) -> Check:
 
 def _check_orphans(vault: Vault) -> Check:
     """Count the artifacts that no entry names, which do no harm but take space."""
-    orphans = find_orphans(vault.layout)
-    if not orphans:
+    old, young = find_orphans(vault.layout)
+    number = len(old.artifacts) + len(young.artifacts)
+    if not number:
         return Check("orphans", True, "no artifact without an entry")
-    size = render.size_text(sum(orphan.size_bytes for orphan in orphans))
-    detail = f"{render.count_text(len(orphans), 'artifact')}, {size}, without an entry"
-    if any(orphan.removable for orphan in orphans):
+    size = render.size_text(old.size_bytes + young.size_bytes)
+    detail = f"{render.count_text(number, 'artifact')}, {size}, without an entry"
+    if old.artifacts:
         return Check("orphans", True, detail, _removal(vault, "--orphans"))
     return Check("orphans", True, f"{detail}, younger than an hour: a freeze may be about to name them")
 

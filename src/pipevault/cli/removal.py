@@ -19,7 +19,7 @@ from pipevault.settings.values import parse_amount, parse_limit
 from pipevault.store.manifest import Manifest
 from pipevault.store.matching import matching
 from pipevault.store.retention.prune import Pruning, carry_out, plan_prune
-from pipevault.store.retention.removal import Removal, find_orphans, plan_orphans_removal, refuse_in_use
+from pipevault.store.retention.removal import Removal, find_orphans, refuse_in_use
 from pipevault.store.vault import Vault
 
 _AGE_UNITS_S = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
@@ -66,8 +66,8 @@ def remove(
     vault = open_vault(dir)
     too_young: tuple[Digest, ...] = ()
     if orphans:
-        found = find_orphans(vault.layout)
-        plan, too_young = plan_orphans_removal(found), tuple(one.digest for one in found if not one.removable)
+        plan, young = find_orphans(vault.layout)
+        too_young = young.artifacts
     else:
         found_keys = sorted({_find_key(vault, prefix) for prefix in keys})
         plan = vault.plan_removal(found_keys, with_needed=with_graphs, shown=dry_run or not yes)

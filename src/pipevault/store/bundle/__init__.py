@@ -16,7 +16,7 @@ import secrets
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,26 +185,21 @@ def _check_output(vault: Vault, path: Path, overwrite: bool) -> None:
             raise CannotSaveError(f"{path} exists already. Give another path, or --overwrite.", path)
 
 
-def _with_needed(vault: Vault, keys: Iterable[Digest]) -> dict[Digest, Manifest]:
+def _with_needed(vault: Vault, keys: Sequence[Digest]) -> dict[Digest, Manifest]:
     found: dict[Digest, Manifest] = {}
-    waiting = list(keys)
-    for key in waiting:
-        manifest = vault.lookup(key)
-        if manifest is None:
-            raise UnknownKeyError(f"No entry of {vault.root} has the key {key.short}.", key.hex)
-        found[key] = manifest
-    while waiting:
-        needing = found[waiting.pop()]
-        new = {key: vault.lookup(key) for key in needing.needs if key not in found}
+    waiting: list[tuple[str, Sequence[Digest]]] = [("", keys)]
+    for plan, wanted in waiting:
+        new = {key: vault.lookup(key) for key in wanted if key not in found}
         if missing := [key for key, manifest in new.items() if manifest is None]:
-            plan = needing.key.digest.short
-            raise UnknownKeyError(
-                f"{plan} needs what {vault.root} does not hold: {', '.join(key.short for key in missing)}. Freeze the "
-                f"pipeline again, or remove what needs it: pipevault rm {plan}",
-                missing[0].hex,
-            )
+            text = f"No entry of {vault.root} has the key {missing[0].short}."
+            if plan:
+                text = (
+                    f"{plan} needs what {vault.root} does not hold: {', '.join(key.short for key in missing)}. Freeze "
+                    f"the pipeline again, or remove what needs it: pipevault rm {plan}"
+                )
+            raise UnknownKeyError(text, missing[0].hex)
         found |= {key: manifest for key, manifest in new.items() if manifest is not None}
-        waiting += new
+        waiting += [(key.short, manifest.needs) for key, manifest in new.items() if manifest is not None]
     return found
 
 

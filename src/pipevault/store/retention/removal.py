@@ -42,19 +42,6 @@ ORPHAN_MIN_AGE_S = 3600.0
 
 
 @dataclass(frozen=True)
-class Orphan:
-    """An artifact that no entry names. ``age_s`` is negative where the file system's clock runs ahead."""
-
-    digest: Digest
-    size_bytes: int
-    age_s: float
-
-    @property
-    def removable(self) -> bool:
-        return self.age_s >= ORPHAN_MIN_AGE_S
-
-
-@dataclass(frozen=True)
 class Removal:
     """A removal that is planned, or the files that one removed; one that another process removed first is not counted.
     ``shared``: artifacts of these entries that stay, because other entries name them.
@@ -138,21 +125,18 @@ def refuse_in_use(layout: Layout, keys: Sequence[Digest], *, ignore_leases: bool
         raise EntryInUseError(f"{hold.key.short} is {hold.reason}. {hold.remedy}", hold.key.hex)
 
 
-def find_orphans(layout: Layout) -> tuple[Orphan, ...]:
-    """Return the artifacts that no manifest names, sorted; those that a damaged manifest may name are left out.
-    :class:`~pipevault.errors.VaultError`: a manifest or a folder cannot be read, so that nothing can be said.
+def find_orphans(layout: Layout) -> tuple[Removal, Removal]:
+    """Return the artifacts that no manifest names, those that are old enough to go and the others; those that a damaged
+    manifest may name are left out. :class:`~pipevault.errors.VaultError`: a manifest or a folder cannot be read.
     """
     # The artifacts first: one whose manifest is published meanwhile must count as named.
     artifacts = find_spread(layout, layout.artifacts_dir)
-    named, now_s = named_by(find_manifests(layout).values()), time.time()
-    return tuple(
-        Orphan(digest, file.st_size, now_s - file.st_mtime) for digest, file in artifacts.items() if digest not in named
-    )
-
-
-def plan_orphans_removal(orphans: Sequence[Orphan]) -> Removal:
-    going = {orphan.digest: orphan.size_bytes for orphan in orphans if orphan.removable}
-    return Removal((), tuple(sorted(going)), (), sum(going.values()))
+    named, oldest_s = named_by(find_manifests(layout).values()), time.time() - ORPHAN_MIN_AGE_S
+    old, young = dict[Digest, int](), dict[Digest, int]()
+    for digest, file in artifacts.items():
+        if digest not in named:
+            (old if file.st_mtime <= oldest_s else young)[digest] = file.st_size
+    return Removal((), tuple(old), (), sum(old.values())), Removal((), tuple(young), (), sum(young.values()))
 
 
 def remove_entries(layout: Layout, plan: Removal, *, ignore_leases: bool = False) -> Removal:
