@@ -68,22 +68,15 @@ def parse_amount(text: str, units: Mapping[str, float]) -> float | None:
     return unit * (float(match[1]) if "." in match[1] else int(match[1]))
 
 
-def parse_size(name: str, value: Any) -> int:
-    """Return the bytes of ``20GB``, ``1.5 GiB`` or a plain number, which may be negative; :class:`SettingsError`."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    size_bytes = parse_amount(value, _UNITS) if isinstance(value, str) else None
-    if size_bytes is None:
-        raise invalid(name, value, "a number of bytes, for example 20GB or 500MiB")
-    return int(size_bytes)
-
-
 def parse_limit(name: str, value: Any) -> int | None:
-    """Return bytes like :func:`parse_size`; ``None`` for ``none``, no limit. :class:`SettingsError`: negative."""
+    """Return the bytes of ``20GB``, ``1.5 GiB`` or a plain number; ``None`` for ``none``. :class:`SettingsError`."""
     if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
         return None
-    size_bytes = parse_size(name, value)
-    if size_bytes < 0:
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    amount = value if is_number else parse_amount(value, _UNITS) if isinstance(value, str) else None
+    if amount is None:
+        raise invalid(name, value, "a number of bytes, for example 20GB or 500MiB")
+    if (size_bytes := int(amount)) < 0:
         raise invalid(name, value, "0 or more bytes, or none")
     return size_bytes
 
