@@ -11,6 +11,7 @@ from helpers.store_entries import Entry
 from pipevault.digest import canonical_json
 from pipevault.errors import PinError, UnsafeVaultError, VaultError
 from pipevault.store.layout import Layout
+from pipevault.store.retention.pins import pins
 from pipevault.store.retention.prune import carry_out, plan_prune
 from pipevault.store.stats.summary import compact, summary
 from pipevault.store.vault import BrokenManifest, Vault
@@ -43,9 +44,9 @@ def test_a_pipe_in_place_of_a_manifest(vault: Vault, entry: Entry) -> None:
 def test_a_pipe_in_place_of_a_pin(vault: Vault) -> None:
     replace_by_pipe(vault.layout.pin_file("prod"))
     with pytest.raises((PinError, VaultError)):
-        vault.pins()
+        pins(vault.layout)
     vault.unpin("prod")
-    assert vault.pins() == {}
+    assert pins(vault.layout) == {}
 
 
 EVENTS = "worker.99999.000000000000000000000000.0123456789abcdef.jsonl"

@@ -23,6 +23,7 @@ from pipevault.files import claims
 from pipevault.files.flock import HeldLock, NotLocked, lock_open
 from pipevault.files.heartbeat import BEAT_LIMIT_S
 from pipevault.store.locks.leases import live_leases
+from pipevault.store.places import iter_foreign
 from pipevault.store.retention.leftovers import TIDY_ABOVE, find_leftovers, sweep
 from pipevault.store.retention.prune import enforce_max_size
 from pipevault.store.vault import Vault
@@ -71,7 +72,7 @@ class TestHolding:
         lease = vault.lease(KEY)
         assert lease.held
         assert live_leases(vault.layout).keys() == {KEY}
-        assert list(vault.foreign_files()) == []
+        assert list(iter_foreign(vault.layout)) == []
         assert leftovers(vault) == []
         lease.release()
         lease.release()
@@ -111,7 +112,7 @@ class TestHolding:
     def test_killed_while_taking_one(self, vault: Vault) -> None:
         for _ in killed_at_each_step(lambda: vault.lease(KEY)):
             assert live_leases(vault.layout).keys() == set()
-            assert list(vault.foreign_files()) == []
+            assert list(iter_foreign(vault.layout)) == []
         sweep(vault.layout)
         assert os.listdir(vault.layout.leases_dir) == []
 

@@ -18,6 +18,7 @@ from pipevault.digest import Digest, digest_bytes
 from pipevault.errors import PinError, VaultNotWritableError
 from pipevault.store.inventory import find_manifests
 from pipevault.store.layout import QUARANTINE_TIME, Layout
+from pipevault.store.places import iter_foreign
 from pipevault.store.retention.prune import carry_out, enforce_max_size, plan_prune, vault_size_bytes
 from pipevault.store.retention.removal import ORPHAN_MIN_AGE_S
 from pipevault.store.retention.usage import last_use_s
@@ -453,7 +454,7 @@ def test_killed_while_pruning(vault: Vault, three: list[Entry], tmp_path: Path) 
             there = survivor.lookup(entry.key) is not None
             assert not there or whole(survivor, entry.manifest)
             outcomes.add(there)
-        assert list(survivor.foreign_files()) == []
+        assert list(iter_foreign(survivor.layout)) == []
         carry_out(survivor, plan_prune(survivor, older_than_s=15 * DAY, now_s=NOW + DAY))
         orphans = plan_prune(survivor, now_s=time.time() + 2 * ORPHAN_MIN_AGE_S)
         carry_out(survivor, orphans)

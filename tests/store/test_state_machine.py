@@ -23,6 +23,8 @@ from pipevault.digest import Digest, digest_file
 from pipevault.errors import CorruptEntryError, EntryInUseError, PinError, UnknownKeyError
 from pipevault.store.bundle import export_bundle, import_bundle
 from pipevault.store.locks.leases import Lease, live_leases
+from pipevault.store.places import iter_foreign
+from pipevault.store.retention.pins import pins
 from pipevault.store.retention.prune import carry_out, plan_prune
 from pipevault.store.retention.removal import refuse_in_use
 from pipevault.store.vault import Vault
@@ -322,14 +324,14 @@ class VaultMachine(RuleBasedStateMachine):
 
     @invariant()
     def pins_and_leases_are_those_of_the_model(self) -> None:
-        assert self.vault.pins() == {pin: self.entries[name].key for pin, name in self.pins.items()}
+        assert pins(self.vault.layout) == {pin: self.entries[name].key for pin, name in self.pins.items()}
         assert live_leases(self.vault.layout).keys() == {
             self.entries[name].key for name, held in self.leases.items() if held
         }
 
     @invariant()
     def nothing_foreign_and_no_entry_that_was_not_published(self) -> None:
-        assert list(self.vault.foreign_files()) == []
+        assert list(iter_foreign(self.vault.layout)) == []
         assert {entry.key if hasattr(entry, "reason") else entry.key.digest for entry in self.vault.manifests()} == {
             self.entries[name].key for name in self.manifests
         }

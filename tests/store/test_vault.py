@@ -24,6 +24,7 @@ from pipevault.errors import (
 from pipevault.store import marker
 from pipevault.store.layout import Layout
 from pipevault.store.manifest import ArtifactRef, Manifest
+from pipevault.store.places import iter_foreign
 from pipevault.store.vault import BrokenManifest, Vault
 
 # --- opening
@@ -40,7 +41,7 @@ def test_an_absent_folder_becomes_a_vault(tmp_path: Path) -> None:
 
 def test_an_empty_folder_becomes_a_vault_also_on_a_fresh_file_system(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
-    assert list(Vault.open(tmp_path).foreign_files()) == []
+    assert list(iter_foreign(Vault.open(tmp_path).layout)) == []
 
 
 def test_opening_again_changes_nothing(vault: Vault) -> None:
@@ -168,7 +169,7 @@ def test_what_was_published_is_found(vault: Vault, entry: Entry) -> None:
         assert digest_bytes(path.read_bytes()) == ref.digest
         assert stat.S_IMODE(path.stat().st_mode) == 0o444
     assert leftovers(vault) == []
-    assert list(vault.foreign_files()) == []
+    assert list(iter_foreign(vault.layout)) == []
 
 
 def test_the_callers_files_stay(vault: Vault, entry: Entry) -> None:
@@ -273,7 +274,7 @@ def test_a_damaged_artifact_is_named_and_heals_when_frozen_again(  # type: ignor
     assert whole(vault, entry.manifest)
     if bad is not None:
         assert bad in [file.read_bytes() for file in vault.layout.quarantine_dir.iterdir()]
-    assert list(vault.foreign_files()) == []
+    assert list(iter_foreign(vault.layout)) == []
     assert leftovers(vault) == []
 
 
@@ -385,7 +386,7 @@ def test_foreign_files_are_reported_and_harmless(vault: Vault, entry: Entry, tmp
     if link != shard:
         link.symlink_to(tmp_path)
         foreign.append(link)
-    assert sorted(vault.foreign_files()) == sorted([*foreign, folder])
+    assert sorted(iter_foreign(vault.layout)) == sorted([*foreign, folder])
     assert Vault.open(vault.root) == vault
     assert list(vault.manifests()) == [entry.manifest]
     assert whole(vault, entry.manifest)

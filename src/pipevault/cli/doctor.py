@@ -26,6 +26,7 @@ from pipevault.files.atomic import is_shared
 from pipevault.files.scratch import scratch_folder, scratch_places, scratch_root
 from pipevault.settings import Settings
 from pipevault.settings.user_folders import user_folder
+from pipevault.store.places import iter_foreign
 from pipevault.store.retention.removal import find_orphans
 from pipevault.store.tiers import Tiers
 from pipevault.store.trust.owners import check_ownership, check_root
@@ -267,7 +268,7 @@ def _removal(vault: Vault, *arguments: str) -> str:
 
 
 def _check_foreign(vault: Vault) -> Check:
-    foreign = list(islice(vault.foreign_files(), _SHOWN_FILES + 1))
+    foreign = list(islice(iter_foreign(vault.layout), _SHOWN_FILES + 1))
     if not foreign:
         return Check("foreign files", True, "none")
     shown = ", ".join(str(path) for path in foreign[:_SHOWN_FILES])

@@ -28,7 +28,7 @@ from pipevault.store.locks.leases import Lease, take_lease
 from pipevault.store.locks.lock import key_lock
 from pipevault.store.manifest import ArtifactRef, BrokenManifest, Manifest, parse_manifest, read_manifest
 from pipevault.store.marker import ensure_vault, is_writable
-from pipevault.store.places import children, iter_foreign, iter_keys, the_key
+from pipevault.store.places import children, iter_keys, the_key
 from pipevault.store.publish import check_artifact, publish_entry, quarantine_file, staging_folder
 from pipevault.store.retention.leftovers import tidy
 from pipevault.store.retention.usage import record_use
@@ -261,11 +261,6 @@ class Vault:
             tidy(self.layout)
         return take_lease(self.layout, key, writable=self.writable)
 
-    def pins(self) -> dict[str, Digest]:
-        from pipevault.store.retention.pins import pins
-
-        return pins(self.layout)
-
     def pin(self, key: Digest, name: str, *, move: bool = False) -> Digest | None:
         self.require_writable()
         from pipevault.store.retention.pins import pin
@@ -277,9 +272,6 @@ class Vault:
         from pipevault.store.retention.pins import unpin
 
         return unpin(self.layout, name)
-
-    def foreign_files(self) -> Iterator[Path]:
-        return iter_foreign(self.layout)
 
     def require_writable(self, advice: str = "Fix its permissions, or give another folder.") -> None:
         if not self.writable:
