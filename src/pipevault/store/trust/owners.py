@@ -76,16 +76,15 @@ def check_root(root: Path, *, trust: Trust = ONLY_THIS_USER) -> None:
 
 def check_chain(path: Path, root: Path, trust: Trust) -> Path:
     """Do the same for any place in the vault; return where it leads once links are followed."""
-    place, has_link = path, False  # the root itself may be reached through a link
-    while True:
-        status = os.stat(place) if place == root else os.lstat(place)
+    has_link = False
+    for place in (path, *path.parents):
+        status = os.stat(place) if place == root else os.lstat(place)  # the root may be reached through a link
         if stat.S_ISLNK(status.st_mode):
             has_link = True
         else:
             check_status(place, status, trust)
         if place == root:
             break
-        place = place.parent
     if not has_link:
         return path
     try:
