@@ -166,7 +166,7 @@ class TestCounting:
 
     def test_a_descriptor_that_somebody_closed_is_not_written_to(self, vault: Vault, tmp_path: Path) -> None:
         count(vault.layout, "published")
-        descriptor = event_log._logs[vault.root].descriptor
+        descriptor = event_log._logs[vault.root][0]
         with (tmp_path / "letter").open("w") as letter:
             os.dup2(letter.fileno(), descriptor)  # closes it; the number is the letter's now
             count(vault.layout, "published")

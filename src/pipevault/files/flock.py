@@ -59,19 +59,23 @@ class HeldLock:
     def release(self) -> None:
         """Give it up; nothing happens if it was given up before, or in a forked child."""
         descriptor, self._descriptor = self._descriptor, None
-        if descriptor is None or not self._is_open(descriptor):
+        if descriptor is None or look(descriptor, self._status) is None:
             return
         try:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         finally:
             os.close(descriptor)
 
-    def _is_open(self, descriptor: int) -> bool:
-        """Not where a program closed what is not its own: another file may have the number by now."""
-        try:
-            return os.path.samestat(os.fstat(descriptor), self._status)
-        except OSError:
-            return False
+
+def look(descriptor: int, opened: os.stat_result) -> os.stat_result | None:
+    """Return the status of an open file, which had the status ``opened`` once; ``None`` where a program closed what is
+    not its own: another file may have the number by now.
+    """
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return None
+    return status if os.path.samestat(status, opened) else None
 
 
 def lock_descriptor(descriptor: int, *, shared: bool = False) -> NotLocked | None:

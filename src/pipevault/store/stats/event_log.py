@@ -35,7 +35,7 @@ from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import NewerVaultError, NoHomeError, VaultError
 from pipevault.files.atomic import FOLDER_MODE, publish_file, share_like_folder, vault_errors, write_file
 from pipevault.files.documents import Format
-from pipevault.files.flock import NotLocked, lock_descriptor, locked
+from pipevault.files.flock import NotLocked, lock_descriptor, locked, look
 from pipevault.files.liveness import ProcessIdentity
 from pipevault.reading import open_regular, read_file
 from pipevault.settings.user_folders import user_folder
@@ -147,23 +147,8 @@ def try_own(descriptor: int) -> NotLocked | None:
         return NotLocked.NO_LOCKS
 
 
-@dataclass(frozen=True)
-class _Log:
-    """An open file of this process; its device and inode tell whether the descriptor is still that file's."""
-
-    descriptor: int
-    identity: tuple[int, int]
-
-    def status(self) -> os.stat_result | None:
-        """Look at the file; ``None`` where somebody closed the descriptor: another file may have its number by now."""
-        try:
-            status = os.fstat(self.descriptor)
-        except OSError:
-            return None
-        return status if (status.st_dev, status.st_ino) == self.identity else None
-
-
-_logs: dict[Path, _Log] = {}
+_logs: dict[Path, tuple[int, os.stat_result]] = {}
+"""The open file of this process for each vault, and its status."""
 
 
 def count(layout: Layout, event: str, *, key: Digest | None = None, reason: str = "", **numbers: float) -> None:
@@ -195,15 +180,15 @@ def _line(event: str, key: Digest | None, reason: str, numbers: Mapping[str, flo
 
 def _append(layout: Layout, line: bytes) -> None:
     log = _logs.get(layout.root)
-    status = log.status() if log else None
+    status = look(*log) if log else None
     if log is None or status is None or not status.st_nlink or status.st_size >= LARGEST_FILE_BYTES:
         _forget(layout.root)
         log = _logs[layout.root] = _new_log(layout)
-    if os.write(log.descriptor, line) != len(line):
+    if os.write(log[0], line) != len(line):
         _forget(layout.root)  # the next line must not be appended to half of this one
 
 
-def _new_log(layout: Layout) -> _Log:
+def _new_log(layout: Layout) -> tuple[int, os.stat_result]:
     if not layout.events_dir.is_dir():
         os.makedirs(layout.events_dir, FOLDER_MODE, exist_ok=True)
         share_like_folder(layout.events_dir, layout.root)
@@ -218,14 +203,14 @@ def _new_log(layout: Layout) -> _Log:
         os.fchmod(descriptor, 0o644)  # whatever the umask: others fold it
         why_not, status = try_own(descriptor), os.fstat(descriptor)
         if why_not is not NotLocked.HELD_ELSEWHERE and status.st_nlink:
-            return _Log(descriptor, (status.st_dev, status.st_ino))
+            return descriptor, status
         os.close(descriptor)  # another process took it for that of an ended one before it was locked
 
 
 def _forget(root: Path) -> None:
     log = _logs.pop(root, None)
-    if log is not None and log.status() is not None:
-        os.close(log.descriptor)
+    if log is not None and look(*log) is not None:
+        os.close(log[0])
 
 
 def compact(layout: Layout) -> int:
