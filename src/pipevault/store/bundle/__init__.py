@@ -161,8 +161,8 @@ def import_bundle(vault: Vault, path: Path, *, progress: Progress = ignore_progr
                 list(copy_signatures(staged, vault.layout, key))
             if key not in missing:
                 continue
-            files = {digest: staged.artifact_file(digest) for digest in manifest.artifact_sizes}
-            files = {digest: file for digest, file in files.items() if file.exists()}
+            places = {digest: staged.artifact_file(digest) for digest in manifest.artifact_sizes}
+            files = {digest: file for digest, file in places.items() if file.exists()}
             if vault.publish_copy(staged, manifest, files).manifest_digest == manifest.manifest_digest:
                 imported.append(key)
             uses.subtract(files.keys())

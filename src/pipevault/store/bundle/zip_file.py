@@ -178,12 +178,10 @@ class BundleFile:
 
     def _member(self, name: str, size_bytes: int) -> Member:
         place = _ROOT / name
-        # "entries//x", "./x" and the like are another spelling of a place.
-        if place.as_posix() != f"/{name}":
-            raise self.bad(f"{name!r} is not a place in a vault")
         key, artifact = _LAYOUT.key_of_manifest(place), _LAYOUT.digest_of_artifact(place)
         signed_key = _LAYOUT.key_of_signature(place)
-        if key is None and artifact is None and signed_key is None:
+        # "entries//x", "./x" and the like are another spelling of a place.
+        if not (key or artifact or signed_key) or place.as_posix() != f"/{name}":
             raise self.bad(f"{name!r} is not a place in a vault")
         limit_bytes = MANIFEST_LIMIT_BYTES if key else SIGNATURE_LIMIT_BYTES if signed_key else self._size_bytes
         if not 0 <= size_bytes <= limit_bytes:
