@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 
 from pipevault.digest import Digest
-from pipevault.errors import MissingExtraError, SignatureError
+from pipevault.errors import MissingExtraError, NewerVaultError, SignatureError
 from pipevault.files.documents import Format
 from pipevault.reading import read_file
 from pipevault.store.layout import Layout, signer_of
@@ -52,17 +52,13 @@ class _Signature(msgspec.Struct, forbid_unknown_fields=True):
     signature_version: int
 
 
-class _NewerSignatureError(ValueError):
-    """A later pipevault wrote it."""
-
-
 _FORMAT = Format(
     _Signature,
     "signature_version",
     SIGNATURE_VERSION,
     damaged=lambda problem: ValueError(f"is damaged: {problem.path.name}: {problem.what}; {_SIGN_AGAIN}"),
-    newer=lambda problem: _NewerSignatureError(
-        f"cannot be read: {problem.path.name} {problem.what}: upgrade pipevault"
+    newer=lambda problem: NewerVaultError(
+        f"cannot be read: {problem.path.name} {problem.what}: upgrade pipevault", problem.path
     ),
 )
 
@@ -184,8 +180,8 @@ def _state(layout: Layout, manifest: Manifest, key_id: str, trusted: Sequence[Pu
         signature = _checked(_FORMAT.parse(_read(path), path), manifest, key_id)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        newer = isinstance(error, _NewerSignatureError)
+    except (ValueError, NewerVaultError) as error:
+        newer = isinstance(error, NewerVaultError)
         return SignatureState(path, key_id, "bad", f"the signature by {key_id} {error}", newer)
     if not (keys := [key for key in trusted if key.id == key_id]):
         return SignatureState(path, key_id, "unknown key")
