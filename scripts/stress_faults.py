@@ -18,6 +18,7 @@ from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import LockTimeoutError, VaultError
 from pipevault.key import Key
 from pipevault.store.bundle import export_bundle, import_bundle
+from pipevault.store.places import iter_foreign
 from pipevault.store.retention.leftovers import sweep
 from pipevault.store.retention.prune import carry_out, plan_prune
 from pipevault.store.trust.signature import check_signature, sign_entry
@@ -69,7 +70,7 @@ def measure_kills(folder: Path, *, kills: int, seed: int) -> list[Figure]:
         world.there = {key for key, state in states.items() if state == "whole"}
     sweep(world.vault.layout)
     left = [path for path in world.vault.layout.tmp_dir.iterdir()] if world.vault.layout.tmp_dir.exists() else []
-    foreign = list(world.vault.foreign_files())
+    foreign = list(iter_foreign(world.vault.layout))
     details = ", ".join(f"{number} {name}" for name, number in sorted(done.items()))
     return [
         Figure("processes killed", f"{sum(done.values())} ({details}; {survived} more came to their end)", str(kills)),

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from figures import Figure, markdown
-from pipevault.store.locks.leases import leased_keys
+from pipevault.store.locks.leases import live_leases
 from pipevault.store.retention.prune import enforce_max_size, vault_size_bytes
 from pipevault.store.vault import Vault
 from stress_entries import Entry, end_of, in_child, small_entry
@@ -52,7 +52,7 @@ def measure_starts(folder: Path, starts: int) -> list[Figure]:
             place = vault.root / name
             most[name] = max(most[name], len(os.listdir(place)) if place.exists() else 0)
     elapsed_s = time.perf_counter() - started_s
-    held = leased_keys(vault.layout)
+    held = live_leases(vault.layout).keys()
     where = "in namespaces of their own" if isolated else "in this namespace"
     return [
         Figure("container starts, killed", f"{starts} {where} ({elapsed_s:.0f} s)"),

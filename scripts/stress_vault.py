@@ -31,7 +31,7 @@ from pipevault.key import Key
 from pipevault.settings import Settings
 from pipevault.store.retention.prune import plan_prune
 from pipevault.store.stats.summary import compact, count, summary
-from pipevault.store.tiers.tiers import Tiers
+from pipevault.store.tiers import Tiers
 from pipevault.store.vault import Vault
 from stress_entries import Entry, end_of, fill, in_child, load, make_entry
 from stress_faults import measure_damages, measure_kills
@@ -191,7 +191,7 @@ def _times_ms(vault: Vault, keys: Sequence[Digest]) -> dict[str, float]:
     if there is None:
         raise AssertionError("the entry is gone")
     absent = Key({**there.key.factors, "call": {"height": 1}})
-    tiers = Tiers.open(Settings(vault.root))
+    tiers = Tiers(Settings(vault.root))
     with tempfile.TemporaryDirectory(prefix="pipevault-stress-") as cache:
         listings = [_list_ms(vault, cache) for _ in range(4)]
     return {
@@ -200,7 +200,7 @@ def _times_ms(vault: Vault, keys: Sequence[Digest]) -> dict[str, float]:
         "ls, the first time": listings[0],
         "ls, again": min(listings[1:]),
         "prune --dry-run": min(_duration_ms(lambda: plan_prune(vault, max_size=1000)) for _ in range(3)),
-        "rm, one entry": _duration_ms(lambda: vault.remove(vault.plan_removal(keys[:1]))),
+        "rm, one entry": _duration_ms(lambda: vault.remove(vault.plan_removal(keys[:1], shown=False))),
         "stats": min(_duration_ms(lambda: summary(vault.layout)) for _ in range(3)),
     }
 

@@ -67,10 +67,9 @@ class Key:
 
     @cached_property
     def shelf(self) -> Digest:
-        """The digest that entries which stand together share.
-
-        Of a graph: over all factors but ``signature`` and ``constants``. Of a plan: over the pipeline's class and
-        ``architecture``, so that the plans of all call shapes, dtypes and machines are found together.
+        """The digest that entries which stand together share: of a graph over all factors but ``signature`` and
+        ``constants``; of a plan over the pipeline's class and ``architecture``, so that the plans of all call shapes,
+        dtypes and machines are found together.
         """
         if self.kind == "graph":
             shared = {name: group for name, group in self.factors.items() if name not in _OF_ONE_GRAPH}
@@ -84,17 +83,14 @@ class Key:
 
     @cached_property
     def digest(self) -> Digest:
-        """The name of the entry: 48 digits of the SHA-256 over all factors, then the first 16 digits of :attr:`shelf`.
-
-        The 192 bits at the front identify the entry. The 64 at the end name the folder of its shelf, so that a digest
-        alone says where the entry lies and a listing of one folder finds all graphs of a part. Two shelves whose 64
-        bits are equal share a folder, which does no harm: whoever takes an entry from a shelf compares its factors.
+        """The name of the entry: 48 digits of the SHA-256 over all factors, then the first 16 digits of :attr:`shelf`,
+        which name its folder. Two shelves whose 64 bits are equal share a folder, which does no harm: whoever takes an
+        entry from a shelf compares its factors.
         """
         factors = digest_json({"key_version": KEY_VERSION, "factors": dict(self.factors)})
         return Digest(factors.hex[:-SHELF_DIGITS] + self.shelf.hex[:SHELF_DIGITS])
 
     def differences(self, other: Key) -> tuple[Difference, ...]:
-        """Return every leaf factor in which ``other`` (an entry of the vault) differs from this key, sorted by name."""
         return leaf_differences(self.factors, other.factors)
 
 
@@ -113,9 +109,8 @@ def leaf_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix:
 
 
 def nearest(key: Key, others: Iterable[Key]) -> tuple[Key, tuple[Difference, ...]] | None:
-    """The key of ``others`` with the fewest differing factors (ties: the smaller digest), and those factors.
-
-    Entries of the same architecture come before all others: a factor that differs there explains a miss.
+    """The key of ``others`` with the fewest differing factors (ties: the smaller digest), and those factors. Those of
+    the same architecture come first: a factor that differs there explains a miss.
     """
     ranked = sorted(
         ((key.differences(other), other) for other in others),

@@ -42,18 +42,20 @@ def read_file(path: Path | str, *, limit_bytes: int = DOCUMENT_LIMIT_BYTES, foll
 def read_open(file: io.FileIO, path: Path | str, *, limit_bytes: int = DOCUMENT_LIMIT_BYTES) -> bytes:
     """Return the bytes of an open regular file, and close it. ``OSError`` if it has more than ``limit_bytes``."""
     with file:
-        if os.fstat(file.fileno()).st_size <= limit_bytes:
-            data = b"".join(chunks(file, limit_bytes + 1))  # a file that grows meanwhile ends with the limit too
+        size_bytes = os.fstat(file.fileno()).st_size
+        if size_bytes <= limit_bytes:
+            # A small piece for a small file; one that grows meanwhile ends with the limit too.
+            data = b"".join(chunks(file, limit_bytes + 1, min(size_bytes + 1, _CHUNK_BYTES)))
             if len(data) <= limit_bytes:
                 return data
     raise OSError(errno.EINVAL, f"it has more than {limit_bytes} bytes", str(path))
 
 
-def chunks(file: io.RawIOBase, most_bytes: int | None = None) -> Iterator[bytes]:
+def chunks(file: io.RawIOBase, most_bytes: int | None = None, piece_bytes: int = _CHUNK_BYTES) -> Iterator[bytes]:
     """Read ``file`` piece by piece, to its end or until ``most_bytes`` were read."""
     left_bytes = most_bytes
     while left_bytes != 0:
-        chunk = file.read(_CHUNK_BYTES if left_bytes is None else min(_CHUNK_BYTES, left_bytes))
+        chunk = file.read(piece_bytes if left_bytes is None else min(piece_bytes, left_bytes))
         if not chunk:
             return
         if left_bytes is not None:

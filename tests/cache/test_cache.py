@@ -205,8 +205,8 @@ class TestBadInput:
         self, vault_copy: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         reader = cache(vault_copy)
-        vault = Vault(reader.vault.root, False)
-        monkeypatch.setattr(reader._access, "_vault", vault)
+        tiers, vault = reader._access.tiers, Vault(reader.vault.root, False)
+        monkeypatch.setitem(tiers._vaults, tiers.own_tier, vault)
         assert pipevault.outcome(reader.load(PlainPipeline(), batch_size=1)).status == "hit"
         with pytest.raises(VaultNotWritableError, match="cannot be written"):
             reader.load(PlainPipeline(), height=16)

@@ -12,9 +12,9 @@ import pytest
 from pipevault.cache.search import explain_miss
 from pipevault.key import Key
 from pipevault.settings import Settings
+from pipevault.store import tiers as tiers_module
 from pipevault.store.manifest import Manifest
-from pipevault.store.tiers import tiers as tiers_module
-from pipevault.store.tiers.tiers import Tiers
+from pipevault.store.tiers import Tiers
 from pipevault.store.vault import Vault
 
 
@@ -38,7 +38,7 @@ def reason(vault: Vault, key: Key, *there: Key) -> str:
     for number, other in enumerate(there):
         vault.publish(Manifest(other, {}, (), {}, "2025-01-31T12:00:00+00:00"), {})
         os.utime(vault.layout.manifest_file(other.digest), times=(number + 1, number + 1))
-    return explain_miss(Tiers.open(Settings(vault.root)), key).reason
+    return explain_miss(Tiers(Settings(vault.root)), key).reason
 
 
 def test_an_upgrade_comes_first_with_the_number_of_its_entries(vault: Vault) -> None:
@@ -67,7 +67,7 @@ def test_a_dtype_is_told_as_a_dtype(vault: Vault) -> None:
 
 def test_no_vault(tmp_path: Path) -> None:
     settings = Settings(tmp_path / "none")
-    assert explain_miss(Tiers.open(settings), plan()).reason == f"found no vault at {settings.dir}"
+    assert explain_miss(Tiers(settings), plan()).reason == f"found no vault at {settings.dir}"
 
 
 def test_a_bounded_number_of_entries_is_read(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:

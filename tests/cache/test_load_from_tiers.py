@@ -30,10 +30,10 @@ from pipevault.errors import (
 )
 from pipevault.graphs.part import FrozenPart
 from pipevault.settings import Tier
-from pipevault.store.locks.leases import leased_keys
+from pipevault.store.locks.leases import live_leases
 from pipevault.store.manifest import Manifest
 from pipevault.store.stats.summary import summary
-from pipevault.store.tiers.tiers import TierHit
+from pipevault.store.tiers import TierHit
 from pipevault.store.trust.signing_keys import read_private_key, write_key_pair
 from pipevault.store.vault import Vault
 
@@ -350,7 +350,7 @@ class TestSignatures:
         monkeypatch.setattr(Vault, "owned_path", lambda vault, ref: pytest.fail("an artifact was opened"))
         with pytest.raises(SignatureError):
             cache(shared, mode=mode, signature="require", trusted_keys=[public_key]).load(PlainPipeline(), **shape)
-        assert leased_keys(Vault.open(shared).layout) == set()
+        assert live_leases(Vault.open(shared).layout).keys() == set()
 
     def test_a_tier_without_a_signature_is_an_error_where_nothing_else_may_be_used(
         self, own: Path, shared: Path, public_key: str
@@ -382,7 +382,7 @@ class TestHooks:
         layout = Vault.open(shared).layout
         reader = cache(shared)
         pipe = reader.load(PlainPipeline(), batch_size=1)
-        assert leased_keys(layout) == all_keys(shared)
+        assert live_leases(layout).keys() == all_keys(shared)
         reader.load(pipe, batch_size=1)
         reader.load(pipe)
         assert len(list(layout.leases_dir.iterdir())) == 2
@@ -392,17 +392,17 @@ class TestHooks:
         assert len(list(layout.leases_dir.iterdir())) == 2
         del other
         gc.collect()
-        assert leased_keys(layout) == set()
+        assert live_leases(layout).keys() == set()
 
     def test_without_a_shape_a_graph_is_held_from_its_first_use(self, shared: Path) -> None:
         layout = Vault.open(shared).layout
         pipe = cache(shared).load(PlainPipeline())
-        assert leased_keys(layout) == set()
+        assert live_leases(layout).keys() == set()
         draw(pipe)
-        assert leased_keys(layout) == {key_of(shared, "graph")}
+        assert live_leases(layout).keys() == {key_of(shared, "graph")}
         assert layout.use_file(key_of(shared, "graph")).exists()
         pipevault.unload(pipe)
-        assert leased_keys(layout) == set()
+        assert live_leases(layout).keys() == set()
 
     def test_pipelines_that_share_a_part_hold_its_graphs_each(self, shared: Path) -> None:
         layout = Vault.open(shared).layout
@@ -414,9 +414,9 @@ class TestHooks:
         reader.load(second, batch_size=1)
         assert len(list(layout.leases_dir.iterdir())) == 4
         pipevault.unload(first)
-        assert leased_keys(layout) == all_keys(shared)
+        assert live_leases(layout).keys() == all_keys(shared)
         pipevault.unload(second)
-        assert leased_keys(layout) == set()
+        assert live_leases(layout).keys() == set()
 
     def test_a_load_that_fails_keeps_nothing(self, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(MissError):
@@ -424,14 +424,14 @@ class TestHooks:
         damage(artifact_of(shared))
         with pytest.raises(MissError):
             load(shared)
-        assert leased_keys(Vault.open(shared).layout) == set()
+        assert live_leases(Vault.open(shared).layout).keys() == set()
 
     def test_a_copy_of_a_pipeline_holds_no_lease(self, shared: Path) -> None:
         pipe, _ = load(shared)
         held = HeldLeases(vars(pipe)["_pipevault"].leases.leases)
         for copied in (copy.deepcopy(held), pickle.loads(pickle.dumps(held))):
             copied.release()
-        assert leased_keys(Vault.open(shared).layout) == all_keys(shared)
+        assert live_leases(Vault.open(shared).layout).keys() == all_keys(shared)
 
     def test_the_use_is_recorded(self, own: Path, shared: Path) -> None:
         load(own, shared)
@@ -460,6 +460,7 @@ class TestHooks:
         assert key_of(shared, "plan"), "it was not published again"
         counts = summary(vault.layout).total
         assert (counts.hits - before.hits, counts.misses) == (2, before.misses)
+        assert counts.published - before.published == 1
 
     def test_a_plan_that_needs_what_is_gone_is_replaced(self, shared: Path, plain_vault: Path) -> None:
         """No hit lasts on a plan whose graphs the call does not use any more."""
@@ -483,7 +484,7 @@ class TestHooks:
             asked.append(found.vault.root)
             return ()
 
-        monkeypatch.setattr("pipevault.store.tiers.tiers._limit_size", limit)
+        monkeypatch.setattr("pipevault.store.tiers._limit_size", limit)
         load(own, shared, max_size="1GB")
         load(own, max_size="1GB")
         assert asked == [own, own], "once for the plan and once for the graph"
@@ -492,6 +493,6 @@ class TestHooks:
         def fail(found: TierHit, max_size: int | None) -> tuple[str, ...]:
             raise VaultFullError("cannot be listed", found.vault.root)
 
-        monkeypatch.setattr("pipevault.store.tiers.tiers._limit_size", fail)
+        monkeypatch.setattr("pipevault.store.tiers._limit_size", fail)
         _, outcome = load(own, shared, max_size="1GB")
         assert (outcome.status, outcome.problems) == ("hit", ("max_size could not be kept: cannot be listed",))

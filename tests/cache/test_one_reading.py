@@ -15,7 +15,7 @@ import pipevault
 from helpers.pipelines import FAST_BUILD, PlainPipeline, draw
 from pipevault.digest import Digest
 from pipevault.errors import UnfrozenCallError
-from pipevault.store.locks.leases import leased_keys
+from pipevault.store.locks.leases import live_leases
 from pipevault.store.manifest import Manifest
 from pipevault.store.trust.signing_keys import write_key_pair
 from pipevault.store.vault import Vault
@@ -67,7 +67,7 @@ class TestOneReading:
         pipe = cache(shared).load(PlainPipeline())
         draw(pipe)
         assert reads == {graph: 1}
-        assert leased_keys(Vault.open(shared).layout) == {graph}
+        assert live_leases(Vault.open(shared).layout).keys() == {graph}
 
     def test_an_entry_that_was_removed_meanwhile_is_a_miss(self, shared: Path) -> None:
         pipe = cache(shared).load(PlainPipeline())
@@ -75,7 +75,7 @@ class TestOneReading:
         vault.remove(vault.plan_removal([manifests(shared)["graph"].key.digest]))
         with pytest.raises(UnfrozenCallError):
             draw(pipe)
-        assert leased_keys(vault.layout) == set()
+        assert live_leases(vault.layout).keys() == set()
 
     def test_one_that_was_published_again_unchanged_is_read_again(self, shared: Path, reads: Counter[Digest]) -> None:
         graph = manifests(shared)["graph"]

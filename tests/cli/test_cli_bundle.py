@@ -161,7 +161,26 @@ class TestImport:
         result = run("import", bundle, "--dir", tmp_path / "new")
         assert result.exit_code == 3
         assert "Nothing was imported" in result.stderr
-        assert list(Vault.open(tmp_path / "new").manifests()) == []
+        assert not (tmp_path / "new").exists()
+
+    def test_a_damaged_bundle_for_an_empty_folder(self, run: Run, bundle: Path, tmp_path: Path) -> None:
+        bundle.write_bytes(bundle.read_bytes()[:-1] + b"x")
+        (tmp_path / "new").mkdir()
+        assert run("import", bundle, "--dir", tmp_path / "new").exit_code == 3
+        assert list((tmp_path / "new").iterdir()) == []
+
+    def test_a_damaged_bundle_for_a_vault(self, run: Run, vault: Vault, bundle: Path) -> None:
+        bundle.write_bytes(bundle.read_bytes()[:-1] + b"x")
+        assert run("import", bundle, "--dir", vault.root).exit_code == 3
+        assert Vault.open(vault.root, create=False) == vault
+
+    def test_a_shared_vault_that_is_not_there_yet(
+        self, run: Run, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PIPEVAULT_SHARED", "group")
+        assert run("import", bundle, "--dir", tmp_path / "new").exit_code == 0
+        modes = {path.stat().st_mode & 0o7777 for path in (tmp_path / "new", *(tmp_path / "new").rglob("*"))}
+        assert modes == {0o2775, 0o664}
 
     def test_a_newer_bundle(self, run: Run, bundle: Path, tmp_path: Path) -> None:
         data = bundle.read_bytes()

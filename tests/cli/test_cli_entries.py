@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,10 @@ from helpers.planned_entries import Planned
 from pipevault.cli.listing import call_text
 from pipevault.digest import Digest, digest_bytes
 from pipevault.key import Key
+from pipevault.store.inventory import mentioned
+from pipevault.store.layout import Layout
 from pipevault.store.manifest import Manifest
+from pipevault.store.retention import removal
 from pipevault.store.vault import Vault
 
 
@@ -334,6 +339,20 @@ class TestRm:
         kept = vault.lookup(small_key)
         assert kept is not None
         vault.verified_path(kept.artifacts[0])
+
+    @pytest.mark.parametrize("option", ["--yes", "--dry-run"])
+    def test_the_manifests_are_searched_once(
+        self, run: Run, vault: Vault, large_key: Digest, option: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        searched: list[int] = []
+
+        def search(layout: Layout, digests: Collection[Digest], **options: Any) -> set[Digest]:
+            searched.append(len(digests))
+            return mentioned(layout, digests, **options)
+
+        monkeypatch.setattr(removal, "mentioned", search)
+        assert run("rm", large_key.short, option, "--dir", vault.root).exit_code == 0
+        assert searched == [2]
 
     def test_several_keys_and_one_given_twice(
         self, run: Run, vault: Vault, small_key: Digest, large_key: Digest

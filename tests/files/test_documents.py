@@ -98,6 +98,7 @@ FORMATS = [
             "signature_version": 1,
         },
         ValueError,
+        NewerVaultError,
     ),
     case(
         event_log._FORMAT,

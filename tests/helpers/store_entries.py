@@ -10,7 +10,7 @@ from typing import Any
 from pipevault.digest import Digest, digest_bytes
 from pipevault.key import Key
 from pipevault.store.manifest import ArtifactRef, Manifest
-from pipevault.store.tiers.tiers import TierHit, Tiers
+from pipevault.store.tiers import TierHit, Tiers
 from pipevault.store.vault import Vault
 
 CREATED_AT = "2025-01-31T12:00:00+00:00"
@@ -92,7 +92,7 @@ def search(tiers: Tiers, key: Digest) -> tuple[TierHit | None, list[str]]:
     for candidate in tiers.candidates(key):
         if isinstance(candidate, TierHit):
             return candidate, [*problems, *filter(None, [candidate.warning])]
-        problems.append(candidate.text)
+        problems.append(f"tier {candidate.tier.dir}: {candidate.error}")
     return None, problems
 
 

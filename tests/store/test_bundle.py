@@ -33,7 +33,7 @@ from pipevault.errors import (
 from pipevault.files.claims import claim_folder
 from pipevault.store.bundle import bundle_keys, export_bundle, import_bundle, zip_file
 from pipevault.store.bundle.zip_file import MARKER
-from pipevault.store.check.verify import verify
+from pipevault.store.check import verify
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.places import signature_files
 from pipevault.store.trust.signature import check_signature

@@ -12,6 +12,7 @@ import pytest
 
 from helpers.store_entries import Entry, leftovers, make_entry, whole
 from pipevault.errors import CannotFreezeError
+from pipevault.store.places import iter_foreign
 from pipevault.store.vault import Vault
 
 CONTEXT = multiprocessing.get_context("fork")
@@ -61,7 +62,7 @@ def test_processes_that_publish_one_key_at_once(vault: Vault, tmp_path: Path, sa
         assert found in [version.manifest for version in versions]
         assert whole(vault, versions[0].manifest)
     assert leftovers(vault) == []
-    assert list(vault.foreign_files()) == []
+    assert list(iter_foreign(vault.layout)) == []
 
 
 def test_processes_that_make_one_vault_at_once(tmp_path: Path) -> None:
@@ -175,4 +176,4 @@ def test_locks_that_lie(vault: Vault, tmp_path: Path) -> None:
         assert found in [version.manifest for version in versions]
         assert whole(vault, versions[0].manifest)
     assert leftovers(vault) == []
-    assert list(vault.foreign_files()) == []
+    assert list(iter_foreign(vault.layout)) == []

@@ -24,9 +24,10 @@ from helpers.mounts import in_child
 from helpers.store_entries import Entry, leftovers, make_entry, make_graph, make_plan, whole
 from pipevault.errors import CorruptEntryError, VaultFullError
 from pipevault.files.flock import HeldLock, try_lock
-from pipevault.store.check.verify import verify
+from pipevault.store.check import verify
 from pipevault.store.locks import lock as lock_module
 from pipevault.store.locks.lock import read_holder
+from pipevault.store.places import iter_foreign
 from pipevault.store.retention.leftovers import sweep
 from pipevault.store.vault import Vault
 
@@ -82,7 +83,7 @@ def test_killed_while_publishing(vault: Vault, old: Entry, new: Entry, tmp_path:
         survivor = Vault.open(target)
         outcomes.append(whole(survivor, new.manifest))
         assert whole(survivor, old.manifest)
-        assert list(survivor.foreign_files()) == []
+        assert list(iter_foreign(survivor.layout)) == []
         survivor.publish(new.manifest, new.files)
         assert whole(survivor, new.manifest)
         shutil.rmtree(target)
@@ -109,7 +110,7 @@ def test_what_a_killed_publisher_leaves_is_swept(vault: Vault, old: Entry, new: 
 def test_killed_while_creating_a_vault(tmp_path: Path) -> None:
     root = tmp_path / "vault"
     for _ in killed_at_each_step(lambda: Vault.open(root)):
-        assert list(Vault.open(root).foreign_files()) == []
+        assert list(iter_foreign(Vault.open(root).layout)) == []
         shutil.rmtree(root)
 
 
@@ -130,7 +131,7 @@ def test_killed_while_healing(vault: Vault, new: Entry, tmp_path: Path, damage: 
         survivor = Vault.open(target)
         with suppress(CorruptEntryError):  # the old damage, still noticed
             whole(survivor, new.manifest)
-        assert list(survivor.foreign_files()) == []
+        assert list(iter_foreign(survivor.layout)) == []
         survivor.publish(new.manifest, new.files)
         assert whole(survivor, new.manifest)
         shutil.rmtree(target)
@@ -188,7 +189,7 @@ def test_killed_while_holding_the_lock(vault: Vault, new: Entry) -> None:
     for _ in killed_at_each_step(hold_and_publish):
         with vault.lock(new.key, timeout_s=0):
             assert vault.lookup(new.key) in (None, new.manifest)
-        assert list(vault.foreign_files()) == []
+        assert list(iter_foreign(vault.layout)) == []
 
 
 @pytest.fixture
@@ -221,7 +222,7 @@ def test_killed_while_taking_over(vault: Vault, new: Entry, dead_note: bytes, tm
             assert read_holder(note) is not None
         sweep(vault.layout, temporary_dir=tmp_path / "none")
         assert leftovers(vault) == []
-        assert list(vault.foreign_files()) == []
+        assert list(iter_foreign(vault.layout)) == []
         inherited.release()
         again = try_lock(lock)
         assert isinstance(again, HeldLock)
@@ -237,7 +238,7 @@ def test_killed_while_quarantining(vault: Vault, old: Entry, tmp_path: Path) -> 
     for _ in killed_at_each_step(lambda: vault.quarantine(path, "damaged")):
         places = [path, *vault.layout.quarantine_dir.glob("*.json")]
         assert [place.read_bytes() for place in places if place.exists()] == [data]
-        assert list(vault.foreign_files()) == []
+        assert list(iter_foreign(vault.layout)) == []
         sweep(vault.layout, temporary_dir=tmp_path / "none")
         assert leftovers(vault) == []
         shutil.rmtree(vault.layout.quarantine_dir, ignore_errors=True)
@@ -262,7 +263,7 @@ def test_killed_while_sweeping(vault: Vault, old: Entry, tmp_path: Path) -> None
     for step in killed_at_each_step(lambda: sweep(vault.layout, temporary_dir=temporary)):
         steps.append(step)
         assert whole(vault, old.manifest)
-        assert list(vault.foreign_files()) == []
+        assert list(iter_foreign(vault.layout)) == []
         with vault.lock(old.key, timeout_s=0):
             pass
         assert in_child(lambda: leave_everything(vault, old, temporary)) == 0

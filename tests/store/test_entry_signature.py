@@ -21,7 +21,7 @@ from pipevault.digest import Digest, canonical_json
 from pipevault.errors import CorruptEntryError, SignatureError, UnsafeVaultError, VaultNotWritableError
 from pipevault.store import publish
 from pipevault.store.manifest import Manifest
-from pipevault.store.places import signature_files
+from pipevault.store.places import iter_foreign, signature_files
 from pipevault.store.trust.signature import (
     check_signature,
     copy_signatures,
@@ -151,7 +151,7 @@ class TestFormat:
         assert "Verified Successfully" in result.stdout
 
     def test_the_layout_knows_the_file(self, vault: Vault, signed: Path) -> None:
-        assert list(vault.foreign_files()) == []
+        assert list(iter_foreign(vault.layout)) == []
 
 
 class TestNoneThatCounts:

@@ -12,6 +12,7 @@ import pytest
 from helpers.mounts import as_user_without_permission, in_child, with_own_tmpfs
 from helpers.store_entries import Entry, leftovers, make_entry, whole
 from pipevault.errors import VaultFullError, VaultNotWritableError
+from pipevault.store.places import iter_foreign
 from pipevault.store.vault import Vault
 
 NOBODY = 65534
@@ -128,5 +129,5 @@ def test_the_folder_is_deleted_while_in_use(vault: Vault, entry: Entry) -> None:
     shutil.rmtree(vault.root)
     assert vault.lookup(entry.key) is None
     assert list(vault.manifests()) == []
-    assert list(vault.foreign_files()) == []
+    assert list(iter_foreign(vault.layout)) == []
     assert vault.quarantine(vault.layout.manifest_file(entry.key), "bad") is None

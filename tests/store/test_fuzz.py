@@ -15,7 +15,7 @@ from helpers.store_entries import make_entry, whole
 from pipevault.errors import BundleError, CorruptEntryError, NewerVaultError
 from pipevault.store.bundle import export_bundle, import_bundle
 from pipevault.store.bundle.zip_file import MARKER
-from pipevault.store.check.verify import verify
+from pipevault.store.check import verify
 from pipevault.store.manifest import Manifest
 from pipevault.store.trust.signing_keys import PrivateKey
 from pipevault.store.vault import Vault

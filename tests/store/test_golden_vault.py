@@ -19,13 +19,15 @@ from pipevault.digest import Digest
 from pipevault.errors import BundleError, CorruptEntryError, NewerBundleError, OldVaultError, VaultError
 from pipevault.settings import Settings, Tier
 from pipevault.store.bundle import bundle_keys, import_bundle
-from pipevault.store.check.verify import verify
+from pipevault.store.check import verify
 from pipevault.store.manifest import Manifest
 from pipevault.store.marker import VAULT_VERSION
+from pipevault.store.places import iter_foreign
+from pipevault.store.retention.pins import pins
 from pipevault.store.retention.prune import carry_out, plan_prune
 from pipevault.store.retention.usage import last_use_s
 from pipevault.store.stats.summary import summary
-from pipevault.store.tiers.tiers import Tiers
+from pipevault.store.tiers import Tiers
 from pipevault.store.trust.signature import check_signature
 from pipevault.store.trust.signing_keys import load_trusted
 from pipevault.store.vault import Vault
@@ -76,7 +78,7 @@ def test_its_entries_are_whole(golden: Path) -> None:
     for manifest in found.values():
         check_parts(vault, manifest)
     assert {len(found[key].artifacts) for key in graphs} == {1}
-    assert list(vault.foreign_files()) == []
+    assert list(iter_foreign(vault.layout)) == []
 
 
 def test_a_graph_whose_manifest_leaves_a_file_out_is_damaged(golden: Path) -> None:
@@ -95,7 +97,7 @@ def test_its_shelf(golden: Path) -> None:
 
 def test_its_pin_use_signatures_and_counts(golden: Path) -> None:
     vault, plan = Vault.open(golden, create=False), Digest(expected(golden)["plan"])
-    assert vault.pins() == {"prod": plan}
+    assert pins(vault.layout) == {"prod": plan}
     assert last_use_s(vault.layout, plan) is not None
     trusted = load_trusted([expected(golden)["public_key"]])
     for manifest in vault.manifests():
@@ -133,7 +135,7 @@ class TestOld:
 
     def test_a_tier_is_told_of_and_passed_over(self, old: Path, golden: Path, tmp_path: Path) -> None:
         before = everything_below(old)
-        tiers = Tiers.open(Settings(dir=tmp_path / "own", tiers=(Tier(old), Tier(golden))))
+        tiers = Tiers(Settings(dir=tmp_path / "own", tiers=(Tier(old), Tier(golden))))
         found, [problem] = search(tiers, Digest(expected(golden)["plan"]))
         assert found is not None
         assert found.tier.dir == golden

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,7 @@ def test_an_artifact_that_is_none_is_damage_whatever_its_digest_says(
     path.write_bytes(canonical_json(document))
     with pytest.raises(CorruptEntryError):
         inventory.read_published(vault.layout, published.key)
+
+
+def test_a_manifest_that_is_shown_lacks_its_parts_alone(vault: Vault, published: Entry) -> None:
+    assert inventory.read_published(vault.layout, published.key) == replace(published.manifest, parts={})

@@ -34,6 +34,7 @@ from pipevault.files.liveness import ProcessIdentity
 from pipevault.store.layout import Layout
 from pipevault.store.locks import lock as lock_module
 from pipevault.store.locks.lock import Holder, read_holder
+from pipevault.store.places import iter_foreign
 from pipevault.store.vault import Vault
 
 KEY = digest_bytes(b"key")
@@ -73,7 +74,7 @@ def test_the_note_names_the_holder_while_the_lock_is_held(vault: Vault) -> None:
         assert holder.process == ProcessIdentity.current()
     assert not note.exists()
     assert leftovers(vault) == []
-    assert list(vault.foreign_files()) == []
+    assert list(iter_foreign(vault.layout)) == []
 
 
 def test_it_is_released_when_the_block_raises(vault: Vault) -> None:
@@ -271,7 +272,7 @@ class TestTakingOver:
         assert len(said) == 1
         assert re.match(rf"Took over key {KEY.short} from process {pid} on .* \(since .*, \d+ s\)", said[0])
         assert leftovers(vault) == []
-        assert list(vault.foreign_files()) == []
+        assert list(iter_foreign(vault.layout)) == []
 
     def test_a_child_that_python_forked_keeps_no_lock(self, vault: Vault) -> None:
         said: list[str] = []

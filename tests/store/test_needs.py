@@ -19,10 +19,11 @@ from helpers.store_entries import Entry, make_entry, make_graph, make_graph_key,
 from pipevault.digest import Digest, digest_bytes
 from pipevault.errors import BundleError, EntryInUseError, UnknownKeyError
 from pipevault.store.bundle import export_bundle, import_bundle
-from pipevault.store.check.verify import verify
+from pipevault.store.check import verify
 from pipevault.store.needs import needed_by, needed_first
 from pipevault.store.places import iter_keys
 from pipevault.store.retention import prune
+from pipevault.store.retention.pins import pins
 from pipevault.store.retention.prune import carry_out, enforce_max_size, plan_prune
 from pipevault.store.retention.removal import refuse_in_use
 from pipevault.store.vault import Vault
@@ -208,7 +209,7 @@ class TestPrune:
 
         monkeypatch.setattr(prune, "take_aside", pinning)
         report = carry_out(vault, plan)
-        [pinned] = [entry for entry in (shop.first, shop.second) if entry.key == vault.pins()["late"]]
+        [pinned] = [entry for entry in (shop.first, shop.second) if entry.key == pins(vault.layout)["late"]]
         needed = set(pinned.manifest.needs)
         assert pinned.key in standing(vault)
         assert needed <= standing(vault)

@@ -14,7 +14,9 @@ from helpers.store_entries import Entry, leftovers, make_entry
 from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import PinError, PinNameError, UnknownKeyError, UnknownPinError, VaultNotWritableError
 from pipevault.store.layout import Layout
+from pipevault.store.places import iter_foreign
 from pipevault.store.retention import pins as pins_module
+from pipevault.store.retention.pins import pins
 from pipevault.store.vault import Vault
 
 
@@ -33,8 +35,8 @@ def test_a_pin_is_canonical_json_and_part_of_the_layout(vault: Vault, pair: tupl
     document = json.loads(data)
     assert canonical_json(document) == data
     assert document.keys() == {"created_at", "key", "pin_version"}
-    assert vault.pins() == {"prod": pair[0].key}
-    assert list(vault.foreign_files()) == []
+    assert pins(vault.layout) == {"prod": pair[0].key}
+    assert list(iter_foreign(vault.layout)) == []
     assert leftovers(vault) == []
 
 
@@ -51,14 +53,14 @@ def test_two_pins_of_one_name(vault: Vault, pair: tuple[Entry, Entry]) -> None:
     with pytest.raises(PinError, match="--move") as raised:
         vault.pin(second.key, "prod")
     assert raised.value.name == "prod"
-    assert vault.pins() == {"prod": first.key}
+    assert pins(vault.layout) == {"prod": first.key}
 
 
 def test_a_pin_is_moved_on_request(vault: Vault, pair: tuple[Entry, Entry]) -> None:
     first, second = pair
     assert vault.pin(first.key, "prod", move=True) is None
     assert vault.pin(second.key, "prod", move=True) == first.key
-    assert vault.pins() == {"prod": second.key}
+    assert pins(vault.layout) == {"prod": second.key}
 
 
 def test_of_two_that_race_for_a_name_one_gets_it(
@@ -74,7 +76,7 @@ def test_of_two_that_race_for_a_name_one_gets_it(
     monkeypatch.setattr(pins_module, "read_pin", too_early)
     with pytest.raises(PinError, match="already"):
         vault.pin(second.key, "prod")
-    assert vault.pins() == {"prod": first.key}
+    assert pins(vault.layout) == {"prod": first.key}
 
 
 def test_where_links_are_not_possible_a_taken_name_is_noticed_all_the_same(
@@ -87,13 +89,13 @@ def test_where_links_are_not_possible_a_taken_name_is_noticed_all_the_same(
     vault.pin(pair[0].key, "prod")
     with pytest.raises(PinError):
         vault.pin(pair[1].key, "prod")
-    assert vault.pins() == {"prod": pair[0].key}
+    assert pins(vault.layout) == {"prod": pair[0].key}
 
 
 def test_an_absent_entry_cannot_be_pinned(vault: Vault, pair: tuple[Entry, Entry]) -> None:
     with pytest.raises(UnknownKeyError):
         vault.pin(digest_bytes(b"absent"), "prod")
-    assert vault.pins() == {}
+    assert pins(vault.layout) == {}
 
 
 def test_an_entry_that_is_removed_while_it_is_pinned(
@@ -108,7 +110,7 @@ def test_an_entry_that_is_removed_while_it_is_pinned(
     monkeypatch.setattr(pins_module, "create_file", remove_first)
     with pytest.raises(UnknownKeyError):
         vault.pin(pair[0].key, "prod")
-    assert vault.pins() == {}
+    assert pins(vault.layout) == {}
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../prod", "-x", "a b", "x" * 65, "prod\n", "é"])
@@ -122,7 +124,7 @@ def test_a_name_that_is_none(vault: Vault, pair: tuple[Entry, Entry], name: str)
 def test_unpin(vault: Vault, pair: tuple[Entry, Entry]) -> None:
     vault.pin(pair[0].key, "prod")
     assert vault.unpin("prod") == pair[0].key
-    assert vault.pins() == {}
+    assert pins(vault.layout) == {}
 
 
 def test_unpin_what_is_no_pin_names_those_that_are(vault: Vault, pair: tuple[Entry, Entry]) -> None:
@@ -152,16 +154,16 @@ def test_a_damaged_pin_is_an_error_until_it_is_unpinned(
     vault.pin(pair[0].key, "prod")
     vault.layout.pin_file("prod").write_bytes(content)
     with pytest.raises(PinError, match="pipevault unpin prod"):
-        vault.pins()
+        pins(vault.layout)
     assert vault.unpin("prod") is None
-    assert vault.pins() == {}
+    assert pins(vault.layout) == {}
 
 
 def test_a_pin_of_a_later_version(vault: Vault, pair: tuple[Entry, Entry]) -> None:
     vault.pin(pair[0].key, "prod")
     vault.layout.pin_file("prod").write_bytes(b'{"pin_version":2}')
     with pytest.raises(PinError, match="Upgrade"):
-        vault.pins()
+        pins(vault.layout)
 
 
 def test_a_read_only_vault(vault: Vault, pair: tuple[Entry, Entry]) -> None:
@@ -170,7 +172,7 @@ def test_a_read_only_vault(vault: Vault, pair: tuple[Entry, Entry]) -> None:
         read_only.pin(pair[0].key, "prod")
     with pytest.raises(VaultNotWritableError):
         read_only.unpin("prod")
-    assert read_only.pins() == {}
+    assert pins(read_only.layout) == {}
 
 
 @pytest.mark.parametrize("move", [False, True])
@@ -180,9 +182,9 @@ def test_killed_while_pinning(vault: Vault, pair: tuple[Entry, Entry], move: boo
         vault.pin(first.key, "prod")
     outcomes = []
     for _ in killed_at_each_step(lambda: vault.pin(second.key, "prod", move=move)):
-        outcomes.append(vault.pins().get("prod") == second.key)
-        assert vault.pins() in ({}, {"prod": first.key}, {"prod": second.key})
-        assert list(vault.foreign_files()) == []
+        outcomes.append(pins(vault.layout).get("prod") == second.key)
+        assert pins(vault.layout) in ({}, {"prod": first.key}, {"prod": second.key})
+        assert list(iter_foreign(vault.layout)) == []
         if move:
             vault.pin(first.key, "prod", move=True)
         else:

@@ -9,9 +9,8 @@ import pytest
 from helpers.store_entries import Entry
 from pipevault.digest import Digest
 from pipevault.errors import UnknownKeyError, VaultError
-from pipevault.store.places import children, key_in, spread
+from pipevault.store.places import children, key_in, spread, the_key
 from pipevault.store.publish import write_document
-from pipevault.store.read import the_key
 from pipevault.store.vault import Vault
 
 

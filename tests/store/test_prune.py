@@ -18,6 +18,7 @@ from pipevault.digest import Digest, digest_bytes
 from pipevault.errors import PinError, VaultNotWritableError
 from pipevault.store.inventory import find_manifests
 from pipevault.store.layout import QUARANTINE_TIME, Layout
+from pipevault.store.places import iter_foreign
 from pipevault.store.retention.prune import carry_out, enforce_max_size, plan_prune, vault_size_bytes
 from pipevault.store.retention.removal import ORPHAN_MIN_AGE_S
 from pipevault.store.retention.usage import last_use_s
@@ -217,7 +218,7 @@ class TestCarryOut:
         before = vault_size_bytes(vault.layout)
         plan = plan_prune(vault, older_than_s=15 * DAY, now_s=NOW)
         report = carry_out(vault, plan)
-        assert report.entries == (three[0].key, three[1].key)
+        assert keys(report.entries) == [three[0].key, three[1].key]
         assert report.freed_bytes == plan.freed_bytes == before - vault_size_bytes(vault.layout)
         assert report.left_bytes == vault_size_bytes(vault.layout)
         assert standing(vault, three[2:]) == [True]
@@ -254,7 +255,7 @@ class TestCarryOut:
         assert staying.key == entry.key
         assert {"leased": "in use"}.get(event, event) in staying.reason
         assert standing(vault, [entry]) == [True]
-        assert report.entries == (three[1].key, three[2].key)
+        assert keys(report.entries) == [three[1].key, three[2].key]
         assert report.left_bytes == vault_size_bytes(vault.layout)
         if lease:
             lease.release()
@@ -418,7 +419,7 @@ class TestEnforce:
     def test_the_entry_just_published_stays_though_it_is_the_oldest(self, vault: Vault, three: list[Entry]) -> None:
         report = enforce_max_size(vault, three[0].key, max_size=vault_size_bytes(vault.layout) - 1)
         assert report is not None
-        assert report.entries == (three[1].key,)
+        assert keys(report.entries) == [three[1].key]
         assert standing(vault, [three[0], three[2]]) == [True, True]
 
     def test_a_limit_that_cannot_be_reached_is_told(self, vault: Vault, three: list[Entry]) -> None:
@@ -453,7 +454,7 @@ def test_killed_while_pruning(vault: Vault, three: list[Entry], tmp_path: Path) 
             there = survivor.lookup(entry.key) is not None
             assert not there or whole(survivor, entry.manifest)
             outcomes.add(there)
-        assert list(survivor.foreign_files()) == []
+        assert list(iter_foreign(survivor.layout)) == []
         carry_out(survivor, plan_prune(survivor, older_than_s=15 * DAY, now_s=NOW + DAY))
         orphans = plan_prune(survivor, now_s=time.time() + 2 * ORPHAN_MIN_AGE_S)
         carry_out(survivor, orphans)

@@ -11,7 +11,7 @@ import pytest
 from helpers.store_entries import Entry, make_entry, whole
 from pipevault.digest import Digest, digest_bytes
 from pipevault.errors import UnknownKeyError, VaultError, VaultNotWritableError
-from pipevault.store.retention.removal import ORPHAN_MIN_AGE_S, find_orphans, plan_orphans_removal
+from pipevault.store.retention.removal import ORPHAN_MIN_AGE_S, find_orphans
 from pipevault.store.vault import Vault
 
 SHARED, OWN = b"shared" * 100, b"own" * 50
@@ -50,7 +50,7 @@ def test_shared_artifacts_stay_and_the_bytes_are_true(vault: Vault, pair: tuple[
     assert report.keys == (first.key,)
     assert report.artifacts == plan.artifacts
     assert report.shared == plan.shared
-    assert report.freed_bytes == plan.size_bytes == before - used_bytes(vault)
+    assert report.size_bytes == plan.size_bytes == before - used_bytes(vault)
     assert vault.lookup(first.key) is None
     assert whole(vault, second.manifest)
 
@@ -79,7 +79,7 @@ def test_a_second_removal_frees_nothing(vault: Vault, pair: tuple[Entry, Entry])
     plan = vault.plan_removal([pair[0].key])
     vault.remove(plan)
     report = vault.remove(plan)
-    assert (report.keys, report.artifacts, report.freed_bytes) == ((), (), 0)
+    assert (report.keys, report.artifacts, report.size_bytes) == ((), (), 0)
 
 
 def test_an_unknown_key(vault: Vault, pair: tuple[Entry, Entry]) -> None:
@@ -100,7 +100,7 @@ def test_an_entry_with_a_damaged_manifest_can_be_removed(vault: Vault, pair: tup
     vault.layout.manifest_file(first.key).write_bytes(b"damaged")
     report = vault.remove(vault.plan_removal([first.key]))
     assert report.keys == (first.key,)
-    assert report.freed_bytes == len(b"damaged")
+    assert report.size_bytes == len(b"damaged")
 
 
 def test_manifests_go_before_artifacts(
@@ -129,30 +129,35 @@ def add_orphan(vault: Vault, data: bytes, *, age_s: float) -> Digest:
     return digest
 
 
+def orphans(vault: Vault) -> tuple[tuple[Digest, ...], tuple[Digest, ...]]:
+    """Those that are old enough to go, and the others."""
+    old, young = find_orphans(vault.layout)
+    return old.artifacts, young.artifacts
+
+
 class TestOrphans:
     def test_none_in_a_vault_without_artifacts(self, vault: Vault) -> None:
-        assert find_orphans(vault.layout) == ()
+        assert orphans(vault) == ((), ())
 
     def test_what_an_entry_names_is_none_however_old(self, vault: Vault, pair: tuple[Entry, Entry]) -> None:
-        assert find_orphans(vault.layout) == ()
+        assert orphans(vault) == ((), ())
 
     def test_only_the_old_one_goes(self, vault: Vault, pair: tuple[Entry, Entry]) -> None:
         old = add_orphan(vault, b"old" * 100, age_s=ORPHAN_MIN_AGE_S + 60)
         young = add_orphan(vault, b"young", age_s=ORPHAN_MIN_AGE_S - 60)
         ahead = add_orphan(vault, b"a clock that runs ahead", age_s=-7200)
-        orphans = find_orphans(vault.layout)
-        assert {orphan.digest for orphan in orphans if not orphan.removable} == {young, ahead}
-        plan = plan_orphans_removal(orphans)
+        plan, rest = find_orphans(vault.layout)
+        assert (set(rest.artifacts), rest.size_bytes) == ({young, ahead}, 28)
         assert (plan.keys, plan.artifacts, plan.shared, plan.size_bytes) == ((), (old,), (), 300)
         assert vault.layout.artifact_file(old).exists()
         report = vault.remove(plan)
-        assert (report.keys, report.artifacts, report.freed_bytes) == ((), (old,), 300)
-        assert {orphan.digest for orphan in find_orphans(vault.layout)} == {young, ahead}
+        assert (report.keys, report.artifacts, report.size_bytes) == ((), (old,), 300)
+        assert orphans(vault) == ((), rest.artifacts)
         assert all(whole(vault, entry.manifest) for entry in pair)
 
     def test_one_that_was_published_since_the_plan_stays(self, vault: Vault, tmp_path: Path) -> None:
         digest = add_orphan(vault, OWN, age_s=2 * ORPHAN_MIN_AGE_S)
-        plan = plan_orphans_removal(find_orphans(vault.layout))
+        plan, _ = find_orphans(vault.layout)
         assert plan.artifacts == (digest,)
         late = make_entry(tmp_path / "source", "late", {"vae/0.pt2": OWN})
         vault.publish(late.manifest, late.files)
@@ -163,7 +168,7 @@ class TestOrphans:
         for entry in pair:
             path = vault.layout.manifest_file(entry.key)
             path.write_bytes(path.read_bytes().replace(b'"manifest_version":2', b'"manifest_version":3'))
-        assert find_orphans(vault.layout) == ()
+        assert orphans(vault) == ((), ())
 
     def test_foreign_files_links_and_folders_are_none(self, vault: Vault, tmp_path: Path) -> None:
         shard = vault.layout.artifact_file(digest_bytes(b"x")).parent
@@ -172,7 +177,7 @@ class TestOrphans:
         (vault.layout.artifacts_dir / "notes.txt").write_text("")
         vault.layout.artifact_file(digest_bytes(b"x")).symlink_to(tmp_path)
         Path(shard / (shard.name + "0" * 62)).mkdir()
-        assert find_orphans(vault.layout) == ()
+        assert orphans(vault) == ((), ())
 
     def test_a_manifest_that_cannot_be_read_stops_it(self, vault: Vault, pair: tuple[Entry, Entry]) -> None:
         path = vault.layout.manifest_file(pair[0].key)

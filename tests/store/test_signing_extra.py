@@ -11,8 +11,8 @@ import pytest
 from helpers.store_entries import Entry
 from pipevault.errors import MissingExtraError, SignatureError
 from pipevault.settings import Settings
-from pipevault.store.check.verify import verify
-from pipevault.store.tiers.tiers import Tiers
+from pipevault.store.check import verify
+from pipevault.store.tiers import Tiers
 from pipevault.store.trust.signature import check_signature
 from pipevault.store.trust.signing_keys import PublicKey, load_trusted, read_private_key, write_key_pair
 from pipevault.store.vault import Vault
@@ -41,13 +41,13 @@ def test_a_vault_without_signatures_does_without(
 ) -> None:
     hide(monkeypatch)
     vault.publish(entry.manifest, entry.files)
-    found = Tiers.open(Settings(vault.root)).lookup(entry.key)
+    found = Tiers(Settings(vault.root)).lookup(entry.key)
     assert found is not None
     assert verify(vault).sound
 
 
 def test_nothing_imports_it_beforehand() -> None:
-    modules = "pipevault.cli.app, pipevault.store.tiers.tiers, pipevault.store.check.verify"
+    modules = "pipevault.cli.app, pipevault.store.tiers, pipevault.store.check"
     code = f"import sys, {modules}\nassert 'cryptography' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -71,7 +71,7 @@ def test_a_required_signature_that_cannot_be_checked_is_an_error(vault: Vault, e
         check_signature(vault.layout, entry.manifest, policy="require", trusted=[public])
     settings = Settings(vault.root, signature="require", trusted_keys=(public.text,))
     with pytest.raises(MissingExtraError, match=INSTALL):
-        Tiers.open(settings).lookup(entry.key)
+        Tiers(settings).lookup(entry.key)
 
 
 def test_a_wanted_signature_that_cannot_be_checked_is_a_warning(vault: Vault, entry: Entry, public: PublicKey) -> None:
@@ -85,7 +85,7 @@ def test_an_entry_that_counts_for_its_signature_alone_is_an_error(
 ) -> None:
     vault.layout.manifest_file(entry.key).chmod(0o666)
     with pytest.raises(MissingExtraError, match=INSTALL):
-        Tiers.open(Settings(vault.root, trusted_keys=(public.text,))).lookup(entry.key)
+        Tiers(Settings(vault.root, trusted_keys=(public.text,))).lookup(entry.key)
 
 
 def test_an_entry_without_a_signature_is_refused_for_that(

@@ -22,12 +22,14 @@ from helpers.store_entries import Entry, make_entry
 from pipevault.digest import Digest, digest_file
 from pipevault.errors import CorruptEntryError, EntryInUseError, PinError, UnknownKeyError
 from pipevault.store.bundle import export_bundle, import_bundle
-from pipevault.store.locks.leases import Lease, leased_keys
+from pipevault.store.locks.leases import Lease, live_leases
+from pipevault.store.places import iter_foreign
+from pipevault.store.retention.pins import pins
 from pipevault.store.retention.prune import carry_out, plan_prune
 from pipevault.store.retention.removal import refuse_in_use
 from pipevault.store.vault import Vault
 
-HAS_VERIFY = importlib.util.find_spec("pipevault.store.check.verify") is not None
+HAS_VERIFY = importlib.util.find_spec("pipevault.store.check") is not None
 SHARED = b"shared by all" * 100
 NAMES = ("a", "b", "c", "d")
 names = st.sampled_from(NAMES)
@@ -175,7 +177,7 @@ class VaultMachine(RuleBasedStateMachine):
             assert going == self.manifests.keys() - self.protected() - damaged
         with self.perhaps_crashing(step, may_go=going):
             report = carry_out(self.vault, plan)
-            assert {self.keys[key] for key in report.entries} == going
+            assert {self.keys[going.key] for going in report.entries} == going
             for name in going:
                 self.removed(name)
 
@@ -209,7 +211,7 @@ class VaultMachine(RuleBasedStateMachine):
     def lease(self, data: st.DataObject) -> None:
         name = self.any_present(data)
         lease = self.vault.lease(self.entries[name].key)
-        assert lease.held, lease.problem
+        assert lease.held
         self.leases.setdefault(name, []).append(lease)
 
     @precondition(lambda self: any(self.leases.values()))
@@ -276,7 +278,7 @@ class VaultMachine(RuleBasedStateMachine):
     @precondition(lambda self: HAS_VERIFY)
     @rule(fix=st.booleans())
     def verify(self, fix: bool) -> None:
-        from pipevault.store.check.verify import verify
+        from pipevault.store.check import verify
 
         whole = {name for name in NAMES if self.is_whole(name)}
         verify(self.vault, fix=fix, progress=lambda *_: None)
@@ -322,12 +324,14 @@ class VaultMachine(RuleBasedStateMachine):
 
     @invariant()
     def pins_and_leases_are_those_of_the_model(self) -> None:
-        assert self.vault.pins() == {pin: self.entries[name].key for pin, name in self.pins.items()}
-        assert leased_keys(self.vault.layout) == {self.entries[name].key for name, held in self.leases.items() if held}
+        assert pins(self.vault.layout) == {pin: self.entries[name].key for pin, name in self.pins.items()}
+        assert live_leases(self.vault.layout).keys() == {
+            self.entries[name].key for name, held in self.leases.items() if held
+        }
 
     @invariant()
     def nothing_foreign_and_no_entry_that_was_not_published(self) -> None:
-        assert list(self.vault.foreign_files()) == []
+        assert list(iter_foreign(self.vault.layout)) == []
         assert {entry.key if hasattr(entry, "reason") else entry.key.digest for entry in self.vault.manifests()} == {
             self.entries[name].key for name in self.manifests
         }

@@ -21,6 +21,7 @@ from pipevault.digest import digest_bytes
 from pipevault.errors import NewerVaultError, UnknownKeyError, VaultError
 from pipevault.files.flock import NotLocked
 from pipevault.store.layout import Layout
+from pipevault.store.places import iter_foreign
 from pipevault.store.stats import event_log
 from pipevault.store.stats.event_log import state_layout
 from pipevault.store.stats.summary import compact, count, find_entry, summary
@@ -101,7 +102,7 @@ class TestCounting:
         compact(vault.layout)
         count(vault.layout, "published")
         assert len(files(vault.layout)) == 2
-        assert list(vault.foreign_files()) == []
+        assert list(iter_foreign(vault.layout)) == []
 
     def test_it_is_written_at_once(self, vault: Vault) -> None:
         """A process that is killed, or that ends as forked children do, loses nothing."""
@@ -165,7 +166,7 @@ class TestCounting:
 
     def test_a_descriptor_that_somebody_closed_is_not_written_to(self, vault: Vault, tmp_path: Path) -> None:
         count(vault.layout, "published")
-        descriptor = event_log._logs[vault.root].descriptor
+        descriptor = event_log._logs[vault.root][0]
         with (tmp_path / "letter").open("w") as letter:
             os.dup2(letter.fileno(), descriptor)  # closes it; the number is the letter's now
             count(vault.layout, "published")

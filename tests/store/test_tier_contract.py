@@ -17,7 +17,7 @@ from helpers.store_entries import Entry, leftovers, make_entry, read_artifacts, 
 from pipevault.digest import digest_bytes
 from pipevault.errors import CorruptEntryError, VaultNotWritableError
 from pipevault.settings import Settings, Tier
-from pipevault.store.tiers.tiers import TierHit, Tiers
+from pipevault.store.tiers import TierHit, Tiers
 from pipevault.store.vault import Vault
 
 Prepare = Callable[[Vault], None]
@@ -40,7 +40,7 @@ class Kind:
         """``root`` as a tier behind the vault ``own``; without one, behind a folder that is never made."""
         own = root.with_name("none") if own is None else own
         tier = Tier(root, copy=own.exists())
-        return Tiers.open(Settings(own, tiers=(tier,), allow_group_write=self.allow_group_write))
+        return Tiers(Settings(own, tiers=(tier,), allow_group_write=self.allow_group_write))
 
     def found(self, root: Path, entry: Entry) -> tuple[Tiers, TierHit]:
         tiers = self.tiers(root)

@@ -30,9 +30,8 @@ from pipevault.errors import (
 )
 from pipevault.settings import Settings, Tier
 from pipevault.store import marker
-from pipevault.store.tiers import deadline
+from pipevault.store.tiers import Refused, TierHit, Tiers, deadline, open_vault, search_order
 from pipevault.store.tiers.deadline import RETRY_AFTER_S, ask, left_out_s
-from pipevault.store.tiers.tiers import Refused, TierHit, Tiers, open_vault, search_order
 from pipevault.store.trust.signing_keys import read_private_key, write_key_pair
 from pipevault.store.vault import Vault
 
@@ -61,7 +60,7 @@ def silent_vault(tmp_path: Path) -> Iterator[Path]:
 
 def open_tiers(local: Path, *others: Path | Tier, **options: Any) -> Tiers:
     tiers = tuple(other if isinstance(other, Tier) else Tier(other) for other in others)
-    return Tiers.open(Settings(local, tiers=tiers, **options))
+    return Tiers(Settings(local, tiers=tiers, **options))
 
 
 def found_in(tiers: Tiers, entry: Entry) -> TierHit:
@@ -519,7 +518,7 @@ class TestSlowTiers:
         for read_s, count in ((29, 2), (31, 1)):
             times = iter([0, read_s, read_s])
             clock = SimpleNamespace(monotonic=lambda times=times: next(times))
-            monkeypatch.setattr("pipevault.store.tiers.tiers.time", clock)
+            monkeypatch.setattr("pipevault.store.tiers.time", clock)
             assert len(list(open_tiers(local.root, shared.root, tier_timeout_s=60).newest(5))) == count
 
 

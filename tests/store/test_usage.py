@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipevault.digest import Digest, digest_bytes
+from pipevault.store.places import iter_foreign
 from pipevault.store.retention.prune import CLOCK_TOLERANCE_S, judge
 from pipevault.store.retention.usage import forget_use, last_use_s, last_uses_s, record_use, set_last_use
 from pipevault.store.vault import Vault
@@ -38,7 +39,7 @@ class TestRecording:
     def test_the_first_use_makes_an_empty_file_of_the_layout(self, vault: Vault, state: Path) -> None:
         vault.record_use(KEY)
         assert vault.layout.use_file(KEY).read_bytes() == b""
-        assert list(vault.foreign_files()) == []
+        assert list(iter_foreign(vault.layout)) == []
         assert not state.exists()
 
     def test_a_later_use_moves_the_time_forward(self, vault: Vault) -> None:

@@ -16,9 +16,9 @@ from helpers.mounts import in_child
 from helpers.store_entries import Entry, make_entry, read_artifacts
 from pipevault.errors import SignatureError, UnsafeVaultError, VaultError
 from pipevault.settings import Settings
-from pipevault.store.locks.leases import leased_keys
+from pipevault.store.locks.leases import live_leases
 from pipevault.store.retention.prune import carry_out, plan_prune
-from pipevault.store.tiers.tiers import Tiers
+from pipevault.store.tiers import Tiers
 from pipevault.store.trust.signing_keys import PrivateKey, read_private_key, write_key_pair
 from pipevault.store.vault import Vault
 
@@ -78,7 +78,7 @@ def build(settings: Settings, entry: Entry) -> None:
 
 def load(settings: Settings, entry: Entry) -> None:
     """What a load does. Raises why it cannot."""
-    tiers = Tiers.open(settings)
+    tiers = Tiers(settings)
     found = next(iter(tiers.candidates(entry.key)))
     if isinstance(error := getattr(found, "error", None), VaultError):
         raise error
@@ -166,7 +166,7 @@ class TestSigned:
         own = replace(settings, dir=place / "own", tiers=(Tier(place / "own"), Tier(place / "vault")))
 
         def copy() -> None:
-            tiers = Tiers.open(own)
+            tiers = Tiers(own)
             found = tiers.lookup(entry.key)
             assert found is not None
             assert found.signed
@@ -216,7 +216,7 @@ class TestSharedByAGroup:
             vault = Vault.of(settings)
             carry_out(vault, plan_prune(vault, max_size=0))
             assert list(vault.manifests()) == []
-            assert leased_keys(vault.layout) == set()
+            assert live_leases(vault.layout).keys() == set()
 
         as_user(BUILDER, remove_all, **member)
 

@@ -18,11 +18,13 @@ from pipevault.errors import (
     NewerVaultError,
     NotAVaultError,
     UnknownKeyError,
+    UnsafeVaultError,
     VaultError,
 )
 from pipevault.store import marker
 from pipevault.store.layout import Layout
 from pipevault.store.manifest import ArtifactRef, Manifest
+from pipevault.store.places import iter_foreign
 from pipevault.store.vault import BrokenManifest, Vault
 
 # --- opening
@@ -39,7 +41,7 @@ def test_an_absent_folder_becomes_a_vault(tmp_path: Path) -> None:
 
 def test_an_empty_folder_becomes_a_vault_also_on_a_fresh_file_system(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
-    assert list(Vault.open(tmp_path).foreign_files()) == []
+    assert list(iter_foreign(Vault.open(tmp_path).layout)) == []
 
 
 def test_opening_again_changes_nothing(vault: Vault) -> None:
@@ -80,15 +82,42 @@ def test_a_vault_that_another_process_makes_and_fills_between_two_looks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, entry = tmp_path / "vault", make_entry(tmp_path / "source", "a", {"x": b"1"})
-    look = marker._foreign_names
+    look = marker.foreign_names
 
     def late(layout: Layout) -> list[str]:
-        monkeypatch.setattr(marker, "_foreign_names", look)
+        monkeypatch.setattr(marker, "foreign_names", look)
         Vault.open(root).publish(entry.manifest, entry.files)
         return look(layout)
 
-    monkeypatch.setattr(marker, "_foreign_names", late)
+    monkeypatch.setattr(marker, "foreign_names", late)
     assert whole(Vault.open(root), entry.manifest)
+
+
+def test_a_link_in_a_vault_that_another_process_makes_between_two_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, look = tmp_path / "vault", marker.foreign_names
+
+    def late(layout: Layout) -> list[str]:
+        monkeypatch.setattr(marker, "foreign_names", look)
+        layout.uses_dir.parent.mkdir()
+        layout.uses_dir.symlink_to(tmp_path)
+        layout.vault_file.write_text('{"pipevault_vault": 2}')
+        return look(layout)
+
+    monkeypatch.setattr(marker, "foreign_names", late)
+    with pytest.raises(UnsafeVaultError, match="leads out of the vault"):
+        Vault.open(root)
+
+
+def test_a_folder_whose_tmp_is_a_link_becomes_no_vault(tmp_path: Path) -> None:
+    root, outside = tmp_path / "vault", tmp_path / "outside"
+    root.mkdir()
+    outside.mkdir()
+    (root / "tmp").symlink_to(outside)
+    with pytest.raises(UnsafeVaultError, match="leads out of the vault"):
+        Vault.open(root)
+    assert not (root / "vault.json").exists()
 
 
 def test_a_path_that_is_a_file(tmp_path: Path) -> None:
@@ -140,7 +169,7 @@ def test_what_was_published_is_found(vault: Vault, entry: Entry) -> None:
         assert digest_bytes(path.read_bytes()) == ref.digest
         assert stat.S_IMODE(path.stat().st_mode) == 0o444
     assert leftovers(vault) == []
-    assert list(vault.foreign_files()) == []
+    assert list(iter_foreign(vault.layout)) == []
 
 
 def test_the_callers_files_stay(vault: Vault, entry: Entry) -> None:
@@ -245,7 +274,7 @@ def test_a_damaged_artifact_is_named_and_heals_when_frozen_again(  # type: ignor
     assert whole(vault, entry.manifest)
     if bad is not None:
         assert bad in [file.read_bytes() for file in vault.layout.quarantine_dir.iterdir()]
-    assert list(vault.foreign_files()) == []
+    assert list(iter_foreign(vault.layout)) == []
     assert leftovers(vault) == []
 
 
@@ -357,7 +386,7 @@ def test_foreign_files_are_reported_and_harmless(vault: Vault, entry: Entry, tmp
     if link != shard:
         link.symlink_to(tmp_path)
         foreign.append(link)
-    assert sorted(vault.foreign_files()) == sorted([*foreign, folder])
+    assert sorted(iter_foreign(vault.layout)) == sorted([*foreign, folder])
     assert Vault.open(vault.root) == vault
     assert list(vault.manifests()) == [entry.manifest]
     assert whole(vault, entry.manifest)

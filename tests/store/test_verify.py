@@ -18,9 +18,8 @@ from helpers.store_entries import CREATED_AT, Entry, make_entry, make_key, whole
 from pipevault.digest import canonical_json, digest_bytes
 from pipevault.errors import CorruptEntryError, DamagedVaultError, NewerVaultError, VaultNotWritableError
 from pipevault.settings.ownership import Trust
-from pipevault.store.check import findings
-from pipevault.store.check.findings import Finding
-from pipevault.store.check.verify import VerifyReport, verify
+from pipevault.store import check
+from pipevault.store.check import Finding, VerifyReport, verify
 from pipevault.store.manifest import ArtifactRef, Manifest
 from pipevault.store.trust.signing_keys import PrivateKey
 from pipevault.store.vault import Vault
@@ -308,7 +307,7 @@ def test_what_was_healed_meanwhile_is_not_moved(
             vault.publish(entry.manifest, entry.files)
         return iter(())
 
-    monkeypatch.setattr(findings, "iter_foreign", heal)  # the last look before the first move
+    monkeypatch.setattr(check, "iter_foreign", heal)  # the last look before the first move
     report = verify(vault, fix=True)
     assert len(report.bad) == 2
     assert report.sound
@@ -319,16 +318,14 @@ def test_what_was_healed_meanwhile_is_not_moved(
 def test_an_entry_that_is_removed_meanwhile_is_no_finding(
     vault: Vault, pair: tuple[Entry, Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipevault.store.check import verify as module
-
-    real = module.artifact_findings  # type: ignore[attr-defined]
+    real = check.artifact_findings
 
     def late(*arguments: object) -> object:
         present = [entry.key for entry in pair if vault.layout.manifest_file(entry.key).exists()]
         vault.remove(vault.plan_removal(present))
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "artifact_findings", late)
+    monkeypatch.setattr(check, "artifact_findings", late)
     report = verify(vault, fix=True)
     assert report.bad == ()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +20,7 @@ from pipevault.graphs.inductor import BuildOptions
 from pipevault.key import Key
 from pipevault.pipeline import Pipeline
 from pipevault.settings import Settings
-from pipevault.store.tiers.tiers import Tiers, open_vault
+from pipevault.store.tiers import Tiers
 from pipevault.store.vault import Vault
 
 
@@ -33,23 +32,14 @@ class Access:
     build: BuildOptions
     progress: Progress | None = None
     tiers: Tiers = field(init=False)
-    _vault: Vault | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.tiers = Tiers(self.settings, self.own_vault)
+        self.tiers = Tiers(self.settings)
 
     @property
     def vault(self) -> Vault:
         """The vault of ``settings.dir``, made if need be. Raises :class:`~pipevault.errors.VaultError`."""
-        return self.own_vault(self.settings.mode == "compile") or Vault.of(self.settings)
-
-    def own_vault(self, create: bool) -> Vault | None:
-        """Return the vault of ``settings.dir``; ``None`` where there is none and none is to be made."""
-        if self._vault is not None and not os.path.exists(self._vault.layout.vault_file):
-            self._vault = None  # the folder was deleted; what is published there must be a vault again
-        if self._vault is None:
-            self._vault = open_vault(self.settings, create=create)
-        return self._vault
+        return self.tiers.own_vault(self.settings.mode == "compile") or Vault.of(self.settings)
 
     def per_sample(self, shape: CallShape) -> CallShape:
         """Return the shape to freeze for calls of ``shape``: at level ``invariant`` each sample runs on its own."""

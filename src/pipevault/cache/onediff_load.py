@@ -39,7 +39,7 @@ from pipevault.graphs.state import FREEZING
 from pipevault.key import Key
 from pipevault.pipeline import Pipeline
 from pipevault.store.manifest import ArtifactRef, Manifest, now_utc
-from pipevault.store.tiers.tiers import TierHit
+from pipevault.store.tiers import TierHit
 
 logger = logging.getLogger("pipevault")
 

@@ -29,8 +29,8 @@ from pipevault.key import Difference, Key, nearest
 from pipevault.store.layout import Layout
 from pipevault.store.manifest import Manifest
 from pipevault.store.stats.event_log import count
-from pipevault.store.tiers.tiers import Refused, TierHit, Tiers
-from pipevault.store.tiers.tiers import open_vault as open_vault
+from pipevault.store.tiers import Refused, TierHit, Tiers
+from pipevault.store.tiers import open_vault as open_vault
 from pipevault.store.vault import Vault
 
 if TYPE_CHECKING:

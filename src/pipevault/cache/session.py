@@ -40,7 +40,7 @@ from pipevault.pipeline import Pipeline
 from pipevault.settings import Settings
 from pipevault.store.manifest import Manifest
 from pipevault.store.stats.summary import mean_compile_s
-from pipevault.store.tiers.tiers import TierHit
+from pipevault.store.tiers import TierHit
 
 logger = logging.getLogger("pipevault")
 
@@ -297,6 +297,8 @@ class LoadSession:
             with self.clock.step("publish"):
                 published = self._publish(plan)
                 manifest = published.manifest.manifest_digest
+            if manifest == plan.manifest_digest:  # else it stood there already
+                self.store.count("published", key.digest)
             self.store.keep(self.access.tiers.hold(published, is_use=False))
         except VaultError as error:
             problem = f"not stored: {error}"

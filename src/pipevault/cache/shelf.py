@@ -31,7 +31,7 @@ from pipevault.graphs.signature import CallSignature
 from pipevault.graphs.table import ShelfItem
 from pipevault.key import Key
 from pipevault.store.manifest import ArtifactRef, Manifest, now_utc
-from pipevault.store.tiers.tiers import TierHit
+from pipevault.store.tiers import TierHit
 
 
 class VaultShelf:

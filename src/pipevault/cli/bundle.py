@@ -13,7 +13,7 @@ from pipevault.cli.progress import byte_bar
 from pipevault.digest import Digest
 from pipevault.errors import SettingsError, UnknownKeyError
 from pipevault.settings import Settings
-from pipevault.store.bundle import bundle_keys, export_bundle, import_bundle
+from pipevault.store.bundle import bundle_keys, export_bundle, import_to
 from pipevault.store.trust.signature import check_signature
 from pipevault.store.trust.signing_keys import load_trusted
 from pipevault.store.vault import Vault
@@ -71,9 +71,9 @@ def import_(bundle: Path, dir: Path | None, as_json: bool) -> None:
     """
     settings = Settings.resolve(dir=dir)
     keys = bundle_keys(bundle)  # before a vault is made for a file that is no bundle
-    vault = Vault.of(settings, create=True)
     with byte_bar("importing") as progress:
-        new = set(import_bundle(vault, bundle, progress=progress))
+        vault, imported_keys = import_to(settings, bundle, progress=progress)
+    new = set(imported_keys)
     if settings.signature == "require":
         _tell_unsigned(settings, vault, keys)
     kept = [key for key in keys if key not in new]

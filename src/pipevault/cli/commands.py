@@ -13,10 +13,10 @@ import click
 from pipevault.cli import render
 from pipevault.cli.listing import Row, read_rows
 from pipevault.cli.options import command, open_vault, vault_options
-from pipevault.cli.pins import read_pins
 from pipevault.errors import SettingsError
 from pipevault.settings import Settings, config_file
 from pipevault.store.manifest import Manifest
+from pipevault.store.retention.pins import read_pins
 from pipevault.store.retention.usage import last_use_s
 from pipevault.store.trust.signature import signature_states
 from pipevault.store.trust.signing_keys import load_trusted

@@ -26,8 +26,9 @@ from pipevault.files.atomic import is_shared
 from pipevault.files.scratch import scratch_folder, scratch_places, scratch_root
 from pipevault.settings import Settings
 from pipevault.settings.user_folders import user_folder
+from pipevault.store.places import iter_foreign
 from pipevault.store.retention.removal import find_orphans
-from pipevault.store.tiers.tiers import Tiers
+from pipevault.store.tiers import Tiers
 from pipevault.store.trust.owners import check_ownership, check_root
 from pipevault.store.trust.signing_keys import load_trusted
 from pipevault.store.vault import BrokenManifest, Vault
@@ -250,12 +251,13 @@ def _check_entries(vault: Vault) -> Check:
 
 def _check_orphans(vault: Vault) -> Check:
     """Count the artifacts that no entry names, which do no harm but take space."""
-    orphans = find_orphans(vault.layout)
-    if not orphans:
+    old, young = find_orphans(vault.layout)
+    number = len(old.artifacts) + len(young.artifacts)
+    if not number:
         return Check("orphans", True, "no artifact without an entry")
-    size = render.size_text(sum(orphan.size_bytes for orphan in orphans))
-    detail = f"{render.count_text(len(orphans), 'artifact')}, {size}, without an entry"
-    if any(orphan.removable for orphan in orphans):
+    size = render.size_text(old.size_bytes + young.size_bytes)
+    detail = f"{render.count_text(number, 'artifact')}, {size}, without an entry"
+    if old.artifacts:
         return Check("orphans", True, detail, _removal(vault, "--orphans"))
     return Check("orphans", True, f"{detail}, younger than an hour: a freeze may be about to name them")
 
@@ -265,7 +267,7 @@ def _removal(vault: Vault, *arguments: str) -> str:
 
 
 def _check_foreign(vault: Vault) -> Check:
-    foreign = list(islice(vault.foreign_files(), _SHOWN_FILES + 1))
+    foreign = list(islice(iter_foreign(vault.layout), _SHOWN_FILES + 1))
     if not foreign:
         return Check("foreign files", True, "none")
     shown = ", ".join(str(path) for path in foreign[:_SHOWN_FILES])
@@ -275,7 +277,7 @@ def _check_foreign(vault: Vault) -> Check:
 
 def check_tiers(settings: Settings) -> Iterator[Check]:
     """Check each tier but the vault of ``settings.dir``, which has lines of its own."""
-    tiers = Tiers.open(settings)
+    tiers = Tiers(settings)
     for tier in tiers.order:
         if tier == tiers.own_tier:
             continue

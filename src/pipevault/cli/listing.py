@@ -8,6 +8,7 @@ manifest whose stamp differs is read again. The file only decides what is shown;
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,15 +19,14 @@ import msgspec
 
 from pipevault import __version__
 from pipevault.cli import render
-from pipevault.cli.pins import read_pins
 from pipevault.digest import Digest, digest_bytes
 from pipevault.errors import CorruptEntryError, NewerVaultError, NoHomeError, VaultError
 from pipevault.files.atomic import make_folder, write_file
 from pipevault.reading import read_file
 from pipevault.settings.user_folders import user_folder
 from pipevault.store import inventory
-from pipevault.store.manifest import Manifest
-from pipevault.store.read import BrokenManifest
+from pipevault.store.manifest import BrokenManifest, Manifest
+from pipevault.store.retention.pins import read_pins
 from pipevault.store.retention.usage import last_uses_s
 from pipevault.store.vault import Vault
 
@@ -84,7 +84,9 @@ def read_rows(vault: Vault) -> tuple[list[Row], list[BrokenManifest]]:
     stamps = inventory.manifest_stamps(vault.layout)
     file = _file(vault) if len(stamps) >= REMEMBERED_FROM else None
     known = _load(file) if file else {}
-    used_s, pins = last_uses_s(vault.layout), read_pins(vault.layout)
+    used_s, pins = last_uses_s(vault.layout), defaultdict[Digest | None, list[str]](list)
+    for pin in read_pins(vault.layout):
+        pins[pin.key].append(pin.name)
     rows, broken, is_new = [], [], len(known) != len(stamps)
     remembered: dict[str, _Record] = {}
     for key, stamp in stamps.items():
@@ -100,7 +102,7 @@ def read_rows(vault: Vault) -> tuple[list[Row], list[BrokenManifest]]:
             artifacts = {digest.hex[:_DIGITS]: size for digest, size in manifest.artifact_sizes.items()}
             record, is_new = (stamp, manifest.created_at, cells_of(manifest), artifacts), True
         remembered[key.hex] = record
-        names = tuple(pin.name for pin in pins if pin.key == key)
+        names = tuple(pins.get(key, ()))
         rows.append(Row(key, record[1], record[2], record[3], render.time_text(used_s.get(key)), names))
     if file and is_new:
         _save(file, remembered)

@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from pipevault.cli import render
 from pipevault.cli.options import command, open_vault, vault_options
-from pipevault.digest import Digest
-from pipevault.errors import PinError, VaultError
-from pipevault.store.layout import Layout
-from pipevault.store.retention.pins import pin_names, read_pin
-
-
-@dataclass(frozen=True)
-class Pin:
-    """A pin; ``key`` is ``None`` if it cannot be read, and ``problem`` says what is wrong with it."""
-
-    name: str
-    key: Digest | None
-    problem: str = ""
-
-
-def read_pins(layout: Layout) -> list[Pin]:
-    """Return the pins, sorted by name, those that cannot be read too."""
-    pins = []
-    for name in pin_names(layout):
-        try:
-            key = read_pin(layout, name)
-        except (PinError, VaultError) as error:
-            pins.append(Pin(name, None, str(error)))
-            continue
-        if key is not None:
-            pins.append(Pin(name, key, "" if layout.manifest_file(key).exists() else "its entry is gone"))
-    return pins
+from pipevault.store.retention.pins import read_pins
 
 
 @command("pin", short_help="Keep an entry from being removed.")

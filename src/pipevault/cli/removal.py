@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -17,8 +18,8 @@ from pipevault.settings import Settings
 from pipevault.settings.values import parse_amount, parse_limit
 from pipevault.store.manifest import Manifest
 from pipevault.store.matching import matching
-from pipevault.store.retention.prune import PrunePlan, PruneReport, carry_out, plan_prune
-from pipevault.store.retention.removal import RemovalPlan, find_orphans, plan_orphans_removal, refuse_in_use
+from pipevault.store.retention.prune import Pruning, carry_out, plan_prune
+from pipevault.store.retention.removal import Removal, find_orphans, refuse_in_use
 from pipevault.store.vault import Vault
 
 _AGE_UNITS_S = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
@@ -65,18 +66,18 @@ def remove(
     vault = open_vault(dir)
     too_young: tuple[Digest, ...] = ()
     if orphans:
-        found = find_orphans(vault.layout)
-        plan, too_young = plan_orphans_removal(found), tuple(one.digest for one in found if not one.removable)
+        plan, young = find_orphans(vault.layout)
+        too_young = young.artifacts
     else:
-        plan = vault.plan_removal(sorted({_find_key(vault, prefix) for prefix in keys}), with_needed=with_graphs)
+        found_keys = sorted({_find_key(vault, prefix) for prefix in keys})
+        plan = vault.plan_removal(found_keys, with_needed=with_graphs, shown=dry_run or not yes)
         refuse_in_use(vault.layout, plan.keys, ignore_leases=force)
     if not dry_run and (plan.keys or plan.artifacts):
         if not yes:
             _confirm(plan)
             if plan.keys:  # they may have been loaded or pinned during the question
                 refuse_in_use(vault.layout, plan.keys, ignore_leases=force)
-        done = vault.remove(plan, ignore_leases=force)
-        plan = RemovalPlan(done.keys, done.artifacts, done.shared, done.freed_bytes)
+        plan = vault.remove(plan, ignore_leases=force)
     _report_removal(plan, dry_run=dry_run, too_young=too_young, as_json=as_json)
 
 
@@ -90,7 +91,7 @@ def _find_key(vault: Vault, prefix: str) -> Digest:
         raise
 
 
-def _confirm(plan: RemovalPlan) -> None:
+def _confirm(plan: Removal) -> None:
     if not _is_interactive():
         raise SettingsError("rm asks before it removes, and standard input is not a terminal: give --yes or --dry-run.")
     click.confirm(f"Remove {_what(plan)} ({render.size_text(plan.size_bytes)})?", abort=True, err=True)
@@ -100,7 +101,7 @@ def _is_interactive() -> bool:
     return sys.stdin.isatty()
 
 
-def _report_removal(done: RemovalPlan, *, dry_run: bool, too_young: Sequence[Digest], as_json: bool) -> None:
+def _report_removal(done: Removal, *, dry_run: bool, too_young: Sequence[Digest], as_json: bool) -> None:
     if as_json:
         digests = {"keys": done.keys, "artifacts": done.artifacts, "shared": done.shared, "too_young": too_young}
         render.print_json({"dry_run": dry_run, **digests, "size_bytes": done.size_bytes})
@@ -116,7 +117,7 @@ def _report_removal(done: RemovalPlan, *, dry_run: bool, too_young: Sequence[Dig
     render.note(f"{verb} {_what(done)}, {render.size_text(done.size_bytes)}{''.join(kept)}.")
 
 
-def _what(done: RemovalPlan) -> str:
+def _what(done: Removal) -> str:
     artifacts = render.count_text(len(done.artifacts), "artifact")
     if not done.keys:
         return f"{artifacts} that no entry names"
@@ -172,22 +173,10 @@ def prune(
         limit = Settings.resolve(dir=dir).max_size
     vault = open_vault(dir)
     plan = plan_prune(vault, max_size=limit, older_than_s=age_s, unused=unused, chosen=_chosen(vault, wanted))
-    if dry_run:
-        done = PruneReport(
-            entries=tuple(going.key for going in plan.entries),
-            artifacts=(*plan.artifacts, *plan.orphans),
-            quarantined=plan.quarantined,
-            leftovers=plan.leftovers,
-            freed_bytes=plan.freed_bytes,
-            left_bytes=plan.left_bytes,
-            problems=plan.problems,
-        )
-    else:
-        done = carry_out(vault, plan)
+    done = replace(plan, staying=()) if dry_run else carry_out(vault, plan)
     if not as_json:
         _report_pruning(plan, done, dry_run=dry_run)
         return
-    reasons = {going.key: going.reason for going in plan.entries}
     render.print_json(
         {
             "dry_run": dry_run,
@@ -195,8 +184,8 @@ def prune(
             "size_bytes": plan.size_bytes,
             "freed_bytes": done.freed_bytes,
             "left_bytes": done.left_bytes,
-            "entries": [{"key": key, "reason": reasons[key]} for key in done.entries],
-            "artifacts": sorted(done.artifacts),
+            "entries": [{"key": going.key, "reason": going.reason} for going in done.entries],
+            "artifacts": sorted((*done.artifacts, *done.orphans)),
             "quarantined": done.quarantined,
             "leftovers": done.leftovers,
             "staying": (*plan.staying, *done.staying),
@@ -233,11 +222,10 @@ def _age_s(text: str | None) -> float | None:
     return age_s
 
 
-def _report_pruning(plan: PrunePlan, done: PruneReport, *, dry_run: bool) -> None:
+def _report_pruning(plan: Pruning, done: Pruning, *, dry_run: bool) -> None:
     verb = "Would remove" if dry_run else "Removed"
-    reasons = {going.key: going.reason for going in plan.entries}
-    for key in done.entries:
-        render.say(f"{verb} {key.short} ({reasons[key]})")
+    for going in done.entries:
+        render.say(f"{verb} {going.key.short} ({going.reason})")
     for entry in (*plan.staying, *done.staying):
         render.note(f"{entry.key.short} stays: {entry.reason}")
     for problem in done.problems:
@@ -246,7 +234,7 @@ def _report_pruning(plan: PrunePlan, done: PruneReport, *, dry_run: bool) -> Non
         size = render.size_text(sum(item.size_bytes for item in done.leftovers))
         render.note(f"{verb} {render.count_text(len(done.leftovers), 'leftover')} of dead processes: {size}.")
     entries = render.count_text(len(done.entries), "entry", "entries")
-    what = f"{entries}, {render.count_text(len(done.artifacts), 'artifact')}"
+    what = f"{entries}, {render.count_text(len(done.artifacts) + len(done.orphans), 'artifact')}"
     if done.quarantined:
         what = f"{what}, {render.count_text(len(done.quarantined), 'quarantined file')}"
     freed, before, left = (render.size_text(size) for size in (done.freed_bytes, plan.size_bytes, done.left_bytes))

@@ -48,6 +48,8 @@ def printable(text: str) -> str:
 
     Line feeds and tabs stay; what is not a character becomes a replacement mark.
     """
+    if text.isascii() and text.isprintable():
+        return text
     plain = text.encode("utf-8", "replace").decode("utf-8").replace("\r\n", "\n")
     return _CONTROLS.sub("", _ESCAPES.sub("", plain))
 

@@ -12,9 +12,8 @@ from pipevault.cli.options import command, vault_options
 from pipevault.cli.progress import byte_bar
 from pipevault.errors import CorruptEntryError
 from pipevault.settings import Settings
-from pipevault.store.check.findings import Finding
-from pipevault.store.check.verify import VerifyReport
-from pipevault.store.check.verify import verify as verify_vault
+from pipevault.store.check import Finding, VerifyReport
+from pipevault.store.check import verify as verify_vault
 from pipevault.store.trust.signing_keys import load_trusted
 from pipevault.store.vault import Vault
 

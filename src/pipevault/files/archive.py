@@ -28,8 +28,7 @@ def pack_files(files: Mapping[str, Path], target: Path) -> None:
 
 def unpack_files(archive: Path, folder: Path) -> tuple[str, ...]:
     """Write the files of ``archive`` below ``folder``; one that is there stays. Return their names.
-
-    Raises :class:`CorruptEntryError` for anything but plain files with relative names, before any is written.
+    :class:`CorruptEntryError` for anything but plain files with relative names, before any is written.
     """
     try:
         with tarfile.open(archive, "r:") as opened:

@@ -50,10 +50,9 @@ def vault_errors(path: Path, action: str) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path, *, staging: Path | None = None, durable: bool = True) -> Iterator[Path]:
-    """Give a unique name for a new file, which takes the place of ``path`` when the block ends without an error.
-
-    The name lies in ``staging`` (same file system; default: the folder of ``path``). Unless ``durable``, the new file
-    appears whole to other processes and may be lost in a power cut.
+    """Give a unique name, in ``staging`` or next to ``path``, for a new file, which takes the place of ``path`` when
+    the block ends without an error. Unless ``durable``, it appears whole to other processes and may be lost in a power
+    cut.
     """
     temporary = (staging or path.parent) / f".pipevault-{os.getpid()}-{secrets.token_hex(8)}.tmp"
     try:
@@ -85,9 +84,7 @@ def publish_file(source: Path, target: Path) -> None:
 
 def write_file(path: Path, data: bytes, *, staging: Path | None = None) -> None:
     """Replace or create ``path`` with ``data`` in one step, see :func:`replacing`; its folder must exist.
-
-    Raises :class:`VaultFullError`, :class:`VaultNotWritableError`, or :class:`VaultError` for any other failure of the
-    file system.
+    :class:`VaultFullError`, :class:`VaultNotWritableError`, :class:`VaultError`.
     """
     with vault_errors(path, "written"), replacing(path, staging=staging) as temporary:
         mode = SHARED_FILE_MODE if is_shared(path.parent) else FILE_MODE
@@ -96,9 +93,8 @@ def write_file(path: Path, data: bytes, *, staging: Path | None = None) -> None:
 
 
 def create_file(path: Path, data: bytes, *, staging: Path) -> None:
-    """Like :func:`write_file`, but ``FileExistsError`` if ``path`` is there: of two processes one gets it.
-
-    A file system without hard links is only looked at before: there the later of two that race stays.
+    """Like :func:`write_file`, but ``FileExistsError`` if ``path`` is there: of two processes one gets it. A file
+    system without hard links is only looked at before: there the later of two that race stays.
     """
     staged = staging / path.name
     write_file(staged, data)
@@ -130,16 +126,14 @@ def new_file(path: Path, mode: int) -> Iterator[int]:
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """Write all of ``data``, however many calls that takes."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def copy_file(source: Path, target: Path, *, mode: int) -> tuple[Digest, int]:
-    """Copy ``source`` to the new file ``target``; return the digest and size in bytes of exactly what was written.
-
-    An ``OSError`` in opening ``source`` is the caller's and passes; one in writing raises like :func:`write_file`.
+    """Copy ``source`` to the new file ``target``; return the digest and size in bytes of exactly what was written. An
+    ``OSError`` in opening ``source`` passes; one in writing raises like :func:`write_file`.
     """
     with open_regular(source) as reader, vault_errors(target, "written"), new_file(target, mode) as new:
         digest = digest_chunks(chunks(reader), lambda piece: write_all(new, piece))
@@ -147,9 +141,8 @@ def copy_file(source: Path, target: Path, *, mode: int) -> tuple[Digest, int]:
 
 
 def make_folder(folder: Path, *, alone: bool = False) -> None:
-    """Create ``folder`` and its missing parents with :data:`FOLDER_MODE`, durably. Raises like :func:`write_file`.
-
-    Unless it stands ``alone``, it is shared like the folder that it is made in.
+    """Create ``folder`` and its missing parents, durably. Raises like :func:`write_file`. Unless it stands ``alone``,
+    it is shared like the folder that it is made in.
     """
     with vault_errors(folder, "created"):
         if folder.is_dir():
@@ -167,9 +160,7 @@ def make_folder(folder: Path, *, alone: bool = False) -> None:
 
 
 def share_like_folder(path: Path, folder: Path) -> None:
-    """Let the group use ``path`` as it may use ``folder``, in which it will stand: whatever the umask, in a vault that
-    a group shares (``shared="group"``) folders have :data:`SHARED_FOLDER_MODE` and files :data:`SHARED_FILE_MODE`.
-    """
+    """Let the group use ``path`` as it may use ``folder``, in which it will stand, whatever the umask."""
     if is_shared(folder):
         os.chmod(path, SHARED_FOLDER_MODE if path.is_dir() else SHARED_FILE_MODE)
 

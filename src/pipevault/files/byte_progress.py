@@ -10,4 +10,3 @@ Progress = Callable[[int, int], None]
 
 def ignore_progress(done_bytes: int, total_bytes: int) -> None:
     """Do nothing."""
-    del done_bytes, total_bytes

@@ -29,11 +29,11 @@ def run_child(
     environment: Mapping[str, str],
     timeout_s: float | None = None,
 ) -> None:
-    """Run ``python -m module *arguments`` until it ends, with ``environment`` laid over this process's.
+    """Run ``python -m module *arguments`` in ``folder``, with ``environment`` laid over this process's; ``name`` is
+    what messages call it.
 
-    ``folder`` is where the child works, ``name`` what messages call it. Raises the error that the child left, and
-    :class:`PipevaultError` with the last lines that it printed if it failed otherwise, was killed, or took over
-    ``timeout_s``. However this is left, the child and what it started are gone.
+    Raises the error that the child left, and :class:`PipevaultError` with the last lines that it printed if it failed
+    otherwise, was killed, or took over ``timeout_s``. However this is left, the child and what it started are gone.
     """
     with (folder / OUTPUT_FILE).open("wb") as output:
         process = subprocess.Popen(
@@ -70,7 +70,6 @@ def leave_error(folder: Path, error: PipevaultError) -> None:
 
 
 def printed(folder: Path) -> str:
-    """Return a sentence with the last lines that the child in ``folder`` printed."""
     text = (folder / OUTPUT_FILE).read_bytes().decode("utf-8", "replace")
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     return f"It printed:\n{chr(10).join(lines[-_SHOWN_LINES:])}" if lines else "It printed nothing."

@@ -36,7 +36,6 @@ class Claim:
 
     @property
     def held(self) -> bool:
-        """Tell whether it is this process's: a forked child has none of its parent's."""
         return self._pid == os.getpid()
 
     def release(self) -> None:
@@ -52,10 +51,8 @@ class Claim:
 
 
 def claim_file(path: Path) -> Claim | None:
-    """Make an empty file that is this process's, and its forked children's, until all of them ended.
-
-    ``None``: another process took it for abandoned before it was locked; try another name. ``OSError`` if it cannot be
-    made, or is there.
+    """Make an empty file that is this process's, and its forked children's, until all of them ended. ``None``: another
+    process took it for abandoned before it was locked; try another name. ``OSError``: it cannot be made, or is there.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     os.fchmod(descriptor, FILE_MODE)  # whatever the umask: others look at it
@@ -77,9 +74,8 @@ def claim_folder(path: Path) -> Claim | None:
 
 @contextmanager
 def abandoned(path: Path) -> Iterator[bool]:
-    """Tell whether no living process holds ``path``; where locks work, none can take it while the block runs.
-
-    ``False`` where that is not known: it is gone, neither file nor folder, a link, or may not be opened by this user.
+    """Tell whether no living process holds ``path``; where locks work, none can take it while the block runs. ``False``
+    where that is not known: it is gone, neither file nor folder, a link, or may not be opened by this user.
     """
     lock: HeldLock | NotLocked = NotLocked.HELD_ELSEWHERE
     is_free = False
@@ -97,7 +93,6 @@ def abandoned(path: Path) -> Iterator[bool]:
 
 
 def remove_abandoned(path: Path) -> bool:
-    """Remove what no living process holds; return whether it was free."""
     with abandoned(path) as is_free:
         if is_free:
             remove(path)

@@ -28,10 +28,8 @@ _NAMED = re.compile(r"object (?:missing required|contains (unknown)) field `(.*)
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem of a document; as text a sentence.
-
-    ``source`` is its file. ``field`` is where, as in ``seeds[1]``; empty if it is the whole document. ``version`` is
-    the document's if that is what is wrong.
+    """A problem of a document; as text a sentence. ``source`` is its file; ``field`` where in it, as in ``seeds[1]``,
+    or empty. ``version`` is the document's if that is what is wrong.
     """
 
     source: str
@@ -55,8 +53,8 @@ class Format(Generic[DocumentT]):
     """A versioned JSON format: an object of ``type`` with ``version`` in ``version_field``.
 
     ``newer``, ``older``, ``foreign`` (anything but a JSON object with that field) and ``edited`` are where the error is
-    another than what ``damaged`` makes. ``digest_field`` holds the SHA-256 of the rest in canonical JSON, if any field
-    does. ``canonical``: other bytes than :func:`~pipevault.digest.canonical_json` gives are refused.
+    another than what ``damaged`` makes. ``digest_field``: that of the SHA-256 of the rest in canonical JSON.
+    ``canonical``: other bytes than :func:`~pipevault.digest.canonical_json` gives are refused.
     """
 
     type: type[DocumentT]
@@ -125,7 +123,6 @@ class Format(Generic[DocumentT]):
             raise (self.edited or self.damaged)(Problem(str(source), _at(self.digest_field, what), self.digest_field))
 
     def write(self, document: DocumentT) -> bytes:
-        """Return the canonical bytes of ``document``."""
         return canonical_json(msgspec.to_builtins(document))
 
 

@@ -38,10 +38,8 @@ def _libc() -> ctypes.CDLL:
 
 
 def is_local(descriptor: int) -> bool:
-    """Return whether an open file lies on a file system of this machine's own.
-
-    ``False`` for network and cluster file systems, for FUSE, and for whatever is not known: other machines may write
-    there, and locks may be granted to everyone.
+    """Return whether an open file lies on a file system of this machine's own. ``False`` for network and cluster file
+    systems, for FUSE, and for what is not known: others may write there, and locks may be granted to everyone.
     """
     if sys.platform != "linux":
         return False

@@ -36,9 +36,8 @@ class NotLocked(Enum):
 
 
 class HeldLock:
-    """The lock of the file or folder that stood at ``path`` when it was taken; belongs to the process that took it.
-
-    A child that is forked meanwhile does not share it, unless it is ``inherited``: then it is held until both ended.
+    """The lock of the file or folder that stood at ``path`` when it was taken. A child that is forked meanwhile does
+    not share it, unless it is ``inherited``: then it is held until both ended.
     """
 
     def __init__(self, path: Path, descriptor: int, *, inherited: bool = False) -> None:
@@ -60,25 +59,28 @@ class HeldLock:
     def release(self) -> None:
         """Give it up; nothing happens if it was given up before, or in a forked child."""
         descriptor, self._descriptor = self._descriptor, None
-        if descriptor is None or not self._is_open(descriptor):
+        if descriptor is None or look(descriptor, self._status) is None:
             return
         try:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         finally:
             os.close(descriptor)
 
-    def _is_open(self, descriptor: int) -> bool:
-        """Not where a program closed what is not its own: another file may have the number by now."""
-        try:
-            return os.path.samestat(os.fstat(descriptor), self._status)
-        except OSError:
-            return False
+
+def look(descriptor: int, opened: os.stat_result) -> os.stat_result | None:
+    """Return the status of an open file, which had the status ``opened`` once; ``None`` where a program closed what is
+    not its own: another file may have the number by now.
+    """
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return None
+    return status if os.path.samestat(status, opened) else None
 
 
 def lock_descriptor(descriptor: int, *, shared: bool = False) -> NotLocked | None:
-    """Lock what is open as ``descriptor`` until that is closed; say why not, else ``None``. Never waits.
-
-    ``shared``: others may have a shared lock too. ``OSError`` if it cannot be locked for another reason.
+    """Lock what is open as ``descriptor`` until that is closed; say why not, else ``None``. Never waits. ``shared``:
+    others may have a shared lock too. ``OSError`` if it cannot be locked for another reason.
     """
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -92,9 +94,8 @@ def lock_descriptor(descriptor: int, *, shared: bool = False) -> NotLocked | Non
 
 
 def lock_open(descriptor: int, path: Path, *, shared: bool = False, inherited: bool = False) -> HeldLock | NotLocked:
-    """Take the lock of what is open as ``descriptor``, which is closed with the lock, or now if there is none.
-
-    Raises like :func:`lock_descriptor`.
+    """Take the lock of what is open as ``descriptor``, which is closed with the lock, or now if there is none. Raises
+    like :func:`lock_descriptor`.
     """
     try:
         why_not = lock_descriptor(descriptor, shared=shared)
@@ -108,9 +109,8 @@ def lock_open(descriptor: int, path: Path, *, shared: bool = False, inherited: b
 
 
 def try_lock(path: Path) -> HeldLock | NotLocked:
-    """Take the lock of the file at ``path``, which is made if need be; never waits.
-
-    ``OSError`` if the file cannot be opened or locked for another reason.
+    """Take the lock of the file at ``path``, which is made if need be; never waits. Raises like
+    :func:`lock_descriptor`.
     """
     flags = SAFE_FLAGS | os.O_NOFOLLOW
     try:
@@ -129,9 +129,8 @@ def try_lock(path: Path) -> HeldLock | NotLocked:
 
 @contextmanager
 def locked(path: Path, *, timeout_s: float) -> Iterator[bool]:
-    """Hold the lock of the file that stands at ``path`` while the block runs; ``False`` if it could not be had.
-
-    For locks that are held for a moment and only save work: nothing raises.
+    """Hold the lock of the file that stands at ``path`` while the block runs; ``False`` if it could not be had. For
+    locks that are held for a moment and only save work: nothing raises.
     """
     held = _wait(path, timeout_s)
     try:

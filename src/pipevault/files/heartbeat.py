@@ -45,8 +45,7 @@ def stop_beating(path: Path) -> None:
 
 def is_silent(path: Path) -> bool:
     """Tell whether ``path`` was not changed for :data:`BEAT_LIMIT_S`; its time may lie that far ahead, too.
-
-    ``OSError`` if it cannot be looked at.
+    ``OSError``.
     """
     minute = int(time.monotonic() // _CLOCK_VALID_S)
     now_s = time.time() + _clock_ahead_s(path.parent, minute)

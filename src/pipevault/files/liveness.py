@@ -39,7 +39,6 @@ class ProcessIdentity:
 
     @classmethod
     def current(cls) -> ProcessIdentity:
-        """Return that of this process."""
         return _current(os.getpid())
 
     @classmethod
@@ -52,7 +51,6 @@ class ProcessIdentity:
 
     @property
     def mark(self) -> str:
-        """24 hexadecimal digits that tell this process from others of the same number."""
         place = digest_json(self._place).hex[:16]
         return f"{place}{(self.started or 0) % (1 << 32):08x}"
 

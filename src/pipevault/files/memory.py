@@ -12,8 +12,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def available_memory_bytes() -> int:
     """Return what the system and the container leave; where neither tells, more than there can be.
-
-    Source: https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
+    https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
     """
     left = [sys.maxsize]
     with suppress(OSError):

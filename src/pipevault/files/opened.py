@@ -88,11 +88,10 @@ def open_verified(
     what: str,
     is_changeable: Question = lambda descriptor, status: False,
 ) -> OpenedFile:
-    """Open ``path`` and verify its bytes; ``what`` names it in errors.
+    """Open ``path`` and verify its bytes; ``what`` names it in errors. :class:`~pipevault.errors.CorruptEntryError`: it
+    is missing, unreadable, no regular file, or has other bytes than ``digest`` and ``size_bytes`` say.
 
-    ``is_changeable`` is asked, with the descriptor and its status, whether somebody else could write to the file while
-    it is in use, and may raise what it has against the file. :class:`~pipevault.errors.CorruptEntryError`: the file is
-    missing, cannot be read, is not a regular file, or has other bytes than ``digest`` and ``size_bytes`` say.
+    ``is_changeable`` is asked whether somebody else could write to the open file while it is in use, and may raise.
     """
     with ExitStack() as stack:
         file = stack.enter_context(_open(path, what))
@@ -138,7 +137,6 @@ def _pieces(file: io.FileIO, path: Path, what: str, size_bytes: int) -> Iterator
 
 
 def _new_copy(name: str) -> tuple[io.FileIO, Path | None]:
-    """Make an empty file for a copy; its path too, if it does not lie in memory."""
     file = _memory_file(name)
     if file is not None and _descriptor_path(file) is not None:
         return file, None

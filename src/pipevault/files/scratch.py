@@ -32,7 +32,6 @@ _TRIES = 3
 @dataclass(frozen=True)
 class Place:
     """A folder for temporary files. ``problem``: a clause that says why nothing can be compiled in it, else empty.
-
     ``is_named``: a variable or the program names it.
     """
 
@@ -46,7 +45,7 @@ class Place:
 def scratch_folder(purpose: str, name: str = "") -> Iterator[Path]:
     """Make the empty folder ``pipevault.<purpose>.<name>``, removed at exit; ``name``: 32 digits, else random.
 
-    ``FileExistsError`` if another process works in it, or another user owns it. :class:`TemporaryFolderError`: nowhere
+    ``FileExistsError``: another process works in it, or another user owns it. :class:`TemporaryFolderError`: nowhere
     can one be made; :class:`TemporaryFolderFullError`: for want of room.
     """
     root = scratch_root()

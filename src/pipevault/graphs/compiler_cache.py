@@ -1,5 +1,5 @@
-"""Compilations that come before that of a graph: of the trial program that shows which vector instructions there are, and
-of headers. Both are kept in this user's cache folder; neither changes a byte of a graph.
+"""Compilations that come before that of a graph: of the trial program that shows which vector instructions there are,
+and of headers. Both are kept in this user's cache folder; neither changes a byte of a graph.
 """
 
 from __future__ import annotations

@@ -149,32 +149,26 @@ class Settings:
 
     @property
     def unfrozen_policy(self) -> str:
-        """The policy for a call that has no graph: ``on_unfrozen``, else ``compile`` in mode ``compile`` and ``error``
-        in mode ``require``.
-        """
+        """The policy for a call that has no graph: ``on_unfrozen``, else ``compile`` or ``error`` as the mode is."""
         return self.on_unfrozen or ("compile" if self.mode == "compile" else "error")
 
     @property
     def build_processes(self) -> int:
-        """The number of graphs that are compiled at a time."""
         return self.jobs or len(os.sched_getaffinity(0))
 
     @property
     def is_shared(self) -> bool:
-        """True where the members of the folder's group share the vault."""
         return self.shared == "group"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON, folders as text."""
         tiers = [{**asdict(tier), "dir": str(tier.dir)} for tier in self.tiers]
         lists = {name: list(getattr(self, name)) for name in ("trusted_keys", "trusted_users", "trusted_groups")}
         return {**asdict(self), "dir": str(self.dir), "tiers": tiers, **lists}
 
     @classmethod
     def resolve(cls, *, environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
-        """Return the settings in force; an argument of ``None`` counts as not given.
-
-        Raises :class:`SettingsError` for an unknown name or a value of the wrong kind, wherever it was set.
+        """Return the settings in force; an argument of ``None`` counts as not given. :class:`SettingsError`: an unknown
+        name or a value of the wrong kind, wherever it was set.
         """
         environ = os.environ if environ is None else environ
         names = tuple(field.name for field in fields(cls))
@@ -209,10 +203,7 @@ class Settings:
 
 
 def split_level(text: str) -> tuple[str, bool]:
-    """Return the level that ``text`` names and whether it asks for ``+audit``; a profile gives its level.
-
-    Raises :class:`UnknownLevelError`.
-    """
+    """Return the level that ``text`` names and whether it asks for ``+audit``. :class:`UnknownLevelError`."""
     name, plus, modifier = text.partition("+")
     name = PROFILES.get(name, name)
     if name not in LEVELS or modifier != ("audit" if plus else ""):

@@ -48,14 +48,12 @@ class SettingsFields(TypedDict, total=False):
 
 
 def field_names(group: type) -> tuple[str, ...]:
-    """Return the names that a ``TypedDict`` of keyword arguments takes."""
     return tuple(inspect.get_annotations(group))
 
 
 def resolve_fields(settings: Settings | None, given: Mapping[str, Any]) -> Settings:
-    """Return ``settings``, or those that are in force with the fields ``given``.
-
-    Raises :class:`SettingsError` for both at once, for an unknown name and for a value that cannot be used.
+    """Return ``settings``, or those that are in force with the fields ``given``. :class:`SettingsError`: both at once,
+    an unknown name, or a value that cannot be used.
     """
     known = ("dir", *field_names(SettingsFields))
     refuse_unknown("setting", given, known)
@@ -82,9 +80,8 @@ def refuse_misspelt(given: Collection[str], known: Collection[str]) -> None:
 
 
 def spelled_out(*groups: type) -> Callable[[Function], Function]:
-    """Return a decorator that lists the names of ``groups`` in a function's signature, for ``help()`` and editors.
-
-    They take the place of the function's ``**`` parameter, and come before one of the type ``Any``, which stays.
+    """Return a decorator that lists the names of ``groups`` in a function's signature, for ``help()`` and editors, in
+    place of its ``**`` parameter, or before one of the type ``Any``.
     """
 
     def decorate(function: Function) -> Function:

@@ -28,7 +28,6 @@ class Trust:
     allow_group_write: bool = False
 
     def owner_problem(self, status: os.stat_result) -> str:
-        """Say whom a file belongs to, unless that is somebody who counts."""
         is_trusted = status.st_uid in (os.geteuid(), 0) or status.st_uid in self.users or status.st_gid in self.groups
         return "" if is_trusted else _owner_text(status.st_uid)
 
@@ -37,7 +36,6 @@ class Trust:
         return status.st_uid not in (os.geteuid(), 0) and status.st_uid not in self.users
 
     def other_writers(self, status: os.stat_result) -> str:
-        """Say who may write a file besides its owner, if they do not count."""
         if status.st_mode & stat.S_IWOTH:
             return "others"
         is_open = status.st_mode & stat.S_IWGRP and not self.allow_group_write and status.st_gid not in self.groups
@@ -49,7 +47,6 @@ ONLY_THIS_USER = Trust()
 
 def id_of(name: str, setting: str) -> int:
     """Return the number of a user of ``trusted_users`` or a group of ``trusted_groups``, which may be given as such.
-
     :class:`SettingsError`: no user or group has this name.
     """
     if name.isdecimal():

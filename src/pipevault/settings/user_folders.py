@@ -10,8 +10,7 @@ from pipevault.errors import NoHomeError
 
 def user_folder(kind: str) -> Path:
     """Return this user's ``cache``, ``config`` or ``state`` folder of pipevault; it need not exist.
-
-    :class:`NoHomeError`: this user has no home, and no variable that names the folder itself.
+    :class:`NoHomeError`.
     """
     import platformdirs
 

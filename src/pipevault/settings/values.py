@@ -27,10 +27,8 @@ _TRUTHS: Mapping[str, bool] = {"1": True, "true": True, "yes": True, "0": False,
 
 @dataclass(frozen=True)
 class Tier:
-    """One of several vaults that are searched in order.
-
-    ``signature`` overrides the setting of that name here. ``copy``: whether a hit is copied to the nearest vault before
-    it that can be written.
+    """One of several vaults that are searched in order. ``signature`` overrides the setting of that name here.
+    ``copy``: whether a hit is copied to the nearest vault before it that can be written.
     """
 
     dir: Path
@@ -48,14 +46,12 @@ def convert(name: str, value: Any, *, base: Path) -> Any:
 
 
 def invalid(name: str, value: Any, expected: str) -> SettingsError:
-    """Return the error for a value of a setting or option ``name`` that is not what was ``expected``."""
     return SettingsError(f"Invalid {name} {value!r}: expected {expected}.")
 
 
 def refuse_unknown(kind: str, given: Iterable[str], known: Sequence[str], where: str = "", prefix: str = "") -> None:
-    """Raise :class:`SettingsError` for a name in ``given`` that is not ``known``, with the nearest that is.
-
-    ``prefix`` stands before each name in the message.
+    """Raise :class:`SettingsError` for a name in ``given`` that is not ``known``, with the nearest that is; ``prefix``
+    stands before each name in the message.
     """
     for name in sorted(set(given) - set(known)):
         near = get_close_matches(name, known, n=1)
@@ -72,22 +68,15 @@ def parse_amount(text: str, units: Mapping[str, float]) -> float | None:
     return unit * (float(match[1]) if "." in match[1] else int(match[1]))
 
 
-def parse_size(name: str, value: Any) -> int:
-    """Return the bytes of ``20GB``, ``1.5 GiB`` or a plain number, which may be negative; :class:`SettingsError`."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    size_bytes = parse_amount(value, _UNITS) if isinstance(value, str) else None
-    if size_bytes is None:
-        raise invalid(name, value, "a number of bytes, for example 20GB or 500MiB")
-    return int(size_bytes)
-
-
 def parse_limit(name: str, value: Any) -> int | None:
-    """Return bytes like :func:`parse_size`; ``None`` for ``none``, no limit. :class:`SettingsError`: negative."""
+    """Return the bytes of ``20GB``, ``1.5 GiB`` or a plain number; ``None`` for ``none``. :class:`SettingsError`."""
     if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
         return None
-    size_bytes = parse_size(name, value)
-    if size_bytes < 0:
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    amount = value if is_number else parse_amount(value, _UNITS) if isinstance(value, str) else None
+    if amount is None:
+        raise invalid(name, value, "a number of bytes, for example 20GB or 500MiB")
+    if (size_bytes := int(amount)) < 0:
         raise invalid(name, value, "0 or more bytes, or none")
     return size_bytes
 

@@ -22,9 +22,8 @@ from pipevault.files.atomic import vault_errors
 from pipevault.key import SHELF_DIGITS
 from pipevault.reading import open_regular, read_file, read_open, stamp_of
 from pipevault.store.layout import MANIFEST_SUFFIX, Layout, digest_or_none, stands_in
-from pipevault.store.manifest import MANIFEST_VERSION, Manifest
+from pipevault.store.manifest import MANIFEST_VERSION, Manifest, read_manifest
 from pipevault.store.places import iter_keys, key_in, spread
-from pipevault.store.read import read_manifest
 
 _MOST_SEARCHED = 16
 _DIGEST_IN_TEXT = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
@@ -42,10 +41,8 @@ Named = tuple[frozenset[Digest], frozenset[Digest]]
 
 @dataclass(frozen=True)
 class FoundManifest:
-    """A file at a manifest's place. ``artifacts`` and ``needs``: what it names or, unless it is ``understood``, every
-    digest in it.
-
-    One that is damaged, of a later format or another key's is not understood.
+    """A file at a manifest's place. ``artifacts`` and ``needs``: what it names or, unless it is ``understood`` (it is
+    damaged, of a later format or another key's), every digest in it.
     """
 
     key: Digest
@@ -54,10 +51,6 @@ class FoundManifest:
     size_bytes: int
     modified_ns: int
     understood: bool
-
-    @property
-    def modified_s(self) -> float:
-        return self.modified_ns / 1e9
 
 
 def find_manifests(layout: Layout) -> dict[Digest, FoundManifest]:
@@ -97,7 +90,7 @@ def find_spread(layout: Layout, folder: Path, *, skip_unreadable: bool = False) 
 
 
 def find_files(folder: Path) -> dict[Path, os.stat_result]:
-    """Return every regular file below ``folder``, sorted; an absent folder holds none. No link is followed."""
+    """Return every regular file below ``folder``, which may be absent, sorted. No link is followed."""
     with vault_errors(folder, "listed"):
         paths = sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
         return {path: found for path in paths if (found := _look(path))}
@@ -130,7 +123,6 @@ def size_bytes_of(path: Path) -> int:
 
 def mentioned(layout: Layout, digests: Collection[Digest], *, without: Collection[Digest] = ()) -> set[Digest]:
     """Return those of ``digests`` that a manifest names, whatever it means by it; those of ``without`` do not count.
-
     Few are searched for in the bytes, which is much faster than to understand them. Raises like :func:`find_manifests`.
     """
     if len(digests) > _MOST_SEARCHED:
@@ -139,25 +131,23 @@ def mentioned(layout: Layout, digests: Collection[Digest], *, without: Collectio
     wanted = {digest: digest.hex.encode() for digest in digests}
     left_out = {f"{key}{MANIFEST_SUFFIX}" for key in without}
     found: set[Digest] = set()
-    for file in spread(layout, layout.entries_dir) if wanted else ():
-        if file.name not in left_out and key_in(file.name) is not None:
-            with vault_errors(layout.entries_dir, "read"), suppress(FileNotFoundError):
-                data = read_file(file.path)
-                found |= {digest for digest, text in wanted.items() if text in data}
+    with vault_errors(layout.entries_dir, "read"):
+        for file in spread(layout, layout.entries_dir) if wanted else ():
+            if file.name not in left_out and key_in(file.name) is not None:
+                with suppress(FileNotFoundError):
+                    data = read_file(file.path)
+                    found |= {digest for digest, text in wanted.items() if text in data}
     return found
 
 
 def read_published(layout: Layout, key: Digest) -> Manifest | None:
-    """Return the manifest of ``key`` to show it, quickly: only that it is as it was published is checked.
-
-    Any other manifest is read, and refused, by :func:`pipevault.store.read.read_manifest`.
+    """Return the manifest of ``key``, without its ``parts``, to show it; it is as it was published.
+    :func:`~pipevault.store.manifest.read_manifest` refuses any other.
     """
-    try:
+    with suppress(OSError, ValueError, RecursionError):
         data = read_file(layout.manifest_file(key))
         if _named_quickly(data, key) is not None:
-            return Manifest.published(json.loads(data))
-    except (OSError, ValueError, LookupError, TypeError):
-        pass
+            return Manifest.published(data)
     return read_manifest(layout, key)
 
 
@@ -183,10 +173,11 @@ def newest_keys(layout: Layout, count: int, shelf: Digest | None = None) -> list
 def manifest_stamps(layout: Layout) -> dict[Digest, str]:
     """Return, for each file at a manifest's place, a text that changes when the file does; none is opened."""
     stamps = {}
-    for file in spread(layout, layout.entries_dir):
-        with vault_errors(layout.entries_dir, "listed"), suppress(FileNotFoundError):
+    with vault_errors(layout.entries_dir, "listed"):
+        for file in spread(layout, layout.entries_dir):
             if (key := key_in(file.name)) is not None:
-                stamps[key] = stamp_of(file.stat())
+                with suppress(FileNotFoundError):
+                    stamps[key] = stamp_of(file.stat())
     return stamps
 
 

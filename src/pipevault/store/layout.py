@@ -1,33 +1,13 @@
 """Every path of a vault, and back: which key or digest a path names. Pure; touches no file.
 
-::
-
-    vault.json                          marker with the format version
-    entries/<shelf>/<key digest>.json   manifest of one entry, published last
-    artifacts/<aa>/<digest>             content-addressed bytes
-    locks/<key digest>.lock             advisory lock of a key
-    locks/<key digest>.holder.json      who holds it
-    locks/<key digest>.guard            locked for a moment while the two above are changed
-    tmp/<host>.<pid>.<mark>.<random>/   staging folder of one process
-    pins/<name>.json                    an entry that no pruning removes, by name
-    leases/<key digest>.<host>.<pid>.<random>   locked while the process that loaded the entry lives
-    uses/<aa>/<key digest>              empty; its time of change is that of the last use
-    signatures/<aa>/<key digest>.<public key id>.json   a signature over the manifest
-    events/<host>.<pid>.<mark>.<random>.jsonl   what one process counted
-    events/totals.json                  sums over such files that are gone
-    events/totals.lock                  locked while they are read or written
-    quarantine/<time>-<random>-<name>   a bad file that was moved away; the reason is in ``….reason.txt``
-
-``<aa>`` is the first two hexadecimal digits of the digest that follows it, ``<shelf>`` the last 16 of the key: entries
-of one shelf (:attr:`pipevault.key.Key.shelf`) stand in one folder.
+``cache_layout.md`` draws the tree.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from pipevault.digest import Digest
@@ -40,18 +20,25 @@ SYSTEM_NAMES = frozenset({"lost+found"})
 PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 _UNSAFE_IN_NAME = re.compile(r"[^A-Za-z0-9_-]")
-_LEASE_NAME = re.compile(r"([0-9a-f]{64})\.[A-Za-z0-9_-]+\.\d+\.[0-9a-f]{16}")
-_STAGING_NAME = re.compile(r"[A-Za-z0-9_-]+\.\d{1,10}(?:\.([0-9a-f]{24}))?\.[0-9a-f]{16}")
-_EVENTS_NAME = re.compile(_STAGING_NAME.pattern + r"\.jsonl")
-_SIGNATURE_NAME = re.compile(r"[0-9a-f]{64}\.([0-9a-f]{16})\.json")
-_SHARD_NAME = re.compile(r"[0-9a-f]{2}")
-_SHELF_NAME = re.compile(rf"[0-9a-f]{{{SHELF_DIGITS}}}")
-_QUARANTINE_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}-.+")
+_PROCESS = r"[A-Za-z0-9_-]+\.\d{1,10}(?:\.(?P<mark>[0-9a-f]{24}))?\.[0-9a-f]{16}"
+_SPREAD = r"(?P<two>[0-9a-f]{2})/(?P<digest>(?P=two)[0-9a-f]{62})"
+_FORMS = {
+    "manifest": r"entries/(?P<shelf>[0-9a-f]{16})/(?P<digest>[0-9a-f]{48}(?P=shelf))\.json",
+    "artifact": rf"artifacts/{_SPREAD}",
+    "use": rf"uses/{_SPREAD}",
+    "signature": rf"signatures/{_SPREAD}\.[0-9a-f]{{16}}\.json",
+    "shard": r"entries/[0-9a-f]{16}|(?:artifacts|uses|signatures)/[0-9a-f]{2}",
+    "lock": r"locks/(?P<digest>[0-9a-f]{64})\.(?:lock|guard|holder\.json)",
+    "lease": r"leases/(?P<digest>[0-9a-f]{64})\.[A-Za-z0-9_-]+\.\d+\.[0-9a-f]{16}",
+    "staging": rf"tmp/{_PROCESS}",
+    "events": rf"events/{_PROCESS}\.jsonl",
+    "pin": rf"pins/(?P<name>{PIN_NAME.pattern})\.json",
+    "quarantined": r"quarantine/\d{8}T\d{6}Z-[0-9a-f]{8}-[^/]+",
+}
+"""The paths below the vault's folder whose names tell something."""
 
 
 class _Place:
-    """A file or folder that has the same name in every vault."""
-
     def __init__(self, name: str) -> None:
         self._name = name
 
@@ -90,7 +77,6 @@ class Layout:
         return self.entries_dir / key.hex[-SHELF_DIGITS:] / f"{key}{MANIFEST_SUFFIX}"
 
     def shelf_dir(self, shelf: Digest) -> Path:
-        """Return the folder of the entries on a :attr:`~pipevault.key.Key.shelf`."""
         return self.entries_dir / shelf.hex[:SHELF_DIGITS]
 
     def artifact_file(self, digest: Digest) -> Path:
@@ -133,64 +119,53 @@ class Layout:
         return quarantined.with_name(f"{quarantined.name}.reason.txt")
 
     def key_of_manifest(self, path: Path) -> Digest | None:
-        """Return the key whose manifest stands at ``path``, or ``None`` if no manifest has this path."""
-        return _digest_if_at(path, self.manifest_file)
+        return self._digest(path, "manifest")
 
     def digest_of_artifact(self, path: Path) -> Digest | None:
-        """Return the digest that ``path`` promises, or ``None`` if no artifact has this path."""
-        return _digest_if_at(path, self.artifact_file)
+        return self._digest(path, "artifact")
 
     def key_of_lock(self, path: Path) -> Digest | None:
-        """Return the key to whose lock (or holder note, or guard) ``path`` belongs, or ``None``."""
-        return _digest_if_at(path, self.lock_file, self.holder_file, self.guard_file)
+        """Return the key to whose lock, holder note or guard ``path`` belongs, or ``None``."""
+        return self._digest(path, "lock")
 
     def key_of_lease(self, path: Path) -> Digest | None:
-        """Return the key that a lease at ``path`` holds, or ``None``."""
-        name = _LEASE_NAME.fullmatch(path.name)
-        return Digest(name[1]) if name and path.parent == self.leases_dir else None
+        return self._digest(path, "lease")
 
     def key_of_signature(self, path: Path) -> Digest | None:
-        """Return the key of the entry that a signature at ``path`` is for, or ``None``."""
-        name = _SIGNATURE_NAME.fullmatch(path.name)
-        return _digest_if_at(path, partial(self.signature_file, public_key_id=name[1])) if name else None
+        return self._digest(path, "signature")
 
     def pin_name(self, path: Path) -> str | None:
-        """Return the name of the pin at ``path``, or ``None``."""
-        name = path.name.removesuffix(".json")
-        return name if PIN_NAME.fullmatch(name) and path == self.pin_file(name) else None
+        found = self._read(path, "pin")
+        return found["name"] if found else None
 
     def is_staging(self, path: Path) -> bool:
-        """Return whether ``path`` is the staging folder of some process."""
-        return path.parent == self.tmp_dir and _STAGING_NAME.fullmatch(path.name) is not None
+        return self._read(path, "staging") is not None
 
     def is_marked_staging(self, path: Path) -> bool:
         """Return whether ``path`` is a staging folder with a mark in its name, as earlier releases made it."""
-        name = _STAGING_NAME.fullmatch(path.name) if path.parent == self.tmp_dir else None
-        return name is not None and name[1] is not None
+        found = self._read(path, "staging")
+        return found is not None and found["mark"] is not None
 
     def is_events(self, path: Path) -> bool:
-        """Return whether ``path`` holds what a process counted."""
-        return path.parent == self.events_dir and _EVENTS_NAME.fullmatch(path.name) is not None
+        return self._read(path, "events") is not None
 
     def is_shard(self, path: Path) -> bool:
-        """Return whether files are spread over ``path``: a folder of a shelf in ``entries/``, else of two digits."""
-        if path.parent == self.entries_dir:
-            return _SHELF_NAME.fullmatch(path.name) is not None
-        is_spread = path.parent in (self.artifacts_dir, self.uses_dir, self.signatures_dir)
-        return is_spread and _SHARD_NAME.fullmatch(path.name) is not None
+        return self._read(path, "shard") is not None
 
     def owns(self, path: Path) -> bool:
         """Return whether a file or folder at ``path`` is part of the layout; what is not is foreign."""
-        return (
-            path in (self.root, self.vault_file, *self.folders, self.totals_file, self.totals_lock)
-            or self.is_shard(path)
-            or self.is_staging(path)
-            or self.is_events(path)
-            or (path.parent == self.quarantine_dir and _QUARANTINE_NAME.fullmatch(path.name) is not None)
-            or self.pin_name(path) is not None
-            or _digest_if_at(path, self.manifest_file, self.artifact_file, self.use_file) is not None
-            or any(key_of(path) for key_of in (self.key_of_lock, self.key_of_lease, self.key_of_signature))
-        )
+        fixed = (self.root, self.vault_file, *self.folders, self.totals_file, self.totals_lock)
+        return path in fixed or self._read(path, *_FORMS) is not None
+
+    def _digest(self, path: Path, form: str) -> Digest | None:
+        found = self._read(path, form)
+        return Digest(found["digest"]) if found else None
+
+    def _read(self, path: Path, *forms: str) -> re.Match[str] | None:
+        text, start = os.fspath(path), os.path.join(self.root, "")
+        if not text.startswith(start):
+            return None
+        return next((found for form in forms if (found := re.compile(_FORMS[form]).fullmatch(text, len(start)))), None)
 
 
 def stands_in(name: str, shard: str) -> bool:
@@ -201,12 +176,10 @@ def stands_in(name: str, shard: str) -> bool:
 
 
 def signer_of(signature: Path) -> str:
-    """Return the public key id in the name of a signature."""
     return signature.name.split(".")[1]
 
 
 def digest_or_none(text: str) -> Digest | None:
-    """Read a digest, if ``text`` is one."""
     try:
         return Digest(text)
     except ValueError:
@@ -214,14 +187,5 @@ def digest_or_none(text: str) -> Digest | None:
 
 
 def _process_name(host: str, pid: int, random_hex: str, mark: str = "") -> str:
-    """``<host>.<pid>.[<mark>.]<16 hexadecimal digits>``, the name of what belongs to one process.
-
-    ``mark``: 24 digits that tell the process from others of its number, see :mod:`pipevault.files.liveness`.
-    """
+    """``<host>.<pid>.[<mark>.]<16 hexadecimal digits>``; ``mark``: see :mod:`pipevault.files.liveness`."""
     return ".".join(filter(None, (_UNSAFE_IN_NAME.sub("-", host)[:64] or "host", str(pid), mark, random_hex)))
-
-
-def _digest_if_at(path: Path, *places: Callable[[Digest], Path]) -> Digest | None:
-    """The digest that the name of ``path`` begins with, if ``path`` is one of its places."""
-    digest = digest_or_none(path.name.partition(".")[0])
-    return digest if digest is not None and any(path == place(digest) for place in places) else None

@@ -32,6 +32,8 @@ from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import CorruptEntryError, NewerVaultError
 from pipevault.files.documents import Format, Problem, Sha256
 from pipevault.key import KEY_VERSION, Key
+from pipevault.reading import read_file
+from pipevault.store.layout import Layout
 
 MANIFEST_VERSION = 2
 LARGEST_SIZE_BYTES = 2**63 - 1
@@ -58,6 +60,17 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
     needs: list[Sha256]
     parts: dict[str, Any]
     self_digest: Sha256
+
+
+class _Shown(msgspec.Struct):
+    artifacts: list[_Artifact]
+    created_at: str
+    info: dict[str, Any]
+    key: _Key
+    needs: list[Sha256]
+
+
+_decode_shown = msgspec.json.Decoder(_Shown).decode
 
 
 def _damaged(problem: Problem) -> CorruptEntryError:
@@ -95,10 +108,8 @@ class ArtifactRef:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Immutable once published. ``parts`` and ``info`` are copied to plain JSON (tuples become lists), ``needs``, the
-    keys of the graphs of a plan, is sorted and freed of doubles.
-
-    ``ValueError``: something is not plain JSON, or two artifacts share a name or disagree about a size.
+    """Immutable once published. ``parts`` and ``info`` are copied to plain JSON, ``needs`` is sorted and freed of
+    doubles. ``ValueError``: something is not plain JSON, or two artifacts share a name or disagree about a size.
     """
 
     key: Key
@@ -123,7 +134,6 @@ class Manifest:
 
     @property
     def artifact_sizes(self) -> Mapping[Digest, int]:
-        """The size in bytes of each different artifact."""
         return {ref.digest: ref.size_bytes for ref in self.artifacts}
 
     @property
@@ -137,7 +147,6 @@ class Manifest:
         return digest_bytes(canonical_json(self._body()))
 
     def to_bytes(self) -> bytes:
-        """Return the file's content: equal manifests have equal bytes."""
         return canonical_json({**self._body(), "self_digest": self.manifest_digest.hex})
 
     @classmethod
@@ -151,20 +160,13 @@ class Manifest:
             raise _damaged(Problem(str(path), str(error).removesuffix("."))) from error
 
     @classmethod
-    def published(cls, document: Mapping[str, Any]) -> Manifest:
-        """Return the manifest of a parsed file whose ``self_digest`` holds, so that nothing is checked again."""
-        manifest = object.__new__(cls)
-        named = msgspec.convert(document["artifacts"], list[_Artifact])  # a digest may hold of what is no artifact
-        refs = [ArtifactRef(Digest(item.digest), item.size_bytes, item.name) for item in named]
-        fields = {
-            "key": Key(document["key"]["factors"]),
-            "artifacts": tuple(refs),
-            "needs": tuple(map(Digest, document["needs"])),
-            **{name: document[name] for name in ("parts", "info", "created_at")},
-        }
-        for name, value in fields.items():
-            object.__setattr__(manifest, name, value)
-        return manifest
+    def published(cls, data: bytes) -> Manifest:
+        """Return the manifest, without its ``parts``, of a file whose ``self_digest`` holds, so that nothing is checked
+        again. ``ValueError``: it is not a manifest all the same.
+        """
+        shown = _decode_shown(data)
+        needs = tuple(map(Digest, shown.needs))
+        return cls(Key(shown.key.factors), {}, _refs(shown.artifacts), shown.info, shown.created_at, needs)
 
     def _body(self) -> dict[str, Any]:
         return {
@@ -195,11 +197,48 @@ def _parse(data: bytes, path: Path) -> Manifest:
     return Manifest(
         key=key,
         parts=document.parts,
-        artifacts=tuple(ArtifactRef(Digest(item.digest), item.size_bytes, item.name) for item in document.artifacts),
+        artifacts=_refs(document.artifacts),
         info=document.info,
         created_at=document.created_at,
         needs=tuple(map(Digest, document.needs)),
     )
+
+
+def _refs(artifacts: list[_Artifact]) -> tuple[ArtifactRef, ...]:
+    return tuple(ArtifactRef(Digest(item.digest), item.size_bytes, item.name) for item in artifacts)
+
+
+@dataclass(frozen=True)
+class BrokenManifest:
+    """A file at a manifest's place that is not the manifest of ``key``; ``reason`` is a sentence."""
+
+    path: Path
+    reason: str
+    key: Digest
+
+
+def read_manifest(layout: Layout, key: Digest) -> Manifest | None:
+    """Return the manifest of ``key``, verified; ``None`` if there is none. Raises like :func:`parse_manifest`."""
+    path = layout.manifest_file(key)
+    try:
+        data = read_file(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CorruptEntryError(f"The manifest {path} cannot be read: {error.strerror}.", path) from error
+    return parse_manifest(data, path, key)
+
+
+def parse_manifest(data: bytes, path: Path, key: Digest) -> Manifest:
+    """Return the manifest of ``key`` in the bytes of the file ``path``. :class:`CorruptEntryError` if it is damaged,
+    edited or another key's; :class:`NewerVaultError`.
+    """
+    manifest = Manifest.from_bytes(data, path)
+    if manifest.key.digest != key:
+        raise CorruptEntryError(
+            f"The manifest {path} is damaged: it belongs to key {manifest.key.digest.short}, not {key.short}", path
+        )
+    return manifest
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -43,52 +43,42 @@ _FORMAT = Format(
 )
 
 
-def ensure_vault(layout: Layout, *, create: bool, shared: bool = False) -> None:
+def ensure_vault(layout: Layout, *, create: bool, shared: bool = False, mark: bool = True) -> None:
     """Check that ``layout.root`` is a vault of a known version; make it one if it is empty or absent and
-    ``create``, for its group too if it is to be ``shared``.
+    ``create``, for its group too if it is to be ``shared``. Unless ``mark``, only its folder is made.
 
     :class:`NotAVaultError`: it is a file, holds other files, or is absent and ``create`` is false.
     :class:`DamagedVaultError`, :class:`NewerVaultError`, :class:`OldVaultError`: of its marker.
+    :class:`UnsafeVaultError`: one of its folders is a link that leads out of it.
     :class:`VaultNotWritableError`: it cannot be created.
     """
     root = layout.root
-    if _read_marker(layout):
-        _check_folders(layout)
+    if not (is_vault := _read_marker(layout)) and (foreign := foreign_names(layout)):
+        is_vault = _read_marker(layout)  # another process made it, and filled it, between the two looks
+        if not is_vault:
+            raise NotAVaultError(
+                f"{root} holds files ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}) but no "
+                f"{layout.vault_file.name}, so it is not a vault. Give another folder, or an empty one.",
+                root,
+            )
+    for folder in layout.folders:
+        if folder.is_symlink() and not Path(os.path.realpath(folder)).is_relative_to(root):
+            raise UnsafeVaultError(
+                f"{folder} is a link that leads out of the vault, to {os.path.realpath(folder)}: what is there is not "
+                f"touched. Remove the link: rm {folder}",
+                folder,
+            )
+    if is_vault:
         return
-    with vault_errors(root, "read"):
-        try:
-            foreign = _foreign_names(layout)
-        except FileNotFoundError:
-            foreign = []
-        except NotADirectoryError as error:
-            text = f"{root} is a file, or lies below one; a vault is a folder. Give another."
-            raise NotAVaultError(text, root) from error
-    if foreign and _read_marker(layout):
-        return  # another process made the vault, and filled it, between the two looks
-    if foreign:
-        raise NotAVaultError(
-            f"{root} holds files ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}) but no "
-            f"{layout.vault_file.name}, so it is not a vault. Give another folder, or an empty one.",
-            root,
-        )
     if not create:
         raise NotAVaultError(f"Found no vault at {root}. Give the folder of a vault, or freeze something there.", root)
     make_folder(root, alone=True)
     if shared and not is_shared(root):
         with vault_errors(root, "shared"):
             os.chmod(root, SHARED_FOLDER_MODE)
-    marker = canonical_json({"pipevault_vault": VAULT_VERSION, "created_at": now_utc()})
-    write_document(layout, layout.vault_file, marker)
-
-
-def _check_folders(layout: Layout) -> None:
-    for folder in layout.folders:
-        if folder.is_symlink() and not Path(os.path.realpath(folder)).is_relative_to(layout.root):
-            raise UnsafeVaultError(
-                f"{folder} is a link that leads out of the vault, to {os.path.realpath(folder)}: what is there is not "
-                f"touched. Remove the link: rm {folder}",
-                folder,
-            )
+    if mark:
+        marker = canonical_json({"pipevault_vault": VAULT_VERSION, "created_at": now_utc()})
+        write_document(layout, layout.vault_file, marker)
 
 
 def is_writable(layout: Layout) -> bool:
@@ -97,7 +87,6 @@ def is_writable(layout: Layout) -> bool:
 
 
 def _read_marker(layout: Layout) -> bool:
-    """Read and check the marker; ``False`` if there is none."""
     path = layout.vault_file
     with vault_errors(path, "read"):
         try:
@@ -108,9 +97,17 @@ def _read_marker(layout: Layout) -> bool:
     return True
 
 
-def _foreign_names(layout: Layout) -> list[str]:
-    """List what stands in the root other than what an interrupted creation leaves: staging folders in ``tmp/``."""
-    names = set(os.listdir(layout.root)) - SYSTEM_NAMES
-    if layout.tmp_dir.is_dir() and all(layout.is_staging(path) for path in layout.tmp_dir.iterdir()):
-        names.discard(layout.tmp_dir.name)
+def foreign_names(layout: Layout) -> list[str]:
+    """Return what stands in the root other than what an interrupted creation leaves: staging folders in ``tmp/``."""
+    root = layout.root
+    with vault_errors(root, "read"):
+        try:
+            names = set(os.listdir(root)) - SYSTEM_NAMES
+            if layout.tmp_dir.is_dir() and all(layout.is_staging(path) for path in layout.tmp_dir.iterdir()):
+                names.discard(layout.tmp_dir.name)
+        except FileNotFoundError:
+            return []
+        except NotADirectoryError as error:
+            text = f"{root} is a file, or lies below one; a vault is a folder. Give another."
+            raise NotAVaultError(text, root) from error
     return sorted(names)

@@ -15,8 +15,8 @@ Values = Callable[[Manifest], set[str]]
 
 def matching(manifests: Iterable[Manifest], wanted: Mapping[str, str], is_old: Callable[[Manifest], bool]) -> Matched:
     """Return the keys of the entries that have every value of ``wanted`` (``model``, ``machine``, ``dtype``; case does
-    not matter) and, where it has ``toolchain``, are old; each with the reason. :class:`SettingsError`: a value is in no
-    entry.
+    not matter) and, where it has ``toolchain``, are old; each with the reason. :class:`SettingsError`: no entry has
+    one.
     """
     entries = list(manifests)
     known = {name: {text for entry in entries for text in _VALUES[name](entry)} for name in wanted if name in _VALUES}

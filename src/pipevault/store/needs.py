@@ -17,8 +17,7 @@ Needs = Callable[[Digest], Iterable[Digest]]
 
 def needs_in(layout: Layout, manifests: Mapping[Digest, FoundManifest] | None = None) -> Needs:
     """Return what answers for the entries of a vault, from ``manifests`` or by reading what is asked for, which may
-    raise :class:`~pipevault.errors.VaultError`. A manifest that cannot be understood needs every entry whose key occurs
-    in it.
+    raise :class:`~pipevault.errors.VaultError`. A manifest that cannot be understood needs all whose key occurs in it.
     """
 
     def needs(key: Digest) -> Iterable[Digest]:
@@ -43,9 +42,7 @@ def needed_by(keys: Iterable[Digest], needs: Needs) -> dict[Digest, Digest]:
 
 
 def needed_first(needs: Mapping[Digest, Iterable[Digest]]) -> Iterator[Digest]:
-    """Give the keys of ``needs``, each behind those that it needs; else sorted. In a circle, which no writer makes, the
-    order is any.
-    """
+    """Give the keys of ``needs``, each behind those that it needs; else sorted. In a circle the order is any."""
     seen: set[Digest] = set()
     for start in sorted(needs):
         waiting = [(start, False)]

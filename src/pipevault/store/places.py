@@ -6,18 +6,21 @@ An absent folder holds nothing; one that cannot be listed is a :class:`~pipevaul
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
 
 from pipevault.digest import Digest
+from pipevault.errors import UnknownKeyError
 from pipevault.files.atomic import vault_errors
 from pipevault.store.layout import MANIFEST_SUFFIX, SYSTEM_NAMES, Layout, digest_or_none, stands_in
 
+_SHOWN_CANDIDATES = 10
+
 
 def children(folder: Path) -> list[Path]:
-    """List what stands in ``folder``, sorted."""
     with vault_errors(folder, "listed"):
         try:
             return [folder / name for name in sorted(os.listdir(folder))]
@@ -26,9 +29,8 @@ def children(folder: Path) -> list[Path]:
 
 
 def spread(layout: Layout, folder: Path, *, skip_unreadable: bool = False) -> list[os.DirEntry[str]]:
-    """List the files in the folders that ``folder`` is spread over which belong there by their names, sorted.
-
-    With ``skip_unreadable``, one of those folders that cannot be read is left out.
+    """List the files in the folders that ``folder`` is spread over which belong there by their names, sorted. With
+    ``skip_unreadable``, one of those folders that cannot be read is left out.
     """
     skipped = OSError if skip_unreadable else FileNotFoundError  # a shelf goes when it is empty
     found: list[os.DirEntry[str]] = []
@@ -51,7 +53,6 @@ def iter_keys(layout: Layout) -> Iterator[Digest]:
 
 
 def signature_files(layout: Layout, key: Digest) -> tuple[Path, ...]:
-    """List the signature files of an entry, sorted, whatever they are worth."""
     files = children(layout.signature_file(key, "").parent)
     return tuple(file for file in files if layout.key_of_signature(file) == key)
 
@@ -72,8 +73,28 @@ def iter_foreign(layout: Layout) -> Iterator[Path]:
 
 
 def key_in(name: str) -> Digest | None:
-    """Return the key in the name of a manifest; ``None`` for any other name."""
     return digest_or_none(name.removesuffix(MANIFEST_SUFFIX)) if name.endswith(MANIFEST_SUFFIX) else None
+
+
+def the_key(prefix: str, keys: Iterable[Digest], what: str) -> Digest:
+    """Return the one of ``keys``, those of each ``what``, that begins with ``prefix``.
+    :class:`~pipevault.errors.UnknownKeyError`: none or, with ``candidates``, several.
+    """
+    wanted = prefix.strip().lower()
+    if not re.fullmatch(r"[0-9a-f]{1,64}", wanted):
+        raise UnknownKeyError(f"{prefix!r} is not a key: give its first hexadecimal digits.", prefix)
+    found = sorted(key for key in keys if key.hex.startswith(wanted))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UnknownKeyError(f"No {what} has a key that begins with {prefix}.", prefix)
+    shown = ", ".join(key.short for key in found[:_SHOWN_CANDIDATES])
+    more = f" and {len(found) - _SHOWN_CANDIDATES} more" if len(found) > _SHOWN_CANDIDATES else ""
+    raise UnknownKeyError(
+        f"{len(found)} keys begin with {prefix}: {shown}{more}. Give more digits.",
+        prefix,
+        tuple(key.hex for key in found),
+    )
 
 
 def _is_real_folder(path: Path) -> bool:

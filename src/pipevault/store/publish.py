@@ -23,9 +23,9 @@ from pipevault.digest import Digest
 from pipevault.errors import CorruptEntryError, VaultError
 from pipevault.files.atomic import copy_file, make_folder, publish_file, share_like_folder, vault_errors, write_file
 from pipevault.files.claims import claim_folder
+from pipevault.files.opened import open_verified
 from pipevault.store.layout import QUARANTINE_TIME, Layout
-from pipevault.store.manifest import ArtifactRef, Manifest
-from pipevault.store.read import check_artifact, read_manifest
+from pipevault.store.manifest import ArtifactRef, Manifest, read_manifest
 
 ARTIFACT_MODE = 0o444
 _SHELF_TRIES = 10
@@ -34,7 +34,6 @@ _SHELF_TRIES = 10
 @contextmanager
 def staging_folder(layout: Layout) -> Iterator[Path]:
     """Make a new folder with a unique name, private to this user, held while this process lives, removed at exit.
-
     Raises like :func:`pipevault.files.atomic.make_folder`.
     """
     make_folder(layout.tmp_dir)
@@ -53,14 +52,12 @@ def staging_folder(layout: Layout) -> Iterator[Path]:
 
 
 def own_place(layout: Layout) -> Path:
-    """Return a new unique name of this process's in ``tmp/``."""
     return layout.staging_dir(host=socket.gethostname(), pid=os.getpid(), random_hex=secrets.token_hex(8))
 
 
 def write_document(layout: Layout, path: Path, data: bytes) -> None:
-    """Create or replace a small file of the vault in one step; its folder is made if need be.
-
-    Raises like :func:`pipevault.files.atomic.write_file`.
+    """Create or replace a small file of the vault in one step; its folder is made if need be. Raises like
+    :func:`pipevault.files.atomic.write_file`.
     """
     make_folder(path.parent)
     with staging_folder(layout) as folder:
@@ -68,7 +65,6 @@ def write_document(layout: Layout, path: Path, data: bytes) -> None:
 
 
 def publish_entry(layout: Layout, manifest: Manifest, files: Mapping[Digest, Path]) -> Manifest:
-    """Make ``manifest`` and its artifacts visible. See :meth:`pipevault.store.vault.Vault.publish`."""
     refs = {ref.digest: ref for ref in manifest.artifacts}
     if unknown := files.keys() - refs.keys():
         names = ", ".join(digest.short for digest in sorted(unknown))
@@ -95,8 +91,8 @@ def publish_entry(layout: Layout, manifest: Manifest, files: Mapping[Digest, Pat
 
 
 def quarantine_file(layout: Layout, path: Path, reason: str) -> Path | None:
-    """Move ``path`` to ``quarantine/`` with a note of the ``reason``. See
-    :meth:`pipevault.store.vault.Vault.quarantine`.
+    """Move a bad file to ``quarantine/`` with a note of the ``reason``; return its new path. ``None`` if it could not
+    be moved (the vault is read-only or full), or was gone already.
     """
     if path == layout.root or not path.is_relative_to(layout.root):
         raise ValueError(f"{path} is not a file of the vault {layout.root}.")
@@ -115,7 +111,6 @@ def quarantine_file(layout: Layout, path: Path, reason: str) -> Path | None:
 
 
 def whole_entry(layout: Layout, key: Digest) -> Manifest | None:
-    """Return the manifest of ``key`` if it and all its artifacts are intact."""
     try:
         manifest = read_manifest(layout, key)
         for ref in manifest.artifacts if manifest else ():
@@ -123,6 +118,13 @@ def whole_entry(layout: Layout, key: Digest) -> Manifest | None:
     except CorruptEntryError:
         return None
     return manifest
+
+
+def check_artifact(layout: Layout, ref: ArtifactRef) -> Path:
+    """Return the path of ``ref``'s bytes, whose size and digest were compared just now; :class:`CorruptEntryError`."""
+    path = layout.artifact_file(ref.digest)
+    open_verified(path, ref.digest, ref.size_bytes, what=f"Artifact {ref.name}").close()
+    return path
 
 
 def _stage(layout: Layout, ref: ArtifactRef, files: Mapping[Digest, Path], folder: Path) -> Path | None:

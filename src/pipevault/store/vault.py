@@ -26,11 +26,10 @@ from pipevault.settings.user_folders import expand_user
 from pipevault.store.layout import Layout
 from pipevault.store.locks.leases import Lease, take_lease
 from pipevault.store.locks.lock import key_lock
-from pipevault.store.manifest import ArtifactRef, Manifest
+from pipevault.store.manifest import ArtifactRef, BrokenManifest, Manifest, parse_manifest, read_manifest
 from pipevault.store.marker import ensure_vault, is_writable
-from pipevault.store.places import children, iter_foreign, iter_keys
-from pipevault.store.publish import publish_entry, quarantine_file, staging_folder
-from pipevault.store.read import BrokenManifest, check_artifact, parse_manifest, read_manifest, the_key
+from pipevault.store.places import children, iter_keys, the_key
+from pipevault.store.publish import check_artifact, publish_entry, quarantine_file, staging_folder
 from pipevault.store.retention.leftovers import tidy
 from pipevault.store.retention.usage import record_use
 from pipevault.store.trust.owners import check_ownership, check_root, is_changeable, trust_of
@@ -38,7 +37,7 @@ from pipevault.store.trust.signature import copy_signatures, sign_entry
 from pipevault.store.trust.signing_keys import PrivateKey
 
 if TYPE_CHECKING:  # what a load does not need is imported where it is used
-    from pipevault.store.retention.removal import RemovalPlan, RemovalReport
+    from pipevault.store.retention.removal import Removal
 
 __all__ = ["BrokenManifest", "Vault"]
 
@@ -64,23 +63,33 @@ class Vault:
     """The users and groups whose files are trusted besides this user's and root's."""
 
     @classmethod
-    def open(cls, root: Path, *, create: bool = True, trust: Trust = ONLY_THIS_USER, shared: bool = False) -> Vault:
+    def open(
+        cls,
+        root: Path,
+        *,
+        create: bool = True,
+        trust: Trust = ONLY_THIS_USER,
+        shared: bool = False,
+        mark: bool = True,
+    ) -> Vault:
         """Open the vault at ``root``; with ``create``, an absent or empty folder becomes one.
 
         ``shared``: members of the folder's group work in it together. A new vault is made so that they can, and they
         trust one another; whoever is not a member trusts no one for it. A vault that cannot be written opens all the
-        same. Raises like :func:`pipevault.store.marker.ensure_vault`.
+        same. Unless ``mark``, a new vault is only a folder, for :func:`~pipevault.store.marker.ensure_vault` to mark;
+        this raises like that.
         """
         layout = Layout(Path(os.path.realpath(expand_user(root))))
-        ensure_vault(layout, create=create, shared=shared)
+        ensure_vault(layout, create=create, shared=shared, mark=mark)
         if shared and (group := layout.root.stat().st_gid) in (os.getegid(), *os.getgroups()):
             trust = replace(trust, groups=trust.groups | {group})
         return cls(layout.root, is_writable(layout), trust)
 
     @classmethod
-    def of(cls, settings: Settings, *, create: bool = False) -> Vault:
+    def of(cls, settings: Settings, *, create: bool = False, mark: bool = True) -> Vault:
         """Open the vault of ``settings.dir``. Raises like :meth:`open`."""
-        return cls.open(settings.dir, create=create, trust=trust_of(settings), shared=settings.is_shared)
+        trust, shared = trust_of(settings), settings.is_shared
+        return cls.open(settings.dir, create=create, trust=trust, shared=shared, mark=mark)
 
     @property
     def layout(self) -> Layout:
@@ -89,8 +98,8 @@ class Vault:
     def lookup(self, key: Digest) -> Manifest | None:
         """Return the manifest of ``key``, or ``None`` if no entry has it; its artifacts are not looked at.
 
-        :class:`CorruptEntryError`: unreadable, edited, or another key's. :class:`NewerVaultError`: of a
-        later format. :class:`UnsafeVaultError`: others may write it, the vault or a folder above it.
+        :class:`CorruptEntryError`: unreadable, edited, or another key's. :class:`NewerVaultError`.
+        :class:`UnsafeVaultError`: others may write it, the vault or a folder above it.
         """
         read = self.read_entry(key)
         if read is not None and read.unowned is not None:
@@ -124,11 +133,20 @@ class Vault:
         except OSError:
             return False
 
-    def verified_path(self, ref: ArtifactRef) -> Path:
-        """Return the path of ``ref``'s bytes; owner, permissions, size and digest were checked just now.
-
-        :class:`CorruptEntryError`: missing, or not the bytes that were published. :class:`UnsafeVaultError`.
+    def owned_path(self, ref: ArtifactRef) -> Path:
+        """Return the path of ``ref``'s bytes; owner and permissions were checked just now. :class:`CorruptEntryError`:
+        it is missing or cannot be looked at. :class:`UnsafeVaultError`.
         """
+        path = self.layout.artifact_file(ref.digest)
+        with _unreadable(path):
+            try:
+                check_ownership(path, root=self.root, trust=self.trust)
+            except FileNotFoundError as error:
+                raise CorruptEntryError(f"Artifact {ref.name} is missing: {path}.", path) from error
+        return path
+
+    def verified_path(self, ref: ArtifactRef) -> Path:
+        """Do the same; size and digest were checked too."""
         self.owned_path(ref)
         return check_artifact(self.layout, ref)
 
@@ -142,21 +160,7 @@ class Vault:
         changeable: Question = (lambda descriptor, status: True) if signed else is_changeable
         return open_verified(path, ref.digest, ref.size_bytes, what=f"Artifact {ref.name}", is_changeable=changeable)
 
-    def owned_path(self, ref: ArtifactRef) -> Path:
-        """Return the path of ``ref``'s bytes; owner and permissions were checked just now. Raises the same."""
-        path = self.layout.artifact_file(ref.digest)
-        with _unreadable(path):
-            try:
-                check_ownership(path, root=self.root, trust=self.trust)
-            except FileNotFoundError as error:
-                raise CorruptEntryError(f"Artifact {ref.name} is missing: {path}.", path) from error
-        return path
-
     def staging(self) -> AbstractContextManager[Path]:
-        """Make a folder in the vault's ``tmp/``, removed with its content at exit.
-
-        :class:`VaultNotWritableError`, :class:`VaultFullError`.
-        """
         self.require_writable()
         return staging_folder(self.layout)
 
@@ -164,10 +168,9 @@ class Vault:
         """Make the entry visible: copy ``files`` (by artifact digest) and write the manifest last.
 
         Load the manifest that is returned, the one that now stands in the vault: another process may have been first.
-        Every artifact must be in ``files`` or intact in the vault. An entry of this key that is whole is kept as it is,
-        and so is an intact artifact; what is damaged goes to quarantine and is replaced.
-        :class:`CorruptEntryError`: a file is not what the manifest says, or an artifact is nowhere.
-        :class:`NewerVaultError`: the entry there has a later format, and stays.
+        Every artifact must be in ``files`` or intact in the vault. What is whole or intact is kept as it is; what is
+        damaged goes to quarantine and is replaced. :class:`CorruptEntryError`: a file is not what the manifest says, or
+        an artifact is nowhere. :class:`NewerVaultError`: the entry there has a later format, and stays.
         :class:`VaultFullError`, :class:`VaultNotWritableError`: the entry is absent or whole.
         """
         self.require_writable()
@@ -177,10 +180,9 @@ class Vault:
         return self.lookup(manifest.key.digest) or standing  # somebody else's: it must be owned like any other
 
     def publish_copy(self, source: Layout, manifest: Manifest, files: Mapping[Digest, Path]) -> Manifest:
-        """Publish an entry of another vault, or of a bundle, with what signs it. Answers like :meth:`publish`.
-
-        The signatures go first, so that no reader meets the copy without them, and go again if the copy does not come
-        to stand there.
+        """Publish an entry of another vault, or of a bundle, with what signs it. Answers like :meth:`publish`. The
+        signatures go first, so that no reader meets the copy without them, and go again if the copy does not come to
+        stand there.
         """
         placed: list[Path] = []
         standing = None
@@ -204,15 +206,11 @@ class Vault:
     def lock(
         self, key: Digest, *, timeout_s: float, on_wait: Callable[[str], None] | None = None
     ) -> AbstractContextManager[None]:
-        """See :func:`pipevault.store.locks.lock.key_lock`."""
         tidy(self.layout)
         return key_lock(self.layout, key, timeout_s=timeout_s, on_wait=on_wait)
 
     def quarantine(self, path: Path, reason: str) -> Path | None:
-        """Move a bad file of the vault away and note why; return its new path.
-
-        ``None`` if it could not be moved (the vault is read-only or full), or was gone already.
-        """
+        """See :func:`~pipevault.store.publish.quarantine_file`; ``None`` in a vault that cannot be written, too."""
         return quarantine_file(self.layout, path, reason) if self.writable else None
 
     def manifests(self) -> Iterator[Manifest | BrokenManifest]:
@@ -227,16 +225,15 @@ class Vault:
                     yield manifest
 
     def shelf(self, shelf: Digest) -> list[Digest]:
-        """Return the keys on a shelf (:attr:`pipevault.key.Key.shelf`), sorted; none where the shelf does not exist.
-
-        Only names are listed: whoever takes an entry from here compares its factors.
+        """Return the keys on a shelf (:attr:`pipevault.key.Key.shelf`), sorted. Only names are listed: whoever takes an
+        entry from here compares its factors.
         """
         folder = self.layout.shelf_dir(shelf)
         files = children(folder) if folder.is_dir() else []
         return [key for file in files if (key := self.layout.key_of_manifest(file)) is not None]
 
     def find(self, prefix: str) -> Manifest:
-        """Return the entry whose key begins with ``prefix``. Raises like :func:`pipevault.store.read.the_key` and
+        """Return the entry whose key begins with ``prefix``. Raises like :func:`~pipevault.store.places.the_key`,
         :meth:`lookup`.
         """
         key = the_key(prefix, iter_keys(self.layout), f"entry of {self.root}")
@@ -245,55 +242,38 @@ class Vault:
             raise UnknownKeyError(f"The entry of {key.short} was removed from {self.root} just now.", prefix)
         return manifest
 
-    def plan_removal(self, keys: Sequence[Digest], *, with_needed: bool = False) -> RemovalPlan:
-        """See :func:`pipevault.store.retention.removal.plan_entries_removal`."""
+    def plan_removal(self, keys: Sequence[Digest], *, with_needed: bool = False, shown: bool = True) -> Removal:
         from pipevault.store.retention.removal import plan_entries_removal
 
-        return plan_entries_removal(self.layout, keys, with_needed=with_needed)
+        return plan_entries_removal(self.layout, keys, with_needed=with_needed, shown=shown)
 
-    def remove(self, plan: RemovalPlan, *, ignore_leases: bool = False) -> RemovalReport:
-        """See :func:`pipevault.store.retention.removal.remove_entries`."""
+    def remove(self, plan: Removal, *, ignore_leases: bool = False) -> Removal:
         self.require_writable()
         from pipevault.store.retention.removal import remove_entries
 
         return remove_entries(self.layout, plan, ignore_leases=ignore_leases)
 
     def record_use(self, key: Digest) -> None:
-        """See :func:`pipevault.store.retention.usage.record_use`."""
         record_use(self.layout, key, writable=self.writable)
 
     def lease(self, key: Digest) -> Lease:
-        """See :func:`pipevault.store.locks.leases.take_lease`."""
         if self.writable:
             tidy(self.layout)
         return take_lease(self.layout, key, writable=self.writable)
 
-    def pins(self) -> dict[str, Digest]:
-        """See :func:`pipevault.store.retention.pins.pins`."""
-        from pipevault.store.retention.pins import pins
-
-        return pins(self.layout)
-
     def pin(self, key: Digest, name: str, *, move: bool = False) -> Digest | None:
-        """See :func:`pipevault.store.retention.pins.pin`."""
         self.require_writable()
         from pipevault.store.retention.pins import pin
 
         return pin(self.layout, key, name, move=move)
 
     def unpin(self, name: str) -> Digest | None:
-        """See :func:`pipevault.store.retention.pins.unpin`."""
         self.require_writable()
         from pipevault.store.retention.pins import unpin
 
         return unpin(self.layout, name)
 
-    def foreign_files(self) -> Iterator[Path]:
-        """See :func:`pipevault.store.places.iter_foreign`."""
-        return iter_foreign(self.layout)
-
     def require_writable(self, advice: str = "Fix its permissions, or give another folder.") -> None:
-        """Raise :class:`VaultNotWritableError` unless this user may write in the vault."""
         if not self.writable:
             raise VaultNotWritableError(f"The vault {self.root} is read-only for this user. {advice}", self.root)
 

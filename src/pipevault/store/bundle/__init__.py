@@ -16,8 +16,8 @@ import secrets
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeAlias
@@ -37,6 +37,7 @@ from pipevault.files.atomic import replace_durably, share_like_folder, vault_err
 from pipevault.files.byte_progress import Progress, ignore_progress
 from pipevault.files.claims import claim_folder, remove_abandoned
 from pipevault.reading import chunks, open_regular, read_file
+from pipevault.settings import Settings
 from pipevault.store.bundle.zip_file import (
     MANIFEST_LIMIT_BYTES,
     MARKER,
@@ -49,10 +50,10 @@ from pipevault.store.bundle.zip_file import (
     open_bundle,
 )
 from pipevault.store.layout import Layout
-from pipevault.store.manifest import ArtifactRef, Manifest
+from pipevault.store.manifest import ArtifactRef, Manifest, read_manifest
+from pipevault.store.marker import ensure_vault
 from pipevault.store.needs import needed_first
 from pipevault.store.places import signature_files
-from pipevault.store.read import read_manifest
 from pipevault.store.trust.owners import check_chain, check_ownership
 from pipevault.store.trust.signature import copy_signatures
 from pipevault.store.vault import Vault
@@ -76,8 +77,6 @@ class ExportReport:
 
 @dataclass(frozen=True)
 class _Named:
-    """The part of a manifest that is kept: sizes in bytes by artifact, and the entries that it needs."""
-
     artifacts: Mapping[Digest, int]
     needs: tuple[Digest, ...]
 
@@ -90,13 +89,12 @@ def export_bundle(
     overwrite: bool = False,
     progress: Progress = ignore_progress,
 ) -> ExportReport:
-    """Write the entries ``keys`` and those that they need, with artifacts and signatures, to the bundle ``path``.
+    """Write the entries ``keys`` and those that they need, with artifacts and signatures, to the bundle ``path``, which
+    appears in one step. Equal entries make equal bytes.
 
-    The bundle appears in one step. Equal entries make equal bytes. :class:`UnknownKeyError`: no key was given, no entry
-    has one, or the vault lacks what an entry needs.
-    :class:`CorruptEntryError`, :class:`NewerVaultError`, :class:`UnsafeVaultError`: an entry cannot be exported.
-    :class:`CannotSaveError`: ``path`` exists and ``overwrite`` is not set, lies in the vault, or cannot be written.
-    :class:`BundleError`: too many files for one bundle.
+    :class:`UnknownKeyError`: no key was given, or the vault lacks an entry. :class:`CorruptEntryError`,
+    :class:`NewerVaultError`, :class:`UnsafeVaultError`: an entry cannot be exported. :class:`CannotSaveError`: ``path``
+    exists and ``overwrite`` is not set, lies in the vault, or cannot be written. :class:`BundleError`: too many files.
     """
     wanted = tuple(sorted(set(keys)))
     if not wanted:
@@ -113,12 +111,24 @@ def export_bundle(
 
 
 def bundle_keys(path: Path) -> tuple[Digest, ...]:
-    """Return the keys of the entries that the bundle says it holds, sorted; no content is verified.
-
-    :class:`BundleError`, :class:`NewerBundleError`.
-    """
+    """Return the keys that the bundle says it holds, sorted; no content is verified. :class:`BundleError`."""
     with open_bundle(path) as bundle:
         return bundle.keys
+
+
+def import_to(settings: Settings, path: Path, *, progress: Progress = ignore_progress) -> tuple[Vault, list[Digest]]:
+    """Import into the vault of ``settings.dir``, which is made, if there is none, once the whole bundle was verified.
+    Return the vault and what :func:`import_bundle` does.
+    """
+    is_new = not os.path.lexists(settings.dir)
+    vault = Vault.of(settings, create=True, mark=False)
+    try:
+        return vault, import_bundle(vault, path, progress=progress)
+    finally:
+        if not vault.layout.vault_file.exists():
+            for folder in (vault.layout.tmp_dir, *([vault.root] if is_new else [])):
+                with suppress(OSError):  # not empty: another process makes a vault of it
+                    folder.rmdir()
 
 
 def import_bundle(vault: Vault, path: Path, *, progress: Progress = ignore_progress) -> list[Digest]:
@@ -143,6 +153,7 @@ def import_bundle(vault: Vault, path: Path, *, progress: Progress = ignore_progr
         missing = {key: entry for key, entry in entries.items() if standing[key] is None}
         _check_space(folder, max((sum(entry.artifacts.values()) for entry in missing.values()), default=0))
         uses = Counter(digest for entry in missing.values() for digest in entry.artifacts)
+        ensure_vault(vault.layout, create=True)
         imported = []
         for key in needed_first({key: entry.needs for key, entry in entries.items()}):
             manifest = _manifest(bundle, staged, key)
@@ -150,8 +161,8 @@ def import_bundle(vault: Vault, path: Path, *, progress: Progress = ignore_progr
                 list(copy_signatures(staged, vault.layout, key))
             if key not in missing:
                 continue
-            files = {digest: staged.artifact_file(digest) for digest in manifest.artifact_sizes}
-            files = {digest: file for digest, file in files.items() if file.exists()}
+            places = {digest: staged.artifact_file(digest) for digest in manifest.artifact_sizes}
+            files = {digest: file for digest, file in places.items() if file.exists()}
             if vault.publish_copy(staged, manifest, files).manifest_digest == manifest.manifest_digest:
                 imported.append(key)
             uses.subtract(files.keys())
@@ -174,32 +185,26 @@ def _check_output(vault: Vault, path: Path, overwrite: bool) -> None:
             raise CannotSaveError(f"{path} exists already. Give another path, or --overwrite.", path)
 
 
-def _with_needed(vault: Vault, keys: Iterable[Digest]) -> dict[Digest, Manifest]:
-    """The manifests of ``keys`` and of all entries that these need."""
+def _with_needed(vault: Vault, keys: Sequence[Digest]) -> dict[Digest, Manifest]:
     found: dict[Digest, Manifest] = {}
-    waiting = list(keys)
-    for key in waiting:
-        manifest = vault.lookup(key)
-        if manifest is None:
-            raise UnknownKeyError(f"No entry of {vault.root} has the key {key.short}.", key.hex)
-        found[key] = manifest
-    while waiting:
-        needing = found[waiting.pop()]
-        new = {key: vault.lookup(key) for key in needing.needs if key not in found}
+    waiting: list[tuple[str, Sequence[Digest]]] = [("", keys)]
+    for plan, wanted in waiting:
+        new = {key: vault.lookup(key) for key in wanted if key not in found}
         if missing := [key for key, manifest in new.items() if manifest is None]:
-            plan = needing.key.digest.short
-            raise UnknownKeyError(
-                f"{plan} needs what {vault.root} does not hold: {', '.join(key.short for key in missing)}. Freeze the "
-                f"pipeline again, or remove what needs it: pipevault rm {plan}",
-                missing[0].hex,
-            )
+            text = f"No entry of {vault.root} has the key {missing[0].short}."
+            if plan:
+                text = (
+                    f"{plan} needs what {vault.root} does not hold: {', '.join(key.short for key in missing)}. Freeze "
+                    f"the pipeline again, or remove what needs it: pipevault rm {plan}"
+                )
+            raise UnknownKeyError(text, missing[0].hex)
         found |= {key: manifest for key, manifest in new.items() if manifest is not None}
-        waiting += new
+        waiting += [(key.short, manifest.needs) for key, manifest in new.items() if manifest is not None]
     return found
 
 
 def _sources(vault: Vault, manifests: Mapping[Digest, Manifest]) -> dict[str, _Source]:
-    """The files that the entries need, by the name of each member, sorted; their bytes are checked when copied."""
+    """The files of the entries by the name of each member, sorted; their bytes are checked when they are copied."""
     layout, found = vault.layout, dict[str, _Source]()
     for key, manifest in manifests.items():
         found[_name(layout.manifest_file(key), vault)] = manifest
@@ -237,7 +242,6 @@ def _write(file: IO[bytes], vault: Vault, sources: Mapping[str, _Source], progre
 
 
 def _document(vault: Vault, source: Manifest | Path) -> bytes:
-    """The bytes of a manifest or of the signature at a path."""
     if isinstance(source, Manifest):
         data, path, limit_bytes = source.to_bytes(), vault.layout.manifest_file(source.key.digest), MANIFEST_LIMIT_BYTES
     else:
@@ -261,8 +265,8 @@ def _name(path: Path, vault: Vault) -> str:
 
 @contextmanager
 def _new_file(path: Path, overwrite: bool) -> Iterator[Path]:
-    """A name for a file that is moved to ``path`` at the end, in a folder next to it that goes whatever happens. If the
-    process is killed, the next export to this place removes it.
+    """A name for a file that is moved to ``path`` at the end, in a folder that goes whatever happens; after a kill,
+    with the next export to this place.
     """
     claim = None
     try:
@@ -286,7 +290,6 @@ def _new_file(path: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _holds(vault: Vault, member: Member) -> bool:
-    """Tell whether the member is an artifact whose bytes the vault has."""
     if member.artifact is None:
         return False
     try:
@@ -311,7 +314,6 @@ def _manifest(bundle: BundleFile, staged: Layout, key: Digest) -> Manifest:
 
 
 def _check_complete(bundle: BundleFile, entries: Mapping[Digest, _Named]) -> None:
-    """Nothing is missing, and nothing is there that no entry needs."""
     held = {member.artifact: member.size_bytes for member in bundle.members if member.artifact is not None}
     for key, entry in entries.items():
         if lacking := [needed for needed in entry.needs if needed not in entries]:
@@ -327,7 +329,7 @@ def _check_complete(bundle: BundleFile, entries: Mapping[Digest, _Named]) -> Non
 
 
 def _standing(vault: Vault, key: Digest) -> str | None:
-    """The manifest digest of the entry that stands in the vault, if it is whole or of a later format."""
+    """The manifest digest of the entry in the vault, if it is whole or of a later format."""
     try:
         manifest = vault.lookup(key)
         for ref in manifest.artifacts if manifest else ():

@@ -48,9 +48,8 @@ _LAYOUT = Layout(_ROOT)
 
 @dataclass(frozen=True)
 class Member:
-    """A file of the bundle other than its marker. ``name`` is its path in a vault, with ``/``.
-
-    It is the manifest of ``key``, the bytes of ``artifact``, or signs the entry ``signed_key``.
+    """A file of the bundle other than its marker: the manifest of ``key``, the bytes of ``artifact``, or a signature of
+    the entry ``signed_key``. ``name`` is its path in a vault, with ``/``.
     """
 
     name: str
@@ -88,10 +87,8 @@ def new_member(bundle: zipfile.ZipFile, name: str, size_bytes: int) -> Iterator[
 
 @contextmanager
 def open_bundle(path: Path) -> Iterator[BundleFile]:
-    """Open the bundle at ``path``.
-
-    :class:`NoBundleError` if nothing is there; :class:`BundleError`, :class:`NewerBundleError`, also for what cannot be
-    read.
+    """Open the bundle at ``path``. :class:`NoBundleError`: nothing is there. :class:`BundleError`,
+    :class:`NewerBundleError`: also for what cannot be read.
     """
     try:
         file = _Limited(open_regular(path))
@@ -145,13 +142,11 @@ class BundleFile:
 
     @property
     def keys(self) -> tuple[Digest, ...]:
-        """The keys of the entries, sorted."""
         return tuple(sorted(member.key for member in self.members if member.key is not None))
 
     def extract(self, folder: Path, is_wanted: Callable[[Member], bool], progress: Progress) -> None:
-        """Verify the whole file, and write each member that is wanted to its name in ``folder``.
-
-        :class:`BundleError`: what was written is not to be used. An ``OSError`` in writing passes.
+        """Verify the whole file, and write each member that is wanted to its name in ``folder``; after a
+        :class:`BundleError` nothing of it is to be used. An ``OSError`` in writing passes.
         """
         same = _Same(self._file)
         total_bytes, done_bytes = sum(member.size_bytes for member in self.members), 0
@@ -183,12 +178,10 @@ class BundleFile:
 
     def _member(self, name: str, size_bytes: int) -> Member:
         place = _ROOT / name
-        # "entries//x", "./x" and the like are another spelling of a place.
-        if place.as_posix() != f"/{name}":
-            raise self.bad(f"{name!r} is not a place in a vault")
         key, artifact = _LAYOUT.key_of_manifest(place), _LAYOUT.digest_of_artifact(place)
         signed_key = _LAYOUT.key_of_signature(place)
-        if key is None and artifact is None and signed_key is None:
+        # "entries//x", "./x" and the like are another spelling of a place.
+        if not (key or artifact or signed_key) or place.as_posix() != f"/{name}":
             raise self.bad(f"{name!r} is not a place in a vault")
         limit_bytes = MANIFEST_LIMIT_BYTES if key else SIGNATURE_LIMIT_BYTES if signed_key else self._size_bytes
         if not 0 <= size_bytes <= limit_bytes:

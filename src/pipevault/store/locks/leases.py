@@ -1,12 +1,8 @@
 """Leases: entries that a live process has loaded, which no pruning removes.
 
-A lease is the empty file ``leases/<key digest>.<host>.<pid>.<16 hex digits>``, claimed by the process
-(:mod:`pipevault.files.claims`): it counts while its lock is held and, where locks prove nothing, while the process
-leaves signs of life. A forked child inherits the lock: the lease counts until both have ended, or the process that took
-it released it.
-
-Whoever may not write the vault has none: what it opened stays usable, for removed files live on while they are open,
-and what it opens later may be gone, which is a miss.
+A lease is the empty file ``leases/<key digest>.<host>.<pid>.<16 hex digits>``, claimed by the process and its forked
+children (:mod:`pipevault.files.claims`). Whoever may not write the vault has none: what it opened stays usable, and
+what it opens later may be gone, which is a miss.
 """
 
 from __future__ import annotations
@@ -15,6 +11,7 @@ import os
 import secrets
 import socket
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,14 +25,11 @@ from pipevault.store.places import children
 
 @dataclass
 class Lease:
-    """A hold on an entry. ``problem`` says why there is none; the entry may then be removed while it is in use.
-
-    It ends with :meth:`release` or with the process, and belongs to the process that took it: in a forked child,
-    :meth:`release` does nothing.
+    """A hold on an entry, which ends with :meth:`release` or with the process that took it. Where it is not ``held``,
+    the entry may be removed while it is in use.
     """
 
     key: Digest
-    problem: str = ""
     _claim: Claim | None = field(default=None, repr=False)
 
     @property
@@ -47,32 +41,27 @@ class Lease:
         return self._claim is not None and self._claim.held
 
     def release(self) -> None:
-        """Give it up; a second time does nothing. Never raises."""
         if self._claim is not None:
             self._claim.release()
 
 
 def take_lease(layout: Layout, key: Digest, *, writable: bool = True) -> Lease:
-    """Keep the entry ``key`` while this process lives. Never raises: without a lease :attr:`Lease.problem` says why.
+    """Keep the entry ``key`` while this process lives, if the vault can be written. Never raises.
 
     Look the entry up *after* this: what was removed before the lease is no longer there, what was not stays.
     """
-    if not writable:
-        return Lease(key, "the vault cannot be written")
-    try:
-        make_folder(layout.leases_dir)
-        claim = None
-        while claim is None:
-            process = {"host": socket.gethostname(), "pid": os.getpid(), "random_hex": secrets.token_hex(8)}
-            claim = claim_file(layout.lease_file(key, **process))  # type: ignore[arg-type]
-        return Lease(key, _claim=claim)
-    except (VaultError, OSError) as error:
-        return Lease(key, str(error))
+    claim = None
+    with suppress(VaultError, OSError):
+        if writable:
+            make_folder(layout.leases_dir)
+        while writable and claim is None:
+            host, pid = socket.gethostname(), os.getpid()
+            claim = claim_file(layout.lease_file(key, host=host, pid=pid, random_hex=secrets.token_hex(8)))
+    return Lease(key, claim)
 
 
 def live_leases(layout: Layout) -> dict[Digest, list[str]]:
     """Return the holders of each lease that counts, such as ``process 4711 on worker-3``, by key; nothing is changed.
-
     :class:`VaultError`: the folder cannot be read.
     """
     holders: dict[Digest, list[str]] = defaultdict(list)
@@ -83,8 +72,3 @@ def live_leases(layout: Layout) -> dict[Digest, list[str]]:
                     host, pid, _ = path.name.partition(".")[2].split(".")
                     holders[key].append(f"process {pid} on {host}")
     return holders
-
-
-def leased_keys(layout: Layout) -> set[Digest]:
-    """Return the keys that a live process holds. Raises like :func:`live_leases`."""
-    return set(live_leases(layout))

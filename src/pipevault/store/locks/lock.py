@@ -45,13 +45,10 @@ GUARD_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Holder:
-    """The writer of the note next to a lock; ``since`` is ISO 8601, UTC."""
-
     process: ProcessIdentity
     since: str
 
     def describe(self, now_s: float) -> str:
-        """Return ``process 7 on worker-3 (since 2025-01-31T12:00:00+00:00, 2 min 5 s)``; ``now_s`` since the epoch."""
         when = ", ".join(filter(None, (f"since {self.since}", _elapsed(self.since, now_s))))
         return f"process {self.process.pid} on {self.process.host} ({when})"
 
@@ -60,11 +57,11 @@ class Holder:
 def key_lock(
     layout: Layout, key: Digest, *, timeout_s: float, on_wait: Callable[[str], None] | None = None
 ) -> Iterator[None]:
-    """Hold the lock of ``key``; wait up to ``timeout_s`` seconds (``math.inf``: for ever).
+    """Hold the lock of ``key``; wait up to ``timeout_s`` seconds (``math.inf``: for ever). :class:`LockTimeoutError`;
+    :class:`VaultNotWritableError`: no lock file can be made.
 
     ``on_wait`` gets a sentence: whom this process waits for, again whenever the holder changes; that the lock of a dead
     process was taken over; that the block runs unlocked, where the file system has no locks.
-    :class:`LockTimeoutError`; :class:`VaultNotWritableError`: no lock file can be made.
     """
     if not timeout_s >= 0:
         raise ValueError(f"timeout_s is {timeout_s!r}: expected 0 or more seconds.")
@@ -82,7 +79,6 @@ def key_lock(
 
 
 def read_holder(path: Path) -> Holder | None:
-    """Read the note at ``path``; ``None`` if there is none that can be read."""
     try:
         document = msgspec.json.decode(read_file(path), type=dict[str, Any])
         return Holder(ProcessIdentity.from_json(document), str(document["since"]))
@@ -91,7 +87,6 @@ def read_holder(path: Path) -> Holder | None:
 
 
 def guard(layout: Layout, key: Digest, *, timeout_s: float = GUARD_TIMEOUT_S) -> AbstractContextManager[bool]:
-    """Hold the guard of ``key`` while the block runs; ``False`` if it could not be had."""
     return locked(layout.guard_file(key), timeout_s=timeout_s)
 
 

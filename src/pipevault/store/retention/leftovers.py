@@ -1,8 +1,8 @@
 """Leftovers of dead processes: staging folders, leases, locks and their notes, temporary folders of the system.
 
-Nothing of it is ever read as part of an entry, so recovery needs none of this; it frees space. Never removed: what
-belongs to a process that lives, see :mod:`pipevault.files.claims`. :func:`sweep` looks at everything, :func:`tidy` at a
-few files, and so often that their number stays bounded without any pruning.
+Recovery needs none of this; it frees space. Never removed: what belongs to a process that lives, see
+:mod:`pipevault.files.claims`. :func:`sweep` looks at everything, :func:`tidy` at a few files, and so often that their
+number stays bounded without any pruning.
 """
 
 from __future__ import annotations
@@ -52,11 +52,7 @@ def find_leftovers(layout: Layout, *, temporary_dir: Path | None = None) -> tupl
 
 
 def sweep(layout: Layout, *, temporary_dir: Path | None = None) -> list[Leftover]:
-    """Remove what dead processes left, and return it. What this user may not remove stays and is left out.
-
-    ``temporary_dir``: default: the system's. Processes may work in the vault meanwhile.
-    :class:`~pipevault.errors.VaultError` if the vault cannot be listed.
-    """
+    """Remove what dead processes left, and return it. What this user may not remove stays and is left out."""
     return [item for item in _work(layout, temporary_dir, remove=True) if not os.path.lexists(item.path)]
 
 

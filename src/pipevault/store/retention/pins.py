@@ -7,6 +7,8 @@ A pin that cannot be read may mean any entry, so nothing is removed until it can
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
 
 from pipevault.digest import Digest
@@ -41,13 +43,35 @@ _FORMAT = Format(
 )
 
 
+@dataclass(frozen=True)
+class Pin:
+    """A pin; ``key`` is ``None`` if it cannot be read, and ``problem`` says what is wrong with it."""
+
+    name: str
+    key: Digest | None
+    problem: str = ""
+
+
+def read_pins(layout: Layout) -> list[Pin]:
+    """Return the pins, sorted by name, those that cannot be read too."""
+    pins = []
+    for name in pin_names(layout):
+        try:
+            key = read_pin(layout, name)
+        except (PinError, VaultError) as error:
+            pins.append(Pin(name, None, str(error)))
+            continue
+        if key is not None:
+            pins.append(Pin(name, key, "" if layout.manifest_file(key).exists() else "its entry is gone"))
+    return pins
+
+
 def pins(layout: Layout) -> dict[str, Digest]:
     """Return the key of each pin, sorted by name. :class:`PinError` names one that cannot be read."""
     return {name: key for name in pin_names(layout) if (key := read_pin(layout, name)) is not None}
 
 
 def pin_names(layout: Layout) -> list[str]:
-    """List the names of all pins, sorted, also of those that cannot be read."""
     names = map(layout.pin_name, children(layout.pins_dir))
     return sorted(name for name in names if name is not None)
 
@@ -64,11 +88,11 @@ def read_pin(layout: Layout, name: str) -> Digest | None:
 
 
 def pin(layout: Layout, key: Digest, name: str, *, move: bool = False) -> Digest | None:
-    """Pin the entry ``key`` as ``name``; return the key that ``move`` took the name from.
+    """Pin the entry ``key`` as ``name``; return the key that ``move`` took the name from. The same again changes
+    nothing.
 
-    Pinning the same entry again changes nothing. :class:`PinNameError`: ``name`` is not a name. :class:`PinError`: it
-    pins another entry and ``move`` is false. :class:`UnknownKeyError`: no entry has this key, or it was removed
-    meanwhile.
+    :class:`PinNameError`: ``name`` is not a name. :class:`PinError`: it pins another entry and ``move`` is false.
+    :class:`UnknownKeyError`: no entry has this key, or it was removed meanwhile.
     """
     _check_name(name)
     _require_entry(layout, key)
@@ -95,8 +119,7 @@ def pin(layout: Layout, key: Digest, name: str, *, move: bool = False) -> Digest
 
 def unpin(layout: Layout, name: str) -> Digest | None:
     """Remove the pin ``name``, also a damaged one; return the key it had, if it could be read.
-
-    :class:`UnknownPinError`, :class:`PinNameError`.
+    :class:`UnknownPinError`.
     """
     _check_name(name)
     key = _read_or_none(layout, name)

@@ -1,21 +1,13 @@
 """Keeping a vault small: a plan of what has to go, and carrying it out.
 
-The size of a vault is the bytes of its manifests, artifacts, signatures and quarantined files. To get below a limit,
-what is of no use goes first (orphans, quarantine), then entries, least recently used first; an artifact goes with the
-last entry that names it. Pinned entries, those that a live process has loaded, what these need (the graphs of a plan),
-and manifests that cannot be understood stay.
+To get below a limit, what is of no use goes first (orphans, quarantine), then entries, least recently used first; an
+artifact goes with the last entry that names it. Pinned entries, those that a live process has loaded, what these need,
+and manifests that cannot be understood stay. A process that dies in between leaves whole entries or none, and what no
+manifest names, which the next pruning removes.
 
-Order of removal: quarantined files, manifests, then artifacts, then what belonged to the entries (signatures, notes of
-uses). A process that dies in between leaves whole entries or none, and what no manifest names, which the next pruning
-removes.
-
-An entry's time is that of its last known use, else that of its manifest. A time from the future was told by a clock
-that is ahead, or the clock here is behind:
-
-- If more than half of the vault's times lie in the future, the clock here is behind. Then nothing has an age, and the
-  order is that of the times as they stand.
-- Else the few that do count as used now, behind all others and among themselves in their own order. Such an entry is
-  not the first to go, and since pruning sets its note to now, it ages from then on.
+An entry's time is that of its last known use, else that of its manifest. If more than half of the vault's times lie in
+the future, the clock here is behind: nothing has an age, and the order is that of the times as they stand. Else the few
+that do count as used now, behind all others; pruning sets their notes to now, so that they age from then on.
 """
 
 from __future__ import annotations
@@ -39,7 +31,6 @@ from pipevault.store.retention.leftovers import Leftover, find_leftovers, sweep
 from pipevault.store.retention.removal import (
     ORPHAN_MIN_AGE_S,
     find_holds,
-    orphans_among,
     remove_artifacts,
     remove_belongings,
     remove_empty_shelves,
@@ -63,9 +54,8 @@ CLOCK_TOLERANCE_S = 60.0
 
 @dataclass(frozen=True)
 class Going:
-    """An entry that is to go. ``reason``: ``least recently used``, ``unused`` or ``not used for 40.0 days``.
-
-    It stays if ``used_s``, its last use as noted, or ``modified_ns`` of its manifest changes before it goes.
+    """An entry that is to go, unless ``used_s``, its last use as noted, or ``modified_ns`` of its manifest changes
+    before. ``reason``: ``least recently used``, ``unused`` or ``not used for 40.0 days``.
     """
 
     key: Digest
@@ -76,61 +66,41 @@ class Going:
 
 @dataclass(frozen=True)
 class Staying:
-    """An entry that would have gone. ``reason``: ``pinned as prod``, ``in use by process 4711 on worker-3``, or
-    ``needed by 7c2b5a1ac012, which is pinned as prod``.
-    """
+    """An entry that would have gone. ``reason``: such as ``needed by 7c2b5a1ac012, which is pinned as prod``."""
 
     key: Digest
     reason: str
 
 
 @dataclass(frozen=True)
-class PrunePlan:
-    """The work of :func:`carry_out`, in the order in which it goes.
+class Pruning:
+    """The work of :func:`carry_out` in the order in which it goes, or what that removed.
 
-    ``artifacts``: those that only ``entries`` name; ``orphans``: those that no manifest names, older than an hour;
-    ``strays``: keys without an entry that a signature or the note of a use is left of; ``leftovers``, which are no part
-    of the vault's ``size_bytes``: files of dead processes. ``because``: the reasons why ``max_size`` is not reached.
-    ``problems``: sentences about what could not be judged. ``ahead``: entries whose last use lies in the future;
-    carrying out makes it ``now_s``.
+    ``artifacts``: those that only ``entries`` name and, once removed, ``orphans``: those that no manifest names, older
+    than an hour. ``strays``: keys without an entry that a signature or a note of a use is left of. ``leftovers`` of
+    dead processes are no part of ``size_bytes``. ``staying``: would have gone or, once carried out, were used, pinned,
+    loaded or frozen again since. ``because``: why ``max_size`` is not reached. ``problems``: what could not be judged
+    or removed. ``ahead``: entries whose last use lies in the future; it becomes ``now_s``.
     """
 
-    entries: tuple[Going, ...]
-    artifacts: tuple[Digest, ...]
-    orphans: tuple[Digest, ...]
-    quarantined: tuple[Path, ...]
-    strays: tuple[Digest, ...]
-    leftovers: tuple[Leftover, ...]
-    staying: tuple[Staying, ...]
-    size_bytes: int
-    freed_bytes: int
-    max_size: int | None
-    because: tuple[str, ...]
-    problems: tuple[str, ...]
-    ahead: tuple[Digest, ...]
-    now_s: float
+    entries: tuple[Going, ...] = ()
+    artifacts: tuple[Digest, ...] = ()
+    orphans: tuple[Digest, ...] = ()
+    quarantined: tuple[Path, ...] = ()
+    strays: tuple[Digest, ...] = ()
+    leftovers: tuple[Leftover, ...] = ()
+    staying: tuple[Staying, ...] = ()
+    size_bytes: int = 0
+    freed_bytes: int = 0
+    max_size: int | None = None
+    because: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    ahead: tuple[Digest, ...] = ()
+    now_s: float = 0.0
 
     @property
     def left_bytes(self) -> int:
         return self.size_bytes - self.freed_bytes
-
-
-@dataclass(frozen=True)
-class PruneReport:
-    """The files that this call removed; what another process removed first is not counted.
-
-    ``artifacts``: orphans among them. ``staying``: planned to go, but used, pinned, loaded or frozen again since.
-    ``left_bytes``: the size of the vault now, counted from the plan's.
-    """
-
-    entries: tuple[Digest, ...] = ()
-    artifacts: tuple[Digest, ...] = ()
-    quarantined: tuple[Path, ...] = ()
-    leftovers: tuple[Leftover, ...] = ()
-    staying: tuple[Staying, ...] = ()
-    freed_bytes: int = 0
-    left_bytes: int = 0
-    problems: tuple[str, ...] = ()
 
 
 def plan_prune(
@@ -142,14 +112,13 @@ def plan_prune(
     now_s: float | None = None,
     keep: Collection[Digest] = (),
     chosen: Mapping[Digest, str] | None = None,
-) -> PrunePlan:
+) -> Pruning:
     """Plan to remove entries not used for ``older_than_s`` seconds; with ``unused`` those that were published over an
     hour ago and never used; then the least recently used until the vault has ``max_size`` bytes; orphans in any case.
 
-    ``now_s``: seconds since the epoch; default: now. ``keep``: entries that stay, and what they need.
-    ``chosen``: entries that go besides, and why; with them goes what only they need, such as the graphs of a plan.
-    :class:`VaultError`: the vault cannot be read. :class:`PinError`: a pin cannot be read, so that no entry is safe to
-    remove.
+    ``now_s``: seconds since the epoch. ``keep``: entries that stay, and what they need. ``chosen``: entries that go
+    besides, and why, with what only they need. :class:`VaultError`: the vault cannot be read. :class:`PinError`: a pin
+    cannot be read, so that no entry is safe to remove.
     """
     if max_size is not None and max_size < 0:
         raise ValueError(f"max_size is {max_size}: expected 0 or more bytes.")
@@ -159,7 +128,7 @@ def plan_prune(
     draft.drop_chosen(chosen or {})
     problems = draft.drop_by_age(older_than_s, unused)
     reached = draft.drop_down_to(max_size)
-    return PrunePlan(
+    return Pruning(
         entries=tuple(draft.entries.values()),
         artifacts=tuple(sorted(draft.dropped_artifacts)),
         orphans=tuple(draft.old_orphans),
@@ -177,12 +146,12 @@ def plan_prune(
     )
 
 
-def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
+def carry_out(vault: Vault, plan: Pruning) -> Pruning:
     """Do what was planned, but leave entries that were used, pinned, loaded or frozen again since; remove what dead
     processes left, too.
 
-    :class:`VaultNotWritableError` if a file cannot be removed; what was removed stays removed. :class:`PinError`: a pin
-    cannot be read.
+    :class:`VaultNotWritableError`: a file cannot be removed; what was removed stays removed. :class:`PinError`: as
+    above.
     """
     vault.require_writable("Prune it as its owner.")
     layout = vault.layout
@@ -206,23 +175,23 @@ def carry_out(vault: Vault, plan: PrunePlan) -> PruneReport:
     except VaultError as error:
         problems.append(str(error))
     freed_bytes = sum(quarantined.values()) + sum(removed.values()) + artifact_bytes + belongings_bytes
-    return PruneReport(
-        entries=tuple(removed),
+    return replace(
+        plan,
+        entries=tuple(going for going in plan.entries if going.key in removed),
         artifacts=tuple(artifacts),
+        orphans=(),
         quarantined=tuple(quarantined),
         leftovers=tuple(leftovers),
         staying=staying,
         freed_bytes=freed_bytes,
-        left_bytes=plan.size_bytes - freed_bytes,
         problems=tuple(problems),
     )
 
 
-def enforce_max_size(vault: Vault, key: Digest, *, max_size: int) -> PruneReport | None:
+def enforce_max_size(vault: Vault, key: Digest, *, max_size: int) -> Pruning | None:
     """After ``key`` was published: remove the least recently used others if the vault is above ``max_size`` bytes.
-
-    ``None`` if it is not, which takes one look at each file's size; what quarantine may not hold is removed first.
-    Never raises: what went wrong stands in ``problems``, and so does why the limit is not reached.
+    ``None`` if it is not, which takes one look at each file's size. Never raises: ``problems`` says what went wrong,
+    and why the limit is not reached.
     """
     if not vault.writable:
         return None
@@ -234,7 +203,7 @@ def enforce_max_size(vault: Vault, key: Digest, *, max_size: int) -> PruneReport
         plan = plan_prune(vault, max_size=max_size, keep=(key,))
         report = carry_out(vault, plan)
     except (VaultError, PinError, OSError, ValueError, MemoryError) as error:
-        return PruneReport(problems=(f"The vault could not be kept within its max_size of {max_size} bytes: {error}",))
+        return Pruning(problems=(f"The vault could not be kept within its max_size of {max_size} bytes: {error}",))
     if report.left_bytes <= max_size:
         return report
     reasons = "; ".join((*plan.because, *(f"{entry.key.short} stays ({entry.reason})" for entry in report.staying)))
@@ -243,9 +212,8 @@ def enforce_max_size(vault: Vault, key: Digest, *, max_size: int) -> PruneReport
 
 
 def vault_size_bytes(layout: Layout) -> int:
-    """Return the bytes of manifests, artifacts, signatures and quarantined files; no file is opened.
-
-    A file that vanishes meanwhile, or a folder that cannot be read, counts as empty.
+    """Return the bytes of manifests, artifacts, signatures and quarantined files; what vanishes meanwhile, or cannot be
+    read, counts as empty.
     """
     folders = (layout.entries_dir, layout.artifacts_dir, layout.signatures_dir, layout.quarantine_dir)
     return sum(map(size_bytes_of, folders))
@@ -254,9 +222,7 @@ def vault_size_bytes(layout: Layout) -> int:
 @dataclass(frozen=True)
 class Ages:
     """The ages of entries. ``order``: least recently used first. ``age_s``: since the last use, never negative.
-
-    ``ahead``: entries whose time lies in the future and counts as now. ``clock_is_behind``: the clock here tells less
-    than most of the vault's times, so that every age is 0.
+    ``ahead``: entries whose time lies in the future and counts as now.
     """
 
     order: tuple[Digest, ...]
@@ -301,9 +267,10 @@ class _Draft:
                 left[key] = file.st_mtime
         self.strays = sorted(key for key, at_s in left.items() if key not in self.manifests and self._is_old(at_s))
         self._names = Counter(digest for manifest in self.manifests.values() for digest in manifest.artifacts)
-        self._orphans = orphans_among(self._artifacts, self._names, now_s)
-        self.old_orphans = [orphan.digest for orphan in self._orphans if orphan.removable]
-        self.ages = judge({key: found.modified_s for key, found in self.manifests.items()}, self.used_s, now_s)
+        orphans = [digest for digest in self._artifacts if digest not in self._names]
+        self.old_orphans = [digest for digest in orphans if self._is_old(self._artifacts[digest].st_mtime)]
+        self._young_orphans = len(orphans) - len(self.old_orphans)
+        self.ages = judge({key: found.modified_ns / 1e9 for key, found in self.manifests.items()}, self.used_s, now_s)
         self._protected = self._protections(layout, keep)
         self.size_bytes = sum(found.size_bytes for found in self.manifests.values()) + self._signature_bytes.total()
         self.size_bytes += sum(file.st_size for file in (*self._artifacts.values(), *self._quarantine.values()))
@@ -324,7 +291,6 @@ class _Draft:
                 self._drop(key, reasons[key])
 
     def drop_by_age(self, older_than_s: float | None, unused: bool) -> tuple[str, ...]:
-        """Drop the old and the unused; return what cannot be judged."""
         if self.ages.clock_is_behind and (unused or older_than_s is not None):
             text = "Most times in the vault lie in the future, so the clock of this machine is behind: "
             return (f"{text}no entry is removed by its age.",)
@@ -333,7 +299,7 @@ class _Draft:
             age_s = self.ages.age_s[key]
             if age_s >= limit_s:
                 self._drop(key, f"not used for {age_s / _DAY_S:.1f} days")
-            elif unused and key not in self.used_s and self._is_old(self.manifests[key].modified_s):
+            elif unused and key not in self.used_s and self._is_old(self.manifests[key].modified_ns / 1e9):
                 self._drop(key, "unused")
         return ()
 
@@ -349,17 +315,15 @@ class _Draft:
         return self.left_bytes <= limit
 
     def obstacles(self) -> Iterator[str]:
-        """Say why no more can go, a clause each."""
         for key, reason in sorted(self._protected.items())[:_NAMED_REASONS]:
             yield f"{key.short} stays ({reason})"
         if (more := len(self._protected) - _NAMED_REASONS) > 0:
             yield f"{more} more {'entry stays' if more == 1 else 'entries stay'}"
-        if young := len(self._orphans) - len(self.old_orphans):
+        if young := self._young_orphans:
             several = "artifacts that no entry names are" if young > 1 else "artifact that no entry names is"
             yield f"{young} {several} younger than an hour"
 
     def _drop(self, key: Digest, reason: str) -> None:
-        """Choose ``key`` unless it is chosen already or protected."""
         manifest = self.manifests[key]
         if key in self._protected:
             self.staying[key] = Staying(key, self._protected[key])
@@ -413,8 +377,7 @@ def _quarantined_s(path: Path, file: os.stat_result) -> float:
         return file.st_mtime
 
 
-def _remove_entries(layout: Layout, plan: PrunePlan) -> tuple[dict[Digest, int], tuple[Staying, ...]]:
-    """Remove the manifests that may still go; return the bytes of each, and what stays."""
+def _remove_entries(layout: Layout, plan: Pruning) -> tuple[dict[Digest, int], tuple[Staying, ...]]:
     watch = _Watch(layout)
     removed: dict[Digest, int] = {}
     staying: list[Staying] = []
@@ -440,7 +403,6 @@ class _Watch:
         self._reasons: dict[Digest, str] = {}
 
     def reason_to_stay(self, going: Going) -> str:
-        """Say why the entry must not go after all; empty if it may."""
         layout, key = self._layout, going.key
         if (seen := self._look()) != self._seen:
             self._reasons = {held: hold.reason for held, hold in find_holds(layout).items()}

@@ -1,9 +1,8 @@
-"""Removing entries, unless something holds them, and artifacts that no entry names.
+"""Removing entries, unless something holds them (pins, leases of live processes, the needs of entries that have one),
+and artifacts that no entry names.
 
-Pins, leases of live processes and the needs of entries that have one keep an entry from being removed.
-
-Manifests go before artifacts, so that no manifest ever names an artifact that this removed. What belongs to an entry
-and is not part of it (signatures, the note of its last use) goes after its manifest.
+Manifests go before artifacts, so that no manifest ever names an artifact that this removed. Signatures and the note of
+the last use go after the manifest.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,22 +42,9 @@ ORPHAN_MIN_AGE_S = 3600.0
 
 
 @dataclass(frozen=True)
-class Orphan:
-    """An artifact that no entry names. ``age_s`` is negative where the file system's clock runs ahead."""
-
-    digest: Digest
-    size_bytes: int
-    age_s: float
-
-    @property
-    def removable(self) -> bool:
-        return self.age_s >= ORPHAN_MIN_AGE_S
-
-
-@dataclass(frozen=True)
-class RemovalPlan:
-    """The work of :func:`remove_entries`, sorted. ``shared``: artifacts of these entries that stay, because other
-    entries name them. ``size_bytes``: of the manifests, artifacts and signatures that would go.
+class Removal:
+    """A removal that is planned, or the files that one removed; one that another process removed first is not counted.
+    ``shared``: artifacts of these entries that stay, because other entries name them.
     """
 
     keys: tuple[Digest, ...]
@@ -67,20 +53,13 @@ class RemovalPlan:
     size_bytes: int
 
 
-@dataclass(frozen=True)
-class RemovalReport:
-    """The files that this call removed; one that another process removed first is not counted."""
-
-    keys: tuple[Digest, ...]
-    artifacts: tuple[Digest, ...]
-    shared: tuple[Digest, ...]
-    freed_bytes: int
-
-
-def plan_entries_removal(layout: Layout, keys: Sequence[Digest], *, with_needed: bool = False) -> RemovalPlan:
+def plan_entries_removal(
+    layout: Layout, keys: Sequence[Digest], *, with_needed: bool = False, shown: bool = True
+) -> Removal:
     """Return the plan for ``keys``; entries with a damaged manifest can go too. :class:`UnknownKeyError`.
 
-    ``with_needed``: also the entries that these need and no other does, such as the graphs of a plan.
+    ``with_needed``: also the entries that only these need, such as the graphs of a plan. Unless it is to be ``shown``,
+    no manifest is searched for what is shared, which :func:`remove_entries` does anyway.
     """
     found = {key: read_found(layout, key) for key in keys}
     if missing := sorted(key for key, manifest in found.items() if manifest is None):
@@ -90,11 +69,13 @@ def plan_entries_removal(layout: Layout, keys: Sequence[Digest], *, with_needed:
         found |= {key: manifests[key] for key in only_needed_by(found.keys(), manifests)}
     wanted = sorted(found)
     named = named_by(manifest for manifest in found.values() if manifest is not None)
+    if not shown:
+        return Removal(tuple(wanted), tuple(sorted(named)), (), 0)
     shared = mentioned(layout, named, without=wanted)
     going = sorted(named - shared)
     files = [layout.artifact_file(item) for item in going]
     files += [file for key in wanted for file in (layout.manifest_file(key), *signature_files(layout, key))]
-    return RemovalPlan(tuple(wanted), tuple(going), tuple(sorted(shared)), sum(map(size_bytes_of, files)))
+    return Removal(tuple(wanted), tuple(going), tuple(sorted(shared)), sum(map(size_bytes_of, files)))
 
 
 @dataclass(frozen=True)
@@ -118,7 +99,6 @@ def find_holds(
     layout: Layout, manifests: Mapping[Digest, FoundManifest] | None = None, *, ignore_leases: bool = False
 ) -> dict[Digest, Hold]:
     """Return what keeps each entry that is kept. ``manifests``: those of the vault, if they were read already.
-
     :class:`~pipevault.errors.PinError`, :class:`~pipevault.errors.VaultError`: a pin or anything else cannot be read.
     """
     found: dict[Digest, Hold] = {}
@@ -145,33 +125,21 @@ def refuse_in_use(layout: Layout, keys: Sequence[Digest], *, ignore_leases: bool
         raise EntryInUseError(f"{hold.key.short} is {hold.reason}. {hold.remedy}", hold.key.hex)
 
 
-def find_orphans(layout: Layout) -> tuple[Orphan, ...]:
-    """Return the artifacts that no manifest names, sorted; those that a damaged manifest may name are left out.
-
-    :class:`~pipevault.errors.VaultError`: a manifest or a folder cannot be read, so that nothing can be said.
+def find_orphans(layout: Layout) -> tuple[Removal, Removal]:
+    """Return the artifacts that no manifest names, those that are old enough to go and the others; those that a damaged
+    manifest may name are left out. :class:`~pipevault.errors.VaultError`: a manifest or a folder cannot be read.
     """
     # The artifacts first: one whose manifest is published meanwhile must count as named.
     artifacts = find_spread(layout, layout.artifacts_dir)
-    return orphans_among(artifacts, named_by(find_manifests(layout).values()), time.time())
+    named, oldest_s = named_by(find_manifests(layout).values()), time.time() - ORPHAN_MIN_AGE_S
+    old, young = dict[Digest, int](), dict[Digest, int]()
+    for digest, file in artifacts.items():
+        if digest not in named:
+            (old if file.st_mtime <= oldest_s else young)[digest] = file.st_size
+    return Removal((), tuple(old), (), sum(old.values())), Removal((), tuple(young), (), sum(young.values()))
 
 
-def orphans_among(
-    artifacts: Mapping[Digest, os.stat_result], named: Container[Digest], now_s: float
-) -> tuple[Orphan, ...]:
-    """Return those of ``artifacts`` that are not ``named`` by a manifest; ``now_s``: seconds since the epoch."""
-    return tuple(
-        Orphan(digest, file.st_size, now_s - file.st_mtime) for digest, file in artifacts.items() if digest not in named
-    )
-
-
-def plan_orphans_removal(orphans: Sequence[Orphan]) -> RemovalPlan:
-    """Return the plan for those of ``orphans`` that are old enough; :func:`remove_entries` carries it out."""
-    going = [orphan for orphan in orphans if orphan.removable]
-    artifacts = tuple(sorted(orphan.digest for orphan in going))
-    return RemovalPlan((), artifacts, (), sum(orphan.size_bytes for orphan in going))
-
-
-def remove_entries(layout: Layout, plan: RemovalPlan, *, ignore_leases: bool = False) -> RemovalReport:
+def remove_entries(layout: Layout, plan: Removal, *, ignore_leases: bool = False) -> Removal:
     """Carry ``plan`` out; an artifact that an entry published since then names stays.
 
     :class:`EntryInUseError` if one is pinned by now, or leased: nothing is removed then.
@@ -182,20 +150,18 @@ def remove_entries(layout: Layout, plan: RemovalPlan, *, ignore_leases: bool = F
         aside = {key: path for key, path in taken.items() if path is not None}
         # Whoever pinned or leased one before it was taken aside is seen now; whoever does so later finds it gone.
         refuse_in_use(layout, list(aside), ignore_leases=ignore_leases)
-        freed_bytes = sum(remove_file(path) or 0 for path in aside.values())
-    keys = list(aside)
-    artifacts, artifact_bytes, kept = remove_artifacts(layout, plan.artifacts, after=keys)
-    remove_empty_shelves(layout, keys)
-    freed_bytes += artifact_bytes + sum(remove_belongings(layout, key) for key in keys)
-    return RemovalReport(tuple(keys), tuple(artifacts), tuple(sorted({*plan.shared, *kept})), freed_bytes)
+        size_bytes = sum(remove_file(path) or 0 for path in aside.values())
+    artifacts, artifact_bytes, kept = remove_artifacts(layout, plan.artifacts, after=aside)
+    remove_empty_shelves(layout, aside)
+    size_bytes += artifact_bytes + sum(remove_belongings(layout, key) for key in aside)
+    return Removal(tuple(aside), tuple(artifacts), tuple(sorted({*plan.shared, *kept})), size_bytes)
 
 
 @contextmanager
 def take_aside(layout: Layout, key: Digest) -> Iterator[Path | None]:
     """Move the manifest of ``key`` aside, so that the entry is absent, and give its place; ``None`` if there is none.
-
-    Unless it was removed there, the entry gets it again at the end, if it was not frozen again meanwhile. Its lock
-    keeps others from taking it for what a dead process left.
+    Unless it was removed there, it is put back, if it was not frozen again meanwhile. Its lock keeps others from taking
+    it for what a dead process left.
     """
     make_folder(layout.tmp_dir)
     manifest, place = layout.manifest_file(key), own_place(layout)
@@ -220,10 +186,9 @@ def take_aside(layout: Layout, key: Digest) -> Iterator[Path | None]:
 def remove_artifacts(
     layout: Layout, digests: Iterable[Digest], *, after: Iterable[Digest] = ()
 ) -> tuple[list[Digest], int, set[Digest]]:
-    """Remove those of ``digests`` that no manifest names now; return which, their bytes, and those that are named.
-
-    One whose time of change moves meanwhile stays: a publisher that is about to name it has touched it.
-    ``after``: the keys whose manifests were removed before; that is durable before the first artifact goes.
+    """Remove those of ``digests`` that no manifest names now; return which, their bytes, and those that are named. One
+    whose time of change moves meanwhile stays: a publisher that is about to name it has touched it. ``after``: the keys
+    whose manifests were removed before; that is durable before the first artifact goes.
     """
     for folder in sorted({layout.manifest_file(key).parent for key in after}):
         # A power cut must not bring a manifest back whose artifacts are gone.
@@ -248,10 +213,7 @@ def remove_belongings(layout: Layout, key: Digest) -> int:
 
 
 def remove_empty_shelves(layout: Layout, keys: Iterable[Digest] | None = None) -> None:
-    """Remove the folders of the shelves of ``keys``, or of all, that hold nothing; never raises.
-
-    A publisher whose shelf vanishes makes it again.
-    """
+    """Remove the folders of the shelves of ``keys``, or of all, that hold nothing. Never raises."""
     with suppress(OSError):
         every = layout.entries_dir.iterdir() if keys is None else map(layout.manifest_file, keys)
         folders = {path if keys is None else path.parent for path in every}
@@ -261,7 +223,6 @@ def remove_empty_shelves(layout: Layout, keys: Iterable[Digest] | None = None) -
 
 
 def remove_file(path: Path) -> int | None:
-    """Remove a file; return its bytes, ``None`` if there is none. :class:`~pipevault.errors.VaultNotWritableError`."""
     with vault_errors(path, "removed"):
         try:
             size_bytes = os.lstat(path).st_size

@@ -1,10 +1,9 @@
 """The last use of an entry: the time of change of ``uses/<aa>/<key digest>``, an empty file.
 
-A use is noted without a lock. Where the vault cannot be written, the note goes to the user's state folder,
-see :func:`pipevault.store.stats.event_log.state_layout`, under the same names; both places are read.
-
-Clocks of several machines disagree. A note is only ever moved forward, so that a clock that is behind does not make an
-entry that others use look old. What a note from the future counts as, :mod:`~pipevault.store.retention.prune` decides.
+Where the vault cannot be written, the note goes to the user's state folder
+(:func:`pipevault.store.stats.event_log.state_layout`) under the same name; both are read. Clocks of several machines
+disagree, so a note is only ever moved forward. What a note from the future counts as,
+:mod:`~pipevault.store.retention.prune` decides.
 """
 
 from __future__ import annotations
@@ -23,9 +22,8 @@ from pipevault.store.stats.event_log import with_state
 
 
 def record_use(layout: Layout, key: Digest, *, writable: bool = True) -> None:
-    """Note that ``key`` is used now: in the vault if it can be written, else in the user's state folder.
-
-    Never raises: a use that cannot be noted anywhere only makes the entry look older than it is.
+    """Note that ``key`` is used now. Never raises: a use that cannot be noted only makes the entry look older than it
+    is.
     """
     for place in with_state(layout):
         if (writable or place != layout) and _touch(place.use_file(key)):
@@ -34,7 +32,7 @@ def record_use(layout: Layout, key: Digest, *, writable: bool = True) -> None:
 
 def last_use_s(layout: Layout, key: Digest) -> float | None:
     """Return seconds since the epoch, as the clock that noted it told them, so perhaps in the future; ``None``: no use
-    is known. Raises nothing: a place that cannot be read tells of no use.
+    is known. Raises nothing.
     """
     times = []
     for file in _notes(layout, key):
@@ -54,7 +52,6 @@ def last_uses_s(layout: Layout) -> dict[Digest, float]:
 
 
 def forget_use(layout: Layout, key: Digest) -> None:
-    """Remove what is noted of ``key``; never raises."""
     for file in _notes(layout, key):
         with suppress(OSError):
             file.unlink()

@@ -4,17 +4,14 @@
 
     {"event":"miss","key":"<key digest>","numbers":{"seconds":62.1},"reason":"absent","time":1738324801}
 
-``key``, ``reason`` and ``numbers`` may be absent; ``time`` is in seconds since the epoch. The process that counts in a
-file, and the children that it forks, hold its lock; whoever gets that lock knows that they have ended. A line is one
-write, so a process that dies leaves at most a torn last line, which counts as none. Where no vault stands yet, or it
-cannot be written, the same files go to the user's state folder, see :func:`state_layout`.
+``key``, ``reason`` and ``numbers`` may be absent. The process that counts in a file, and the children that it forks,
+hold its lock; whoever gets that lock knows that they have ended. A line is one write, so a process that dies leaves at
+most a torn last line, which counts as none.
 
-``events/totals.json``, canonical JSON: ``{"rows": [[key, event, reason, {"times": 3, "seconds": 62.1}]], "since":
-1738324800, "totals_version": 2}``.
-
-Under the lock of ``events/totals.lock``, which readers take too: read the totals and the files of ended processes,
-write the new totals next to them, remove the files, and only then rename the new totals into place. So a crash may lose
-counts, and doubles none.
+``events/totals.json``: ``{"rows": [[key, event, reason, {"times": 3, "seconds": 62.1}]], "since": 1738324800,
+"totals_version": 2}``. Under the lock of ``events/totals.lock``, which readers take too: read the totals and the files
+of ended processes, write the new totals next to them, remove the files, and only then rename the new totals into place.
+So a crash may lose counts, and doubles none.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -38,7 +35,7 @@ from pipevault.digest import Digest, canonical_json, digest_bytes
 from pipevault.errors import NewerVaultError, NoHomeError, VaultError
 from pipevault.files.atomic import FOLDER_MODE, publish_file, share_like_folder, vault_errors, write_file
 from pipevault.files.documents import Format
-from pipevault.files.flock import NotLocked, lock_descriptor, locked
+from pipevault.files.flock import NotLocked, lock_descriptor, locked, look
 from pipevault.files.liveness import ProcessIdentity
 from pipevault.reading import open_regular, read_file
 from pipevault.settings.user_folders import user_folder
@@ -75,7 +72,7 @@ Time: TypeAlias = (
 """Seconds since the epoch, of a year that a calendar knows."""
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line. ``key`` is that of the entry; empty if it happened to none. ``time``: seconds since the epoch."""
 
     event: Word
@@ -111,7 +108,6 @@ _FORMAT = Format(
 @dataclass
 class Sums:
     """Counts of what happened (:data:`TIMES`) and the sums of its numbers, ``since`` seconds after the epoch.
-
     ``unreadable``: sentences about what could not be read.
     """
 
@@ -129,8 +125,8 @@ class Sums:
 
 
 def state_layout(layout: Layout) -> Layout:
-    """Return where the events of a vault go that cannot be written: ``pipevault/vaults/<16 digits>`` in the user's
-    state folder, the first of the SHA-256 of the vault's path. :class:`~pipevault.errors.NoHomeError`: there is none.
+    """Return where the events of a vault go that cannot be written: ``pipevault/vaults/<16 digits of the SHA-256 of its
+    path>`` in the user's state folder. :class:`~pipevault.errors.NoHomeError`.
     """
     name = digest_bytes(os.fsencode(layout.root)).hex[:16]
     return Layout(user_folder("state") / "vaults" / name)
@@ -151,30 +147,15 @@ def try_own(descriptor: int) -> NotLocked | None:
         return NotLocked.NO_LOCKS
 
 
-@dataclass(frozen=True)
-class _Log:
-    """An open file of this process; its device and inode tell whether the descriptor is still that file's."""
-
-    descriptor: int
-    identity: tuple[int, int]
-
-    def status(self) -> os.stat_result | None:
-        """Look at the file; ``None`` where somebody closed the descriptor: another file may have its number by now."""
-        try:
-            status = os.fstat(self.descriptor)
-        except OSError:
-            return None
-        return status if (status.st_dev, status.st_ino) == self.identity else None
-
-
-_logs: dict[Path, _Log] = {}
+_logs: dict[Path, tuple[int, os.stat_result]] = {}
+"""The open file of this process for each vault, and its status."""
 
 
 def count(layout: Layout, event: str, *, key: Digest | None = None, reason: str = "", **numbers: float) -> None:
     """Count that ``event`` happened, to the entry ``key`` or to none. Never raises.
 
-    ``event`` and ``reason`` are lower-case words (letters, digits, ``-``, ``_``; at most 32 characters); any other
-    reason counts as ``other``. ``numbers`` are summed by name; one that is negative or no number is left out.
+    ``event`` and ``reason`` are lower-case words (:data:`WORD`); any other reason counts as ``other``. ``numbers`` are
+    summed by name; one that is negative or no number is left out.
     """
     try:
         line = _line(event, key, reason, numbers)
@@ -191,27 +172,23 @@ def count(layout: Layout, event: str, *, key: Digest | None = None, reason: str 
 def _line(event: str, key: Digest | None, reason: str, numbers: Mapping[str, float]) -> bytes:
     if not WORD.fullmatch(event):
         raise ValueError(f"{event!r} is not a name of an event")
-    document: dict[str, Any] = {"event": event, "time": int(time.time())}
-    if key is not None:
-        document["key"] = key.hex
-    if reason:
-        document["reason"] = reason if WORD.fullmatch(reason) else "other"
-    if numbers:
-        document["numbers"] = {name: number for name, number in numbers.items() if 0 <= number <= LARGEST}
-    return canonical_json(document) + b"\n"
+    counted = {name: number for name, number in numbers.items() if 0 <= number <= LARGEST}
+    word = reason if not reason or WORD.fullmatch(reason) else "other"
+    made = Event(event, int(time.time()), key.hex if key else "", word, counted)
+    return canonical_json(msgspec.to_builtins(made)) + b"\n"
 
 
 def _append(layout: Layout, line: bytes) -> None:
     log = _logs.get(layout.root)
-    status = log.status() if log else None
+    status = look(*log) if log else None
     if log is None or status is None or not status.st_nlink or status.st_size >= LARGEST_FILE_BYTES:
         _forget(layout.root)
         log = _logs[layout.root] = _new_log(layout)
-    if os.write(log.descriptor, line) != len(line):
+    if os.write(log[0], line) != len(line):
         _forget(layout.root)  # the next line must not be appended to half of this one
 
 
-def _new_log(layout: Layout) -> _Log:
+def _new_log(layout: Layout) -> tuple[int, os.stat_result]:
     if not layout.events_dir.is_dir():
         os.makedirs(layout.events_dir, FOLDER_MODE, exist_ok=True)
         share_like_folder(layout.events_dir, layout.root)
@@ -226,19 +203,18 @@ def _new_log(layout: Layout) -> _Log:
         os.fchmod(descriptor, 0o644)  # whatever the umask: others fold it
         why_not, status = try_own(descriptor), os.fstat(descriptor)
         if why_not is not NotLocked.HELD_ELSEWHERE and status.st_nlink:
-            return _Log(descriptor, (status.st_dev, status.st_ino))
+            return descriptor, status
         os.close(descriptor)  # another process took it for that of an ended one before it was locked
 
 
 def _forget(root: Path) -> None:
     log = _logs.pop(root, None)
-    if log is not None and log.status() is not None:
-        os.close(log.descriptor)
+    if log is not None and look(*log) is not None:
+        os.close(log[0])
 
 
 def compact(layout: Layout) -> int:
     """Fold what ended processes counted, in the vault and in the user's state folder; return how many files went.
-
     :class:`~pipevault.errors.VaultError`: a folder cannot be read or written, or a later version wrote totals.
     """
     return sum(fold(place) for place in with_state(layout))
@@ -252,7 +228,6 @@ def fold(layout: Layout) -> int:
 
 def read_sums(layout: Layout) -> Sums:
     """Sum all that was counted for the vault, in it and in the user's state folder; fold what can be folded.
-
     :class:`~pipevault.errors.VaultError`: a folder cannot be read.
     """
     sums = Sums()

@@ -24,8 +24,7 @@ from typing import Any
 from pipevault.digest import Digest
 from pipevault.store.inventory import find_spread
 from pipevault.store.layout import Layout
-from pipevault.store.places import iter_keys
-from pipevault.store.read import the_key
+from pipevault.store.places import iter_keys, the_key
 from pipevault.store.stats.event_log import TIMES, RowKey, compact, count, read_sums
 
 __all__ = ["Counts", "Statistics", "compact", "count", "find_entry", "mean_compile_s", "summary"]
@@ -63,11 +62,9 @@ class Counts:
 
 @dataclass(frozen=True)
 class Statistics:
-    """``entries`` also holds entries that are gone by now; what belongs to no entry is in ``total`` alone.
-
-    ``since``: when the oldest event was counted, ISO 8601 in UTC. ``stored_entries`` and ``stored_bytes``: manifests,
-    and bytes of manifests and artifacts, that the vault holds now. ``unreadable``: sentences about what could not be
-    read, and so is missing here.
+    """The sums. ``entries`` also holds entries that are gone by now; what belongs to no entry is in ``total`` alone.
+    ``since``: when the oldest event was counted, ISO 8601 in UTC. ``stored_bytes``: of the manifests and artifacts that
+    the vault holds now. ``unreadable``: sentences about what is missing here.
     """
 
     total: Counts
@@ -115,9 +112,8 @@ def mean_compile_s(layout: Layout) -> float | None:
 
 
 def find_entry(layout: Layout, statistics: Statistics, prefix: str) -> Digest:
-    """Return the key that begins with ``prefix``, of an entry of the vault or of one that was counted.
-
-    Raises like :func:`pipevault.store.read.the_key`.
+    """Return the key that begins with ``prefix``, of an entry there or counted. Raises like
+    :func:`~pipevault.store.places.the_key`.
     """
     return the_key(prefix, {*iter_keys(layout), *statistics.entries}, f"entry of {layout.root}, there or counted,")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,14 +34,13 @@ def ask(folder: Path, question: Callable[[], Answer], *, timeout_s: float, size_
         raise SlowTierError(
             f"{folder} did not answer a while ago and is left out for {silent_s:.0f} s more. Check its mount.", folder
         )
-    answers: list[Answer] = []
-    errors: list[Exception] = []
+    answer: Future[Answer] = Future()
 
     def run() -> None:
         try:
-            answers.append(question())
+            answer.set_result(question())
         except Exception as error:  # handed to the thread that asked
-            errors.append(error)
+            answer.set_exception(error)
 
     allowed_s = timeout_s + size_bytes / MIN_BYTES_PER_S
     thread = threading.Thread(target=run, name=f"pipevault {folder}", daemon=True)
@@ -53,13 +53,10 @@ def ask(folder: Path, question: Callable[[], Answer], *, timeout_s: float, size_
             "Check its mount, or raise tier_timeout_s.",
             folder,
         )
-    if errors:
-        raise errors[0]
-    return answers[0]
+    return answer.result(0)
 
 
 def left_out_s(folder: Path) -> float:
-    """Return for how many more seconds ``folder`` is not asked; 0 if it may be."""
     if (silence := _silent.get(folder)) is None:
         return 0.0
     thread, until_s = silence

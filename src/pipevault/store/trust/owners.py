@@ -1,20 +1,15 @@
 """Ownership: who owns a file from which native code is to be loaded, and who else could change it.
 
 From the file up to the vault's folder, everything must belong to this user, to root, or to whom the settings trust
-(:class:`Trust`), and no one else may write it. An entry that a trusted key signed needs none of it: what is loaded is
-what was verified (:mod:`pipevault.files.opened`).
+(:class:`Trust`), and no one else may write it. For the folders above, up to ``/``, the same holds, but for those with
+the sticky bit, such as ``/tmp``: the kernel lets only the owner of what is in it (and of the folder, and root) rename
+or remove that (inode(7), ``S_ISVTX``), and that owner is checked in the same walk. Inside the vault the sticky bit
+excuses nothing: there anyone could still add files.
 
-For the folders above, up to ``/``, the same holds, but for one case: a folder with the sticky bit, such as ``/tmp``, is
-safe although everyone may write it, because the kernel lets only the owner of what is in it (and of the folder, and
-root) rename or remove that (inode(7), ``S_ISVTX``), and the owner of what is in it is checked in the same walk. Inside
-the vault the sticky bit excuses nothing: there anyone could still add files.
-
-The walk is that of OpenSSH's ``safe_path`` (misc.c), which knows no sticky folders; that case is taken from Kupsch and
-Miller, "How to Open a File and Not Get Hacked" (2008), and their library safefile.
-
-Links on the way to the vault are followed first: what counts is where the folder really is. A hard link is not looked
-for: whoever may not write a file may not write it through another name either, and to place one in the vault takes
-permission to write the vault. Access control lists of POSIX show in the group's bits of the mode.
+The walk is that of OpenSSH's ``safe_path`` (misc.c); sticky folders are from Kupsch and Miller, "How to Open a File and
+Not Get Hacked" (2008). Links on the way to the vault are followed first. A hard link is not looked for: whoever may not
+write a file may not write it through another name either. Access control lists of POSIX show in the group's bits of the
+mode.
 """
 
 from __future__ import annotations
@@ -39,10 +34,10 @@ def trust_of(settings: Settings) -> Trust:
 
 
 def check_ownership(path: Path, *, root: Path, trust: Trust = ONLY_THIS_USER) -> None:
-    """Raise unless only this user or root can change the regular file ``path`` under the vault's ``root``.
+    """Raise unless only those who count can change the regular file ``path`` under the vault's ``root``; the folders
+    above are the business of :func:`check_root`.
 
-    The folders above ``root`` are the business of :func:`check_root`. :class:`UnsafeVaultError` names what is unsafe
-    and the command that fixes it; ``OSError`` (``FileNotFoundError`` and the like) if something cannot be looked at.
+    :class:`UnsafeVaultError` names what is unsafe and the command that fixes it; ``OSError``: it cannot be looked at.
     """
     if not path.is_relative_to(root) or ".." in path.parts:
         raise UnsafeVaultError(f"{path} lies outside the vault {root}: load only files of the vault.", path)
@@ -62,10 +57,7 @@ def is_changeable(descriptor: int, status: os.stat_result) -> bool:
 
 
 def check_root(root: Path, *, trust: Trust = ONLY_THIS_USER) -> None:
-    """Do the same for the vault's folder and those above it.
-
-    Worth it before an entry is frozen that could not be loaded. ``trust`` holds for the folders above too.
-    """
+    """Do the same for the vault's folder and those above it, for which ``trust`` holds too."""
     resolved = Path(os.path.realpath(root))
     below, below_status = root, os.stat(resolved)
     check_status(root, below_status, trust)
@@ -84,16 +76,15 @@ def check_root(root: Path, *, trust: Trust = ONLY_THIS_USER) -> None:
 
 def check_chain(path: Path, root: Path, trust: Trust) -> Path:
     """Do the same for any place in the vault; return where it leads once links are followed."""
-    place, has_link = path, False  # the root itself may be reached through a link
-    while True:
-        status = os.stat(place) if place == root else os.lstat(place)
+    has_link = False
+    for place in (path, *path.parents):
+        status = os.stat(place) if place == root else os.lstat(place)  # the root may be reached through a link
         if stat.S_ISLNK(status.st_mode):
             has_link = True
         else:
             check_status(place, status, trust)
         if place == root:
             break
-        place = place.parent
     if not has_link:
         return path
     try:

@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 
 from pipevault.digest import Digest
-from pipevault.errors import MissingExtraError, SignatureError
+from pipevault.errors import MissingExtraError, NewerVaultError, SignatureError
 from pipevault.files.documents import Format
 from pipevault.reading import read_file
 from pipevault.store.layout import Layout, signer_of
@@ -52,26 +52,21 @@ class _Signature(msgspec.Struct, forbid_unknown_fields=True):
     signature_version: int
 
 
-class _NewerSignatureError(ValueError):
-    """A later pipevault wrote it."""
-
-
 _FORMAT = Format(
     _Signature,
     "signature_version",
     SIGNATURE_VERSION,
     damaged=lambda problem: ValueError(f"is damaged: {problem.path.name}: {problem.what}; {_SIGN_AGAIN}"),
-    newer=lambda problem: _NewerSignatureError(
-        f"cannot be read: {problem.path.name} {problem.what}: upgrade pipevault"
+    newer=lambda problem: NewerVaultError(
+        f"cannot be read: {problem.path.name} {problem.what}: upgrade pipevault", problem.path
     ),
 )
 
 
 @dataclass(frozen=True)
 class SignatureState:
-    """The worth of one signature file of an entry: ``good``, ``bad`` (``reason`` says why) or ``unknown key``.
-
-    ``newer``: it is bad because a later pipevault wrote it.
+    """The worth of one signature file of an entry: ``good``, ``bad`` (``reason`` says why; ``newer``: a later pipevault
+    wrote it) or ``unknown key``.
     """
 
     path: Path
@@ -82,16 +77,14 @@ class SignatureState:
 
 
 def signed_message(key: Digest, manifest: Digest) -> bytes:
-    """Return the bytes that a signature is over."""
     return f"{_DOMAIN}\n{key}\n{manifest}\n".encode("ascii")
 
 
 def check_signature(layout: Layout, manifest: Manifest, *, policy: str, trusted: Sequence[PublicKey]) -> str | None:
-    """Ask for a good signature by one of ``trusted``; one is enough, whatever else there is.
+    """Ask for a good signature by one of ``trusted``; one is enough, whatever else there is. No artifact is touched.
 
-    ``policy``: ``off`` reads nothing; ``warn`` returns a sentence if there is none, else ``None``; ``require`` raises
-    :class:`SignatureError` instead. No artifact is touched. :class:`~pipevault.errors.MissingExtraError`: there is one
-    to check and ``require`` is asked, but the package that can is not installed; ``warn`` returns that as its sentence.
+    ``policy``: ``off`` reads nothing; ``warn`` returns a sentence if there is none, or none can be checked; ``require``
+    raises :class:`SignatureError` or :class:`~pipevault.errors.MissingExtraError` instead.
     """
     if policy == "off":
         return None
@@ -114,8 +107,8 @@ def check_signature(layout: Layout, manifest: Manifest, *, policy: str, trusted:
 
 
 def sign_entry(layout: Layout, manifest: Manifest, key: PrivateKey) -> bool:
-    """Sign ``manifest``, whose artifacts were verified; ``False`` if a good signature by this key stands there, which
-    is kept. A bad one is replaced. Raises like :func:`pipevault.files.atomic.write_file`.
+    """Sign ``manifest``, whose artifacts were verified; ``False`` if a good signature by this key stands there. A bad
+    one is replaced. Raises like :func:`pipevault.files.atomic.write_file`.
     """
     entry = manifest.key.digest
     standing = _state(layout, manifest, key.public.id, [key.public])
@@ -135,9 +128,7 @@ def sign_entry(layout: Layout, manifest: Manifest, key: PrivateKey) -> bool:
 
 def copy_signatures(source: Layout, target: Layout, key: Digest) -> Iterator[Path]:
     """Give ``target``'s entry the signatures that ``source``'s has and it lacks, each path right before it is written.
-
-    They need no check: one that does not fit is as good as none. Raises like
-    :func:`pipevault.files.atomic.write_file`.
+    They need no check: one that does not fit is as good as none. Raises like :func:`pipevault.files.atomic.write_file`.
     """
     for path in signature_files(source, key):
         copied = target.signatures_dir / path.relative_to(source.signatures_dir)
@@ -154,9 +145,8 @@ def copy_signatures(source: Layout, target: Layout, key: Digest) -> Iterator[Pat
 def signature_states(
     layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey], key_ids: Iterable[str] | None = None
 ) -> tuple[SignatureState, ...]:
-    """Judge every signature of the entry, or those by some public keys, where ``trusted`` are trusted.
-
-    Sorted by public key id, or as ``key_ids`` are, with which no folder is listed.
+    """Judge every signature of the entry, sorted by public key id, or those by ``key_ids``, with which no folder is
+    listed.
     """
     if key_ids is None:
         key_ids = map(signer_of, signature_files(layout, manifest.key.digest))
@@ -184,15 +174,14 @@ def _summary(layout: Layout, manifest: Manifest, trusted: Sequence[PublicKey], f
 
 
 def _state(layout: Layout, manifest: Manifest, key_id: str, trusted: Sequence[PublicKey]) -> SignatureState | None:
-    """Judge the signature by ``key_id``; ``None`` if there is none."""
     entry = manifest.key.digest
     path = layout.signature_file(entry, key_id)
     try:
         signature = _checked(_FORMAT.parse(_read(path), path), manifest, key_id)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        newer = isinstance(error, _NewerSignatureError)
+    except (ValueError, NewerVaultError) as error:
+        newer = isinstance(error, NewerVaultError)
         return SignatureState(path, key_id, "bad", f"the signature by {key_id} {error}", newer)
     if not (keys := [key for key in trusted if key.id == key_id]):
         return SignatureState(path, key_id, "unknown key")

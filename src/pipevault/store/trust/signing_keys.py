@@ -57,7 +57,6 @@ _FORGEABLE = frozenset(
 
 @contextmanager
 def _signing_extra() -> Iterator[None]:
-    """Import what signs and verifies; a vault without signatures does without."""
     try:
         yield
     except ImportError as error:
@@ -90,7 +89,6 @@ class PublicKey:
 
     @property
     def text(self) -> str:
-        """The line that :func:`parse_public_key` reads."""
         return " ".join(filter(None, (PUBLIC_KEY_PREFIX, base64.b64encode(self.raw).decode(), self.comment)))
 
     def verifies(self, signature: bytes, message: bytes) -> bool:
@@ -113,7 +111,6 @@ class PrivateKey:
         self.public = PublicKey(key.public_key().public_bytes_raw())
 
     def sign(self, message: bytes) -> bytes:
-        """Return the 64 bytes of a signature."""
         return self._key.sign(message)
 
     def __repr__(self) -> str:
@@ -126,8 +123,7 @@ class PrivateKey:
 def write_key_pair(path: Path, *, comment: str = "") -> PublicKey:
     """Make a new key: ``path`` gets the private half with mode 0600, ``<path>.pub`` the public line.
 
-    :class:`KeyFileError` if one of the two exists (neither is changed) or cannot be written;
-    :class:`~pipevault.errors.MissingExtraError`.
+    :class:`KeyFileError` if one of the two exists or cannot be written; :class:`~pipevault.errors.MissingExtraError`.
     """
     with _signing_extra():
         from cryptography.hazmat.primitives import serialization
@@ -183,10 +179,8 @@ def read_private_key(path: Path) -> PrivateKey:
 
 
 def load_trusted(keys: Sequence[str]) -> tuple[PublicKey, ...]:
-    """Read the public keys of the setting ``trusted_keys``: each a line of text or the path of a file with one.
-
-    A key that is given twice counts once. A file, like the folders above it, must belong to this user or to root and be
-    writable by no one else. :class:`KeyFileError` says what is wrong with which.
+    """Read the public keys of the setting ``trusted_keys``: each a line of text or the path of a file with one. Who can
+    change a file, or a folder above it, must be this user or root. :class:`KeyFileError` says what is wrong with which.
     """
     found: dict[PublicKey, None] = {}
     for given in keys:

@@ -1,1 +1,0 @@
-"""Verifying a whole vault."""
