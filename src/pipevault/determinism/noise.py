@@ -88,55 +88,30 @@ class _HostNoise(TorchFunctionMode):
         return generator.device.type == "cpu"
 
     def create(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Draw ``randn(size)``, ``rand(size)``, ``normal(mean, std, size)`` with numbers, ``randint``, ``randperm``."""
-        if func is torch.normal and any(isinstance(value, torch.Tensor) for value in _parameters(args, kwargs)):
-            return self.normal(func, args, kwargs)
+        """Draw a new tensor. Where the call names no dtype or device, a tensor that it is given has them."""
+        positional = args[:2] if func is torch.normal else args[:1] if func in _LIKE else ()
+        given = [*positional, *map(kwargs.get, ("input", "mean", "std"))]
+        models = [value for value in given if isinstance(value, torch.Tensor)]
         out = kwargs.get("out")
-        if out is None:
-            default = torch.int64 if func in _INTEGER_DRAWS else torch.get_default_dtype()
-            dtype = kwargs.get("dtype") or default
-            device = torch.device(kwargs["device"]) if kwargs.get("device") else torch.get_default_device()
+        model = next(iter(models), out)
+        if model is None:
+            dtype = torch.int64 if func in _INTEGER_DRAWS else torch.get_default_dtype()
+            device = torch.get_default_device()
         else:
-            dtype, device = out.dtype, out.device
-        options = {"dtype": _host_dtype(dtype), "device": _HOST}
-        return self.place(func, args, kwargs, dtype, device, lambda own: func(*args, **own, **options))
-
-    def normal(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Draw ``normal(mean, std)`` with a tensor for at least one of them, which gives the dtype and the device."""
-        model = next(value for value in _parameters(args, kwargs) if isinstance(value, torch.Tensor))
-
-        def on_host(own: dict[str, Any]) -> Any:
-            return func(*map(_on_host, args), **{name: _on_host(value) for name, value in own.items()})
-
-        return self.place(func, args, kwargs, model.dtype, model.device, on_host)
-
-    def like(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Draw ``randn_like(input)`` and its kin."""
-        model = args[0] if args else kwargs["input"]
-        dtype = kwargs.get("dtype") or model.dtype
-        device = torch.device(kwargs["device"]) if kwargs.get("device") else model.device
-
-        def on_host(own: dict[str, Any]) -> Any:
-            return func(torch.empty_like(model, dtype=_host_dtype(dtype), device=_HOST), *args[1:], **own)
-
-        return self.place(func, args, kwargs, dtype, device, on_host)
-
-    def place(
-        self,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        dtype: torch.dtype,
-        device: torch.device,
-        on_host: Callable[[dict[str, Any]], torch.Tensor],
-    ) -> Any:
-        """Return what ``on_host`` draws with the other arguments, cast and placed as the caller asked for it."""
+            dtype, device = model.dtype, model.device
+        dtype = kwargs.get("dtype") or dtype
+        if kwargs.get("device") is not None:
+            device = torch.device(kwargs["device"])
         if not self.draws_on_host(kwargs.get("generator"), device) or _is_host_form(dtype, device):
             return func(*args, **kwargs)
-        values = on_host({name: value for name, value in kwargs.items() if name not in _PLACEMENT})
+        own = {name: value for name, value in kwargs.items() if name not in _PLACEMENT}
+        if func is torch.normal and models:  # which takes neither
+            args, own = tuple(map(_on_host, args)), {name: _on_host(value) for name, value in own.items()}
+        else:
+            own |= {"dtype": _host_dtype(dtype), "device": _HOST}
+        values = func(*args, **own)
         cast = _cast(values, dtype, 1.0 if func in (torch.rand, torch.rand_like) else None)
-        out = kwargs.get("out")
-        if isinstance(out, torch.Tensor):
+        if out is not None:
             return out.resize_(values.shape).copy_(cast)
         placed = cast.to(device)
         if kwargs.get("pin_memory"):
@@ -156,12 +131,12 @@ class _HostNoise(TorchFunctionMode):
         return target.copy_(_cast(values, target.dtype, below))
 
 
-_PLACEMENT = ("input", "out", "dtype", "device", "layout", "pin_memory", "requires_grad")
+_PLACEMENT = ("out", "dtype", "device", "layout", "pin_memory", "requires_grad")
 _INTEGER_DRAWS = frozenset({torch.randint, torch.randperm})
+_LIKE = frozenset({torch.randn_like, torch.rand_like, torch.randint_like})
 _Draw = Callable[[_HostNoise, Any, tuple[Any, ...], dict[str, Any]], Any]
 _DRAWS: dict[Any, _Draw] = {
-    **dict.fromkeys((torch.randn, torch.rand, torch.normal, torch.randint, torch.randperm), _HostNoise.create),
-    **dict.fromkeys((torch.randn_like, torch.rand_like, torch.randint_like), _HostNoise.like),
+    **dict.fromkeys((torch.randn, torch.rand, torch.normal, *_INTEGER_DRAWS, *_LIKE), _HostNoise.create),
     **dict.fromkeys(
         (
             torch.Tensor.normal_,
@@ -183,11 +158,6 @@ def _host_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _is_host_form(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cpu" and _host_dtype(dtype) is dtype
-
-
-def _parameters(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """Return the mean and the standard deviation of a call of ``torch.normal``."""
-    return (*args[:2], kwargs.get("mean"), kwargs.get("std"))
 
 
 def _on_host(value: Any) -> Any:
