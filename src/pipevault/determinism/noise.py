@@ -1,10 +1,9 @@
 """Noise that depends on the seed alone: drawn in float32 on the host, then cast and moved.
 
 torch's numbers in float16 and bfloat16 are not those in float32 (torch 2.13 draws the last 16 another way where their
-count is not a multiple of 16), and those of a GPU are others, which depend on its number of multiprocessors.
-:func:`host_noise` makes what a pipeline draws with a CPU generator the same for every dtype and device, without a
-change to the pipeline. float64 and complex128 are drawn as they are. The last bit of normal noise still depends on the
-CPU's instruction set, because torch computes its logarithms with vectors where it can.
+count is not a multiple of 16), and those of a GPU are others, which depend on its number of multiprocessors. float64
+and complex128 are drawn as they are. The last bit of normal noise still depends on the CPU's instruction set, because
+torch computes its logarithms with vectors where it can.
 """
 
 from __future__ import annotations
@@ -54,14 +53,12 @@ def noise(
 def host_noise(*, global_draws: bool = False) -> AbstractContextManager[TorchFunctionMode]:
     """Have torch draw with CPU generators in float32 on the host inside, then cast and move.
 
-    Covers ``randn``, ``rand``, ``normal``, ``randint``, ``randperm``, ``randn_like``, ``rand_like``, ``randint_like``
-    and the tensor methods ``normal_``, ``uniform_``, ``exponential_``, ``log_normal_``, ``cauchy_``, but not what
-    torch's own Python functions draw, such as ``torch.nn.init``. A GPU's generator draws on that GPU as always; one for
-    another device raises :class:`GeneratorDeviceError`. With ``global_draws`` what is drawn without a generator comes
-    from torch's global CPU generator in the same way.
+    Covers the functions in :data:`_DRAWS`, but not what torch's own Python functions draw, such as ``torch.nn.init``. A
+    GPU's generator draws on that GPU as always; one for another device raises :class:`GeneratorDeviceError`. With
+    ``global_draws`` what is drawn without a generator comes from torch's global CPU generator in the same way.
 
-    Holds for the thread that enters it. Every other torch call costs about four microseconds more inside.
-    Keep export and compilation outside: they would trace the mode.
+    Holds for the thread that enters it. Every other torch call costs about four microseconds more inside. Keep export
+    and compilation outside: they would trace the mode.
     """
     return _HostNoise(global_draws)
 

@@ -1,11 +1,9 @@
 """Turns: which thread may use what only one of them can use at a time.
 
-A thread asks for all that it needs at once, so that no two threads hold what the other one waits for. Requests are
-served in the order in which they came. A resource is held by one thread alone, or by all those that want it in the same
-way: generations that need the same switches of torch run side by side, others wait.
-
-What a thread holds it may ask for again, at any depth. A thread that holds something and asks for more does not queue
-behind others, who may be waiting for what it holds.
+A thread asks for all that it needs at once, and requests are served in the order in which they came. A resource is held
+by one thread alone, or by all those that want it in the same way: generations that need the same switches of torch run
+side by side, others wait. What a thread holds it may ask for again, at any depth. A thread that holds something and
+asks for more does not queue behind others, who may be waiting for what it holds.
 """
 
 from __future__ import annotations
@@ -53,10 +51,9 @@ class Turns:
 
     @contextmanager
     def take(self, wanted: Wanted, *, what: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[float]:
-        """Hold everything ``wanted`` inside; yield the seconds that were spent waiting.
-
-        ``what`` says for messages of other threads what holds it. Raises :class:`TurnTimeoutError` after ``timeout_s``,
-        and :class:`DeadlockError` at once where the threads that stand in the way wait for this one.
+        """Hold everything ``wanted`` inside; yield the seconds that were spent waiting. ``what`` says for messages of
+        other threads what holds it. Raises :class:`TurnTimeoutError` after ``timeout_s``, and :class:`DeadlockError` at
+        once where the threads that stand in the way wait for this one.
         """
         own = self._own()
         if all(any(name in held and held[name] == way for held in own) for name, way in wanted.items()):

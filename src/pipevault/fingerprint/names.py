@@ -1,8 +1,8 @@
 """Names of classes and functions that are the same in every process, and what belongs to an installed distribution.
 
 A distribution may lie anywhere: site-packages, ``--target``, conda. It is known by the ``dist-info`` folder next to its
-packages. Nothing is imported. The folder is listed once in a process, and the distributions in it are read only for a
-package whose name is none of theirs (``PIL`` of pillow).
+packages. Nothing is imported, and other distributions are read only for a package whose name is none of theirs (``PIL``
+of pillow).
 """
 
 from __future__ import annotations

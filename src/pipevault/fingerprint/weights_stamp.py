@@ -39,10 +39,8 @@ def weights_stamp(module: torch.nn.Module) -> Stamp:
 
 
 class WeightsWatch:
-    """A watch over the weights of a module: whether they moved since it was made.
-
-    It sees what :func:`weights_stamp` sees, in a tenth of the time, because it knows where to look. ``is_plain``: all
-    of them are dense tensors in the host's memory.
+    """A watch over the weights of a module: whether they moved since it was made. It sees what :func:`weights_stamp`
+    sees, in a tenth of the time. ``is_plain``: all of them are dense tensors in the host's memory.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
