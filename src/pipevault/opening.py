@@ -28,10 +28,10 @@ def open_pipeline(
 ) -> Any:
     """Return the diffusers pipeline of a folder or a repository id, or the one that ships (``demo``), on ``device``.
 
-    ``dtype``: one of :data:`DTYPES`, ``None`` for float32. ``device``: ``None`` for the GPU if there is one,
-    else the CPU, and for the demo always the CPU. ``pipeline_class``: a class of diffusers where the
-    model's own is not wanted. ``local_only``: nothing is fetched from the hub, and weights must be safetensors. Code
-    that a model brings along is never run. Raises :class:`SettingsError` for each of them that cannot be used.
+    ``dtype``: one of :data:`DTYPES`, ``None`` for float32. ``device``: ``None`` for the GPU if there is one, else the
+    CPU, and for the demo always the CPU. ``pipeline_class``: a class of diffusers where the model's own is not wanted.
+    ``local_only``: nothing is fetched from the hub, and weights must be safetensors. Code that a model brings along is
+    never run. Raises :class:`SettingsError` for each of them that cannot be used.
     """
     torch_dtype = _torch_dtype(dtype)
     torch_device = _torch_device("cpu" if device is None and model == DEMO_MODEL else device)

@@ -37,10 +37,10 @@ def plain_json(
 ) -> Any:
     """Return ``value`` as plain JSON, for records and for keys; each says what its other objects become.
 
-    Plain values stand as they are, NumPy's numbers as Python's, sequences as lists, sets as sorted lists, mappings with
-    their keys as text; a container inside itself is ``itself``. ``text`` makes what stands for a string, ``other`` for
-    all else: enums, floats that are not finite, and containers of which ``is_object`` says so. ``other`` is given the
-    objects around its value too, as ``inside`` has those around ``value``.
+    NumPy's numbers stand as Python's, sequences as lists, sets as sorted lists, mappings with their keys as text; a
+    container inside itself is ``itself``. ``text`` makes what stands for a string, ``other`` for all else: enums,
+    floats that are not finite, and containers of which ``is_object`` says so. ``inside`` has the objects around the
+    value.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -69,22 +69,20 @@ def plain_json(
 
 
 def describe(value: Any) -> Any:
-    """Return ``value`` as plain JSON for a record, see :func:`plain_json`.
+    """Return ``value`` as plain JSON for a record, see :func:`plain_json`; what is not plain is a mapping with its
+    ``kind``.
 
-    What is not plain becomes a mapping with ``kind``: ``image`` (sha256, size, mode), ``array`` and ``tensor`` (sha256,
-    shape, dtype), ``generator`` (seed, device, fresh, state), ``bytes``, ``float`` (not finite), ``callable``,
-    ``object``. Describe a generator before the call draws from it: ``fresh`` tells whether nothing had been drawn, so
-    that the seed alone gives the same numbers again; else ``state`` has what does.
+    Describe a generator before the call draws from it: ``fresh`` tells whether nothing had been drawn, so that the seed
+    alone gives the same numbers again; else ``state`` has what does.
     """
     return plain_json(value, lambda item, _: _describe_object(item))
 
 
 def pixels_sha256(image: Image.Image | np.ndarray[Any, Any]) -> str:
-    """Return the SHA-256 of the raw uint8 bytes, row by row, channels last.
+    """Return the SHA-256 of the raw uint8 bytes, row by row, channels last; an image and its array have the same one.
 
-    An image and its array have the same one. For an image whose channels are not one byte each, mode and size are
-    hashed before its values (little-endian, 16 bits in any order of bytes as ``I;16``); where the bytes are indices of
-    a palette, also the colours that they stand for, transparency included. ``TypeError`` for an array of another
+    For an image whose channels are not one byte each, mode and size are hashed before its values (little-endian); where
+    the bytes are indices of a palette, also the colours that they stand for. ``TypeError`` for an array of another
     dtype.
     """
     picture: Any = image

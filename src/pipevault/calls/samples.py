@@ -1,9 +1,8 @@
 """The number of samples that a call of a diffusion pipeline draws, and the arguments that go with each of them.
 
-A call is about prompts (or labels, or images), and each may be drawn several times: ``samples_of`` counts both.
-``split`` makes the call of each sample alone, by the names of the arguments (:mod:`pipevault.calls.sample_roles`) and
-never by the length of a value: three timesteps and three prompts are no pair. Recorded calls are counted too, in which
-a tensor is a mapping with its ``kind`` and ``shape``. torch is never imported here, for records are read without it.
+Arguments are known by their names (:mod:`pipevault.calls.sample_roles`) and never by the length of a value: three
+timesteps and three prompts are no pair. Recorded calls are counted too, in which a tensor is a mapping with its
+``kind`` and ``shape``. torch is never imported here, for records are read without it.
 """
 
 from __future__ import annotations
@@ -47,10 +46,9 @@ def samples_of(
     *,
     pipeline: str | type = "",
 ) -> Samples:
-    """Return how many samples a call with these ``arguments`` draws.
-
-    ``accepted`` are the parameters of the method, for counts that the call leaves to their defaults; ``pipeline`` is
-    the class of the pipeline or its name. :class:`BadCallError` for a count that is not a whole number above 0.
+    """Return how many samples a call with these ``arguments`` draws. ``accepted`` are the parameters of the method, for
+    counts that the call leaves to their defaults; ``pipeline`` is the class of the pipeline or its name.
+    :class:`BadCallError` for a count that is not a whole number above 0.
     """
     classes = class_names(pipeline)
     by_default = {
@@ -96,11 +94,10 @@ def repeats_of(arguments: Mapping[str, Any], *, pipeline: str | type = "") -> in
 def split(
     arguments: Mapping[str, Any], samples: Samples, *, nets: int, pipeline: str | type = ""
 ) -> list[dict[str, Any]]:
-    """Return the arguments of each sample's own call.
+    """Return the arguments of each sample's own call. Lists stay lists, with a single entry, and counts become 1.
 
-    ``nets`` is what :func:`count_nets` returns for the pipeline. Lists stay lists, with a single entry, and counts
-    become 1. Raises :class:`UnplacedArgumentError` for an argument whose parts cannot be placed, and
-    :class:`BadCallError` for one that has another number of entries than there are prompts or samples.
+    ``nets`` is what :func:`count_nets` returns for the pipeline. Raises :class:`UnplacedArgumentError` for an argument
+    whose parts cannot be placed, and :class:`BadCallError` for another number of entries than of prompts or samples.
     """
     if samples.count == 1:
         return [dict(arguments)]

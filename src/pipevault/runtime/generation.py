@@ -58,11 +58,11 @@ def generate(
     kwargs: dict[str, Any],
     find: Callable[[], LoadedState | None],
 ) -> Any:
-    """Return ``method(pipe, *args, **kwargs)`` with a run record attached to it.
+    """Return ``method(pipe, *args, **kwargs)`` with a run record attached to it. ``seed=`` is taken next to the
+    method's own arguments unless it has one of that name.
 
-    ``seed=`` is taken next to the method's own arguments unless it has one of that name. ``find`` gives what is loaded
-    for the pipeline, which may be another thing after a wait; the call runs plainly where nothing is. Raises what the
-    method raises, :class:`BadCallError` for both ``seed=`` and ``generator=``, and
+    ``find`` gives what is loaded for the pipeline, which may be another thing after a wait; the call runs plainly where
+    nothing is. Raises what the method raises, :class:`BadCallError` for both ``seed=`` and ``generator=``, and
     :class:`~pipevault.errors.TurnTimeoutError`.
     """
     waited_s, first = 0.0, None

@@ -75,9 +75,8 @@ class RecordedWeights:
         self._known: dict[str, _Known] = {}
 
     def begin(self, modules: Mapping[str, nn.Module]) -> None:
-        """Start to compute, in a thread of its own, what :meth:`digests` has not yet been asked for.
-
-        Only of weights that lie in the host's memory as plain bytes: a device is left to the generation that runs.
+        """Start to compute, in a thread of its own, what :meth:`digests` has not yet been asked for: only of weights
+        that lie in the host's memory as plain bytes, for a device is left to the generation that runs.
         """
         new = {name: module for name, module in modules.items() if name not in self._known}
         watches = {name: watch for name in new if (watch := WeightsWatch(new[name])).is_plain}
@@ -96,9 +95,8 @@ class RecordedWeights:
         Thread(target=compute, name="pipevault weights", daemon=True).start()
 
     def digests(self, modules: Mapping[str, nn.Module]) -> dict[str, str]:
-        """Return the :func:`~pipevault.fingerprint.weights.weights_digest` of each of ``modules``.
-
-        One whose weights cannot be read as plain bytes is left out.
+        """Return the :func:`~pipevault.fingerprint.weights.weights_digest` of each of ``modules`` whose weights can be
+        read as plain bytes.
         """
         found: dict[str, str] = {}
         for name, module in modules.items():
