@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 
 _SHOWN_LENGTH = 60
@@ -37,9 +38,7 @@ def _clip(text: str, other: str = "") -> str:
     """A long value, cut down to the place where it begins to differ."""
     if len(text) <= _SHOWN_LENGTH:
         return text
-    differing = (place for place, pair in enumerate(zip(text, other, strict=False)) if pair[0] != pair[1])
-    same = next(differing, min(len(text), len(other)))
-    comma = text.rfind(", ", 0, same)
+    comma = text.rfind(", ", 0, len(os.path.commonprefix([text, other])))
     start = 0 if comma < 0 else comma + 2
     stop = start + _SHOWN_LENGTH
     return f"{'…' if start else ''}{text[start:stop]}{'…' if stop < len(text) else ''}"
