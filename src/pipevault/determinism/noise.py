@@ -131,19 +131,11 @@ class _HostNoise(TorchFunctionMode):
 _PLACEMENT = ("out", "dtype", "device", "layout", "pin_memory", "requires_grad")
 _INTEGER_DRAWS = frozenset({torch.randint, torch.randperm})
 _LIKE = frozenset({torch.randn_like, torch.rand_like, torch.randint_like})
+_FILLING = ("normal_", "uniform_", "exponential_", "log_normal_", "cauchy_")
 _Draw = Callable[[_HostNoise, Any, tuple[Any, ...], dict[str, Any]], Any]
 _DRAWS: dict[Any, _Draw] = {
     **dict.fromkeys((torch.randn, torch.rand, torch.normal, *_INTEGER_DRAWS, *_LIKE), _HostNoise.create),
-    **dict.fromkeys(
-        (
-            torch.Tensor.normal_,
-            torch.Tensor.uniform_,
-            torch.Tensor.exponential_,
-            torch.Tensor.log_normal_,
-            torch.Tensor.cauchy_,
-        ),
-        _HostNoise.fill,
-    ),
+    **{getattr(torch.Tensor, name): _HostNoise.fill for name in _FILLING},
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 
 _SHOWN_LENGTH = 60
@@ -38,7 +37,9 @@ def _clip(text: str, other: str = "") -> str:
     """A long value, cut down to the place where it begins to differ."""
     if len(text) <= _SHOWN_LENGTH:
         return text
-    comma = text.rfind(", ", 0, len(os.path.commonprefix([text, other])))
+    differing = (place for place, pair in enumerate(zip(text, other, strict=False)) if pair[0] != pair[1])
+    same = next(differing, min(len(text), len(other)))
+    comma = text.rfind(", ", 0, same)
     start = 0 if comma < 0 else comma + 2
     stop = start + _SHOWN_LENGTH
     return f"{'…' if start else ''}{text[start:stop]}{'…' if stop < len(text) else ''}"

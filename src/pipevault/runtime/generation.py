@@ -84,7 +84,7 @@ def generate(
             started_s = time.perf_counter()
             modules = graph_parts.find_parts(pipe)
             weights_of(state, pipe).begin(modules)
-            with level(asked) as achieved, observed(pipe, audit=asked.audit) as seen:
+            with level(asked) as achieved, observed(pipe, state, audit=asked.audit) as seen:
                 drawn = _draw(pipe, call, modules, is_alone=is_alone, per_sample=achieved.per_sample)
                 achieved = achieved.check_again()
             if len(state.draws) >= _MAX_KINDS:
