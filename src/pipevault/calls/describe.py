@@ -103,10 +103,12 @@ def digest_array(array: Any) -> str:
 
     ``TypeError`` for an array of Python objects and for a tensor that has no bytes (meta, sparse).
     """
+    check_bytes(array)
     if not is_instance(array, "torch", "Tensor"):
         return hashlib.sha256(_bytes_of_array(array)).hexdigest()
-    # As bytes, because NumPy has no bfloat16; flat, because a tensor without dimensions cannot be viewed as bytes.
-    return hashlib.sha256(plain_tensor(array).reshape(-1).view(sys.modules["torch"].uint8).numpy()).hexdigest()
+    from pipevault.fingerprint.tensors import tensor_digest
+
+    return tensor_digest(array)
 
 
 def _describe_object(value: Any) -> Any:
@@ -161,16 +163,9 @@ def _sha256_with_mode(picture: Any) -> str:
     return hasher.hexdigest()
 
 
-def plain_tensor(tensor: Any) -> Any:
-    """Return a tensor on the CPU, its values in order. Raises like :func:`check_bytes`."""
-    check_bytes(tensor)
-    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-
-
 def _bytes_of_array(array: np.ndarray[Any, Any]) -> Any:
     import numpy as np
 
-    check_bytes(array)
     little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8)
 

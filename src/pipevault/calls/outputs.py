@@ -13,7 +13,7 @@ from enum import Enum
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pipevault.calls.describe import check_bytes, describe, digest_array, is_instance, pixels_sha256, plain_tensor
+from pipevault.calls.describe import check_bytes, describe, digest_array, is_instance, pixels_sha256
 from pipevault.digest import canonical_json, digest_json
 
 if TYPE_CHECKING:
@@ -205,7 +205,8 @@ def as_array(value: Any) -> np.ndarray[Any, Any]:
         return np.asarray(value.convert("RGBA") if value.mode in ("P", "PA") else value)
     if not is_instance(value, "torch", "Tensor"):
         return np.asarray(value)
-    plain = plain_tensor(value)
+    check_bytes(value)
+    plain = value.detach().cpu().resolve_conj().resolve_neg()
     try:
         return np.asarray(plain.numpy())
     except TypeError:

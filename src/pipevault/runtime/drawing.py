@@ -91,7 +91,7 @@ class Sources:
         return replace(self, seed=root)
 
 
-def needs_host_noise(modules: Iterable[nn.Module]) -> bool:
+def _needs_host_noise(modules: Iterable[nn.Module]) -> bool:
     """Return whether torch's numbers for the seeds of samples depend on where and in which dtype they are drawn."""
     if torch.get_default_dtype() not in (torch.float32, torch.float64):
         return True
@@ -109,12 +109,12 @@ def draw(
     count: int,
     *,
     is_alone: bool,
-    on_host: bool,
+    modules: Iterable[nn.Module],
 ) -> DrawnOutput:
     """Run ``run(arguments)`` with generators and streams as ``sources`` tells.
 
     ``is_alone``: the thread holds the program's streams, so that they may be seeded and what they lose is known.
-    ``on_host``: float32 noise is drawn on the host and cast.
+    ``modules`` are those that the noise is for: where it need be, float32 noise is drawn on the host and cast.
     """
     given = list(sources.generators)
     with ExitStack() as stack:
@@ -125,7 +125,7 @@ def draw(
             if is_alone:
                 stack.enter_context(set_aside())
                 seed_layers(sources.seed)
-            if on_host:
+            if _needs_host_noise(modules):
                 stack.enter_context(host_noise(global_draws=is_alone))
         states = [generator.get_state() for generator in given]
         before = capture() if is_alone else capture_torch()

@@ -24,7 +24,7 @@ from pipevault.determinism.turns import ALONE, TURNS
 from pipevault.errors import BadCallError
 from pipevault.graphs import parts as graph_parts
 from pipevault.pipeline import Pipeline
-from pipevault.runtime.drawing import DrawnOutput, Sources, draw, needs_host_noise
+from pipevault.runtime.drawing import DrawnOutput, Sources, draw
 from pipevault.runtime.joined_outputs import join
 from pipevault.runtime.records import attach_record
 from pipevault.runtime.run_record import make_record, observed, weights_of
@@ -160,8 +160,7 @@ def _draw(
         return call.method(pipe, **arguments)
 
     sources = call.sources.drawn_root() if per_sample else call.sources
-    on_host = sources.seed is not None and needs_host_noise(modules.values())
-    return draw(run, call.arguments, sources, call.samples.count, is_alone=is_alone, on_host=on_host)
+    return draw(run, call.arguments, sources, call.samples.count, is_alone=is_alone, modules=modules.values())
 
 
 def _kind(name: str, value: Any) -> Hashable:
