@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import BaseOutput
 from PIL import Image
 
@@ -68,6 +69,14 @@ class Slotted:
 
     def __init__(self, images: Any) -> None:
         self.images = images
+
+
+class Named(dict[str, Any]):
+    """Its items are attributes too."""
+
+    def __init__(self, *items: Any, **named: Any) -> None:
+        super().__init__(*items, **named)
+        self.__dict__.update(self)
 
 
 class Frames(list[Any]):
@@ -143,6 +152,10 @@ def test_dictionaries_keep_their_kind_and_their_keys() -> None:
     assert (type(ordered), list(ordered.items())) == (OrderedDict, [("b", [0, 1]), ("a", [0, 1])])
     default = join([defaultdict(list, a=[i]) for i in range(2)])
     assert (default["a"], default["new"]) == ([0, 1], [])
+    frozen = join([FrozenDict(a=[i]) for i in range(2)])
+    assert (type(frozen), frozen["a"]) == (FrozenDict, [0, 1])
+    named = join([Named(a=[i]) for i in range(2)])
+    assert (type(named), named.a, named["a"]) == (Named, [0, 1], [0, 1])
 
 
 def test_dataclasses() -> None:

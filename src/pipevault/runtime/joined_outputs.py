@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -94,9 +95,13 @@ def _rebuilt(first: Any, items: Any, place: OutputPlace) -> Any:
             made = copy.copy(first)
             made[:] = items
             return made
+        if isinstance(first, defaultdict):
+            return kind(first.default_factory, items)
+        is_mapping = isinstance(first, Mapping)
+        if is_mapping and not is_dataclass(first):
+            return kind(items)
         if is_dataclass(first) and not all(one.init for one in fields(first)):
             raise TypeError("it makes some of its fields of the others")
-        is_mapping = isinstance(first, Mapping)
         made = copy.copy(first) if is_mapping else object.__new__(kind)
         for name, item in (items if is_mapping else {**held(first), **items}).items():
             if is_mapping and name in first:  # diffusers' outputs keep their items next to their attributes
