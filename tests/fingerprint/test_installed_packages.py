@@ -137,6 +137,12 @@ def test_a_folder_that_cannot_be_read_holds_no_distribution(tmp_path: Path) -> N
     assert list(names._distributions(str(tmp_path / "packages.zip"))) == []
 
 
+def test_files_that_are_no_text_say_nothing(tmp_path: Path) -> None:
+    install(tmp_path)
+    (tmp_path / "tiny_package-1.0.dist-info" / "RECORD").write_bytes(b"tiny_single.py,\xff\n")
+    assert names._top_level_names(str(tmp_path)) == {"other_name"}
+
+
 def test_packages_with_names_of_their_distributions_are_found_without_reading_the_others(tmp_path: Path) -> None:
     code = (
         "import torch, diffusers, transformers, peft, accelerate\n"

@@ -133,7 +133,7 @@ def _distributions(folder: str, name: str | None = None) -> Iterator[metadata.Di
     An ``egg-info`` folder counts where packages are installed only; elsewhere it stands next to code in a checkout.
     """
     for found in metadata.distributions(name=name, path=[folder]):
-        if os.path.basename(folder) in _SITE_FOLDERS or found.read_text("METADATA"):
+        if os.path.basename(folder) in _SITE_FOLDERS or _fact(found, "METADATA"):
             yield found
 
 
@@ -147,11 +147,18 @@ def _top_level_names(folder: str) -> frozenset[str]:
     }
     names: set[str] = set()
     for found in filter(_is_fixed, _distributions(folder)):
-        lists = (re.findall(pattern, found.read_text(name) or "") for name, pattern in patterns.items())
+        lists = (re.findall(pattern, _fact(found, name)) for name, pattern in patterns.items())
         names.update(next(filter(None, lists), ()))
     return frozenset(names)
 
 
 def _is_fixed(distribution: metadata.Distribution) -> bool:
     """Return False if it points at a checkout (PEP 610); one that came from an index does not say."""
-    return not re.search(r'"editable"\s*:\s*true', distribution.read_text("direct_url.json") or "")
+    return not re.search(r'"editable"\s*:\s*true', _fact(distribution, "direct_url.json"))
+
+
+def _fact(distribution: metadata.Distribution, name: str) -> str:
+    try:
+        return distribution.read_text(name) or ""
+    except (OSError, UnicodeError):  # what another distribution has there is no reason not to load
+        return ""
