@@ -35,12 +35,7 @@ No lock: an identity is given to no other object before the callbacks of the old
 
 def _remember(leaf: Any, origin: Origin) -> None:
     key, origins = id(leaf), _OF_LEAVES  # a module's names may be gone when the interpreter ends
-
-    def forget(gone: weakref.ref[Any]) -> None:
-        if origins.get(key, (None, None))[0] is gone:
-            origins.pop(key, None)
-
-    origins[key] = weakref.ref(leaf, forget), origin
+    origins[key] = weakref.ref(leaf, lambda _: origins.pop(key, None)), origin
 
 
 def attach_record(output: Any, record: RunRecord, inputs: Any) -> Any:
