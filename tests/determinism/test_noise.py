@@ -175,6 +175,13 @@ def test_a_fill_stays_in_its_tensor() -> None:
     assert target.abs().sum() > 0
 
 
+def test_what_is_given_as_out_is_filled_and_returned() -> None:
+    out = torch.empty(0, dtype=torch.float16)
+    with host_noise():
+        assert torch.randn(SHAPE, generator=generator(), out=out) is out
+    assert torch.equal(out, torch.randn(SHAPE, generator=generator()).half())
+
+
 def test_meta_tensors_hold_no_noise() -> None:
     with host_noise(global_draws=True):
         assert torch.randn(SHAPE, device="meta").is_meta
