@@ -68,32 +68,7 @@ _HOMES = {
     "noise": "pipevault.determinism.noise",
 }
 
-__all__ = [
-    "Explanation",
-    "Outcome",
-    "PartOutcome",
-    "PipelineCache",
-    "Replay",
-    "RunRecord",
-    "Settings",
-    "Step",
-    "errors",
-    "from_pretrained",
-    "generators",
-    "isolated_rng",
-    "level",
-    "noise",
-    "outcome",
-    "read_record",
-    "record_of",
-    "register_adapter",
-    "replay",
-    "sample_seed",
-    "save",
-    "seed_everything",
-    "status",
-    "unload",
-]
+__all__ = ["errors", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -81,7 +81,7 @@ def test_an_outline_has_the_layout_of_a_module_and_none_of_its_weights() -> None
 
 
 class Mixed(nn.Module):
-    """Takes transposed tensors: torch computes their products in one way for weights with gradients, else in another."""
+    """Takes transposed tensors: torch computes their products in two ways, as weights ask for gradients or not."""
 
     def __init__(self, features: int) -> None:
         super().__init__()

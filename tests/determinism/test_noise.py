@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -174,6 +175,13 @@ def test_a_fill_stays_in_its_tensor() -> None:
     assert target.abs().sum() > 0
 
 
+def test_what_is_given_as_out_is_filled_and_returned() -> None:
+    out = torch.empty(0, dtype=torch.float16)
+    with host_noise():
+        assert torch.randn(SHAPE, generator=generator(), out=out) is out
+    assert torch.equal(out, torch.randn(SHAPE, generator=generator()).half())
+
+
 def test_meta_tensors_hold_no_noise() -> None:
     with host_noise(global_draws=True):
         assert torch.randn(SHAPE, device="meta").is_meta
@@ -277,6 +285,14 @@ class Mode:
 def test_a_gpu_generator_cannot_draw_for_the_cpu(call: Callable[[Mode, Any], Any]) -> None:
     with pytest.raises(GeneratorDeviceError, match="A generator on cuda:0 cannot draw noise for cpu"):
         call(Mode(), SimpleNamespace(device=torch.device("cuda:0")))
+
+
+def test_the_index_of_a_gpu_is_a_device() -> None:
+    """``device=0`` is the first GPU, and not the default device because 0 counts as nothing."""
+    no_gpu = pytest.raises((RuntimeError, AssertionError), match=r"CUDA|accelerator")
+    with nullcontext() if torch.cuda.is_available() else no_gpu, host_noise():
+        drawn = torch.randn(4, dtype=torch.float16, device=0, generator=generator())
+        assert drawn.device == torch.device("cuda:0")
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipevault.determinism import layers, seeds
-from pipevault.determinism.layers import capture, describe_state, moved, parse_state
+from pipevault.determinism.layers import capture, describe_state, moved, parse_state, put
 from pipevault.determinism.seeds import effective_seed, isolated_rng, seed_everything
 from pipevault.errors import BadRecordError, BadSeedError, SettingsError
 
@@ -121,17 +121,27 @@ def test_isolated_rng_can_be_nested() -> None:
     assert found == expected
 
 
-def test_the_rest_is_restored_when_one_layer_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: torch.Tensor) -> None:
+@pytest.mark.parametrize(
+    ("layer", "owner", "setter"),
+    [
+        ("python", random, "setstate"),
+        ("numpy", np.random, "set_state"),
+        ("torch", torch, "set_rng_state"),
+    ],
+)
+def test_the_rest_is_restored_when_one_layer_fails(
+    monkeypatch: pytest.MonkeyPatch, layer: str, owner: Any, setter: str
+) -> None:
+    def refuse(_: Any) -> None:
         raise OSError("no such state")
 
-    before, torch_state = capture(), torch.get_rng_state()
-    monkeypatch.setattr(torch, "set_rng_state", refuse)
+    before = capture()
+    monkeypatch.setattr(owner, setter, refuse)
     with pytest.raises(OSError, match="no such state"), isolated_rng(7):
         draw()
     monkeypatch.undo()
-    assert moved(before, capture()) == ("torch",)
-    torch.set_rng_state(torch_state)
+    assert moved(before, capture()) == (layer,)
+    put({layer: before[layer]})
 
 
 def test_another_generator_of_numpy_is_kept() -> None:

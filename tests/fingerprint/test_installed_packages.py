@@ -56,7 +56,7 @@ def install(
         ("Other.Dist-2.0.dist-info", ["other_name/__init__.py"]),
     ):
         (folder / name).mkdir()
-        (folder / name / "METADATA").write_text("Name: x\n")
+        (folder / name / ("METADATA" if name.endswith("dist-info") else "PKG-INFO")).write_text("Name: x\n")
         if record:
             lines = [f"{file},sha256=x,1" for file in (*files, f"{name}/RECORD")]
             (folder / name / "RECORD").write_text("\n".join(lines))
@@ -132,7 +132,15 @@ def test_an_alias_of_a_package_is_that_package() -> None:
 
 
 def test_a_folder_that_cannot_be_read_holds_no_distribution(tmp_path: Path) -> None:
-    assert names._distributions(str(tmp_path / "packages.zip")) == {}
+    assert list(names._distributions(str(tmp_path / "packages.zip"))) == []
+    (tmp_path / "packages.zip").write_text("no archive")
+    assert list(names._distributions(str(tmp_path / "packages.zip"))) == []
+
+
+def test_files_that_are_no_text_say_nothing(tmp_path: Path) -> None:
+    install(tmp_path)
+    (tmp_path / "tiny_package-1.0.dist-info" / "RECORD").write_bytes(b"tiny_single.py,\xff\n")
+    assert names._top_level_names(str(tmp_path)) == {"other_name"}
 
 
 def test_packages_with_names_of_their_distributions_are_found_without_reading_the_others(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -50,6 +52,15 @@ def test_every_write_moves_it(module: nn.Module, change: str) -> None:
     with torch.no_grad():
         CHANGES[change](module)
     assert weights_stamp(module) != before
+    assert watch.has_moved()
+
+
+def test_a_watch_keeps_its_weights_so_that_no_other_tensor_has_their_place(module: nn.Module) -> None:
+    weight = weakref.ref(module[0].weight)
+    watch = WeightsWatch(module)
+    _replace(module)
+    gc.collect()
+    assert weight() is not None
     assert watch.has_moved()
 
 

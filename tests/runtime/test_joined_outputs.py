@@ -29,7 +29,6 @@ class Pictures(BaseOutput):
 class Frozen:
     images: torch.Tensor
     note: str = ""
-    made: int = field(default=3, init=False)
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,10 @@ class FrozenSlots:
 
 @dataclass
 class Counted:
-    """``count`` comes from the other field; ``later`` and ``seed`` are filled by whoever made it."""
+    """``count`` comes from the other field."""
 
     images: list[Any]
     count: int = field(init=False)
-    later: list[Any] | None = field(default=None, init=False)
-    seed: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.count = len(self.images)
@@ -72,6 +69,14 @@ class Slotted:
 
     def __init__(self, images: Any) -> None:
         self.images = images
+
+
+class Named(dict[str, Any]):
+    """Its items are attributes too."""
+
+    def __init__(self, *items: Any, **named: Any) -> None:
+        super().__init__(*items, **named)
+        self.__dict__.update(self)
 
 
 class Frames(list[Any]):
@@ -149,17 +154,14 @@ def test_dictionaries_keep_their_kind_and_their_keys() -> None:
     assert (default["a"], default["new"]) == ([0, 1], [])
     frozen = join([FrozenDict(a=[i]) for i in range(2)])
     assert (type(frozen), frozen["a"]) == (FrozenDict, [0, 1])
+    named = join([Named(a=[i]) for i in range(2)])
+    assert (type(named), named.a, named["a"]) == (Named, [0, 1], [0, 1])
 
 
 def test_dataclasses() -> None:
     frozen = join([Frozen(torch.full((1,), float(i)), "same") for i in range(2)])
-    assert (frozen.images.tolist(), frozen.note, frozen.made) == ([0.0, 1.0], "same", 3)
+    assert (frozen.images.tolist(), frozen.note) == ([0.0, 1.0], "same")
     assert join([FrozenSlots([i]) for i in range(2)]).images == [0, 1]
-    several = [Counted([i]) for i in range(3)]
-    for index, one in enumerate(several):
-        one.later, one.seed = [index], 5
-    counted = join(several)
-    assert (counted.images, counted.count, counted.later, counted.seed) == ([0, 1, 2], 3, [0, 1, 2], 5)
     init = join([WithInitVar([i], 4) for i in range(2)])
     assert (init.images, init.area) == ([0, 1], 16)
 
@@ -197,6 +199,7 @@ def test_what_is_the_same_in_all_stays(value: Any) -> None:
         ([(image(1), 0), (image(2), 0)], r"one output: \[0\] differs \(Image\)"),
         ([{"image": image(1)}, {"image": image(2)}], "one output: image differs"),
         ([{"odd": object()}, {"odd": object()}], "one output: odd differs"),
+        ([Counted([1]), Counted([2])], "output is a Counted, and making another one failed .TypeError: it makes some"),
         ([{"x": FailingError([1])}, {"x": FailingError([2])}], "x is a FailingError, and making another one failed"),
     ],
 )

@@ -15,11 +15,10 @@ import torch
 from torch import nn
 
 from helpers.pipelines import PlainPipeline
-from pipevault.fingerprint.origin import weights_origin
 from pipevault.fingerprint.weights import weights_digest
 from pipevault.graphs.parts import find_parts
 from pipevault.runtime import recorded_weights
-from pipevault.runtime.recorded_weights import ORIGINS, RecordedWeights, memory_file, note_origins
+from pipevault.runtime.recorded_weights import ORIGINS, RecordedWeights, memory_file, note_origins, weights_origin
 
 
 @pytest.fixture

@@ -139,7 +139,14 @@ class PipelineCache:
             return pipe
 
     load = prepare
-    """The first name of :meth:`prepare`, which stays."""
+    """The first name of :meth:`prepare`, which stays. A subclass that overrides either of them overrides both."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = next(vars(base) for base in cls.__mro__ if "prepare" in vars(base) or "load" in vars(base))
+        for name, other in (("prepare", "load"), ("load", "prepare")):
+            if name not in own:
+                setattr(cls, name, own[other])
 
     def _prepare(
         self, pipe: Any, asked: Sequence[AskedShape], parts: Sequence[str] | None, *, worthwhile: bool

@@ -1,7 +1,6 @@
 """The call that is frozen: its shape, which is part of the key, and the warm-up inputs that make it.
 
-Warm-up inputs are found from the signature of the pipeline's ``__call__``; a pipeline that needs more gets them from
-the caller as a mapping of keyword arguments or as a function of the pipeline.
+Warm-up inputs are found from the signature of the pipeline's ``__call__``; what else it needs the caller gives.
 """
 
 from __future__ import annotations
@@ -55,11 +54,10 @@ _UNLISTED_BY_DIFFUSERS = frozenset({"callback", "callback_steps", "prior_callbac
 
 @dataclass(frozen=True)
 class CallShape:
-    """The shape of one call. Sizes are in pixels; ``None`` means the pipeline's default.
-
-    ``batch_size`` counts prompts; in a resolved shape it counts what one call makes, all repeats of a prompt included.
-    ``guidance`` tells whether classifier-free guidance doubles the batch; ``None`` takes the pipeline's default.
-    ``call`` gives further keyword arguments, or a function that runs the pipeline.
+    """The shape of one call. Sizes are in pixels; ``None`` means the pipeline's default. ``batch_size`` counts prompts;
+    in a resolved shape it counts what one call makes, all repeats of a prompt included. ``guidance`` tells whether
+    classifier-free guidance doubles the batch. ``call`` gives further keyword arguments, or a function that runs the
+    pipeline.
     """
 
     height: int | None = None
@@ -85,9 +83,8 @@ class CallShape:
 
 
 def resolve_shape(pipe: Pipeline, shape: CallShape) -> CallShape:
-    """Return ``shape`` with the pipeline's defaults filled in and sizes checked against what its VAE needs.
-
-    Raises :class:`BadCallError` for an argument that the pipeline does not take, and for one that is given twice.
+    """Return ``shape`` with the pipeline's defaults filled in and sizes checked against what its VAE needs. Raises
+    :class:`BadCallError` for an argument that the pipeline does not take, and for one that is given twice.
     """
     arguments = _given(shape)
     if not callable(shape.call):
@@ -112,7 +109,6 @@ def resolve_shape(pipe: Pipeline, shape: CallShape) -> CallShape:
 
 
 def _given(shape: CallShape) -> dict[str, Any]:
-    """The keyword arguments that the call gives."""
     return dict(shape.call) if isinstance(shape.call, Mapping) else {}
 
 
@@ -141,9 +137,8 @@ def shape_factors(shape: CallShape) -> dict[str, Any]:
 
 
 def has_optional_images(pipe: Pipeline, shape: CallShape) -> bool:
-    """Return whether the call takes an image that is neither given nor required by its signature.
-
-    Image-to-image pipelines mark theirs as optional and refuse a call without; editing pipelines draw from the prompt.
+    """Return whether the call takes an image that is neither given nor required: image-to-image pipelines mark theirs
+    as optional and refuse a call without; editing pipelines draw from the prompt.
     """
     given = _given(shape)
     return any(
@@ -154,7 +149,6 @@ def has_optional_images(pipe: Pipeline, shape: CallShape) -> bool:
 
 def warm_up_arguments(pipe: Pipeline, shape: CallShape, *, images: bool = True) -> dict[str, Any]:
     """Return keyword arguments of a short run of ``pipe`` at a resolved ``shape``; with ``images``, optional ones too.
-
     Raises :class:`BadCallError` for an input that cannot be made up.
     """
     given = _given(shape)
@@ -248,7 +242,6 @@ def _check_names(pipe: Pipeline, shape: CallShape, arguments: Mapping[str, Any])
 
 
 def _default_size(pipe: Pipeline, name: str) -> int | None:
-    """The height, width or number of frames that the pipeline draws by default, where known."""
     default: int | None = _default(pipe, name)
     if default or name == "num_frames":
         return default
@@ -261,7 +254,6 @@ def _default_size(pipe: Pipeline, name: str) -> int | None:
 
 
 def _default(pipe: Pipeline, name: str) -> Any:
-    """The number that an argument has by default; ``None`` if there is none."""
     parameter = parameters(pipe).get(name)
     return parameter.default if parameter is not None and isinstance(parameter.default, (int, float)) else None
 
@@ -294,7 +286,6 @@ def _batch_size(pipe: Pipeline, shape: CallShape, arguments: Mapping[str, Any]) 
 
 
 def _prompt_count(shape: CallShape) -> int:
-    """Prompts of a resolved shape."""
     return max(1, shape.batch_size // repeats_of(_given(shape)))
 
 
@@ -316,9 +307,8 @@ def _guidance(pipe: Pipeline, shape: CallShape, arguments: Mapping[str, Any]) ->
 
 
 def described(value: Any, inside: Inside = ()) -> Any:
-    """Return a JSON form of an argument or a setting: plain values themselves, of all else the kind and the shape.
-
-    The same in every process; where a file lies does not count. ``inside`` are the objects around ``value``.
+    """Return a JSON form of an argument or a setting: plain values themselves, of all else the kind and the shape. The
+    same in every process; where a file lies does not count.
     """
 
     def text(value: str) -> str:

@@ -57,9 +57,8 @@ class CallRange:
         return tuple(name for name in RANGED if getattr(self.least, name) != getattr(self.most, name))
 
     def between(self) -> Iterator[tuple[frozenset[str], CallShape]]:
-        """Yield, for each of several sizes that vary, its name and the shape in which it alone is at its least.
-
-        One sample is apart from several, which begin at two: torch compiles a size of 1 as a constant.
+        """Yield, for each of several sizes that vary, its name and the shape in which it alone is at its least. One
+        sample is apart from several, which begin at two: torch compiles a size of 1 as a constant.
         """
         if len(self.ranged) > 1:
             for name in self.ranged:
@@ -80,10 +79,9 @@ def call_factors(shape: CallShape | CallRange) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class AskedShape:
-    """A shape as it was asked for, before the pipeline's own defaults are known.
-
-    ``ranges`` names the sizes that were given as a smallest and a largest one; ``least`` and ``most`` differ in them
-    alone. ``dynamic`` asks for half and twice of each single size, and for up to four samples.
+    """A shape as it was asked for, before the pipeline's own defaults are known. ``least`` and ``most`` differ in
+    ``ranges`` alone, the sizes that were given as two. ``dynamic`` asks for half and twice of each single size, and for
+    up to four samples.
     """
 
     least: CallShape = _DEFAULT
@@ -120,10 +118,8 @@ class AskedShape:
 
 
 def asked_shape(given: Mapping[str, Any]) -> AskedShape:
-    """Return the shape ``given``.
-
-    Raises :class:`SettingsError` for a name that is not in :class:`ShapeFields`, and :class:`BadCallError` for a size
-    or a range that is none.
+    """Return the shape ``given``. Raises :class:`SettingsError` for a name that is not in :class:`ShapeFields`, and
+    :class:`BadCallError` for a size or a range that is none.
     """
     refuse_unknown("argument of a shape", given, field_names(ShapeFields))
     values = {name: value for name, value in given.items() if name != "dynamic"}
@@ -144,9 +140,8 @@ def asked_shape(given: Mapping[str, Any]) -> AskedShape:
 
 
 def call_shapes(shapes: Sequence[Mapping[str, Any]] | None, **given: Unpack[ShapeFields]) -> list[AskedShape]:
-    """Return each of ``shapes`` over what is ``given``, or that alone; none if nothing was given.
-
-    Raises :class:`SettingsError` for anything else.
+    """Return each of ``shapes`` over what is ``given``, or that alone; none if nothing was given. Raises
+    :class:`SettingsError`.
     """
     common = {name: value for name, value in given.items() if value is not None}
     base = asked_shape(common)

@@ -37,10 +37,10 @@ def plain_json(
 ) -> Any:
     """Return ``value`` as plain JSON, for records and for keys; each says what its other objects become.
 
-    Plain values stand as they are, NumPy's numbers as Python's, sequences as lists, sets as sorted lists, mappings with
-    their keys as text; a container inside itself is ``itself``. ``text`` makes what stands for a string, ``other`` for
-    all else: enums, floats that are not finite, and containers of which ``is_object`` says so. ``other`` is given the
-    objects around its value too, as ``inside`` has those around ``value``.
+    NumPy's numbers stand as Python's, sequences as lists, sets as sorted lists, mappings with their keys as text; a
+    container inside itself is ``itself``. ``text`` makes what stands for a string, ``other`` for all else: enums,
+    floats that are not finite, and containers of which ``is_object`` says so. ``inside`` has the objects around the
+    value.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -69,22 +69,20 @@ def plain_json(
 
 
 def describe(value: Any) -> Any:
-    """Return ``value`` as plain JSON for a record, see :func:`plain_json`.
+    """Return ``value`` as plain JSON for a record, see :func:`plain_json`; what is not plain is a mapping with its
+    ``kind``.
 
-    What is not plain becomes a mapping with ``kind``: ``image`` (sha256, size, mode), ``array`` and ``tensor`` (sha256,
-    shape, dtype), ``generator`` (seed, device, fresh, state), ``bytes``, ``float`` (not finite), ``callable``,
-    ``object``. Describe a generator before the call draws from it: ``fresh`` tells whether nothing had been drawn, so
-    that the seed alone gives the same numbers again; else ``state`` has what does.
+    Describe a generator before the call draws from it: ``fresh`` tells whether nothing had been drawn, so that the seed
+    alone gives the same numbers again; else ``state`` has what does.
     """
     return plain_json(value, lambda item, _: _describe_object(item))
 
 
 def pixels_sha256(image: Image.Image | np.ndarray[Any, Any]) -> str:
-    """Return the SHA-256 of the raw uint8 bytes, row by row, channels last.
+    """Return the SHA-256 of the raw uint8 bytes, row by row, channels last; an image and its array have the same one.
 
-    An image and its array have the same one. For an image whose channels are not one byte each, mode and size are
-    hashed before its values (little-endian, 16 bits in any order of bytes as ``I;16``); where the bytes are indices of
-    a palette, also the colours that they stand for, transparency included. ``TypeError`` for an array of another
+    For an image whose channels are not one byte each, mode and size are hashed before its values (little-endian); where
+    the bytes are indices of a palette, also the colours that they stand for. ``TypeError`` for an array of another
     dtype.
     """
     picture: Any = image
@@ -105,10 +103,12 @@ def digest_array(array: Any) -> str:
 
     ``TypeError`` for an array of Python objects and for a tensor that has no bytes (meta, sparse).
     """
+    check_bytes(array)
     if not is_instance(array, "torch", "Tensor"):
         return hashlib.sha256(_bytes_of_array(array)).hexdigest()
-    # As bytes, because NumPy has no bfloat16; flat, because a tensor without dimensions cannot be viewed as bytes.
-    return hashlib.sha256(plain_tensor(array).reshape(-1).view(sys.modules["torch"].uint8).numpy()).hexdigest()
+    from pipevault.fingerprint.tensors import tensor_digest
+
+    return tensor_digest(array)
 
 
 def _describe_object(value: Any) -> Any:
@@ -163,16 +163,9 @@ def _sha256_with_mode(picture: Any) -> str:
     return hasher.hexdigest()
 
 
-def plain_tensor(tensor: Any) -> Any:
-    """Return a tensor on the CPU, its values in order. Raises like :func:`check_bytes`."""
-    check_bytes(tensor)
-    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-
-
 def _bytes_of_array(array: np.ndarray[Any, Any]) -> Any:
     import numpy as np
 
-    check_bytes(array)
     little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8)
 

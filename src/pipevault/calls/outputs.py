@@ -13,7 +13,7 @@ from enum import Enum
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pipevault.calls.describe import check_bytes, describe, digest_array, is_instance, pixels_sha256, plain_tensor
+from pipevault.calls.describe import check_bytes, describe, digest_array, is_instance, pixels_sha256
 from pipevault.digest import canonical_json, digest_json
 
 if TYPE_CHECKING:
@@ -27,10 +27,8 @@ _LONGEST_REASON = 200
 
 @dataclass(frozen=True)
 class OutputPlace:
-    """The place of something in an output.
-
-    ``path`` is ``frames[1][3]``, ``field`` the names on the way (``frames``), ``numbers`` the places in lists (1, 3).
-    The items of a tuple that a pipeline returned as a whole (``return_dict=False``) are fields.
+    """The place of something in an output: ``path`` is ``frames[1][3]``, ``field`` the names on the way (``frames``),
+    ``numbers`` the places in lists (1, 3). The items of a tuple that a pipeline returned as a whole are fields.
     """
 
     path: str = ""
@@ -81,13 +79,12 @@ class Sample:
 
     @property
     def content(self) -> Any:
-        """The image itself, else the array as NumPy has it. ``TypeError`` for a tensor that has no bytes."""
+        """The image itself, else the array as NumPy has it, with the ``TypeError`` of :func:`as_array`."""
         return self.leaf if self.is_image else as_array(self.value)
 
 
 def leaves(output: Any) -> Iterator[tuple[str, Any]]:
     """Yield each image, array, tensor, plain value and unknown object of an output with its path: ``frames[0][3]``.
-
     ``None`` is left out, and what an object has under names that begin with an underscore, its modules and functions.
     """
     return ((place.path, value) for place, value in placed_leaves(output))
@@ -115,9 +112,8 @@ def placed_leaves(output: Any) -> Iterator[tuple[OutputPlace, Any]]:
 
 
 def samples(output: Any, undigested: Container[str] = ()) -> list[Sample]:
-    """Return the samples of an output in the order of their digests; ``undigested`` is that of its record.
-
-    An array of one dimension, or with over :data:`MOST_SLICES` slices, is a sound or a table: one sample.
+    """Return the samples of an output in the order of their digests; ``undigested`` is that of its record. An array of
+    one dimension, or with over :data:`MOST_SLICES` slices, is a sound or a table: one sample.
     """
     found = [
         (place, leaf, part, place.numbers[0] if place.numbers else part or 0)
@@ -144,10 +140,9 @@ def of_first_field(found: Sequence[Sample]) -> list[Sample]:
 
 
 def digests(output: Any) -> dict[str, Any]:
-    """Return what a record keeps of an output, as plain JSON; it never raises for what an output holds.
-
-    ``pixels``: SHA-256 of each sample, in order. ``values``: SHA-256 over the text and numbers with their paths,
-    ``None`` if there are none. ``undigested``: for each path without a digest the reason.
+    """Return what a record keeps of an output, as plain JSON; it never raises for what an output holds. ``pixels``:
+    SHA-256 of each sample, in order. ``values``: SHA-256 over the text and numbers with their paths, ``None`` if there
+    are none. ``undigested``: for each path without a digest the reason.
     """
     pixels: list[str] = []
     values: list[Any] = []
@@ -201,10 +196,8 @@ def kind_of(value: Any) -> str:
 
 
 def as_array(value: Any) -> np.ndarray[Any, Any]:
-    """Return an image, array or tensor as NumPy has it.
-
-    A palette stands as its RGBA colours; floats that NumPy lacks (bfloat16, float8) as float32. ``TypeError`` for a
-    tensor that has no bytes (meta, sparse).
+    """Return an image, array or tensor as NumPy has it: a palette as its RGBA colours, floats that NumPy lacks
+    (bfloat16, float8) as float32. ``TypeError`` for a tensor that has no bytes (meta, sparse).
     """
     import numpy as np
 
@@ -212,7 +205,8 @@ def as_array(value: Any) -> np.ndarray[Any, Any]:
         return np.asarray(value.convert("RGBA") if value.mode in ("P", "PA") else value)
     if not is_instance(value, "torch", "Tensor"):
         return np.asarray(value)
-    plain = plain_tensor(value)
+    check_bytes(value)
+    plain = value.detach().cpu().resolve_conj().resolve_neg()
     try:
         return np.asarray(plain.numpy())
     except TypeError:

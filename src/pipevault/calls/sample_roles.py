@@ -32,9 +32,8 @@ class ArgumentKind(Enum):
 
 @dataclass(frozen=True)
 class Form:
-    """The form of one entry: ``item`` its dimensions, ``leaf`` those of a value without a shape, such as a PIL image.
-
-    A value of no more dimensions is a single entry. Without ``item`` every list, array and tensor is a row of entries.
+    """The form of one entry: ``item`` its dimensions, ``leaf`` those of a value without a shape, such as a PIL image. A
+    value of no more dimensions is a single entry. Without ``item`` every list, array and tensor is a row of entries.
     """
 
     item: int | None = None
@@ -138,9 +137,8 @@ NETS_WITHIN_PROMPTS = frozenset({"StableDiffusionControlNetPAGPipeline", "Stable
 
 
 def role_of(name: str, pipeline: str | type = "") -> Role:
-    """Return the role of the argument ``name`` of a pipeline; ``UNPLACED`` if the name stands in no table.
-
-    ``pipeline`` is the class of the pipeline or its name; a class has the roles of its bases.
+    """Return the role of the argument ``name`` of a pipeline, given as its class, which has the roles of its bases, or
+    by name. ``UNPLACED`` if the name stands in no table.
     """
     classes = class_names(pipeline)
     for cls in classes:

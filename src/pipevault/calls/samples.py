@@ -1,9 +1,8 @@
 """The number of samples that a call of a diffusion pipeline draws, and the arguments that go with each of them.
 
-A call is about prompts (or labels, or images), and each may be drawn several times: ``samples_of`` counts both.
-``split`` makes the call of each sample alone, by the names of the arguments (:mod:`pipevault.calls.sample_roles`) and
-never by the length of a value: three timesteps and three prompts are no pair. Recorded calls are counted too, in which
-a tensor is a mapping with its ``kind`` and ``shape``. torch is never imported here, for records are read without it.
+Arguments are known by their names (:mod:`pipevault.calls.sample_roles`) and never by the length of a value: three
+timesteps and three prompts are no pair. Recorded calls are counted too, in which a tensor is a mapping with its
+``kind`` and ``shape``. torch is never imported here, for records are read without it.
 """
 
 from __future__ import annotations
@@ -47,10 +46,9 @@ def samples_of(
     *,
     pipeline: str | type = "",
 ) -> Samples:
-    """Return how many samples a call with these ``arguments`` draws.
-
-    ``accepted`` are the parameters of the method, for counts that the call leaves to their defaults; ``pipeline`` is
-    the class of the pipeline or its name. :class:`BadCallError` for a count that is not a whole number above 0.
+    """Return how many samples a call with these ``arguments`` draws. ``accepted`` are the parameters of the method, for
+    counts that the call leaves to their defaults; ``pipeline`` is the class of the pipeline or its name.
+    :class:`BadCallError` for a count that is not a whole number above 0.
     """
     classes = class_names(pipeline)
     by_default = {
@@ -96,11 +94,10 @@ def repeats_of(arguments: Mapping[str, Any], *, pipeline: str | type = "") -> in
 def split(
     arguments: Mapping[str, Any], samples: Samples, *, nets: int, pipeline: str | type = ""
 ) -> list[dict[str, Any]]:
-    """Return the arguments of each sample's own call.
+    """Return the arguments of each sample's own call. Lists stay lists, with a single entry, and counts become 1.
 
-    ``nets`` is what :func:`count_nets` returns for the pipeline. Lists stay lists, with a single entry, and counts
-    become 1. Raises :class:`UnplacedArgumentError` for an argument whose parts cannot be placed, and
-    :class:`BadCallError` for one that has another number of entries than there are prompts or samples.
+    ``nets`` is what :func:`count_nets` returns for the pipeline. Raises :class:`UnplacedArgumentError` for an argument
+    whose parts cannot be placed, and :class:`BadCallError` for another number of entries than of prompts or samples.
     """
     if samples.count == 1:
         return [dict(arguments)]
@@ -172,65 +169,48 @@ class _Splitter:
             raise self._unplaced(name, "its draws make one result together")
         if role.kind is ArgumentKind.UNPLACED and _may_hold_entries(value):
             raise self._unplaced(name)
-        if role.kind is ArgumentKind.GENERATOR:
-            return self._generator(name, value)
-        if role.kind is ArgumentKind.SAMPLE:
-            return self._sample(name, value, role.form)
+        if role.kind is ArgumentKind.GENERATOR and isinstance(value, (list, tuple)):
+            self._check(name, len(value), self.samples.count, "sample")
+            return lambda index: value[index]
         if role.kind is ArgumentKind.CONTROL:
             return self._control(name, value, role.form)
-        if role.kind in (ArgumentKind.PROMPT, ArgumentKind.CONDITION):
-            return self._prompt(name, value, role.form, ordered=role.kind is ArgumentKind.PROMPT)
+        if role.kind in (ArgumentKind.SAMPLE, ArgumentKind.PROMPT, ArgumentKind.CONDITION):
+            return self._entry(name, value, role.form, role.kind)
         return lambda index: _fresh(value)
 
-    def _generator(self, name: str, value: Any) -> Callable[[int], Any]:
-        if not isinstance(value, (list, tuple)):
-            return lambda index: value
-        self._check(name, len(value), self.samples.count, "sample")
-        return lambda index: value[index]
-
-    def _sample(self, name: str, value: Any, form: Form) -> Callable[[int], Any]:
-        entries = self._whole_entries(name, value, form)
+    def _entry(self, name: str, value: Any, form: Form, kind: ArgumentKind) -> Callable[[int], Any]:
+        if isinstance(value, (list, tuple)) and any(_is_batch(entry, form) and _leading(entry) != 1 for entry in value):
+            raise self._unplaced(name, "it is a list of batches")  # its entries cannot be told from the list alone
+        entries = _entries(value, form)
+        place: Callable[[int], int]
+        if kind is ArgumentKind.SAMPLE:
+            wanted, word, place = self.samples.count, "sample", int
+        else:
+            wanted, word, place = self.samples.prompts, "prompt", self.samples.prompt_of
+            if entries is None and form.one_prompt and wanted > 1 and isinstance(value, (list, tuple)):
+                raise self._unplaced(name, f"one list is given for {wanted} prompts")
+            entries = None if entries == 1 else entries  # it is for all
+            if entries is not None and kind is ArgumentKind.CONDITION and self.samples.repeats > 1:
+                raise self._unplaced(name, "pipelines differ in how they repeat several of them")
         if entries is None:
             return lambda index: _fresh(value)
-        self._check(name, entries, self.samples.count, "sample")
-        return lambda index: _fresh(value[index : index + 1])
-
-    def _prompt(self, name: str, value: Any, form: Form, *, ordered: bool = True) -> Callable[[int], Any]:
-        entries = self._whole_entries(name, value, form)
-        if entries is None and form.one_prompt and self.samples.prompts > 1 and isinstance(value, (list, tuple)):
-            raise self._unplaced(name, f"one list is given for {self.samples.prompts} prompts")
-        if entries is None or entries == 1:
-            return lambda index: _fresh(value)
-        if not ordered and self.samples.repeats > 1:
-            raise self._unplaced(name, "pipelines differ in how they repeat several of them")
-        self._check(name, entries, self.samples.prompts, "prompt")
-
-        def choose(index: int) -> Any:
-            prompt = self.samples.prompt_of(index)
-            return _fresh(value[prompt : prompt + 1])
-
-        return choose
+        self._check(name, entries, wanted, word)
+        return lambda index: _fresh(value[place(index) : place(index) + 1])
 
     def _control(self, name: str, value: Any, form: Form) -> Callable[[int], Any]:
-        ordered = roles.ADAPTERS.isdisjoint(self.classes)
+        kind = ArgumentKind.PROMPT if roles.ADAPTERS.isdisjoint(self.classes) else ArgumentKind.CONDITION
         for_each_mode = not roles.ONE_FOR_EACH_MODE.isdisjoint(self.classes)
         if not isinstance(value, (list, tuple)) or _entries(value, form) is None:
-            return self._prompt(name, value, form, ordered=ordered)
+            return self._entry(name, value, form, kind)
         nested = any(isinstance(entry, (list, tuple)) for entry in value)
         if nested and not roles.NETS_WITHIN_PROMPTS.isdisjoint(self.classes):
-            return self._prompt(name, value, roles.PICTURES)
+            return self._entry(name, value, roles.PICTURES, ArgumentKind.PROMPT)
         if not for_each_mode and self.nets <= 1:
-            return self._prompt(name, value, form, ordered=ordered)
+            return self._entry(name, value, form, kind)
         if for_each_mode and nested:
             raise self._unplaced(name, "its lists are for control modes")
-        of_nets = [self._prompt(name, of_net, form, ordered=ordered) for of_net in value]
+        of_nets = [self._entry(name, of_net, form, kind) for of_net in value]
         return lambda index: type(value)(choose(index) for choose in of_nets)
-
-    def _whole_entries(self, name: str, value: Any, form: Form) -> int | None:
-        """Number of entries; refuses a list of batches, whose entries cannot be told from the list alone."""
-        if isinstance(value, (list, tuple)) and any(_is_batch(entry, form) and _leading(entry) != 1 for entry in value):
-            raise self._unplaced(name, "it is a list of batches")
-        return _entries(value, form)
 
     def _check(self, name: str, entries: int, wanted: int, word: str) -> None:
         if entries != wanted:

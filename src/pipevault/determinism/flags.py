@@ -98,9 +98,8 @@ def _bytecode(code: CodeType) -> list[Any]:
 def _inductor_factors() -> dict[str, Any]:
     """A digest over what Inductor's own cache key takes, and the options whose value is not torch's default.
 
-    Overrides and TORCHINDUCTOR_* variables count, absolute paths do not: they say where a cache, a compiler or a
-    virtual environment lies. Inductor's digest itself pickles sets, so it changes with the hash seed of the process.
-    A variable that torch reads into the default itself shows in the digest alone.
+    Absolute paths do not count: they say where a cache, a compiler or a virtual environment lies. Inductor's own digest
+    pickles sets, so it changes with the hash seed of the process.
     """
     global _known
     options = inductor_options()

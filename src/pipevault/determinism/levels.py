@@ -1,16 +1,9 @@
 """Levels of determinism, how much is done for the same bits: a context manager that reads back what it set.
 
-========== ================================================================================================
-level      switches that :func:`level` sets inside
-========== ================================================================================================
-off        none
-seeded     none: ``seed=`` means the same at every level
-repeatable nothing is tuned while the program runs (``cudnn.benchmark`` and TunableOp's tuning off), cuBLAS has a fixed
-           workspace; precision, attention backend and threads stay as the program chose and are put in ``flags``
-strict     + ``torch.use_deterministic_algorithms``, Inductor's deterministic mode, deterministic cuDNN and oneDNN,
-           IEEE float32, no reduced-precision reductions in float16 and bfloat16
-invariant  as strict; :attr:`AchievedLevel.per_sample` tells who generates to run each sample on its own
-========== ================================================================================================
+``off`` and ``seeded`` set no switch. At ``repeatable`` nothing is tuned while the program runs and cuBLAS has a fixed
+workspace; precision, attention backend and threads stay as the program chose and are put in ``flags``. ``strict`` adds
+deterministic algorithms and IEEE precision. ``invariant`` is as strict; :attr:`AchievedLevel.per_sample` tells who
+generates to run each sample on its own.
 
 The switches are the process's own. Threads whose levels need the same switches hold them together, and the last one out
 puts back what the program had; a thread that needs others waits for its turn. A block inside another one adds to it,
@@ -183,8 +176,7 @@ def level(
     """Set the switches of a level inside, yield what was achieved, and put everything back on exit.
 
     ``pins``: values of switches to hold at ``repeatable`` and above where the level itself has none, such as
-    ``{"threads": 4}`` or the :attr:`AchievedLevel.flags` under which a graph was frozen. Raises
-    :class:`UnknownLevelError` for an unknown level, :class:`SettingsError` for an unknown pin, and
+    ``{"threads": 4}``. Raises :class:`UnknownLevelError`, :class:`SettingsError` for an unknown pin, and
     :class:`TurnTimeoutError` after ``timeout_s`` where other threads hold switches that exclude these.
     """
     asked = parse_level(name)

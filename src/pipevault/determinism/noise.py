@@ -1,10 +1,9 @@
 """Noise that depends on the seed alone: drawn in float32 on the host, then cast and moved.
 
 torch's numbers in float16 and bfloat16 are not those in float32 (torch 2.13 draws the last 16 another way where their
-count is not a multiple of 16), and those of a GPU are others, which depend on its number of multiprocessors.
-:func:`host_noise` makes what a pipeline draws with a CPU generator the same for every dtype and device, without a
-change to the pipeline. float64 and complex128 are drawn as they are. The last bit of normal noise still depends on the
-CPU's instruction set, because torch computes its logarithms with vectors where it can.
+count is not a multiple of 16), and those of a GPU are others, which depend on its number of multiprocessors. float64
+and complex128 are drawn as they are. The last bit of normal noise still depends on the CPU's instruction set, because
+torch computes its logarithms with vectors where it can.
 """
 
 from __future__ import annotations
@@ -54,14 +53,12 @@ def noise(
 def host_noise(*, global_draws: bool = False) -> AbstractContextManager[TorchFunctionMode]:
     """Have torch draw with CPU generators in float32 on the host inside, then cast and move.
 
-    Covers ``randn``, ``rand``, ``normal``, ``randint``, ``randperm``, ``randn_like``, ``rand_like``, ``randint_like``
-    and the tensor methods ``normal_``, ``uniform_``, ``exponential_``, ``log_normal_``, ``cauchy_``, but not what
-    torch's own Python functions draw, such as ``torch.nn.init``. A GPU's generator draws on that GPU as always; one for
-    another device raises :class:`GeneratorDeviceError`. With ``global_draws`` what is drawn without a generator comes
-    from torch's global CPU generator in the same way.
+    Covers the functions in :data:`_DRAWS`, but not what torch's own Python functions draw, such as ``torch.nn.init``. A
+    GPU's generator draws on that GPU as always; one for another device raises :class:`GeneratorDeviceError`. With
+    ``global_draws`` what is drawn without a generator comes from torch's global CPU generator in the same way.
 
-    Holds for the thread that enters it. Every other torch call costs about four microseconds more inside.
-    Keep export and compilation outside: they would trace the mode.
+    Holds for the thread that enters it. Every other torch call costs about four microseconds more inside. Keep export
+    and compilation outside: they would trace the mode.
     """
     return _HostNoise(global_draws)
 
@@ -88,55 +85,30 @@ class _HostNoise(TorchFunctionMode):
         return generator.device.type == "cpu"
 
     def create(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Draw ``randn(size)``, ``rand(size)``, ``normal(mean, std, size)`` with numbers, ``randint``, ``randperm``."""
-        if func is torch.normal and any(isinstance(value, torch.Tensor) for value in _parameters(args, kwargs)):
-            return self.normal(func, args, kwargs)
+        """Draw a new tensor. Where the call names no dtype or device, a tensor that it is given has them."""
+        positional = args[:2] if func is torch.normal else args[:1] if func in _LIKE else ()
+        given = [*positional, *map(kwargs.get, ("input", "mean", "std"))]
+        models = [value for value in given if isinstance(value, torch.Tensor)]
         out = kwargs.get("out")
-        if out is None:
-            default = torch.int64 if func in _INTEGER_DRAWS else torch.get_default_dtype()
-            dtype = kwargs.get("dtype") or default
-            device = torch.device(kwargs["device"]) if kwargs.get("device") else torch.get_default_device()
+        model = next(iter(models), out)
+        if model is None:
+            dtype = torch.int64 if func in _INTEGER_DRAWS else torch.get_default_dtype()
+            device = torch.get_default_device()
         else:
-            dtype, device = out.dtype, out.device
-        options = {"dtype": _host_dtype(dtype), "device": _HOST}
-        return self.place(func, args, kwargs, dtype, device, lambda own: func(*args, **own, **options))
-
-    def normal(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Draw ``normal(mean, std)`` with a tensor for at least one of them, which gives the dtype and the device."""
-        model = next(value for value in _parameters(args, kwargs) if isinstance(value, torch.Tensor))
-
-        def on_host(own: dict[str, Any]) -> Any:
-            return func(*map(_on_host, args), **{name: _on_host(value) for name, value in own.items()})
-
-        return self.place(func, args, kwargs, model.dtype, model.device, on_host)
-
-    def like(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Draw ``randn_like(input)`` and its kin."""
-        model = args[0] if args else kwargs["input"]
-        dtype = kwargs.get("dtype") or model.dtype
-        device = torch.device(kwargs["device"]) if kwargs.get("device") else model.device
-
-        def on_host(own: dict[str, Any]) -> Any:
-            return func(torch.empty_like(model, dtype=_host_dtype(dtype), device=_HOST), *args[1:], **own)
-
-        return self.place(func, args, kwargs, dtype, device, on_host)
-
-    def place(
-        self,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        dtype: torch.dtype,
-        device: torch.device,
-        on_host: Callable[[dict[str, Any]], torch.Tensor],
-    ) -> Any:
-        """Return what ``on_host`` draws with the other arguments, cast and placed as the caller asked for it."""
+            dtype, device = model.dtype, model.device
+        dtype = kwargs.get("dtype") or dtype
+        if kwargs.get("device") is not None:
+            device = torch.device(kwargs["device"])
         if not self.draws_on_host(kwargs.get("generator"), device) or _is_host_form(dtype, device):
             return func(*args, **kwargs)
-        values = on_host({name: value for name, value in kwargs.items() if name not in _PLACEMENT})
+        own = {name: value for name, value in kwargs.items() if name not in _PLACEMENT}
+        if func is torch.normal and models:  # which takes neither
+            args, own = tuple(map(_on_host, args)), {name: _on_host(value) for name, value in own.items()}
+        else:
+            own |= {"dtype": _host_dtype(dtype), "device": _HOST}
+        values = func(*args, **own)
         cast = _cast(values, dtype, 1.0 if func in (torch.rand, torch.rand_like) else None)
-        out = kwargs.get("out")
-        if isinstance(out, torch.Tensor):
+        if out is not None:
             return out.resize_(values.shape).copy_(cast)
         placed = cast.to(device)
         if kwargs.get("pin_memory"):
@@ -156,22 +128,14 @@ class _HostNoise(TorchFunctionMode):
         return target.copy_(_cast(values, target.dtype, below))
 
 
-_PLACEMENT = ("input", "out", "dtype", "device", "layout", "pin_memory", "requires_grad")
+_PLACEMENT = ("out", "dtype", "device", "layout", "pin_memory", "requires_grad")
 _INTEGER_DRAWS = frozenset({torch.randint, torch.randperm})
+_LIKE = frozenset({torch.randn_like, torch.rand_like, torch.randint_like})
+_FILLING = ("normal_", "uniform_", "exponential_", "log_normal_", "cauchy_")
 _Draw = Callable[[_HostNoise, Any, tuple[Any, ...], dict[str, Any]], Any]
 _DRAWS: dict[Any, _Draw] = {
-    **dict.fromkeys((torch.randn, torch.rand, torch.normal, torch.randint, torch.randperm), _HostNoise.create),
-    **dict.fromkeys((torch.randn_like, torch.rand_like, torch.randint_like), _HostNoise.like),
-    **dict.fromkeys(
-        (
-            torch.Tensor.normal_,
-            torch.Tensor.uniform_,
-            torch.Tensor.exponential_,
-            torch.Tensor.log_normal_,
-            torch.Tensor.cauchy_,
-        ),
-        _HostNoise.fill,
-    ),
+    **dict.fromkeys((torch.randn, torch.rand, torch.normal, *_INTEGER_DRAWS, *_LIKE), _HostNoise.create),
+    **{getattr(torch.Tensor, name): _HostNoise.fill for name in _FILLING},
 }
 
 
@@ -183,11 +147,6 @@ def _host_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _is_host_form(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cpu" and _host_dtype(dtype) is dtype
-
-
-def _parameters(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """Return the mean and the standard deviation of a call of ``torch.normal``."""
-    return (*args[:2], kwargs.get("mean"), kwargs.get("std"))
 
 
 def _on_host(value: Any) -> Any:

@@ -39,9 +39,8 @@ def is_integer(value: Any) -> bool:
 
 
 def effective_seed(seed: int | None) -> int:
-    """Return the seed that is used and recorded: ``None`` and ``-1`` become a fresh one of 63 bits.
-
-    Raises :class:`BadSeedError` for anything else: other negatives, 2**64 and more, bool, float, text.
+    """Return the seed that is used and recorded: ``None`` and ``-1`` become a fresh one of 63 bits. Raises
+    :class:`BadSeedError` for anything else: other negatives, 2**64 and more, bool, float, text.
     """
     return secrets.randbits(63) if is_fresh(seed) else check_seed(seed)
 
@@ -52,9 +51,8 @@ def is_fresh(seed: Any) -> bool:
 
 
 def seed_everything(seed: int | None) -> int:
-    """Seed every layer of this process and return the effective seed.
-
-    A GPU that has not started yet is seeded when it starts. ``DataLoader`` workers follow: torch derives their seeds.
+    """Seed every layer of this process, GPUs when they start, and return the effective seed. ``DataLoader`` workers
+    follow: torch derives their seeds.
     """
     root = effective_seed(seed)
     random.seed(root)
@@ -80,9 +78,9 @@ def seed_layers(seed: int) -> None:
 def isolated_rng(seed: int | None, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[int]:
     """Seed every layer inside, yield the effective seed, and restore each layer's state on exit.
 
-    The layers are the process's own: no generation of another thread draws from them meanwhile, and this one waits for
-    those that do. :class:`~pipevault.errors.TurnTimeoutError` after ``timeout_s``. A GPU that starts inside had no
-    state to restore: it gets the seed that torch was given before.
+    No generation of another thread draws from the layers meanwhile, and this one waits for those that do, at most
+    ``timeout_s`` (:class:`~pipevault.errors.TurnTimeoutError`). A GPU that starts inside had no state to restore: it
+    gets the seed that torch was given before.
     """
     root = effective_seed(seed)
     with kept(timeout_s=timeout_s):

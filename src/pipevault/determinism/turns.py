@@ -1,11 +1,9 @@
 """Turns: which thread may use what only one of them can use at a time.
 
-A thread asks for all that it needs at once, so that no two threads hold what the other one waits for. Requests are
-served in the order in which they came. A resource is held by one thread alone, or by all those that want it in the same
-way: generations that need the same switches of torch run side by side, others wait.
-
-What a thread holds it may ask for again, at any depth. A thread that holds something and asks for more does not queue
-behind others, who may be waiting for what it holds.
+A thread asks for all that it needs at once, and requests are served in the order in which they came. A resource is held
+by one thread alone, or by all those that want it in the same way: generations that need the same switches of torch run
+side by side, others wait. What a thread holds it may ask for again, at any depth. A thread that holds something and
+asks for more does not queue behind others, who may be waiting for what it holds.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -53,10 +51,9 @@ class Turns:
 
     @contextmanager
     def take(self, wanted: Wanted, *, what: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[float]:
-        """Hold everything ``wanted`` inside; yield the seconds that were spent waiting.
-
-        ``what`` says for messages of other threads what holds it. Raises :class:`TurnTimeoutError` after ``timeout_s``,
-        and :class:`DeadlockError` at once where the threads that stand in the way wait for this one.
+        """Hold everything ``wanted`` inside; yield the seconds that were spent waiting. ``what`` says for messages of
+        other threads what holds it. Raises :class:`TurnTimeoutError` after ``timeout_s``, and :class:`DeadlockError` at
+        once where the threads that stand in the way wait for this one.
         """
         own = self._own()
         if all(any(name in held and held[name] == way for held in own) for name, way in wanted.items()):
@@ -107,7 +104,7 @@ class Turns:
         if is_granted:
             return waited_s
         with self._lock:
-            holders = _excluding(self._held, request)
+            holders = [other for other in self._held if _excludes(other, request)]
             if request.granted.is_set():  # between the time-out and the lock
                 return waited_s
             self._waiting.remove(request)
@@ -120,27 +117,19 @@ class Turns:
         )
 
     def _grant(self) -> None:
-        """Grant what can be granted, in the order of asking. Each request and release comes here, so it is one pass."""
-        held, before = _Claims(self._held), _Claims(self._held)
-        holders = {request.thread for request in self._held}
-        waiting: list[_Request] = []
-        for request in self._waiting:
-            if (held if request.thread in holders else before).exclude(request):
-                before.add(request)
-                waiting.append(request)
-                continue
-            self._held.append(request)
-            held.add(request)
-            before.add(request)
-            holders.add(request.thread)
-            request.granted.set()
-        self._waiting = waiting
+        """Grant what can be granted, in the order of asking."""
+        for request in tuple(self._waiting):
+            if next(self._obstacles(request), None) is None:
+                self._waiting.remove(request)
+                self._held.append(request)
+                request.granted.set()
 
-    def _obstacles(self, request: _Request) -> list[_Request]:
+    def _obstacles(self, request: _Request) -> Iterator[_Request]:
         """The requests of other threads that must end before ``request``, which waits, can be granted."""
+        before = self._waiting[: self._waiting.index(request)]
         if any(other.thread == request.thread for other in self._held):
-            return _excluding(self._held, request)
-        return _excluding([*self._held, *self._waiting[: self._waiting.index(request)]], request)
+            before = []
+        return (other for other in (*self._held, *before) if _excludes(other, request))
 
     def _waits_for_itself(self, request: _Request) -> _Request | None:
         """The obstacle that waits, over others perhaps, for the thread of ``request``."""
@@ -166,28 +155,10 @@ class Turns:
             action()
 
 
-class _Claims:
-    """The ways in which threads have resources, or want them first."""
-
-    def __init__(self, requests: Sequence[_Request]) -> None:
-        self._ways: dict[Hashable, dict[Hashable, set[int]]] = {}
-        for request in requests:
-            self.add(request)
-
-    def add(self, request: _Request) -> None:
-        for name, way in request.wanted.items():
-            self._ways.setdefault(name, {}).setdefault(way, set()).add(request.thread)
-
-    def exclude(self, request: _Request) -> bool:
-        return any(
-            (way is ALONE or way != other) and threads - {request.thread}
-            for name, way in request.wanted.items()
-            for other, threads in self._ways.get(name, {}).items()
-        )
-
-
-def _excluding(requests: Sequence[_Request], request: _Request) -> list[_Request]:
-    return [other for other in requests if _Claims([other]).exclude(request)]
+def _excludes(one: _Request, other: _Request) -> bool:
+    return one.thread != other.thread and any(
+        name in one.wanted and (way is ALONE or way != one.wanted[name]) for name, way in other.wanted.items()
+    )
 
 
 def _named(request: _Request) -> str:

@@ -41,7 +41,7 @@ from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.opening import open_pipeline
 from pipevault.pipeline import Pipeline
-from pipevault.runtime.drawing import Sources, draw, needs_host_noise
+from pipevault.runtime.drawing import Sources, draw
 from pipevault.runtime.records import record_of
 
 Draw: TypeAlias = Callable[[Mapping[str, Any]], "tuple[Any, str | None]"]
@@ -129,8 +129,8 @@ def _make_ready(pipe: Any, job: GenerationJob) -> tuple[Draw, Outcome | None]:
         accepted = parameters(pipe)
         count = samples_of(arguments, accepted, pipeline=type(pipe)).count
         sources = Sources.of_call(arguments, seed=seed, is_seeded=True, count=count, accepted=accepted)
-        on_host = needs_host_noise(graph_parts.find_parts(pipe).values())
-        drawn = draw(lambda given: pipe(**given), arguments, sources, count, is_alone=True, on_host=on_host)
+        modules = graph_parts.find_parts(pipe).values()
+        drawn = draw(lambda given: pipe(**given), arguments, sources, count, is_alone=True, modules=modules)
         return drawn.output, drawn.noise
 
     return draw_plain, None

@@ -8,9 +8,8 @@ _SHOWN_LENGTH = 60
 
 
 def describe_difference(before: Mapping[str, str], after: Mapping[str, str], *, limit: int = 3) -> str:
-    """Return the first ``limit`` changes between two snapshots in words; nothing if there is none.
-
-    Snapshots map ``path`` to a class and ``path:name`` to a value. Another class is one change, whatever it holds.
+    """Return the first ``limit`` changes between two snapshots in words. Snapshots map ``path`` to a class and
+    ``path:name`` to a value. Another class is one change, whatever it holds.
     """
     changes = list(_changes(before, after))
     text = "; ".join(changes[:limit])

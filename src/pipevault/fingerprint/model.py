@@ -1,9 +1,7 @@
 """Fingerprint of a module: everything that decides its graph, except the values of its weights.
 
 The configuration does not show FreeU, attention processors, tiling, LoRA layers, hooks or ``channels_last``. So the
-digest walks the module tree: path, class (with its source outside released packages), scalars, objects and functions
-held as attributes, ``training``, forward hooks, and parameters and buffers by name, shape, dtype, stride, ties and
-persistence. Paths, devices, addresses and ``requires_grad`` do not count.
+digest walks the module tree. Paths, devices, addresses and ``requires_grad`` do not count.
 
 A module has the same fingerprint before and after it was called. So its attributes that hold tensors which are no
 parameters or buffers do not count, nor do containers with nothing in them: models keep caches there, and fill them when
@@ -53,9 +51,8 @@ _NUMBERS = frozenset({int, bool, float})
 
 @dataclass(frozen=True)
 class Architecture:
-    """The summary of a module tree, and the hex SHA-256 of all that its code depends on.
-
-    ``parameters`` counts elements, ``tensors`` parameters and buffers, ``dtypes`` tensors by dtype; tied ones once.
+    """The summary of a module tree, and the hex SHA-256 of all that its code depends on. ``parameters`` counts
+    elements, ``tensors`` parameters and buffers, ``dtypes`` tensors by dtype; tied ones once.
     """
 
     class_name: str

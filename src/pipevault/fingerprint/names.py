@@ -1,8 +1,8 @@
 """Names of classes and functions that are the same in every process, and what belongs to an installed distribution.
 
 A distribution may lie anywhere: site-packages, ``--target``, conda. It is known by the ``dist-info`` folder next to its
-packages. Nothing is imported. The folder is listed once in a process, and the distributions in it are read only for a
-package whose name is none of theirs (``PIL`` of pillow).
+packages. Nothing is imported, and other distributions are read only for a package whose name is none of theirs (``PIL``
+of pillow).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import re
 import sys
 import types
 import weakref
+from collections.abc import Iterator
+from importlib import metadata
 from typing import Any
 
 _SITE_FOLDERS = frozenset({"site-packages", "dist-packages"})
@@ -122,26 +124,17 @@ def _folder_by_name(module_name: str, file: str) -> str | None:
 
 @functools.cache
 def _is_installed(folder: str, root: str) -> bool:
-    own = _distributions(folder).get(_normalized(root))
-    return (own is not None and not _is_editable(own)) or root in _top_level_names(folder)
+    return any(map(_is_fixed, _distributions(folder, root))) or root in _top_level_names(folder)
 
 
-@functools.cache
-def _distributions(folder: str) -> dict[str, str]:
-    """Folders with the facts of the distributions in ``folder``, by normalized name.
+def _distributions(folder: str, name: str | None = None) -> Iterator[metadata.Distribution]:
+    """The distributions in ``folder``, or that of one ``name``.
 
     An ``egg-info`` folder counts where packages are installed only; elsewhere it stands next to code in a checkout.
     """
-    endings = (".dist-info", ".egg-info") if os.path.basename(folder) in _SITE_FOLDERS else (".dist-info",)
-    try:
-        names = os.listdir(folder)
-    except OSError:  # a zip file, or a folder that is gone
-        return {}
-    return {
-        _normalized(name.rpartition(".")[0].partition("-")[0]): os.path.join(folder, name)
-        for name in names
-        if name.endswith(endings)
-    }
+    for found in metadata.distributions(name=name, path=[folder]):
+        if os.path.basename(folder) in _SITE_FOLDERS or _fact(found, "METADATA"):
+            yield found
 
 
 @functools.cache
@@ -152,26 +145,20 @@ def _top_level_names(folder: str) -> frozenset[str]:
         "RECORD": r"(?m)^([^/,.\n]+)(?=/|\.(?:py|pyd|so|[^/,\n]+\.so),)",
         "installed-files.txt": r"(?m)^\.\./([^/,.\n]+)",
     }
-    found: set[str] = set()
-    for facts in _distributions(folder).values():
-        if not _is_editable(facts):
-            lists = (re.findall(pattern, _fact(facts, name)) for name, pattern in patterns.items())
-            found.update(next(filter(None, lists), ()))
-    return frozenset(found)
+    names: set[str] = set()
+    for found in filter(_is_fixed, _distributions(folder)):
+        lists = (re.findall(pattern, _fact(found, name)) for name, pattern in patterns.items())
+        names.update(next(filter(None, lists), ()))
+    return frozenset(names)
 
 
-def _is_editable(facts: str) -> bool:
-    """Return True if the distribution points at a checkout (PEP 610); one that came from an index does not say."""
-    return re.search(r'"editable"\s*:\s*true', _fact(facts, "direct_url.json")) is not None
+def _is_fixed(distribution: metadata.Distribution) -> bool:
+    """Return False if it points at a checkout (PEP 610); one that came from an index does not say."""
+    return not re.search(r'"editable"\s*:\s*true', _fact(distribution, "direct_url.json"))
 
 
-def _fact(facts: str, name: str) -> str:
+def _fact(distribution: metadata.Distribution, name: str) -> str:
     try:
-        with open(os.path.join(facts, name), encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
+        return distribution.read_text(name) or ""
+    except (OSError, UnicodeError):  # what another distribution has there is no reason not to load
         return ""
-
-
-def _normalized(name: str) -> str:
-    return re.sub(r"[-_.]+", "_", name).lower()

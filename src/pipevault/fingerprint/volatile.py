@@ -16,36 +16,18 @@ _MODULE_INTERNALS = frozenset(nn.Module().__dict__) - {"training"}
 _VOLATILE_NAMES = frozenset(
     {
         # where a model came from, and what wrote it
-        "_name_or_path",
-        "name_or_path",
-        "base_model_name_or_path",
-        "_commit_hash",
-        "revision",
-        "_diffusers_version",
-        "transformers_version",
-        "peft_version",
-        "_use_default_values",
-        "_class_name",
-        "architectures",
-        "dtype",
-        "torch_dtype",
+        *("_name_or_path", "name_or_path", "base_model_name_or_path", "_commit_hash", "revision", "_diffusers_version"),
+        *("transformers_version", "peft_version", "_use_default_values", "_class_name", "architectures"),
+        *("dtype", "torch_dtype"),
         # where a model is, and how it was loaded
-        "device",
-        "hf_device_map",
-        "_is_hf_initialized",
-        "warnings_issued",
-        "_weight_conversions",
+        *("device", "hf_device_map", "_is_hf_initialized", "warnings_issued", "_weight_conversions"),
         transformers.CONFIG_HASH_ATTRIBUTE,
         # what a call leaves behind
-        transformers.CAPTURE_MARK,
-        diffusers.REGISTRY_CACHE_ATTRIBUTE,
-        "_use_kernels",
+        *(transformers.CAPTURE_MARK, diffusers.REGISTRY_CACHE_ATTRIBUTE, "_use_kernels"),
         # what loading and fusing LoRA leaves behind; the layers themselves show as modules
-        "_hf_peft_config_loaded",
-        "_safe_fusing",
+        *("_hf_peft_config_loaded", "_safe_fusing"),
         # handles of hooks; the hooks themselves are read from the modules that they are on
-        "_require_grads_hook",
-        "_require_grads_hooks",
+        *("_require_grads_hook", "_require_grads_hooks"),
     }
 )
 

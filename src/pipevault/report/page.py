@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
 def render_page(template: str, content: Mapping[str, Any]) -> str:
     """Return the page that ``templates/<template>`` makes of ``content``; text is escaped, a missing name is an error.
-
-    Templates extend ``base.html.j2`` and have the filters ``picture`` (an image to a data URI), ``svg`` (SVG text to
-    one) and ``figure`` (a number to four significant digits). :class:`MissingExtraError` without Jinja2.
+    Templates have the filters ``picture`` (an image to a data URI), ``svg`` (SVG text to one) and ``figure`` (a number
+    to four significant digits). :class:`MissingExtraError` without Jinja2.
     """
     jinja2 = import_extra("jinja2", "Jinja2, which reports need,", "report")
     environment = jinja2.Environment(

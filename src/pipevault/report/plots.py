@@ -29,10 +29,10 @@ def strip_plot(
     unit: str,
     outliers: Collection[int] = (),
 ) -> str:
-    """Plot a score of each picture: a column for each prompt, in it a box (quartiles) and a dot for each seed.
+    """Plot a score of each picture: a column for each prompt, in it a box (quartiles) and a dot for each seed, in
+    order.
 
-    Dots stand in the order of the seeds; those of ``outliers`` are red and, up to three seeds, named.
-    :class:`MissingExtraError` without matplotlib.
+    Dots of ``outliers`` are red and, up to three seeds, named. :class:`MissingExtraError` without matplotlib.
     """
     places = [2 * _STRIP_HALF_WIDTH * (at - (len(seeds) - 1) / 2) / max(len(seeds) - 1, 1) for at in range(len(seeds))]
     colours = [OUTLIER_COLOUR if seed in outliers else _DOT_COLOUR for seed in seeds]
@@ -62,9 +62,7 @@ def strip_plot(
 
 def share_bars(shares: Mapping[str, Mapping[str, float]]) -> str:
     """Plot stacked horizontal bars, one for each score in order: the shares of prompt, seed and remainder (0 to 1).
-
-    A score whose shares are all 0 is the same everywhere, and its bar says so. :class:`MissingExtraError` without
-    matplotlib.
+    Where all are 0, the bar says that the score is the same everywhere. :class:`MissingExtraError` without matplotlib.
     """
     with _figure(width_in=7.6, height_in=1.1 + 0.42 * len(shares)) as figure:
         axes = figure.add_subplot()
@@ -87,7 +85,6 @@ def share_bars(shares: Mapping[str, Mapping[str, float]]) -> str:
 
 def time_bars(seconds: Mapping[str, tuple[float, float]]) -> str:
     """Plot two horizontal bars for each name, on a logarithmic scale: seconds the first time, and from then on.
-
     :class:`MissingExtraError` without matplotlib.
     """
     with _figure(width_in=7.6, height_in=1.2 + 0.55 * len(seconds)) as figure:

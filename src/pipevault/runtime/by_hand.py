@@ -1,16 +1,7 @@
 """Parts that are compiled by hand: ``onediffx.compile_pipe(pipe, backend="inductor")``, ``save_pipe``, ``load_pipe``.
 
 Importing this module registers the backend. Each part freezes the calls that it gets, runs the frozen graph from the
-first call on, and has a guard of its own, for no loaded pipeline has one.
-
-``options`` is a mapping, its JSON, or a file that holds it::
-
-    {"on_unfrozen": "compile",            compile, eager or error: what a call does that has no graph
-     "weights": "bound",                  bound (live weights) or baked (compiled in)
-     "mode": "max-autotune",              a mode of torch.compile
-     "memory_format": "channels_last",    for weights with four dimensions, as OneDiff's own backends take it
-     "dynamic": false,                    sizes are never dynamic: each has a graph of its own
-     "build_config": {"max_autotune": true}}   fields of torch._inductor.config
+first call on, and has a guard of its own, for no loaded pipeline has one. ``docs/onediff.md`` describes the options.
 """
 
 from __future__ import annotations
@@ -105,9 +96,8 @@ def compile_module(torch_module: nn.Module | None = None, *, options: Any = None
 
 
 def read_options(options: Any) -> dict[str, Any]:
-    """Return every option of the backend as it was given, else its default. Nothing of ``options`` is changed.
-
-    Raises :class:`SettingsError` for an option or a value that is unknown, and for anything but a mapping.
+    """Return every option of the backend as it was given, else its default. Raises :class:`SettingsError` for an option
+    or a value that is unknown, and for anything but a mapping.
     """
     given = _mapping(options)
     for name in given:
@@ -167,10 +157,8 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 class _PartWatch:
-    """Guards one part, as it is for each set of dtypes that its weights have.
-
-    Pipelines cast parts for the length of a call. The watch holds the eager module and not the part, so that a dropped
-    pipeline frees its weights at once.
+    """Guards one part, as it is for each set of dtypes of its weights: pipelines cast parts for the length of a call.
+    It holds the eager module and not the part, so that a dropped pipeline frees its weights at once.
     """
 
     def __init__(self, build: BuildOptions) -> None:

@@ -1,16 +1,10 @@
 """The sources of a generation's noise, and how they are known without a look at each call of torch.
 
-========== ============================= ==============================================================================
-source     what the call was given       what it draws from
-========== ============================= ==============================================================================
-argument,  ``seed=``                     a generator for each sample, from the root seed; the program's own streams,
-random                                   where the pipeline draws from them too, are seeded with the root and put back
-generator  ``generator=``                those generators, and what the program has, as in plain diffusers
-global     neither                       what the program has, as in plain diffusers
-========== ============================= ==============================================================================
-
-At level ``invariant`` each sample has a stream of its own whatever the call was given: the root seed is then drawn from
-the generator or from torch's own stream.
+With ``seed=`` (source ``argument``, or ``random`` for a fresh one) each sample has a generator from the root seed, and
+the program's own streams, where the pipeline draws from them too, are seeded with the root and put back. With
+``generator=`` (``generator``), or neither (``global``), a call draws from those and the program's streams, as in plain
+diffusers. At level ``invariant`` each sample has a stream of its own whatever the call was given: the root seed is then
+drawn from the generator or from torch's own stream.
 
 Where nothing is known of such a call yet, it runs while no other generation does, and the states of all streams are
 compared before and after. A call that was seen to draw from its generators alone touches no stream of the program, and
@@ -38,11 +32,9 @@ from pipevault.errors import BadCallError
 
 @dataclass(frozen=True)
 class DrawnOutput:
-    """The result of :func:`draw`: the output, where its noise came from, and what is left to say about that.
-
-    ``seeds`` are those of the record: ``samples`` has one for each sample, or one from which all were drawn; ``source``
-    is as in the table above; ``streams`` are the states from which the program's own streams were drawn from. ``noise``
-    is a SHA-256 over the states in which the streams were left; ``None`` if nothing was drawn. ``layers`` are the
+    """The result of :func:`draw`. ``seeds`` are those of the record: ``samples`` has one for each sample, or one from
+    which all were drawn; ``streams`` are the states from which the program's own streams were drawn from. ``noise`` is
+    a SHA-256 over the states in which the streams were left; ``None`` if nothing was drawn. ``layers`` are the
     program's own streams that were drawn from, ``before`` their states then.
     """
 
@@ -64,9 +56,8 @@ class Sources:
 
     @classmethod
     def of_call(cls, arguments: Mapping[str, Any], *, seed: Any, is_seeded: bool, count: int, accepted: Any) -> Sources:
-        """Return the sources of a call.
-
-        Raises :class:`BadCallError` for a seed and a generator, :class:`GeneratorCountError`, :class:`BadSeedError`.
+        """Return the sources of a call. Raises :class:`BadCallError` for a seed and a generator,
+        :class:`GeneratorCountError`, :class:`BadSeedError`.
         """
         given = arguments.get("generator")
         if is_seeded and given is not None:
@@ -100,7 +91,7 @@ class Sources:
         return replace(self, seed=root)
 
 
-def needs_host_noise(modules: Iterable[nn.Module]) -> bool:
+def _needs_host_noise(modules: Iterable[nn.Module]) -> bool:
     """Return whether torch's numbers for the seeds of samples depend on where and in which dtype they are drawn."""
     if torch.get_default_dtype() not in (torch.float32, torch.float64):
         return True
@@ -118,12 +109,12 @@ def draw(
     count: int,
     *,
     is_alone: bool,
-    on_host: bool,
+    modules: Iterable[nn.Module],
 ) -> DrawnOutput:
     """Run ``run(arguments)`` with generators and streams as ``sources`` tells.
 
     ``is_alone``: the thread holds the program's streams, so that they may be seeded and what they lose is known.
-    ``on_host``: float32 noise is drawn on the host and cast (see :mod:`pipevault.determinism.noise`).
+    ``modules`` are those that the noise is for: where it need be, float32 noise is drawn on the host and cast.
     """
     given = list(sources.generators)
     with ExitStack() as stack:
@@ -134,7 +125,7 @@ def draw(
             if is_alone:
                 stack.enter_context(set_aside())
                 seed_layers(sources.seed)
-            if on_host:
+            if _needs_host_noise(modules):
                 stack.enter_context(host_noise(global_draws=is_alone))
         states = [generator.get_state() for generator in given]
         before = capture() if is_alone else capture_torch()

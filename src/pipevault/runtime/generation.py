@@ -24,7 +24,7 @@ from pipevault.determinism.turns import ALONE, TURNS
 from pipevault.errors import BadCallError
 from pipevault.graphs import parts as graph_parts
 from pipevault.pipeline import Pipeline
-from pipevault.runtime.drawing import DrawnOutput, Sources, draw, needs_host_noise
+from pipevault.runtime.drawing import DrawnOutput, Sources, draw
 from pipevault.runtime.joined_outputs import join
 from pipevault.runtime.records import attach_record
 from pipevault.runtime.run_record import make_record, observed, weights_of
@@ -58,11 +58,11 @@ def generate(
     kwargs: dict[str, Any],
     find: Callable[[], LoadedState | None],
 ) -> Any:
-    """Return ``method(pipe, *args, **kwargs)`` with a run record attached to it.
+    """Return ``method(pipe, *args, **kwargs)`` with a run record attached to it. ``seed=`` is taken next to the
+    method's own arguments unless it has one of that name.
 
-    ``seed=`` is taken next to the method's own arguments unless it has one of that name. ``find`` gives what is loaded
-    for the pipeline, which may be another thing after a wait; the call runs plainly where nothing is. Raises what the
-    method raises, :class:`BadCallError` for both ``seed=`` and ``generator=``, and
+    ``find`` gives what is loaded for the pipeline, which may be another thing after a wait; the call runs plainly where
+    nothing is. Raises what the method raises, :class:`BadCallError` for both ``seed=`` and ``generator=``, and
     :class:`~pipevault.errors.TurnTimeoutError`.
     """
     waited_s, first = 0.0, None
@@ -84,7 +84,7 @@ def generate(
             started_s = time.perf_counter()
             modules = graph_parts.find_parts(pipe)
             weights_of(state, pipe).begin(modules)
-            with level(asked) as achieved, observed(pipe, audit=asked.audit) as seen:
+            with level(asked) as achieved, observed(pipe, state, audit=asked.audit) as seen:
                 drawn = _draw(pipe, call, modules, is_alone=is_alone, per_sample=achieved.per_sample)
                 achieved = achieved.check_again()
             if len(state.draws) >= _MAX_KINDS:
@@ -160,8 +160,7 @@ def _draw(
         return call.method(pipe, **arguments)
 
     sources = call.sources.drawn_root() if per_sample else call.sources
-    on_host = sources.seed is not None and needs_host_noise(modules.values())
-    return draw(run, call.arguments, sources, call.samples.count, is_alone=is_alone, on_host=on_host)
+    return draw(run, call.arguments, sources, call.samples.count, is_alone=is_alone, modules=modules.values())
 
 
 def _kind(name: str, value: Any) -> Hashable:

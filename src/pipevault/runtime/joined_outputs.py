@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from pipevault.calls.describe import is_instance
@@ -48,11 +49,9 @@ def _join_named(outputs: Sequence[Any], place: OutputPlace) -> dict[Any, Any]:
     named = [named_items(one) or {} for one in outputs]
     if any(one.keys() != named[0].keys() for one in named):
         raise _cannot_join(outputs, place)
-    derived = _derived_fields(outputs[0])
     return {
         name: _join([one[name] for one in named], place.named(key_text(name, index)))
         for index, name in enumerate(named[0])
-        if name not in derived
     }
 
 
@@ -84,64 +83,37 @@ def _same(one: Any, other: Any) -> bool:
         return False
 
 
-def _derived_fields(value: Any) -> frozenset[str]:
-    """The fields that a dataclass makes of its others."""
-    if not is_dataclass(value) or isinstance(value, type):
-        return frozenset()
-    names = [one.name for one in fields(value) if not one.init and hasattr(value, one.name)]
-    try:
-        twin = replace(value) if names else value
-    except Exception:  # a dataclass that cannot be made from its fields
-        return frozenset()
-    return frozenset(name for name in names if _same(getattr(twin, name, None), getattr(value, name)))
-
-
 def _rebuilt(first: Any, items: Any, place: OutputPlace) -> Any:
     """A container like ``first`` that holds ``items``."""
+    kind: Any = type(first)
+    if kind in (list, dict):
+        return items
     try:
-        kind: Any = type(first)
-        if kind in (list, dict):
-            return items
+        if isinstance(first, tuple):
+            return kind(*items.values())
         if isinstance(first, list):
             made = copy.copy(first)
             made[:] = items
             return made
-        if isinstance(first, tuple):
-            return kind(*items.values())
-        if is_dataclass(first):
-            return _rebuilt_dataclass(first, items)
-        if isinstance(first, Mapping):
-            try:
-                return kind(items)
-            except TypeError:  # such as a defaultdict
-                copied: Any = copy.copy(first)
-                copied.update(items)
-                return copied
-        return _with_attributes(object.__new__(type(first)), {**held(first), **items})
+        if isinstance(first, defaultdict):
+            return kind(first.default_factory, items)
+        is_mapping = isinstance(first, Mapping)
+        if is_mapping and not is_dataclass(first):
+            return kind(items)
+        if is_dataclass(first) and not all(one.init for one in fields(first)):
+            raise TypeError("it makes some of its fields of the others")
+        made = copy.copy(first) if is_mapping else object.__new__(kind)
+        for name, item in (items if is_mapping else {**held(first), **items}).items():
+            if is_mapping and name in first:  # diffusers' outputs keep their items next to their attributes
+                made[name] = item
+            else:
+                object.__setattr__(made, name, item)  # frozen ones too
+        return made
     except Exception as error:  # a class of someone else may raise anything
         raise SettingsError(
             f"The samples of a batch cannot be made one output: {place} is a {type(first).__name__}, and making "
             f"another one failed ({type(error).__name__}: {error}). {_WAYS_OUT}"
         ) from error
-
-
-def _rebuilt_dataclass(first: Any, items: dict[str, Any]) -> Any:
-    own = {one.name for one in fields(first) if one.init}
-    try:
-        made = replace(first, **{name: item for name, item in items.items() if name in own})
-        others = {name: item for name, item in items.items() if name not in own}
-    except (TypeError, ValueError):  # one whose constructor takes other arguments
-        made, others = object.__new__(type(first)), {**held(first), **items}
-    return _with_attributes(made, others)
-
-
-def _with_attributes(made: Any, attributes: Mapping[str, Any]) -> Any:
-    for name, item in attributes.items():
-        if isinstance(made, Mapping):  # diffusers' outputs keep their items next to their attributes
-            made[name] = item  # type: ignore[index]
-        else:
-            object.__setattr__(made, name, item)  # frozen ones too
-    return made
 
 
 def _cannot_join(values: Sequence[Any], place: OutputPlace) -> SettingsError:

@@ -48,11 +48,9 @@ RECORD_MARK = "pipevault_record"
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One generation. All fields are plain JSON as ``record_schema.json`` describes them; treat them as read-only.
-
-    They are copied through JSON, where a tuple becomes a list, so that a record equals what is read back from it.
-    :class:`BadRecordError` names the field that is not as described. ``sample`` tells which sample of the batch a
-    file holds; ``None`` stands for all of them.
+    """One generation. All fields are plain JSON as ``record_schema.json`` describes them, copied through JSON, so that
+    a record equals what is read back from it; treat them as read-only. :class:`BadRecordError` names the field that is
+    not as described. ``sample`` tells which sample of the batch a file holds; ``None`` stands for all of them.
     """
 
     pipeline: Mapping[str, Any]

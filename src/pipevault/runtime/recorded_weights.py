@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -14,12 +15,13 @@ from threading import Thread
 from typing import Any
 
 import msgspec
+import torch
 from torch import nn
 
+from pipevault.digest import digest_json
 from pipevault.errors import CannotFreezeError, NoHomeError, VaultError
 from pipevault.files.atomic import make_folder, write_file
 from pipevault.files.documents import Format, Sha256
-from pipevault.fingerprint.origin import weights_origin
 from pipevault.fingerprint.weights import weights_digest
 from pipevault.fingerprint.weights_stamp import Stamp, WeightsWatch, weights_stamp
 from pipevault.graphs import parts as graph_parts
@@ -33,6 +35,9 @@ ORIGINS = "_pipevault_origins"
 """Attribute of a pipeline that :func:`note_origins` looked at: for each part the name of its files, and its stamp."""
 
 _MEMORY_VERSION = 1
+_WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".ckpt", ".json"})
+_PLAIN_TYPES = (bool, int, float, str, Path, torch.dtype, type(None))
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class _Memory(msgspec.Struct):
@@ -70,9 +75,8 @@ class RecordedWeights:
         self._known: dict[str, _Known] = {}
 
     def begin(self, modules: Mapping[str, nn.Module]) -> None:
-        """Start to compute, in a thread of its own, what :meth:`digests` has not yet been asked for.
-
-        Only of weights that lie in the host's memory as plain bytes: a device is left to the generation that runs.
+        """Start to compute, in a thread of its own, what :meth:`digests` has not yet been asked for: only of weights
+        that lie in the host's memory as plain bytes, for a device is left to the generation that runs.
         """
         new = {name: module for name, module in modules.items() if name not in self._known}
         watches = {name: watch for name in new if (watch := WeightsWatch(new[name])).is_plain}
@@ -91,9 +95,8 @@ class RecordedWeights:
         Thread(target=compute, name="pipevault weights", daemon=True).start()
 
     def digests(self, modules: Mapping[str, nn.Module]) -> dict[str, str]:
-        """Return the :func:`~pipevault.fingerprint.weights.weights_digest` of each of ``modules``.
-
-        One whose weights cannot be read as plain bytes is left out.
+        """Return the :func:`~pipevault.fingerprint.weights.weights_digest` of each of ``modules`` whose weights can be
+        read as plain bytes.
         """
         found: dict[str, str] = {}
         for name, module in modules.items():
@@ -116,12 +119,17 @@ class RecordedWeights:
         origin, opened = self._origins.get(name, (None, None))
         if origin is None or opened != weights_stamp(module):
             return weights_digest(module)
-        file = memory_file(origin, name)
-        digest = _remembered(file) if file else None
-        if digest is None:
+        try:
+            file = memory_file(origin, name)
+            return _FORMAT.parse(read_file(file), file).sha256
+        except (OSError, ValueError):  # absent, or not ours: computed again and written again; or there is no home
             digest = weights_digest(module)
-            if file:
-                _remember(file, digest)
+        try:
+            file = memory_file(origin, name)
+            make_folder(file.parent)
+            write_file(file, _FORMAT.write(_Memory(_MEMORY_VERSION, digest)))
+        except (VaultError, NoHomeError) as error:  # a full or read-only cache folder costs time, nothing else
+            logger.debug("the digest of weights is not remembered: %s", error)
         return digest
 
 
@@ -134,24 +142,31 @@ def note_origins(pipe: Pipeline, options: Mapping[str, Any]) -> None:
     object.__setattr__(pipe, ORIGINS, origins)
 
 
-def memory_file(origin: str, part: str) -> Path | None:
-    """Return where the digest of a part that comes from ``origin`` is remembered; ``None``: this user has no home."""
-    try:
-        return user_folder("cache") / "weights" / f"{origin}-{part}.json"
-    except NoHomeError:
+def weights_origin(component: Any, options: Mapping[str, Any]) -> str | None:
+    """Return a hex SHA-256 that names the files in the folder of ``component`` and the ``options`` it was opened with.
+
+    Files of the Hugging Face cache that are named by the SHA-256 of their content (``blobs/<sha256>``, which is all
+    that LFS keeps) go by that name wherever the cache lies; others by path, size and time of change. ``None`` where the
+    folder is not known, or an option is not a plain value.
+    """
+    folder = getattr(getattr(component, "config", None), "_name_or_path", None)
+    if not folder or not Path(folder).is_dir():
         return None
+    if not all(isinstance(value, _PLAIN_TYPES) for value in options.values()):
+        return None
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix in _WEIGHT_SUFFIXES)
+    described = {name: repr(value) for name, value in options.items()}
+    return digest_json({"files": [[path.name, *_identity(path)] for path in files], "options": described}).hex
 
 
-def _remembered(file: Path) -> str | None:
-    try:
-        return _FORMAT.parse(read_file(file), file).sha256
-    except (OSError, ValueError):
-        return None  # absent, or not ours: computed again and written again
+def _identity(path: Path) -> list[Any]:
+    target = path.resolve()
+    if target.parent.name == "blobs" and _SHA256.fullmatch(target.name):
+        return [target.name]
+    status = target.stat()
+    return [str(target), status.st_size, status.st_mtime_ns, status.st_ino]
 
 
-def _remember(file: Path, digest: str) -> None:
-    try:
-        make_folder(file.parent)
-        write_file(file, _FORMAT.write(_Memory(_MEMORY_VERSION, digest)))
-    except VaultError as error:  # a full or read-only cache folder costs time, nothing else
-        logger.debug("the digest of weights is not remembered: %s", error)
+def memory_file(origin: str, part: str) -> Path:
+    """Return where the digest of a part that comes from ``origin`` is remembered."""
+    return user_folder("cache") / "weights" / f"{origin}-{part}.json"

@@ -1,8 +1,7 @@
 """The record of an output, for as long as the output lives, without a change to what the pipeline returned.
 
-An object that takes attributes carries its record. For others, such as a bare list of frames or the tuple of
-``return_dict=False``, the images, arrays and tensors in it are remembered, and which of the record's digests are
-theirs. So a picture that was taken out of an output has its record, too.
+An object that takes attributes carries its record. For others, such as a bare list of frames, the images, arrays and
+tensors in it are remembered, and which of the record's digests are theirs: each of them has its record, too.
 """
 
 from __future__ import annotations
@@ -36,18 +35,12 @@ No lock: an identity is given to no other object before the callbacks of the old
 
 def _remember(leaf: Any, origin: Origin) -> None:
     key, origins = id(leaf), _OF_LEAVES  # a module's names may be gone when the interpreter ends
-
-    def forget(gone: weakref.ref[Any]) -> None:
-        if origins.get(key, (None, None))[0] is gone:
-            origins.pop(key, None)
-
-    origins[key] = weakref.ref(leaf, forget), origin
+    origins[key] = weakref.ref(leaf, lambda _: origins.pop(key, None)), origin
 
 
 def attach_record(output: Any, record: RunRecord, inputs: Any) -> Any:
-    """Remember ``record`` for ``output``, which is returned; ``inputs`` are the arguments of the call.
-
-    What was handed in and comes out again belongs to no one generation.
+    """Remember ``record`` for ``output``, which is returned. What came in with ``inputs``, the arguments of the call,
+    and comes out again belongs to no one generation.
     """
     given = {id(leaf) for leaf in _media(inputs)}
     positions: dict[int, tuple[Any, list[Position]]] = {}

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from pipevault.cache.keys import execution_device
-from pipevault.cache.loaded import LoadedState, loaded_state
+from pipevault.cache.loaded import LoadedState
 from pipevault.calls.describe import digest_array
 from pipevault.calls.outputs import digests
 from pipevault.demo import MODEL_DIR
@@ -23,7 +23,6 @@ from pipevault.determinism.levels import AchievedLevel, parse_level
 from pipevault.digest import digest_bytes
 from pipevault.fingerprint.machine import machine_factors
 from pipevault.fingerprint.toolchain import package_version, toolchain_factors
-from pipevault.graphs import parts as graph_parts
 from pipevault.graphs.inductor import GRAPH_FORMAT
 from pipevault.opening import DEMO_MODEL
 from pipevault.pipeline import Pipeline
@@ -121,7 +120,7 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def observed(pipe: Pipeline, *, audit: bool) -> Iterator[PartTrace]:
+def observed(pipe: Pipeline, loaded: LoadedState, *, audit: bool) -> Iterator[PartTrace]:
     seen = PartTrace()
     calls: Counter[str] = Counter()
 
@@ -133,8 +132,7 @@ def observed(pipe: Pipeline, *, audit: bool) -> Iterator[PartTrace]:
             seen.steps.append({"step": calls[name], "part": name, "sha256": digest_array(first)})
             calls[name] += 1
 
-    loaded = loaded_state(pipe)
-    states = graph_parts.frozen_parts(pipe) if loaded is None else loaded.states(pipe)
+    states = loaded.states(pipe)
     for state in states.values():
         state.observer = observe
         state.ran = {}
