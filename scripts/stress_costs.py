@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,28 @@ def measure_costs(
         value = f"{share:+.1%} ({1000 * statistics.median(seconds[level]):.1f} ms, off {off_ms:.1f} ms)"
         figures.append(Figure(f"{level} against off, {kind}", value, "2 %" if level == "repeatable" else ""))
     return figures
+
+
+def measure_two_threads(vault: Path, rounds: int, *, frozen: bool, batch_size: int = 10) -> Figure:
+    """Pictures of two threads with a pipeline each, against those of one: medians over ``rounds`` that take turns."""
+    pipes = [_open(vault, "repeatable", frozen=frozen, batch_size=batch_size) for _ in range(2)]
+    prompts = digits(batch_size)
+    for pipe in pipes * 2:
+        draw(pipe, prompts, seed=SEED)
+    ratios = []
+    for _ in range(rounds):
+        alone_s = _seconds(lambda: draw(pipes[0], prompts, seed=SEED))
+        with ThreadPoolExecutor(2) as pool:
+            together_s = _seconds(lambda: list(pool.map(lambda pipe: draw(pipe, prompts, seed=SEED), pipes)))
+        ratios.append(2 * alone_s / together_s)
+    kind = f"{'frozen' if frozen else 'eager'}, batch {batch_size}, median of {rounds}"
+    return Figure(f"two threads, a pipeline each, against one, {kind}", f"{statistics.median(ratios):.2f} times")
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    started_s = time.perf_counter()
+    function()
+    return time.perf_counter() - started_s
 
 
 def _open(vault: Path, level: str, *, frozen: bool, batch_size: int) -> Any:

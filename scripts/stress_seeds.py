@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a factor of the key, so for eve
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from figures import Figure, markdown
-from stress_costs import measure_costs
+from stress_costs import measure_costs, measure_two_threads
 from stress_server import Load, measure_server
 
 FUZZ = Path(__file__).resolve().parents[1] / "tests" / "evidence" / "test_replay_fuzz.py"
@@ -65,7 +65,10 @@ def measure_all_costs(folder: Path, amounts: Amounts) -> list[Figure]:
     if amounts.frozen:
         ten = measure_costs(folder / "vault", amounts.rounds, frozen=True, levels=("repeatable",), batch_size=10)
         figures += ten
-    return figures
+    threads = [
+        measure_threads(folder / "vault", amounts.rounds // 4 or 1, frozen=one) for one in {False, amounts.frozen}
+    ]
+    return figures + threads
 
 
 def measure_records(examples: int) -> list[Figure]:
