@@ -65,10 +65,9 @@ def measure_all_costs(folder: Path, amounts: Amounts) -> list[Figure]:
     if amounts.frozen:
         ten = measure_costs(folder / "vault", amounts.rounds, frozen=True, levels=("repeatable",), batch_size=10)
         figures += ten
-    threads = [
-        measure_threads(folder / "vault", amounts.rounds // 4 or 1, frozen=one) for one in {False, amounts.frozen}
-    ]
-    return figures + threads
+    rounds = max(1, amounts.rounds // 4)
+    kinds = (False, True) if amounts.frozen else (False,)
+    return figures + [measure_two_threads(folder / "vault", rounds, frozen=frozen) for frozen in kinds]
 
 
 def measure_records(examples: int) -> list[Figure]:
