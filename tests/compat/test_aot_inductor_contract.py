@@ -172,10 +172,10 @@ class TestGraphs:
     ) -> None:
         runner = open_graph()
         runner.bind(weights(2.0))
-        with runner.alone():  # as that thread has it
+        with runner.lock:  # as that thread has it
             if (child := os.fork()) == 0:
                 signal.alarm(60)  # ends a child that waits for ever
-                with runner.alone():
+                with runner.lock:
                     if not runner.is_bound:
                         runner.bind(weights(3.0))
                 os._exit(int(multiplied(runner)))

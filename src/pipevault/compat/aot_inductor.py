@@ -39,30 +39,29 @@ class GraphRunner:
     def __init__(self, library: str | Path, device: torch.device) -> None:
         """Open ``library``, which the process has mapped; kernels of a GPU in files of their own lie next to it."""
         self._library, self._device = str(library), device
+        self.forget()
         self._open()
         self.constants = tuple(dict.fromkeys(self._graph.names.values()))
+        _RUNNERS.add(self)
+
+    def forget(self) -> None:
+        """Open the library again before the next use: in a forked child another thread may have been inside."""
+        self.lock = threading.Lock()
+        """Held while the graph is bound and run."""
+        self._is_open = self.is_bound = False
 
     def _open(self) -> None:
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
         is_native = self._device.type == "cpu" and _Native.runs(self._library)
         self._graph: _Graph = _Native(self._library) if is_native else _Torch(self._library, self._device)
         self._pointers: dict[str, torch.Tensor] = {}
-        self.is_bound = False
-
-    def alone(self) -> threading.Lock:
-        """Return the lock under which this is bound and run.
-
-        A fork may have happened while another thread of the parent ran the graph: a child opens it again.
-        """
-        if self._pid != os.getpid():
-            self._open()
-        return self._lock
+        self._is_open = True
 
     def bind(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Point the graph at a tensor for each of :attr:`constants`, until :meth:`release` or another call of this."""
         import torch
 
+        if not self._is_open:
+            self._open()
         is_first = not self._pointers
         if is_first:
             with torch.inference_mode(False):
@@ -84,7 +83,20 @@ class GraphRunner:
 
     def run(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return what the graph computes. Raises ``RuntimeError`` for what its code refuses."""
+        if not self._is_open:  # one that is bound to nothing
+            self._open()
         return self._graph.run(inputs)
+
+
+_RUNNERS: weakref.WeakSet[GraphRunner] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for runner in list(_RUNNERS):
+        runner.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)
 
 
 def _empty(pointers: Mapping[str, torch.Tensor]) -> None:

@@ -188,7 +188,7 @@ class FrozenGraph:
         ``verify`` says what graphs cannot follow of a module whose sub-modules changed, or nothing. It is not kept: a
         cycle would hold the weights of a pipeline that was dropped.
         """
-        with self._runner.alone():
+        with self._runner.lock:
             if not self.holds or (self.is_baked and self._binding is not None and self._binding.written_to()):
                 if self._binding is not None and self._binding.tree_changed() and (what := verify(module)):
                     raise self._changed(what)
