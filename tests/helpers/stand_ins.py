@@ -35,7 +35,8 @@ class FakeCache:
 
     def __init__(self, dir: Any = None, **options: Any) -> None:
         type(self).used = {"dir": dir, **options}
-        self.settings = Settings.resolve(dir=dir, mode=options.get("mode") or "compile")
+        given = {name: options[name] for name in ("mode", "weights") if options.get(name)}
+        self.settings = Settings.resolve(**{"dir": dir, "mode": "compile", **given})
         self._progress = options.get("progress")
 
     def load(self, pipe: Any, **shape: Any) -> Any:
