@@ -49,6 +49,16 @@ class Counted:
 
 
 @dataclass
+class Measured:
+    """``shape`` is no field, and comes from one."""
+
+    images: list[Any]
+
+    def __post_init__(self) -> None:
+        self.shape = (len(self.images), 3)
+
+
+@dataclass
 class WithInitVar:
     images: list[Any]
     size: InitVar[int]
@@ -199,10 +209,15 @@ def test_what_is_the_same_in_all_stays(value: Any) -> None:
         ([(image(1), 0), (image(2), 0)], r"one output: \[0\] differs \(Image\)"),
         ([{"image": image(1)}, {"image": image(2)}], "one output: image differs"),
         ([{"odd": object()}, {"odd": object()}], "one output: odd differs"),
-        ([Counted([1]), Counted([2])], "output is a Counted, and making another one failed .TypeError: it makes some"),
+        ([Counted([1]), Counted([2])], "output is a Counted, and making another one failed .TypeError: it makes count"),
         ([{"x": FailingError([1])}, {"x": FailingError([2])}], "x is a FailingError, and making another one failed"),
     ],
 )
 def test_what_cannot_be_one_output_is_an_error_that_names_it(outputs: list[Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         join(outputs)
+
+
+def test_a_dataclass_that_makes_an_attribute_of_its_fields_is_refused() -> None:
+    with pytest.raises(SettingsError, match="it makes shape of its other fields"):
+        join([Measured(["a"]), Measured(["b"])])

@@ -100,8 +100,12 @@ def _rebuilt(first: Any, items: Any, place: OutputPlace) -> Any:
         is_mapping = isinstance(first, Mapping)
         if is_mapping and not is_dataclass(first):
             return kind(items)
-        if is_dataclass(first) and not all(one.init for one in fields(first)):
-            raise TypeError("it makes some of its fields of the others")
+        if is_dataclass(first) and not is_mapping:
+            made_of_others = [one.name for one in fields(first) if not one.init]
+            if hasattr(kind, "__post_init__"):
+                made_of_others += held(first).keys() - {one.name for one in fields(first)}
+            if made_of_others:
+                raise TypeError(f"it makes {', '.join(made_of_others)} of its other fields")
         made = copy.copy(first) if is_mapping else object.__new__(kind)
         for name, item in (items if is_mapping else {**held(first), **items}).items():
             if is_mapping and name in first:  # diffusers' outputs keep their items next to their attributes
