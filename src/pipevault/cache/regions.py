@@ -88,19 +88,25 @@ def repeated_blocks(part: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     None lies inside another one, and none has two places.
     """
     listed = frozenset(getattr(original_class(part), "_repeated_blocks", None) or ())
+    if not (blocks := list(_blocks(part, "", listed))):
+        return
     places = Counter(id(module) for _, module in part.named_modules(remove_duplicate=False))
-    yield from ((path, block) for path, block in _blocks(part, "", listed) if places[id(block)] == 1)
+    yield from ((path, block) for path, block in blocks if places[id(block)] == 1)
 
 
 def _blocks(owner: nn.Module, prefix: str, listed: frozenset[str]) -> Iterator[tuple[str, nn.Module]]:
     children = dict(owner.named_children())
-    is_list = isinstance(owner, nn.ModuleList) and not listed
-    kinds = Counter(_kind(child) for child in children.values()) if is_list else Counter()
+    kinds: dict[str, Any] = {}
+    if isinstance(owner, nn.ModuleList) and not listed:
+        classes = Counter(map(original_class, children.values()))
+        # Most lists have one module of each class, whose weights need no look.
+        kinds = {name: _kind(child) for name, child in children.items() if classes[original_class(child)] > 1}
+    counts = Counter(kinds.values())
     for name, child in children.items():
         if listed:
             is_block = original_class(child).__name__ in listed
         else:
-            is_block = kinds[_kind(child)] > 1 and any(True for _ in child.children())
+            is_block = name in kinds and counts[kinds[name]] > 1 and any(True for _ in child.children())
         if is_block:
             yield f"{prefix}{name}", child
         else:
