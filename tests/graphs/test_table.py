@@ -217,6 +217,20 @@ class TestSlots:
                 module.table = torch.full((3,), value)
                 assert table.find(module, (X,), {})[0] is expected
 
+    def test_a_constant_that_counts_no_versions_is_compared_each_time(self) -> None:
+        table, module = Table(None), Holder()
+        with torch.inference_mode():
+            module.table = torch.ones(3)
+        origins = (("table", ("", "table"), constant_sha256(torch.ones(3))),)
+        slot = table.add(kept(call_of(X).signature, "a", origins=origins))
+        assert table.find(module, (X,), {})[0] is slot
+        with torch.inference_mode():
+            module.table.add_(1)
+        assert table.find(module, (X,), {})[0] is None
+        with torch.inference_mode():
+            module.table.sub_(1)
+        assert table.find(module, (X,), {})[0] is slot
+
     def test_a_constant_is_not_hashed_again_while_nobody_wrote_to_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         table, module = Table(None), Holder()
         origins = (("table", ("", "table"), constant_sha256(torch.ones(3))),)

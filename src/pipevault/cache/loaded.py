@@ -162,18 +162,32 @@ def unchanged_on_error(pipe: Pipeline) -> Iterator[None]:
     state = loaded_state(pipe)
     frozen = graph_parts.frozen_parts(pipe)
     places = {name: part.place() for name, part in frozen.items()}
-    modules = {name: graph_parts.get_part(pipe, name) for name in frozen}
+    modules = {name: graph_parts.get_part(pipe, name) for name in (*frozen, *(state.names if state else ()))}
     try:
         yield
     except BaseException:  # whatever it was goes on
         graph_parts.detach(pipe, [name for name in graph_parts.frozen_parts(pipe) if name not in frozen])
+        for name, module in modules.items():
+            if (now := graph_parts.get_part(pipe, name)) is not module:
+                graph_parts.replace_part(pipe, now, module)
         for name, part in frozen.items():
-            if (now := graph_parts.get_part(pipe, name)) is not modules[name]:
-                graph_parts.replace_part(pipe, now, modules[name])
             part.put_back(places[name])
         if state is not None:
             attach_state(pipe, state)
         raise
+
+
+@contextmanager
+def given_back(pipe: Pipeline) -> Iterator[None]:
+    """Give ``pipe`` its eager parts and its own class back, for what is done inside; if that fails, it is as it was."""
+    state = loaded_state(pipe)
+    with unchanged_on_error(pipe):
+        if state is not None:
+            state.give_back(pipe)
+            release_class(pipe)
+        yield
+    if state is not None:
+        state.leases.release()
 
 
 def unload(pipe: Pipeline) -> Any:
@@ -181,12 +195,8 @@ def unload(pipe: Pipeline) -> Any:
 
     A part that another loaded pipeline shares stays frozen in that one's places.
     """
-    with turn(pipe, f"unloading {type(pipe).__name__}"):
-        if (state := loaded_state(pipe)) is not None:
-            state.give_back(pipe)
-            release_class(pipe)
-            state.leases.release()
-    return pipe
+    with turn(pipe, f"unloading {type(pipe).__name__}"), given_back(pipe):
+        return pipe
 
 
 def status(pipe: Pipeline) -> Outcome:

@@ -20,7 +20,7 @@ from torch import nn
 from pipevault.cache.access import Access
 from pipevault.cache.guard import WatchedModule, changed_error, replaced_error
 from pipevault.cache.keys import build_key, made_here
-from pipevault.cache.loaded import HeldLeases, LoadedState, attach_state, unload
+from pipevault.cache.loaded import HeldLeases, LoadedState, attach_state, given_back
 from pipevault.cache.onediff_backends import ARTIFACT, OnediffBackend
 from pipevault.cache.outcome import Outcome, PartOutcome, combine
 from pipevault.cache.plan import plan_outcomes
@@ -79,7 +79,7 @@ class OnediffState(LoadedState):
 def load_onediff(
     access: Access, backend: OnediffBackend, pipe: Pipeline, asked: Sequence[AskedShape], parts: Sequence[str] | None
 ) -> None:
-    """Load ``pipe`` with ``backend``; what was loaded before is given back first.
+    """Load ``pipe`` with ``backend`` in place of what was loaded before, which stays if this fails.
 
     Raises :class:`~pipevault.errors.UnusableBackendError` before anything is done, and what
     :meth:`~pipevault.PipelineCache.prepare` does.
@@ -91,10 +91,8 @@ def load_onediff(
         raise BadCallError(f"Backend {backend.name!r} keeps single sizes. Give no range of sizes, or use 'inductor'.")
     if len(wanted) > 1 and not backend.takes_many_shapes:
         raise BadCallError(f"A load with backend {backend.name!r} takes one call shape, not {len(wanted)}.")
-    unload(pipe)
-    names = tuple(graph_parts.find_parts(pipe, parts))
-    with at_level(access.settings.level):
-        load = _Load(access, backend, pipe, names)
+    with given_back(pipe), at_level(access.settings.level):
+        load = _Load(access, backend, pipe, tuple(graph_parts.find_parts(pipe, parts)))
         try:
             outcomes = tuple(load.ensure(shape) for shape in single)
             load.finish(combine(outcomes), asked, parts)

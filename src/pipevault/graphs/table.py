@@ -70,13 +70,14 @@ class Slot:
     """A graph at its place in a table. ``casts`` are the dtypes of inputs for which it was compared with eager code.
 
     ``_origins`` has the constants that were compared with those of the graph, their versions, and the results. They are
-    held, because what is made after one is freed may have its identity.
+    held, because what is made after one is freed may have its identity. Inference tensors count no versions: they are
+    compared each time.
     """
 
     kept: ShelfItem
     graph: FrozenGraph | None = None
     casts: set[tuple[str, ...]] = field(default_factory=set)
-    _origins: list[tuple[torch.Tensor | None, int, bool]] = field(default_factory=list)
+    _origins: list[tuple[torch.Tensor | None, int | None, bool]] = field(default_factory=list)
 
     @property
     def refusal(self) -> str:
@@ -87,15 +88,15 @@ class Slot:
         document = self.kept.document
         if document is None or not document.origins:
             return True
-        stamps: list[tuple[torch.Tensor | None, int, bool]] = []
+        stamps: list[tuple[torch.Tensor | None, int | None, bool]] = []
         for place, (_, steps, sha256) in enumerate(document.origins):
             tensor = follow(module, steps)
             if tensor is None:  # not filled yet: the part would make the very constant that the graph has
-                stamps.append((None, 0, True))
+                stamps.append((None, None, True))
                 continue
-            version = 0 if tensor.is_inference() else tensor._version
+            version = None if tensor.is_inference() else tensor._version
             known = self._origins[place] if place < len(self._origins) else None
-            if known is None or known[0] is not tensor or known[1] != version:
+            if known is None or known[0] is not tensor or version is None or known[1] != version:
                 known = (tensor, version, constant_sha256(tensor) == sha256)
             stamps.append(known)
         self._origins = stamps
