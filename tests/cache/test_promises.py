@@ -21,6 +21,7 @@ from diffusers import StableDiffusionPipeline
 import pipevault
 from helpers.pipelines import FAST_BUILD, PlainPipeline, draw, stable_diffusion
 from pipevault.cache.loaded import FrozenPipeline, loaded_state
+from pipevault.cache.outcome import PartOutcome
 from pipevault.errors import (
     BadCallError,
     CannotFreezeError,
@@ -98,6 +99,22 @@ class TestCallsWithoutAGraph:
         part = pipevault.outcome(pipe).parts["transformer"]
         assert part.status == "eager"
         assert "on_unfrozen is 'eager'" in part.reason
+
+    def test_a_call_that_cannot_be_frozen_counts_where_it_is_made(
+        self, vault_copy: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*arguments: Any) -> None:
+            raise CannotFreezeError("no graph can do it")
+
+        monkeypatch.setattr("pipevault.graphs.inductor.build_graph", refuse)
+        draw(cache(vault_copy, "compile").load(PlainPipeline()), height=24)
+        for shape in ({}, {"batch_size": 1}):
+            pipe = cache(vault_copy).load(PlainPipeline(), **shape)
+            assert pipevault.status(pipe).parts["transformer"] == PartOutcome("frozen", "", 1)
+            draw(pipe)
+            assert pipevault.status(pipe).parts["transformer"] == PartOutcome("frozen", "", 1)
+            draw(pipe, height=24)
+            assert pipevault.status(pipe).parts["transformer"] == PartOutcome("eager", "no graph can do it", 1)
 
     def test_background_serves_eagerly_and_then_by_the_graph(self, vault_copy: Path) -> None:
         from pipevault.cache import background

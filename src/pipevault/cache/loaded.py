@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pipevault.store.locks.leases import Lease
 
 STATE = "_pipevault"
+_NOT_CALLED = PartOutcome("not called")
 
 
 class HeldLeases:
@@ -211,7 +212,7 @@ def status(pipe: Pipeline) -> Outcome:
         )
     parts = dict(state.outcome.parts)
     for name, members in graph_parts.by_part(state.states(pipe)).items():
-        parts[name] = _part_now(members, parts.get(name, PartOutcome("not called")))
+        parts[name] = part_now(members, parts.get(name, _NOT_CALLED))
     return replace(state.outcome, parts=parts)
 
 
@@ -219,15 +220,19 @@ outcome = status
 """The first name of :func:`status`, which stays."""
 
 
-def _part_now(members: Sequence[PartState], loaded: PartOutcome) -> PartOutcome:
+def part_now(members: Sequence[PartState], loaded: PartOutcome = _NOT_CALLED) -> PartOutcome:
+    """Return the outcome of a part, or of all blocks of one, after what it was when it was ``loaded``.
+
+    It is eager where a call ran eagerly. What is known of calls that nobody made counts where there is no graph.
+    """
     if loaded.status == "eager":
         return loaded
     graphs = max(len({slot.kept.key for part in members for slot in part.graphs}), loaded.graphs)
-    refused = [slot.refusal for part in members for slot in part.table if slot.refusal]
-    unstored = [why for part in members for why in part.unstored.values()]
-    reasons = "; ".join(dict.fromkeys([*refused, *unstored]))
+    reasons = graph_parts.eager_reasons(members)
+    if not graphs:
+        reasons += [slot.refusal for part in members for slot in part.table if slot.refusal]
     status = "eager" if reasons else "frozen" if graphs else loaded.status
-    return PartOutcome(status, reasons, graphs, members[0].regions)
+    return PartOutcome(status, "; ".join(dict.fromkeys(reasons)), graphs, members[0].regions)
 
 
 @functools.cache

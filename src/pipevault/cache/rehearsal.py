@@ -217,11 +217,10 @@ def _parts_and_graphs(
     parts: dict[str, PartOutcome] = {}
     graphs: dict[str, tuple[str, ...]] = {}
     for name, members in graph_parts.by_part(states).items():
-        touched = [(key, slot) for state in members for key, slot in state.touched.items()]
-        used = {key for key, slot in touched if slot.kept.document is not None}
-        refused = [slot.refusal for _, slot in touched if slot.refusal]
-        unstored = [why for state in members for why in state.unstored.values()]
-        reasons = "; ".join(dict.fromkeys([*([eager[name]] if name in eager else []), *refused, *unstored]))
+        touched = {key: slot for state in members for key, slot in state.touched.items()}
+        used = [key for key, slot in touched.items() if slot.kept.document is not None]
+        left = [eager[name]] if name in eager else []
+        reasons = "; ".join(dict.fromkeys([*left, *graph_parts.eager_reasons(members)]))
         status = "eager" if reasons else "frozen" if touched else "not called"
         count = 0 if name in eager else len(used)
         parts[name] = PartOutcome(status, reasons, count, members[0].regions)

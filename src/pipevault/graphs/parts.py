@@ -253,3 +253,10 @@ def by_part(states: Mapping[str, PartState]) -> dict[str, list[PartState]]:
     for state in states.values():
         grouped.setdefault(state.part, []).append(state)
     return grouped
+
+
+def eager_reasons(members: Sequence[PartState]) -> list[str]:
+    """Return why calls of a part, or of its blocks, ran eagerly since its states began to list."""
+    refused = [slot.refusal for state in members for slot in state.touched.values() if slot.refusal]
+    unstored = [why for state in members for why in state.unstored.values()]
+    return list(dict.fromkeys([*refused, *unstored]))
