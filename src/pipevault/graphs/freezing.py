@@ -24,7 +24,7 @@ from pipevault.digest import Digest, digest_file
 from pipevault.errors import CannotFreezeError, NotFiniteError, TrainingModeError
 from pipevault.files.opened import open_verified
 from pipevault.graphs.check import NOT_FINITE, GraphComparison, compare_trees
-from pipevault.graphs.frozen import BAKED, FrozenGraph, GraphDocument, constant_sha256, layout_digest
+from pipevault.graphs.frozen import BAKED, FrozenGraph, GraphDocument, constant_sha256
 from pipevault.graphs.inductor import Build, BuildOptions, BuiltGraph, Varying, build_digest
 from pipevault.graphs.library import CONSTANTS_NAME, LIBRARY_NAME, GraphFiles
 from pipevault.graphs.observe import (
@@ -347,11 +347,7 @@ def finish_call(
             if not finished and number == len(candidates):
                 raise  # kept in no list: an error holds its frames, and they would hold the list
             logger.info("a candidate for a graph of %s is left out: %s", prepared.subject.name, error)
-    return min(finished, key=_frozen_s)
-
-
-def _frozen_s(call: FrozenCall) -> float:
-    return call.times.frozen_s if call.times is not None else math.inf
+    return min(finished, key=lambda one: one.times.frozen_s if one.times is not None else math.inf)
 
 
 def _finish(
@@ -366,10 +362,9 @@ def _finish(
     document = frozen.document
     on_step("check", str(document.signature))
     with frozen.open() as files:
-        if prepared.build.options.weights == "bound":
-            layout = layout_digest(prepared.build.module, document, files, subject.device)
-            document = replace(document, layout=layout)
         graph = FrozenGraph(document, files, device=subject.device, part=subject.name)
+    if prepared.build.options.weights == "bound":
+        document = graph.document = replace(document, layout=graph.layout_digest(prepared.build.module))
     graph.bind(subject.module)
     run = partial(graph, subject.module, verify=verify)
     own, varied, *others = prepared.references

@@ -167,12 +167,14 @@ class FrozenGraph:
 
     def fits(self, module: nn.Module) -> bool:
         """Return whether the weights of ``module`` have the layout that the graph was made for."""
-        if self.is_baked:
-            return True
         try:
-            return digest_json(Binding(module, self._names).layout()).hex == self.document.layout
+            return self.is_baked or self.layout_digest(module) == self.document.layout
         except (AttributeError, KeyError):
             return False
+
+    def layout_digest(self, module: nn.Module) -> str:
+        """Return the ``layout`` of a document for the weights of ``module`` that the library reads."""
+        return digest_json(Binding(module, self._names).layout()).hex
 
     @property
     def holds(self) -> bool:
@@ -254,13 +256,6 @@ class FrozenGraph:
 
 def _constant(kind: Sequence[Any]) -> Any:
     return ABSENT if kind[0] == "absent" else kind[1]
-
-
-def layout_digest(module: nn.Module, document: GraphDocument, files: GraphFiles, device: torch.device) -> str:
-    """Return the ``layout`` of a fresh graph: the digest over the live tensors of ``module`` that its library reads."""
-    constants = GraphRunner(map_library(document.library, files), device).constants
-    lifted = _read_constants(files)
-    return digest_json(Binding(module, [name for name in constants if name not in lifted]).layout()).hex
 
 
 def _read_constants(files: GraphFiles) -> dict[str, torch.Tensor]:

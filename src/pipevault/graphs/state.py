@@ -664,11 +664,11 @@ class PartState:
 
     def load(self, path: Path) -> None:
         """Add the graphs of a document; a call that none of them fits is an error from now on."""
-        part = read_part(path)
+        graphs, identity = read_part(path)
         if self.options.watch is not None:
-            self.options.watch.loading(self, part.identity, path)
+            self.options.watch.loading(self, identity, path)
         table = self.table
-        for document in part.graphs:
+        for document in graphs:
             files = partial(_files_beside, path, document)
             self.open(table.add(ShelfItem(document.signature, document.signature.digest.hex, document, files)))
         self.options = replace(self.options, policy="error")
