@@ -127,7 +127,7 @@ class TestMapping:
             path = Path(shutil.copy(library, tmp_path / "disk" / "library"))
             with opened(path) as files:
                 with pytest.raises(OSError, match="failed to map"):
-                    ctypes.CDLL(str(files.library.path))
+                    ctypes.CDLL(str(files[LIBRARY_NAME].path))
                 assert "memfd" in os.readlink(map_library("a", files))
 
         with_own_tmpfs(tmp_path / "disk", "20m", run)

@@ -106,7 +106,7 @@ def wait(timeout_s: float | None = None) -> None:
 
 
 def _failure(running: _Running) -> str | None:
-    """``None`` while it runs, else what went wrong, or nothing."""
+    """``None`` while it runs, else what went wrong."""
     code = running.process.poll()
     if code is None:
         return None

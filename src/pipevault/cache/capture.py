@@ -29,8 +29,8 @@ to compare a graph with. A long video has a hundred such calls, and each may tak
 
 @dataclass(frozen=True)
 class CapturedCall:
-    """One call of a part, with copies of its arguments. ``causes`` are the arguments of the pipeline that differed from
-    those of the first run, such as ``height``.
+    """One call of a part, with copies of its arguments. ``causes`` are the arguments of the pipeline, such as
+    ``height``, that differed from those of the first run.
     """
 
     state: PartState

@@ -22,7 +22,7 @@ from pipevault.fingerprint.volatile import SKIPPED_NAMES
 from pipevault.fingerprint.weights import weights_digest
 from pipevault.graphs.inductor import GRAPH_FORMAT, BuildOptions
 from pipevault.graphs.parts import get_part
-from pipevault.graphs.signature import CallSignature
+from pipevault.graphs.signature import CallSignature, autocast_dtype
 from pipevault.key import Key
 from pipevault.pipeline import Pipeline
 
@@ -116,7 +116,7 @@ def build_key(
             "pipeline": pipeline_factors(pipe, parts),
             "architecture": architectures,
             "weights": weights,
-            "call": {**call_factors(shape), "autocast": _autocast(device)},
+            "call": {**call_factors(shape), "autocast": autocast_dtype(device.type)},
             "dtype": {name: module_dtype(module) for name, module in parts.items()},
             **shared,
         }
@@ -124,7 +124,6 @@ def build_key(
 
 
 def _shared_factors(device: torch.device, backend: str, build: BuildOptions) -> dict[str, Any]:
-    """Return the factors that graphs and plans have alike."""
     return {
         "machine": machine_factors(device),
         "toolchain": toolchain_factors(graph_format=GRAPH_FORMAT),
@@ -210,10 +209,3 @@ def _scalar_attributes(module: nn.Module) -> dict[str, Any]:
 def _described(values: Mapping[str, Any]) -> dict[str, Any]:
     kept = (name for name in values if not name.startswith("_") and not SKIPPED_NAMES[name])
     return {name: described(values[name]) for name in kept}
-
-
-def _autocast(device: torch.device) -> str | None:
-    """The dtype of an autocast in force, which stands in the signature of every call too."""
-    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
-        return None
-    return str(torch.get_autocast_dtype(device.type))[6:]

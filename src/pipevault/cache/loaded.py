@@ -172,7 +172,7 @@ def unchanged_on_error(pipe: Pipeline) -> Iterator[None]:
             if (now := graph_parts.get_part(pipe, name)) is not module:
                 graph_parts.replace_part(pipe, now, module)
         for name, part in frozen.items():
-            part.put_back(places[name])
+            vars(part).update(places[name])
         if state is not None:
             attach_state(pipe, state)
         raise

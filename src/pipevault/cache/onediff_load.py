@@ -48,8 +48,8 @@ logger = logging.getLogger("pipevault")
 class OnediffState(LoadedState):
     """The state of a pipeline that a backend of OneDiff compiled.
 
-    ``parts`` has the eager and the compiled module of each part. ``watched`` are the eager modules that the backend
-    does not look at again once it compiled them. ``new_compilations`` counts what it compiled since it was last asked.
+    ``parts`` has the eager and the compiled module of each. ``watched`` are eager modules that the backend does not
+    look at again. ``new_compilations`` counts what it compiled since it was last asked.
     """
 
     parts: Mapping[str, tuple[nn.Module, Any]] = field(default_factory=dict)
@@ -105,8 +105,6 @@ def load_onediff(
 
 @dataclass
 class _Load:
-    """One load in progress."""
-
     access: Access
     backend: OnediffBackend
     pipe: Pipeline

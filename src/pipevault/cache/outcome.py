@@ -17,8 +17,7 @@ class Step:
     """One step of a load. ``seconds`` is ``None`` when the step begins and its duration when it ends.
 
     ``action`` is ``capture``, ``compile``, ``check``, ``publish``, ``load`` or ``wait``; ``part`` is empty for steps
-    that concern the whole pipeline. ``position`` is the place of a graph among those that are frozen, such as ``2 of
-    5``.
+    of the whole pipeline. ``position`` is that of a graph among those that are frozen, such as ``2 of 5``.
     """
 
     part: str

@@ -79,9 +79,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Observation:
-    """The traits of an eager call: everything that decides the address of its graph. ``caches`` are the attributes that
-    the part fills whatever it is given.
-    """
+    """All that decides the address of a graph. ``caches`` are attributes that the part fills whatever it is given."""
 
     call: DescribedCall
     program: Program
@@ -125,8 +123,7 @@ class FrozenCall:
 def observe_call(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Observation:
     """Run the part eagerly on copies of the arguments and tell what a graph of the call must take and return.
 
-    The state of the modules is afterwards what it was before; caches that the part fills whatever it is given stay
-    filled. Raises :class:`CannotFreezeError`.
+    State of the modules is put back; caches stay filled. Raises :class:`CannotFreezeError`.
     """
     if opaque := describe_call(args, kwargs).opaque:
         raise CannotFreezeError(opaque, subject.name)
@@ -219,7 +216,6 @@ class _ObservedPart:
         return True
 
     def _does_again(self, expected: Mapping[str, Any]) -> bool:
-        """Make the call again; return True if it returns what it did, and leaves what is ``expected``, by path."""
         again = self.call(self.args, self.kwargs)
         now = read_state(self.subject.module, expected)
         same = compare_trees(self.seen.output, again.output, tolerance=1e-4, same_non_finite=True).passed
@@ -227,7 +223,7 @@ class _ObservedPart:
 
 
 def _refuse_counters(subject: Subject, final: Mapping[str, Any]) -> None:
-    """Raise for a number among state that becomes another with the call: the next one would ask for another graph."""
+    """Refuse a number that changes with each call: the next one would ask for another graph."""
     before = read_state(subject.module, final)
     for path, value in final.items():
         if is_number(value) and before[path] != value:
@@ -246,9 +242,7 @@ class EagerRun:
 
     @cached_property
     def result(self) -> tuple[Any, float] | None:
-        """The result tree, which later calls of the part leave as it is, and the seconds that it took. ``None``: the
-        part refused values that it was never given.
-        """
+        """A copy of the result tree, and the seconds that it took; ``None`` where the part refused strange values."""
         try:
             tree, eager_s = self._run(copied_leaves(self.leaves))
         except Exception:  # whatever a part raises for such values
@@ -292,10 +286,9 @@ class PreparedCall:
 def prepare_call(
     subject: Subject, observation: Observation, *, options: BuildOptions, others: Sequence[SizedCall] = ()
 ) -> PreparedCall:
-    """Return what compiling the observed call takes. Raises :class:`CannotFreezeError`.
+    """Return what compiling the observed call takes; with ``others``, for all sizes from the smallest to the largest.
 
-    ``others`` are calls of other sizes: the graph is made for all sizes from the smallest to the largest, and checked
-    on each.
+    Raises :class:`CannotFreezeError`.
     """
     refuse_training(subject.name, subject.module)
     call, program = observation.call, observation.program
@@ -382,7 +375,7 @@ def _finish(
 
 
 def _described(prepared: PreparedCall, built: BuiltGraph) -> FrozenCall:
-    """The fresh graph and its files. Its layout is not known before it is mapped, nor what a check finds."""
+    """The fresh graph, whose layout is not known before it is mapped."""
     build = prepared.build
     signature = build.program.signature
     if (derived := built.sizes) is not None:
@@ -413,9 +406,7 @@ def _described(prepared: PreparedCall, built: BuiltGraph) -> FrozenCall:
 
 @dataclass(frozen=True)
 class SizedCall:
-    """A call of another size, and the arguments of the pipeline that made it so, such as ``height``; none for one that
-    comes in the same run of the pipeline.
-    """
+    """A call of another size, and the arguments of the pipeline that made it so, such as ``height``, if any."""
 
     call: DescribedCall
     causes: frozenset[str] = frozenset()
@@ -432,8 +423,8 @@ _SIZE_NAMES: Mapping[frozenset[str], str] = {
 
 
 def varying_sizes(base: CallSignature, others: Sequence[SizedCall]) -> Varying:
-    """Return the sizes that differ between calls of one structure, each from its least to its most, by index of the
-    leaf and of its dimension. Raises :class:`CannotFreezeError` if the calls differ in more.
+    """Return the sizes that differ between calls, by index of the leaf and of its dimension. Raises
+    :class:`CannotFreezeError` if the calls differ in more.
     """
     for other in others:
         if other.call.signature.sizeless != base.sizeless:
@@ -456,8 +447,8 @@ def varying_sizes(base: CallSignature, others: Sequence[SizedCall]) -> Varying:
 def counted_numbers(
     base: CallSignature, leaves: Sequence[Any], others: Sequence[SizedCall]
 ) -> dict[int, tuple[int, int]]:
-    """Return the numbers that steer the code and differ between the calls, each with the size that it is in all calls:
-    index of the leaf and of its dimension. Raises :class:`CannotFreezeError` for one that is not a size.
+    """Return the numbers that steer the code and differ between the calls, each with the place of the size that it is
+    in all calls. Raises :class:`CannotFreezeError` for one that is not a size.
     """
     calls = [leaves, *(other.call.leaves for other in others)]
     counted = {}
@@ -479,8 +470,8 @@ def counted_numbers(
 
 
 def range_signature(base: CallSignature, leaves: Sequence[Any], others: Sequence[SizedCall]) -> CallSignature:
-    """Return ``base``, of a call with ``leaves``, with the sizes in which ``others`` differ from it as symbols: before
-    anything is known of how they hang together. Raises :class:`CannotFreezeError` if they differ in more.
+    """Return ``base``, of a call with ``leaves``, with the sizes in which ``others`` differ from it as symbols.
+    Raises :class:`CannotFreezeError` if they differ in more.
     """
     varying = varying_sizes(base, others)
     if not varying:
@@ -526,7 +517,6 @@ def _check(subject: Subject, graph: RunGraph, call: EagerRun, varied: EagerRun) 
 def _check_size(
     subject: Subject, graph: RunGraph, reference: EagerRun, call: DescribedCall, signature: CallSignature
 ) -> GraphComparison:
-    """Return the comparison on a call of another size. Raises :class:`CannotFreezeError`."""
     sizes = ", ".join("x".join(map(str, tensor.shape)) for tensor in call.tensors if tensor.dim())
     if not signature.covers(call.signature):
         asked = "; ".join(signature.conditions)
@@ -553,7 +543,6 @@ def _compare(subject: Subject, graph: RunGraph, reference: EagerRun) -> GraphCom
 
 
 def _timed(device: torch.device, run: Callable[[Sequence[Any]], Any], leaves: Sequence[Any]) -> tuple[Any, float]:
-    """Return what ``run`` returns for ``leaves``, and the seconds until ``device`` has done all of it."""
     with torch.no_grad():
         started_s = _now_s(device)
         result = run(leaves)
@@ -570,8 +559,8 @@ def _now_s(device: torch.device) -> float:
 def _origin_digests(
     module: nn.Module, origins: Mapping[str, tuple[str | int, ...]], caches: frozenset[str]
 ) -> tuple[tuple[str, tuple[str | int, ...], str], ...]:
-    """Digests of the constants that are attributes. What the part fills itself need not be compared: whatever is there
-    now, the eager part would replace it by what the graph has.
+    """The constants that are attributes. What the part fills itself need not be compared: the eager part would replace
+    it by what the graph has.
     """
     found = []
     for name, steps in origins.items():

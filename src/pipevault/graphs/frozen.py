@@ -39,13 +39,12 @@ _ALIGNMENT_BYTES = 16
 class GraphDocument:
     """The document of a graph; see :mod:`pipevault.graphs.document` for the JSON.
 
-    ``library``, ``constants`` and the values of ``beside`` (files by name) are the SHA-256 of files, ``build`` is the
+    ``library``, ``constants`` and the values of ``beside`` are the SHA-256 of files, ``build`` is the
     :func:`~pipevault.graphs.inductor.build_digest`. ``inputs`` has, for each tensor that the graph takes, the index of
-    the call's leaf and the strides that the code was generated for. ``results`` tells how its tensors become the output
-    of the part, the arguments that it writes to and its state. ``layout`` is the digest of names, dtypes, shapes and
-    strides of the bound weights, or :data:`BAKED` if the weights are compiled in. ``origins`` has name, steps and
-    SHA-256 of each constant that is an attribute of a module. ``machine`` is what the compiler says that the
-    library was built for, to be compared with this machine before the library is opened, because opening runs its code.
+    the call's leaf and the strides that the code was generated for. ``layout`` is the digest of names, dtypes, shapes
+    and strides of the bound weights, or :data:`BAKED`. ``origins`` has name, steps and SHA-256 of each constant that is
+    an attribute of a module. ``machine`` is what the compiler says that the library was built for: it is compared with
+    this machine before the library is opened, because opening runs its code.
     """
 
     signature: CallSignature
@@ -156,12 +155,15 @@ class FrozenGraph:
             return
         try:
             binding = Binding(module, self._names)
+            ties = [[owner[name] for owner, name in _sites(module, names)] for names in self.document.ties]
         except (AttributeError, KeyError) as error:
             raise self._changed(f"its tensor {error} is gone") from error
         layout = binding.layout()
         if digest_json(layout).hex != self.document.layout:
             raise self._changed(_first_change(self._layout, layout))
-        self._check_ties(module)
+        for names, tensors in zip(self.document.ties, ties, strict=True):
+            if len({tensor.data_ptr() for tensor in tensors if not tensor.is_meta}) > 1:
+                raise self._changed(f"{' and '.join(names)} no longer share their weights")
         self._load(module, binding)
         self._binding, self._layout = binding, layout
 
@@ -212,7 +214,7 @@ class FrozenGraph:
         if not isinstance(leaf, torch.Tensor):
             return number_tensor(leaf, leaves, self.device)
         if self.document.signature.is_range:
-            stride = contiguous_strides(leaf.shape)
+            stride = torch.empty(leaf.shape, device="meta").stride()
         if leaf.stride() == stride and not leaf.data_ptr() % _ALIGNMENT_BYTES:
             return leaf
         return torch.empty_strided(leaf.shape, stride, dtype=leaf.dtype, device=leaf.device).copy_(leaf)
@@ -233,15 +235,6 @@ class FrozenGraph:
             constants[name] = found.detach()
         self._runner.bind(constants)
 
-    def _check_ties(self, module: nn.Module) -> None:
-        for names in self.document.ties:
-            try:
-                tensors = [owner[name] for owner, name in _sites(module, names)]
-            except (AttributeError, KeyError) as error:
-                raise self._changed(f"its tensor {error} is gone") from error
-            if len({tensor.data_ptr() for tensor in tensors if not tensor.is_meta}) > 1:
-                raise self._changed(f"{' and '.join(names)} no longer share their weights")
-
     @property
     def is_baked(self) -> bool:
         return self.document.layout == BAKED
@@ -259,11 +252,11 @@ def _constant(kind: Sequence[Any]) -> Any:
 
 
 def _read_constants(files: GraphFiles) -> dict[str, torch.Tensor]:
-    if files.constants is None:
+    if CONSTANTS_NAME not in files:
         return {}
     from safetensors.torch import load_file
 
-    return load_file(str(files.constants.path))
+    return load_file(str(files[CONSTANTS_NAME].path))
 
 
 def constant_sha256(tensor: torch.Tensor) -> str:
@@ -316,12 +309,3 @@ def _first_change(before: Mapping[str, str], after: Mapping[str, str]) -> str:
         if name in before and before[name] != layout:
             return f"{name} was {before[name]} and is {layout} (dtype, shape, strides)"
     return "dtypes, shapes or strides of its weights are not those that were frozen"
-
-
-def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the strides of a tensor of ``shape`` in row-major order, as torch gives them."""
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))

@@ -246,7 +246,8 @@ def describe_call(
     description = _Description()
     arguments = description.describe((tuple(args), {name: kwargs[name] for name in sorted(kwargs)}), "")
     kept = tuple((path, description.describe(value, path)) for path, value in sorted((state or {}).items()))
-    signature = CallSignature(arguments, _autocast(description.leaves), kept)
+    device_type = next((leaf.device.type for leaf in description.leaves if isinstance(leaf, torch.Tensor)), "cpu")
+    signature = CallSignature(arguments, autocast_dtype(device_type), kept)
     return DescribedCall(signature, tuple(description.leaves), description.opaque)
 
 
@@ -334,8 +335,8 @@ def _node_name(node_type: Any) -> str:
     return name if home in ("builtins", "collections") else f"{home}.{name}"
 
 
-def _autocast(leaves: Sequence[Leaf]) -> str | None:
-    device_type = next((leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)), "cpu")
+def autocast_dtype(device_type: str) -> str | None:
+    """Return the dtype of an autocast in force."""
     if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
         return None
     return str(torch.get_autocast_dtype(device_type))[6:]

@@ -28,11 +28,10 @@ _MAX_COVERED = 256
 
 @dataclass(frozen=True)
 class ShelfItem:
-    """The item of a shelf for one signature: a graph, or the reason why there can be none.
+    """A graph on a shelf, or the reason why there can be none for ``signature``.
 
-    ``files`` opens the files of the graph and verifies them; it raises a :class:`~pipevault.errors.VaultError` or
-    :class:`~pipevault.errors.WrongMachineError` for a graph that cannot be used. ``key`` names the entry. ``opened``
-    are the graphs in use that came from the files. ``times``: how long its call took when it was frozen.
+    ``files`` opens the files of the graph and verifies them; it raises what is :data:`UNUSABLE`. ``key`` names the
+    entry. ``opened`` are the graphs in use that came from the files.
     """
 
     signature: CallSignature
@@ -45,7 +44,7 @@ class ShelfItem:
 
 
 class Shelf(Protocol):
-    """The place of a part identity's graphs. Parts of one identity, such as the blocks of a transformer, share it."""
+    """The place of the graphs of one part identity, which parts such as equal blocks share."""
 
     identity: str
 
@@ -84,7 +83,7 @@ class Slot:
         return self.kept.refusal
 
     def constants_fit(self, module: nn.Module) -> bool:
-        """Return True if the attributes that the graph has as constants still hold the same numbers."""
+        """Return whether the attributes that the graph has as constants still hold the same numbers."""
         document = self.kept.document
         if document is None or not document.origins:
             return True
@@ -123,11 +122,9 @@ class Table:
 
     @property
     def state_paths(self) -> tuple[str, ...]:
-        """The attributes that a graph here takes as state."""
         return tuple(sorted({path for paths, _ in self._states for path in paths}))
 
     def add(self, kept: ShelfItem) -> Slot:
-        """Add what a shelf holds; what is here already stays."""
         with self._lock:
             for slot in self._by_signature.get(kept.signature.without_fixed, ()):
                 same = slot.kept.signature == kept.signature and slot.kept.key == kept.key
@@ -149,7 +146,6 @@ class Table:
             return slot
 
     def remove(self, slot: Slot) -> None:
-        """Forget a graph that cannot be used."""
         if self.shelf is not None:
             self.shelf.forget(slot.kept.key)
         with self._lock:
@@ -167,9 +163,7 @@ class Table:
     def find(
         self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Slot | None, DescribedCall]:
-        """Return the slot for a call, and the call as that slot's graph takes it: a graph for its very sizes if there
-        is one, else that of the tightest range.
-        """
+        """Return the slot for a call, one for its very sizes before ranges, and the call as its graph takes it."""
         call: DescribedCall | None = None
         for paths in reversed(self._states):  # state first: a graph without it is older knowledge
             call = describe_call(args, kwargs, _state(module, *paths))
