@@ -101,8 +101,8 @@ def build_key(
     device = execution_device(pipe, parts)
     shared = _shared_factors(device, backend, build)
     if (onediff := onediff_backend(backend, build)) is not None:
-        shared["toolchain"] |= onediff.toolchain()
-        shared["backend"] |= onediff.factors()
+        for group, factors in onediff.factors().items():
+            shared[group] |= factors
     if regions:
         shared["backend"]["regions"] = dict(regions)
     if worthwhile:

@@ -234,7 +234,7 @@ def _refuse_counters(subject: Subject, final: Mapping[str, Any]) -> None:
 
 
 class EagerRun:
-    """What a graph is compared with: eager code given ``leaves``, run once, when its result is first asked for."""
+    """A run of eager code on ``leaves``, which a graph is compared with; it waits until its result is asked for."""
 
     def __init__(self, subject: Subject, program: Program, leaves: Sequence[Any], *, may_refuse: bool = False) -> None:
         self._subject, self._program, self._may_refuse = subject, program, may_refuse
@@ -276,7 +276,7 @@ class PreparedCall:
 
     @cached_property
     def references(self) -> list[EagerRun]:
-        """What the graph is compared with: the call itself, one of other values, and those of other sizes."""
+        """The runs that the graph is compared with: the call itself, other values, and other sizes."""
         run = partial(EagerRun, self.subject, self.observation.program)
         given = self.observation.call.leaves
         varied = run(varied_leaves(given, self.observation.free), may_refuse=True)
@@ -320,13 +320,7 @@ def prepare_call(
     return PreparedCall(subject, observation, tuple(others), leaves, build)
 
 
-def finish_call(
-    prepared: PreparedCall,
-    built: BuiltGraph,
-    *,
-    verify: Callable[[nn.Module], str],
-    on_step: Callable[[str, str], None],
-) -> FrozenCall:
+def finish_call(prepared: PreparedCall, built: BuiltGraph, *, verify: Callable[[nn.Module], str]) -> FrozenCall:
     """Check the compiled graph, and keep the fastest where there are several candidates of it.
 
     ``verify`` is that of :meth:`FrozenGraph.__call__`. Raises :class:`CannotFreezeError`. A candidate that fails the
@@ -335,7 +329,7 @@ def finish_call(
     candidates, finished = (built, *built.candidates), []
     for number, candidate in enumerate(candidates, start=1):
         try:
-            finished.append(_finish(prepared, candidate, verify=verify, on_step=on_step))
+            finished.append(_finish(prepared, candidate, verify))
         except Exception as error:  # whatever it is that this one cannot do, another may
             if not finished and number == len(candidates):
                 raise  # kept in no list: an error holds its frames, and they would hold the list
@@ -343,17 +337,10 @@ def finish_call(
     return min(finished, key=lambda one: one.times.frozen_s if one.times is not None else math.inf)
 
 
-def _finish(
-    prepared: PreparedCall,
-    built: BuiltGraph,
-    *,
-    verify: Callable[[nn.Module], str],
-    on_step: Callable[[str, str], None],
-) -> FrozenCall:
+def _finish(prepared: PreparedCall, built: BuiltGraph, verify: Callable[[nn.Module], str]) -> FrozenCall:
     subject, observation = prepared.subject, prepared.observation
     frozen = _described(prepared, built)
     document = frozen.document
-    on_step("check", str(document.signature))
     with frozen.open() as files:
         graph = FrozenGraph(document, files, device=subject.device, part=subject.name)
     if prepared.build.options.weights == "bound":

@@ -534,12 +534,9 @@ class PartState:
         signature = str(pending.signature)
         with pending.held:
             try:
-                frozen = finish_call(
-                    prepared,
-                    build(),
-                    verify=self._verify,
-                    on_step=lambda action, detail: report(self.name, action, None, detail),
-                )
+                built = build()
+                report(self.name, "check", None, signature)
+                frozen = finish_call(prepared, built, verify=self._verify)
             except CannotFreezeError as error:
                 return self._refused(table, pending.signature, error, prepared.others)
             report(self.name, "compile", time.perf_counter() - pending.compiled_s, signature)
