@@ -450,7 +450,7 @@ class PartState:
             return begun if isinstance(begun, PendingBuild) else None
 
     def run_eagerly_ahead(self, pending: PendingBuild) -> bool:
-        """Run eager code once that the graph will be compared with; ``False`` when there is no more to run."""
+        """Run eager code once that the graph will be compared with; ``False`` when nothing is left to run."""
         with FREEZING, without_modes(), torch.no_grad():
             for run in pending.prepared.references:
                 if not run.is_done:
