@@ -223,7 +223,7 @@ outcome = status
 def part_now(members: Sequence[PartState], loaded: PartOutcome = _NOT_CALLED) -> PartOutcome:
     """Return the outcome of a part, or of all blocks of one, after what it was when it was ``loaded``.
 
-    It is eager where a call ran eagerly. Calls that nobody made count where the part has no graphs.
+    It is eager where a call ran eagerly. Calls that were not made count where the part has no graphs.
     """
     if loaded.status == "eager":
         return loaded

@@ -85,7 +85,7 @@ def freeze_class(original: Any) -> type[nn.Module]:
 def freeze_module(module: nn.Module, options: PartOptions) -> nn.Module:
     """Return ``module`` as a frozen part that shares its ``__dict__``.
 
-    Raises :class:`SettingsError` for what is no module, :class:`CannotFreezeError` for what :func:`obstacle` tells.
+    Raises :class:`SettingsError` for anything but a module, :class:`CannotFreezeError` for what :func:`obstacle` tells.
     """
     if not isinstance(module, nn.Module):
         raise SettingsError(f"The backend {BACKEND!r} compiles modules, not a {type(module).__name__}.")
