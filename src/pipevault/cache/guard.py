@@ -84,9 +84,8 @@ class WatchedModule:
 
 
 class Guard:
-    """The guard of the frozen parts of a pipeline and the modules that own them, such as a VAE with its tiling.
-
-    Making it takes tens of milliseconds, so a pipeline makes its own at the first generation and not when it is loaded.
+    """The guard of the frozen parts of a pipeline and the modules that own them, such as a VAE with its tiling. Making
+    it takes tens of milliseconds, so it is made at the first generation and not at the load.
     """
 
     def __init__(self, pipe: Pipeline, digests: Mapping[str, str]) -> None:

@@ -32,10 +32,7 @@ _NO_DEFAULT = object()
 
 @dataclass(frozen=True)
 class PartIdentity:
-    """All that decides the code of a part's graphs next to their signatures. Nothing of the pipeline.
-
-    ``factors`` are those of a key, by group.
-    """
+    """All that decides the code of a part's graphs next to their signatures, and nothing of the pipeline."""
 
     architecture: Architecture
     factors: Mapping[str, Any]
@@ -67,10 +64,7 @@ class PartIdentity:
         return self.graph_key(CallSignature(())).shelf
 
     def graph_key(self, signature: CallSignature, constants: Mapping[str, str] | None = None) -> Key:
-        """Return the key of the part's graph for ``signature``.
-
-        ``constants`` has the SHA-256 of each attribute that the graph has as a constant, by the steps to it.
-        """
+        """Return the key of the graph for ``signature`` that has attributes as ``constants``: SHA-256, by steps."""
         own = {"signature": signature.to_json(), **({"constants": dict(constants)} if constants else {})}
         return Key({**self.factors, **own})
 
@@ -92,10 +86,8 @@ def build_key(
     regions: Mapping[str, str] | None = None,
     worthwhile: bool = False,
 ) -> Key:
-    """The key of the plan of ``pipe`` called at ``shape`` (see :func:`~pipevault.calls.call.resolve_shape`).
-
-    ``known`` has the architecture of parts for which it was computed already, ``regions`` the blocks of those that are
-    frozen by blocks.
+    """Return the key of the plan of ``pipe`` called at ``shape``, with architectures that are ``known`` already, and the
+    blocks of parts that are frozen by ``regions``.
     """
     known = known or {}
     device = execution_device(pipe, parts)
@@ -167,10 +159,7 @@ def pipeline_factors(pipe: Pipeline, parts: Mapping[str, nn.Module]) -> dict[str
 
 
 def execution_device(pipe: Pipeline, parts: Mapping[str, nn.Module]) -> torch.device:
-    """Return the device on which the parts compute.
-
-    An offloaded pipeline's weights rest elsewhere, and diffusers takes 10 ms to find where it computes.
-    """
+    """Return the device on which the parts compute, which diffusers takes 10 ms to find where weights are offloaded."""
     if any(_is_hooked(module) or _is_hooked(get_part(pipe, name.partition(".")[0])) for name, module in parts.items()):
         device = getattr(pipe, "_execution_device", None)
         if isinstance(device, torch.device):

@@ -48,10 +48,8 @@ def plan_outcomes(manifest: Manifest) -> dict[str, PartOutcome]:
 
 
 def open_graphs(manifest: Manifest, states: Mapping[str, PartState], store: Store) -> str:
-    """Open the graphs of a plan for the parts as they are now. Return which one is missing, or nothing.
-
-    A graph for weights of another dtype, to which the pipeline casts the part for a call, is opened when it comes to
-    that. It must exist all the same, like one that an earlier load opened.
+    """Open the graphs of a plan for the parts as they are now; return which one is missing, or nothing. One for weights
+    of another dtype, to which the pipeline casts a part for a call, is opened then, and must exist all the same.
     """
     for name, part in manifest.parts.items():
         renewed: dict[str, str] = {}

@@ -53,11 +53,8 @@ LEAST_GAIN = 0.03
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """The result of a rehearsal.
-
-    ``parts``: what became of each part. ``graphs``: the keys of the graphs that each used. ``eager``: parts that must
-    stay eager, because the whole output changes when they are frozen. ``check``: the whole output against eager.
-    ``problems``: why a part has no graph for a range of sizes that was asked for.
+    """The outcome of each part, and the keys of the graphs that it used. ``eager``: parts to be left eager, and why.
+    ``check``: the whole output against eager code. ``problems``: why a part has no graph for a range of sizes.
     """
 
     parts: Mapping[str, PartOutcome]

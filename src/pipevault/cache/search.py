@@ -45,9 +45,8 @@ logger = logging.getLogger("pipevault")
 
 
 class Store:
-    """The things that the shelves of one load share: tiers, settings, a clock, and what is reported meanwhile.
-
-    ``origins`` has for each key the folder of the tier where it was found. ``unsigned``: why an entry may not be used.
+    """The things that the shelves of one load share. ``origins`` has the folder of the tier where each key was found,
+    ``unsigned`` why an entry may not be used.
     """
 
     def __init__(self, access: Access, leases: list[Lease] | None = None) -> None:
@@ -178,9 +177,8 @@ class Store:
 
 @dataclass(frozen=True)
 class Miss:
-    """The reason why no entry can be used; ``nearest`` and ``differences`` if a tier has one that comes close.
-
-    ``word`` is the reason for statistics: ``absent``, ``damaged``, ``machine``, or the group of factors that differs.
+    """The reason why no entry can be used. ``word`` is that of statistics: ``absent``, ``damaged``, ``machine``, or the
+    group of factors that differs.
     """
 
     reason: str
@@ -190,9 +188,8 @@ class Miss:
 
 
 class Search:
-    """One search for the entry of ``key``. With ``set_aside``, damaged files are set aside where that is possible.
-
-    ``known``, which an earlier search found, is not read again if it still stands there unchanged.
+    """One search for the entry of ``key``. ``known``, which an earlier search found, is not read again if it still
+    stands there unchanged.
     """
 
     def __init__(self, store: Store, key: Digest, *, set_aside: bool, known: TierHit | None = None) -> None:

@@ -114,17 +114,14 @@ class FrozenCall:
     times: CallTimes | None = None
 
     def open(self) -> GraphFiles:
-        """Open the files. Raises :class:`~pipevault.errors.CorruptEntryError` if a file is no longer what was built."""
+        """Open the files, if they are still what was built."""
         return self.document.open_files(
             lambda name, digest: open_verified(self.paths[digest], Digest(digest), what=f"The file {name}")
         )
 
 
 def observe_call(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Observation:
-    """Run the part eagerly on copies of the arguments and tell what a graph of the call must take and return.
-
-    State of the modules is put back; caches stay filled. Raises :class:`CannotFreezeError`.
-    """
+    """Run the part eagerly on copies and tell what a graph must take and return. State is put back, caches stay."""
     if opaque := describe_call(args, kwargs).opaque:
         raise CannotFreezeError(opaque, subject.name)
     with put_back_on_error(subject.module) as (before, _):
@@ -286,10 +283,7 @@ class PreparedCall:
 def prepare_call(
     subject: Subject, observation: Observation, *, options: BuildOptions, others: Sequence[SizedCall] = ()
 ) -> PreparedCall:
-    """Return what compiling the observed call takes; with ``others``, for all sizes from the smallest to the largest.
-
-    Raises :class:`CannotFreezeError`.
-    """
+    """Return what compiling the observed call takes; with ``others``, for all sizes from smallest to largest."""
     refuse_training(subject.name, subject.module)
     call, program = observation.call, observation.program
     if others and program.signature.state:
@@ -321,11 +315,7 @@ def prepare_call(
 
 
 def finish_call(prepared: PreparedCall, built: BuiltGraph, *, verify: Callable[[nn.Module], str]) -> FrozenCall:
-    """Check the compiled graph, and keep the fastest where there are several candidates of it.
-
-    ``verify`` is that of :meth:`FrozenGraph.__call__`. Raises :class:`CannotFreezeError`. A candidate that fails the
-    check is left out, unless it is the only one.
-    """
+    """Check the compiled graph and its candidates, and return the fastest of those that pass."""
     candidates, finished = (built, *built.candidates), []
     for number, candidate in enumerate(candidates, start=1):
         try:
@@ -410,9 +400,7 @@ _SIZE_NAMES: Mapping[frozenset[str], str] = {
 
 
 def varying_sizes(base: CallSignature, others: Sequence[SizedCall]) -> Varying:
-    """Return the sizes that differ between calls, by index of the leaf and of its dimension. Raises
-    :class:`CannotFreezeError` if the calls differ in more.
-    """
+    """Return the sizes that differ between calls which differ in nothing else, by index of leaf and dimension."""
     for other in others:
         if other.call.signature.sizeless != base.sizeless:
             raise CannotFreezeError("its calls differ in more than sizes")
@@ -434,9 +422,7 @@ def varying_sizes(base: CallSignature, others: Sequence[SizedCall]) -> Varying:
 def counted_numbers(
     base: CallSignature, leaves: Sequence[Any], others: Sequence[SizedCall]
 ) -> dict[int, tuple[int, int]]:
-    """Return the numbers that steer the code and differ between the calls, each with the place of the size that it is
-    in all calls. Raises :class:`CannotFreezeError` for one that is not a size.
-    """
+    """Return the numbers that steer the code and differ between the calls, with the place of the size that each is."""
     calls = [leaves, *(other.call.leaves for other in others)]
     counted = {}
     for index, _ in base.fixed:
@@ -457,9 +443,7 @@ def counted_numbers(
 
 
 def range_signature(base: CallSignature, leaves: Sequence[Any], others: Sequence[SizedCall]) -> CallSignature:
-    """Return ``base``, of a call with ``leaves``, with the sizes in which ``others`` differ from it as symbols.
-    Raises :class:`CannotFreezeError` if they differ in more.
-    """
+    """Return ``base``, of a call with ``leaves``, with the sizes in which ``others`` differ from it as symbols."""
     varying = varying_sizes(base, others)
     if not varying:
         return base

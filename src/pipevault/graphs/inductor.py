@@ -177,10 +177,8 @@ def build_digest(identity: str, signature: CallSignature, options: BuildOptions)
 
 
 def build_graph(build: Build, output_dir: Path) -> BuiltGraph:
-    """Compile ``build`` with its own options; the files go to ``output_dir``.
-
-    Raises :class:`CannotFreezeError` with the reason when the call cannot be exported or compiled, and
-    :class:`InterruptedBuildError` when it failed for a reason of the moment.
+    """Compile ``build`` with its own options to ``output_dir``. Raises :class:`CannotFreezeError` with the reason, and
+    :class:`InterruptedBuildError` for one of the moment.
     """
     module, options, varying = build.module, build.options, build.varying
     inputs = [leaf for leaf in build.leaves if isinstance(leaf, torch.Tensor)]
@@ -263,7 +261,7 @@ def _sizes(
     conditions: Sequence[Any],
     bounds: Mapping[Any, tuple[int, int]],
 ) -> Sizes:
-    """Return what is asked of the sizes, as torch derived it: which depend on which, and what its code relies on.
+    """Return what is asked of the sizes, as torch derived it.
 
     Tracing asked for the ``conditions``, and compiling may have added equations. The inequalities that it adds choose
     among ways of computing by the sizes that it sees, which are the largest; each way is right for smaller ones.

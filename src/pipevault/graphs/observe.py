@@ -58,9 +58,8 @@ def observe(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> ObservedCall:
-    """Run ``eager(*args, **kwargs)`` on copies. Raises :class:`CannotFreezeError` for what no graph can do.
-
-    Where it raises, the modules and the random streams are what they were.
+    """Run ``eager(*args, **kwargs)`` on copies. Raises :class:`CannotFreezeError` for what no graph can do; modules and
+    random streams are then what they were.
     """
     held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
     arguments = {**dict(enumerate(held_args)), **held_kwargs}
@@ -125,9 +124,8 @@ class Attributes:
         self._values = [(tensor, tensor.detach().clone(), _version(tensor)) for tensor in small if not tensor.is_meta]
 
     def written(self) -> dict[Path, Any]:
-        """Return the attributes that were set, or whose containers were changed, since.
-
-        :class:`CannotFreezeError` for a write that no graph can do: to a weight, or to a tensor in place.
+        """Return the attributes that were set, or whose containers were changed. Refuses writes that no graph can do: to
+        a weight, or to a tensor in place.
         """
         for (name, tensor, version), (_, live) in zip(self._tensors, named_tensors(self._module), strict=False):
             if tensor.is_meta or live.is_meta:  # an offloading hook moves it about

@@ -209,10 +209,8 @@ class CallSignature:
 
 @dataclass(frozen=True)
 class DescribedCall:
-    """One call as a graph sees it.
-
-    ``leaves`` are its tensors and numbers in the order in which graphs refer to them. ``opaque`` names the first
-    argument of a kind that no graph can be keyed by, or is empty.
+    """One call as a graph sees it: its tensors and numbers in the order in which graphs refer to them. ``opaque`` names
+    the first argument of a kind that no graph can be keyed by, or is empty.
     """
 
     signature: CallSignature
@@ -239,10 +237,7 @@ class DescribedCall:
 def describe_call(
     args: Sequence[Any], kwargs: Mapping[str, Any], state: Mapping[str, Any] | None = None
 ) -> DescribedCall:
-    """Describe a call and the state, by path, on which it depends.
-
-    The order of keyword arguments counts for nothing.
-    """
+    """Describe a call and the state, by path, on which it depends; the order of keyword arguments does not count."""
     description = _Description()
     arguments = description.describe((tuple(args), {name: kwargs[name] for name in sorted(kwargs)}), "")
     kept = tuple((path, description.describe(value, path)) for path, value in sorted((state or {}).items()))
@@ -252,10 +247,7 @@ def describe_call(
 
 
 def rebuild(shape: Shape, leaves: Iterator[Any]) -> Any:
-    """Return a value of the structure of ``shape`` that holds ``leaves``; containers are new.
-
-    ``shape`` must come from a :class:`DescribedCall` without opaque arguments.
-    """
+    """Return a value of the structure of ``shape``, which has nothing opaque, with new containers and these leaves."""
     kind = shape[0]
     if kind in ("tensor", "number"):
         return next(leaves)
