@@ -86,8 +86,8 @@ def build_key(
     regions: Mapping[str, str] | None = None,
     worthwhile: bool = False,
 ) -> Key:
-    """Return the key of the plan of ``pipe`` called at ``shape``, with architectures that are ``known`` already, and the
-    blocks of parts that are frozen by ``regions``.
+    """Return the key of the plan of ``pipe`` called at ``shape``, with architectures that are ``known`` and the blocks
+    of parts that are frozen by ``regions``.
     """
     known = known or {}
     device = execution_device(pipe, parts)

@@ -124,8 +124,8 @@ class Attributes:
         self._values = [(tensor, tensor.detach().clone(), _version(tensor)) for tensor in small if not tensor.is_meta]
 
     def written(self) -> dict[Path, Any]:
-        """Return the attributes that were set, or whose containers were changed. Refuses writes that no graph can do: to
-        a weight, or to a tensor in place.
+        """Return the attributes that were set, or whose containers were changed. Refuses what no graph can do: writes
+        to a weight, or to a tensor in place.
         """
         for (name, tensor, version), (_, live) in zip(self._tensors, named_tensors(self._module), strict=False):
             if tensor.is_meta or live.is_meta:  # an offloading hook moves it about
