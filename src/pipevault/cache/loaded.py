@@ -163,13 +163,14 @@ def unchanged_on_error(pipe: Pipeline) -> Iterator[None]:
     state = loaded_state(pipe)
     frozen = graph_parts.frozen_parts(pipe)
     places = {name: part.place() for name, part in frozen.items()}
-    modules = {name: graph_parts.get_part(pipe, name) for name in (*frozen, *(state.names if state else ()))}
+    names = (*frozen, *(state.names if state else ()))
+    modules = {name: part for name in names if (part := graph_parts.get_part(pipe, name)) is not None}
     try:
         yield
     except BaseException:  # whatever it was goes on
         graph_parts.detach(pipe, [name for name in graph_parts.frozen_parts(pipe) if name not in frozen])
         for name, module in modules.items():
-            if (now := graph_parts.get_part(pipe, name)) is not module:
+            if (now := graph_parts.get_part(pipe, name)) not in (None, module):
                 graph_parts.replace_part(pipe, now, module)
         for name, part in frozen.items():
             vars(part).update(places[name])
@@ -196,8 +197,12 @@ def unload(pipe: Pipeline) -> Any:
 
     A part that another loaded pipeline shares stays frozen in that one's places.
     """
-    with turn(pipe, f"unloading {type(pipe).__name__}"), given_back(pipe):
-        return pipe
+    with turn(pipe, f"unloading {type(pipe).__name__}"):
+        if (state := loaded_state(pipe)) is not None:
+            state.give_back(pipe)
+            release_class(pipe)
+            state.leases.release()
+    return pipe
 
 
 def status(pipe: Pipeline) -> Outcome:

@@ -110,10 +110,7 @@ _known_graphs: set[str] = set()
 
 
 def onediff_backend(name: str, build: BuildOptions) -> OnediffBackend | None:
-    """Return OneDiff's own backend of that name; ``None`` for the others.
-
-    Raises :class:`SettingsError` for options that it does not take.
-    """
+    """Return OneDiff's own backend of that name; ``None`` for the others. It may refuse ``build``."""
     if name not in ("nexfort", "oneflow"):
         return None
     if build.weights != "bound":

@@ -79,11 +79,7 @@ class OnediffState(LoadedState):
 def load_onediff(
     access: Access, backend: OnediffBackend, pipe: Pipeline, asked: Sequence[AskedShape], parts: Sequence[str] | None
 ) -> None:
-    """Load ``pipe`` with ``backend`` in place of what was loaded before, which stays if this fails.
-
-    Raises :class:`~pipevault.errors.UnusableBackendError` before anything is done, and what
-    :meth:`~pipevault.PipelineCache.prepare` does.
-    """
+    """Load ``pipe`` with ``backend`` in place of what was loaded before, which stays if this fails."""
     backend.require()
     wanted = [shape.resolve(pipe, access.per_sample) for shape in asked or [AskedShape()]]
     single = [shape for shape in wanted if isinstance(shape, CallShape)]

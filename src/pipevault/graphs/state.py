@@ -283,7 +283,7 @@ class PartState:
     def _find(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Found | None:
         table = self.table
         slot, call = table.find(self.module, args, kwargs)
-        if slot is not None and (slot.refusal or self._is_usable(table, slot)):
+        if slot is not None and self._is_usable(table, slot):
             return slot, call, ()
         table = self.table_on(call.device)
         for attempt in range(2):
@@ -293,13 +293,15 @@ class PartState:
             cast = table.find_cast(self.module, args, kwargs) if slot is None else None
             if cast is not None and self._is_usable(table, cast[0]):
                 return cast
-            if slot is not None and (slot.refusal or self._is_usable(table, slot)):
+            if slot is not None and self._is_usable(table, slot):
                 return slot, call, ()
             if not attempt:
                 table.read_shelf()
         return None
 
     def _is_usable(self, table: Table, slot: Slot) -> bool:
+        if slot.refusal:
+            return True
         if slot.graph is not None:
             return slot.graph.holds or slot.graph.fits(self.module) or self._same_table(table)
         try:
@@ -554,7 +556,7 @@ class PartState:
                 fits = all(theirs.covers(one) for one in (wanted, *(other.call.signature for other in others)))
             else:
                 fits = theirs == wanted
-            if slot.kept.key not in known and fits and (slot.refusal or self._is_usable(table, slot)):
+            if slot.kept.key not in known and fits and self._is_usable(table, slot):
                 return slot
         return None
 
