@@ -170,7 +170,8 @@ def unchanged_on_error(pipe: Pipeline) -> Iterator[None]:
     except BaseException:  # whatever it was goes on
         graph_parts.detach(pipe, [name for name in graph_parts.frozen_parts(pipe) if name not in frozen])
         for name, module in modules.items():
-            if (now := graph_parts.get_part(pipe, name)) not in (None, module):
+            now = graph_parts.get_part(pipe, name)
+            if now is not None and now is not module:
                 graph_parts.replace_part(pipe, now, module)
         for name, part in frozen.items():
             vars(part).update(places[name])
