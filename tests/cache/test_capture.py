@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
+from contextlib import suppress
+
 import torch
 from torch import nn
 
@@ -86,7 +87,7 @@ def test_a_run_that_failed_is_forgotten() -> None:
     parts, capture = states("a"), Capture()
     with capture.run(parts):
         call(parts["a"], 4, 8)
-    with pytest.raises(ValueError, match="no such size"), capture.run(parts, {"height"}):
+    with suppress(ValueError), capture.run(parts, {"height"}):
         call(parts["a"], 4, 5)
         raise ValueError("no such size")
     with capture.run(parts, {"height"}):
