@@ -32,7 +32,7 @@ Progress: TypeAlias = Callable[[Step], None]
 
 @dataclass(frozen=True)
 class PartOutcome:
-    """The outcome of a part. ``status`` is ``frozen``, ``eager`` (``reason`` says why) or ``not called``.
+    """The outcome of a part. ``status`` is ``frozen``, ``eager`` (a call of it is; ``reason``) or ``not called``.
 
     ``regions`` names the blocks of a part that are frozen in its place, such as ``19 FluxTransformerBlock``.
     """
