@@ -319,7 +319,7 @@ def finish_call(prepared: PreparedCall, built: BuiltGraph, *, verify: Callable[[
     candidates, finished = (built, *built.candidates), []
     for number, candidate in enumerate(candidates, start=1):
         try:
-            finished.append(_finish(prepared, candidate, verify))
+            finished.append(_finish(prepared, candidate, verify=verify))
         except Exception as error:  # whatever it is that this one cannot do, another may
             if not finished and number == len(candidates):
                 raise  # kept in no list: an error holds its frames, and they would hold the list
@@ -327,7 +327,7 @@ def finish_call(prepared: PreparedCall, built: BuiltGraph, *, verify: Callable[[
     return min(finished, key=lambda one: one.times.frozen_s if one.times is not None else math.inf)
 
 
-def _finish(prepared: PreparedCall, built: BuiltGraph, verify: Callable[[nn.Module], str]) -> FrozenCall:
+def _finish(prepared: PreparedCall, built: BuiltGraph, *, verify: Callable[[nn.Module], str]) -> FrozenCall:
     subject, observation = prepared.subject, prepared.observation
     frozen = _described(prepared, built)
     document = frozen.document
