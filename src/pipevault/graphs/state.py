@@ -556,7 +556,9 @@ class PartState:
                 fits = all(theirs.covers(one) for one in (wanted, *(other.call.signature for other in others)))
             else:
                 fits = theirs == wanted
-            if slot.kept.key not in known and fits and self._is_usable(table, slot):
+            if slot.kept.key in known or not fits or not slot.constants_fit(self.module):
+                continue
+            if self._is_usable(table, slot):
                 return slot
         return None
 
