@@ -111,9 +111,7 @@ class Capture:
 
     @contextmanager
     def run(self, states: Mapping[str, PartState], causes: Iterable[str] = ()) -> Iterator[None]:
-        """Note what ``states`` are called with inside, and that ``causes`` differ from the first run; forget a run that
-        fails.
-        """
+        """Note the calls of ``states`` inside, and how the run differs from the first one; forget one that fails."""
         before, self._causes = dict(self._calls), frozenset(causes)
         for state in states.values():
             state.capture = self

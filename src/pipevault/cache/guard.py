@@ -103,9 +103,7 @@ class Guard:
                 raise changed_error(name, "its architecture is not the one that was loaded")
 
     def check(self, pipe: Pipeline, name: str | None = None) -> None:
-        """Raise :class:`ChangedPartError` that names what changed and what to do; with ``name``, look at the owner of
-        that part alone.
-        """
+        """Raise :class:`ChangedPartError` if a part changed; with ``name``, look at the owner of that part alone."""
         if name is not None:
             if name in self._owners:
                 self._check_owner(self._owners[name])

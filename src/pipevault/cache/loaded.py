@@ -243,9 +243,7 @@ def part_now(members: Sequence[PartState], loaded: PartOutcome = _NOT_CALLED) ->
 
 @functools.cache
 def freeze_pipeline_class(original: Any) -> type[Any]:
-    """The class made for ``original``. It bears its name and signatures, so that ``save_pretrained`` writes what it
-    always wrote.
-    """
+    """The class made for ``original``, with its name and signatures, which ``save_pretrained`` writes."""
     attributes: dict[str, Any] = {
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,

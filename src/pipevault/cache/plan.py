@@ -60,9 +60,7 @@ def open_graphs(manifest: Manifest, states: Mapping[str, PartState], store: Stor
 
 
 def _open_part(name: str, graphs: Sequence[str], state: PartState, store: Store, renewed: dict[str, str]) -> str:
-    """Open those of ``graphs`` that are on the shelf of a part, or of one of its blocks. ``renewed`` has what was found
-    for the others.
-    """
+    """Open the ``graphs`` of a part, or of one of its blocks. ``renewed`` has what was found for the others."""
     table = state.table
     table.read_shelf()
     slots: dict[str, Slot] = {slot.kept.key: slot for slot in table}

@@ -177,9 +177,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Miss:
-    """The reason why no entry can be used. ``word`` is that of statistics: ``absent``, ``damaged``, ``machine``, or the
-    group of factors that differs.
-    """
+    """The reason why no entry can be used. ``word``: ``absent``, ``damaged``, ``machine``, or the factors' group."""
 
     reason: str
     nearest: Digest | None = None
@@ -188,9 +186,7 @@ class Miss:
 
 
 class Search:
-    """One search for the entry of ``key``. ``known``, which an earlier search found, is not read again if it still
-    stands there unchanged.
-    """
+    """One search for the entry of ``key``. What is ``known`` is not read again if it stands there unchanged."""
 
     def __init__(self, store: Store, key: Digest, *, set_aside: bool, known: TierHit | None = None) -> None:
         self._store = store

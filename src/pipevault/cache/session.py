@@ -121,9 +121,7 @@ class LoadSession:
             del self.states[name]
 
     def _options(self, known: Mapping[str, Architecture]) -> PartOptions:
-        """Return the options of the parts, which must not hold the session: it holds the pipeline. ``known`` are the
-        architectures of blocks.
-        """
+        """Return the options of the parts. They must not hold the session, which holds the pipeline."""
         settings, store, build, clock = self.settings, self.store, self.access.build, self.clock
         level = settings.level
         inductor_settings = copy_context()

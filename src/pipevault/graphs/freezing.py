@@ -530,9 +530,7 @@ def _now_s(device: torch.device) -> float:
 def _origin_digests(
     module: nn.Module, origins: Mapping[str, tuple[str | int, ...]], caches: frozenset[str]
 ) -> tuple[tuple[str, tuple[str | int, ...], str], ...]:
-    """The constants that are attributes. What the part fills itself need not be compared: the eager part would replace
-    it by what the graph has.
-    """
+    """The constants that are attributes, but for caches: the eager part would replace these by what the graph has."""
     found = []
     for name, steps in origins.items():
         tensor = follow(module, steps)

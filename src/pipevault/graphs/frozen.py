@@ -284,9 +284,7 @@ def _sites(module: nn.Module, names: Sequence[str]) -> list[tuple[dict[str, Any]
 
 
 def _owner(module: nn.Module, path: str) -> nn.Module:
-    """The module at ``path``. A LoRA layer of peft whose weights were fused counts as the layer that it wraps,
-    whichever of the two the graph was made from.
-    """
+    """The module at ``path``. A LoRA layer of peft whose weights were fused counts as the layer that it wraps."""
     owner = module
     for step in path.split(".") if path else ():
         if step == BASE_LAYER and step not in owner._modules:

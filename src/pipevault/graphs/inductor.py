@@ -372,9 +372,7 @@ def _collect(files: Sequence[str], folder: Path) -> BuiltGraph:
 
 
 def strip_symbols(library: Path) -> None:
-    """Take out the symbols for debuggers, but not where weights are compiled in: Inductor appends large ones to the end
-    of the file, which ``strip`` cuts off.
-    """
+    """Take out symbols for debuggers; not of baked weights, which ``strip`` would cut off the end of the file."""
     strip = shutil.which("strip")  # comes with the linker that made the library
     if strip is not None:
         subprocess.run([strip, str(library)], check=True, capture_output=True)

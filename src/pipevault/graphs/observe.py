@@ -58,9 +58,7 @@ def observe(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> ObservedCall:
-    """Run ``eager(*args, **kwargs)`` on copies. Raises :class:`CannotFreezeError` for what no graph can do; modules and
-    random streams are then what they were.
-    """
+    """Run ``eager`` on copies. Raises :class:`CannotFreezeError`; modules and random streams are then as before."""
     held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
     arguments = {**dict(enumerate(held_args)), **held_kwargs}
     tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
@@ -124,9 +122,7 @@ class Attributes:
         self._values = [(tensor, tensor.detach().clone(), _version(tensor)) for tensor in small if not tensor.is_meta]
 
     def written(self) -> dict[Path, Any]:
-        """Return the attributes that were set, or whose containers were changed. Refuses what no graph can do: writes
-        to a weight, or to a tensor in place.
-        """
+        """Return the attributes that were set, or whose containers were changed; refuse what no graph can write to."""
         for (name, tensor, version), (_, live) in zip(self._tensors, named_tensors(self._module), strict=False):
             if tensor.is_meta or live.is_meta:  # an offloading hook moves it about
                 continue

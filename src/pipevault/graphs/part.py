@@ -75,9 +75,7 @@ class FrozenPart(DeployableModule):  # type: ignore[misc]
 
 @cache
 def freeze_class(original: Any) -> type[nn.Module]:
-    """The class made from (:class:`FrozenPart`, ``original``). It bears the original's name, so that
-    ``save_pretrained`` writes what it always wrote.
-    """
+    """The class made for ``original``, whose name it bears: ``save_pretrained`` writes what it always wrote."""
     shown = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(original.__name__, (FrozenPart, original), {**shown, "_pipevault_original_class": original})
 

@@ -120,9 +120,7 @@ def solve(
 
 
 def _compiled(node: ast.AST, names: set[str], depth: int = 0) -> Callable[[Mapping[str, int]], Any]:
-    """Return what evaluates an expression, and add its symbols to ``names``. ``ValueError`` for anything but arithmetic
-    on whole numbers.
-    """
+    """Return what evaluates arithmetic on whole numbers, and add its symbols to ``names``; else ``ValueError``."""
     if depth > _DEEPEST:
         raise ValueError("an expression is nested too deeply")
     inside = node.args if isinstance(node, ast.Call) else ast.iter_child_nodes(node)

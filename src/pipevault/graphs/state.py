@@ -209,9 +209,7 @@ class PartState:
         return {name: value for name, value in vars(self).items() if name in _SET_BY_LOADS}
 
     def note_scalars(self) -> None:
-        """Remember the plain numbers and words on the modules of a block: code around it may set them between calls,
-        where no guard looks.
-        """
+        """Remember plain values on the modules of a block: code around it may set them where no guard looks."""
         if self.part != self.name:
             owners = [child.__dict__ for child in self.module.modules()]
             self._scalars = [(own, n, value) for own in owners for n, value in own.items() if type(value) in _SCALARS]

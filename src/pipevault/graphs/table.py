@@ -191,9 +191,7 @@ class Table:
         yield from covering
 
     def find_cast(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Found | None:
-        """Return a slot whose graph takes the call once scalars and vectors, such as time steps, are cast to other
-        dtypes that hold the same values.
-        """
+        """Return a slot for the call with scalars and vectors cast to other dtypes that hold the same values."""
         for paths in reversed(self._states):
             call = describe_call(args, kwargs, _state(module, *paths))
             if call.opaque:
