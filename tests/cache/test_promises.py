@@ -123,7 +123,8 @@ class TestCallsWithoutAGraph:
         eager = draw(PlainPipeline(), height=40)
         assert torch.equal(draw(pipe, height=40), eager)
         assert "in the background" in pipevault.outcome(pipe).parts["transformer"].reason
-        background.wait(240)
+        assert background._running is not None
+        background._running.process.wait(240)
         frozen = draw(pipe, height=40)
         torch.testing.assert_close(frozen, eager)
         assert pipevault.outcome(pipe).parts["transformer"].status == "frozen"
