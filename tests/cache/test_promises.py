@@ -108,8 +108,8 @@ class TestCallsWithoutAGraph:
 
         monkeypatch.setattr("pipevault.graphs.inductor.build_graph", refuse)
         draw(cache(vault_copy, "compile").load(PlainPipeline()), height=24)
-        for shape in ({}, {"batch_size": 1}):
-            pipe = cache(vault_copy).load(PlainPipeline(), **shape)
+        without_a_shape = cache(vault_copy).load(PlainPipeline())
+        for pipe in (without_a_shape, cache(vault_copy).load(PlainPipeline(), batch_size=1)):
             assert pipevault.status(pipe).parts["transformer"] == PartOutcome("frozen", "", 1)
             draw(pipe)
             assert pipevault.status(pipe).parts["transformer"] == PartOutcome("frozen", "", 1)
