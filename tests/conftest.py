@@ -69,13 +69,13 @@ def block_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         from onediff.infer_compiler import compile as onediff_compile
 
         from helpers.pipelines import FAST_BUILD, Block
-        from pipevault.graphs import backend
         from pipevault.graphs.inductor import BuildOptions
+        from pipevault.graphs.part import BACKEND
         from pipevault.graphs.state import PartOptions
 
         torch.manual_seed(0)
         options = PartOptions(build=BuildOptions(config=FAST_BUILD))
-        part = onediff_compile(Block().eval(), backend=backend.NAME, options=options)
+        part = onediff_compile(Block().eval(), backend=BACKEND, options=options)
         with torch.no_grad():
             part(torch.randn(2, 16), scale=2.0)
         part.save_graph(folder / "block")

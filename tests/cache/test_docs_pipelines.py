@@ -12,7 +12,6 @@ import torch
 import pipevault
 from helpers.pipelines import FAST_BUILD
 from pipevault.cache.loaded import loaded_state
-from pipevault.graphs.adapters import _ADAPTERS
 
 pytestmark = pytest.mark.compile
 
@@ -25,11 +24,9 @@ def test_the_example_of_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     real = pipevault.PipelineCache
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipevault, "PipelineCache", lambda dir: real(dir, build_config=FAST_BUILD), raising=False)
+    monkeypatch.setattr("pipevault.graphs.adapters._ADAPTERS", {})
     names: dict[str, Any] = {"__name__": "example"}
-    try:
-        exec(compile(code, str(PAGE), "exec"), names)
-    finally:
-        _ADAPTERS.clear()
+    exec(compile(code, str(PAGE), "exec"), names)
     painter, picture = names["painter"], names["picture"]
     assert isinstance(picture, torch.Tensor)
     state = loaded_state(painter)

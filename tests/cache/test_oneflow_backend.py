@@ -35,6 +35,8 @@ from pipevault.errors import (
 )
 from pipevault.graphs.part import FrozenPart
 from pipevault.store.bundle import export_bundle, import_bundle
+from pipevault.store.layout import Layout
+from pipevault.store.locks.leases import leased_keys
 from pipevault.store.vault import Vault
 
 WARM_UP = "ONEFLOW_CONV2D_KERNEL_ENABLE_TUNING_WARMUP"
@@ -251,6 +253,32 @@ class TestGivingBack:
         eager = pipevault.unload(pipe)
         assert type(eager) is PlainPipeline
         assert torch.equal(draw(eager), draw(PlainPipeline()))
+
+    @pytest.mark.parametrize("backend", ["oneflow", "inductor"])
+    def test_a_load_that_fails_leaves_the_one_before(self, tmp_path: Path, backend: str) -> None:
+        pipe = loaded(tmp_path)
+        compiled, told, expected = pipe.transformer, pipevault.status(pipe), draw(pipe)
+        with pytest.raises(MissError):
+            pipevault.PipelineCache(tmp_path / "vault", backend=backend, mode="require").load(pipe, batch_size=2)
+        assert pipe.transformer is compiled
+        assert pipevault.status(pipe) == told
+        assert leased_keys(Layout(tmp_path / "vault")) == {told.key}
+        assert torch.equal(draw(pipe), expected)
+        assert type(pipevault.unload(pipe).transformer) is Denoiser
+        assert not leased_keys(Layout(tmp_path / "vault"))
+
+    def test_a_load_that_fails_leaves_the_graphs_of_this_package(self, tmp_path: Path, plain_vault: Path) -> None:
+        from helpers.pipelines import FAST_BUILD
+
+        vault = shutil.copytree(plain_vault, tmp_path / "plain")
+        pipe = pipevault.PipelineCache(vault, mode="require", build_config=FAST_BUILD).load(PlainPipeline())
+        frozen, told, expected = pipe.transformer, pipevault.status(pipe), draw(pipe)
+        with pytest.raises(MissError):
+            cache_of(tmp_path, mode="require").load(pipe)
+        assert pipe.transformer is frozen
+        assert pipevault.status(pipe) == told
+        assert torch.equal(draw(pipe), expected)
+        assert leased_keys(Layout(vault))
 
     def test_another_backend_afterwards(self, tmp_path: Path, plain_vault: Path) -> None:
         from helpers.pipelines import FAST_BUILD

@@ -21,6 +21,7 @@ from diffusers import StableDiffusionPipeline
 import pipevault
 from helpers.pipelines import FAST_BUILD, PlainPipeline, draw, stable_diffusion
 from pipevault.cache.loaded import FrozenPipeline, loaded_state
+from pipevault.cache.outcome import PartOutcome
 from pipevault.errors import (
     BadCallError,
     CannotFreezeError,
@@ -99,6 +100,22 @@ class TestCallsWithoutAGraph:
         assert part.status == "eager"
         assert "on_unfrozen is 'eager'" in part.reason
 
+    def test_a_call_that_cannot_be_frozen_counts_where_it_is_made(
+        self, vault_copy: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*arguments: Any) -> None:
+            raise CannotFreezeError("no graph can do it")
+
+        monkeypatch.setattr("pipevault.graphs.inductor.build_graph", refuse)
+        draw(cache(vault_copy, "compile").load(PlainPipeline()), height=24)
+        without_a_shape = cache(vault_copy).load(PlainPipeline())
+        for pipe in (without_a_shape, cache(vault_copy).load(PlainPipeline(), batch_size=1)):
+            assert pipevault.status(pipe).parts["transformer"] == PartOutcome("frozen", "", 1)
+            draw(pipe)
+            assert pipevault.status(pipe).parts["transformer"] == PartOutcome("frozen", "", 1)
+            draw(pipe, height=24)
+            assert pipevault.status(pipe).parts["transformer"] == PartOutcome("eager", "no graph can do it", 1)
+
     def test_background_serves_eagerly_and_then_by_the_graph(self, vault_copy: Path) -> None:
         from pipevault.cache import background
 
@@ -106,7 +123,8 @@ class TestCallsWithoutAGraph:
         eager = draw(PlainPipeline(), height=40)
         assert torch.equal(draw(pipe, height=40), eager)
         assert "in the background" in pipevault.outcome(pipe).parts["transformer"].reason
-        background.wait(240)
+        assert background._running is not None
+        background._running.process.wait(240)
         frozen = draw(pipe, height=40)
         torch.testing.assert_close(frozen, eager)
         assert pipevault.outcome(pipe).parts["transformer"].status == "frozen"

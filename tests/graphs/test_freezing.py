@@ -18,10 +18,10 @@ from torch import nn
 from helpers.graph_parts import frozen, graphs_of, refusals_of, uses_of
 from helpers.pipelines import FAST_BUILD
 from pipevault.errors import CannotFreezeError, SettingsError
-from pipevault.graphs import backend, freezing, inductor
+from pipevault.graphs import freezing, inductor
 from pipevault.graphs.check import GraphComparison
 from pipevault.graphs.inductor import BuildOptions
-from pipevault.graphs.part import part_state, unfrozen
+from pipevault.graphs.part import BACKEND, part_state, unfrozen
 from pipevault.graphs.state import PartOptions
 
 pytestmark = pytest.mark.compile
@@ -444,7 +444,7 @@ def test_of_several_candidates_the_fastest_right_one_is_kept(
 
     monkeypatch.setattr(freezing, "_finish", finish)
     options = BuildOptions(config=configs[0], candidates=tuple(configs[1:]))
-    part = compile(module, backend=backend.NAME, options=PartOptions(build=options))
+    part = compile(module, backend=BACKEND, options=PartOptions(build=options))
     assert_same(part(X), Small().eval()(X))
     [slot] = part_state(part).graphs
     assert len(made) == 3
@@ -462,11 +462,11 @@ def test_a_candidate_that_cannot_be_compiled_leaves_the_others(monkeypatch: pyte
 
     monkeypatch.setattr(inductor, "build_graph", build)
     options = BuildOptions(config={**FAST_BUILD, "max_autotune": True}, candidates=(FAST_BUILD,))
-    part = compile(Small().eval(), backend=backend.NAME, options=PartOptions(build=options))
+    part = compile(Small().eval(), backend=BACKEND, options=PartOptions(build=options))
     assert_same(part(X), Small().eval()(X))
     assert uses_of(part) == {"frozen": 1}
     options = BuildOptions(config={**FAST_BUILD, "max_autotune": True})
-    part = compile(Small().eval(), backend=backend.NAME, options=PartOptions(build=options))
+    part = compile(Small().eval(), backend=BACKEND, options=PartOptions(build=options))
     assert_same(part(X), Small().eval()(X))
     assert refusals_of(part) == ["no"]
 
@@ -484,7 +484,7 @@ def test_what_a_failed_check_held_is_freed_at_once(
 
     monkeypatch.setattr(freezing, "_finish", finish)
     options = BuildOptions(config={**FAST_BUILD, "epilogue_fusion": False}, candidates=candidates)
-    part = compile(Small().eval(), backend=backend.NAME, options=PartOptions(build=options))
+    part = compile(Small().eval(), backend=BACKEND, options=PartOptions(build=options))
     gc.collect()
     gc.disable()
     try:
@@ -514,7 +514,7 @@ class TestAutotuned:
     x = torch.linspace(-1, 1, 20 * 256).reshape(20, 256)
 
     def test_other_weights_give_another_output(self) -> None:
-        part = compile(Wide().eval(), backend=backend.NAME, options=PartOptions(build=self.options))
+        part = compile(Wide().eval(), backend=BACKEND, options=PartOptions(build=self.options))
         assert_same(part(self.x), Wide()(self.x))
         unfrozen(part).mix.weight.data.mul_(3.0)
         assert_same(part(self.x), Wide(3.0)(self.x))
@@ -529,7 +529,7 @@ class TestAutotuned:
 
         monkeypatch.setattr(BuildOptions, "__post_init__", lambda self: None)
         monkeypatch.setattr(inductor, "_compile", packing)
-        part = compile(Wide().eval(), backend=backend.NAME, options=PartOptions(build=self.options))
+        part = compile(Wide().eval(), backend=BACKEND, options=PartOptions(build=self.options))
         assert_same(part(self.x), Wide()(self.x))
         assert uses_of(part) == {"eager": 1}
         [reason] = refusals_of(part)

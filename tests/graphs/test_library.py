@@ -74,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def library(folder: Path) -> Path:
-    [document] = read_part(folder / "block").graphs
+    [document] = read_part(folder / "block")[0]
     return folder / "artifacts" / document.library
 
 
@@ -127,7 +127,7 @@ class TestMapping:
             path = Path(shutil.copy(library, tmp_path / "disk" / "library"))
             with opened(path) as files:
                 with pytest.raises(OSError, match="failed to map"):
-                    ctypes.CDLL(str(files.library.path))
+                    ctypes.CDLL(str(files[LIBRARY_NAME].path))
                 assert "memfd" in os.readlink(map_library("a", files))
 
         with_own_tmpfs(tmp_path / "disk", "20m", run)
@@ -168,7 +168,7 @@ class TestFreeing:
 class TestFilesBesideALibrary:
     def test_an_operator_without_a_c_interface_has_a_file_of_its_own(self, tmp_path: Path) -> None:
         folder = saved(WithOperator().eval(), tmp_path / "saved")
-        [document] = read_part(folder / "block").graphs
+        [document] = read_part(folder / "block")[0]
         assert set(document.beside) == {EXTERN_NAME}
         part = onediff_compile(WithOperator().eval(), backend="inductor")
         part.load_graph(folder / "block")
@@ -177,7 +177,7 @@ class TestFilesBesideALibrary:
 
     def test_it_is_verified_like_the_library(self, tmp_path: Path) -> None:
         folder = saved(WithOperator().eval(), tmp_path / "saved")
-        [document] = read_part(folder / "block").graphs
+        [document] = read_part(folder / "block")[0]
         beside = folder / "artifacts" / document.beside[EXTERN_NAME]
         beside.write_bytes(beside.read_bytes() + b" ")
         with pytest.raises(CorruptEntryError, match=EXTERN_NAME):
@@ -185,7 +185,7 @@ class TestFilesBesideALibrary:
 
     @pytest.mark.parametrize("name", ["../x", "a/b", "..", "", ".hidden", "x" * 300])
     def test_a_name_that_leads_elsewhere_is_refused(self, folder: Path, tmp_path: Path, name: str) -> None:
-        [document] = read_part(folder / "block").graphs
+        [document] = read_part(folder / "block")[0]
         text = (folder / "block").read_text()
         changed = text.replace('"beside":{}', f'"beside":{{"{name}":"{document.library}"}}')
         assert changed != text

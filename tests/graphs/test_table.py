@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.graph_parts import frozen, graphs_of, uses_of
-from pipevault.errors import ChangedPartError
+from helpers.graph_parts import frozen, graphs_of, refusals_of, uses_of
+from pipevault.errors import CannotFreezeError, ChangedPartError
 from pipevault.graphs.frozen import GraphDocument, constant_sha256
 from pipevault.graphs.part import part_state
 from pipevault.graphs.program import Results
@@ -217,6 +218,20 @@ class TestSlots:
                 module.table = torch.full((3,), value)
                 assert table.find(module, (X,), {})[0] is expected
 
+    def test_a_constant_that_counts_no_versions_is_compared_each_time(self) -> None:
+        table, module = Table(None), Holder()
+        with torch.inference_mode():
+            module.table = torch.ones(3)
+        origins = (("table", ("", "table"), constant_sha256(torch.ones(3))),)
+        slot = table.add(kept(call_of(X).signature, "a", origins=origins))
+        assert table.find(module, (X,), {})[0] is slot
+        with torch.inference_mode():
+            module.table.add_(1)
+        assert table.find(module, (X,), {})[0] is None
+        with torch.inference_mode():
+            module.table.sub_(1)
+        assert table.find(module, (X,), {})[0] is slot
+
     def test_a_constant_is_not_hashed_again_while_nobody_wrote_to_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         table, module = Table(None), Holder()
         origins = (("table", ("", "table"), constant_sha256(torch.ones(3))),)
@@ -238,3 +253,44 @@ class TestSlots:
         assert table.find(module, (X,), {})[0] is not None
         table.read_shelf()
         assert len(list(table)) == 1
+
+
+class Tabled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.ones(16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.table
+
+
+def test_a_graph_with_other_constants_that_another_process_made_meanwhile_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    origins = (("table", ("", "table"), constant_sha256(torch.zeros(16))),)
+
+    class Shelf:
+        identity = "identity"
+
+        def __init__(self) -> None:
+            self.items: list[ShelfItem] = []
+
+        def news(self, known: Collection[str]) -> list[ShelfItem]:
+            return [item for item in self.items if item.key not in known]
+
+        @contextmanager
+        def freezing(self, signature: CallSignature) -> Iterator[None]:
+            self.items.append(kept(signature, "theirs", origins=origins))
+            yield
+
+        def refuse(self, signature: CallSignature, reason: str) -> ShelfItem:
+            return ShelfItem(signature, "ours", refusal=reason)
+
+    def build_graph(*arguments: Any) -> Any:
+        raise CannotFreezeError("compiled here")
+
+    monkeypatch.setattr("pipevault.graphs.inductor.build_graph", build_graph)
+    shelf = Shelf()
+    part = frozen(Tabled(), shelf=lambda *arguments: shelf)
+    assert torch.equal(part(X), X)
+    assert refusals_of(part) == ["compiled here"]

@@ -9,17 +9,16 @@ from onediff.infer_compiler import compile as onediff_compile
 from torch import nn
 
 from helpers.pipelines import FAST_BUILD
-from pipevault.graphs import backend
 from pipevault.graphs.freezing import Subject
 from pipevault.graphs.inductor import BuildOptions
-from pipevault.graphs.part import part_state
+from pipevault.graphs.part import BACKEND, part_state
 from pipevault.graphs.state import PartOptions
 
 
 def frozen(module: nn.Module, **options: Any) -> Any:
     """``module`` as a part that freezes what it is called with; its graphs live as long as the process."""
     return onediff_compile(
-        module.eval(), backend=backend.NAME, options=PartOptions(build=BuildOptions(config=FAST_BUILD), **options)
+        module.eval(), backend=BACKEND, options=PartOptions(build=BuildOptions(config=FAST_BUILD), **options)
     )
 
 

@@ -97,16 +97,8 @@ def freeze_in_background(
     return "it is being frozen in the background", False
 
 
-def wait(timeout_s: float | None = None) -> None:
-    """Wait until no call is being frozen in the background. ``subprocess.TimeoutExpired`` after ``timeout_s``."""
-    with _lock:
-        running = _running
-    if running is not None:
-        running.process.wait(timeout_s)
-
-
 def _failure(running: _Running) -> str | None:
-    """``None`` while it runs, else what went wrong, or nothing."""
+    """``None`` while it runs, else what went wrong."""
     code = running.process.poll()
     if code is None:
         return None

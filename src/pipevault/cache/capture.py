@@ -7,7 +7,7 @@ for them all. Calls that differ in nothing but sizes may share a graph for a ran
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +29,8 @@ to compare a graph with. A long video has a hundred such calls, and each may tak
 
 @dataclass(frozen=True)
 class CapturedCall:
-    """One call of a part, with copies of its arguments. ``causes`` are the arguments of the pipeline that differed from
-    those of the first run, such as ``height``.
+    """One call of a part, with copies of its arguments. ``causes`` are the arguments of the pipeline, such as
+    ``height``, that differed from those of the first run.
     """
 
     state: PartState
@@ -77,7 +77,6 @@ class Capture:
     def __init__(self) -> None:
         self._calls: dict[tuple[str, CallSignature], CapturedCall | None] = {}
         """By identity and signature; ``None`` stands for a call that was let go."""
-        self._before = self._calls
         self._causes: frozenset[str] = frozenset()
 
     def __call__(self, state: PartState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -111,21 +110,19 @@ class Capture:
             self._calls[alike[1][1]] = None
 
     @contextmanager
-    def run(self, states: Mapping[str, PartState], causes: frozenset[str] = frozenset()) -> Iterator[None]:
-        """Note what ``states`` are called with inside, and that ``causes`` differ from the first run."""
-        self._causes = causes
-        self._before = dict(self._calls)
+    def run(self, states: Mapping[str, PartState], causes: Iterable[str] = ()) -> Iterator[None]:
+        """Note the calls of ``states`` inside, and how the run differs from the first one; forget one that fails."""
+        before, self._causes = dict(self._calls), frozenset(causes)
         for state in states.values():
             state.capture = self
         try:
             yield
+        except BaseException:  # whatever it was goes on
+            self._calls = before
+            raise
         finally:
             for state in states.values():
                 state.capture = None
-
-    def forget_run(self) -> None:
-        """Forget the calls of a run that failed."""
-        self._calls = dict(self._before)
 
     def tasks(self, *, ranges: bool) -> list[Task]:
         """Return what to freeze: the calls one by one, but for those of many sizes. With ``ranges``, two are many."""

@@ -84,9 +84,8 @@ class WatchedModule:
 
 
 class Guard:
-    """The guard of the frozen parts of a pipeline and the modules that own them, such as a VAE with its tiling.
-
-    Making it takes tens of milliseconds, so a pipeline makes its own at the first generation and not when it is loaded.
+    """The guard of the frozen parts of a pipeline and the modules that own them, such as a VAE with its tiling. Making
+    it takes tens of milliseconds, so it is made at the first generation and not at the load.
     """
 
     def __init__(self, pipe: Pipeline, digests: Mapping[str, str]) -> None:
@@ -104,9 +103,7 @@ class Guard:
                 raise changed_error(name, "its architecture is not the one that was loaded")
 
     def check(self, pipe: Pipeline, name: str | None = None) -> None:
-        """Raise :class:`ChangedPartError` that names what changed and what to do; with ``name``, look at the owner of
-        that part alone.
-        """
+        """Raise :class:`ChangedPartError` if a part changed; with ``name``, look at the owner of that part alone."""
         if name is not None:
             if name in self._owners:
                 self._check_owner(self._owners[name])

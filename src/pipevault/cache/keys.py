@@ -22,7 +22,7 @@ from pipevault.fingerprint.volatile import SKIPPED_NAMES
 from pipevault.fingerprint.weights import weights_digest
 from pipevault.graphs.inductor import GRAPH_FORMAT, BuildOptions
 from pipevault.graphs.parts import get_part
-from pipevault.graphs.signature import CallSignature
+from pipevault.graphs.signature import CallSignature, autocast_dtype
 from pipevault.key import Key
 from pipevault.pipeline import Pipeline
 
@@ -32,10 +32,7 @@ _NO_DEFAULT = object()
 
 @dataclass(frozen=True)
 class PartIdentity:
-    """All that decides the code of a part's graphs next to their signatures. Nothing of the pipeline.
-
-    ``factors`` are those of a key, by group.
-    """
+    """All that decides the code of a part's graphs next to their signatures, and nothing of the pipeline."""
 
     architecture: Architecture
     factors: Mapping[str, Any]
@@ -67,10 +64,7 @@ class PartIdentity:
         return self.graph_key(CallSignature(())).shelf
 
     def graph_key(self, signature: CallSignature, constants: Mapping[str, str] | None = None) -> Key:
-        """Return the key of the part's graph for ``signature``.
-
-        ``constants`` has the SHA-256 of each attribute that the graph has as a constant, by the steps to it.
-        """
+        """Return the key of the graph for ``signature`` that has attributes as ``constants``: SHA-256, by steps."""
         own = {"signature": signature.to_json(), **({"constants": dict(constants)} if constants else {})}
         return Key({**self.factors, **own})
 
@@ -92,17 +86,15 @@ def build_key(
     regions: Mapping[str, str] | None = None,
     worthwhile: bool = False,
 ) -> Key:
-    """The key of the plan of ``pipe`` called at ``shape`` (see :func:`~pipevault.calls.call.resolve_shape`).
-
-    ``known`` has the architecture of parts for which it was computed already, ``regions`` the blocks of those that are
-    frozen by blocks.
+    """Return the key of the plan of ``pipe`` called at ``shape``, with architectures that are ``known`` and the blocks
+    of parts that are frozen by ``regions``.
     """
     known = known or {}
     device = execution_device(pipe, parts)
     shared = _shared_factors(device, backend, build)
     if (onediff := onediff_backend(backend, build)) is not None:
-        shared["toolchain"] |= onediff.toolchain()
-        shared["backend"] |= onediff.factors()
+        for group, factors in onediff.factors().items():
+            shared[group] |= factors
     if regions:
         shared["backend"]["regions"] = dict(regions)
     if worthwhile:
@@ -116,7 +108,7 @@ def build_key(
             "pipeline": pipeline_factors(pipe, parts),
             "architecture": architectures,
             "weights": weights,
-            "call": {**call_factors(shape), "autocast": _autocast(device)},
+            "call": {**call_factors(shape), "autocast": autocast_dtype(device.type)},
             "dtype": {name: module_dtype(module) for name, module in parts.items()},
             **shared,
         }
@@ -124,7 +116,6 @@ def build_key(
 
 
 def _shared_factors(device: torch.device, backend: str, build: BuildOptions) -> dict[str, Any]:
-    """Return the factors that graphs and plans have alike."""
     return {
         "machine": machine_factors(device),
         "toolchain": toolchain_factors(graph_format=GRAPH_FORMAT),
@@ -168,10 +159,7 @@ def pipeline_factors(pipe: Pipeline, parts: Mapping[str, nn.Module]) -> dict[str
 
 
 def execution_device(pipe: Pipeline, parts: Mapping[str, nn.Module]) -> torch.device:
-    """Return the device on which the parts compute.
-
-    An offloaded pipeline's weights rest elsewhere, and diffusers takes 10 ms to find where it computes.
-    """
+    """Return the device on which the parts compute, which diffusers takes 10 ms to find where weights are offloaded."""
     if any(_is_hooked(module) or _is_hooked(get_part(pipe, name.partition(".")[0])) for name, module in parts.items()):
         device = getattr(pipe, "_execution_device", None)
         if isinstance(device, torch.device):
@@ -210,10 +198,3 @@ def _scalar_attributes(module: nn.Module) -> dict[str, Any]:
 def _described(values: Mapping[str, Any]) -> dict[str, Any]:
     kept = (name for name in values if not name.startswith("_") and not SKIPPED_NAMES[name])
     return {name: described(values[name]) for name in kept}
-
-
-def _autocast(device: torch.device) -> str | None:
-    """The dtype of an autocast in force, which stands in the signature of every call too."""
-    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
-        return None
-    return str(torch.get_autocast_dtype(device.type))[6:]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pipevault.store.locks.leases import Lease
 
 STATE = "_pipevault"
+_NOT_CALLED = PartOutcome("not called")
 
 
 class HeldLeases:
@@ -162,18 +163,34 @@ def unchanged_on_error(pipe: Pipeline) -> Iterator[None]:
     state = loaded_state(pipe)
     frozen = graph_parts.frozen_parts(pipe)
     places = {name: part.place() for name, part in frozen.items()}
-    modules = {name: graph_parts.get_part(pipe, name) for name in frozen}
+    names = (*frozen, *(state.names if state else ()))
+    modules = {name: part for name in names if (part := graph_parts.get_part(pipe, name)) is not None}
     try:
         yield
     except BaseException:  # whatever it was goes on
         graph_parts.detach(pipe, [name for name in graph_parts.frozen_parts(pipe) if name not in frozen])
+        for name, module in modules.items():
+            now = graph_parts.get_part(pipe, name)
+            if now is not None and now is not module:
+                graph_parts.replace_part(pipe, now, module)
         for name, part in frozen.items():
-            if (now := graph_parts.get_part(pipe, name)) is not modules[name]:
-                graph_parts.replace_part(pipe, now, modules[name])
-            part.put_back(places[name])
+            vars(part).update(places[name])
         if state is not None:
             attach_state(pipe, state)
         raise
+
+
+@contextmanager
+def given_back(pipe: Pipeline) -> Iterator[None]:
+    """Give ``pipe`` its eager parts and its own class back, for what is done inside; if that fails, it is as it was."""
+    state = loaded_state(pipe)
+    with unchanged_on_error(pipe):
+        if state is not None:
+            state.give_back(pipe)
+            release_class(pipe)
+        yield
+    if state is not None:
+        state.leases.release()
 
 
 def unload(pipe: Pipeline) -> Any:
@@ -201,7 +218,7 @@ def status(pipe: Pipeline) -> Outcome:
         )
     parts = dict(state.outcome.parts)
     for name, members in graph_parts.by_part(state.states(pipe)).items():
-        parts[name] = _part_now(members, parts.get(name, PartOutcome("not called")))
+        parts[name] = part_now(members, parts.get(name, _NOT_CALLED))
     return replace(state.outcome, parts=parts)
 
 
@@ -209,22 +226,24 @@ outcome = status
 """The first name of :func:`status`, which stays."""
 
 
-def _part_now(members: Sequence[PartState], loaded: PartOutcome) -> PartOutcome:
+def part_now(members: Sequence[PartState], loaded: PartOutcome = _NOT_CALLED) -> PartOutcome:
+    """Return the outcome of a part, or of all blocks of one, after what it was when it was ``loaded``.
+
+    It is eager where a call ran eagerly. Calls that were not made count where the part has no graphs.
+    """
     if loaded.status == "eager":
         return loaded
     graphs = max(len({slot.kept.key for part in members for slot in part.graphs}), loaded.graphs)
-    refused = [slot.refusal for part in members for slot in part.table if slot.refusal]
-    unstored = [why for part in members for why in part.unstored.values()]
-    reasons = "; ".join(dict.fromkeys([*refused, *unstored]))
+    reasons = graph_parts.eager_reasons(members)
+    if not graphs:
+        reasons += [slot.refusal for part in members for slot in part.table if slot.refusal]
     status = "eager" if reasons else "frozen" if graphs else loaded.status
-    return PartOutcome(status, reasons, graphs, members[0].regions)
+    return PartOutcome(status, "; ".join(dict.fromkeys(reasons)), graphs, members[0].regions)
 
 
 @functools.cache
 def freeze_pipeline_class(original: Any) -> type[Any]:
-    """The class made for ``original``. It bears its name and signatures, so that ``save_pretrained`` writes what it
-    always wrote.
-    """
+    """The class made for ``original``, with its name and signatures, which ``save_pretrained`` writes."""
     attributes: dict[str, Any] = {
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,

@@ -36,13 +36,9 @@ class Nexfort:
         """Raise :class:`~pipevault.errors.UnusableBackendError` unless it can run here. Changes and imports nothing."""
         nexfort.require_nexfort()
 
-    def toolchain(self) -> Mapping[str, str]:
-        """Return the versions that decide what it compiles, next to those of every graph."""
-        return {"nexfort": nexfort.nexfort_version()}
-
-    def factors(self) -> Mapping[str, Any]:
-        """Return what else decides it, for the key."""
-        return {"mode": self._options["mode"]}
+    def factors(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return what decides its code, next to what decides that of every graph, by group of factors of the key."""
+        return {"toolchain": {"nexfort": nexfort.nexfort_version()}, "backend": {"mode": self._options["mode"]}}
 
     def prepare(self) -> Path:
         """Make the process ready to compile, and return the folder to which archives are unpacked."""
@@ -83,11 +79,9 @@ class Oneflow:
     def require(self) -> None:
         oneflow.require_oneflow()
 
-    def toolchain(self) -> Mapping[str, str]:
-        return {"oneflow": package_version("oneflow")}
-
-    def factors(self) -> Mapping[str, Any]:
-        return {"variables": oneflow.variables(self._options)}
+    def factors(self) -> Mapping[str, Mapping[str, Any]]:
+        versions, variables = {"oneflow": package_version("oneflow")}, oneflow.variables(self._options)
+        return {"toolchain": versions, "backend": {"variables": variables}}
 
     def prepare(self) -> Path:
         oneflow.pin_variables(self._options)
@@ -116,10 +110,7 @@ _known_graphs: set[str] = set()
 
 
 def onediff_backend(name: str, build: BuildOptions) -> OnediffBackend | None:
-    """Return OneDiff's own backend of that name; ``None`` for the others.
-
-    Raises :class:`SettingsError` for options that it does not take.
-    """
+    """Return OneDiff's own backend of that name; ``None`` for the others. It may refuse ``build``."""
     if name not in ("nexfort", "oneflow"):
         return None
     if build.weights != "bound":

@@ -20,7 +20,7 @@ from torch import nn
 from pipevault.cache.access import Access
 from pipevault.cache.guard import WatchedModule, changed_error, replaced_error
 from pipevault.cache.keys import build_key, made_here
-from pipevault.cache.loaded import HeldLeases, LoadedState, attach_state, unload
+from pipevault.cache.loaded import HeldLeases, LoadedState, attach_state, given_back
 from pipevault.cache.onediff_backends import ARTIFACT, OnediffBackend
 from pipevault.cache.outcome import Outcome, PartOutcome, combine
 from pipevault.cache.plan import plan_outcomes
@@ -48,8 +48,8 @@ logger = logging.getLogger("pipevault")
 class OnediffState(LoadedState):
     """The state of a pipeline that a backend of OneDiff compiled.
 
-    ``parts`` has the eager and the compiled module of each part. ``watched`` are the eager modules that the backend
-    does not look at again once it compiled them. ``new_compilations`` counts what it compiled since it was last asked.
+    ``parts`` has the eager and the compiled module of each. ``watched`` are eager modules that the backend does not
+    look at again. ``new_compilations`` counts what it compiled since it was last asked.
     """
 
     parts: Mapping[str, tuple[nn.Module, Any]] = field(default_factory=dict)
@@ -79,11 +79,7 @@ class OnediffState(LoadedState):
 def load_onediff(
     access: Access, backend: OnediffBackend, pipe: Pipeline, asked: Sequence[AskedShape], parts: Sequence[str] | None
 ) -> None:
-    """Load ``pipe`` with ``backend``; what was loaded before is given back first.
-
-    Raises :class:`~pipevault.errors.UnusableBackendError` before anything is done, and what
-    :meth:`~pipevault.PipelineCache.prepare` does.
-    """
+    """Load ``pipe`` with ``backend`` in place of what was loaded before, which stays if this fails."""
     backend.require()
     wanted = [shape.resolve(pipe, access.per_sample) for shape in asked or [AskedShape()]]
     single = [shape for shape in wanted if isinstance(shape, CallShape)]
@@ -91,10 +87,8 @@ def load_onediff(
         raise BadCallError(f"Backend {backend.name!r} keeps single sizes. Give no range of sizes, or use 'inductor'.")
     if len(wanted) > 1 and not backend.takes_many_shapes:
         raise BadCallError(f"A load with backend {backend.name!r} takes one call shape, not {len(wanted)}.")
-    unload(pipe)
-    names = tuple(graph_parts.find_parts(pipe, parts))
-    with at_level(access.settings.level):
-        load = _Load(access, backend, pipe, names)
+    with given_back(pipe), at_level(access.settings.level):
+        load = _Load(access, backend, pipe, tuple(graph_parts.find_parts(pipe, parts)))
         try:
             outcomes = tuple(load.ensure(shape) for shape in single)
             load.finish(combine(outcomes), asked, parts)
@@ -107,8 +101,6 @@ def load_onediff(
 
 @dataclass
 class _Load:
-    """One load in progress."""
-
     access: Access
     backend: OnediffBackend
     pipe: Pipeline

@@ -18,8 +18,7 @@ class Step:
     that it ended with an error.
 
     ``action`` is ``capture``, ``compile``, ``check``, ``publish``, ``load`` or ``wait``; ``part`` is empty for steps
-    that concern the whole pipeline. ``position`` is the place of a graph among those that are frozen, such as ``2 of
-    5``.
+    of the whole pipeline. ``position`` is that of a graph among those that are frozen, such as ``2 of 5``.
     """
 
     part: str
@@ -35,7 +34,7 @@ Progress: TypeAlias = Callable[[Step], None]
 
 @dataclass(frozen=True)
 class PartOutcome:
-    """The outcome of a part. ``status`` is ``frozen``, ``eager`` (``reason`` says why) or ``not called``.
+    """The outcome of a part. ``status`` is ``frozen``, ``eager`` (a call of it is; ``reason``) or ``not called``.
 
     ``regions`` names the blocks of a part that are frozen in its place, such as ``19 FluxTransformerBlock``.
     """

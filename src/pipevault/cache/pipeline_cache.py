@@ -17,6 +17,7 @@ from pipevault.cache.keys import PartIdentity, execution_device
 from pipevault.cache.loaded import (
     LoadedState,
     attach_state,
+    given_back,
     loaded_state,
     release_class,
     status,
@@ -159,12 +160,11 @@ class PipelineCache:
         if self._backend is not None:
             load_onediff(self._access, self._backend, pipe, asked, parts)
             return
-        if isinstance(loaded_state(pipe), OnediffState):
-            unload(pipe)
         warn_untried()
-        wanted = [shape.resolve(pipe, self._access.per_sample) for shape in asked]
-        names = tuple(graph_parts.find_parts(pipe, parts))
-        with unchanged_on_error(pipe), at_level(self.settings.level):
+        is_other = isinstance(loaded_state(pipe), OnediffState)
+        with given_back(pipe) if is_other else unchanged_on_error(pipe), at_level(self.settings.level):
+            wanted = [shape.resolve(pipe, self._access.per_sample) for shape in asked]
+            names = tuple(graph_parts.find_parts(pipe, parts))
             previous = loaded_state(pipe)
             release_class(pipe)
             session = LoadSession(self._access, pipe, names, previous, worthwhile=worthwhile)

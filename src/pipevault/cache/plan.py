@@ -48,10 +48,8 @@ def plan_outcomes(manifest: Manifest) -> dict[str, PartOutcome]:
 
 
 def open_graphs(manifest: Manifest, states: Mapping[str, PartState], store: Store) -> str:
-    """Open the graphs of a plan for the parts as they are now. Return which one is missing, or nothing.
-
-    A graph for weights of another dtype, to which the pipeline casts the part for a call, is opened when it comes to
-    that. It must exist all the same, like one that an earlier load opened.
+    """Open the graphs of a plan for the parts as they are now; return which one is missing, or nothing. One for weights
+    of another dtype, to which the pipeline casts a part for a call, is opened then, and must exist all the same.
     """
     for name, part in manifest.parts.items():
         renewed: dict[str, str] = {}
@@ -62,9 +60,7 @@ def open_graphs(manifest: Manifest, states: Mapping[str, PartState], store: Stor
 
 
 def _open_part(name: str, graphs: Sequence[str], state: PartState, store: Store, renewed: dict[str, str]) -> str:
-    """Open those of ``graphs`` that are on the shelf of a part, or of one of its blocks. ``renewed`` has what was found
-    for the others.
-    """
+    """Open the ``graphs`` of a part, or of one of its blocks. ``renewed`` has what was found for the others."""
     table = state.table
     table.read_shelf()
     slots: dict[str, Slot] = {slot.kept.key: slot for slot in table}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -53,11 +53,8 @@ LEAST_GAIN = 0.03
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """The result of a rehearsal.
-
-    ``parts``: what became of each part. ``graphs``: the keys of the graphs that each used. ``eager``: parts that must
-    stay eager, because the whole output changes when they are frozen. ``check``: the whole output against eager.
-    ``problems``: why a part has no graph for a range of sizes that was asked for.
+    """The outcome of each part, and the keys of the graphs that it used. ``eager``: parts to be left eager, and why.
+    ``check``: the whole output against eager code. ``problems``: why a part has no graph for a range of sizes.
     """
 
     parts: Mapping[str, PartOutcome]
@@ -89,11 +86,12 @@ def rehearse(
     if len(graph_parts.by_part(states)) > 1:
         builders.start_one()
     with clock.step("capture"), policies(states, "off"):
-        drawn = [_captured(capture, states, runs[0])]
+        noting = functools.partial(capture.run, states)
+        drawn = [_first_accepted(runs[0], noting)]
         if isinstance(shape, CallRange):
             for causes, other in shape.between():
-                _captured(capture, states, _runs(pipe, states, other), causes)
-            drawn.append(_captured(capture, states, runs[1], shape.ranged))
+                _first_accepted(_runs(pipe, states, other), functools.partial(noting, causes))
+            drawn.append(_first_accepted(runs[1], functools.partial(noting, shape.ranged)))
     with policies(states, "compile"):
         for state in states.values():
             state.start_listing()
@@ -135,14 +133,6 @@ def _ends(shape: CallShape | CallRange) -> list[CallShape]:
 def run_whole(pipe: Pipeline, shape: CallShape) -> Any:
     """Return the output of ``pipe`` as it is at ``shape``. Raises :class:`BadCallError` if it refuses the call."""
     return _first_accepted(_runs(pipe, {}, shape))[1]
-
-
-def _captured(
-    capture: Capture, states: Mapping[str, PartState], runs: Sequence[Run], causes: Iterable[str] = ()
-) -> tuple[Run, Any]:
-    """The run that the pipeline accepts, whose calls are captured, and its output."""
-    with capture.run(states, frozenset(causes)):
-        return _first_accepted(runs, between=capture.forget_run)
 
 
 def _freeze_ahead(
@@ -217,11 +207,10 @@ def _parts_and_graphs(
     parts: dict[str, PartOutcome] = {}
     graphs: dict[str, tuple[str, ...]] = {}
     for name, members in graph_parts.by_part(states).items():
-        touched = [(key, slot) for state in members for key, slot in state.touched.items()]
-        used = {key for key, slot in touched if slot.kept.document is not None}
-        refused = [slot.refusal for _, slot in touched if slot.refusal]
-        unstored = [why for state in members for why in state.unstored.values()]
-        reasons = "; ".join(dict.fromkeys([*([eager[name]] if name in eager else []), *refused, *unstored]))
+        touched = {key: slot for state in members for key, slot in state.touched.items()}
+        used = [key for key, slot in touched.items() if slot.kept.document is not None]
+        left = [eager[name]] if name in eager else []
+        reasons = "; ".join(dict.fromkeys([*left, *graph_parts.eager_reasons(members)]))
         status = "eager" if reasons else "frozen" if touched else "not called"
         count = 0 if name in eager else len(used)
         parts[name] = PartOutcome(status, reasons, count, members[0].regions)
@@ -317,16 +306,19 @@ def generating(states: Mapping[str, PartState], *, rehearsing: bool = False) -> 
         GENERATING.parts, GENERATING.rehearsing = before
 
 
-def _first_accepted(runs: Sequence[Run], *, between: Callable[[], None] = lambda: None) -> tuple[Run, Any]:
-    """The run that the pipeline accepts, and its output. ``between`` is called where it did not accept the first."""
+def _first_accepted(
+    runs: Sequence[Run], around: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> tuple[Run, Any]:
+    """The run that the pipeline accepts, and its output. Each is tried inside of ``around``."""
     first, *others = runs
     try:
-        return first, first()
+        with around():
+            return first, first()
     except Exception as error:  # a missing image shows as anything
         if not others or (isinstance(error, PipevaultError) and not isinstance(error, BadCallError)):
             raise
-        between()
-        return others[0], others[0]()
+        with around():
+            return others[0], others[0]()
 
 
 def _runs(pipe: Pipeline, states: Mapping[str, PartState], shape: CallShape) -> list[Run]:

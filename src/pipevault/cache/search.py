@@ -23,7 +23,6 @@ from pipevault.errors import (
     WrongMachineError,
 )
 from pipevault.fingerprint.toolchain import find_cxx_compiler
-from pipevault.graphs.document import malformed_parts
 from pipevault.graphs.frozen import GraphDocument
 from pipevault.key import Difference, Key, nearest
 from pipevault.store.layout import Layout
@@ -46,9 +45,8 @@ logger = logging.getLogger("pipevault")
 
 
 class Store:
-    """The things that the shelves of one load share: tiers, settings, a clock, and what is reported meanwhile.
-
-    ``origins`` has for each key the folder of the tier where it was found. ``unsigned``: why an entry may not be used.
+    """The things that the shelves of one load share. ``origins`` has the folder of the tier where each key was found,
+    ``unsigned`` why an entry may not be used.
     """
 
     def __init__(self, access: Access, leases: list[Lease] | None = None) -> None:
@@ -179,10 +177,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Miss:
-    """The reason why no entry can be used; ``nearest`` and ``differences`` if a tier has one that comes close.
-
-    ``word`` is the reason for statistics: ``absent``, ``damaged``, ``machine``, or the group of factors that differs.
-    """
+    """The reason why no entry can be used. ``word``: ``absent``, ``damaged``, ``machine``, or the factors' group."""
 
     reason: str
     nearest: Digest | None = None
@@ -191,10 +186,7 @@ class Miss:
 
 
 class Search:
-    """One search for the entry of ``key``. With ``set_aside``, damaged files are set aside where that is possible.
-
-    ``known``, which an earlier search found, is not read again if it still stands there unchanged.
-    """
+    """One search for the entry of ``key``. What is ``known`` is not read again if it stands there unchanged."""
 
     def __init__(self, store: Store, key: Digest, *, set_aside: bool, known: TierHit | None = None) -> None:
         self._store = store
@@ -286,30 +278,25 @@ class Search:
 
 def check_parts(vault: Vault, manifest: Manifest) -> None:
     """Raise :class:`CorruptEntryError` unless a graph or a plan can be read and the files of a graph are listed."""
-    path = vault.layout.manifest_file(manifest.key.digest)
-    is_graph = manifest.key.kind == "graph"
-    if what := malformed_parts(manifest.parts) if is_graph else _malformed_plan(manifest):
-        raise CorruptEntryError(f"{path} lists parts that cannot be read: {what}. Freeze the pipeline again.", path)
-    if not is_graph:
-        return
-    listed = {ref.digest.hex for ref in manifest.artifacts}
-    graphs = [GraphDocument.from_json(graph) for part in manifest.parts.values() for graph in part["graphs"]]
-    named = {digest for graph in graphs for digest in graph.files.values()}
-    if missing := named - listed:
-        raise CorruptEntryError(f"{path} does not list {len(missing)} files of its graphs. Freeze it again.", path)
-
-
-def _malformed_plan(manifest: Manifest) -> str:
+    path, is_graph = vault.layout.manifest_file(manifest.key.digest), manifest.key.kind == "graph"
     needed = {key.hex for key in manifest.needs}
+    named: set[str] = set()
+    what = f"it has {len(manifest.parts)} parts instead of one" if is_graph and len(manifest.parts) != 1 else ""
     try:
         for name, part in manifest.parts.items():
             if not isinstance(part["status"], str) or not isinstance(part["reason"], str):
-                return f"{name} has no status and reason"
-            if not set(part["graphs"]) <= needed:
-                return f"{name} lists graphs that the plan does not need"
-    except (AttributeError, KeyError, TypeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
+                what = what or f"{name} has no status and reason"
+            elif is_graph:
+                graphs = [GraphDocument.from_json(graph) for graph in part["graphs"]]
+                named |= {digest for graph in graphs for digest in graph.files.values()}
+            elif not set(part["graphs"]) <= needed:
+                what = what or f"{name} lists graphs that the plan does not need"
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        what = what or f"{type(error).__name__}: {error}"
+    if what:
+        raise CorruptEntryError(f"{path} lists parts that cannot be read: {what}. Freeze the pipeline again.", path)
+    if missing := named - {ref.digest.hex for ref in manifest.artifacts}:
+        raise CorruptEntryError(f"{path} does not list {len(missing)} files of its graphs. Freeze it again.", path)
 
 
 def explain_miss(tiers: Tiers, key: Key) -> Miss:

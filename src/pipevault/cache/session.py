@@ -18,7 +18,7 @@ from pipevault.cache.access import Access
 from pipevault.cache.background import freeze_in_background
 from pipevault.cache.builders import Builders
 from pipevault.cache.keys import PartIdentity, build_key, execution_device
-from pipevault.cache.loaded import HeldLeases, LoadedState, attach_state, loaded_state
+from pipevault.cache.loaded import HeldLeases, LoadedState, attach_state, loaded_state, part_now
 from pipevault.cache.outcome import Outcome, PartOutcome, Step
 from pipevault.cache.plan import make_plan, open_graphs, plan_outcomes
 from pipevault.cache.regions import choose_regions
@@ -121,9 +121,7 @@ class LoadSession:
             del self.states[name]
 
     def _options(self, known: Mapping[str, Architecture]) -> PartOptions:
-        """Return the options of the parts, which must not hold the session: it holds the pipeline. ``known`` are the
-        architectures of blocks.
-        """
+        """Return the options of the parts. They must not hold the session, which holds the pipeline."""
         settings, store, build, clock = self.settings, self.store, self.access.build, self.clock
         level = settings.level
         inductor_settings = copy_context()
@@ -184,7 +182,7 @@ class LoadSession:
             except BadCallError as error:
                 logger.info("calls of %s are frozen as they come: %s", type(self.pipe).__name__, error)
         by_part = graph_parts.by_part(self.states)
-        parts = {name: _attached_part(members) for name, members in by_part.items()} | self.obstacles
+        parts = {name: part_now(members) for name, members in by_part.items()} | self.obstacles
         graphs = list({Digest(slot.kept.key): None for state in self.states.values() for slot in state.graphs})
         if graphs:
             return self.store.outcome("hit", parts, tier=self.store.tier_of(graphs))
@@ -375,15 +373,6 @@ class LoadSession:
         for lease in self.store.leases[self.held :]:
             lease.release()
         del self.store.leases[self.held :]
-
-
-def _attached_part(members: Sequence[PartState]) -> PartOutcome:
-    refused = list(dict.fromkeys(slot.refusal for state in members for slot in state.table if slot.refusal))
-    graphs = len({slot.kept.key for state in members for slot in state.graphs})
-    regions = members[0].regions
-    if refused and not graphs:
-        return PartOutcome("eager", "; ".join(refused), 0, regions)
-    return PartOutcome("frozen" if graphs else "not called", "", graphs, regions)
 
 
 def _verify(shelf: Any, module: nn.Module) -> str:

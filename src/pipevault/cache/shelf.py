@@ -199,7 +199,6 @@ def _times(times: CallTimes | None) -> dict[str, float]:
 
 
 def _read_times(info: Mapping[str, Any]) -> CallTimes | None:
-    """The times of a graph, where whoever froze it noted them."""
     eager_s, frozen_s = info.get("eager_s"), info.get("frozen_s")
     is_noted = isinstance(eager_s, (int, float)) and isinstance(frozen_s, (int, float))
     return CallTimes(float(eager_s), float(frozen_s)) if is_noted else None  # type: ignore[arg-type]

@@ -26,10 +26,7 @@ def listed_parts() -> tuple[str, ...]:
 
 
 def compile_parts(parts: Mapping[str, Any], *, backend: str, options: Any) -> dict[str, Any]:
-    """Return each of ``parts``, by dotted name, compiled by ``backend``.
-
-    Parts that ``compile_pipe`` does not list are compiled one by one with OneDiff's ``compile``.
-    """
+    """Return each of ``parts`` compiled by ``backend``; ``compile`` takes those that ``compile_pipe`` does not list."""
     import onediffx
     from onediff.infer_compiler import compile as onediff_compile
 
@@ -60,9 +57,8 @@ def check_deployable(parts: Mapping[str, Any]) -> None:
 
 
 def save_parts(parts: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
-    """Save the compiled ``parts`` that were called, by ``save_pipe``; return their names.
-
-    Raises :class:`NothingFrozenError` if there is none, or if a part that has a graph was not written.
+    """Save the compiled ``parts`` that were called, by ``save_pipe``; return their names. Raises
+    :class:`NothingFrozenError` if there is none, or if a part that has a graph was not written.
     """
     import onediffx
 
@@ -84,9 +80,8 @@ def save_parts(parts: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
 
 
 def load_parts(parts: Mapping[str, Any], folder: Path, names: Iterable[str]) -> None:
-    """Load the graphs of ``names`` into the compiled ``parts``, by ``load_pipe``.
-
-    Raises :class:`CorruptEntryError` for one that is missing in ``folder``, is not a part, or has no graph afterwards.
+    """Load the graphs of ``names`` into the compiled ``parts``, by ``load_pipe``. Raises :class:`CorruptEntryError` for
+    one that is missing in ``folder``, is not a part, or has no graph afterwards.
     """
     import onediffx
 

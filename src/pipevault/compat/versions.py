@@ -8,7 +8,6 @@ import importlib.metadata
 import logging
 import re
 import sys
-import threading
 from pathlib import Path
 
 from pipevault.errors import UnusableBackendError
@@ -85,12 +84,8 @@ def warn_untried() -> str | None:
     version = torch_version()
     text = None if version is None else untried_text(version)
     if text is not None:
-        with _lock:
-            _warn_once(text)
+        _warn_once(text)
     return text
-
-
-_lock = threading.Lock()
 
 
 @functools.cache

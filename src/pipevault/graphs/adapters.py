@@ -1,7 +1,6 @@
 """Adapters: the parts, the methods and a warm-up call of pipelines that are none of diffusers'.
 
-Adapters belong to a class, or to the name of one, so that a model's code need not be imported to tell of it. Those of
-``_SHIPPED`` are here without a registration; one that was registered for the same class comes first.
+Adapters belong to a class, or to the name of one, so that a model's code need not be imported to tell of it.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ class Adapter:
         return tuple(self.parts(pipe) if callable(self.parts) else self.parts)
 
 
-_ADAPTERS: dict[type | str, Adapter] = {}
-_SHIPPED: Mapping[type | str, Adapter] = {
+_ADAPTERS: dict[type | str, Adapter] = {
     pyramid_flow.CLASS: Adapter(pyramid_flow.part_names, pyramid_flow.METHODS, pyramid_flow.warm_up),
 }
 
@@ -78,9 +76,8 @@ def adapter_of(pipe: Pipeline) -> Adapter | None:
 
 
 def _adapter_of_class(cls: type) -> Adapter | None:
-    known: dict[type | str, Adapter] = {**_SHIPPED, **_ADAPTERS}
     names = (name for base in cls.__mro__ for name in (base, base.__name__))
-    return next((known[name] for name in names if name in known), None)
+    return next((_ADAPTERS[name] for name in names if name in _ADAPTERS), None)
 
 
 def generating_methods(cls: type) -> tuple[str, ...]:

@@ -17,9 +17,8 @@ from torch.utils import _pytree as pytree
 
 
 class Tolerances(NamedTuple):
-    """The largest distances that are let through for a dtype: of a part, and of a pipeline, which repeats its parts and
-    ends in pixels whatever the dtype inside. And the largest difference, whatever the distance: where values are as
-    small as rounding, a relative distance tells nothing.
+    """The largest distances that are let through for a dtype: of a part, and of a pipeline, which repeats its parts;
+    and the largest difference, for values as small as rounding, where a relative distance tells nothing.
     """
 
     part: float
@@ -126,5 +125,4 @@ def _leaves(tree: Any) -> list[Any]:
 
 
 def _is_array(leaf: Any) -> bool:
-    is_array = hasattr(leaf, "__array_interface__") or hasattr(leaf, "__array__")
-    return is_array and not isinstance(leaf, torch.Tensor)
+    return not isinstance(leaf, torch.Tensor) and (hasattr(leaf, "__array_interface__") or hasattr(leaf, "__array__"))

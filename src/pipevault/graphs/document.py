@@ -22,7 +22,6 @@ In a vault each graph has a manifest of its own, and the files are the vault's a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +38,6 @@ PART_VERSION = 4
 ARTIFACTS = "artifacts"
 SAVED_PARTS = "pipevault.json"
 SAVED_VERSION = 1
-
-
-@dataclass(frozen=True)
-class PartDocument:
-    """The content of a part's document."""
-
-    graphs: tuple[GraphDocument, ...]
-    identity: Mapping[str, Any] | None
 
 
 class _Part(msgspec.Struct):
@@ -91,8 +82,9 @@ def _saved_parts(folder: Path) -> list[str]:
         raise CorruptEntryError(f"{listing} cannot be read: {error}. Save the pipeline again.", listing) from error
 
 
-def read_part(path: Path) -> PartDocument:
-    """Read a part's document. ``load_pipe`` skips a part whose document is gone, so one that is left names it.
+def read_part(path: Path) -> tuple[list[GraphDocument], Mapping[str, Any] | None]:
+    """Return the graphs and the identity in a part's document. ``load_pipe`` skips a part whose document is gone, so
+    one that is left names it.
 
     Raises :class:`CorruptEntryError` if ``path`` is not a part document of this version, or another part that was
     saved with it is missing.
@@ -106,8 +98,7 @@ def read_part(path: Path) -> PartDocument:
         part = _FORMAT.parse(read_file(path), path)
     except OSError as error:
         raise CorruptEntryError(f"{path} cannot be read: {error}. Freeze the part again.", path) from error
-    graphs = tuple(_graph(graph, path, f"graphs[{index}]") for index, graph in enumerate(part.graphs))
-    return PartDocument(graphs, part.identity)
+    return [_graph(graph, path, f"graphs[{index}]") for index, graph in enumerate(part.graphs)], part.identity
 
 
 def _graph(document: Mapping[str, Any], path: Path, field: str) -> GraphDocument:
@@ -117,18 +108,3 @@ def _graph(document: Mapping[str, Any], path: Path, field: str) -> GraphDocument
         raise _FORMAT.bad(path, field, error) from error
     except (KeyError, TypeError) as error:
         raise _FORMAT.bad(path, field, f"{type(error).__name__}: {error}") from error
-
-
-def malformed_parts(parts: Mapping[str, Any]) -> str:
-    """Return what is wrong with the ``parts`` of a manifest, which the store does not look at; empty if nothing is."""
-    try:
-        if len(parts) != 1:
-            return f"it has {len(parts)} parts instead of one"
-        for name, part in parts.items():
-            if not isinstance(part["status"], str) or not isinstance(part["reason"], str):
-                return f"{name} has no status and reason"
-            for graph in part["graphs"]:
-                GraphDocument.from_json(graph)
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        return f"{type(error).__name__}: {error}"
-    return ""

@@ -24,7 +24,7 @@ from pipevault.digest import Digest, digest_file
 from pipevault.errors import CannotFreezeError, NotFiniteError, TrainingModeError
 from pipevault.files.opened import open_verified
 from pipevault.graphs.check import NOT_FINITE, GraphComparison, compare_trees
-from pipevault.graphs.frozen import BAKED, FrozenGraph, GraphDocument, constant_sha256, layout_digest
+from pipevault.graphs.frozen import BAKED, FrozenGraph, GraphDocument, constant_sha256
 from pipevault.graphs.inductor import Build, BuildOptions, BuiltGraph, Varying, build_digest
 from pipevault.graphs.library import CONSTANTS_NAME, LIBRARY_NAME, GraphFiles
 from pipevault.graphs.observe import (
@@ -79,9 +79,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Observation:
-    """The traits of an eager call: everything that decides the address of its graph. ``caches`` are the attributes that
-    the part fills whatever it is given.
-    """
+    """All that decides the address of a graph. ``caches`` are attributes that the part fills whatever it is given."""
 
     call: DescribedCall
     program: Program
@@ -116,18 +114,14 @@ class FrozenCall:
     times: CallTimes | None = None
 
     def open(self) -> GraphFiles:
-        """Open the files. Raises :class:`~pipevault.errors.CorruptEntryError` if a file is no longer what was built."""
+        """Open the files, if they are still what was built."""
         return self.document.open_files(
             lambda name, digest: open_verified(self.paths[digest], Digest(digest), what=f"The file {name}")
         )
 
 
 def observe_call(subject: Subject, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Observation:
-    """Run the part eagerly on copies of the arguments and tell what a graph of the call must take and return.
-
-    The state of the modules is afterwards what it was before; caches that the part fills whatever it is given stay
-    filled. Raises :class:`CannotFreezeError`.
-    """
+    """Run the part eagerly on copies and tell what a graph must take and return. State is put back, caches stay."""
     if opaque := describe_call(args, kwargs).opaque:
         raise CannotFreezeError(opaque, subject.name)
     with put_back_on_error(subject.module) as (before, _):
@@ -219,7 +213,6 @@ class _ObservedPart:
         return True
 
     def _does_again(self, expected: Mapping[str, Any]) -> bool:
-        """Make the call again; return True if it returns what it did, and leaves what is ``expected``, by path."""
         again = self.call(self.args, self.kwargs)
         now = read_state(self.subject.module, expected)
         same = compare_trees(self.seen.output, again.output, tolerance=1e-4, same_non_finite=True).passed
@@ -227,7 +220,7 @@ class _ObservedPart:
 
 
 def _refuse_counters(subject: Subject, final: Mapping[str, Any]) -> None:
-    """Raise for a number among state that becomes another with the call: the next one would ask for another graph."""
+    """Refuse a number that changes with each call: the next one would ask for another graph."""
     before = read_state(subject.module, final)
     for path, value in final.items():
         if is_number(value) and before[path] != value:
@@ -238,7 +231,7 @@ def _refuse_counters(subject: Subject, final: Mapping[str, Any]) -> None:
 
 
 class EagerRun:
-    """The eager code that a graph is compared with, given ``leaves``: run once, when its result is first asked for."""
+    """A run of eager code on ``leaves``, which a graph is compared with; it waits until its result is asked for."""
 
     def __init__(self, subject: Subject, program: Program, leaves: Sequence[Any], *, may_refuse: bool = False) -> None:
         self._subject, self._program, self._may_refuse = subject, program, may_refuse
@@ -246,9 +239,7 @@ class EagerRun:
 
     @cached_property
     def result(self) -> tuple[Any, float] | None:
-        """The result tree, which later calls of the part leave as it is, and the seconds that it took. ``None``: the
-        part refused values that it was never given.
-        """
+        """A copy of the result tree, and the seconds that it took; ``None`` where the part refused strange values."""
         try:
             tree, eager_s = self._run(copied_leaves(self.leaves))
         except Exception:  # whatever a part raises for such values
@@ -282,7 +273,7 @@ class PreparedCall:
 
     @cached_property
     def references(self) -> list[EagerRun]:
-        """The runs that the graph is compared with: the call itself, one of other values, and those of other sizes."""
+        """The runs that the graph is compared with: the call itself, other values, and other sizes."""
         run = partial(EagerRun, self.subject, self.observation.program)
         given = self.observation.call.leaves
         varied = run(varied_leaves(given, self.observation.free), may_refuse=True)
@@ -292,11 +283,7 @@ class PreparedCall:
 def prepare_call(
     subject: Subject, observation: Observation, *, options: BuildOptions, others: Sequence[SizedCall] = ()
 ) -> PreparedCall:
-    """Return what compiling the observed call takes. Raises :class:`CannotFreezeError`.
-
-    ``others`` are calls of other sizes: the graph is made for all sizes from the smallest to the largest, and checked
-    on each.
-    """
+    """Return what compiling the observed call takes; with ``others``, for all sizes from smallest to largest."""
     refuse_training(subject.name, subject.module)
     call, program = observation.call, observation.program
     if others and program.signature.state:
@@ -327,49 +314,27 @@ def prepare_call(
     return PreparedCall(subject, observation, tuple(others), leaves, build)
 
 
-def finish_call(
-    prepared: PreparedCall,
-    built: BuiltGraph,
-    *,
-    verify: Callable[[nn.Module], str],
-    on_step: Callable[[str, str], None],
-) -> FrozenCall:
-    """Check the compiled graph, and keep the fastest where there are several candidates of it.
-
-    ``verify`` is that of :meth:`FrozenGraph.__call__`. Raises :class:`CannotFreezeError`. A candidate that fails the
-    check is left out, unless it is the only one.
-    """
+def finish_call(prepared: PreparedCall, built: BuiltGraph, *, verify: Callable[[nn.Module], str]) -> FrozenCall:
+    """Check the compiled graph and its candidates, and return the fastest of those that pass."""
     candidates, finished = (built, *built.candidates), []
     for number, candidate in enumerate(candidates, start=1):
         try:
-            finished.append(_finish(prepared, candidate, verify=verify, on_step=on_step))
+            finished.append(_finish(prepared, candidate, verify=verify))
         except Exception as error:  # whatever it is that this one cannot do, another may
             if not finished and number == len(candidates):
                 raise  # kept in no list: an error holds its frames, and they would hold the list
             logger.info("a candidate for a graph of %s is left out: %s", prepared.subject.name, error)
-    return min(finished, key=_frozen_s)
+    return min(finished, key=lambda one: one.times.frozen_s if one.times is not None else math.inf)
 
 
-def _frozen_s(call: FrozenCall) -> float:
-    return call.times.frozen_s if call.times is not None else math.inf
-
-
-def _finish(
-    prepared: PreparedCall,
-    built: BuiltGraph,
-    *,
-    verify: Callable[[nn.Module], str],
-    on_step: Callable[[str, str], None],
-) -> FrozenCall:
+def _finish(prepared: PreparedCall, built: BuiltGraph, *, verify: Callable[[nn.Module], str]) -> FrozenCall:
     subject, observation = prepared.subject, prepared.observation
     frozen = _described(prepared, built)
     document = frozen.document
-    on_step("check", str(document.signature))
     with frozen.open() as files:
-        if prepared.build.options.weights == "bound":
-            layout = layout_digest(prepared.build.module, document, files, subject.device)
-            document = replace(document, layout=layout)
         graph = FrozenGraph(document, files, device=subject.device, part=subject.name)
+    if prepared.build.options.weights == "bound":
+        document = graph.document = replace(document, layout=graph.layout_digest(prepared.build.module))
     graph.bind(subject.module)
     run = partial(graph, subject.module, verify=verify)
     own, varied, *others = prepared.references
@@ -387,7 +352,7 @@ def _finish(
 
 
 def _described(prepared: PreparedCall, built: BuiltGraph) -> FrozenCall:
-    """The fresh graph and its files. Its layout is not known before it is mapped, nor what a check finds."""
+    """The fresh graph, whose layout is not known before it is mapped."""
     build = prepared.build
     signature = build.program.signature
     if (derived := built.sizes) is not None:
@@ -418,9 +383,7 @@ def _described(prepared: PreparedCall, built: BuiltGraph) -> FrozenCall:
 
 @dataclass(frozen=True)
 class SizedCall:
-    """A call of another size, and the arguments of the pipeline that made it so, such as ``height``; none for one that
-    comes in the same run of the pipeline.
-    """
+    """A call of another size, and the arguments of the pipeline that made it so, such as ``height``, if any."""
 
     call: DescribedCall
     causes: frozenset[str] = frozenset()
@@ -437,9 +400,7 @@ _SIZE_NAMES: Mapping[frozenset[str], str] = {
 
 
 def varying_sizes(base: CallSignature, others: Sequence[SizedCall]) -> Varying:
-    """Return the sizes that differ between calls of one structure, each from its least to its most, by index of the
-    leaf and of its dimension. Raises :class:`CannotFreezeError` if the calls differ in more.
-    """
+    """Return the sizes that differ between calls which differ in nothing else, by index of leaf and dimension."""
     for other in others:
         if other.call.signature.sizeless != base.sizeless:
             raise CannotFreezeError("its calls differ in more than sizes")
@@ -461,9 +422,7 @@ def varying_sizes(base: CallSignature, others: Sequence[SizedCall]) -> Varying:
 def counted_numbers(
     base: CallSignature, leaves: Sequence[Any], others: Sequence[SizedCall]
 ) -> dict[int, tuple[int, int]]:
-    """Return the numbers that steer the code and differ between the calls, each with the size that it is in all calls:
-    index of the leaf and of its dimension. Raises :class:`CannotFreezeError` for one that is not a size.
-    """
+    """Return the numbers that steer the code and differ between the calls, with the place of the size that each is."""
     calls = [leaves, *(other.call.leaves for other in others)]
     counted = {}
     for index, _ in base.fixed:
@@ -484,9 +443,7 @@ def counted_numbers(
 
 
 def range_signature(base: CallSignature, leaves: Sequence[Any], others: Sequence[SizedCall]) -> CallSignature:
-    """Return ``base``, of a call with ``leaves``, with the sizes in which ``others`` differ from it as symbols: before
-    anything is known of how they hang together. Raises :class:`CannotFreezeError` if they differ in more.
-    """
+    """Return ``base``, of a call with ``leaves``, with the sizes in which ``others`` differ from it as symbols."""
     varying = varying_sizes(base, others)
     if not varying:
         return base
@@ -531,7 +488,6 @@ def _check(subject: Subject, graph: RunGraph, call: EagerRun, varied: EagerRun) 
 def _check_size(
     subject: Subject, graph: RunGraph, reference: EagerRun, call: DescribedCall, signature: CallSignature
 ) -> GraphComparison:
-    """Return the comparison on a call of another size. Raises :class:`CannotFreezeError`."""
     sizes = ", ".join("x".join(map(str, tensor.shape)) for tensor in call.tensors if tensor.dim())
     if not signature.covers(call.signature):
         asked = "; ".join(signature.conditions)
@@ -558,7 +514,6 @@ def _compare(subject: Subject, graph: RunGraph, reference: EagerRun) -> GraphCom
 
 
 def _timed(device: torch.device, run: Callable[[Sequence[Any]], Any], leaves: Sequence[Any]) -> tuple[Any, float]:
-    """Return what ``run`` returns for ``leaves``, and the seconds until ``device`` has done all of it."""
     with torch.no_grad():
         started_s = _now_s(device)
         result = run(leaves)
@@ -575,9 +530,7 @@ def _now_s(device: torch.device) -> float:
 def _origin_digests(
     module: nn.Module, origins: Mapping[str, tuple[str | int, ...]], caches: frozenset[str]
 ) -> tuple[tuple[str, tuple[str | int, ...], str], ...]:
-    """Digests of the constants that are attributes. What the part fills itself need not be compared: whatever is there
-    now, the eager part would replace it by what the graph has.
-    """
+    """The constants that are attributes, but for caches: the eager part would replace these by what the graph has."""
     found = []
     for name, steps in origins.items():
         tensor = follow(module, steps)

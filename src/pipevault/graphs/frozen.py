@@ -39,13 +39,12 @@ _ALIGNMENT_BYTES = 16
 class GraphDocument:
     """The document of a graph; see :mod:`pipevault.graphs.document` for the JSON.
 
-    ``library``, ``constants`` and the values of ``beside`` (files by name) are the SHA-256 of files, ``build`` is the
+    ``library``, ``constants`` and the values of ``beside`` are the SHA-256 of files, ``build`` is the
     :func:`~pipevault.graphs.inductor.build_digest`. ``inputs`` has, for each tensor that the graph takes, the index of
-    the call's leaf and the strides that the code was generated for. ``results`` tells how its tensors become the output
-    of the part, the arguments that it writes to and its state. ``layout`` is the digest of names, dtypes, shapes and
-    strides of the bound weights, or :data:`BAKED` if the weights are compiled in. ``origins`` has name, steps and
-    SHA-256 of each constant that is an attribute of a module. ``machine`` is what the compiler says that the
-    library was built for, to be compared with this machine before the library is opened, because opening runs its code.
+    the call's leaf and the strides that the code was generated for. ``layout`` is the digest of names, dtypes, shapes
+    and strides of the bound weights, or :data:`BAKED`. ``origins`` has name, steps and SHA-256 of each constant that is
+    an attribute of a module. ``machine`` is what the compiler says that the library was built for: it is compared with
+    this machine before the library is opened, because opening runs its code.
     """
 
     signature: CallSignature
@@ -156,23 +155,28 @@ class FrozenGraph:
             return
         try:
             binding = Binding(module, self._names)
+            ties = [[owner[name] for owner, name in _sites(module, names)] for names in self.document.ties]
         except (AttributeError, KeyError) as error:
             raise self._changed(f"its tensor {error} is gone") from error
         layout = binding.layout()
         if digest_json(layout).hex != self.document.layout:
             raise self._changed(_first_change(self._layout, layout))
-        self._check_ties(module)
+        for names, tensors in zip(self.document.ties, ties, strict=True):
+            if len({tensor.data_ptr() for tensor in tensors if not tensor.is_meta}) > 1:
+                raise self._changed(f"{' and '.join(names)} no longer share their weights")
         self._load(module, binding)
         self._binding, self._layout = binding, layout
 
     def fits(self, module: nn.Module) -> bool:
         """Return whether the weights of ``module`` have the layout that the graph was made for."""
-        if self.is_baked:
-            return True
         try:
-            return digest_json(Binding(module, self._names).layout()).hex == self.document.layout
+            return self.is_baked or self.layout_digest(module) == self.document.layout
         except (AttributeError, KeyError):
             return False
+
+    def layout_digest(self, module: nn.Module) -> str:
+        """Return the ``layout`` of a document for the weights of ``module`` that the library reads."""
+        return digest_json(Binding(module, self._names).layout()).hex
 
     @property
     def holds(self) -> bool:
@@ -210,7 +214,7 @@ class FrozenGraph:
         if not isinstance(leaf, torch.Tensor):
             return number_tensor(leaf, leaves, self.device)
         if self.document.signature.is_range:
-            stride = contiguous_strides(leaf.shape)
+            stride = torch.empty(leaf.shape, device="meta").stride()
         if leaf.stride() == stride and not leaf.data_ptr() % _ALIGNMENT_BYTES:
             return leaf
         return torch.empty_strided(leaf.shape, stride, dtype=leaf.dtype, device=leaf.device).copy_(leaf)
@@ -231,15 +235,6 @@ class FrozenGraph:
             constants[name] = found.detach()
         self._runner.bind(constants)
 
-    def _check_ties(self, module: nn.Module) -> None:
-        for names in self.document.ties:
-            try:
-                tensors = [owner[name] for owner, name in _sites(module, names)]
-            except (AttributeError, KeyError) as error:
-                raise self._changed(f"its tensor {error} is gone") from error
-            if len({tensor.data_ptr() for tensor in tensors if not tensor.is_meta}) > 1:
-                raise self._changed(f"{' and '.join(names)} no longer share their weights")
-
     @property
     def is_baked(self) -> bool:
         return self.document.layout == BAKED
@@ -256,19 +251,12 @@ def _constant(kind: Sequence[Any]) -> Any:
     return ABSENT if kind[0] == "absent" else kind[1]
 
 
-def layout_digest(module: nn.Module, document: GraphDocument, files: GraphFiles, device: torch.device) -> str:
-    """Return the ``layout`` of a fresh graph: the digest over the live tensors of ``module`` that its library reads."""
-    constants = GraphRunner(map_library(document.library, files), device).constants
-    lifted = _read_constants(files)
-    return digest_json(Binding(module, [name for name in constants if name not in lifted]).layout()).hex
-
-
 def _read_constants(files: GraphFiles) -> dict[str, torch.Tensor]:
-    if files.constants is None:
+    if CONSTANTS_NAME not in files:
         return {}
     from safetensors.torch import load_file
 
-    return load_file(str(files.constants.path))
+    return load_file(str(files[CONSTANTS_NAME].path))
 
 
 def constant_sha256(tensor: torch.Tensor) -> str:
@@ -296,9 +284,7 @@ def _sites(module: nn.Module, names: Sequence[str]) -> list[tuple[dict[str, Any]
 
 
 def _owner(module: nn.Module, path: str) -> nn.Module:
-    """The module at ``path``. A LoRA layer of peft whose weights were fused counts as the layer that it wraps,
-    whichever of the two the graph was made from.
-    """
+    """The module at ``path``. A LoRA layer of peft whose weights were fused counts as the layer that it wraps."""
     owner = module
     for step in path.split(".") if path else ():
         if step == BASE_LAYER and step not in owner._modules:
@@ -321,12 +307,3 @@ def _first_change(before: Mapping[str, str], after: Mapping[str, str]) -> str:
         if name in before and before[name] != layout:
             return f"{name} was {before[name]} and is {layout} (dtype, shape, strides)"
     return "dtypes, shapes or strides of its weights are not those that were frozen"
-
-
-def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the strides of a tensor of ``shape`` in row-major order, as torch gives them."""
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))

@@ -118,9 +118,8 @@ class BuildOptions:
 class BuiltGraph:
     """The files of a compiled graph and what is needed to bind it.
 
-    ``beside`` are files that the library looks up in its folder, by name. ``machine`` is what the compiler says that it
-    was built for. ``ties`` are groups of names that shared one storage when the graph was made. ``origins`` has, for
-    each constant that is an attribute of a module, the steps to it (see
+    ``beside`` are files that the library looks up in its folder. ``ties`` are groups of names that shared one storage
+    when the graph was made. ``origins`` has the steps to each constant that is an attribute of a module (see
     :func:`~pipevault.graphs.observe.iter_tensors`).
     """
 
@@ -177,15 +176,13 @@ class Build:
 
 
 def build_digest(identity: str, signature: CallSignature, options: BuildOptions) -> Digest:
-    """Return a digest of everything that decides a graph's code: two builds with one digest give the same bytes."""
+    """Return a digest of all that decides a graph's code: two builds with one digest give the same bytes."""
     return digest_json({"identity": identity, "signature": signature.to_json(), "options": options.to_json()})
 
 
 def build_graph(build: Build, output_dir: Path) -> BuiltGraph:
-    """Compile ``build`` with its own options; the files go to ``output_dir``.
-
-    Raises :class:`CannotFreezeError` with the reason when the call cannot be exported or compiled, and
-    :class:`InterruptedBuildError` when it failed for a reason of the moment.
+    """Compile ``build`` with its own options to ``output_dir``. Raises :class:`CannotFreezeError` with the reason, and
+    :class:`InterruptedBuildError` for one of the moment.
     """
     build = replace(build, module=with_equal_gradients(build.module))
     module, options, varying = build.module, build.options, build.varying
@@ -234,7 +231,6 @@ def _same(value: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _as_function(build: Build) -> nn.Module:
-    """A view of the module whose ``forward`` takes the tensors among the leaves and returns the graph's tensors."""
     module, leaves = build.module, build.leaves
     original = type(module)
 
@@ -262,7 +258,7 @@ def _origins(module: nn.Module, traced: torch.export.ExportedProgram) -> dict[st
 
 
 def _asked_sizes(sizes: TracedSizes) -> tuple[Sequence[Any], Mapping[Any, tuple[int, int]]]:
-    """The conditions that tracing puts on sizes, before compiling adds to them, and the bounds of each symbol."""
+    """The conditions on sizes before compiling adds to them, and the bounds of each symbol."""
     symbols = {symbol for tensor in sizes.inputs for size in tensor for symbol in sizes.symbols_in(size)}
     return sizes.conditions(), {symbol: sizes.bounds(symbol) for symbol in symbols}
 
@@ -273,7 +269,7 @@ def _sizes(
     conditions: Sequence[Any],
     bounds: Mapping[Any, tuple[int, int]],
 ) -> Sizes:
-    """Return what is asked of the sizes, as torch derived it: which depend on which, and what its code relies on.
+    """Return what is asked of the sizes, as torch derived it.
 
     Tracing asked for the ``conditions``, and compiling may have added equations. The inequalities that it adds choose
     among ways of computing by the sizes that it sees, which are the largest; each way is right for smaller ones.
@@ -383,7 +379,6 @@ def _compiled(program: torch.export.ExportedProgram, config: Mapping[str, Any], 
 
 
 def _collect(files: Sequence[str], folder: Path) -> BuiltGraph:
-    """Move what a graph needs to run from among the files of a build to ``folder``; sources stay behind."""
     made = [Path(file) for file in files]
     [library] = [path for path in made if path.suffix == ".so"]
     [metadata] = [path for path in made if path.name == f"{library.stem}_metadata.json"]
@@ -403,10 +398,7 @@ def _collect(files: Sequence[str], folder: Path) -> BuiltGraph:
 
 
 def strip_symbols(library: Path) -> None:
-    """Take the symbols out that only a debugger reads: they are more than half of a library.
-
-    Not where weights are compiled in: Inductor appends large ones to the end of the file, which ``strip`` cuts off.
-    """
+    """Take out symbols for debuggers; not of baked weights, which ``strip`` would cut off the end of the file."""
     strip = shutil.which("strip")  # comes with the linker that made the library
     if strip is not None:
         subprocess.run([strip, str(library)], check=True, capture_output=True)

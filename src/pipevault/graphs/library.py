@@ -24,37 +24,17 @@ EXTERN_NAME = "graph.json"
 """The file that torch's runner looks up next to a library: the calls of operators that have no C interface."""
 
 
-class GraphFiles:
-    """The files of one graph by name, held open with verified bytes until :meth:`close`."""
-
-    def __init__(self, files: Mapping[str, OpenedFile]) -> None:
-        self._files = dict(files)
-
-    def __getitem__(self, name: str) -> OpenedFile:
-        return self._files[name]
-
-    @property
-    def library(self) -> OpenedFile:
-        return self._files[LIBRARY_NAME]
-
-    @property
-    def constants(self) -> OpenedFile | None:
-        return self._files.get(CONSTANTS_NAME)
-
-    @property
-    def beside(self) -> dict[str, OpenedFile]:
-        """The files that the library's code looks up in its folder: rare, see ``inductor.build_graph``."""
-        return {name: file for name, file in self._files.items() if name not in (LIBRARY_NAME, CONSTANTS_NAME)}
-
-    def close(self) -> None:
-        for file in self._files.values():
-            file.close()
+class GraphFiles(dict[str, OpenedFile]):
+    """The files of one graph by name, held open with verified bytes until the end of the block: the library, its
+    constants, and what its code looks up in its folder, which is rare (see ``inductor.build_graph``).
+    """
 
     def __enter__(self) -> GraphFiles:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self.close()
+        for file in self.values():
+            file.close()
 
 
 _LOCK = threading.Lock()
@@ -66,11 +46,12 @@ _HELD: list[object] = []
 def map_library(digest: str, files: GraphFiles) -> str:
     """Map the library with ``digest``, unless it is; return the path by which the loader knows it.
 
-    :class:`~pipevault.errors.UnloadableGraphError`: the loader refuses it, in place and as a copy.
+    Raises :class:`~pipevault.errors.UnloadableGraphError`.
     """
     with _LOCK:
         if digest not in _MAPPED:
-            _MAPPED[digest] = _map_beside(files) if files.beside else _map(files.library)
+            code = {name: file for name, file in files.items() if name != CONSTANTS_NAME}
+            _MAPPED[digest] = _map(files[LIBRARY_NAME]) if len(code) == 1 else _map_with_others(code)
         return _MAPPED[digest]
 
 
@@ -115,19 +96,20 @@ def _unique_name(path: Path) -> str:
     return f"{path.parent}/{spelling}{path.name}"
 
 
-def _map_beside(files: GraphFiles) -> str:
+def _map_with_others(files: Mapping[str, OpenedFile]) -> str:
     try:
-        return _map_copy({LIBRARY_NAME: files.library, **files.beside})
+        return _map_copy(files)
     except OSError as error:
+        origin = files[LIBRARY_NAME].origin
+        others = ", ".join(name for name in files if name != LIBRARY_NAME)
         raise UnloadableGraphError(
-            f"The code of {files.library.origin} needs {', '.join(files.beside)} in its folder, and cannot be mapped "
-            f"from a copy: {error}. Set TMPDIR to a folder that code may be mapped from.",
-            files.library.origin,
+            f"The code of {origin} needs {others} in its folder, and cannot be mapped from a copy: {error}. Set TMPDIR "
+            "to a folder that code may be mapped from.",
+            origin,
         ) from error
 
 
 def _map_copy(files: Mapping[str, OpenedFile]) -> str:
-    """A copy of the files in a private folder that goes with the process."""
     folder = kept_scratch_folder()
     for name, file in files.items():
         shutil.copyfile(file.path, folder / name)

@@ -38,8 +38,8 @@ Path = str
 
 @dataclass(frozen=True)
 class ObservedCall:
-    """One eager call. ``after`` has the final value of each argument that is a container and was written to, by
-    position or name; ``state`` that of each attribute that was written, by path, :data:`ABSENT` where it was removed.
+    """One eager call, and the final values of arguments (by position or name) and attributes (by path) that it wrote
+    to; :data:`ABSENT` for an attribute that was removed.
     """
 
     output: Any
@@ -58,10 +58,7 @@ def observe(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> ObservedCall:
-    """Run ``eager(*args, **kwargs)`` on copies. Raises :class:`CannotFreezeError` for what no graph can do.
-
-    Where it raises, the modules and the random streams are what they were.
-    """
+    """Run ``eager`` on copies. Raises :class:`CannotFreezeError`; modules and random streams are then as before."""
     held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
     arguments = {**dict(enumerate(held_args)), **held_kwargs}
     tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
@@ -101,22 +98,19 @@ class RandomState:
         return not all(torch.equal(a, b) for a, b in zip(self._states, self._read(), strict=True))
 
     def restore(self) -> None:
-        torch.set_rng_state(self._states[0])
-        for index, state in enumerate(self._states[1:]):
-            torch.cuda.set_rng_state(state, index)
+        cpu, *gpus = self._states
+        torch.set_rng_state(cpu)
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)
 
     @staticmethod
     def _read() -> list[torch.Tensor]:
-        states = [torch.get_rng_state()]
-        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            states.extend(torch.cuda.get_rng_state(index) for index in range(torch.cuda.device_count()))
-        return states
+        has_gpus = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if has_gpus else ())]
 
 
 class Attributes:
-    """The plain attributes and buffers of a module tree at one moment, with which later ones are compared and to which
-    they are restored.
-    """
+    """The plain attributes and buffers of a module tree at one moment, to compare with and to restore."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -128,10 +122,7 @@ class Attributes:
         self._values = [(tensor, tensor.detach().clone(), _version(tensor)) for tensor in small if not tensor.is_meta]
 
     def written(self) -> dict[Path, Any]:
-        """Return the attributes that were set, or whose containers were changed, since.
-
-        :class:`CannotFreezeError` for a write that no graph can do: to a weight, or to a tensor in place.
-        """
+        """Return the attributes that were set, or whose containers were changed; refuse what no graph can write to."""
         for (name, tensor, version), (_, live) in zip(self._tensors, named_tensors(self._module), strict=False):
             if tensor.is_meta or live.is_meta:  # an offloading hook moves it about
                 continue
@@ -174,7 +165,6 @@ class UntouchableValue:
 
 
 def _owner(module: nn.Module, path: Path) -> tuple[dict[str, Any], str]:
-    """The ``__dict__`` in which the attribute at ``path`` lies, and its name there."""
     where, _, name = path.rpartition(":")
     return module.get_submodule(where).__dict__, name
 
@@ -186,7 +176,6 @@ def read_state(module: nn.Module, paths: Iterable[Path]) -> dict[Path, Any]:
 
 
 def put_state(module: nn.Module, path: Path, value: Any) -> None:
-    """Set an attribute to the very ``value``, or remove it where that is :data:`ABSENT`."""
     owner, name = _owner(module, path)
     if value is ABSENT:
         owner.pop(name, None)
@@ -254,7 +243,6 @@ def follow(module: nn.Module, steps: Sequence[str | int]) -> torch.Tensor | None
 
 
 def _named_items(value: Any) -> Iterator[tuple[str | int, Any]]:
-    """Yield what a container or an object holds, each by a step that JSON can hold."""
     if _is_open(value) and not isinstance(value, set):
         yield from ((key if isinstance(key, (str, int)) else repr(key), item) for key, item in _items(value))
 
@@ -283,9 +271,7 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 class _Contents:
-    """The items of a value's containers and objects, and the versions of its tensors. It keeps them, so that no
-    identity can be used again.
-    """
+    """What a value holds, and the versions of its tensors; held, so that no identity can be used again."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -303,17 +289,14 @@ class _Contents:
                 self._note(item, (*above, id(value)))
 
     def changed_in_place(self) -> bool:
-        """Return True if a tensor was."""
         return any(_version(tensor) != version for tensor, version in self.tensors)
 
     def holds(self, value: Any) -> bool:
-        """Return True if ``value`` is what this was made of, and nothing was written to it."""
         if not _is_same(self.value, value):
             return False
         return not self.changed_in_place() and all(_are_same(items, _items(one)) for one, items in self._holders)
 
     def restored(self) -> Any:
-        """Return the very value that it was, with what it and all in it held then."""
         for holder, items in self._holders:
             if not _are_same(items, _items(holder)):  # some refuse to be filled, such as diffusers' FrozenDict
                 _filled(holder, items)
@@ -352,7 +335,6 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
 
 
 def _filled(value: Any, items: list[tuple[Any, Any]]) -> Any:
-    """Return the container or object ``value`` with ``items`` as its content; a tuple stays what it is."""
     if isinstance(value, dict):
         value.clear()
         value.update(dict(items))  # of pairs, a Counter would count them
@@ -393,7 +375,6 @@ def held(value: Any, _memo: dict[int, Any] | None = None) -> Any:
 
 
 def _like(value: Any, items: list[Any]) -> Any:
-    """A sequence of the type of ``value``."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*items)
     return type(value)(items) if type(value) in (list, set, tuple) else value

@@ -18,8 +18,11 @@ from onediff.infer_compiler import DeployableModule
 from torch import nn
 
 from pipevault.compat.diffusers import inner_forwards
-from pipevault.errors import CannotFreezeError, ChangedPartError
+from pipevault.errors import CannotFreezeError, ChangedPartError, SettingsError
 from pipevault.graphs.state import PartOptions, PartState
+
+BACKEND = "inductor"
+"""The name of the backend that freezes modules, in OneDiff's registry."""
 
 
 class FrozenPart(DeployableModule):  # type: ignore[misc]
@@ -72,9 +75,7 @@ class FrozenPart(DeployableModule):  # type: ignore[misc]
 
 @cache
 def freeze_class(original: Any) -> type[nn.Module]:
-    """The class made from (:class:`FrozenPart`, ``original``). It bears the original's name, so that
-    ``save_pretrained`` writes what it always wrote.
-    """
+    """The class made for ``original``, whose name it bears: ``save_pretrained`` writes what it always wrote."""
     shown = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(original.__name__, (FrozenPart, original), {**shown, "_pipevault_original_class": original})
 
@@ -82,8 +83,10 @@ def freeze_class(original: Any) -> type[nn.Module]:
 def freeze_module(module: nn.Module, options: PartOptions) -> nn.Module:
     """Return ``module`` as a frozen part that shares its ``__dict__``.
 
-    Raises :class:`CannotFreezeError` for what :func:`obstacle` tells.
+    Raises :class:`SettingsError` for anything but a module, :class:`CannotFreezeError` for what :func:`obstacle` tells.
     """
+    if not isinstance(module, nn.Module):
+        raise SettingsError(f"The backend {BACKEND!r} compiles modules, not a {type(module).__name__}.")
     if isinstance(module, FrozenPart):
         part_state(module).options = options
         return module

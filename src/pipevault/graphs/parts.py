@@ -13,9 +13,8 @@ from torch import nn
 
 from pipevault.compat.onediffx import compile_parts, listed_parts
 from pipevault.errors import SettingsError
-from pipevault.graphs import backend
 from pipevault.graphs.adapters import adapter_of
-from pipevault.graphs.part import FrozenPart, part_state, release, unfrozen
+from pipevault.graphs.part import BACKEND, FrozenPart, part_state, release, unfrozen
 from pipevault.graphs.state import PartOptions, PartState
 from pipevault.pipeline import Pipeline
 
@@ -210,7 +209,7 @@ def attach(
     """
     blocks = blocks or {}
     modules = {name: get_part(pipe, name) for name in names}
-    compiled = compile_parts(modules, backend=backend.NAME, options=options)
+    compiled = compile_parts(modules, backend=BACKEND, options=options)
     states: dict[str, PartState] = {}
     for name, part in compiled.items():
         if part is not modules[name]:
@@ -253,3 +252,10 @@ def by_part(states: Mapping[str, PartState]) -> dict[str, list[PartState]]:
     for state in states.values():
         grouped.setdefault(state.part, []).append(state)
     return grouped
+
+
+def eager_reasons(members: Sequence[PartState]) -> list[str]:
+    """Return why calls of a part, or of its blocks, ran eagerly since its states began to list."""
+    refused = [slot.refusal for state in members for slot in state.touched.values() if slot.refusal]
+    unstored = [why for state in members for why in state.unstored.values()]
+    return list(dict.fromkeys([*refused, *unstored]))

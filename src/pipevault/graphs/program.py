@@ -66,10 +66,8 @@ def copied_leaves(leaves: Sequence[Leaf]) -> list[Leaf]:
 
 
 def varied_leaves(leaves: Sequence[Leaf], numbers: Collection[int]) -> list[Leaf]:
-    """Return other values of the same shapes: drawn ones mixed into floating point, whole numbers in reverse order.
-
-    Of the Python numbers those at ``numbers`` get their second value, and the others stay. What is drawn is the same
-    each time and leaves no random stream changed.
+    """Return other values of the same shapes: drawn ones mixed into floating point, whole numbers in reverse order, and
+    second values of the Python numbers at ``numbers``. They are the same each time, and no random stream is changed.
     """
     generator = torch.Generator().manual_seed(0)
     others = [_varied(leaf, generator) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
@@ -122,9 +120,8 @@ def with_number_tensors(
 def free_numbers(
     program: Program, module: nn.Module, eager: Callable[..., Any], call: DescribedCall, device: torch.device
 ) -> tuple[int, ...]:
-    """Return the indices of the numbers that only enter arithmetic, so that a graph may take them as inputs.
-
-    Decided by running the eager part with tensors in their place, at the captured value and at a second one.
+    """Return the indices of the numbers that only enter arithmetic, so that a graph may take them as inputs: the eager
+    part is run with tensors in their place, at the captured value and at a second one.
     """
 
     def are_free(indices: Sequence[int]) -> bool:
@@ -185,10 +182,7 @@ class Results:
 
     @classmethod
     def of(cls, result: Mapping[str, Any], leaves: Sequence[Any]) -> Results:
-        """Describe ``result``, which came from running a program on ``leaves``.
-
-        :class:`CannotFreezeError` for a leaf of an unknown kind.
-        """
+        """Describe ``result``, which came from running a program on ``leaves``. Refuses leaves of an unknown kind."""
         own = {id(leaf): index for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
         found, tree = pytree.tree_flatten(result)
         described: list[tuple[Any, ...]] = []
@@ -235,9 +229,8 @@ def _varied(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def is_degenerate(leaves: Sequence[Leaf]) -> bool:
-    """Return whether an input of more than one dimension holds one number only, such as an image all black.
-
-    Normalisation turns rounding into everything there, so that eager code and a right graph may differ at will.
+    """Return whether an input of more than one dimension holds one number only, such as an image all black, of which
+    normalisation makes mere rounding, so that eager code and a right graph may differ at will.
     """
     return any(
         isinstance(leaf, torch.Tensor)

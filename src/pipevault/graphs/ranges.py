@@ -62,15 +62,16 @@ class Expression:
     def __init__(self, text: str) -> None:
         if len(text) > _LONGEST_EXPRESSION:
             raise ValueError(f"an expression of {len(text)} characters is too long")
+        names: set[str] = set()
         try:
-            self._tree = ast.parse(text, mode="eval").body
-            self.symbols = frozenset(_names(self._tree))
+            self._evaluate = _compiled(ast.parse(text, mode="eval").body, names)
         except (SyntaxError, RecursionError, MemoryError) as error:
             raise ValueError(f"{text[:40]!r} is not an expression") from error
+        self.symbols = frozenset(names)
 
     def value(self, symbols: Mapping[str, int]) -> int:
         """Return the value for those ``symbols``; ``ZeroDivisionError`` where it has none."""
-        return int(_evaluate(self._tree, symbols))
+        return int(self._evaluate(symbols))
 
     def solve(self, size: int, known: Mapping[str, int]) -> tuple[str, int] | None:
         """Return the one symbol that is not ``known`` and its value if the expression has the value ``size``; ``None``
@@ -118,44 +119,36 @@ def solve(
         return None
 
 
-def _names(node: ast.AST, depth: int = 0) -> Iterable[str]:
-    """The symbols of an expression. ``ValueError`` for anything but arithmetic on whole numbers."""
+def _compiled(node: ast.AST, names: set[str], depth: int = 0) -> Callable[[Mapping[str, int]], Any]:
+    """Return what evaluates arithmetic on whole numbers, and add its symbols to ``names``; else ``ValueError``."""
     if depth > _DEEPEST:
         raise ValueError("an expression is nested too deeply")
-    if isinstance(node, ast.Name):
-        yield node.id
-    elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        yield from (*_names(node.left, depth + 1), *_names(node.right, depth + 1))
-    elif isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
-        yield from _names(node.operand, depth + 1)
-    elif isinstance(node, ast.Compare) and all(type(op) in _OPERATORS for op in node.ops):
-        for part in (node.left, *node.comparators):
-            yield from _names(part, depth + 1)
-    elif isinstance(node, ast.BoolOp):
-        for part in node.values:
-            yield from _names(part, depth + 1)
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS:
-        if node.keywords or not node.args:
-            raise ValueError(f"{node.func.id} takes numbers alone")
-        for part in node.args:
-            yield from _names(part, depth + 1)
-    elif not (isinstance(node, ast.Constant) and type(node.value) in (int, bool)):
-        raise ValueError(f"an expression has no {type(node).__name__}")
+    inside = node.args if isinstance(node, ast.Call) else ast.iter_child_nodes(node)
+    parts = [_compiled(part, names, depth + 1) for part in inside if isinstance(part, ast.expr)]
+    match node:
+        case ast.Name():
+            names.add(node.id)
+            return operator.itemgetter(node.id)
+        case ast.Constant() if type(node.value) in (int, bool):
+            value = node.value
+            return lambda symbols: value
+        case ast.BinOp() | ast.UnaryOp() if type(node.op) in _OPERATORS:
+            compute = _OPERATORS[type(node.op)]
+            return lambda symbols: compute(*(part(symbols) for part in parts))
+        case ast.Compare() if all(type(op) in _OPERATORS for op in node.ops):
+            compare = [_OPERATORS[type(op)] for op in node.ops]
 
+            def holds(symbols: Mapping[str, int]) -> bool:
+                values = [part(symbols) for part in parts]
+                return all(op(a, b) for op, a, b in zip(compare, values, values[1:], strict=False))
 
-def _evaluate(node: Any, symbols: Mapping[str, int]) -> Any:
-    if isinstance(node, ast.Name):
-        return symbols[node.id]
-    if isinstance(node, ast.Constant):
-        return node.value
-    if isinstance(node, ast.BinOp):
-        return _OPERATORS[type(node.op)](_evaluate(node.left, symbols), _evaluate(node.right, symbols))
-    if isinstance(node, ast.UnaryOp):
-        return _OPERATORS[type(node.op)](_evaluate(node.operand, symbols))
-    if isinstance(node, ast.Compare):
-        values = [_evaluate(part, symbols) for part in (node.left, *node.comparators)]
-        return all(_OPERATORS[type(op)](a, b) for op, a, b in zip(node.ops, values, values[1:], strict=False))
-    if isinstance(node, ast.BoolOp):
-        join = all if isinstance(node.op, ast.And) else any
-        return join(_evaluate(part, symbols) for part in node.values)
-    return _FUNCTIONS[node.func.id](*(_evaluate(part, symbols) for part in node.args))
+            return holds
+        case ast.BoolOp():
+            join = all if isinstance(node.op, ast.And) else any
+            return lambda symbols: join(part(symbols) for part in parts)
+        case ast.Call(func=ast.Name(id=name)) if name in _FUNCTIONS:
+            if node.keywords or not node.args:
+                raise ValueError(f"{name} takes numbers alone")
+            choose = _FUNCTIONS[name]
+            return lambda symbols: choose(*[part(symbols) for part in parts])
+    raise ValueError(f"an expression has no {type(node).__name__}")

@@ -209,10 +209,8 @@ class CallSignature:
 
 @dataclass(frozen=True)
 class DescribedCall:
-    """One call as a graph sees it.
-
-    ``leaves`` are its tensors and numbers in the order in which graphs refer to them. ``opaque`` names the first
-    argument of a kind that no graph can be keyed by, or is empty.
+    """One call as a graph sees it: its tensors and numbers in the order in which graphs refer to them. ``opaque`` names
+    the first argument of a kind that no graph can be keyed by, or is empty.
     """
 
     signature: CallSignature
@@ -239,22 +237,17 @@ class DescribedCall:
 def describe_call(
     args: Sequence[Any], kwargs: Mapping[str, Any], state: Mapping[str, Any] | None = None
 ) -> DescribedCall:
-    """Describe a call and the state, by path, on which it depends.
-
-    The order of keyword arguments counts for nothing.
-    """
+    """Describe a call and the state, by path, on which it depends; the order of keyword arguments does not count."""
     description = _Description()
     arguments = description.describe((tuple(args), {name: kwargs[name] for name in sorted(kwargs)}), "")
     kept = tuple((path, description.describe(value, path)) for path, value in sorted((state or {}).items()))
-    signature = CallSignature(arguments, _autocast(description.leaves), kept)
+    device_type = next((leaf.device.type for leaf in description.leaves if isinstance(leaf, torch.Tensor)), "cpu")
+    signature = CallSignature(arguments, autocast_dtype(device_type), kept)
     return DescribedCall(signature, tuple(description.leaves), description.opaque)
 
 
 def rebuild(shape: Shape, leaves: Iterator[Any]) -> Any:
-    """Return a value of the structure of ``shape`` that holds ``leaves``; containers are new.
-
-    ``shape`` must come from a :class:`DescribedCall` without opaque arguments.
-    """
+    """Return a value of the structure of ``shape``, which has nothing opaque, with new containers and these leaves."""
     kind = shape[0]
     if kind in ("tensor", "number"):
         return next(leaves)
@@ -334,8 +327,8 @@ def _node_name(node_type: Any) -> str:
     return name if home in ("builtins", "collections") else f"{home}.{name}"
 
 
-def _autocast(leaves: Sequence[Leaf]) -> str | None:
-    device_type = next((leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)), "cpu")
+def autocast_dtype(device_type: str) -> str | None:
+    """Return the dtype of an autocast in force."""
     if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
         return None
     return str(torch.get_autocast_dtype(device_type))[6:]

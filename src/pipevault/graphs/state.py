@@ -59,6 +59,7 @@ from pipevault.graphs.table import UNUSABLE, Found, Shelf, ShelfItem, Slot, Tabl
 logger = logging.getLogger("pipevault")
 
 _SCALARS = (bool, int, float, str)
+_SET_BY_LOADS = frozenset({"options", "name", "part", "regions", "_table", "_device"})
 MAX_VALUES = 8
 """Graphs of a part that differ in the values of numbers alone; one that asks for more counts its calls or the like."""
 
@@ -79,10 +80,9 @@ GENERATING = _Generating()
 
 
 class Watch(Protocol):
-    """The guard of a part that was compiled by hand, without a loaded pipeline whose guard would look at it."""
+    """The guard of a part that was compiled by hand; each method raises what is wrong."""
 
-    def calling(self, state: PartState) -> None:
-        """Raise :class:`ChangedPartError` if the part is not what was frozen."""
+    def calling(self, state: PartState) -> None: ...
 
     def lacking(self, state: PartState) -> None:
         """Raise :class:`NothingFrozenError` if a part without graphs means that nothing at all can be saved."""
@@ -91,7 +91,7 @@ class Watch(Protocol):
         """Return the identity of the part for its document, as plain JSON."""
 
     def loading(self, state: PartState, identity: Mapping[str, Any] | None, path: Path) -> None:
-        """Raise for a document of another identity than the part has; ``None`` stands in those that have none."""
+        """Raise for a document of another identity; ``None`` stands in those that have none."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +100,13 @@ class PartOptions:
 
     ``policy`` says what a call does that has no graph: ``compile`` (it is frozen on the spot), ``eager``,
     ``background`` (eager now, frozen by another process for later calls) or ``error``; with ``off`` no graph runs.
-    ``context`` names the settings that ``shelf`` follows: graphs of another context are not used. ``shelf`` gives the
-    shelf for a part as its weights are now; without it graphs live as long as the process. ``guard`` looks at a part
-    that is called outside of a loaded pipeline's generation and raises :class:`ChangedPartError` if it was changed.
-    ``settings`` has Inductor's options as they were when the part was loaded: torch keeps them for each context, and
-    another thread has others. ``verify`` looks at a part whose sub-modules changed and says what its graphs cannot
-    follow, or nothing.
-    ``watch`` does what ``guard`` does for a part that belongs to no loaded pipeline.
-    ``background`` has a call frozen in another process; it returns why the call runs eagerly until then, and whether
-    that will stay so. ``report`` is called for every step of a freeze,
-    ``timed`` measures the steps of opening a graph: ``verify``, ``open``, ``bind``.
+    ``context`` names the settings that ``shelf`` follows, and graphs of another context are not used. ``shelf`` gives
+    the shelf for a part as its weights are now; without it graphs live as long as the process. ``settings`` has
+    Inductor's options as they were at the load: torch keeps them for each thread. ``guard`` looks at a part that is
+    called outside of a generation, ``watch`` at one that belongs to no loaded pipeline. ``verify`` says what the graphs
+    of a part whose sub-modules changed cannot follow, or nothing. ``background`` has a call frozen by another process;
+    it returns why the call runs eagerly until then, and whether that will stay so. ``report`` is called for every step
+    of a freeze, ``timed`` measures those of opening a graph.
     """
 
     policy: str = "compile"
@@ -128,10 +125,7 @@ class PartOptions:
 
 @dataclass
 class PendingBuild:
-    """A call whose graph is to be compiled into ``folder``. ``held`` has the lock of its shelf, and the folder.
-
-    ``started_s`` and ``compiled_s`` are when it began to be frozen and to be compiled, by ``time.perf_counter()``.
-    """
+    """A call whose graph is to be compiled into ``folder``. ``held`` has the lock of its shelf, and the folder."""
 
     prepared: PreparedCall
     table: Table
@@ -150,8 +144,6 @@ Begun = TypeVar("Begun")
 
 
 class PartState:
-    """The state of a frozen part, apart from the module that it shares."""
-
     def __init__(self, module: nn.Module, options: PartOptions) -> None:
         self.module = module
         self.name = type(module).__name__
@@ -184,7 +176,7 @@ class PartState:
 
     @property
     def is_compiled(self) -> bool:
-        """True if there is anything to save: ``save_pipe`` reads it. Where there is not, ``watch`` may raise."""
+        """Tell ``save_pipe`` whether there is anything to save."""
         found = any(slot.kept.document for slot in self.table)
         if not found and self.options.watch is not None:
             self.options.watch.lacking(self)
@@ -200,10 +192,7 @@ class PartState:
         return [slot for slot in self.table if slot.kept.document is not None]
 
     def attach(self, device: torch.device) -> Table:
-        """Choose the shelf for the part as it is now, on ``device``; nothing is opened.
-
-        Graphs of an earlier load stay, unless the part has another identity now.
-        """
+        """Choose the shelf for the part as it is now. Graphs of an earlier load stay while it has the same identity."""
         token, shelf = self._token(device), self._shelf(device)
         known = self._tables.get(token)
         if known is None or known.shelf is None or shelf is None or known.shelf.identity != shelf.identity:
@@ -215,20 +204,12 @@ class PartState:
     def eager(self, *args: Any, **kwargs: Any) -> Any:
         return type(self.module).forward(self.module, *args, **kwargs)
 
-    def place(self) -> tuple[Any, ...]:
-        """Return what a load sets, to be given to :meth:`put_back` if it fails."""
-        return self.options, self.name, self.part, self.regions, self._table, getattr(self, "_device", None)
-
-    def put_back(self, place: tuple[Any, ...]) -> None:
-        """Set what a load set to what it was."""
-        self.options, self.name, self.part, self.regions, self._table, device = place
-        if device is not None:
-            self._device = device
+    def place(self) -> dict[str, Any]:
+        """Return what a load sets, with which ``vars`` of the state are updated if it fails."""
+        return {name: value for name, value in vars(self).items() if name in _SET_BY_LOADS}
 
     def note_scalars(self) -> None:
-        """Remember the plain numbers and words on the modules of a block: code around it may set them between calls,
-        where no guard looks.
-        """
+        """Remember plain values on the modules of a block: code around it may set them where no guard looks."""
         if self.part != self.name:
             owners = [child.__dict__ for child in self.module.modules()]
             self._scalars = [(own, n, value) for own in owners for n, value in own.items() if type(value) in _SCALARS]
@@ -300,7 +281,7 @@ class PartState:
     def _find(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Found | None:
         table = self.table
         slot, call = table.find(self.module, args, kwargs)
-        if slot is not None and (slot.refusal or self._is_usable(table, slot)):
+        if slot is not None and self._is_usable(table, slot):
             return slot, call, ()
         table = self.table_on(call.device)
         for attempt in range(2):
@@ -310,14 +291,15 @@ class PartState:
             cast = table.find_cast(self.module, args, kwargs) if slot is None else None
             if cast is not None and self._is_usable(table, cast[0]):
                 return cast
-            if slot is not None and (slot.refusal or self._is_usable(table, slot)):
+            if slot is not None and self._is_usable(table, slot):
                 return slot, call, ()
             if not attempt:
                 table.read_shelf()
         return None
 
     def _is_usable(self, table: Table, slot: Slot) -> bool:
-        """Return True if the graph can be opened and fits the weights; one that cannot is forgotten."""
+        if slot.refusal:
+            return True
         if slot.graph is not None:
             return slot.graph.holds or slot.graph.fits(self.module) or self._same_table(table)
         try:
@@ -334,7 +316,7 @@ class PartState:
         return True
 
     def _same_table(self, table: Table) -> bool:
-        """Return True if the weights are those of the table: then a graph that does not fit is an error of its own."""
+        """If the weights are those of the table, a graph that does not fit is an error of its own."""
         return self.table_on(self._device) is table
 
     def table_on(self, device: torch.device | None) -> Table:
@@ -468,7 +450,7 @@ class PartState:
             return begun if isinstance(begun, PendingBuild) else None
 
     def run_eagerly_ahead(self, pending: PendingBuild) -> bool:
-        """Run eager code once that the graph will be compared with; ``False`` once all of it has run."""
+        """Run eager code once that the graph will be compared with; ``False`` when nothing is left to run."""
         with FREEZING, without_modes(), torch.no_grad():
             for run in pending.prepared.references:
                 if not run.is_done:
@@ -486,7 +468,7 @@ class PartState:
         return freeze(*arguments) if settings is None else settings.copy().run(freeze, *arguments)
 
     def freeze(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Slot:
-        """Make a graph for the call, or note why there can be none; the slot in the table."""
+        """Make a graph for the call, or note why there can be none."""
         begun = self._begin(args, kwargs)
         if isinstance(begun, Slot):
             return begun
@@ -497,11 +479,10 @@ class PartState:
     def _begin(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], others: Sequence[SizedCall] = (), *, ahead: bool = False
     ) -> Slot | PendingBuild:
-        """Do what comes before compiling: the slot where that is not needed, or cannot be done.
+        """Do what comes before compiling; return the slot where that is not needed, or cannot be done.
 
-        ``others`` are calls of other sizes: the graph serves the whole range, or :class:`CannotFreezeError` is raised.
-        ``ahead``: the pipeline does not make the call just now, so that a part which keeps state is in another one; it
-        raises :class:`StatefulPartError`.
+        For a range, with ``others``, :class:`CannotFreezeError` is raised instead. ``ahead``: the pipeline does not
+        make the call just now, so that the state of a part is another one; that raises :class:`StatefulPartError`.
         """
         call = describe_call(args, kwargs)
         table, signature, cls = self.table_on(call.device), call.signature, type(self.module)
@@ -549,17 +530,13 @@ class PartState:
             return self._refused(table, signature, error, others)
 
     def _end(self, pending: PendingBuild, build: Callable[[], BuiltGraph]) -> Slot:
-        """Check and keep what ``build`` compiled, or note why it could not."""
         prepared, table, report = pending.prepared, pending.table, self.options.report
         signature = str(pending.signature)
         with pending.held:
             try:
-                frozen = finish_call(
-                    prepared,
-                    build(),
-                    verify=self._verify,
-                    on_step=lambda action, detail: report(self.name, action, None, detail),
-                )
+                built = build()
+                report(self.name, "check", None, signature)
+                frozen = finish_call(prepared, built, verify=self._verify)
             except CannotFreezeError as error:
                 return self._refused(table, pending.signature, error, prepared.others)
             report(self.name, "compile", time.perf_counter() - pending.compiled_s, signature)
@@ -577,14 +554,16 @@ class PartState:
                 fits = all(theirs.covers(one) for one in (wanted, *(other.call.signature for other in others)))
             else:
                 fits = theirs == wanted
-            if slot.kept.key not in known and fits and (slot.refusal or self._is_usable(table, slot)):
+            if slot.kept.key in known or not fits or not slot.constants_fit(self.module):
+                continue
+            if self._is_usable(table, slot):
                 return slot
         return None
 
     def _refused(
         self, table: Table, signature: CallSignature, error: CannotFreezeError, others: Sequence[SizedCall]
     ) -> Slot:
-        """The slot that says why a call cannot be frozen; ``error`` is raised where it does not depend on the call."""
+        """Note why a call cannot be frozen; ``error`` is raised where it does not depend on the call."""
         of_the_moment = (TrainingModeError, CompilerMissingError, InterruptedBuildError, NotFiniteError)
         if others or isinstance(error, (*of_the_moment, StatefulPartError)):
             raise error
@@ -619,7 +598,6 @@ class PartState:
         trial(what)
 
     def _check_casts(self, found: Found, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Compare a graph with eager code when it is first given inputs of other dtypes, which are cast to its own."""
         slot, call, casts = found
         if casts and casts not in slot.casts:
             self._compare(slot, call, args, kwargs, "its inputs are cast to the dtypes that were frozen")
@@ -664,11 +642,11 @@ class PartState:
 
     def load(self, path: Path) -> None:
         """Add the graphs of a document; a call that none of them fits is an error from now on."""
-        part = read_part(path)
+        graphs, identity = read_part(path)
         if self.options.watch is not None:
-            self.options.watch.loading(self, part.identity, path)
+            self.options.watch.loading(self, identity, path)
         table = self.table
-        for document in part.graphs:
+        for document in graphs:
             files = partial(_files_beside, path, document)
             self.open(table.add(ShelfItem(document.signature, document.signature.digest.hex, document, files)))
         self.options = replace(self.options, policy="error")
@@ -681,7 +659,6 @@ def _in_memory(frozen: FrozenCall) -> ShelfItem:
 
 
 def _files_beside(path: Path, document: GraphDocument) -> GraphFiles:
-    """The files that :meth:`PartState.save` wrote next to the document at ``path``."""
     folder = path.parent / ARTIFACTS
     return document.open_files(
         lambda name, digest: open_verified(folder / digest, Digest(digest), what=f"The file {name} of {path}")

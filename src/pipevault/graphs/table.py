@@ -28,11 +28,10 @@ _MAX_COVERED = 256
 
 @dataclass(frozen=True)
 class ShelfItem:
-    """The item of a shelf for one signature: a graph, or the reason why there can be none.
+    """A graph on a shelf, or the reason why there can be none for ``signature``.
 
-    ``files`` opens the files of the graph and verifies them; it raises a :class:`~pipevault.errors.VaultError` or
-    :class:`~pipevault.errors.WrongMachineError` for a graph that cannot be used. ``key`` names the entry. ``opened``
-    are the graphs in use that came from the files. ``times``: how long its call took when it was frozen.
+    ``files`` opens the files of the graph and verifies them; it raises what is :data:`UNUSABLE`. ``key`` names the
+    entry. ``opened`` are the graphs in use that came from the files.
     """
 
     signature: CallSignature
@@ -45,7 +44,7 @@ class ShelfItem:
 
 
 class Shelf(Protocol):
-    """The place of a part identity's graphs. Parts of one identity, such as the blocks of a transformer, share it."""
+    """The place of the graphs of one part identity, which parts such as equal blocks share."""
 
     identity: str
 
@@ -70,32 +69,33 @@ class Slot:
     """A graph at its place in a table. ``casts`` are the dtypes of inputs for which it was compared with eager code.
 
     ``_origins`` has the constants that were compared with those of the graph, their versions, and the results. They are
-    held, because what is made after one is freed may have its identity.
+    held, because what is made after one is freed may have its identity. Inference tensors count no versions: they are
+    compared each time.
     """
 
     kept: ShelfItem
     graph: FrozenGraph | None = None
     casts: set[tuple[str, ...]] = field(default_factory=set)
-    _origins: list[tuple[torch.Tensor | None, int, bool]] = field(default_factory=list)
+    _origins: list[tuple[torch.Tensor | None, int | None, bool]] = field(default_factory=list)
 
     @property
     def refusal(self) -> str:
         return self.kept.refusal
 
     def constants_fit(self, module: nn.Module) -> bool:
-        """Return True if the attributes that the graph has as constants still hold the same numbers."""
+        """Return whether the attributes that the graph has as constants still hold the same numbers."""
         document = self.kept.document
         if document is None or not document.origins:
             return True
-        stamps: list[tuple[torch.Tensor | None, int, bool]] = []
+        stamps: list[tuple[torch.Tensor | None, int | None, bool]] = []
         for place, (_, steps, sha256) in enumerate(document.origins):
             tensor = follow(module, steps)
             if tensor is None:  # not filled yet: the part would make the very constant that the graph has
-                stamps.append((None, 0, True))
+                stamps.append((None, None, True))
                 continue
-            version = 0 if tensor.is_inference() else tensor._version
+            version = None if tensor.is_inference() else tensor._version
             known = self._origins[place] if place < len(self._origins) else None
-            if known is None or known[0] is not tensor or known[1] != version:
+            if known is None or known[0] is not tensor or version is None or known[1] != version:
                 known = (tensor, version, constant_sha256(tensor) == sha256)
             stamps.append(known)
         self._origins = stamps
@@ -122,11 +122,9 @@ class Table:
 
     @property
     def state_paths(self) -> tuple[str, ...]:
-        """The attributes that a graph here takes as state."""
         return tuple(sorted({path for paths, _ in self._states for path in paths}))
 
     def add(self, kept: ShelfItem) -> Slot:
-        """Add what a shelf holds; what is here already stays."""
         with self._lock:
             for slot in self._by_signature.get(kept.signature.without_fixed, ()):
                 same = slot.kept.signature == kept.signature and slot.kept.key == kept.key
@@ -148,7 +146,6 @@ class Table:
             return slot
 
     def remove(self, slot: Slot) -> None:
-        """Forget a graph that cannot be used."""
         if self.shelf is not None:
             self.shelf.forget(slot.kept.key)
         with self._lock:
@@ -166,9 +163,7 @@ class Table:
     def find(
         self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Slot | None, DescribedCall]:
-        """Return the slot for a call, and the call as that slot's graph takes it: a graph for its very sizes if there
-        is one, else that of the tightest range.
-        """
+        """Return the slot for a call, one for its very sizes before ranges, and the call as its graph takes it."""
         call: DescribedCall | None = None
         for paths in reversed(self._states):  # state first: a graph without it is older knowledge
             call = describe_call(args, kwargs, _state(module, *paths))
@@ -196,9 +191,7 @@ class Table:
         yield from covering
 
     def find_cast(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Found | None:
-        """Return a slot whose graph takes the call once scalars and vectors, such as time steps, are cast to other
-        dtypes that hold the same values.
-        """
+        """Return a slot for the call with scalars and vectors cast to other dtypes that hold the same values."""
         for paths in reversed(self._states):
             call = describe_call(args, kwargs, _state(module, *paths))
             if call.opaque:

@@ -24,15 +24,14 @@ from pipevault.compat.pytorch import compile_mode_options, compile_modes, induct
 from pipevault.compat.versions import require_inductor
 from pipevault.digest import digest_json
 from pipevault.errors import ChangedPartError, MissError, NothingFrozenError, SettingsError, WrongMachineError
-from pipevault.graphs import backend
 from pipevault.graphs.freezing import part_device
 from pipevault.graphs.inductor import BuildOptions
-from pipevault.graphs.part import FrozenPart, part_state, unfrozen
+from pipevault.graphs.part import BACKEND, FrozenPart, freeze_module, part_state, unfrozen
 from pipevault.graphs.state import PartOptions, PartState
 from pipevault.key import leaf_differences
 from pipevault.reading import read_file
 
-_AGAIN = f'compile_pipe(pipe, backend="{backend.NAME}")'
+_AGAIN = f'compile_pipe(pipe, backend="{BACKEND}")'
 _DEFAULTS: Mapping[str, Any] = {
     "on_unfrozen": "compile",
     "weights": "bound",
@@ -68,7 +67,7 @@ def compile_module(torch_module: nn.Module | None = None, *, options: Any = None
         return lambda module: compile_module(module, options=options)
     require_inductor()
     if isinstance(options, PartOptions):
-        return backend.compile_module(torch_module, options)
+        return freeze_module(torch_module, options)
     given = read_options(options)
     if isinstance(torch_module, nn.Module):
         module, formats = unfrozen(torch_module), _MEMORY_FORMATS[given["memory_format"]]
@@ -88,7 +87,7 @@ def compile_module(torch_module: nn.Module | None = None, *, options: Any = None
         watch=watch,
         freeze_hint="Freeze it with on_unfrozen='compile' and save_pipe",
     )
-    part = backend.compile_module(torch_module, ours)
+    part = freeze_module(torch_module, ours)
     _COMPILED.add(part_state(part))
     if isinstance(torch_module, FrozenPart) and not is_kept:
         part_state(part).attach(part_device(part_state(part).module))
@@ -103,7 +102,7 @@ def read_options(options: Any) -> dict[str, Any]:
     for name in given:
         if name not in _DEFAULTS:
             raise SettingsError(
-                f"The backend {backend.NAME!r} has no option {name!r}.{_did_you_mean(str(name), _DEFAULTS)}"
+                f"The backend {BACKEND!r} has no option {name!r}.{_did_you_mean(str(name), _DEFAULTS)}"
                 f" Options: {', '.join(_DEFAULTS)}."
             )
     values = {**_DEFAULTS, **{name: value for name, value in given.items() if value is not None}}
@@ -141,12 +140,12 @@ def _mapping(options: Any) -> Mapping[str, Any]:
             options = json.loads(text)
         except (OSError, ValueError) as error:
             raise SettingsError(
-                f"{source} of the backend {backend.NAME!r} cannot be read: {error}. Give a mapping, its JSON, or a "
+                f"{source} of the backend {BACKEND!r} cannot be read: {error}. Give a mapping, its JSON, or a "
                 "file that holds it."
             ) from error
     if not isinstance(options, Mapping):
         raise SettingsError(
-            f"{source} of the backend {backend.NAME!r} must be a mapping, not a {type(options).__name__}. "
+            f"{source} of the backend {BACKEND!r} must be a mapping, not a {type(options).__name__}. "
             f"Options: {', '.join(_DEFAULTS)}."
         )
     return options
@@ -231,9 +230,9 @@ class _PartWatch:
 
     def _factors(self, state: PartState) -> dict[str, Any]:
         device = part_device(state.module)
-        identity = PartIdentity.of(state.module, device, backend=backend.NAME, build=self.build)
+        identity = PartIdentity.of(state.module, device, backend=BACKEND, build=self.build)
         plain: dict[str, Any] = json.loads(json.dumps(dict(identity.factors)))
         return plain
 
 
-register_backend(backend.NAME, compile_module)
+register_backend(BACKEND, compile_module)
