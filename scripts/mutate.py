@@ -37,7 +37,7 @@ FITTING: dict[str, tuple[str, ...]] = {
     "cache/builders": ("tests/cache/test_builders.py", *LOADS),
     "cache/capture": ("tests/cache/test_capture.py", "tests/cache/test_ranges.py", *LOADS),
     "cache/generation_hook": CALLS,
-    "cache/guard": (*CALLS, "tests/cache/test_promises.py"),
+    "cache/guard": (*CALLS, "tests/cache/test_promises.py", "tests/cache/test_stable_diffusion.py"),
     "cache/keys": ("tests/cache/test_keys.py", "tests/cache/test_explain_miss.py", *LOADS),
     "cache/loaded": (*LOADS, *CALLS),
     "cache/onediff_backends": ONEDIFF,

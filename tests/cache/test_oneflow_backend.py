@@ -36,7 +36,7 @@ from pipevault.errors import (
 from pipevault.graphs.part import FrozenPart
 from pipevault.store.bundle import export_bundle, import_bundle
 from pipevault.store.layout import Layout
-from pipevault.store.locks.leases import leased_keys
+from pipevault.store.locks.leases import live_leases
 from pipevault.store.vault import Vault
 
 WARM_UP = "ONEFLOW_CONV2D_KERNEL_ENABLE_TUNING_WARMUP"
@@ -262,10 +262,10 @@ class TestGivingBack:
             pipevault.PipelineCache(tmp_path / "vault", backend=backend, mode="require").load(pipe, batch_size=2)
         assert pipe.transformer is compiled
         assert pipevault.status(pipe) == told
-        assert leased_keys(Layout(tmp_path / "vault")) == {told.key}
+        assert live_leases(Layout(tmp_path / "vault")).keys() == {told.key}
         assert torch.equal(draw(pipe), expected)
         assert type(pipevault.unload(pipe).transformer) is Denoiser
-        assert not leased_keys(Layout(tmp_path / "vault"))
+        assert not live_leases(Layout(tmp_path / "vault"))
 
     def test_a_load_that_fails_leaves_the_graphs_of_this_package(self, tmp_path: Path, plain_vault: Path) -> None:
         from helpers.pipelines import FAST_BUILD
@@ -278,7 +278,7 @@ class TestGivingBack:
         assert pipe.transformer is frozen
         assert pipevault.status(pipe) == told
         assert torch.equal(draw(pipe), expected)
-        assert leased_keys(Layout(vault))
+        assert live_leases(Layout(vault))
 
     def test_another_backend_afterwards(self, tmp_path: Path, plain_vault: Path) -> None:
         from helpers.pipelines import FAST_BUILD

@@ -18,7 +18,7 @@ import pipevault
 import pipevault.key
 from helpers.pipelines import FAST_BUILD, draw, stable_diffusion
 from pipevault.errors import ChangedPartError, MissError, TrainingModeError, UnfrozenCallError
-from pipevault.graphs.part import FrozenPart
+from pipevault.graphs.part import FrozenPart, part_state
 from pipevault.store.vault import Vault
 
 FRESH_PROCESS = """
@@ -164,6 +164,31 @@ def test_a_changed_graph_is_noticed_before_a_pixel_is_made(
     if undo:
         undo(pipe)
         assert expected is None or torch.equal(draw(pipe), expected)
+
+
+def test_a_change_that_may_matter_is_judged_by_what_eager_code_computes(frozen_vault: Path, pipe: Any) -> None:
+    load(frozen_vault, pipe)
+    expected = draw(pipe)
+    pipe.unet.mid_block.resnets[0].note = 1.5  # read by no code
+    eager = part_state(pipe.unet).eager
+    calls: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return eager(*args, **kwargs)
+
+    part_state(pipe.unet).eager = counted  # type: ignore[method-assign]
+    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(draw(pipe), expected)
+    assert len(calls) == 1, "it was tried once, and accepted"
+
+    pipe.unet.mid_block.resnets[0].output_scale_factor = 3.0  # divides the block's result
+    with pytest.raises(ChangedPartError, match=r"output_scale_factor.*no longer computes what its graph does"):
+        draw(pipe)
+    with pytest.raises(ChangedPartError, match="output_scale_factor"):
+        draw(pipe)
+    pipe.unet.mid_block.resnets[0].output_scale_factor = 1.0
+    assert torch.equal(draw(pipe), expected)
 
 
 def test_a_part_that_was_changed_is_noticed_while_another_is_loaded(frozen_vault: Path, pipe: Any) -> None:
