@@ -31,7 +31,7 @@ from pipevault.pipeline import Pipeline
 
 logger = logging.getLogger("pipevault")
 
-_PREPARE = "PipelineCache.prepare(pipe)"
+_PREPARE = "PipelineCache.load(pipe)"
 _CONTAINERS = (dict, list, set, OrderedDict)
 # Tensors are watched by the graphs that are bound to them, and no inference runs the other hooks.
 _UNWATCHED = frozenset(

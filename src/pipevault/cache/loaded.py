@@ -207,14 +207,14 @@ def unload(pipe: Pipeline) -> Any:
 
 
 def status(pipe: Pipeline) -> Outcome:
-    """Return what :meth:`~pipevault.PipelineCache.prepare` did with ``pipe``, and what calls have frozen since.
+    """Return what :meth:`~pipevault.PipelineCache.load` did with ``pipe``, and what calls have frozen since.
 
     Raises :class:`SettingsError` if it was never loaded; a copy of a loaded pipeline is eager and counts as such.
     """
     state = loaded_state(pipe)
     if state is None:
         raise SettingsError(
-            f"This {type(pipe).__name__} was not loaded by pipevault. Load it: PipelineCache().prepare(pipe)."
+            f"This {type(pipe).__name__} was not loaded by pipevault. Load it: PipelineCache().load(pipe)."
         )
     parts = dict(state.outcome.parts)
     for name, members in graph_parts.by_part(state.states(pipe)).items():

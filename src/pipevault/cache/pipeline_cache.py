@@ -125,7 +125,7 @@ class PipelineCache:
         have such a graph, ``problems`` of the outcome say why, and single sizes are frozen as they come. A second load
         adds to the first. ``parts`` names the parts to freeze; by default all. With ``auto``, those stay eager that
         gain less than 3 %, by their times when their graphs were checked; the outcome says so. What happened:
-        :func:`pipevault.status`. If it fails, the pipeline is what it was.
+        :func:`pipevault.outcome`. If it fails, the pipeline is what it was.
 
         Raises :class:`~pipevault.errors.MissError` in mode ``require``, :class:`~pipevault.errors.CannotFreezeError`
         and its subclasses, :class:`~pipevault.errors.BadCallError`, :class:`~pipevault.errors.VaultError`.

@@ -165,7 +165,7 @@ class LoadSession:
             report=report,
             timed=clock.timed,
             freeze_hint=(
-                "Freeze such calls too, with PipelineCache.prepare(pipe, shapes=[...]) in mode 'compile' or with "
+                "Freeze such calls too, with PipelineCache.load(pipe, shapes=[...]) in mode 'compile' or with "
                 "`pipevault prewarm`"
             ),
         )

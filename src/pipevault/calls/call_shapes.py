@@ -1,4 +1,4 @@
-"""The shapes that one load freezes, from the arguments of :meth:`~pipevault.PipelineCache.prepare`."""
+"""The shapes that one load freezes, from the arguments of :meth:`~pipevault.PipelineCache.load`."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def from_pretrained(
     """Return ``pipeline_class.from_pretrained(path, **options)``, moved to ``device``, with frozen graphs.
 
     The fields of the settings are those of :class:`PipelineCache`; shapes and ``parts`` are those of
-    :meth:`PipelineCache.prepare`, which lists the errors. All other ``options`` go to the pipeline's class; one that
+    :meth:`PipelineCache.load`, which lists the errors. All other ``options`` go to the pipeline's class; one that
     is nearly a name of ours is a :class:`SettingsError`.
     """
     settings_names, load_names = set(field_names(SettingsFields)), {*field_names(LoadFields), *field_names(ShapeFields)}
@@ -45,5 +45,5 @@ def from_pretrained(
     if device is not None:
         pipe = pipe.to(device)
     note_origins(pipe, options)
-    loaded: AnyPipeline = cache.prepare(pipe, **load)
+    loaded: AnyPipeline = cache.load(pipe, **load)
     return loaded
