@@ -326,6 +326,15 @@ def test_work_is_sent_as_it_comes_and_the_last_is_left_for_this_process(
         pool._busy.clear()
 
 
+@pytest.mark.parametrize(("count", "is_one_of_many"), [(5, False), (6, True)])
+def test_headers_are_made_for_many_graphs(tmp_path: Path, count: int, is_one_of_many: bool) -> None:
+    works: list[Any] = [Ended(tmp_path) for _ in range(count)]
+    with Builders(1, "repeatable") as pool:
+        for number, work in enumerate(works):
+            pool.offer(work, more=count - 1 - number)
+    assert {work.is_one_of_many for work in works} == {is_one_of_many}
+
+
 def test_a_process_that_is_gone_takes_no_work_and_stops_quietly(tmp_path: Path) -> None:
     builder = builders._Builder()
     os.kill(builder._process.pid, signal.SIGKILL)
