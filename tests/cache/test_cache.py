@@ -254,6 +254,14 @@ class TestForeignEntries:
 
 class TestCompiling:
     @pytest.mark.compile
+    def test_weights_whose_changes_are_not_counted_are_not_baked(self, tmp_path: Path) -> None:
+        with torch.inference_mode():
+            pipe = PlainPipeline()
+        cache(tmp_path / "vault", weights="baked").load(pipe)
+        [part] = pipevault.outcome(pipe).parts.values()
+        assert part.status == "eager"
+        assert "inference mode" in part.reason
+
     def test_baked_weights_count_and_a_write_to_them_is_noticed(self, tmp_path: Path) -> None:
         baked = cache(tmp_path / "vault", weights="baked")
         pipe = baked.load(PlainPipeline(), batch_size=1)

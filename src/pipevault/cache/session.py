@@ -68,7 +68,7 @@ class LoadSession:
             whole = [name for name in names if name not in self.regions]
             blocks = {path: name for name, its in self.regions.items() for path in its.blocks}
             frozen = [*whole, *blocks]
-            found = {name: what for name in frozen if (what := obstacle(graph_parts.get_part(pipe, name)))}
+            found = {name: what for name in frozen if (what := self._obstacle(graph_parts.get_part(pipe, name)))}
             obstacles = {blocks.get(name, name): what for name, what in found.items()}
             obstacles |= self._give_up_otherwise(whole)
             self.obstacles = {name: PartOutcome("eager", what) for name, what in obstacles.items()}
@@ -76,6 +76,12 @@ class LoadSession:
             self.states = self._attach([*(name for name in whole if name not in self.obstacles), *blocks], blocks)
         earlier = previous.names if previous else ()
         self.names = tuple(dict.fromkeys([*earlier, *(name for name in names if name not in self.regions), *blocks]))
+
+    def _obstacle(self, part: nn.Module) -> str:
+        is_baked = self.access.build.weights == "baked"
+        if is_baked and any(weight.is_inference() for weight in (*part.parameters(), *part.buffers())):
+            return "its weights were made in inference mode, which counts no changes that baked graphs must notice"
+        return obstacle(part)
 
     def _attach(self, names: Sequence[str], blocks: Mapping[str, str]) -> dict[str, PartState]:
         known = {path: its for regions in self.regions.values() for path, its in regions.architectures.items()}
