@@ -142,6 +142,23 @@ class TestGraphs:
         gc.collect()
         assert free(watched[-1])
 
+    def test_a_graph_that_goes_while_a_program_is_traced_leaves_nothing_in_it(
+        self, open_graph: Callable[[], GraphRunner]
+    ) -> None:
+        class Collecting(nn.Module):
+            runner: GraphRunner | None = open_graph()
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                type(self).runner = None
+                return x + 1
+
+        assert Collecting.runner is not None
+        Collecting.runner.bind(weights(2.0))
+        program = torch.export.export(Collecting(), (torch.ones(2),), strict=False)
+        assert [node.target for node in program.graph.nodes if node.op == "call_function"] == [
+            torch.ops.aten.add.Tensor
+        ]
+
     def test_inference_tensors_are_weights_too(self, open_graph: Callable[[], GraphRunner]) -> None:
         runner = open_graph()
         with torch.inference_mode():

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipevault.compat.pytorch import without_modes
+
 if TYPE_CHECKING:
     import torch
 
@@ -100,8 +102,9 @@ os.register_at_fork(after_in_child=_forget_all)
 
 
 def _empty(pointers: Mapping[str, torch.Tensor]) -> None:
-    for pointer in pointers.values():
-        pointer.set_()  # type: ignore[call-overload]
+    with without_modes():  # the garbage collector may come while this thread traces a program
+        for pointer in pointers.values():
+            pointer.set_()  # type: ignore[call-overload]
 
 
 class _Graph(Protocol):
