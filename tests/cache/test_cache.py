@@ -253,7 +253,6 @@ class TestForeignEntries:
 
 
 class TestCompiling:
-    @pytest.mark.compile
     def test_weights_whose_changes_are_not_counted_are_not_baked(self, tmp_path: Path) -> None:
         with torch.inference_mode():
             pipe = PlainPipeline()
@@ -262,6 +261,7 @@ class TestCompiling:
         assert part.status == "eager"
         assert "inference mode" in part.reason
 
+    @pytest.mark.compile
     def test_baked_weights_count_and_a_write_to_them_is_noticed(self, tmp_path: Path) -> None:
         baked = cache(tmp_path / "vault", weights="baked")
         pipe = baked.load(PlainPipeline(), batch_size=1)
