@@ -97,7 +97,8 @@ def test_the_product_of_what_is_given_is_planned_and_then_frozen_dtype_by_dtype(
 
 def test_table(run: Run, opened: list[dict[str, Any]]) -> None:
     [row] = rows(run("prewarm", "demo", "--size", "32x32").stdout)
-    assert row[:6] == ["32x32", KEY.digest.short, "miss", "unet", "yes", "1.5"]
+    assert row[:5] == ["32x32", KEY.digest.short, "miss", "unet", "yes"]
+    assert float(row[5]) < 1.5, "what it took, not the sum of steps that lie inside one another"
 
 
 def test_without_a_size(run: Run, loads: list[dict[str, Any]]) -> None:

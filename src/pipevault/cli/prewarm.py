@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -28,6 +29,7 @@ class Call:
     dtype: str | None
     shape: dict[str, Any]
     found: Explanation | Outcome | Exception | None = None
+    took_s: float = 0.0
 
     @property
     def label(self) -> str:
@@ -145,8 +147,9 @@ def _asked_calls(
 
 
 def _attempt(act: Callable[[Call], Explanation | Outcome], call: Call) -> Call:
+    started_s = time.monotonic()
     try:
-        return replace(call, found=act(call))
+        return replace(call, found=act(call), took_s=time.monotonic() - started_s)
     except Exception as error:  # such as torch's own when memory runs out for one call: the others may still fit
         if interrupts.has_struck():
             raise
@@ -180,5 +183,5 @@ def _row(call: Call) -> tuple[str, ...]:
     assert isinstance(report, Outcome)
     frozen = [name for name, part in report.parts.items() if part.status == "frozen"]
     key = "none" if report.key is None else report.key.short
-    stored, seconds = "yes" if report.stored else "no", f"{sum(report.seconds.values()):.1f}"
-    return (call.label, key, report.status, ", ".join(frozen) or "none", stored, seconds, report.reason)
+    stored, took = "yes" if report.stored else "no", f"{call.took_s:.1f}"
+    return (call.label, key, report.status, ", ".join(frozen) or "none", stored, took, report.reason)
