@@ -157,7 +157,7 @@ class Build:
     varying: Varying
     counted: tuple[tuple[int, int, int], ...] = ()
     is_one_of_many: bool = False
-    """Whether it is worth while to precompile headers first."""
+    """True if there are enough of them for precompiled headers to pay."""
 
     def run(self, output_dir: Path) -> BuiltGraph:
         """Compile here, with each of the candidates too. One that the compiler refuses is left out."""

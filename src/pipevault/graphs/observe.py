@@ -271,7 +271,7 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 class _Contents:
-    """What a value holds, and the versions of its tensors; held, so that no identity can be used again."""
+    """The content of a value, and the versions of its tensors; held, so that no identity can be used again."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
