@@ -108,6 +108,21 @@ class TestGraphs:
         runner.bind(weights(7.0))
         assert multiplied(runner) == 7.0
 
+    def test_a_graph_that_could_not_be_pointed_at_weights_is_pointed_at_all_of_them_later(
+        self, open_graph: Callable[[], GraphRunner], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        runner = open_graph()
+
+        def failing(tensors: Any) -> None:
+            raise RuntimeError("no memory")
+
+        monkeypatch.setattr(runner._graph, "update", failing)
+        with pytest.raises(RuntimeError, match="no memory"):
+            runner.bind(weights(2.0))
+        assert not runner.is_bound
+        runner.bind(weights(3.0))
+        assert multiplied(runner) == 3.0
+
     def test_it_reads_the_weights_where_they_are(self, open_graph: Callable[[], GraphRunner]) -> None:
         runner, given = open_graph(), weights(2.0)
         runner.bind(given)

@@ -75,7 +75,11 @@ class GraphRunner:
             tensor = tensors[name]
             pointer.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
         names = self._graph.names if is_first else {}
-        self._graph.update({inside: self._pointers[name] for inside, name in names.items()})
+        try:
+            self._graph.update({inside: self._pointers[name] for inside, name in names.items()})
+        except BaseException:  # whatever it was goes on; the graph may have some of them
+            self._is_open = self.is_bound = False
+            raise
         self.is_bound = True
 
     def release(self) -> None:
