@@ -326,6 +326,21 @@ def test_work_is_sent_as_it_comes_and_the_last_is_left_for_this_process(
         pool._busy.clear()
 
 
+def test_the_next_graph_is_sent_before_one_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / builders.RESULT_FILE).write_bytes(b"")
+    monkeypatch.setattr(builders, "available_memory_bytes", lambda: 1 << 40)
+    busy, work, other = Stub(), Ended(tmp_path), Ended(tmp_path)
+    events: list[Any] = []
+    with Builders(2, "repeatable") as pool:
+        pool._selector.register(busy.replies, selectors.EVENT_READ, busy)
+        pool._busy, pool._waiting = {busy: work}, [other]  # type: ignore[dict-item,list-item]
+        monkeypatch.setattr(pool, "_send", lambda sent: events.append(sent) or True)
+        monkeypatch.setattr(work, "end", lambda build: events.append("checked"))
+        busy.reply(b"done\n")
+        pool._receive(wait=True)
+    assert events == [other, "checked"]
+
+
 @pytest.mark.parametrize(("count", "is_one_of_many"), [(5, False), (6, True)])
 def test_headers_are_made_for_many_graphs(tmp_path: Path, count: int, is_one_of_many: bool) -> None:
     works: list[Any] = [Ended(tmp_path) for _ in range(count)]

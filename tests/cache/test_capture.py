@@ -107,3 +107,45 @@ def test_a_call_whose_weights_have_moved_since_is_not_as_then() -> None:
         assert not task.call.is_as_then
     state.module.to(torch.float64)
     assert not task.call.is_as_then
+
+
+def test_a_plain_call_is_made_once_and_what_it_returned_is_held() -> None:
+    parts, capture = states("a"), Capture()
+    with capture.run(parts):
+        returned = parts["a"].call((torch.ones(2, 3),), {"scale": 2.0})
+        returned.zero_()  # as a scheduler may do
+    [task] = capture.tasks(ranges=False)
+    assert task.call.still_seen is not None
+    assert torch.equal(task.call.still_seen.output, torch.full((2, 3), 2.0))
+    vars(parts["a"].module)["flag"] = True
+    assert task.call.still_seen is None, "the part is another one now"
+
+
+def test_each_size_of_a_range_was_seen() -> None:
+    parts, capture = states("a"), Capture()
+    with capture.run(parts):
+        call(parts["a"], 4, 8)
+    with capture.run(parts, {"height"}):
+        call(parts["a"], 4, 16)
+    [task] = capture.tasks(ranges=True)
+    [other] = task.sized()
+    assert other.seen is not None
+    assert tuple(other.seen.output.shape) == (4, 16)
+
+
+class Filling(nn.Module):
+    """Keeps what it was given last, and returns it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.last = x
+        return x
+
+
+def test_a_call_that_leaves_something_is_the_callers_own() -> None:
+    state = PartState(Filling(), PartOptions(policy="off"))
+    capture, given = Capture(), torch.ones(3)
+    with capture.run({"a": state}):
+        assert state.call((given,), {}) is given
+    assert state.module.last is given, "not a copy of it"
+    [task] = capture.tasks(ranges=False)
+    assert task.call.seen is None

@@ -18,11 +18,13 @@ from pipevault.graphs.freezing import observe_call
 from pipevault.graphs.observe import (
     Attributes,
     ObservedCall,
+    PlainCall,
     copied,
     follow,
     held,
     iter_tensors,
     observe,
+    observe_plain,
     read_state,
     same_values,
     write_back,
@@ -534,3 +536,71 @@ class TestStateOrCache:
     def test_an_opaque_argument_is_refused(self) -> None:
         with pytest.raises(CannotFreezeError, match=r"argument 0\.1 is a .*Box"):
             observe_call(subject_of(Doing(lambda self, x, box: x)), (X, Box()), {})
+
+
+class TestPlainCalls:
+    """A call that only returns values stands for the same call later; of any other nothing is left."""
+
+    def plain(self, module: nn.Module, *args: Any) -> PlainCall | None:
+        return observe_plain(module, module, args, {})
+
+    def test_what_a_call_returns_stands_for_it_while_the_module_is_as_it_was(self) -> None:
+        module = Doing(lambda self, x: [x * self.scale, None, 2, {"name": "latents"}], scale=2.0)
+        call = self.plain(module, X)
+        assert call is not None
+        assert torch.equal(call.output[0], X * 2)
+        assert call.is_as_then
+        vars(module)["scale"] = 3.0
+        assert not call.is_as_then
+        vars(module)["scale"] = 2.0
+        assert call.is_as_then
+        module.steps.add_(1)
+        assert not call.is_as_then, "a buffer changed"
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            pytest.param(lambda self, x: x, id="returns an argument"),
+            pytest.param(lambda self, x: x.view(-1), id="returns a view of one"),
+            pytest.param(lambda self, x: [x + 1, Box()], id="returns an object"),
+            pytest.param(lambda self, x: (x + 1).to_sparse(), id="returns no strided tensor"),
+            pytest.param(lambda self, x: nn.Parameter(x + 1), id="returns a tensor of a class of its own"),
+            pytest.param(lambda self, x: x.add_(1) + 1, id="changes an argument"),
+            pytest.param(lambda self, x: setattr(self, "cache", x + 1) or x + 2, id="keeps a tensor"),
+            pytest.param(lambda self, x: setattr(self, "count", self.count + 1) or x + 2, id="counts"),
+            pytest.param(lambda self, x: self.steps.add_(1) + x[:, :1], id="changes a buffer"),
+            pytest.param(lambda self, x: self.seen.append(x + 1) or x + 2, id="fills a list"),
+            pytest.param(lambda self, x: x + torch.rand(3), id="draws"),
+        ],
+    )
+    def test_of_another_call_nothing_is_left(self, body: Callable[..., Any]) -> None:
+        module = Doing(body, count=0, seen=[])
+        given, before = X.clone(), torch.get_rng_state()
+        assert self.plain(module, given) is None
+        assert torch.equal(given, X)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert "cache" not in vars(module)
+        assert (module.count, module.seen) == (0, [])
+        assert torch.equal(module.get_buffer("steps"), torch.zeros(1))
+
+    def test_a_list_that_is_filled_is_another_call(self) -> None:
+        assert self.plain(Doing(lambda self, x, found: found.append(x + 1) or x + 2), X, []) is None
+
+    def test_what_the_part_raises_is_raised(self) -> None:
+        def failing(self: Any, x: torch.Tensor) -> None:
+            self.count = 1
+            raise ValueError("height must be divisible by 8")
+
+        module = Doing(failing, count=0)
+        with pytest.raises(ValueError, match="divisible by 8"):
+            self.plain(module, X)
+        assert module.count == 0
+
+    def test_a_call_that_was_seen_is_not_made_again(self) -> None:
+        runs: list[int] = []
+        module = Doing(lambda self, x: runs.append(1) or x * 2)
+        call = self.plain(module, X)
+        observation = observe_call(subject_of(module), (X,), {}, call)
+        assert runs == [1]
+        assert observation.signature == observe_call(subject_of(module), (X,), {}).signature
+        assert (observation.seen, observation.caches) == (call, frozenset())

@@ -203,6 +203,7 @@ class Builders:
             work = self._busy.pop(builder, None)
             if builder.receive():
                 self._idle.append(builder)
+                self._send_all(keep=0)  # before this process is busy with the check
             else:
                 self._selector.unregister(builder.replies)
                 if builder in self._idle:  # it ended with nothing to do

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from pipevault.graphs.freezing import SizedCall
-from pipevault.graphs.observe import copied
+from pipevault.graphs.observe import PlainCall, copied, observe_plain
 from pipevault.graphs.signature import CallSignature, DescribedCall, describe_call
 from pipevault.graphs.state import PartState
 
@@ -30,7 +30,7 @@ to compare a graph with. A long video has a hundred such calls, and each may tak
 @dataclass(frozen=True)
 class CapturedCall:
     """One call of a part, with copies of its arguments. ``causes`` are the arguments of the pipeline, such as
-    ``height``, that differed from those of the first run.
+    ``height``, that differed from those of the first run. ``seen`` is the call as it was made, where it was plain.
     """
 
     state: PartState
@@ -40,6 +40,11 @@ class CapturedCall:
     described: DescribedCall
     causes: frozenset[str]
     placement: tuple[Any, ...]
+    seen: PlainCall | None
+
+    @property
+    def still_seen(self) -> PlainCall | None:
+        return self.seen if self.seen is not None and self.seen.is_as_then else None
 
     @property
     def is_as_then(self) -> bool:
@@ -67,7 +72,8 @@ class Task:
 
     def sized(self) -> tuple[SizedCall, ...]:
         return tuple(
-            SizedCall(describe_call(other.args, other.kwargs), other.causes - self.call.causes) for other in self.others
+            SizedCall(describe_call(one.args, one.kwargs), one.causes - self.call.causes, one.still_seen)
+            for one in self.others
         )
 
 
@@ -79,19 +85,22 @@ class Capture:
         """By identity and signature; ``None`` stands for a call that was let go."""
         self._causes: frozenset[str] = frozenset()
 
-    def __call__(self, state: PartState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def __call__(self, state: PartState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Make the call, note it if it is the first of its signature, and return what it returns."""
         with torch._C.DisableTorchFunction():
             described = describe_call(args, kwargs)
-            if described.opaque:
-                return
-            shelf = state.table_on(described.device).shelf
+            shelf = None if described.opaque else state.table_on(described.device).shelf
             identity = shelf.identity if shelf else state.name
-            if (identity, described.signature) in self._calls:
-                return
-            held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
-            call = CapturedCall(state, identity, held_args, held_kwargs, described, self._causes, _placement(state))
-            self._calls[identity, described.signature] = call
-            self._let_one_go(identity, call)
+            is_new = not described.opaque and (identity, described.signature) not in self._calls
+            held_args, held_kwargs = copied((tuple(args), dict(kwargs))) if is_new else ((), {})
+        if not is_new:
+            return state.eager(*args, **kwargs)
+        seen = observe_plain(state.module, state.eager, args, kwargs)
+        kept = None if seen is None else replace(seen, output=copied(seen.output))
+        call = CapturedCall(state, identity, held_args, held_kwargs, described, self._causes, _placement(state), kept)
+        self._calls[identity, described.signature] = call
+        self._let_one_go(identity, call)
+        return state.eager(*args, **kwargs) if seen is None else seen.output
 
     def _let_one_go(self, identity: str, new: CapturedCall) -> None:
         """Keep :data:`MAX_HELD` calls of the run that are like ``new``: not the one nearest to the smallest."""

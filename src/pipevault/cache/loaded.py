@@ -19,6 +19,7 @@ from pipevault.cache.generation_hook import generate
 from pipevault.cache.guard import Guard
 from pipevault.cache.outcome import Outcome, PartOutcome
 from pipevault.cache.turn import is_running, turn
+from pipevault.compat.glibc import give_back
 from pipevault.determinism.turns import DEFAULT_TIMEOUT_S
 from pipevault.errors import SettingsError
 from pipevault.graphs import parts as graph_parts
@@ -203,6 +204,7 @@ def unload(pipe: Pipeline) -> Any:
             state.give_back(pipe)
             release_class(pipe)
             state.leases.release()
+            give_back()
     return pipe
 
 

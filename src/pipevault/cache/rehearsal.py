@@ -25,6 +25,7 @@ from pipevault.calls.call import CallShape, has_optional_images, parameters, war
 from pipevault.calls.call_shapes import CallRange
 from pipevault.calls.describe import digest_array, has_bytes
 from pipevault.calls.outputs import as_array, is_image, is_media, leaves, plain_value
+from pipevault.compat.glibc import keeping_freed_memory
 from pipevault.determinism.layers import STREAMS, WITH_OTHERS, capture, moved
 from pipevault.determinism.seeds import isolated_rng
 from pipevault.determinism.turns import TURNS
@@ -165,7 +166,7 @@ def _freeze_ahead(
             while left:
                 task, state = left[0], left.pop(0).call.state
                 try:
-                    pending = state.begin_ahead(task.call.args, task.call.kwargs, task.sized())
+                    pending = state.begin_ahead(task.call.args, task.call.kwargs, task.sized(), task.call.still_seen)
                 except CannotFreezeError as error:
                     failed(task, error)
                     pending = None
@@ -294,14 +295,15 @@ def _left_eager(states: Mapping[str, PartState], parts: Container[str]) -> Abstr
 
 @contextmanager
 def generating(states: Mapping[str, PartState], *, rehearsing: bool = False) -> Iterator[None]:
-    """Mark the parts of a pipeline as called by a generation whose guard has looked at them."""
+    """Mark the parts of a pipeline as called by a generation whose guard has looked at them, and let it keep memory."""
     before = GENERATING.parts, GENERATING.rehearsing
     for state in states.values():
         state.note_scalars()
     GENERATING.parts = before[0] | {id(state) for state in states.values()}
     GENERATING.rehearsing = rehearsing or before[1]
     try:
-        yield
+        with keeping_freed_memory():
+            yield
     finally:
         GENERATING.parts, GENERATING.rehearsing = before
 

@@ -47,6 +47,23 @@ class ObservedCall:
     state: dict[Path, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PlainCall:
+    """An eager call that did nothing but return ``output``: tensors of its own and plain values. It stands for another
+    call with equal arguments while the module holds the attributes that it had.
+    """
+
+    output: Any
+    attributes: Attributes
+
+    @property
+    def is_as_then(self) -> bool:
+        try:
+            return not self.attributes.written()
+        except CannotFreezeError:
+            return False
+
+
 def copied(tree: Any) -> Any:
     """Return ``tree`` with new containers and cloned tensors; tensors keep their strides."""
     return pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, tree)
@@ -59,8 +76,44 @@ def observe(
     kwargs: Mapping[str, Any],
 ) -> ObservedCall:
     """Run ``eager`` on copies. Raises :class:`CannotFreezeError`; modules and random streams are then as before."""
+    return _observe(module, eager, *copied((tuple(args), dict(kwargs))))
+
+
+def observe_plain(
+    module: nn.Module, eager: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> PlainCall | None:
+    """Run ``eager`` on copies; ``None``, with everything put back, where it did more than return values of its own."""
     held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
-    arguments = {**dict(enumerate(held_args)), **held_kwargs}
+    with put_back_on_error(module) as (attributes, _):
+        try:
+            seen = _observe(module, eager, held_args, held_kwargs)
+        except CannotFreezeError:
+            return None
+        if seen.after or seen.state or not _is_separate(seen.output, (held_args, held_kwargs)):
+            attributes.restore(tuple(seen.state))
+            return None
+        return PlainCall(seen.output, attributes)
+
+
+def _is_separate(output: Any, arguments: Any) -> bool:
+    """Return True if ``output`` holds plain values, and tensors that share no memory with ``arguments``."""
+    leaves, given = pytree.tree_leaves(output), pytree.tree_leaves(arguments)
+    tensors = [leaf for leaf in (*leaves, *given) if isinstance(leaf, torch.Tensor)]
+    if any(type(tensor) is not torch.Tensor or tensor.layout is not torch.strided for tensor in tensors):
+        return False
+    taken = {leaf.untyped_storage().data_ptr() for leaf in given if isinstance(leaf, torch.Tensor) and leaf.numel()}
+    return all(
+        leaf.untyped_storage().data_ptr() not in taken
+        if isinstance(leaf, torch.Tensor)
+        else leaf is None or isinstance(leaf, (bool, int, float, str))
+        for leaf in leaves
+    )
+
+
+def _observe(
+    module: nn.Module, eager: Callable[..., Any], held_args: Sequence[Any], held_kwargs: Mapping[str, Any]
+) -> ObservedCall:
+    arguments: dict[int | str, Any] = {**dict(enumerate(held_args)), **dict(held_kwargs.items())}
     tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
     versions = [_version(tensor) for tensor in tensors]
     before = {name: _Contents(value) for name, value in arguments.items()}

@@ -45,7 +45,14 @@ class Program:
             output = eager(*args, **{**kwargs, **(self.overrides or {})})
             after = read_state(module, self.signature.state_paths)
         written = {str(name): args[name] if isinstance(name, int) else kwargs[name] for name in self.written}
-        return {"output": output, "arguments": written, "state": after}
+        return self.result(output, written, after)
+
+    @staticmethod
+    def result(
+        output: Any, written: Mapping[str, Any] | None = None, state: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the result tree of a call that returned ``output``."""
+        return {"output": output, "arguments": written or {}, "state": state or {}}
 
 
 @contextmanager

@@ -51,7 +51,7 @@ from pipevault.graphs.freezing import (
 from pipevault.graphs.frozen import FrozenGraph, GraphDocument
 from pipevault.graphs.inductor import Build, BuildOptions, BuiltGraph
 from pipevault.graphs.library import GraphFiles
-from pipevault.graphs.observe import Attributes, copied, write_back, write_state
+from pipevault.graphs.observe import Attributes, PlainCall, copied, write_back, write_state
 from pipevault.graphs.program import copied_leaves
 from pipevault.graphs.signature import CallSignature, DescribedCall, describe_call
 from pipevault.graphs.table import UNUSABLE, Found, Shelf, ShelfItem, Slot, Table
@@ -153,8 +153,8 @@ class PartState:
         """The number of blocks that the part is frozen by, and their classes; empty for one that is frozen whole."""
         self.options = options
         self.observer: Callable[[str, list[torch.Tensor], Any], None] | None = None
-        self.capture: Callable[[PartState, Sequence[Any], Mapping[str, Any]], None] | None = None
-        """Called for each call that runs eagerly because the policy is ``off``."""
+        self.capture: Callable[[PartState, Sequence[Any], Mapping[str, Any]], Any] | None = None
+        """Makes, and looks at, each call that runs eagerly because the policy is ``off``."""
         self.hooked_forward: Callable[..., Any] | None = None
         self.trial: Callable[[str], None] | None = None
         self.holders: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -226,9 +226,7 @@ class PartState:
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.options.policy == "off":
-            if self.capture is not None:
-                self.capture(self, args, kwargs)
-            return self.eager(*args, **kwargs)
+            return self.eager(*args, **kwargs) if self.capture is None else self.capture(self, args, kwargs)
         guarded = id(self) in GENERATING.parts
         if self.part != self.name:
             if not guarded and not self.holders:  # its pipeline is gone: nothing looks at it any more
@@ -434,17 +432,21 @@ class PartState:
         return self._run(found[0], found[1], args, kwargs)
 
     def begin_ahead(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], others: Sequence[SizedCall] = ()
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        others: Sequence[SizedCall] = (),
+        seen: PlainCall | None = None,
     ) -> PendingBuild | None:
         """Begin to freeze a call that the pipeline will make, for the whole range of sizes with ``others``; ``None`` if
-        there is a graph, or can be none yet. Raises :class:`CannotFreezeError`.
+        there is a graph, or can be none yet. ``seen``: the call, when it was made. Raises :class:`CannotFreezeError`.
         """
         with FREEZING, without_modes(), torch.no_grad():
             there = self._find(args, kwargs)
             if there is not None and all(there[0].kept.signature.covers(other.call.signature) for other in others):
                 return None
             try:
-                begun = self._with_settings(partial(self._begin, ahead=True), args, kwargs, others)
+                begun = self._with_settings(partial(self._begin, ahead=True, seen=seen), args, kwargs, others)
             except StatefulPartError:
                 return None
             return begun if isinstance(begun, PendingBuild) else None
@@ -477,7 +479,13 @@ class PartState:
         return self._end(begun, lambda: begun.build.run(begun.folder))
 
     def _begin(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], others: Sequence[SizedCall] = (), *, ahead: bool = False
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        others: Sequence[SizedCall] = (),
+        *,
+        ahead: bool = False,
+        seen: PlainCall | None = None,
     ) -> Slot | PendingBuild:
         """Do what comes before compiling; return the slot where that is not needed, or cannot be done.
 
@@ -503,7 +511,7 @@ class PartState:
         started_s = time.perf_counter()
         try:
             report(self.name, "capture", None, str(signature))
-            observation = observe_call(subject, args, kwargs)
+            observation = observe_call(subject, args, kwargs, seen)
             signature = observation.signature
             report(self.name, "capture", time.perf_counter() - started_s, str(signature))
             if ahead and signature.state:
