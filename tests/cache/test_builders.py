@@ -164,7 +164,7 @@ def test_what_is_compiled_is_let_go_when_another_part_cannot_be_frozen(
 
     def noted(self: Builders) -> None:
         abandon(self)
-        at_work.extend(work.state.name for work in self._busy.values())
+        at_work.extend(work.state.name for works in self._busy.values() for work in works if work)
         assert all(builder._process.returncode is not None for builder in self._busy)
 
     monkeypatch.setattr(PartState, "begin_ahead", refused)
@@ -284,7 +284,7 @@ def test_a_process_that_ends_idle_or_half_way_through_a_result(tmp_path: Path, c
     with Builders(3, "repeatable") as pool:
         for stub in (idle, busy):
             pool._selector.register(stub.replies, selectors.EVENT_READ, stub)
-        pool._idle, pool._busy = [idle], {busy: work}  # type: ignore[list-item,dict-item]
+        pool._idle, pool._busy = [idle], {busy: [work]}  # type: ignore[list-item,dict-item]
         idle.end()
         busy.reply(b"done\n") if content is not None else busy.end()
         while pool._busy:
@@ -300,7 +300,7 @@ def test_eager_code_to_compare_with_runs_while_another_process_compiles(tmp_path
     busy, work = Stub(), Ended(tmp_path)
     with Builders(3, "repeatable") as pool:
         pool._selector.register(busy.replies, selectors.EVENT_READ, busy)
-        pool._busy = {busy: work}  # type: ignore[dict-item]
+        pool._busy = {busy: [work]}  # type: ignore[dict-item,list-item]
         work.on_prepared = lambda: busy.reply(b"done\n")  # so that this ends only where all was prepared before
         pool.build_all()
     assert work.checks_to_prepare == 0
@@ -315,7 +315,7 @@ def test_work_is_sent_as_it_comes_and_the_last_is_left_for_this_process(
 
     def send(work: Any) -> bool:
         busy: Any = Stub()
-        pool._busy[busy] = work
+        pool._busy[busy] = [work]
         return True
 
     with Builders(jobs, "repeatable") as pool:
@@ -333,12 +333,145 @@ def test_the_next_graph_is_sent_before_one_is_checked(tmp_path: Path, monkeypatc
     events: list[Any] = []
     with Builders(2, "repeatable") as pool:
         pool._selector.register(busy.replies, selectors.EVENT_READ, busy)
-        pool._busy, pool._waiting = {busy: work}, [other]  # type: ignore[dict-item,list-item]
+        pool._busy, pool._waiting = {busy: [work]}, [other]  # type: ignore[dict-item,list-item]
         monkeypatch.setattr(pool, "_send", lambda sent: events.append(sent) or True)
         monkeypatch.setattr(work, "end", lambda build: events.append("checked"))
         busy.reply(b"done\n")
         pool._receive(wait=True)
     assert events == [other, "checked"]
+
+
+class Queue:
+    """One other process that is busy with ``first``, and a pool whose work is what tests say."""
+
+    def __init__(self, pool: Builders, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        self.pool, self.events = pool, list[str]()
+        self.busy: Any = Stub()
+        self.works = {name: self._work(name, tmp_path) for name in ("first", "second", "third", "fourth")}
+        pool._selector.register(self.busy.replies, selectors.EVENT_READ, self.busy)
+        pool._busy = {self.busy: [self.works["first"]]}  # type: ignore[dict-item]
+        monkeypatch.setattr(builders, "available_memory_bytes", lambda: 1 << 40)
+        monkeypatch.setattr(pool, "_send", self._send)
+
+    def _work(self, name: str, tmp_path: Path) -> Any:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / builders.RESULT_FILE).write_bytes(b"")
+        work: Any = Ended(folder)
+        work.start = lambda: self.events.append(f"{name} begins there")
+        work.end = lambda build: self.events.append(f"{name} is checked")
+        work.build_here = lambda: self.events.append(f"{name} here")
+        return work
+
+    def _send(self, work: Any, to: Any = None) -> bool:
+        (work.pending.folder / builders.JOB_FILE).touch()
+        self.events.append(f"{work.pending.folder.name} {'ahead' if to else 'sent'}")
+        self.pool._busy.setdefault(to or self.busy, []).append(work)
+        return True
+
+    def wait(self, *names: str) -> None:
+        self.pool._waiting = [self.works[name] for name in names]
+
+    def here(self, name: str, *replies: bytes) -> None:
+        """While this process compiles ``name`` the other one answers."""
+
+        def build() -> None:
+            self.events.append(f"{name} here")
+            for reply in replies:
+                self.busy.reply(reply)
+
+        self.works[name].build_here = build
+
+
+def test_another_process_has_its_next_graph_before_this_one_compiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Builders(2, "repeatable") as pool:
+        queue = Queue(pool, monkeypatch, tmp_path)
+        queue.wait("second", "third")
+        queue.here("second", b"done\ndone\n")
+        pool.build_all()
+    assert queue.events == [
+        "third ahead",
+        "second here",
+        "third begins there",
+        "first is checked",
+        "third is checked",
+    ]
+
+
+def test_a_graph_that_was_sent_ahead_and_not_begun_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Builders(2, "repeatable") as pool:
+        queue = Queue(pool, monkeypatch, tmp_path)
+        queue.wait("second", "third")
+        queue.here("third", b"done\ndone\n")  # to the second line the other process has nothing to do
+        pool.build_all()
+    assert queue.events == ["third ahead", "second here", "third here", "first is checked"]
+    assert builders._take(tmp_path / "third") is None, "only one process has it"
+
+
+def test_a_graph_that_was_begun_is_not_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Builders(2, "repeatable") as pool:
+        queue = Queue(pool, monkeypatch, tmp_path)
+        queue.wait("second", "third")
+        queue.here("second")
+        work = queue.works["first"]
+        prepare = work.prepare_check
+
+        def idle() -> bool:
+            queue.busy.reply(b"done\ndone\n")
+            return bool(prepare())
+
+        work.prepare_check = idle
+        monkeypatch.setattr(builders, "_take", lambda folder: None)
+        pool.build_all()
+    assert "third here" not in queue.events
+    assert queue.events[-1] == "third is checked"
+
+
+def test_a_process_that_is_done_takes_over_from_one_that_has_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Builders(3, "repeatable") as pool:
+        queue = Queue(pool, monkeypatch, tmp_path)
+        other: Any = Stub()
+        pool._selector.register(other.replies, selectors.EVENT_READ, other)
+        for name in ("second", "third"):
+            queue._send(queue.works[name], queue.busy)
+        pool._busy[other] = [queue.works["fourth"]]
+        queue.events.clear()
+        other.reply(b"done\n")
+        pool._receive(wait=True)
+        assert [work and work.pending.folder.name for work in pool._busy[queue.busy]] == [
+            "first",
+            "second",
+            None,
+            "third",
+        ]
+        assert queue.events == ["third sent", "fourth is checked"]
+        pool._busy.clear()
+
+
+def test_few_graphs_are_sent_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Builders(2, "repeatable") as pool:
+        queue = Queue(pool, monkeypatch, tmp_path)
+        queue.wait("second", "third", "fourth")
+        monkeypatch.setattr(builders, "MAX_AHEAD", 1)
+        pool._send_ahead()
+        assert queue.events == ["second ahead"]
+        pool._busy.clear()
+
+
+def test_a_process_that_dies_gives_back_what_it_had_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Builders(2, "repeatable") as pool:
+        queue = Queue(pool, monkeypatch, tmp_path)
+        queue.wait("second", "third")
+        queue.works["second"].build_here = queue.busy.end
+        monkeypatch.setattr(pool, "_taken_back", lambda: None)
+        pool.build_all()
+    assert queue.events == ["third ahead", "first is checked", "third here"]
 
 
 @pytest.mark.parametrize(("count", "is_one_of_many"), [(5, False), (6, True)])

@@ -22,7 +22,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -40,7 +40,9 @@ from pipevault.graphs.views import outline, with_empty_weights
 
 logger = logging.getLogger("pipevault")
 
-JOB_FILE, RESULT_FILE = "job.pt", "result.pkl"
+JOB_FILE, TAKEN_FILE, RESULT_FILE = "job.pt", "taken.pt", "result.pkl"
+MAX_AHEAD = 2
+"""The number of graphs that wait in another process: their inputs lie in the temporary folder meanwhile."""
 EXPECTED_PEAK_BYTES = 1_500_000_000
 """The memory that a process which compiles is taken to need, until one has shown what it needs."""
 
@@ -100,7 +102,8 @@ class Builders:
         self._count = 0
         self._own: list[Work] = []
         """Work that cannot be sent to another process."""
-        self._busy: dict[_Builder, Work] = {}
+        self._busy: dict[_Builder, list[Work | None]] = {}
+        """What each was sent and has not answered: a graph, and one to go on with; ``None`` for one taken back."""
         self._idle: list[_Builder] = []
         self._stack = ExitStack()
         self._selector = selectors.DefaultSelector()
@@ -139,11 +142,13 @@ class Builders:
         """Compile all that was offered, and end each."""
         while self._waiting or self._own or self._busy:
             self._send_all(keep=0 if self._own else 1)
-            if mine := self._own or self._waiting:
-                mine.pop(0).build_here()
+            mine = self._own or self._waiting
+            if (work := mine.pop(0) if mine else self._taken_back()) is not None:
+                self._send_ahead()
+                work.build_here()
                 is_idle = False
             else:
-                is_idle = not any(work.prepare_check() for work in self._busy.values())
+                is_idle = not any(work.prepare_check() for works in self._busy.values() for work in works if work)
             self._receive(wait=is_idle)
 
     def abandon(self) -> None:
@@ -165,7 +170,26 @@ class Builders:
             return True
         return available_memory_bytes() > 2 * max(self.peak_bytes, EXPECTED_PEAK_BYTES)
 
-    def _send(self, work: Work) -> bool:
+    def _send_ahead(self) -> None:
+        """Give the other processes more than they work at, so that none waits while this one compiles."""
+        while self._waiting and self._busy:
+            builder, works = min(self._busy.items(), key=lambda item: len(item[1]))
+            if len(works) > MAX_AHEAD:
+                break
+            work = self._waiting.pop(0)
+            if not self._send(work, builder):
+                self._own.append(work)
+
+    def _taken_back(self) -> Work | None:
+        """Return a graph that another process was sent ahead and has not begun with."""
+        for works in sorted(self._busy.values(), key=len, reverse=True):
+            for index in range(len(works) - 1, 0, -1):
+                if (work := works[index]) is not None and _take(work.pending.folder) is not None:
+                    works[index] = None
+                    return work
+        return None
+
+    def _send(self, work: Work, to: _Builder | None = None) -> bool:
         build = work.build
         if build.options.weights == "baked" or any(p.device.type != "cpu" for p in build.module.parameters()):
             return False
@@ -183,10 +207,11 @@ class Builders:
         except Exception as error:  # whatever the attributes of a module raise when they are pickled
             logger.info("%s is compiled here: it cannot be sent: %s", work.state.name, error)
             return False
-        builder = self._idle.pop() if self._idle else self._started()
-        work.start()
-        builder.send(work.pending.folder)
-        self._busy[builder] = work
+        if to is None:
+            to = self._idle.pop() if self._idle else self._started()
+            work.start()
+        to.send(work.pending.folder)
+        self._busy.setdefault(to, []).append(work)
         return True
 
     def _started(self) -> _Builder:
@@ -200,14 +225,22 @@ class Builders:
             return
         for key, _ in self._selector.select(None if wait else 0):
             builder: _Builder = key.data
-            work = self._busy.pop(builder, None)
+            work, *ahead = self._busy.pop(builder, [None])
             if builder.receive():
-                self._idle.append(builder)
-                self._send_all(keep=0)  # before this process is busy with the check
+                if ahead:
+                    self._busy[builder] = ahead
+                    if ahead[0] is not None:
+                        ahead[0].start()
+                else:
+                    self._idle.append(builder)
+                    if not self._waiting and (other := self._taken_back()) is not None:
+                        self._waiting.append(other)
+                    self._send_all(keep=0)  # before this process is busy with the check
             else:
                 self._selector.unregister(builder.replies)
                 if builder in self._idle:  # it ended with nothing to do
                     self._idle.remove(builder)
+                self._waiting += [one for one in ahead if one is not None]
             if work is not None:
                 work.end(partial(self._result, work, builder))
 
@@ -269,8 +302,11 @@ def main() -> int:
     for line in sys.stdin.buffer:
         folder = Path(os.fsdecode(line.rstrip(b"\n")))
         result: tuple[str, Any]
+        if (job := _take(folder)) is None:  # the other process does it
+            _answer(replies)
+            continue
         try:
-            result = "built", _built(folder)
+            result = "built", _built(folder, job)
         except errors.PipevaultError as error:
             result = "failed", (type(error).__name__, str(error))
         except Exception as error:  # whatever it is that this process lacks, the other one has it
@@ -278,14 +314,27 @@ def main() -> int:
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         (folder / f".{RESULT_FILE}").write_bytes(pickle.dumps((*result, peak_bytes)))
         os.replace(folder / f".{RESULT_FILE}", folder / RESULT_FILE)
-        replies.write(b"done\n")
-        replies.flush()
+        _answer(replies)
     return 0
 
 
-def _built(folder: Path) -> BuiltGraph:
+def _answer(replies: BinaryIO) -> None:
+    replies.write(b"done\n")
+    replies.flush()
+
+
+def _take(folder: Path) -> Path | None:
+    """Return the job in ``folder`` for this process alone; ``None`` if another one has it."""
+    try:
+        os.rename(folder / JOB_FILE, folder / TAKEN_FILE)
+    except FileNotFoundError:
+        return None
+    return folder / TAKEN_FILE
+
+
+def _built(folder: Path, job_file: Path) -> BuiltGraph:
     # The file is this user's own, in a folder that no other user can write.
-    job = torch.load(folder / JOB_FILE, weights_only=False)
+    job = torch.load(job_file, weights_only=False)
     build: Build = job["build"]
     torch.set_num_threads(job["threads"])
     torch.set_default_dtype(job["default_dtype"])

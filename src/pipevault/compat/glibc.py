@@ -1,7 +1,7 @@
 """glibc's ``malloc`` while a pipeline generates: memory that was freed is used again, and not given back each time.
 
-Activations are freed and allocated again at every step. By default glibc maps large ones each time, and the kernel fills
-their pages with zeros: a fifth of the time of a large pipeline on a CPU (docs/measured.md).
+Activations are freed and allocated again at every step. By default glibc maps large ones each time, and the kernel
+fills their pages with zeros: a fifth of the time of a large pipeline on a CPU (docs/measured.md).
 https://sourceware.org/glibc/manual/2.36/html_node/Malloc-Tunable-Parameters.html
 """
 
