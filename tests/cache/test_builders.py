@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import selectors
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -181,9 +182,11 @@ def test_a_process_that_is_killed_is_named_and_the_others_go_on(
 ) -> None:
     send = builders._Builder.send
 
-    def killed(self: Any, folder: Path) -> None:
-        send(self, folder)
-        os.kill(self._process.pid, signal.SIGKILL)
+    def killed(self: Any, job: Path) -> None:
+        send(self, job)
+        while job.exists() and self.is_alive():  # until it has begun
+            time.sleep(0.01)
+        self._process.kill()
 
     monkeypatch.setattr(builders._Builder, "send", killed)
     pipe = stable_diffusion(tmp_path / "tokenizer")
@@ -235,7 +238,8 @@ def test_another_process_finds_the_modules_of_this_one() -> None:
 class Stub:
     """In place of another process: its replies are what the test writes."""
 
-    def __init__(self) -> None:
+    def __init__(self, send: Callable[[Path], None] = lambda job: None) -> None:
+        self.send = send
         reading, self._writing = os.pipe()
         self.replies = os.fdopen(reading, "rb", buffering=0)
 
@@ -251,12 +255,16 @@ class Stub:
     def exit_code(self) -> int:
         return -9
 
+    def is_alive(self) -> bool:
+        return False
+
 
 class Ended:
     """In place of work: remembers what came of it."""
 
     def __init__(self, folder: Path) -> None:
         self.pending = SimpleNamespace(folder=folder)
+        self.job = folder / "job-0.pt"
         self.state = SimpleNamespace(name="unet")
         self.error: Exception | None = None
         self.checks_to_prepare = 2
@@ -364,7 +372,8 @@ class Queue:
         return work
 
     def _send(self, work: Any, to: Any = None) -> bool:
-        (work.pending.folder / builders.JOB_FILE).touch()
+        work.job = work.pending.folder / "job-0.pt"
+        work.job.touch()
         self.events.append(f"{work.pending.folder.name} {'ahead' if to else 'sent'}")
         self.pool._busy.setdefault(to or self.busy, []).append(work)
         return True
@@ -409,7 +418,7 @@ def test_a_graph_that_was_sent_ahead_and_not_begun_is_taken_back(
         queue.here("third", b"done\ndone\n")  # to the second line the other process has nothing to do
         pool.build_all()
     assert queue.events == ["third ahead", "second here", "third here", "first is checked"]
-    assert builders._take(tmp_path / "third") is None, "only one process has it"
+    assert builders._take(queue.works["third"].job) is None, "only one process has it"
 
 
 def test_a_graph_that_was_begun_is_not_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -472,6 +481,43 @@ def test_a_process_that_dies_gives_back_what_it_had_not_begun(tmp_path: Path, mo
         monkeypatch.setattr(pool, "_taken_back", lambda: None)
         pool.build_all()
     assert queue.events == ["third ahead", "first is checked", "third here"]
+
+
+def test_a_process_that_ends_before_it_begins_leaves_its_work_to_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Builders(2, "repeatable") as pool:
+        queue = Queue(pool, monkeypatch, tmp_path)
+        first = queue.works["first"]
+        first.job.touch()
+        queue.wait("second")
+        queue.works["second"].build_here = queue.busy.end
+        pool.build_all()
+    assert queue.events == ["first here"]
+
+
+def test_a_graph_is_sent_under_a_new_name_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that had it before knows the old name only, and must not take it from the one that has it now."""
+    sent: list[Path] = []
+    monkeypatch.setattr(torch, "save", lambda job, path: path.touch())
+    monkeypatch.setattr(builders, "outline", lambda module: module)
+    monkeypatch.setattr(builders, "replace", lambda build, **changed: build)
+    build: Any = SimpleNamespace(
+        options=SimpleNamespace(weights="bound"),
+        module=nn.Linear(2, 2),
+        program=SimpleNamespace(values=lambda leaves: []),
+        leaves=[],
+    )
+    work: Any = SimpleNamespace(pending=SimpleNamespace(folder=tmp_path), build=build, start=lambda: None)
+    with Builders(3, "repeatable") as pool:
+        pool._idle = [Stub(sent.append), Stub(sent.append)]  # type: ignore[list-item]
+        assert pool._send(work)
+        assert builders._take(work.job) is not None
+        assert pool._send(work)
+        pool._busy.clear()
+    assert len(set(sent)) == 2
+    assert builders._take(sent[0]) is None
+    assert builders._take(sent[1]) is not None
 
 
 @pytest.mark.parametrize(("count", "is_one_of_many"), [(5, False), (6, True)])

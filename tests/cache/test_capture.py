@@ -111,7 +111,7 @@ def test_a_call_whose_weights_have_moved_since_is_not_as_then() -> None:
 
 def test_a_plain_call_is_made_once_and_what_it_returned_is_held() -> None:
     parts, capture = states("a"), Capture()
-    with capture.run(parts):
+    with torch.no_grad(), capture.run(parts):
         returned = parts["a"].call((torch.ones(2, 3),), {"scale": 2.0})
         returned.zero_()  # as a scheduler may do
     [task] = capture.tasks(ranges=False)
@@ -123,9 +123,9 @@ def test_a_plain_call_is_made_once_and_what_it_returned_is_held() -> None:
 
 def test_each_size_of_a_range_was_seen() -> None:
     parts, capture = states("a"), Capture()
-    with capture.run(parts):
+    with torch.no_grad(), capture.run(parts):
         call(parts["a"], 4, 8)
-    with capture.run(parts, {"height"}):
+    with torch.no_grad(), capture.run(parts, {"height"}):
         call(parts["a"], 4, 16)
     [task] = capture.tasks(ranges=True)
     [other] = task.sized()
@@ -144,7 +144,7 @@ class Filling(nn.Module):
 def test_a_call_that_leaves_something_is_the_callers_own() -> None:
     state = PartState(Filling(), PartOptions(policy="off"))
     capture, given = Capture(), torch.ones(3)
-    with capture.run({"a": state}):
+    with torch.no_grad(), capture.run({"a": state}):
         assert state.call((given,), {}) is given
     assert state.module.last is given, "not a copy of it"
     [task] = capture.tasks(ranges=False)

@@ -137,3 +137,125 @@ def test_eager_code_is_timed_by_a_run_that_is_not_the_first(tmp_path: Path, pipe
     times = [entry.info for entry in Vault.open(tmp_path).manifests() if entry.key.kind == "graph"]
     assert times
     assert all(0 < entry["eager_s"] < 60 for entry in times)
+
+
+class OneCall:
+    """Calls ``unet`` three times, or does with it what a test says, and then ``vae``."""
+
+    def __init__(self, unet: nn.Module, draw: Callable[[Any, torch.Tensor], torch.Tensor] | None = None) -> None:
+        self.unet: Any = unet.eval()
+        torch.manual_seed(0)
+        self.vae: Any = Scaled().eval()
+        self.__dict__["draw"] = draw
+
+    draw: Callable[[Any, torch.Tensor], torch.Tensor] | None
+
+    def __call__(self, prompt: str = "", generator: torch.Generator | None = None) -> torch.Tensor:
+        with torch.no_grad():
+            x = torch.randn(2, 8, generator=generator)
+            if self.draw is not None:
+                return self.vae(self.draw(self.unet, x))
+            for _ in range(3):
+                x = self.unet(x)
+            return self.vae(x)
+
+
+def drawn(pipe: Any) -> torch.Tensor:
+    result: torch.Tensor = pipe(generator=torch.Generator().manual_seed(1))
+    return result
+
+
+class Pending(nn.Module):
+    """Adds to its weight at its first call, as some adapters do."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+        self.pending: torch.Tensor | None = torch.randn(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.pending is not None:
+            self.mix.weight.data += self.pending
+            self.pending = None
+        return x + self.mix(x)
+
+
+def test_a_part_that_changes_at_its_first_call_changes_once(tmp_path: Path) -> None:
+    eager = drawn(OneCall(Pending()))
+    pipe = pipevault.PipelineCache(tmp_path, build_config=FAST_BUILD).load(OneCall(Pending()), batch_size=1)
+    torch.testing.assert_close(drawn(pipe), eager)
+    torch.testing.assert_close(drawn(pipevault.unload(pipe)), eager, rtol=0, atol=0)
+
+
+class Mixing(nn.Module):
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.mix, self.cross = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return self.mix(x) if context is x else self.mix(x) + self.cross(context)
+
+
+def test_a_part_that_asks_whether_two_arguments_are_one_is_never_frozen_wrong(tmp_path: Path) -> None:
+    """A copy of the arguments loses that; the pipeline's own output shows it."""
+
+    def draw(unet: Any, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = unet(x, x)
+        return result
+
+    pipe = pipevault.PipelineCache(tmp_path, build_config=FAST_BUILD).load(OneCall(Mixing(), draw), batch_size=1)
+    assert pipevault.outcome(pipe).parts["unet"].status == "eager"
+    torch.testing.assert_close(drawn(pipe), drawn(OneCall(Mixing(), draw)))
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mix(x) + 0.01 * torch.randn(x.shape)
+
+
+def test_a_hook_of_the_pipeline_sees_each_call_once(tmp_path: Path) -> None:
+    def draw(unet: Any, x: torch.Tensor) -> torch.Tensor:
+        features: list[torch.Tensor] = []
+        hook = unet.mix.register_forward_hook(lambda module, given, output: features.append(output))
+        for _ in range(2):
+            x = unet(x)
+        hook.remove()
+        assert len(features) == 2
+        return x + features[0]
+
+    pipe = pipevault.PipelineCache(tmp_path, build_config=FAST_BUILD).load(OneCall(Noisy(), draw), batch_size=1)
+    assert pipevault.outcome(pipe).parts["unet"].status == "eager"
+    assert pipevault.outcome(pipe).parts["vae"].status == "frozen"
+
+
+class Value(nn.Module):
+    """What torch cannot export: a condition on numbers."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.tanh(self.mix(x)).sum(1)
+        return y + 1 if float(y.sum()) > 1e9 else y
+
+
+def test_a_pipeline_may_take_the_gradient_of_a_part_that_stays_eager(tmp_path: Path) -> None:
+    def draw(unet: Any, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(unet(x).sum(), x)
+        return x.detach() + gradient
+
+    guided = OneCall(Value().requires_grad_(False), draw)
+    pipe = pipevault.PipelineCache(tmp_path, build_config=FAST_BUILD).load(guided, batch_size=1)
+    assert pipevault.outcome(pipe).parts["unet"].status == "eager"
+    torch.testing.assert_close(drawn(pipe), drawn(OneCall(Value().requires_grad_(False), draw)))

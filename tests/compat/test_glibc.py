@@ -71,7 +71,7 @@ class TestPages:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     made: list[tuple[int, int]] = []
     keeping = glibc._Keeping()
-    keeping._mallopt = lambda parameter, value: made.append((parameter, value))
+    keeping._mallopt = lambda parameter, value: made.append((parameter, value)) or 1
     monkeypatch.setattr(glibc, "_KEEPING_NOW", keeping)
     return made
 
@@ -110,3 +110,15 @@ def test_a_generation_keeps_memory(calls: list[tuple[int, int]]) -> None:
     with generating({}):
         assert calls == KEEPING
     assert calls == KEEPING + USUAL
+
+
+def test_an_older_glibc_takes_a_smaller_value(calls: list[tuple[int, int]]) -> None:
+    """Had the other limit been set before, tensors of any size would be mapped each time."""
+
+    def refusing(parameter: int, value: int) -> int:
+        calls.append((parameter, value))
+        return int(parameter != glibc._M_MMAP_THRESHOLD or value <= 32 << 20)
+
+    glibc._KEEPING_NOW._mallopt = refusing
+    with keeping_freed_memory():
+        assert calls == [KEEPING[0], USUAL[0], KEEPING[1]]

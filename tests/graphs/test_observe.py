@@ -539,10 +539,13 @@ class TestStateOrCache:
 
 
 class TestPlainCalls:
-    """A call that only returns values stands for the same call later; of any other nothing is left."""
+    """A call that only returns values stands for the same call later."""
 
     def plain(self, module: nn.Module, *args: Any) -> PlainCall | None:
-        return observe_plain(module, module, args, {})
+        with torch.no_grad():
+            output, call = observe_plain(module, module, args, {})
+        assert call is None or call.output is not output
+        return call
 
     def test_what_a_call_returns_stands_for_it_while_the_module_is_as_it_was(self) -> None:
         module = Doing(lambda self, x: [x * self.scale, None, 2, {"name": "latents"}], scale=2.0)
@@ -573,15 +576,37 @@ class TestPlainCalls:
             pytest.param(lambda self, x: x + torch.rand(3), id="draws"),
         ],
     )
-    def test_of_another_call_nothing_is_left(self, body: Callable[..., Any]) -> None:
-        module = Doing(body, count=0, seen=[])
-        given, before = X.clone(), torch.get_rng_state()
+    def test_another_call_stands_for_nothing_and_is_the_callers_own(self, body: Callable[..., Any]) -> None:
+        module, twin = Doing(body, count=0, seen=[]), Doing(body, count=0, seen=[])
+        given, other = X.clone(), X.clone()
+        torch.manual_seed(0)
         assert self.plain(module, given) is None
-        assert torch.equal(given, X)
-        assert torch.equal(torch.get_rng_state(), before)
-        assert "cache" not in vars(module)
-        assert (module.count, module.seen) == (0, [])
-        assert torch.equal(module.get_buffer("steps"), torch.zeros(1))
+        drawn = torch.get_rng_state()
+        torch.manual_seed(0)
+        with torch.no_grad():
+            twin(other)
+        assert torch.equal(given, other)
+        assert torch.equal(drawn, torch.get_rng_state()), "it was made once"
+        mine, theirs = ({name: vars(one)[name] for name in ("count", "seen")} for one in (module, twin))
+        assert (mine["count"], len(mine["seen"])) == (theirs["count"], len(theirs["seen"]))
+        assert torch.equal(module.get_buffer("steps"), twin.get_buffer("steps"))
+
+    def test_the_call_is_made_on_what_it_was_given(self) -> None:
+        module = Doing(lambda self, x, y: torch.ones(1) if x is y else torch.zeros(1))
+        call = self.plain(module, X, X)
+        assert call is not None
+        assert torch.equal(call.output, torch.ones(1))
+
+    def test_nothing_is_told_where_changes_are_not_counted_or_gradients_are_asked_for(self) -> None:
+        module = Doing(lambda self, x: x.mul(2))
+        with torch.inference_mode():
+            assert observe_plain(module, module, (X.clone(),), {})[1] is None
+            made_there = X * 1
+        assert self.plain(module, made_there) is None
+        asked = X.clone().requires_grad_()
+        output, call = observe_plain(module, module, (asked,), {})
+        assert call is None
+        assert output.requires_grad
 
     def test_a_list_that_is_filled_is_another_call(self) -> None:
         assert self.plain(Doing(lambda self, x, found: found.append(x + 1) or x + 2), X, []) is None
@@ -591,10 +616,8 @@ class TestPlainCalls:
             self.count = 1
             raise ValueError("height must be divisible by 8")
 
-        module = Doing(failing, count=0)
         with pytest.raises(ValueError, match="divisible by 8"):
-            self.plain(module, X)
-        assert module.count == 0
+            self.plain(Doing(failing, count=0), X)
 
     def test_a_call_that_was_seen_is_not_made_again(self) -> None:
         runs: list[int] = []

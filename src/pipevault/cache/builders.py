@@ -8,6 +8,7 @@ the program itself, is compiled here, and so are those for a GPU, whose kernels 
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import math
 import os
@@ -40,7 +41,7 @@ from pipevault.graphs.views import outline, with_empty_weights
 
 logger = logging.getLogger("pipevault")
 
-JOB_FILE, TAKEN_FILE, RESULT_FILE = "job.pt", "taken.pt", "result.pkl"
+RESULT_FILE = "result.pkl"
 MAX_AHEAD = 2
 """The number of graphs that wait in another process: their inputs lie in the temporary folder meanwhile."""
 EXPECTED_PEAK_BYTES = 1_500_000_000
@@ -55,7 +56,7 @@ def environment() -> dict[str, str]:
 @dataclass
 class Work:
     """A graph to compile for a part. ``started`` is called when that begins, ``failed`` with what
-    :meth:`PartState.end_ahead` raised.
+    :meth:`PartState.end_ahead` raised. ``job`` is the file that another process was sent last.
     """
 
     state: PartState
@@ -63,6 +64,7 @@ class Work:
     started: Callable[[], None]
     failed: Callable[[CannotFreezeError], None]
     is_one_of_many: bool = False
+    job: Path = Path()
 
     @property
     def build(self) -> Build:
@@ -105,6 +107,7 @@ class Builders:
         self._busy: dict[_Builder, list[Work | None]] = {}
         """What each was sent and has not answered: a graph, and one to go on with; ``None`` for one taken back."""
         self._idle: list[_Builder] = []
+        self._numbers = itertools.count()
         self._stack = ExitStack()
         self._selector = selectors.DefaultSelector()
         self.peak_bytes = 0
@@ -184,7 +187,7 @@ class Builders:
         """Return a graph that another process was sent ahead and has not begun with."""
         for works in sorted(self._busy.values(), key=len, reverse=True):
             for index in range(len(works) - 1, 0, -1):
-                if (work := works[index]) is not None and _take(work.pending.folder) is not None:
+                if (work := works[index]) is not None and _take(work.job) is not None:
                     works[index] = None
                     return work
         return None
@@ -203,14 +206,16 @@ class Builders:
                 "flags": code_flags(),
                 "inductor": changed_inductor_options(),
             }
-            torch.save(job, work.pending.folder / JOB_FILE)
+            # Under a name of its own, which a process that was sent the graph before does not know.
+            work.job = work.pending.folder / f"job-{next(self._numbers)}.pt"
+            torch.save(job, work.job)
         except Exception as error:  # whatever the attributes of a module raise when they are pickled
             logger.info("%s is compiled here: it cannot be sent: %s", work.state.name, error)
             return False
         if to is None:
             to = self._idle.pop() if self._idle else self._started()
             work.start()
-        to.send(work.pending.folder)
+        to.send(work.job)
         self._busy.setdefault(to, []).append(work)
         return True
 
@@ -240,20 +245,27 @@ class Builders:
                 self._selector.unregister(builder.replies)
                 if builder in self._idle:  # it ended with nothing to do
                     self._idle.remove(builder)
+                if work is not None and _take(work.job) is not None:
+                    logger.info("graphs are compiled here: another process ended with %s", builder.exit_code())
+                    self._jobs = 1
+                    ahead, work = [work, *ahead], None
                 self._waiting += [one for one in ahead if one is not None]
             if work is not None:
                 work.end(partial(self._result, work, builder))
 
     def _result(self, work: Work, builder: _Builder) -> BuiltGraph:
         try:
-            kind, content, peak_bytes = pickle.loads((work.pending.folder / RESULT_FILE).read_bytes())
+            kind, content, peak_bytes, seconds = pickle.loads((work.pending.folder / RESULT_FILE).read_bytes())
         except (OSError, EOFError, pickle.UnpicklingError):
+            if builder.is_alive():  # whatever has removed the files, the graph can be made
+                return work.build.run(work.pending.folder)
             raise InterruptedBuildError(
                 f"The process that compiled {work.state.name} ended with {builder.exit_code()}. It may have been "
                 "killed for lack of memory: free memory, or set jobs to 1, and try again.",
                 work.state.name,
             ) from None
         self.peak_bytes = max(self.peak_bytes, peak_bytes)
+        work.pending.compiled_s = time.perf_counter() - seconds
         if kind == "built":
             built: BuiltGraph = content
             return built
@@ -279,10 +291,13 @@ class _Builder:
         self.replies: Any = self._process.stdout
         self.exit_code = self._process.wait
 
-    def send(self, folder: Path) -> None:
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, job: Path) -> None:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it has ended, which its replies tell
-            self._process.stdin.write(os.fsencode(folder) + b"\n")
+            self._process.stdin.write(os.fsencode(job) + b"\n")
 
     def receive(self) -> bool:
         """Take one reply; ``False`` where the process has ended."""
@@ -294,25 +309,26 @@ class _Builder:
 
 
 def main() -> int:
-    """Compile what each line of the standard input names the folder of: what another process runs."""
+    """Compile the job that each line of the standard input names: what another process runs."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the compiler prints is not a reply
     importlib.import_module("torch._inductor.compile_fx")
     probe_vector_isa()
     for line in sys.stdin.buffer:
-        folder = Path(os.fsdecode(line.rstrip(b"\n")))
+        job = Path(os.fsdecode(line.rstrip(b"\n")))
+        folder, started_s = job.parent, time.perf_counter()
         result: tuple[str, Any]
-        if (job := _take(folder)) is None:  # the other process does it
+        if (taken := _take(job)) is None:  # another process does it
             _answer(replies)
             continue
         try:
-            result = "built", _built(folder, job)
+            result = "built", _built(folder, taken)
         except errors.PipevaultError as error:
             result = "failed", (type(error).__name__, str(error))
         except Exception as error:  # whatever it is that this process lacks, the other one has it
             result = "unlike", f"another process cannot: {type(error).__name__}: {error}"
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        (folder / f".{RESULT_FILE}").write_bytes(pickle.dumps((*result, peak_bytes)))
+        (folder / f".{RESULT_FILE}").write_bytes(pickle.dumps((*result, peak_bytes, time.perf_counter() - started_s)))
         os.replace(folder / f".{RESULT_FILE}", folder / RESULT_FILE)
         _answer(replies)
     return 0
@@ -323,13 +339,14 @@ def _answer(replies: BinaryIO) -> None:
     replies.flush()
 
 
-def _take(folder: Path) -> Path | None:
-    """Return the job in ``folder`` for this process alone; ``None`` if another one has it."""
+def _take(job: Path) -> Path | None:
+    """Return the file of ``job``, for this process alone; ``None`` if another one has it."""
+    taken = job.with_suffix(".taken")
     try:
-        os.rename(folder / JOB_FILE, folder / TAKEN_FILE)
+        os.rename(job, taken)
     except FileNotFoundError:
         return None
-    return folder / TAKEN_FILE
+    return taken
 
 
 def _built(folder: Path, job_file: Path) -> BuiltGraph:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -95,12 +95,11 @@ class Capture:
             held_args, held_kwargs = copied((tuple(args), dict(kwargs))) if is_new else ((), {})
         if not is_new:
             return state.eager(*args, **kwargs)
-        seen = observe_plain(state.module, state.eager, args, kwargs)
-        kept = None if seen is None else replace(seen, output=copied(seen.output))
-        call = CapturedCall(state, identity, held_args, held_kwargs, described, self._causes, _placement(state), kept)
+        output, seen = observe_plain(state.module, state.eager, args, kwargs)
+        call = CapturedCall(state, identity, held_args, held_kwargs, described, self._causes, _placement(state), seen)
         self._calls[identity, described.signature] = call
         self._let_one_go(identity, call)
-        return state.eager(*args, **kwargs) if seen is None else seen.output
+        return output
 
     def _let_one_go(self, identity: str, new: CapturedCall) -> None:
         """Keep :data:`MAX_HELD` calls of the run that are like ``new``: not the one nearest to the smallest."""

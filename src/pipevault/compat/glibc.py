@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEEPING = {_M_TRIM_THRESHOLD: (1 << 31) - 1, _M_MMAP_THRESHOLD: 1 << 30}
+_KEEPING = {_M_MMAP_THRESHOLD: 1 << 30, _M_TRIM_THRESHOLD: (1 << 31) - 1}
 # What glibc comes to by itself once a program has freed 32 MiB, but for the memory that stays between two generations.
-_USUAL = {_M_TRIM_THRESHOLD: 256 << 20, _M_MMAP_THRESHOLD: 32 << 20}
+_USUAL = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 256 << 20}
 _DECIDED = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_")
 
 
@@ -40,7 +40,8 @@ class _Keeping:
     def _set(self, values: Mapping[int, int]) -> None:
         if self._mallopt is not None:
             for parameter, value in values.items():
-                self._mallopt(parameter, value)
+                if not self._mallopt(parameter, value):  # glibc before 2.35 takes 32 MiB at most
+                    self._mallopt(parameter, _USUAL[parameter])
 
     def restart(self) -> None:
         """Begin again in a forked child: blocks of its parent's other threads do not end there."""

@@ -15,7 +15,7 @@ import types
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -76,23 +76,47 @@ def observe(
     kwargs: Mapping[str, Any],
 ) -> ObservedCall:
     """Run ``eager`` on copies. Raises :class:`CannotFreezeError`; modules and random streams are then as before."""
-    return _observe(module, eager, *copied((tuple(args), dict(kwargs))))
+    held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
+    arguments = {**dict(enumerate(held_args)), **held_kwargs}
+    tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
+    versions = [_version(tensor) for tensor in tensors]
+    before = {name: _Contents(value) for name, value in arguments.items()}
+    with put_back_on_error(module) as (attributes, random_state):
+        with torch.no_grad():
+            output = eager(*held_args, **held_kwargs)
+        if random_state.was_drawn_from():
+            raise CannotFreezeError("it draws random numbers")
+        if [_version(tensor) for tensor in tensors] != versions:
+            raise CannotFreezeError("it changes a tensor among its arguments in place")
+        after = {name: value for name, value in arguments.items() if not before[name].holds(value)}
+        # Restoring refills containers, so that the values are held.
+        return ObservedCall(output, after, {path: held(value) for path, value in attributes.written().items()})
 
 
 def observe_plain(
     module: nn.Module, eager: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> PlainCall | None:
-    """Run ``eager`` on copies; ``None``, with everything put back, where it did more than return values of its own."""
-    held_args, held_kwargs = copied((tuple(args), dict(kwargs)))
-    with put_back_on_error(module) as (attributes, _):
-        try:
-            seen = _observe(module, eager, held_args, held_kwargs)
-        except CannotFreezeError:
-            return None
-        if seen.after or seen.state or not _is_separate(seen.output, (held_args, held_kwargs)):
-            attributes.restore(tuple(seen.state))
-            return None
-        return PlainCall(seen.output, attributes)
+) -> tuple[Any, PlainCall | None]:
+    """Make the call as it is given and return its output; with it, the call if it did no more than return values.
+
+    Where changes in place are not counted or gradients are asked for, nothing is told.
+    """
+    arguments: dict[int | str, Any] = {**dict(enumerate(args)), **dict(kwargs.items())}
+    tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
+    if torch.is_grad_enabled() or torch.is_inference_mode_enabled() or any(map(torch.is_inference, tensors)):
+        return eager(*args, **kwargs), None
+    versions = [_version(tensor) for tensor in tensors]
+    before = {name: _Contents(value) for name, value in arguments.items()}
+    attributes, random_state = Attributes(module, values=False), RandomState()
+    output = eager(*args, **kwargs)
+    call = PlainCall(output, attributes)
+    is_plain = (
+        [_version(tensor) for tensor in tensors] == versions
+        and all(before[name].holds(value) for name, value in arguments.items())
+        and _is_separate(output, arguments)
+        and call.is_as_then
+        and not random_state.was_drawn_from()
+    )
+    return output, replace(call, output=copied(output)) if is_plain else None
 
 
 def _is_separate(output: Any, arguments: Any) -> bool:
@@ -108,25 +132,6 @@ def _is_separate(output: Any, arguments: Any) -> bool:
         else leaf is None or isinstance(leaf, (bool, int, float, str))
         for leaf in leaves
     )
-
-
-def _observe(
-    module: nn.Module, eager: Callable[..., Any], held_args: Sequence[Any], held_kwargs: Mapping[str, Any]
-) -> ObservedCall:
-    arguments: dict[int | str, Any] = {**dict(enumerate(held_args)), **dict(held_kwargs.items())}
-    tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
-    versions = [_version(tensor) for tensor in tensors]
-    before = {name: _Contents(value) for name, value in arguments.items()}
-    with put_back_on_error(module) as (attributes, random_state):
-        with torch.no_grad():
-            output = eager(*held_args, **held_kwargs)
-        if random_state.was_drawn_from():
-            raise CannotFreezeError("it draws random numbers")
-        if [_version(tensor) for tensor in tensors] != versions:
-            raise CannotFreezeError("it changes a tensor among its arguments in place")
-        after = {name: value for name, value in arguments.items() if not before[name].holds(value)}
-        # Restoring refills containers, so that the values are held.
-        return ObservedCall(output, after, {path: held(value) for path, value in attributes.written().items()})
 
 
 @contextmanager
@@ -165,14 +170,16 @@ class RandomState:
 class Attributes:
     """The plain attributes and buffers of a module tree at one moment, to compare with and to restore."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, values: bool = True) -> None:
+        """``values``: hold copies of what :meth:`restore_all` would have to put back."""
         self._module = module
         self._before = {path: _Contents(value) for path, value in _walk(module)}
         self._tensors = [(name, tensor, _version(tensor)) for name, tensor in named_tensors(module)]
         self._buffers = [(own, dict(own)) for child in module.modules() if (own := child._buffers)]
         small = [tensor for _, own in self._buffers for tensor in own.values() if tensor is not None]
         small += [tensor for contents in self._before.values() for tensor, _ in contents.tensors]
-        self._values = [(tensor, tensor.detach().clone(), _version(tensor)) for tensor in small if not tensor.is_meta]
+        small = [tensor for tensor in small if values and not tensor.is_meta]
+        self._values = [(tensor, tensor.detach().clone(), _version(tensor)) for tensor in small]
 
     def written(self) -> dict[Path, Any]:
         """Return the attributes that were set, or whose containers were changed; refuse what no graph can write to."""
