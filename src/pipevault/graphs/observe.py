@@ -96,7 +96,7 @@ def observe(
 def observe_plain(
     module: nn.Module, eager: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[Any, PlainCall | None]:
-    """Make the call as it is given and return its output; with it, the call if it did no more than return values.
+    """Make the call as it is given and return its output; with it, the call if all that it did was to return values.
 
     Where changes in place are not counted or gradients are asked for, nothing is told.
     """
