@@ -98,7 +98,7 @@ def observe_plain(
 ) -> tuple[Any, PlainCall | None]:
     """Make the call as it is given and return its output; with it, the call if all that it did was to return values.
 
-    Where changes in place are not counted or gradients are asked for, nothing is told.
+    That stays open where changes in place are not counted, and where gradients are asked for.
     """
     arguments: dict[int | str, Any] = {**dict(enumerate(args)), **dict(kwargs.items())}
     tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
