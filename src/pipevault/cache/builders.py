@@ -105,7 +105,7 @@ class Builders:
         self._own: list[Work] = []
         """Work that cannot be sent to another process."""
         self._busy: dict[_Builder, list[Work | None]] = {}
-        """What each was sent and has not answered: a graph, and one to go on with; ``None`` for one taken back."""
+        """The graphs that each was sent and has not answered, the one it works at first; ``None`` for one taken back."""
         self._idle: list[_Builder] = []
         self._numbers = itertools.count()
         self._stack = ExitStack()
