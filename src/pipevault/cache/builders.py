@@ -105,7 +105,7 @@ class Builders:
         self._own: list[Work] = []
         """Work that cannot be sent to another process."""
         self._busy: dict[_Builder, list[Work | None]] = {}
-        """The graphs that each was sent and has not answered, the one it works at first; ``None`` for one taken back."""
+        """The graphs each was sent and has not answered, the one it works at first; ``None`` for one taken back."""
         self._idle: list[_Builder] = []
         self._numbers = itertools.count()
         self._stack = ExitStack()
